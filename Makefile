@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each target sets up what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SOURCES := $(shell git ls-files 'front/*.py' 'store/*.py' 'extract/*.py' 'probe/*.py')
+
+.PHONY: demo test check format bench clean
+.DELETE_ON_ERROR:
+
+# Third-party packages: made again only when pyproject.toml changes.
+$(VENV)/.dependencies: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	touch $@
+
+# The package itself, as a real (non-editable) install: what is tested and type-checked is what users get.
+$(VENV)/.package: $(VENV)/.dependencies $(SOURCES)
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
+	rm -rf build
+	touch $@
+
+demo: $(VENV)/.package
+	demo/run.sh $(BIN)
+
+test: $(VENV)/.package
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.package
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p featcache
+
+format: $(VENV)/.dependencies
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.package
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) .demo build

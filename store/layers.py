@@ -1,0 +1,73 @@
+"""Names of layers and of layer sets.
+
+A layer is named by the index of its backbone block, ``"0"`` to ``str(L-1)``, or ``"final"`` (the model's final norm),
+never by a position in an array. The sets are those of arXiv 2601.09322, and ``every``, which adds block 0.
+"""
+
+from collections.abc import Sequence
+
+from featcache.store.errors import RequestError, UnknownNameError
+
+FINAL = "final"
+TOKEN_KINDS = ("cls", "ap")
+LAYER_SETS = ("last", "mid+last", "quarters", "all", "every")
+
+
+def layer_set(name: str, num_layers: int) -> tuple[str, ...]:
+    """Return the layer names of the set `name` for a backbone of L = `num_layers` blocks.
+
+    Raises:
+        UnknownNameError: there is no such set.
+    """
+    indices: dict[str, Sequence[int]] = {
+        "last": (),
+        "mid+last": (num_layers // 2,),
+        "quarters": (num_layers // 4, num_layers // 2, 3 * num_layers // 4),
+        "all": range(1, num_layers),
+        "every": range(num_layers),
+    }
+    if name not in indices:
+        raise UnknownNameError("layer set", name, LAYER_SETS)
+    # A backbone of fewer than four blocks would name a block twice.
+    return (*(str(i) for i in dict.fromkeys(indices[name])), FINAL)
+
+
+def parse_layers(text: str, num_layers: int) -> tuple[str, ...]:
+    """Return the layer names that `text` asks for: a set name, or a list such as ``0,3,final``.
+
+    Raises:
+        UnknownNameError: a name is neither a set nor a layer of the backbone.
+        RequestError: a layer is named twice, or none is named.
+    """
+    if text in LAYER_SETS:
+        return layer_set(text, num_layers)
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    valid = layer_set("every", num_layers)
+    for name in names:
+        if name not in valid:
+            raise UnknownNameError("layer", name, (*LAYER_SETS, *valid), f"(blocks 0 to {num_layers - 1}, or final)")
+    _refuse_empty_or_doubled("layer", text, names)
+    return names
+
+
+def parse_tokens(text: str) -> tuple[str, ...]:
+    """Return the token kinds that `text` asks for: ``cls``, ``ap``, or both as ``cls+ap`` (or with a comma).
+
+    Raises:
+        UnknownNameError: a kind does not exist.
+        RequestError: a kind is named twice, or none is named.
+    """
+    names = tuple(name.strip() for name in text.replace("+", ",").split(",") if name.strip())
+    for name in names:
+        if name not in TOKEN_KINDS:
+            raise UnknownNameError("token kind", name, TOKEN_KINDS)
+    _refuse_empty_or_doubled("token kind", text, names)
+    return names
+
+
+def _refuse_empty_or_doubled(what: str, text: str, names: tuple[str, ...]) -> None:
+    if not names:
+        raise RequestError(f"no {what} is named in {text!r}")
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise RequestError(f"{what} {', '.join(doubled)} is named more than once in {text!r}")

@@ -1,0 +1,82 @@
+"""The spec: everything that fixes the values in a cache. Its digest is the cache's key."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Self
+
+from featcache.store.errors import CacheError
+from featcache.store.files import JsonObject, canonical_json, field, sha256_hex
+
+FORMAT_VERSION = 1
+KEY_DIGITS = 12
+STORED_DTYPES = ("float16", "bfloat16", "float32")
+PRECISIONS = ("fp32", "mixed")
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What fixes the function from image to tokens."""
+
+    architecture: str
+    """Library and model definition without pretrained tag, such as ``timm:vit_small_patch14_dinov2``."""
+    weights_digest: str
+    """SHA-256 over the names, shapes, types and bytes of the loaded state, whatever file it came from."""
+    num_layers: int
+    """Number L of transformer blocks."""
+    width: int
+    """Token width D."""
+    input_size: int
+    """Side of the square input, pixels."""
+    preprocessing: Mapping[str, Any]
+    """The model's own preprocessing, as plain values."""
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """Everything that fixes the values in a cache; batch size, device and host are provenance instead."""
+
+    backbone: BackboneSpec
+    dataset: Mapping[str, Any]
+    """Identity of the dataset's content; never an absolute path."""
+    dtype: str
+    """Stored type of the features, one of `STORED_DTYPES`."""
+    precision: str
+    """``fp32``, or ``mixed`` for a forward pass under autocast."""
+    format_version: int = FORMAT_VERSION
+
+    @cached_property
+    def key(self) -> str:
+        """First 12 hex digits of SHA-256 over the canonical JSON of the spec."""
+        return sha256_hex(canonical_json(self.to_dict()))[:KEY_DIGITS]
+
+    def to_dict(self) -> JsonObject:
+        """Return the spec as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], where: str) -> Self:
+        """Read a spec back; `where` names the file in errors.
+
+        Raises:
+            CacheError: a field is missing, of the wrong type, or of a format that this version cannot read.
+        """
+        version = field(document, "format_version", int, where)
+        if version != FORMAT_VERSION:
+            raise CacheError(f"{where}: format version {version}; this featcache reads version {FORMAT_VERSION}. Upgrade featcache.")
+        backbone = field(document, "backbone", dict, where)
+        texts = {name: field(backbone, name, str, where) for name in ("architecture", "weights_digest")}
+        counts = {name: field(backbone, name, int, where) for name in ("num_layers", "width", "input_size")}
+        for name, value in counts.items():
+            if not 1 <= value <= 2**20:
+                raise CacheError(f"{where}: field {name!r} must be from 1 to {2**20}, got {value}")
+        spec = cls(
+            backbone=BackboneSpec(**texts, **counts, preprocessing=field(backbone, "preprocessing", dict, where)),
+            dataset=field(document, "dataset", dict, where),
+            dtype=field(document, "dtype", str, where),
+            precision=field(document, "precision", str, where),
+        )
+        for name, value, valid in (("dtype", spec.dtype, STORED_DTYPES), ("precision", spec.precision, PRECISIONS)):
+            if value not in valid:
+                raise CacheError(f"{where}: field {name!r} must be one of {', '.join(valid)}, got {value!r}")
+        return spec
