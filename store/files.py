@@ -72,7 +72,9 @@ def read_sealed(path: Path) -> JsonObject:
     document = read_json(path)
     digest = document.pop("digest", None)
     if digest != sha256_hex(canonical_json(document)):
-        raise CacheError(f"{path}: field 'digest' does not match the content; the file is damaged or was edited")
+        raise CacheError(
+            f"{path}: field 'digest' does not match the content; the file is damaged or was edited"
+        )
     return document
 
 

@@ -45,7 +45,9 @@ def parse_layers(text: str, num_layers: int) -> tuple[str, ...]:
     valid = layer_set("every", num_layers)
     for name in names:
         if name not in valid:
-            raise UnknownNameError("layer", name, (*LAYER_SETS, *valid), f"(blocks 0 to {num_layers - 1}, or final)")
+            raise UnknownNameError(
+                "layer", name, (*LAYER_SETS, *valid), f"(blocks 0 to {num_layers - 1}, or final)"
+            )
     _refuse_empty_or_doubled("layer", text, names)
     return names
 

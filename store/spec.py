@@ -63,7 +63,9 @@ class CacheSpec:
         """
         version = field(document, "format_version", int, where)
         if version != FORMAT_VERSION:
-            raise CacheError(f"{where}: format version {version}; this featcache reads version {FORMAT_VERSION}. Upgrade featcache.")
+            raise CacheError(
+                f"{where}: format version {version}; this featcache reads version {FORMAT_VERSION}. Upgrade featcache."
+            )
         backbone = field(document, "backbone", dict, where)
         texts = {name: field(backbone, name, str, where) for name in ("architecture", "weights_digest")}
         counts = {name: field(backbone, name, int, where) for name in ("num_layers", "width", "input_size")}
@@ -71,12 +73,17 @@ class CacheSpec:
             if not 1 <= value <= 2**20:
                 raise CacheError(f"{where}: field {name!r} must be from 1 to {2**20}, got {value}")
         spec = cls(
-            backbone=BackboneSpec(**texts, **counts, preprocessing=field(backbone, "preprocessing", dict, where)),
+            backbone=BackboneSpec(
+                **texts, **counts, preprocessing=field(backbone, "preprocessing", dict, where)
+            ),
             dataset=field(document, "dataset", dict, where),
             dtype=field(document, "dtype", str, where),
             precision=field(document, "precision", str, where),
         )
-        for name, value, valid in (("dtype", spec.dtype, STORED_DTYPES), ("precision", spec.precision, PRECISIONS)):
+        for name, value, valid in (
+            ("dtype", spec.dtype, STORED_DTYPES),
+            ("precision", spec.precision, PRECISIONS),
+        ):
             if value not in valid:
                 raise CacheError(f"{where}: field {name!r} must be one of {', '.join(valid)}, got {value!r}")
         return spec

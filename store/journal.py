@@ -1,0 +1,103 @@
+"""The journal of an unfinished extraction: the plan and one commit record per finished block.
+
+It exists only while a cache is incomplete; the manifest replaces it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from featcache.store.errors import CacheError
+from featcache.store.files import field, read_sealed, sync_directory, write_sealed
+from featcache.store.inventory import Inventory
+from featcache.store.manifest import BlockRecord
+from featcache.store.spec import CacheSpec
+
+FEATURES = "features.zarr"
+JOURNAL = "journal"
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an extraction is going to write, fixed when it starts and kept when it is resumed."""
+
+    spec: CacheSpec
+    inventory: Inventory
+    batch_size: int
+    """Samples in a forward pass: a resumed run takes the same, so that its bytes are the same."""
+
+    def write(self, directory: Path) -> None:
+        """Write the plan of the cache at `directory`."""
+        path = directory / JOURNAL / PLAN_FILE
+        write_sealed(
+            path,
+            {
+                "spec": self.spec.to_dict(),
+                "inventory": self.inventory.to_dict(),
+                "batch_size": self.batch_size,
+            },
+        )
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read the plan of the cache at `directory`.
+
+        Raises:
+            FileNotFoundError: no extraction was started here, or it is complete.
+            CacheError: the plan is damaged.
+        """
+        path = directory / JOURNAL / PLAN_FILE
+        document, where = read_sealed(path), str(path)
+        return cls(
+            CacheSpec.from_dict(field(document, "spec", dict, where), where),
+            Inventory.from_dict(field(document, "inventory", dict, where), where),
+            field(document, "batch_size", int, where),
+        )
+
+
+def commit(directory: Path, record: BlockRecord) -> None:
+    """Make a block exist: its files must already be durable under their final names."""
+    write_sealed(_record_path(directory, record.block.split, record.block.index), record.to_dict())
+
+
+def committed(directory: Path, inventory: Inventory) -> list[BlockRecord]:
+    """Records of the blocks that exist, in the inventory's order; a record that does not hold is passed over."""
+    return [record for _, record in _records(directory, inventory) if record is not None]
+
+
+def drop_invalid_records(directory: Path, inventory: Inventory) -> None:
+    """Remove records whose block has to be written again, so that they can never be taken for valid later."""
+    for path, record in _records(directory, inventory):
+        if record is None:
+            path.unlink()
+    sync_directory(directory / JOURNAL)
+
+
+def _record_path(directory: Path, split: str, index: int) -> Path:
+    return directory / JOURNAL / f"{split}.{index:05d}.json"
+
+
+def _records(directory: Path, inventory: Inventory) -> Iterator[tuple[Path, BlockRecord | None]]:
+    for block in inventory.blocks():
+        path = _record_path(directory, block.split, block.index)
+        try:
+            record = BlockRecord.from_dict(read_sealed(path), inventory, str(path))
+        except FileNotFoundError:
+            continue
+        except CacheError:
+            yield path, None
+            continue
+        yield path, record if record.block == block and _files_hold(directory, record) else None
+
+
+def _files_hold(directory: Path, record: BlockRecord) -> bool:
+    for path, file in record.files.items():
+        try:
+            size = (directory / FEATURES / path).stat().st_size
+        except FileNotFoundError:
+            return False
+        if size != file.bytes:
+            return False
+    return True

@@ -1,0 +1,150 @@
+"""The manifest: spec, inventory and every file with its size and SHA-256. It is written last, so it means *complete*."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from featcache.store.errors import CacheError
+from featcache.store.files import JsonObject, field, read_sealed, write_sealed
+from featcache.store.inventory import Block, Inventory
+from featcache.store.spec import CacheSpec
+
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and digest of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """The commit record of one block: its rows and its files, as paths within features.zarr."""
+
+    block: Block
+    files: Mapping[str, FileRecord]
+
+    def to_dict(self) -> JsonObject:
+        """Return the record as plain JSON values."""
+        return {
+            "split": self.block.split,
+            "block": self.block.index,
+            "rows": [self.block.start, self.block.stop],
+            "files": {path: asdict(record) for path, record in self.files.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], inventory: Inventory, where: str) -> Self:
+        """Read a record back and hold it to the inventory: rows, the very set of files, and their sizes.
+
+        Raises:
+            CacheError: a field is missing or does not fit the inventory.
+        """
+        split_name = field(document, "split", str, where)
+        index = field(document, "block", int, where)
+        where = f"{where}: block {index} of {split_name!r}"
+        split = inventory.splits.get(split_name)
+        blocks = split.blocks() if split else []
+        if split is None or not 0 <= index < len(blocks):
+            raise CacheError(f"{where}: no such block in the inventory")
+        block = blocks[index]
+        rows = field(document, "rows", list, where)
+        if rows != [block.start, block.stop]:
+            raise CacheError(
+                f"{where}: field 'rows' is {rows}, the inventory says {[block.start, block.stop]}"
+            )
+        files = files_from_dict(field(document, "files", dict, where), where)
+        sizes = {path: array.chunk_bytes for array, path in split.chunk_files(index)}
+        if files.keys() != sizes.keys():
+            odd = sorted(files.keys() ^ sizes.keys())
+            raise CacheError(f"{where}: field 'files' does not fit the inventory at {odd[0]!r}")
+        for path, record in files.items():
+            if record.bytes != sizes[path]:
+                raise CacheError(
+                    f"{where}: file {path!r} is recorded with {record.bytes} bytes, must be {sizes[path]}"
+                )
+        return cls(block, files)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache is and holds. ``blocks`` lacks the blocks that are not committed yet."""
+
+    spec: CacheSpec
+    inventory: Inventory
+    blocks: Sequence[BlockRecord]
+    metadata: Mapping[str, FileRecord]
+    """The Zarr metadata files."""
+
+    def missing_blocks(self) -> list[Block]:
+        """Blocks of the inventory without a record."""
+        committed = {record.block for record in self.blocks}
+        return [block for block in self.inventory.blocks() if block not in committed]
+
+    def write(self, directory: Path) -> None:
+        """Write manifest.json: from now on the cache is complete."""
+        write_sealed(
+            directory / MANIFEST_FILE,
+            {
+                "format": "featcache",
+                "key": self.spec.key,
+                "spec": self.spec.to_dict(),
+                "inventory": self.inventory.to_dict(),
+                "blocks": [record.to_dict() for record in self.blocks],
+                "metadata": {path: asdict(record) for path, record in self.metadata.items()},
+            },
+        )
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read manifest.json.
+
+        Raises:
+            FileNotFoundError: there is none, so the cache is not complete.
+            CacheError: it is damaged, foreign, or lacks a block.
+        """
+        path = directory / MANIFEST_FILE
+        document, where = read_sealed(path), str(path)
+        spec = CacheSpec.from_dict(field(document, "spec", dict, where), where)
+        if document.get("key") != spec.key:
+            raise CacheError(
+                f"{where}: field 'key' is {document.get('key')!r}, the spec's digest is {spec.key!r}"
+            )
+        inventory = Inventory.from_dict(field(document, "inventory", dict, where), where)
+        records = [
+            BlockRecord.from_dict(_object(b, where), inventory, where)
+            for b in field(document, "blocks", list, where)
+        ]
+        manifest = cls(
+            spec, inventory, records, files_from_dict(field(document, "metadata", dict, where), where)
+        )
+        missing = manifest.missing_blocks()
+        if missing:
+            raise CacheError(
+                f"{where}: field 'blocks' lacks block {missing[0].index} of {missing[0].split!r}"
+            )
+        return manifest
+
+
+def files_from_dict(document: Mapping[str, Any], where: str) -> dict[str, FileRecord]:
+    """Read a table of file records.
+
+    Raises:
+        CacheError: a field is missing or of the wrong type.
+    """
+    files = {}
+    for path in document:
+        record = field(document, path, dict, where)
+        spot = f"{where}: file {path!r}"
+        files[path] = FileRecord(field(record, "bytes", int, spot), field(record, "sha256", str, spot))
+    return files
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise CacheError(f"{where}: field 'blocks' must hold objects, got {type(value).__name__}")
+    return value

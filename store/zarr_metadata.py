@@ -1,0 +1,107 @@
+"""The Zarr v3 side of a cache: zarr-python writes the metadata, the reader holds it to the inventory.
+
+Only what the memory map relies on is allowed: uncompressed little-endian chunks under flat names.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from featcache.store.arrays import DTYPES, ArrayInfo
+from featcache.store.errors import CacheError
+from featcache.store.files import JsonObject, field, read_json
+from featcache.store.inventory import Inventory
+
+METADATA_FILE = "zarr.json"
+
+
+def metadata_paths(inventory: Inventory) -> Iterator[str]:
+    """All metadata files, as paths within features.zarr, deepest last."""
+    yield METADATA_FILE
+    for split in inventory.splits.values():
+        yield f"{split.name}/{METADATA_FILE}"
+        for array in split.arrays.values():
+            yield f"{split.name}/{array.name}/{METADATA_FILE}"
+
+
+def create_metadata(root: Path, inventory: Inventory) -> None:
+    """Write the metadata of all groups and arrays under the empty folder `root`, through zarr-python."""
+    import zarr  # a quarter of a second: only writers pay
+
+    group = zarr.create_group(store=root, zarr_format=3)
+    for split in inventory.splits.values():
+        members = group.create_group(split.name)
+        for array in split.arrays.values():
+            members.create_array(
+                array.name,
+                shape=array.shape,
+                chunks=array.chunk_shape,
+                dtype=array.stored_dtype,
+                compressors=None,
+                filters=None,
+                fill_value=DTYPES[array.dtype].fill,
+                chunk_key_encoding={"name": "default", "separator": "."},
+                dimension_names=array.dimension_names,
+                attributes=_attributes(array, inventory),
+                # All-fill chunks must exist as files, or there is nothing to map.
+                config={"write_empty_chunks": True},
+            )
+
+
+def _attributes(array: ArrayInfo, inventory: Inventory) -> JsonObject:
+    attributes: JsonObject = {}
+    if array.layers:
+        attributes |= {"layers": list(array.layers), "tokens": list(array.tokens)}
+    if array.dtype == "bfloat16":
+        attributes["logical_dtype"] = "bfloat16"
+    if array.name == "label":
+        attributes["class_names"] = list(inventory.class_names)
+    return attributes
+
+
+def check_array_metadata(path: Path, array: ArrayInfo) -> None:
+    """Hold an array's zarr.json to the inventory.
+
+    Raises:
+        CacheError: the file is missing or a field differs; the message names the field and both values.
+    """
+    try:
+        document = read_json(path)
+    except FileNotFoundError:
+        raise CacheError(f"{path}: missing; the cache is damaged") from None
+    for name, got, wanted in _compared_fields(document, array, str(path)):
+        if got != wanted:
+            raise CacheError(f"{path}: field {name!r} is {got!r}, the manifest says {wanted!r}")
+
+
+def _compared_fields(document: JsonObject, array: ArrayInfo, where: str) -> Iterator[tuple[str, Any, Any]]:
+    yield "zarr_format", document.get("zarr_format"), 3
+    yield "node_type", document.get("node_type"), "array"
+    yield "shape", document.get("shape"), list(array.shape)
+    yield "data_type", document.get("data_type"), array.stored_dtype.name
+    grid = field(document, "chunk_grid", dict, where)
+    yield "chunk_grid", grid, {"name": "regular", "configuration": {"chunk_shape": list(array.chunk_shape)}}
+    encoding = field(document, "chunk_key_encoding", dict, where)
+    yield "chunk_key_encoding", encoding, {"name": "default", "configuration": {"separator": "."}}
+    yield "codecs", *_codecs(document, array)
+    yield "fill_value", document.get("fill_value"), _fill_json(array)
+    yield "dimension_names", document.get("dimension_names"), list(array.dimension_names)
+
+
+def _codecs(document: JsonObject, array: ArrayInfo) -> tuple[Any, Any]:
+    # One-byte types have no byte order, so their codec may leave the configuration out.
+    if array.stored_dtype.itemsize == 1:
+        codecs = document.get("codecs")
+        names = (
+            [c.get("name") if isinstance(c, dict) else c for c in codecs]
+            if isinstance(codecs, list)
+            else codecs
+        )
+        return names, ["bytes"]
+    return document.get("codecs"), [{"name": "bytes", "configuration": {"endian": "little"}}]
+
+
+def _fill_json(array: ArrayInfo) -> Any:
+    fill = DTYPES[array.dtype].fill
+    return "NaN" if isinstance(fill, float) and math.isnan(fill) else fill
