@@ -118,11 +118,8 @@ def select(
         CacheNotFoundError: none matches; the message lists what there is.
         RequestError: several match; the message lists them.
     """
-    if (
-        cache is not None
-        and (Path(cache) / MANIFEST_FILE).is_file()
-        or cache is not None
-        and (Path(cache) / JOURNAL).is_dir()
+    if (cache is not None and (Path(cache) / MANIFEST_FILE).is_file()) or (
+        cache is not None and (Path(cache) / JOURNAL).is_dir()
     ):
         path = Path(cache).resolve()
         match = _FOLDER.fullmatch(path.name)

@@ -58,3 +58,9 @@ class IncompleteCacheError(CacheError):
 
 class CacheBusyError(FeatcacheError, BlockingIOError):
     """Another process is writing the cache."""
+
+
+class InterruptedRunError(FeatcacheError):
+    """Ctrl-C stopped the run; what was committed stays and the next run goes on from there."""
+
+    exit_status = 130

@@ -1,0 +1,61 @@
+"""Devices: which one, and in what precision the forward pass runs on it."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from featcache.store.errors import RequestError
+from featcache.store.requests import AUTO
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that `name` means; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        RequestError: there is no such device on this machine.
+    """
+    if name == AUTO:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise RequestError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from None
+    return device
+
+
+def fast_precision(device: torch.device) -> str:
+    """Return ``mixed`` where the device is fast at it (a GPU, or a CPU with matrix units), else ``fp32``."""
+    if device.type == "cpu":
+        has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        return "mixed" if has_tiles() else "fp32"
+    return "mixed"
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """Type of the matrix products in mixed precision: bfloat16, or float16 on a GPU that lacks it."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16
+
+
+def forward_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Context of the forward pass in ``fp32`` or ``mixed`` precision."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, autocast_dtype(device))
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Samples in a forward pass: enough to keep the device busy, and a divisor of every block size."""
+    return 32 if device.type == "cpu" else 128
+
+
+def default_workers(device: torch.device) -> int:
+    """Processes that decode images: few on a CPU, where they take cores from the forward pass."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(1, cores - 1) if device.type == "cpu" else min(8, cores)

@@ -1,0 +1,138 @@
+"""The extraction itself: images through the backbone once, pooled tokens of all layers into committed blocks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featcache.extract.backbones.base import Backbone
+from featcache.extract.device import forward_context
+from featcache.extract.images import Rows, image_batches
+from featcache.extract.sources.base import Sample, Source
+from featcache.extract.taps import Taps
+from featcache.store.errors import BackboneError
+from featcache.store.inventory import Block, SplitInventory
+from featcache.store.layers import FINAL
+from featcache.store.progress import Advance
+from featcache.store.writer import CacheWriter
+
+TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+NumpyBatch = dict[str, npt.NDArray[np.generic]]
+
+
+class FeatureExtractor:
+    """Turns preprocessed images into the token arrays of a batch, in the stored type.
+
+    Args:
+        backbone: the backbone, already on `device`.
+        device: where it runs.
+        precision: ``fp32`` or ``mixed``.
+        kinds: token kinds, in the order stored.
+        dtype: stored type of the features.
+    """
+
+    def __init__(
+        self, backbone: Backbone, device: torch.device, precision: str, kinds: Sequence[str], dtype: str
+    ) -> None:
+        self._taps = Taps(backbone, kinds)
+        self._device = device
+        self._precision = precision
+        self._dtype = dtype
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, samples: Sequence[Sample]) -> NumpyBatch:
+        """Run one forward pass.
+
+        Args:
+            images: ``[B, 3, S, S]`` float32.
+            samples: the B samples, to name one in an error.
+
+        Returns:
+            ``norm2`` as ``[B, L, K, D]`` and ``final`` as ``[B, 1, K, D]``, bfloat16 as its uint16 bits.
+
+        Raises:
+            BackboneError: a value is not finite in the stored type.
+        """
+        with self._taps as taps, forward_context(self._device, self._precision):
+            features = taps.forward(images.to(self._device, non_blocking=True))
+        return {name: self._stored(name, values, samples) for name, values in features.items()}
+
+    def _stored(self, name: str, values: Tensor, samples: Sequence[Sample]) -> npt.NDArray[np.generic]:
+        stored = values.to(TORCH_DTYPES[self._dtype])
+        if not stored.isfinite().all():
+            raise _not_finite(name, values, stored, samples, self._dtype)
+        if self._dtype == "bfloat16":
+            return stored.view(torch.int16).cpu().numpy().view("<u2")
+        return stored.cpu().numpy()
+
+
+def _not_finite(
+    name: str, values: Tensor, stored: Tensor, samples: Sequence[Sample], dtype: str
+) -> BackboneError:
+    sample, layer = (int(i) for i in (~stored.isfinite()).nonzero()[0][:2])
+    place = f"sample {samples[sample].id!r}, layer {FINAL if name == FINAL else layer}"
+    if not values[sample, layer].isfinite().all():
+        return BackboneError(f"{place}: the backbone gives values that are not finite; try --precision fp32")
+    peak = values[sample, layer].abs().max().item()
+    return BackboneError(
+        f"{place}: value {peak:.4g} is too large for {dtype}; use --dtype float32 or --dtype bfloat16"
+    )
+
+
+def run_blocks(
+    writer: CacheWriter,
+    source: Source,
+    extractor: FeatureExtractor,
+    transform: Any,
+    workers: int,
+    advance: Advance,
+) -> None:
+    """Extract and commit every block that is still pending.
+
+    Args:
+        writer: the open writer of the cache.
+        source: where the images come from.
+        extractor: the forward pass.
+        transform: the model's own preprocessing.
+        workers: processes that decode images; 0 decodes in this one.
+        advance: called with the number of samples done after every batch.
+
+    Raises:
+        DatasetError: an image does not decode; blocks that were committed stay.
+        BackboneError: a value is not finite in the stored type.
+    """
+    pending = writer.pending()
+    batches = [rows for block in pending for rows in _batches(block, writer.plan.batch_size)]
+    loader = iter(image_batches(source, transform, batches, workers, pin=torch.cuda.is_available()))
+    for block in pending:
+        split = writer.plan.inventory.splits[block.split]
+        with writer.block(block) as rows_of_block:
+            for rows in _batches(block, writer.plan.batch_size):
+                images = next(loader)
+                if isinstance(images, Exception):
+                    raise images
+                samples = source.splits[rows.split][rows.start : rows.stop]
+                rows_of_block.append({**extractor(images, samples), **sample_columns(samples, split)})
+                advance(len(samples))
+
+
+def _batches(block: Block, batch_size: int) -> Iterator[Rows]:
+    for start in range(block.start, block.stop, batch_size):
+        yield Rows(block.split, start, min(start + batch_size, block.stop))
+
+
+def sample_columns(samples: Sequence[Sample], split: SplitInventory) -> Mapping[str, npt.NDArray[np.generic]]:
+    """Return the arrays ``label [B]``, ``sample_id [B, bytes]`` and ``valid [B]`` of some samples."""
+    ids = np.zeros((len(samples), split.arrays["sample_id"].shape[1]), np.uint8)
+    for row, sample in enumerate(samples):
+        encoded = sample.id.encode()
+        ids[row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
+    return {
+        "label": np.array([sample.label for sample in samples], "<i8"),
+        "sample_id": ids,
+        "valid": np.ones(len(samples), np.bool_),
+    }

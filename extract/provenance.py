@@ -1,0 +1,90 @@
+"""Where a cache comes from: for people and for reproduction, never part of its key."""
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from featcache.extract.device import autocast_dtype
+from featcache.store.files import JsonObject
+from featcache.store.journal import Plan
+
+if TYPE_CHECKING:
+    from featcache.extract.run import ExtractResult
+
+_PACKAGES = ("featcache", "torch", "timm", "open_clip_torch", "torchvision", "numpy", "zarr", "pillow")
+
+
+def provenance(
+    plan: Plan,
+    result: "ExtractResult",
+    weights_source: str,
+    device: torch.device,
+    names: Mapping[str, Sequence[str]],
+    command: str,
+    started: float,
+) -> JsonObject:
+    """Return the content of provenance.json.
+
+    Args:
+        plan: what was written.
+        result: of the run that completed the cache.
+        weights_source: where the weights came from.
+        device: where the backbone ran.
+        names: names of model and dataset as given and as resolved.
+        command: the command line.
+        started: seconds since the epoch.
+    """
+    mixed = plan.spec.precision == "mixed"
+    device_name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
+    return {
+        "model_names": list(dict.fromkeys(names["model"])),
+        "dataset_names": list(dict.fromkeys(_without_path(name) for name in names["dataset"])),
+        "weights_source": weights_source,
+        "command": command,
+        "started_at": round(started, 3),
+        "completed_at": round(time.time(), 3),
+        "samples_in_last_run": result.samples,
+        "seconds_of_last_run": round(result.seconds, 3),
+        "device": f"{device.type}: {device_name}",
+        "autocast_dtype": str(autocast_dtype(device)).removeprefix("torch.") if mixed else None,
+        "batch_size": plan.batch_size,
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
+
+
+def card(plan: Plan, names: Mapping[str, Sequence[str]]) -> str:
+    """Return the README.md of a cache: what it is and how to use it, for a person who finds the folder."""
+    backbone = plan.spec.backbone
+    rows = "\n".join(f"| {split.name} | {split.num_samples} |" for split in plan.inventory.splits.values())
+    return f"""# {names["dataset"][0]}, features of {names["model"][0]}
+
+All-layer token features (class token and average of the patch tokens) of a frozen vision transformer,
+extracted by featcache. Read it with `featcache probe`, `featcache.open(DIR)`, or any Zarr v3 reader (`features.zarr`).
+
+| | |
+|---|---|
+| backbone | {names["model"][-1]} ({backbone.num_layers} blocks, width {backbone.width}, {backbone.input_size} px) |
+| key | {plan.spec.key} |
+| stored as | {plan.spec.dtype}, forward pass in {plan.spec.precision} |
+| classes | {len(plan.inventory.class_names)} |
+
+| split | samples |
+|---|---|
+{rows}
+"""
+
+
+def _without_path(name: str) -> Any:
+    # A teammate has no use for a path of this machine, and may not be meant to see it.
+    kind, separator, _ = name.partition(":")
+    return f"{kind}:" if separator and kind == "imagefolder" else name

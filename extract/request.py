@@ -1,0 +1,70 @@
+"""What the user asks of an extraction, and its literal form that a cache remembers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.extract.models import ModelName
+from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.files import JsonObject, sha256_file
+from featcache.store.requests import AUTO
+from featcache.store.spec import PRECISIONS, STORED_DTYPES
+
+
+@dataclass(frozen=True)
+class ExtractRequest:
+    """A request as given, before anything is loaded.
+
+    Raises:
+        UnknownNameError: dtype or precision does not exist.
+        RequestError: the weights file does not exist, or a number is out of range.
+    """
+
+    model: str
+    """Alias or explicit name."""
+    dataset: str
+    """``digits`` or ``imagefolder:DIR``."""
+    weights: Path | None = None
+    """Local weights instead of the hub's."""
+    dtype: str = "float16"
+    """Stored type of the features."""
+    precision: str = AUTO
+    """``fp32``, ``mixed`` (autocast), or ``auto``: mixed where the device is fast at it."""
+    limit: int | None = None
+    """At most this many samples of each split, stratified by class."""
+    split_seed: int = 0
+    """Seed of the 75/25 split of a dataset that has none of its own."""
+    batch_size: int | None = None
+    """Samples in a forward pass; chosen by device if not given. Provenance, not part of the key."""
+    workers: int | None = None
+    """Processes that decode images; chosen by the number of cores if not given."""
+    device: str = AUTO
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+
+    def __post_init__(self) -> None:
+        for what, value, valid in (
+            ("dtype", self.dtype, STORED_DTYPES),
+            ("precision", self.precision, (AUTO, *PRECISIONS)),
+        ):
+            if value not in valid:
+                raise UnknownNameError(what, value, valid)
+        if self.weights is not None and not self.weights.is_file():
+            raise RequestError(f"weights file {self.weights} does not exist")
+        for what, number, least in (
+            ("limit", self.limit, 1),
+            ("batch size", self.batch_size, 1),
+            ("workers", self.workers, 0),
+        ):
+            if number is not None and number < least:
+                raise RequestError(f"{what} must be at least {least}, got {number}")
+
+    def literal(self, model: ModelName, dataset_identity: Mapping[str, Any]) -> JsonObject:
+        """Return the request as a cache remembers it: all that could change the answer, nothing that needs torch."""
+        return {
+            "model": model.explicit,
+            "weights": None if self.weights is None else sha256_file(self.weights),
+            "dataset": dict(dataset_identity),
+            "dtype": self.dtype,
+            "precision": self.precision,
+        }

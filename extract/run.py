@@ -1,0 +1,204 @@
+"""`featcache extract`, as a function: find the answer, or load the backbone and fill a cache."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featcache.extract.models import ModelName, resolve_model
+from featcache.extract.request import ExtractRequest
+from featcache.extract.sources import resolve_source
+from featcache.extract.sources.base import Source
+from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
+from featcache.store.errors import InterruptedRunError
+from featcache.store.files import JsonObject
+from featcache.store.inventory import Inventory, plan_split
+from featcache.store.journal import Plan
+from featcache.store.layers import TOKEN_KINDS
+from featcache.store.progress import Reporter, Silent
+from featcache.store.requests import AUTO, record_request
+from featcache.store.spec import PRECISIONS, CacheSpec
+from featcache.store.writer import CacheWriter
+
+if TYPE_CHECKING:
+    import torch
+
+    from featcache.extract.backbones.base import Backbone
+
+
+@dataclass(frozen=True)
+class ExtractResult:
+    """What an extraction gave."""
+
+    path: Path
+    key: str
+    cached: bool
+    """The cache was complete already; nothing was computed."""
+    samples: int
+    """Samples extracted by this run."""
+    seconds: float
+    """Time that the backbone and its data took in this run, without loading."""
+
+    def to_dict(self) -> JsonObject:
+        """Return the result as plain JSON values."""
+        rate = None if self.cached or not self.seconds else round(self.samples / self.seconds, 2)
+        return {
+            "path": str(self.path),
+            "key": self.key,
+            "cached": self.cached,
+            "samples": self.samples,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": rate,
+        }
+
+
+def extract(
+    request: ExtractRequest, search: Sequence[Path], *, reporter: Reporter | None = None, command: str = ""
+) -> ExtractResult:
+    """Make sure that a complete cache answers `request`.
+
+    A request that a cache under one of the roots answers returns at once, without importing torch. Otherwise the
+    backbone runs once over the dataset; an earlier run that was stopped is taken up at its last committed block.
+
+    Args:
+        request: what is wanted.
+        search: roots to look in; a new cache goes under the first.
+        reporter: receives messages and progress.
+        command: the command line, for provenance.
+
+    Raises:
+        RequestError, UnknownNameError: the request is wrong.
+        DatasetError: the dataset cannot be used.
+        BackboneError: the backbone cannot be loaded or its features would be wrong.
+        CacheBusyError: another process writes the same cache.
+        InterruptedRunError: Ctrl-C; committed blocks stay.
+    """
+    reporter = reporter or Silent()
+    model = resolve_model(request.model)
+    source = resolve_source(request.dataset, request.split_seed, request.limit)
+    literal = request.literal(model, source.identity)
+    found = find_request(search, literal)
+    if found is not None and found.complete:
+        return ExtractResult(found.path, found.key, True, 0, 0.0)
+    return _Extraction(request, model, source, literal, search, reporter, command).run()
+
+
+class _Extraction:
+    """One run that needs the backbone."""
+
+    def __init__(
+        self,
+        request: ExtractRequest,
+        model: ModelName,
+        source: Source,
+        literal: JsonObject,
+        search: Sequence[Path],
+        reporter: Reporter,
+        command: str,
+    ) -> None:
+        self._request = request
+        self._model = model
+        self._source = source
+        self._literal = literal
+        self._search = search
+        self._reporter = reporter
+        self._command = command
+        self._started = time.time()
+
+    def run(self) -> ExtractResult:
+        from featcache.extract.backbones import load_backbone
+        from featcache.extract.device import choose_device
+        from featcache.extract.selftest import self_test
+
+        device = choose_device(self._request.device)
+        self._reporter.message(f"loading {self._model.explicit} on {device}")
+        backbone = load_backbone(self._model, self._request.weights)
+        backbone.module.to(device)
+        spec, entry = self._find_spec(backbone, device)
+        if entry is not None and entry.complete:
+            record_request(entry.path, self._literal)
+            return ExtractResult(entry.path, entry.key, True, 0, 0.0)
+        self_test(backbone, device)
+        path = (
+            entry.path
+            if entry
+            else cache_directory(self._search[0], self._source.name, self._model.given, spec)
+        )
+        return self._fill(path, self._plan(spec, device), backbone, device)
+
+    def _find_spec(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
+        """The spec, and the cache that has it; precision `auto` takes up whatever a cache has, complete ones first."""
+        from featcache.extract.device import fast_precision
+
+        preferred = fast_precision(device) if self._request.precision == AUTO else self._request.precision
+        precisions = (
+            sorted(PRECISIONS, key=lambda p: p != preferred)
+            if self._request.precision == AUTO
+            else [preferred]
+        )
+        specs = [CacheSpec(backbone.spec, self._source.identity, self._request.dtype, p) for p in precisions]
+        found = [(spec, entry) for spec in specs if (entry := find_key(self._search, spec.key)) is not None]
+        if not found:
+            return specs[0], None
+        return max(found, key=lambda pair: pair[1].complete)
+
+    def _plan(self, spec: CacheSpec, device: "torch.device") -> Plan:
+        from featcache.extract.device import default_batch_size
+
+        id_bytes = max(len(sample.id.encode()) for part in self._source.splits.values() for sample in part)
+        splits = {
+            name: plan_split(
+                name,
+                len(samples),
+                layers=[str(layer) for layer in range(spec.backbone.num_layers)],
+                tokens=TOKEN_KINDS,
+                width=spec.backbone.width,
+                dtype=spec.dtype,
+                sample_id_bytes=id_bytes,
+            )
+            for name, samples in self._source.splits.items()
+        }
+        inventory = Inventory(splits, tuple(self._source.class_names))
+        return Plan(spec, inventory, self._request.batch_size or default_batch_size(device))
+
+    def _fill(self, path: Path, plan: Plan, backbone: "Backbone", device: "torch.device") -> ExtractResult:
+        from featcache.extract.device import default_workers
+        from featcache.extract.pipeline import FeatureExtractor, run_blocks
+
+        extractor = FeatureExtractor(backbone, device, plan.spec.precision, TOKEN_KINDS, plan.spec.dtype)
+        workers = default_workers(device) if self._request.workers is None else self._request.workers
+        with CacheWriter(path, plan) as writer:
+            record_request(path, self._literal)
+            total = sum(block.rows for block in plan.inventory.blocks())
+            done = total - sum(block.rows for block in writer.pending())
+            if done:
+                self._reporter.message(f"resuming {path}: {done} of {total} samples are committed")
+            started = time.perf_counter()
+            try:
+                with self._reporter.progress("extracting", total, "images", done) as advance:
+                    run_blocks(writer, self._source, extractor, backbone.transform, workers, advance)
+            except KeyboardInterrupt:
+                left = sum(block.rows for block in writer.pending())
+                raise InterruptedRunError(
+                    f"interrupted: {total - left} of {total} samples are committed in {path}; "
+                    "run the same command again to go on"
+                ) from None
+            seconds = time.perf_counter() - started
+            result = ExtractResult(path, plan.spec.key, False, total - done, seconds)
+            self._finish(writer, result, backbone, device)
+        return result
+
+    def _finish(
+        self, writer: CacheWriter, result: ExtractResult, backbone: "Backbone", device: "torch.device"
+    ) -> None:
+        from featcache.extract.provenance import card, provenance
+
+        names = {
+            "model": [self._model.given, self._model.explicit],
+            "dataset": [self._source.name, self._request.dataset],
+        }
+        document = provenance(
+            writer.plan, result, backbone.loaded.weights_source, device, names, self._command, self._started
+        )
+        writer.finish(document, card(writer.plan, names))
