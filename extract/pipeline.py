@@ -16,7 +16,7 @@ from featcache.extract.taps import Taps
 from featcache.store.errors import BackboneError
 from featcache.store.inventory import Block, SplitInventory
 from featcache.store.layers import FINAL
-from featcache.store.progress import Advance
+from featcache.store.progress import Update
 from featcache.store.writer import CacheWriter
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -89,7 +89,7 @@ def run_blocks(
     extractor: FeatureExtractor,
     transform: Any,
     workers: int,
-    advance: Advance,
+    update: Update,
 ) -> None:
     """Extract and commit every block that is still pending.
 
@@ -99,13 +99,16 @@ def run_blocks(
         extractor: the forward pass.
         transform: the model's own preprocessing.
         workers: processes that decode images; 0 decodes in this one.
-        advance: called with the number of samples done after every batch.
+        update: called with the samples done and in all, at the start and after every batch.
 
     Raises:
         DatasetError: an image does not decode; blocks that were committed stay.
         BackboneError: a value is not finite in the stored type.
     """
     pending = writer.pending()
+    total = writer.plan.inventory.num_samples
+    done = total - sum(block.rows for block in pending)
+    update(done, total)
     batches = [rows for block in pending for rows in _batches(block, writer.plan.batch_size)]
     loader = iter(image_batches(source, transform, batches, workers, pin=torch.cuda.is_available()))
     for block in pending:
@@ -117,7 +120,8 @@ def run_blocks(
                     raise images
                 samples = source.splits[rows.split][rows.start : rows.stop]
                 rows_of_block.append({**extractor(images, samples), **sample_columns(samples, split)})
-                advance(len(samples))
+                done += len(samples)
+                update(done, total)
 
 
 def _batches(block: Block, batch_size: int) -> Iterator[Rows]:

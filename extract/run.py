@@ -170,14 +170,14 @@ class _Extraction:
         workers = default_workers(device) if self._request.workers is None else self._request.workers
         with CacheWriter(path, plan) as writer:
             record_request(path, self._literal)
-            total = sum(block.rows for block in plan.inventory.blocks())
+            total = plan.inventory.num_samples
             done = total - sum(block.rows for block in writer.pending())
             if done:
                 self._reporter.message(f"resuming {path}: {done} of {total} samples are committed")
             started = time.perf_counter()
             try:
-                with self._reporter.progress("extracting", total, "images", done) as advance:
-                    run_blocks(writer, self._source, extractor, backbone.transform, workers, advance)
+                with self._reporter.progress("extracting", "images") as update:
+                    run_blocks(writer, self._source, extractor, backbone.transform, workers, update)
             except KeyboardInterrupt:
                 left = sum(block.rows for block in writer.pending())
                 raise InterruptedRunError(

@@ -118,19 +118,9 @@ def select(
         CacheNotFoundError: none matches; the message lists what there is.
         RequestError: several match; the message lists them.
     """
-    if (cache is not None and (Path(cache) / MANIFEST_FILE).is_file()) or (
-        cache is not None and (Path(cache) / JOURNAL).is_dir()
-    ):
-        path = Path(cache).resolve()
-        match = _FOLDER.fullmatch(path.name)
-        key = match["key"] if match else open_cache(path, allow_partial=True).key
-        return Entry(
-            path,
-            path.parent.name,
-            match["model"] if match else path.name,
-            key,
-            (path / MANIFEST_FILE).exists(),
-        )
+    folder = _folder_entry(Path(cache)) if cache else None
+    if folder is not None:
+        return folder
     entries = list(scan(search))
     found = [entry for entry in entries if _matches(entry, cache, model, dataset)]
     if not found:
@@ -153,6 +143,17 @@ def completed_last(search: Sequence[Path]) -> Entry:
     if not complete:
         raise CacheNotFoundError(_nothing_found(search, entries, None, None, None))
     return max(complete, key=_completion_time)
+
+
+def _folder_entry(path: Path) -> Entry | None:
+    """The cache at `path`, wherever it lies and whatever its folder is called; None if there is none."""
+    complete = (path / MANIFEST_FILE).is_file()
+    if not complete and not (path / JOURNAL / PLAN_FILE).is_file():
+        return None
+    path = path.resolve()
+    match = _FOLDER.fullmatch(path.name)
+    key = match["key"] if match else open_cache(path, allow_partial=True).key
+    return Entry(path, path.parent.name, match["model"] if match else path.name, key, complete)
 
 
 def _completion_time(entry: Entry) -> float:

@@ -70,6 +70,11 @@ class Inventory:
         return [block for split in self.splits.values() for block in split.blocks()]
 
     @property
+    def num_samples(self) -> int:
+        """Samples of all splits."""
+        return sum(split.num_samples for split in self.splits.values())
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all chunk files, padding included."""
         arrays = (array for split in self.splits.values() for array in split.arrays.values())

@@ -4,10 +4,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
-class Advance(Protocol):
-    """Called with the number of units that were just done."""
+class Update(Protocol):
+    """Called with the units done so far and the units in all; the first call says what was done before."""
 
-    def __call__(self, done: int) -> None: ...
+    def __call__(self, done: int, total: int, /) -> None: ...
 
 
 class Reporter(Protocol):
@@ -16,8 +16,8 @@ class Reporter(Protocol):
     def message(self, text: str) -> None:
         """Say one line."""
 
-    def progress(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
-        """Watch work of `total` units of which `done` were finished before."""
+    def progress(self, title: str, unit: str) -> AbstractContextManager[Update]:
+        """Watch one piece of work, counted in `unit`."""
 
 
 class Silent:
@@ -26,6 +26,6 @@ class Silent:
     def message(self, text: str) -> None:
         """Say nothing."""
 
-    def progress(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
+    def progress(self, title: str, unit: str) -> AbstractContextManager[Update]:
         """Show nothing."""
-        return nullcontext(lambda done: None)
+        return nullcontext(lambda done, total, /: None)

@@ -128,8 +128,7 @@ class SplitReader:
         kinds = self._token_indices(tokens)
         located = [self._locate(layer) for layer in layers]
         out = self._buffer((self.num_samples, len(layers), len(tokens), self.width), out)
-        if len(self._committed) < len(self.inventory.blocks()):
-            out[...] = np.frombuffer(DTYPES[self.dtype].fill_bytes, out.dtype)[0]
+        self._fill_uncommitted(out)
         for block in self._committed:
             for position, (array, index) in enumerate(located):
                 chunk = self._map(array, block, index)
@@ -157,7 +156,7 @@ class SplitReader:
         kinds = self._token_indices(tokens)
         located = [self._locate(layer) for layer in layers]
         out = self._buffer((len(wanted), len(layers), len(tokens), self.width), out)
-        out[...] = np.frombuffer(DTYPES[self.dtype].fill_bytes, out.dtype)[0]
+        self._fill_uncommitted(out)
         block_of = wanted // self.inventory.block_rows
         for block in self._committed:
             places = np.flatnonzero(block_of == block.index)
@@ -167,6 +166,10 @@ class SplitReader:
             for position, (array, index) in enumerate(located):
                 out[places, position] = self._map(array, block, index)[inside][:, kinds]
         return out
+
+    def _fill_uncommitted(self, out: Array) -> None:
+        if len(self._committed) < len(self.inventory.blocks()):
+            out[...] = np.frombuffer(DTYPES[self.dtype].fill_bytes, out.dtype)[0]
 
     def _column(self, name: str) -> Array:
         array = self.inventory.arrays[name]

@@ -4,6 +4,7 @@ Only what the memory map relies on is allowed: uncompressed little-endian chunks
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def metadata_paths(inventory: Inventory) -> Iterator[str]:
 def create_metadata(root: Path, inventory: Inventory) -> None:
     """Write the metadata of all groups and arrays under the empty folder `root`, through zarr-python."""
     import zarr  # a quarter of a second: only writers pay
+    from zarr.errors import ZarrUserWarning
 
     group = zarr.create_group(store=root, zarr_format=3)
     for split in inventory.splits.values():
@@ -47,6 +49,12 @@ def create_metadata(root: Path, inventory: Inventory) -> None:
                 # All-fill chunks must exist as files, or there is nothing to map.
                 config={"write_empty_chunks": True},
             )
+    with warnings.catch_warnings():
+        # zarr warns that consolidated metadata is an extension. It is a copy that no reader needs, but xarray warns
+        # where it is missing.
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        for path in ("", *inventory.splits):
+            zarr.consolidate_metadata(root, path=path)
 
 
 def _attributes(array: ArrayInfo, inventory: Inventory) -> JsonObject:

@@ -17,7 +17,7 @@ def resolve_source(name: str, split_seed: int = 0, limit: int | None = None) -> 
         UnknownNameError: there is no such dataset.
         RequestError, DatasetError: it cannot be used; see the sources.
     """
-    kind, separator, argument = name.partition(":")
+    kind, _, argument = name.partition(":")
     if name == "digits":
         return Digits(split_seed, limit)
     if kind == "imagefolder":

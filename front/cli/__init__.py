@@ -1,0 +1,61 @@
+"""The command line. One file per command; each calls one library function and prints what it returns."""
+
+import errno
+import sys
+import traceback
+
+import click
+
+from featcache.cli.extract import extract_command
+from featcache.cli.info import info_command
+from featcache.cli.ls import ls_command
+from featcache.cli.probe import probe_command
+from featcache.store.errors import FeatcacheError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="featcache")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Cache all-layer token features of frozen vision transformers, then train heads on them in minutes.
+
+    \b
+    featcache extract --model dinov2-vit-s-14 --dataset imagefolder:photos
+    featcache probe --head attentive
+    """
+
+
+for _command in (extract_command, probe_command, ls_command, info_command):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", 130)
+    except FeatcacheError as error:
+        _fail(str(error), error.exit_status)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        _fail(_describe_os_error(error), 1)
+
+
+def _fail(message: str, status: int) -> None:
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    print(f"featcache: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _describe_os_error(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    message = f"{error.strerror or error}{where}"
+    if error.errno == errno.ENOSPC:
+        message += "; make room and run the same command again, what was committed is kept"
+    return message

@@ -1,0 +1,74 @@
+"""``featcache extract``: images to cached tokens."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from featcache.cli.options import json_option, root_option
+from featcache.console import ConsoleReporter, duration, print_json
+from featcache.extract.request import ExtractRequest
+from featcache.extract.run import ExtractResult, extract
+from featcache.store.catalogue import roots
+from featcache.store.requests import AUTO
+from featcache.store.spec import PRECISIONS, STORED_DTYPES
+
+EPILOG = """\b
+Example:
+  featcache extract --model vit-l-14 --dataset imagefolder:photos
+"""
+
+
+@click.command("extract", epilog=EPILOG)
+@click.option(
+    "--model", required=True, help="An alias such as vit-l-14, or timm:NAME, or open_clip:ARCHITECTURE/TAG."
+)
+@click.option("--dataset", required=True, help="digits, or imagefolder:DIR.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Local weights (safetensors or a torch state dict) instead of the hub's.",
+)
+@click.option(
+    "--limit", type=int, help="At most this many samples of each split, stratified by class, for a trial."
+)
+@click.option(
+    "--split-seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the 75/25 split where the dataset has none of its own.",
+)
+@click.option(
+    "--dtype", default="float16", show_default=True, help=f"Stored type: {', '.join(STORED_DTYPES)}."
+)
+@click.option(
+    "--precision", default=AUTO, show_default=True, help=f"Forward pass: {', '.join((AUTO, *PRECISIONS))}."
+)
+@click.option("--batch-size", type=int, help="Images in a forward pass.  [default: by device]")
+@click.option("--workers", type=int, help="Processes that decode images.  [default: by cores]")
+@click.option("--device", default=AUTO, show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@root_option
+@json_option
+def extract_command(root: tuple[Path, ...], as_json: bool, **options: object) -> None:
+    """Run a backbone over a dataset once and cache the tokens of all its layers.
+
+    A request that a cache already answers ends at once; a run that was stopped goes on at its last committed block.
+    """
+    request = ExtractRequest(**options)  # type: ignore[arg-type]  # click's values have the fields' types
+    command = shlex.join(["featcache", *sys.argv[1:]])
+    result = extract(request, roots(root), reporter=ConsoleReporter(quiet=as_json), command=command)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        click.echo(_summary(result))
+
+
+def _summary(result: ExtractResult) -> str:
+    if result.cached:
+        return f"already cached: {result.path}"
+    rate = result.samples / result.seconds if result.seconds else 0.0
+    return (
+        f"{result.samples} images in {duration(result.seconds)} ({rate:.1f} images/s)\ncache: {result.path}"
+    )

@@ -1,0 +1,164 @@
+"""``featcache probe``: heads trained on a cache."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING
+
+import click
+
+from featcache.cli.options import json_option, root_option
+from featcache.console import ConsoleReporter, print_json, print_table
+from featcache.store.catalogue import completed_last, roots, select
+from featcache.store.errors import RequestError
+from featcache.store.reader import open_cache
+
+if TYPE_CHECKING:
+    from featcache.probe.results import ResultRow
+
+COLUMNS = (
+    *("head", "layers", "tokens", "seed", "balanced acc", "top-1", "gain"),
+    *("lr", "weight decay", "dropout", "parameters", "seconds"),
+)
+
+EPILOG = """\b
+Examples:
+  featcache probe --head attentive
+  featcache probe --head linear --head attentive --layers all --tokens cls+ap --seeds 0,1,2
+"""
+
+
+@click.command("probe", epilog=EPILOG)
+@click.option("--head", "heads", multiple=True, required=True, help="linear or attentive; may be repeated.")
+@click.option(
+    "--layers", help="last, mid+last, quarters, all, every, or a list such as 0,3,final.  [default: by head]"
+)
+@click.option("--tokens", help="cls, ap or cls+ap.  [default: by head]")
+@click.option(
+    "--protocol", default="quick", show_default=True, help="quick, or paper: the full sweep of the paper."
+)
+@click.option("--seeds", default="0", show_default=True, help="Seeds, such as 0,1,2.")
+@click.option(
+    "--cache", help="Folder or key of a cache, or DATASET/MODEL-KEY.  [default: the one completed last]"
+)
+@click.option("--model", help="Take the cache of this model.")
+@click.option("--dataset", help="Take the cache of this dataset.")
+@click.option("--allow-partial", is_flag=True, help="Also take a cache whose extraction has not finished.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="featcache-results",
+    show_default=True,
+    help="Folder of the results.",
+)
+@click.option("--force", is_flag=True, help="Train again what the results hold already.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@root_option
+@json_option
+def probe_command(
+    heads: tuple[str, ...],
+    layers: str | None,
+    tokens: str | None,
+    protocol: str,
+    seeds: str,
+    cache: str | None,
+    model: str | None,
+    dataset: str | None,
+    allow_partial: bool,
+    out: Path,
+    force: bool,
+    device: str,
+    root: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Train heads on cached tokens and score them on the test split.
+
+    Trained along is the linear probe on the last layer's class token, over which gains are measured.
+    """
+    search = roots(root)
+    named = cache or model or dataset
+    entry = select(search, cache, _explicit(model), dataset) if named else completed_last(search)
+    opened = open_cache(entry.path, allow_partial=allow_partial)
+    numbers = _parse_seeds(seeds)
+    reporter = ConsoleReporter(quiet=as_json)
+    reporter.message(f"cache: {entry.path}" + ("" if named else " (completed last)"))
+
+    from featcache.extract.device import choose_device  # torch: seconds, so after what can fail quickly
+    from featcache.probe.run import ProbeRequest, probe
+
+    request = ProbeRequest(heads, layers, tokens, protocol, numbers, out, force)
+    rows = probe(opened, request, device=choose_device(device), reporter=reporter)
+    if as_json:
+        print_json([row.to_dict() for row in rows])
+        return
+    print_table(COLUMNS, _table(rows), numeric=COLUMNS[3:])
+    click.echo(f"results: {out / 'results.jsonl'}")
+
+
+def _explicit(model: str | None) -> str | None:
+    # An alias also finds a cache that was extracted under the explicit name.
+    from featcache.extract.models import ALIASES
+
+    return None if model is None else ALIASES.get(model.lower(), model)
+
+
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise RequestError(f"seeds must be whole numbers separated by commas, got {text!r}") from None
+    if min(seeds) < 0:
+        raise RequestError(f"seeds must not be negative, got {text!r}")
+    return seeds
+
+
+def _table(rows: Sequence["ResultRow"]) -> list[list[str]]:
+    """A line for every row, and where a head was trained with several seeds one for their mean."""
+    lines = []
+    groups: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[ResultRow]] = {}
+    for row in rows:
+        groups.setdefault((row.head, tuple(row.layer_names), tuple(row.tokens)), []).append(row)
+    for group in groups.values():
+        lines += [_line(row) for row in group]
+        if len(group) > 1:
+            lines.append(_mean_line(group))
+    return lines
+
+
+def _line(row: "ResultRow") -> list[str]:
+    chosen = [f"{row.learning_rate:g}", f"{row.weight_decay:g}", f"{row.dropout:g}"]
+    points = [f"{100 * row.balanced_accuracy:.2f}", f"{100 * row.top1:.2f}", f"{100 * row.gain:+.2f}"]
+    return [
+        row.head,
+        row.layers,
+        "+".join(row.tokens),
+        str(row.seed),
+        *points,
+        *chosen,
+        f"{row.parameters:,}",
+        f"{row.seconds:.1f}",
+    ]
+
+
+def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
+    def points(values: list[float], sign: str = "") -> str:
+        return f"{100 * mean(values):{sign}.2f} ± {100 * stdev(values):.2f}"
+
+    scores = [
+        points([r.balanced_accuracy for r in group]),
+        points([r.top1 for r in group]),
+        points([r.gain for r in group], "+"),
+    ]
+    first = group[0]
+    return [
+        first.head,
+        first.layers,
+        "+".join(first.tokens),
+        "mean",
+        *scores,
+        "",
+        "",
+        "",
+        f"{first.parameters:,}",
+        f"{sum(r.seconds for r in group):.1f}",
+    ]

@@ -1,0 +1,146 @@
+"""What people see: messages and progress on stderr, tables and results on stdout; plain lines where it is no terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from featcache.store.progress import Update
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class ConsoleReporter:
+    """Shows messages and progress, unless `quiet`."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+
+    def message(self, text: str) -> None:
+        """Print one line to stderr."""
+        if not self._quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, title: str, unit: str) -> Iterator[Update]:
+        """Show done and total, units per second and time left: a bar on a terminal, else a line now and then."""
+        if self._quiet:
+            yield lambda done, total, /: None
+        elif sys.stderr.isatty():
+            with _bar(title, unit) as update:
+                yield update
+        else:
+            lines = _ProgressLines(title, unit)
+            yield lines.update
+            lines.close()
+
+
+class _Rate:
+    """Units per second since the first update, which tells what was done before."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def update(self, done: int) -> float:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (done, now)
+        before, started = self._first
+        return (done - before) / max(now - started, 1e-9)
+
+
+@contextmanager
+def _bar(title: str, unit: str) -> Iterator[Update]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit}  {{task.fields[speed]}}"),
+    )
+    rate = _Rate()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=None, speed="")
+
+        def update(done: int, total: int, /) -> None:
+            progress.update(task, completed=done, total=total, speed=_speed(rate.update(done), total - done))
+
+        yield update
+
+
+class _ProgressLines:
+    """Progress for logs."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        self._title, self._unit = title, unit
+        self._rate = _Rate()
+        self._printed = time.monotonic()
+        self._line = ""
+
+    def update(self, done: int, total: int, /) -> None:
+        speed = _speed(self._rate.update(done), total - done)
+        self._line = f"{self._title}: {done}/{total} {self._unit}, {speed}"
+        if time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+            self._print()
+
+    def close(self) -> None:
+        if self._line:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        print(self._line, file=sys.stderr, flush=True)
+        self._line = ""
+
+
+def _speed(rate: float, left: int) -> str:
+    """Units per second, and the time that is left."""
+    if not rate:
+        return ""
+    return f"{rate:.1f}/s, {duration(left / rate)} left" if left else f"{rate:.1f}/s"
+
+
+def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print one JSON document to stdout."""
+    print(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str] = ()) -> None:
+    """Print a table to stdout; the columns in `numeric` are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column, justify="right" if column in numeric else "left", overflow="fold", no_wrap=not terminal
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    # A log has no width: nothing is cut there.
+    Console(width=None if terminal else 10_000).print(table)
+
+
+def size(num_bytes: float) -> str:
+    """Format a number of bytes, such as ``40.1 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Format seconds, such as ``42 s``, ``3 min 5 s`` or ``2 h 10 min``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

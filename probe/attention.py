@@ -1,0 +1,87 @@
+"""Attention per layer and token kind: averaged over heads and test images, as numbers and as a heatmap."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from featcache.probe.data import Selection
+from featcache.probe.heads.attentive import AttentiveHead
+from featcache.probe.tokens import TokenSource
+from featcache.store.files import write_atomic
+
+BATCH = 512
+
+
+@torch.inference_mode()
+def mean_attention(head: AttentiveHead, tokens: TokenSource, selection: Selection) -> npt.NDArray[np.float64]:
+    """Average the attention weights over heads and samples.
+
+    Args:
+        head: a trained head.
+        tokens: N samples of T tokens, layer by layer.
+        selection: the L layers and K token kinds that the T tokens are.
+
+    Returns:
+        ``[L, K]``, summing to 1.
+    """
+    device = next(head.parameters()).device
+    total = torch.zeros(tokens.num_tokens, dtype=torch.float64)
+    for rows in torch.split(torch.arange(tokens.num_samples), BATCH):
+        # [B, H, T] -> [T]
+        weights = head.attention(tokens.batch(rows).to(device))
+        total += weights.double().mean(1).sum(0).cpu()
+    shape = (len(selection.layers), len(selection.tokens))
+    mean: npt.NDArray[np.float64] = (total / tokens.num_samples).reshape(shape).numpy()
+    return mean
+
+
+def save_attention(
+    directory: Path, weights: npt.NDArray[np.float64], selection: Selection, title: str
+) -> Path:
+    """Write attention.json and attention.png, and return the path of the latter.
+
+    Args:
+        directory: where to write.
+        weights: ``[L, K]``.
+        selection: names of the L layers and K token kinds.
+        title: what the plot shows.
+    """
+    document = {"layers": selection.layers, "tokens": selection.tokens, "weights": weights.round(6).tolist()}
+    write_atomic(directory / "attention.json", json.dumps(document, indent=1).encode() + b"\n")
+    path = directory / "attention.png"
+    write_atomic(path, _heatmap(weights, selection, title))
+    return path
+
+
+def _heatmap(weights: npt.NDArray[np.float64], selection: Selection, title: str) -> bytes:
+    # Not pyplot: it keeps global state and may look for a display.
+    from matplotlib.figure import Figure
+
+    num_layers, num_kinds = weights.shape
+    figure = Figure(figsize=(max(4.5, 0.55 * num_layers + 2.0), 0.5 * num_kinds + 1.5), layout="constrained")
+    axes = figure.subplots()
+    percent = 100 * weights.T
+    image = axes.imshow(percent, cmap="viridis", vmin=0, aspect="auto")
+    axes.set_xticks(range(num_layers), selection.layers)
+    axes.set_yticks(range(num_kinds), [kind.upper() for kind in selection.tokens])
+    axes.set_xlabel("layer")
+    axes.set_title(title, fontsize=9)
+    for (kind, layer), value in np.ndenumerate(percent):
+        light = value < 0.6 * percent.max()
+        axes.text(
+            layer,
+            kind,
+            f"{value:.1f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if light else "black",
+        )
+    figure.colorbar(image, ax=axes, label="attention, %")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

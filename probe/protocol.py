@@ -1,0 +1,172 @@
+"""How heads are trained: the constants of a protocol, its sweep, and the rules for batches, epochs and rates.
+
+The preset ``paper`` is the protocol of "Beyond the final layer: Attentive multilayer fusion for vision
+transformers" (arXiv 2601.09322); ``quick`` is a small sweep of ours for a first look. No torch here, so that
+the command line can list protocols at once.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from math import ceil, cos, pi
+
+from featcache.store.errors import RequestError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Member:
+    """One training of a sweep: what it does not share with the others."""
+
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Every constant of a training run. The defaults are those of arXiv 2601.09322."""
+
+    name: str
+    learning_rates: tuple[float, ...]
+    weight_decays: tuple[float, ...]
+    dropouts: tuple[float, ...]
+    min_epochs: int
+    min_steps: int
+    max_batch_size: int = 2048
+    """Kept where the train split fills enough batches of it; the largest batch can exceed it a little."""
+    min_batch_size: int = 17
+    """Below this the batch statistics of a head's BatchNorm are too noisy."""
+    min_batches: int = 5
+    lr_floor: float = 1e-6
+    grad_clip_norm: float = 5.0
+    jitter_probability: float = 0.5
+    jitter_std: float = 0.05
+    validation_fraction: float = 0.2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def members(self, has_dropout: bool) -> tuple[Member, ...]:
+        """All trainings of the sweep: dropout outermost, then learning rate, then weight decay.
+
+        The order matters: a tie in validation keeps the earlier member. A head without dropout has the one
+        dropout 0.
+        """
+        dropouts = self.dropouts if has_dropout else (0.0,)
+        return tuple(
+            Member(learning_rate, weight_decay, dropout)
+            for dropout, learning_rate, weight_decay in product(
+                dropouts, self.learning_rates, self.weight_decays
+            )
+        )
+
+
+PAPER = Protocol(
+    name="paper",
+    learning_rates=(1e-1, 1e-2, 1e-3),
+    weight_decays=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1e0),
+    dropouts=(0.0, 0.1, 0.3),
+    min_epochs=40,
+    min_steps=1000,
+)
+
+QUICK = Protocol(
+    name="quick",
+    learning_rates=(1e-2, 1e-3),
+    weight_decays=(1e-4, 1e-2),
+    dropouts=(0.1,),
+    min_epochs=20,
+    min_steps=300,
+)
+
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (PAPER, QUICK)}
+
+
+def get_protocol(name: str) -> Protocol:
+    """Return the preset called `name`.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise UnknownNameError("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The length of one training."""
+
+    batch_size: int
+    num_batches: int
+    """Batches per epoch, the last one possibly smaller."""
+    num_epochs: int
+
+    @property
+    def num_steps(self) -> int:
+        """Updates of each member."""
+        return self.num_batches * self.num_epochs
+
+
+def plan_training(num_part: int, batch_size: int, protocol: Protocol) -> Plan:
+    """Plan the training on `num_part` samples, with `batch_size` as found for the full train split.
+
+    Raises:
+        RequestError: fewer than 2 samples.
+    """
+    size = training_batch_size(num_part, batch_size)
+    return Plan(size, ceil(num_part / size), num_epochs(num_part, size, protocol))
+
+
+def batch_size(num_train: int, protocol: Protocol) -> int:
+    """Find the batch size for a train split of `num_train` samples; its 80 % part uses the same.
+
+    The protocol's largest size is kept where at least `min_batches` full batches of it fit and the rest is 0 or at
+    least half a batch. Otherwise it is the largest size that gives at least as many full batches as would
+    have fitted (and at least `min_batches`) and such a rest.
+
+    Where no size from `min_batch_size` up does that, which needs fewer than 94 samples under the presets,
+    arXiv 2601.09322 has no rule. Ours: the required number of full batches falls one by one, because fewer
+    batches do less harm than a BatchNorm over a handful of samples; fewer samples than `min_batch_size` are one batch.
+    """
+    if num_train < protocol.min_batch_size:
+        return num_train
+    num_full = num_train // protocol.max_batch_size
+    if num_full >= protocol.min_batches and _rest_is_fine(num_train, protocol.max_batch_size):
+        return protocol.max_batch_size
+    # Ends at the latest with one full batch of everything.
+    for required in range(max(protocol.min_batches, num_full), 0, -1):
+        for size in range(num_train // required, protocol.min_batch_size - 1, -1):
+            if _rest_is_fine(num_train, size):
+                return size
+    return num_train
+
+
+def _rest_is_fine(num_samples: int, size: int) -> bool:
+    rest = num_samples % size
+    return rest == 0 or 2 * rest >= size
+
+
+def training_batch_size(num_part: int, batch_size: int) -> int:
+    """Enlarge `batch_size` by one while the last batch of `num_part` samples would hold a single one.
+
+    BatchNorm has no variance of one sample.
+
+    Raises:
+        RequestError: fewer than 2 samples.
+    """
+    if num_part < 2:
+        raise RequestError(f"a head trains on at least 2 samples, not {num_part}; use a larger train split")
+    size = max(batch_size, 2)
+    while num_part % size == 1:
+        size += 1
+    return size
+
+
+def num_epochs(num_part: int, batch_size: int, protocol: Protocol) -> int:
+    """Return the protocol's epochs, or as many as its least number of steps takes, whichever is more."""
+    batches_per_epoch = ceil(num_part / batch_size)
+    return max(protocol.min_epochs, ceil(protocol.min_steps / batches_per_epoch))
+
+
+def learning_rate_at(step: int, num_steps: int, peak: float, floor: float) -> float:
+    """Cosine from `peak` at step 0 towards `floor`, which step `num_steps` would reach; no warm-up."""
+    return floor + (peak - floor) * (1 + cos(pi * step / num_steps)) / 2

@@ -1,0 +1,281 @@
+"""`featcache probe`, as a function: train heads on a cache, score them once on test, keep what came out."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from featcache.probe.attention import mean_attention, save_attention
+from featcache.probe.data import Selection, SplitData, load_split
+from featcache.probe.heads import HeadInfo, get_head
+from featcache.probe.heads.attentive import AttentiveHead
+from featcache.probe.metrics import scores
+from featcache.probe.protocol import Protocol, get_protocol
+from featcache.probe.results import ResultRow, append_row, read_rows, run_id, save_predictions
+from featcache.probe.saved import CONFIG_FILE, HeadConfig, save_head
+from featcache.probe.sweep import SweepResult, run_sweep
+from featcache.probe.trainer import flush_denormals, predict
+from featcache.store.catalogue import slug
+from featcache.store.errors import RequestError
+from featcache.store.inventory import SPLITS
+from featcache.store.layers import parse_layers, parse_tokens
+from featcache.store.progress import Reporter, Silent
+from featcache.store.reader import Cache
+
+RESULTS = Path("featcache-results")
+PREDICTION_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """What to train.
+
+    Raises:
+        UnknownNameError: a head or the protocol does not exist.
+        RequestError: no head or no seed is named.
+    """
+
+    heads: tuple[str, ...]
+    layers: str | None = None
+    """Layer set or list; each head's own default if not given."""
+    tokens: str | None = None
+    """Token kinds, such as ``cls+ap``; each head's own default if not given."""
+    protocol: str = "quick"
+    seeds: tuple[int, ...] = (0,)
+    out: Path = RESULTS
+    """Folder of the results."""
+    force: bool = False
+    """Train again what the results hold already."""
+
+    def __post_init__(self) -> None:
+        for name in self.heads:
+            get_head(name)
+        get_protocol(self.protocol)
+        if not self.heads or not self.seeds:
+            raise RequestError("a probe needs at least one head and one seed")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One head on one selection of tokens."""
+
+    head: HeadInfo
+    selection: Selection
+
+
+def probe(
+    cache: Cache,
+    request: ProbeRequest,
+    *,
+    device: torch.device | str = "cpu",
+    reporter: Reporter | None = None,
+) -> list[ResultRow]:
+    """Train and score heads on a cache.
+
+    The linear probe on the last layer's class token, over which gains are measured, is trained along. What the
+    results hold already, with the same cache and settings, is taken from there. Every row is written as soon as it
+    is known.
+
+    Args:
+        cache: an open cache with the splits ``train`` and ``test``.
+        request: what to train.
+        device: where to train.
+        reporter: receives messages and progress.
+
+    Returns:
+        The baseline's rows first, then those asked for, seed by seed.
+
+    Raises:
+        UnknownNameError: a layer or token kind does not exist or is not cached.
+        RequestError: the train split is too small.
+        CacheError: the cache is damaged.
+    """
+    flush_denormals()
+    request.out.mkdir(parents=True, exist_ok=True)
+    runner = _Runner(cache, request, torch.device(device), reporter or Silent())
+    return [row for job in jobs(cache, request) for row in runner.run(job)]
+
+
+def baseline(cache: Cache) -> Job:
+    """The linear probe on the last layer's class token."""
+    head = get_head("linear")
+    return Job(head, _select(cache, head.default_layers, head.default_tokens))
+
+
+def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
+    """What a request means for a cache: the baseline, then the heads asked for, none twice.
+
+    Raises:
+        UnknownNameError: a layer or token kind does not exist or is not cached.
+    """
+    asked = []
+    for head in map(get_head, request.heads):
+        tokens = head.default_tokens if request.tokens is None else parse_tokens(request.tokens)
+        asked.append(Job(head, _select(cache, request.layers or head.default_layers, tokens)))
+    wanted = {(job.head.name, job.selection.layers, job.selection.tokens): job for job in asked}
+    base = baseline(cache)
+    wanted.pop((base.head.name, base.selection.layers, base.selection.tokens), None)
+    return [base, *wanted.values()]
+
+
+def _select(cache: Cache, layers: str, tokens: tuple[str, ...]) -> Selection:
+    return Selection(layers, parse_layers(layers, cache.spec.backbone.num_layers), tokens)
+
+
+def _is_kept(request: ProbeRequest, row: ResultRow) -> bool:
+    return (request.out / row.folder / CONFIG_FILE).is_file()
+
+
+class _Runner:
+    """Runs jobs one after another and remembers the baseline's scores."""
+
+    def __init__(self, cache: Cache, request: ProbeRequest, device: torch.device, reporter: Reporter) -> None:
+        self._cache = cache
+        self._request = request
+        self._protocol: Protocol = get_protocol(request.protocol)
+        self._device = device
+        self._reporter = reporter
+        self._baseline: dict[int, float] = {}
+        self._earlier = (
+            {}
+            if request.force
+            else {row.run: row for row in read_rows(request.out) if _is_kept(request, row)}
+        )
+
+    def run(self, job: Job) -> Iterator[ResultRow]:
+        """Train a job with every seed; the first job must be the baseline."""
+        data: dict[str, SplitData] = {}
+        for seed in self._request.seeds:
+            run = self._run_id(job, seed)
+            row = self._earlier.get(run)
+            if row is None:
+                data = data or {
+                    split: load_split(self._cache, split, job.selection, self._device) for split in SPLITS
+                }
+                row = self._train(job, seed, run, data["train"], data["test"])
+            self._baseline.setdefault(seed, row.balanced_accuracy)
+            yield row
+
+    def _run_id(self, job: Job, seed: int) -> str:
+        return run_id(
+            {
+                "cache_key": self._cache.key,
+                # A partial cache gives other scores than the same cache completed.
+                "blocks": len(self._cache.manifest.blocks),
+                "head": job.head.name,
+                "layers": job.selection.layers,
+                "tokens": job.selection.tokens,
+                "protocol": asdict(self._protocol),
+                "seed": seed,
+                "device": self._device.type,
+                "version": version("featcache"),
+            }
+        )
+
+    def _train(self, job: Job, seed: int, run: str, train: SplitData, test: SplitData) -> ResultRow:
+        selection = job.selection
+        title = f"{job.head.name} on {selection.name}, {selection.token_names}, seed {seed}"
+        with self._reporter.progress(title, "steps") as update:
+            result = run_sweep(
+                job.head,
+                train.tokens,
+                train.labels,
+                protocol=self._protocol,
+                seed=seed,
+                device=self._device,
+                on_progress=update,
+            )
+        logits = predict(
+            result.head, test.tokens, torch.arange(test.tokens.num_samples), PREDICTION_BATCH
+        ).cpu()
+        row = self._row(job, seed, run, result, logits, train, test)
+        self._save(row, job, result, logits, test)
+        append_row(self._request.out, row)
+        return row
+
+    def _row(
+        self,
+        job: Job,
+        seed: int,
+        run: str,
+        result: SweepResult,
+        logits: torch.Tensor,
+        train: SplitData,
+        test: SplitData,
+    ) -> ResultRow:
+        found = scores(logits, torch.from_numpy(test.labels))
+        model, dataset = self._names()
+        words = (
+            dataset,
+            model,
+            job.head.name,
+            job.selection.name,
+            job.selection.token_names,
+            self._protocol.name,
+        )
+        return ResultRow(
+            run=run,
+            cache_key=self._cache.key,
+            model=model,
+            dataset=dataset,
+            head=job.head.name,
+            layers=job.selection.name,
+            layer_names=job.selection.layers,
+            tokens=job.selection.tokens,
+            protocol=self._protocol.name,
+            seed=seed,
+            balanced_accuracy=found.balanced_accuracy,
+            top1=found.top1,
+            top5=found.top5,
+            gain=found.balanced_accuracy - self._baseline.get(seed, found.balanced_accuracy),
+            validation_balanced_accuracy=result.validation[result.member],
+            learning_rate=result.member.learning_rate,
+            weight_decay=result.member.weight_decay,
+            dropout=result.member.dropout,
+            parameters=result.num_parameters,
+            seconds=round(result.seconds, 3),
+            train_samples=len(train.labels),
+            test_samples=len(test.labels),
+            finished_at=round(time.time(), 3),
+            version=version("featcache"),
+            folder="/".join(("heads", "-".join((*map(slug, words), f"s{seed}", run)))),
+        )
+
+    def _save(
+        self, row: ResultRow, job: Job, result: SweepResult, logits: torch.Tensor, test: SplitData
+    ) -> None:
+        folder = self._request.out / row.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        backbone = self._cache.spec.backbone
+        class_names = self._cache.inventory.class_names
+        config = HeadConfig(
+            head=row.head,
+            layers=row.layer_names,
+            tokens=row.tokens,
+            width=backbone.width,
+            num_classes=result.num_classes,
+            class_names=class_names,
+            cache_key=row.cache_key,
+            architecture=backbone.architecture,
+            weights_digest=backbone.weights_digest,
+            protocol=row.protocol,
+            seed=row.seed,
+        )
+        save_head(folder, result.head, config)
+        save_predictions(
+            folder / "predictions.csv", test.sample_ids, test.labels, logits.softmax(1).numpy(), class_names
+        )
+        if isinstance(result.head, AttentiveHead):
+            weights = mean_attention(result.head, test.tokens, job.selection)
+            title = f"{row.dataset}, {row.model}: attention over test images"
+            path = save_attention(folder, weights, job.selection, title)
+            self._reporter.message(f"attention heatmap: {path}")
+
+    def _names(self) -> tuple[str, str]:
+        provenance = self._cache.provenance
+        names = [provenance.get(f"{what}_names") or [""] for what in ("model", "dataset")]
+        folder = self._cache.directory
+        return str(names[0][0]) or folder.name, str(names[1][0]) or folder.parent.name

@@ -1,0 +1,106 @@
+"""Tokens as the heads take them: one L2-normalised vector per sample, layer and token kind.
+
+Shapes: N samples, T tokens, D width, B batch.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featcache.store.errors import RequestError
+
+# Samples whose norms are computed at once: bounds the float32 copy of a float16 array.
+NORM_CHUNK = 1024
+
+
+class TokenSource(Protocol):
+    """Anything that hands out normalised tokens by row."""
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+
+    @property
+    def width(self) -> int:
+        """D."""
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """Return the tokens of `rows` (``[B]``, int64, on the CPU), each L2-normalised.
+
+        Returns:
+            ``[B, T, D]``, float32, a fresh tensor that the caller may change.
+        """
+
+
+class InMemoryTokens:
+    """All tokens of a split in the memory of one device.
+
+    The array keeps its dtype: the norms are computed once and divided out batch by batch, so a float16 cache
+    takes no more memory than on disk and nothing is rounded twice. A zero vector stays zero.
+    """
+
+    def __init__(self, array: npt.NDArray[Any] | Tensor, device: torch.device | str = "cpu") -> None:
+        """Take over `array`, ``[N, T, D]``, float16 or float32, without a copy where possible.
+
+        Raises:
+            RequestError: another shape or dtype, or a value that is not finite.
+        """
+        self._tokens = _as_tensor(array).to(device)
+        if self._tokens.ndim != 3 or self._tokens.dtype not in (torch.float16, torch.float32):
+            raise RequestError(
+                f"tokens must be float16 or float32 of shape [N, T, D], not {self._tokens.dtype} of shape "
+                f"{tuple(self._tokens.shape)}"
+            )
+        norms = _norms(self._tokens)
+        _check_finite(norms)
+        self._scale = norms.reciprocal().where(norms > 0, 0.0)  # [N, T]
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self._tokens.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self._tokens.shape[1]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self._tokens.shape[2]
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """Return the tokens of `rows`, ``[B, T, D]`` float32, each L2-normalised."""
+        rows = rows.to(self._tokens.device)
+        # index_select copies, so multiplying in place leaves the stored tokens alone.
+        return self._tokens.index_select(0, rows).float().mul_(self._scale[rows].unsqueeze(-1))
+
+
+def _as_tensor(array: npt.NDArray[Any] | Tensor) -> Tensor:
+    if isinstance(array, Tensor):
+        return array
+    # torch warns about read-only arrays (memory maps), which it cannot protect.
+    return torch.from_numpy(array if array.flags.writeable else np.array(array))
+
+
+def _norms(tokens: Tensor) -> Tensor:
+    chunks = torch.split(tokens, NORM_CHUNK)
+    return torch.cat([torch.linalg.vector_norm(chunk.float(), dim=-1) for chunk in chunks])
+
+
+def _check_finite(norms: Tensor) -> None:
+    """One bad value would turn every parameter of every head into NaN, without a word."""
+    bad = (~norms.isfinite()).any(dim=1).nonzero()
+    if len(bad):
+        raise RequestError(
+            f"{len(bad)} samples hold values that are not finite, the first is row {int(bad[0])}; "
+            "leave them out (skipped samples are marked invalid in a cache)"
+        )
