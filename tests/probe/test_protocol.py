@@ -1,0 +1,319 @@
+"""The constants and rules of the protocols. Where no other origin is given, numbers are those of arXiv 2601.09322."""
+
+from dataclasses import astuple, replace
+from math import cos, pi
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featcache.probe.batches import jitter_
+from featcache.probe.heads import get_head
+from featcache.probe.metrics import class_weights
+from featcache.probe.protocol import (
+    PAPER,
+    QUICK,
+    Member,
+    Plan,
+    batch_size,
+    get_protocol,
+    learning_rate_at,
+    plan_training,
+    training_batch_size,
+)
+from featcache.probe.split import stratified_holdout
+from featcache.probe.sweep import run_sweep, select_best
+from featcache.probe.tokens import InMemoryTokens
+from featcache.probe.trainer import fit_members
+from featcache.store.errors import RequestError, UnknownNameError
+
+
+def test_constants() -> None:
+    assert astuple(PAPER) == (
+        "paper",
+        (0.1, 0.01, 0.001),
+        (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        (0.0, 0.1, 0.3),
+        40,  # epochs
+        1000,  # steps
+        2048,  # batch size
+        17,  # smallest batch size
+        5,  # full batches
+        1e-6,  # floor of the learning rate
+        5.0,  # gradient norm
+        0.5,  # jitter probability
+        0.05,  # jitter deviation
+        0.2,  # held-out fraction
+        (0.9, 0.999),
+        1e-8,
+    )
+    # Ours: everything else is as in the paper.
+    assert replace(PAPER, **{k: getattr(QUICK, k) for k in ("name", "min_epochs", "min_steps")}) == replace(
+        QUICK, **{k: getattr(PAPER, k) for k in ("learning_rates", "weight_decays", "dropouts")}
+    )
+    assert (QUICK.min_epochs, QUICK.min_steps) == (20, 300)
+    with pytest.raises(UnknownNameError, match=r"unknown protocol 'papers'; did you mean paper\?"):
+        get_protocol("papers")
+
+
+def test_members_in_the_order_that_breaks_ties() -> None:
+    linear, attentive = PAPER.members(has_dropout=False), PAPER.members(has_dropout=True)
+    assert (len(linear), len(attentive)) == (21, 63)
+    assert linear[:2] == (Member(0.1, 1e-6, 0.0), Member(0.1, 1e-5, 0.0))
+    assert attentive[:21] == linear, "dropout is the outermost loop and starts with 0"
+    assert attentive[7] == Member(0.01, 1e-6, 0.0)
+    assert attentive[21] == Member(0.1, 1e-6, 0.1)
+    assert attentive[-1] == Member(0.001, 1.0, 0.3)
+    assert QUICK.members(has_dropout=True) == (
+        Member(1e-2, 1e-4, 0.1),
+        Member(1e-2, 1e-2, 0.1),
+        Member(1e-3, 1e-4, 0.1),
+        Member(1e-3, 1e-2, 0.1),
+    )
+    assert [member.dropout for member in QUICK.members(has_dropout=False)] == [0.0] * 4
+
+
+def test_learning_rate() -> None:
+    assert learning_rate_at(0, 1000, 0.1, 1e-6) == pytest.approx(0.1, rel=1e-12)
+    assert learning_rate_at(500, 1000, 0.1, 1e-6) == pytest.approx((0.1 + 1e-6) / 2, rel=1e-12)
+    by_formula = 1e-6 + (0.1 - 1e-6) * (1 + cos(pi * 250 / 1000)) / 2
+    assert learning_rate_at(250, 1000, 0.1, 1e-6) == pytest.approx(by_formula, rel=1e-12)
+    # The last step is one before the floor: 1 + cos(pi - d) is about d^2 / 2 with d = pi / 1000.
+    last = learning_rate_at(999, 1000, 0.1, 1e-6)
+    assert last == pytest.approx(1e-6 + 0.1 * (pi / 1000) ** 2 / 4, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num_train", "expected"),
+    [
+        (1020, 204),  # Flowers
+        (6000, 1200),
+        (1_281_167, 2048),  # ImageNet: 625 full batches and 1,167
+        (50_000, 2040),  # 24 full batches and 848, too few; 24.5 b <= 50,000 gives 2,040, which leaves 1,040
+        (10_240, 2048),  # five full batches, no rest
+        (11_264, 2048),  # five full batches and exactly half of one
+        (11_240, 2248),  # the rest of 1,000 is too small, so five batches exceed 2,048
+        (10_241, 1862),  # one too many for five batches: 5 * 1862 leaves exactly half a batch
+    ],
+)
+def test_batch_size_examples(num_train: int, expected: int) -> None:
+    assert batch_size(num_train, PAPER) == expected
+
+
+@settings(deadline=None)
+@given(st.integers(94, 3_000_000))
+def test_batch_size_rule(num_train: int) -> None:
+    """Word by word: enough full batches, a rest of 0 or half a batch at least, and the largest such size."""
+    required = max(5, num_train // 2048)
+
+    def fits(size: int) -> bool:
+        rest = num_train % size
+        return num_train // size >= required and (rest == 0 or rest >= size / 2)
+
+    size = batch_size(num_train, PAPER)
+    assert size >= 17
+    assert fits(size)
+    if size == 2048:
+        return
+    assert not (num_train >= 5 * 2048 and fits(2048))
+    assert not any(fits(larger) for larger in range(size + 1, num_train // required + 2))
+
+
+@settings(deadline=None)
+@given(st.integers(2, 93))
+def test_batch_size_of_tiny_splits(num_train: int) -> None:
+    """Ours, where the rule has no answer: fewer batches, but none of a handful of samples."""
+    size = batch_size(num_train, PAPER)
+    rest = num_train % size
+    assert min(17, num_train) <= size <= num_train
+    assert rest == 0 or rest >= size / 2
+
+
+def test_last_batch_of_one() -> None:
+    assert training_batch_size(816, 204) == 204
+    assert training_batch_size(817, 204) == 205
+    assert training_batch_size(13, 3) == 5, "3 and 4 leave one sample"
+    assert training_batch_size(3, 100) == 100
+    with pytest.raises(RequestError, match="at least 2 samples, not 1; use a larger train split"):
+        training_batch_size(1, 17)
+
+
+def test_epochs() -> None:
+    assert plan_training(816, 204, PAPER) == Plan(204, 4, 250), "Flowers, tuning"
+    assert plan_training(1020, 204, PAPER) == Plan(204, 5, 200), "Flowers, final fit"
+    assert plan_training(6000, 1200, PAPER) == Plan(1200, 5, 200)
+    assert plan_training(2048 * 25, 2048, PAPER).num_epochs == 40, "exactly 1,000 steps"
+    assert plan_training(2048 * 24, 2048, PAPER).num_epochs == 42, "ceil(1000 / 24)"
+    assert plan_training(816, 204, QUICK).num_epochs == 75, "300 steps (ours)"
+    assert plan_training(2048 * 25, 2048, QUICK).num_steps == 500, "20 epochs (ours)"
+
+
+def test_class_weights() -> None:
+    """N / (C * count_c) by hand: N = 6, C = 4, class 2 empty."""
+    weights = class_weights(torch.tensor([0, 0, 0, 1, 1, 3]), 4)
+    torch.testing.assert_close(weights, torch.tensor([6 / 12, 6 / 8, 0.0, 6 / 4]))
+
+
+def test_jitter() -> None:
+    tokens = torch.zeros(2000, 3, 8)
+    tokens[:, 0, 0] = 1
+    noisy = jitter_(tokens.clone(), 0.5, 0.05, torch.Generator().manual_seed(0))
+    noise = noisy - tokens
+    changed = noise.flatten(1).any(dim=1)
+    # 2,000 fair coins deviate by 4 times 22.4 once in 16,000 seeds.
+    assert abs(int(changed.sum()) - 1000) < 90
+    assert noise[changed].ne(0).all(), "every element of a chosen sample, none of another"
+    # About 24,000 draws: the deviation is known to 0.5 %, the mean to 0.0003.
+    assert noise[changed].std().item() == pytest.approx(0.05, rel=0.02)
+    assert noise[changed].mean().item() == pytest.approx(0, abs=0.0013)
+    again = jitter_(tokens.clone(), 0.5, 0.05, torch.Generator().manual_seed(0))
+    assert torch.equal(noisy, again)
+    assert torch.equal(jitter_(tokens.clone(), 0.0, 0.05, torch.Generator()), tokens)
+
+
+def test_stratified_holdout_by_hand() -> None:
+    """20 % of 19 is 4: shares 2, 1, 0.2 and 0.6; class 2 keeps its only sample, so class 3 gets the rest."""
+    labels = np.repeat([0, 1, 2, 3], [10, 5, 1, 3])
+    train, held = stratified_holdout(labels, 0.2, seed=0)
+    assert np.bincount(labels[held], minlength=4).tolist() == [2, 1, 0, 1]
+    assert np.array_equal(np.sort(np.concatenate([train, held])), np.arange(19))
+    assert not np.array_equal(held, stratified_holdout(labels, 0.2, seed=1)[1])
+    with pytest.raises(RequestError, match=r"between 0 and 1, not 1\.0"):
+        stratified_holdout(labels, 1.0, seed=0)
+    with pytest.raises(RequestError, match=r"vector of integers, not float64 of shape \(19,\)"):
+        stratified_holdout(labels.astype(float), 0.2, seed=0)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=30), st.sampled_from([0.1, 0.2, 0.5]), st.integers(0, 9)
+)
+def test_stratified_holdout_always(counts: list[int], fraction: float, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    train, held = stratified_holdout(labels, fraction, seed)
+    assert train.dtype == held.dtype == np.int64
+    assert (np.diff(train) > 0).all()
+    assert (np.diff(held) > 0).all()
+    assert np.array_equal(np.sort(np.concatenate([train, held])), np.arange(len(labels)))
+    assert set(labels[train]) == set(labels), "a class never loses its last sample"
+    spare = sum(count - 1 for count in counts)
+    assert len(held) == min(round(fraction * len(labels)), spare)
+    if min(counts) >= 2 / (1 - fraction):  # no class runs out, so each is within one of its share
+        share = fraction * np.array(counts)
+        assert (np.abs(np.bincount(labels[held], minlength=len(counts)) - share) < 1).all()
+    assert np.array_equal(held, stratified_holdout(labels, fraction, seed)[1])
+
+
+def test_selection_keeps_the_earlier_of_a_tie() -> None:
+    first, second, third, fourth = QUICK.members(has_dropout=True)
+    assert select_best({first: 0.5, second: 0.8, third: 0.8, fourth: 0.7}) == second
+    assert select_best({first: 0.8, second: 0.8}) == first
+
+
+SHORT = replace(QUICK, min_epochs=1, min_steps=8)
+
+
+def clusters(num_samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [N, 2, 8] of 3 classes around 3 centres, with their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num_samples) % 3
+    centres = rng.normal(size=(3, 2, 8))
+    return (centres[labels] + rng.normal(size=(num_samples, 2, 8))).astype(np.float32), labels
+
+
+def test_training_never_sees_the_held_out_part() -> None:
+    tokens, labels = clusters(60)
+    train, held = stratified_holdout(labels, 0.2, seed=0)
+    poisoned_tokens, poisoned_labels = tokens.copy(), labels.copy()
+    poisoned_tokens[held] *= -100
+    poisoned_labels[held] = 0
+    heads = [
+        fit_members(
+            get_head("attentive").build,
+            InMemoryTokens(some_tokens),
+            torch.from_numpy(some_labels),
+            torch.from_numpy(train),
+            [Member(1e-2, 1e-4, 0.1)],
+            protocol=SHORT,
+            batch_size=20,
+            seed=0,
+            num_classes=3,
+        )[0]
+        for some_tokens, some_labels in ((tokens, labels), (poisoned_tokens, poisoned_labels))
+    ]
+    torch.testing.assert_close(heads[0].state_dict(), heads[1].state_dict(), rtol=0, atol=0)
+
+
+class RecordingTokens(InMemoryTokens):
+    """Remembers which rows were read, call by call."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        super().__init__(array)
+        self.calls: list[set[int]] = []
+
+    def batch(self, rows: torch.Tensor) -> torch.Tensor:
+        self.calls.append(set(rows.tolist()))
+        return super().batch(rows)
+
+
+def test_sweep_tunes_on_the_training_part_only() -> None:
+    """All members share the mini-batches, so the reads are: tuning, one validation per member, final fit."""
+    tokens, labels = clusters(60)
+    source = RecordingTokens(tokens)
+    result = run_sweep(get_head("linear"), source, labels, protocol=SHORT, seed=4)
+    train, held = (set(rows.tolist()) for rows in stratified_holdout(labels, 0.2, seed=4))
+    steps = result.tuning.num_steps
+    assert set.union(*source.calls[:steps]) == train
+    assert source.calls[steps : steps + 4] == [held] * 4
+    assert set.union(*source.calls[steps + 4 :]) == train | held
+    assert len(source.calls) == steps + 4 + result.final.num_steps
+
+
+def test_sweep_chooses_on_validation_and_fits_on_all_of_train() -> None:
+    tokens, labels = clusters(60)
+    source = InMemoryTokens(tokens)
+    progress: list[tuple[int, int]] = []
+    result = run_sweep(
+        get_head("linear"),
+        source,
+        labels,
+        protocol=SHORT,
+        seed=4,
+        on_progress=lambda done, total: progress.append((done, total)),
+    )
+    assert tuple(result.validation) == SHORT.members(has_dropout=False)
+    assert result.member == select_best(result.validation)
+    # 60 = 3 * 17 + 9 has no five full batches: 60 = 3 * 20 comes first; tuning has 48 = 2 * 20 + 8.
+    assert (result.tuning, result.final) == (Plan(20, 3, 3), Plan(20, 3, 3))
+    assert (result.num_parameters, result.num_classes) == (2 * 8 * 3 + 3, 3)
+    refit = fit_members(
+        get_head("linear").build,
+        source,
+        torch.from_numpy(labels),
+        torch.arange(60),
+        [result.member],
+        protocol=SHORT,
+        batch_size=20,
+        seed=4,
+        num_classes=3,
+    )[0]
+    torch.testing.assert_close(result.head.state_dict(), refit.state_dict(), rtol=0, atol=0)
+    assert progress[-1] == (4 * 9 + 9, 4 * 9 + 9)
+    assert [done for done, _ in progress] == sorted({done for done, _ in progress})
+
+
+def test_sweep_refuses_what_it_cannot_use() -> None:
+    tokens, labels = clusters(3)
+    source = InMemoryTokens(tokens)
+    for wrong, message in [
+        (labels, "3 samples leaves nothing to hold out .* use a larger one"),
+        (labels[:2], r"3 samples need labels of shape \(3,\), not \(2,\)"),
+        (labels / 2, r"class indices \(integers\), not float64"),
+        (labels - 1, "count from 0, but the labels run from -1 to 1"),
+    ]:
+        with pytest.raises(RequestError, match=message):
+            run_sweep(get_head("linear"), source, wrong, protocol=SHORT, seed=0)
+    with pytest.raises(RequestError, match="count from 0 to 1, but the labels run from 0 to 2"):
+        run_sweep(get_head("linear"), source, labels, protocol=SHORT, seed=0, num_classes=2)

@@ -1,0 +1,117 @@
+"""Small caches with known content, written through the real writer."""
+
+from pathlib import Path
+
+import numpy as np
+
+from featcache.store.inventory import Inventory, plan_split
+from featcache.store.journal import Plan
+from featcache.store.reader import Cache, open_cache
+from featcache.store.spec import BackboneSpec, CacheSpec
+from featcache.store.writer import CacheWriter
+
+Content = dict[str, dict[str, np.ndarray]]
+
+
+def make_spec(num_layers=3, width=4, dtype="float16", **changes) -> CacheSpec:
+    backbone = BackboneSpec(
+        architecture="timm:tiny",
+        weights_digest="0" * 64,
+        num_layers=num_layers,
+        width=width,
+        input_size=32,
+        preprocessing={"interpolation": "bicubic"},
+    )
+    return CacheSpec(backbone, {"kind": "made", **changes}, dtype, "fp32")
+
+
+def make_plan(
+    samples=None,
+    *,
+    num_layers=3,
+    width=4,
+    tokens=("cls", "ap"),
+    dtype="float16",
+    num_classes=3,
+    batch_size=32,
+    **changes,
+) -> Plan:
+    """A plan for `samples`, rows per split; by default two splits, the first of three blocks."""
+    samples = samples or {"train": 300, "test": 90}
+    layers = [str(layer) for layer in range(num_layers)]
+    splits = {
+        name: plan_split(
+            name, rows, layers=layers, tokens=tokens, width=width, dtype=dtype, sample_id_bytes=12
+        )
+        for name, rows in samples.items()
+    }
+    spec = make_spec(num_layers, width, dtype, **changes)
+    return Plan(spec, Inventory(splits, tuple(f"class {c}" for c in range(num_classes))), batch_size)
+
+
+def make_content(plan: Plan, seed=0) -> Content:
+    """Random values for every array of every split, in the stored types."""
+    rng = np.random.default_rng(seed)
+    content: Content = {}
+    for split in plan.inventory.splits.values():
+        columns = {}
+        for array in split.arrays.values():
+            if array.name == "label":
+                values = np.arange(split.num_samples) % len(plan.inventory.class_names)
+            elif array.name == "sample_id":
+                ids = [f"{split.name}-{row}".encode().ljust(12, b"\0") for row in range(split.num_samples)]
+                values = np.frombuffer(b"".join(ids), np.uint8).reshape(array.shape)
+            elif array.name == "valid":
+                values = np.ones(array.shape)
+            elif array.dtype == "bfloat16":
+                # Only exponents of ordinary numbers, so that comparisons are not all about NaN.
+                values = rng.integers(0x3000, 0x4F00, array.shape)
+            else:
+                values = rng.standard_normal(array.shape)
+            columns[array.name] = values.astype(array.stored_dtype)
+        content[split.name] = columns
+    return content
+
+
+def write_blocks(writer: CacheWriter, content: Content, batch_size: int | None = None) -> None:
+    """Write what is pending."""
+    size = batch_size or writer.plan.batch_size
+    for block in writer.pending():
+        with writer.block(block) as rows:
+            for start in range(block.start, block.stop, size):
+                stop = min(start + size, block.stop)
+                rows.append({name: values[start:stop] for name, values in content[block.split].items()})
+
+
+def write_cache(directory: Path, plan: Plan, content: Content, provenance=None) -> Cache:
+    """Write a complete cache and open it."""
+    with CacheWriter(directory, plan) as writer:
+        write_blocks(writer, content)
+        writer.finish(
+            provenance or {"model_names": ["tiny"], "dataset_names": ["made"], "completed_at": 1.0},
+            "# card\n",
+        )
+    return open_cache(directory)
+
+
+def cache_folder(root: Path, plan: Plan, dataset="made", model="tiny") -> Path:
+    """Where a cache of this plan lies under a root."""
+    return root / dataset / f"{model}-{plan.spec.key}"
+
+
+def all_files(directory: Path) -> dict[str, bytes]:
+    """Every file below `directory` with its bytes."""
+    return {
+        str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()
+    }
+
+
+__all__ = [
+    "all_files",
+    "cache_folder",
+    "make_content",
+    "make_plan",
+    "make_spec",
+    "write_blocks",
+    "write_cache",
+]
