@@ -81,6 +81,7 @@ def extract(
     found = find_request(search, literal)
     if found is not None and found.complete:
         return ExtractResult(found.path, found.key, True, 0, 0.0)
+    _ = source.splits  # what is wrong with the dataset shows before the backbone is loaded
     return _Extraction(request, model, source, literal, search, reporter, command).run()
 
 

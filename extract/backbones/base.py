@@ -1,6 +1,7 @@
 """What the extraction needs to know of a backbone, whatever library it comes from."""
 
 import hashlib
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -117,7 +118,10 @@ def weights_source(name: ModelName, weights: Path | None) -> str:
 
 def load_failure(name: ModelName, weights: Path | None, error: Exception) -> BackboneError:
     """Turn what a model library raised while loading into one line with the next step."""
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # torch's first line ends in a colon and says nothing yet.
+    reason = next((line for line in lines if not line.endswith(":")), type(error).__name__)
+    reason = textwrap.shorten(reason, 200, placeholder=" ...")
     if weights is not None:
         return BackboneError(f"weights file {weights} does not fit {name.explicit} ({reason})")
     return BackboneError(

@@ -1,10 +1,11 @@
 """Plain vision transformers of timm: ViT, DeiT, DINOv2 (with or without registers), MAE."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from featcache.extract.backbones.base import (
@@ -19,6 +20,11 @@ from featcache.extract.backbones.base import (
 from featcache.extract.models import ModelName
 from featcache.store.errors import UnknownNameError
 from featcache.store.spec import BackboneSpec
+
+# A checkpoint may hold more than the backbone (a classifier, MAE's decoder), but not more of the backbone itself.
+_OF_THE_BACKBONE = frozenset(
+    ("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre", "blocks", "norm")
+)
 
 
 class TimmViT(Backbone):
@@ -91,16 +97,26 @@ def _create(name: ModelName, weights: Path | None) -> Any:
         raise UnknownNameError(f"pretrained tag of timm model {architecture}:", tag, tags)
     overlay = dict(name.preprocessing)
     options = {"img_size": overlay["input_size"][-1]} if "input_size" in overlay else {}
-    if weights is not None:
-        # timm's own filter still converts the names of published checkpoints.
-        overlay |= {"state_dict": read_state(weights), "custom_load": False}
+    state = None if weights is None else read_state(weights)
     try:
         model = timm.create_model(
-            name.name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options
+            name.name, pretrained=weights is None, num_classes=0, pretrained_cfg_overlay=overlay, **options
         )
+        if state is not None:
+            _load_state(model, state)
     except Exception as error:  # timm, torch and the hub client raise many kinds
         raise load_failure(name, weights, error) from error
     return model.eval()
+
+
+def _load_state(model: Any, state: Mapping[str, Any]) -> None:
+    # timm's own filter converts the names of published checkpoints and resizes position embeddings. Its own loading
+    # only logs what is missing, which would leave random weights in place.
+    missing, unexpected = model.load_state_dict(checkpoint_filter_fn(dict(state), model), strict=False)
+    unexpected = [key for key in unexpected if key.split(".")[0] in _OF_THE_BACKBONE]
+    if missing or unexpected:
+        what, keys = ("lacks", missing) if missing else ("has, and the model has not,", unexpected)
+        raise ValueError(f"it {what} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}")
 
 
 def _require_plain_vit(name: ModelName, model: Any) -> None:

@@ -151,7 +151,7 @@ def _images(directory: Path, relative: str) -> Iterator[_File]:
             if entry.is_dir():
                 yield from _images(directory / entry.name, path)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                yield _File(_utf8(path, directory), entry.stat().st_size)
+                yield _File(_utf8(path, directory), _size(entry))
 
 
 def _utf8(path: str, directory: Path) -> str:
@@ -162,3 +162,12 @@ def _utf8(path: str, directory: Path) -> str:
             f"{directory}: the file name {path!r} is not valid UTF-8; rename the file"
         ) from None
     return path
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError as error:  # most often a link whose content was never fetched
+        raise DatasetError(
+            f"{entry.path} cannot be read ({error.strerror}); restore the file or remove it"
+        ) from None
