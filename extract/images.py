@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,11 +33,36 @@ class _Images(Dataset[Tensor | DatasetError]):
     def __getitem__(self, spot: tuple[str, int]) -> Tensor | DatasetError:
         # An error raised in a worker would reach the user wrapped in a traceback; returned, it stays one line.
         try:
-            image: Image = self._source.image(*spot).convert("RGB")
+            image = self._rgb(*spot)
         except DatasetError as error:
             return error
         tensor: Tensor = self._transform(image)
         return tensor
+
+    def _rgb(self, split: str, row: int) -> Image:
+        image = self._source.image(split, row)
+        try:
+            return to_rgb(image)
+        except ValueError as error:
+            raise DatasetError(f"image {self._source.splits[split][row].id!r}: {error}") from None
+
+
+def to_rgb(image: Image) -> Image:
+    """Convert an image of any mode to 8-bit RGB; transparency is dropped.
+
+    Pillow alone clips what is deeper than 8 bits: 16-bit greyscale comes out white, floating point black.
+
+    Raises:
+        ValueError: the range of the pixels is not known.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("its pixels are neither 8-bit nor 16-bit; convert it to one of these first")
+        return fromarray((values // 256).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the way that Pillow asks for
+    return image.convert("RGB")
 
 
 def image_batches(

@@ -13,6 +13,7 @@ from featcache.probe.heads.attentive import AttentiveHead
 from featcache.probe.tokens import TokenSource
 from featcache.store.files import write_atomic
 
+HEATMAP_FILE = "attention.png"
 BATCH = 512
 
 
@@ -52,9 +53,7 @@ def save_attention(
     """
     document = {"layers": selection.layers, "tokens": selection.tokens, "weights": weights.round(6).tolist()}
     write_atomic(directory / "attention.json", json.dumps(document, indent=1).encode() + b"\n")
-    path = directory / "attention.png"
-    write_atomic(path, _heatmap(weights, selection, title))
-    return path
+    write_atomic(directory / HEATMAP_FILE, _heatmap(weights, selection, title))
 
 
 def _heatmap(weights: npt.NDArray[np.float64], selection: Selection, title: str) -> bytes:

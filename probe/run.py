@@ -129,6 +129,10 @@ def _is_kept(request: ProbeRequest, row: ResultRow) -> bool:
     return (request.out / row.folder / CONFIG_FILE).is_file()
 
 
+def _title(job: Job, seed: int) -> str:
+    return f"{job.head.name} on {job.selection.name}, {job.selection.token_names}, seed {seed}"
+
+
 class _Runner:
     """Runs jobs one after another and remembers the baseline's scores."""
 
@@ -151,7 +155,11 @@ class _Runner:
         for seed in self._request.seeds:
             run = self._run_id(job, seed)
             row = self._earlier.get(run)
-            if row is None:
+            if row is not None:
+                self._reporter.message(
+                    f"{_title(job, seed)}: taken from earlier results (--force trains it again)"
+                )
+            else:
                 data = data or {
                     split: load_split(self._cache, split, job.selection, self._device) for split in SPLITS
                 }
@@ -176,9 +184,7 @@ class _Runner:
         )
 
     def _train(self, job: Job, seed: int, run: str, train: SplitData, test: SplitData) -> ResultRow:
-        selection = job.selection
-        title = f"{job.head.name} on {selection.name}, {selection.token_names}, seed {seed}"
-        with self._reporter.progress(title, "steps") as update:
+        with self._reporter.progress(_title(job, seed), "steps") as update:
             result = run_sweep(
                 job.head,
                 train.tokens,
@@ -271,8 +277,7 @@ class _Runner:
         if isinstance(result.head, AttentiveHead):
             weights = mean_attention(result.head, test.tokens, job.selection)
             title = f"{row.dataset}, {row.model}: attention over test images"
-            path = save_attention(folder, weights, job.selection, title)
-            self._reporter.message(f"attention heatmap: {path}")
+            save_attention(folder, weights, job.selection, title)
 
     def _names(self) -> tuple[str, str]:
         provenance = self._cache.provenance

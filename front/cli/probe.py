@@ -84,6 +84,8 @@ def probe_command(
     reporter.message(f"cache: {entry.path}" + ("" if named else " (completed last)"))
 
     from featcache.extract.device import choose_device  # torch: seconds, so after what can fail quickly
+    from featcache.probe.attention import HEATMAP_FILE
+    from featcache.probe.results import RESULTS_FILE
     from featcache.probe.run import ProbeRequest, probe
 
     request = ProbeRequest(heads, layers, tokens, protocol, numbers, out, force)
@@ -92,7 +94,10 @@ def probe_command(
         print_json([row.to_dict() for row in rows])
         return
     print_table(COLUMNS, _table(rows), numeric=COLUMNS[3:])
-    click.echo(f"results: {out / 'results.jsonl'}")
+    for row in rows:
+        if (out / row.folder / HEATMAP_FILE).exists():
+            click.echo(f"attention heatmap: {out / row.folder / HEATMAP_FILE}")
+    click.echo(f"results: {out / RESULTS_FILE}")
 
 
 def _explicit(model: str | None) -> str | None:
