@@ -4,6 +4,7 @@ It catches what went wrong in other tools: tokens read along the wrong axis, a n
 uses, registers taken for patches, a tap that is not on the path to the output.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ RELATIVE_TOLERANCE = 1e-3
 def self_test(backbone: Backbone, device: torch.device) -> None:
     """Check the taps of a backbone in fp32, on a few fixed noise images.
 
-    The model's own output must follow from the last tap, every tap must see ``[B, N, D]`` tokens, and the features of
-    an image must not depend on its batch.
+    The model's own output must follow from the last tap through the final norm, both must see ``[B, N, D]`` tokens,
+    and the features of an image must not depend on its batch.
 
     Raises:
         BackboneError: they do not; the message says which check failed and by how much.
@@ -29,33 +30,40 @@ def self_test(backbone: Backbone, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     size = backbone.spec.input_size
     images = torch.randn(3, 3, size, size, generator=generator).to(device)
-    own, residual, tapped, final = _record(backbone, images)
+    taps = {"last norm2": backbone.norm2(backbone.spec.num_layers - 1), "final norm": backbone.final_norm}
+    own, seen = _record(backbone, taps, "in the forward pass", lambda: backbone.forward(images))
     batch_axis = 1 if backbone.sequence_first else 0
     tokens = backbone.loaded.num_prefix_tokens + backbone.loaded.num_patches
-    for name, tensor, axis in (("last norm2", tapped, batch_axis), ("final norm", final, 0)):
+    for name, axis in (("last norm2", batch_axis), ("final norm", 0)):
         shape = [0, 0, backbone.spec.width]
         shape[axis], shape[1 - axis] = len(images), tokens
-        if list(tensor.shape) != shape:
-            raise _failure(
-                backbone, f"the {name} gives tokens of shape {list(tensor.shape)}, expected {shape}"
-            )
-    _require_close(
+        got = list(seen[name][1].shape)
+        if got != shape:
+            raise _failure(backbone, f"the {name} gives tokens of shape {got}, expected {shape}")
+    output, again = _record(
         backbone,
-        "the model's output recomputed from the last tap",
-        backbone.output_from_last_tap(residual, tapped),
-        own,
+        {"final norm": backbone.final_norm},
+        "between the last tap and the output",
+        lambda: backbone.output_from_last_tap(*seen["last norm2"]),
     )
-    with Taps(backbone, ("cls", "ap")) as taps:
-        together = taps.forward(images)
-        alone = taps.forward(images[1:2])
+    for what, recomputed, recorded in (
+        ("the model's output", output, own),
+        ("the final norm's output", again["final norm"][1], seen["final norm"][1]),
+    ):
+        _require_close(backbone, f"{what} recomputed from the last tap", recomputed, recorded)
+    with Taps(backbone, ("cls", "ap")) as pooled:
+        together = pooled.forward(images)
+        alone = pooled.forward(images[1:2])
     for name, features in alone.items():
         _require_close(
-            backbone, f"the features {name!r} of an image without its batch", features[0], together[name][1]
+            backbone, f"the {name!r} feature of an image without its batch", features[0], together[name][1]
         )
 
 
-def _record(backbone: Backbone, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Own output, input and output of the last `norm2`, and output of the final norm."""
+def _record(
+    backbone: Backbone, modules: Mapping[str, nn.Module], where: str, call: Callable[[], Tensor]
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """Output of `call`, and input and output of every one of `modules`, which it must run."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def remember(name: str) -> Any:
@@ -64,19 +72,16 @@ def _record(backbone: Backbone, images: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
         return hook
 
-    last = backbone.norm2(backbone.spec.num_layers - 1)
-    handles = [
-        last.register_forward_hook(remember("last")),
-        backbone.final_norm.register_forward_hook(remember("final")),
-    ]
+    handles = [module.register_forward_hook(remember(name)) for name, module in modules.items()]
     try:
-        own = backbone.forward(images)
+        output = call()
     finally:
         for handle in handles:
             handle.remove()
-    if seen.keys() != {"last", "final"}:
-        raise _failure(backbone, "the last norm2 or the final norm is not called in the forward pass")
-    return own, *seen["last"], seen["final"][1]
+    for name in modules:
+        if name not in seen:
+            raise _failure(backbone, f"the {name} is not called {where}")
+    return output, seen
 
 
 def _require_close(backbone: Backbone, what: str, got: Tensor, wanted: Tensor) -> None:

@@ -132,8 +132,7 @@ class SplitReader:
         for block in self._committed:
             for position, (array, index) in enumerate(located):
                 chunk = self._map(array, block, index)
-                for kind_position, kind in enumerate(kinds):
-                    out[block.start : block.stop, position, kind_position] = chunk[: block.rows, kind]
+                out[block.start : block.stop, position] = chunk[: block.rows, kinds]
         return out
 
     def gather(
@@ -164,7 +163,7 @@ class SplitReader:
                 continue
             inside = wanted[places] - block.start
             for position, (array, index) in enumerate(located):
-                out[places, position] = self._map(array, block, index)[inside][:, kinds]
+                out[places, position] = self._map(array, block, index)[:, kinds][inside]
         return out
 
     def _fill_uncommitted(self, out: Array) -> None:
@@ -200,11 +199,14 @@ class SplitReader:
                 return array, array.layers.index(layer)
         raise UnknownNameError("layer", layer, self.layers, "(the cache holds no other)")
 
-    def _token_indices(self, tokens: Sequence[str]) -> list[int]:
+    def _token_indices(self, tokens: Sequence[str]) -> slice | list[int]:
         for kind in tokens:
             if kind not in self.tokens:
                 raise UnknownNameError("token kind", kind, self.tokens, "(the cache holds no other)")
-        return [self.tokens.index(kind) for kind in tokens]
+        indices = [self.tokens.index(kind) for kind in tokens]
+        # A slice is a view of the map; a list would copy it.
+        consecutive = indices == list(range(indices[0], indices[0] + len(indices))) if indices else False
+        return slice(indices[0], indices[-1] + 1) if consecutive else indices
 
     def _buffer(self, shape: tuple[int, ...], out: Array | None) -> Array:
         dtype = self.inventory.arrays[FINAL].stored_dtype

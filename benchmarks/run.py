@@ -1,0 +1,158 @@
+"""`make bench`: what the store and the head trainer gain, as ratios measured side by side in one run.
+
+Every pair is run in turn (A B A B ...) after a warm-up, on a warm page cache, and the medians are compared. Prints one
+JSON document, also written to --out.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import zarr
+
+REPO = Path(__file__).parent.parent
+sys.path[:0] = [str(REPO / "tests"), str(REPO / "tests" / "probe")]
+
+from oracle import ObviousAttentiveHead  # noqa: E402
+
+from featcache.probe.heads import get_head  # noqa: E402
+from featcache.store.reader import Cache  # noqa: E402
+from support.caches import make_content, make_plan, write_cache  # noqa: E402
+
+RUNS = 7
+Document = dict[str, object]
+
+
+def side_by_side(ours: Callable[[], object], other: Callable[[], object], runs: int = RUNS) -> Document:
+    """Median seconds of both, and how many times faster ours is."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for run in range(runs + 1):
+        for function, seconds in zip((ours, other), times, strict=True):
+            started = time.perf_counter()
+            function()
+            if run:
+                seconds.append(time.perf_counter() - started)
+    a, b = (median(seconds) for seconds in times)
+    return {
+        "seconds": round(a, 6),
+        "other_seconds": round(b, 6),
+        "times_faster": round(b / a, 2),
+        "runs": runs,
+    }
+
+
+def bench_store(folder: Path) -> Document:
+    """Reading and writing 16,384 rows of 12 layers of 384 channels (a ViT-S), 327 MB."""
+    plan = make_plan({"train": 16_384, "test": 128}, num_layers=12, width=384, batch_size=128)
+    content = make_content(plan)
+    cache = write_cache(folder / "cache", plan, content)
+    group = zarr.open_group(folder / "cache" / "features.zarr", mode="r")
+    split = cache["train"]
+    rows = np.random.default_rng(0).permutation(16_384)[:2048]
+    kinds, layers = split.tokens, split.layers[:-1]
+    one_layer = np.empty((16_384, 1, 2, 384), "f2")
+    gathered = np.empty((2048, 12, 2, 384), "f2")
+    files = sorted((folder / "cache" / "features.zarr" / "train" / "norm2").glob("c.*.5.0.0"))
+    numbers = iter(range(10**6))
+    return {
+        "one layer of all rows, against zarr-python": side_by_side(
+            lambda: split.load(["5"], kinds, out=one_layer), lambda: group["train/norm2"][:, 5:6]
+        ),
+        "one layer of all rows, against readinto of the same files": side_by_side(
+            lambda: split.load(["5"], kinds, out=one_layer), lambda: _read_into(files, one_layer)
+        ),
+        "2,048 random rows of 12 layers, against zarr-python": side_by_side(
+            lambda: split.gather(rows, layers, kinds, out=gathered), lambda: group["train/norm2"].oindex[rows]
+        ),
+        "writing with fsync and digests, against plain files with fsync": side_by_side(
+            lambda: write_cache(folder / f"cache-{next(numbers)}", plan, content),
+            lambda: _write_plain(folder / f"plain-{next(numbers)}", cache),
+            runs=3,
+        ),
+    }
+
+
+def _read_into(files: list[Path], out: np.ndarray) -> None:
+    view, position = memoryview(out).cast("B"), 0
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            position += file.readinto(view[position:])
+
+
+def _write_plain(folder: Path, cache: Cache) -> None:
+    folder.mkdir()
+    for record in cache.manifest.blocks:
+        for path in record.files:
+            data = (cache.directory / "features.zarr" / path).read_bytes()
+            with (folder / path.replace("/", "_")).open("wb") as file:
+                file.write(data)
+                os.fsync(file.fileno())
+
+
+def bench_head(batch: int, tokens: int, width: int) -> Document:
+    """One training step of the attentive head against the obvious module with materialised keys and values."""
+    x = torch.nn.functional.normalize(torch.randn(batch, tokens, width), dim=-1)
+    labels = torch.randint(0, 100, (batch,))
+    heads = [get_head("attentive").build(tokens, width, 100, 0.1), ObviousAttentiveHead(width, 100, tokens)]
+
+    def stepper(head: torch.nn.Module) -> Callable[[], None]:
+        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(head.train()(x), labels).backward()
+            optimizer.step()
+
+        return step
+
+    return side_by_side(stepper(heads[0]), stepper(heads[1]))
+
+
+def bench_start() -> Document:
+    """Seconds of whole commands that need no torch, median."""
+    command = [str(Path(sys.executable).parent / "featcache")]
+    results: Document = {}
+    for name in ("ls", "--help"):
+        seconds = []
+        for _ in range(RUNS):
+            started = time.perf_counter()
+            subprocess.run([*command, name], check=True, capture_output=True)
+            seconds.append(time.perf_counter() - started)
+        results[f"featcache {name}"] = round(median(seconds), 3)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "featcache-bench.json")
+    arguments = parser.parse_args()
+    torch.set_flush_denormal(True)
+    with tempfile.TemporaryDirectory() as folder:
+        store = bench_store(Path(folder))
+    document = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("featcache", "torch", "numpy", "zarr")},
+        "store, warm": store,
+        "attentive head, one training step (batch x tokens x width)": {
+            f"{b} x {t} x {d}": bench_head(b, t, d) for b, t, d in ((300, 24, 384), (204, 48, 1024))
+        },
+        "seconds to answer": bench_start(),
+    }
+    text = json.dumps(document, indent=1)
+    arguments.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
