@@ -1,7 +1,10 @@
 """Decoding and preprocessing in worker processes."""
 
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -74,7 +77,7 @@ def image_batches(
         batch_sampler=[[(rows.split, row) for row in range(rows.start, rows.stop)] for rows in batches],
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_leave_interrupts_to_the_main_process,
         pin_memory=pin,
     )
 
@@ -86,8 +89,16 @@ def _collate(images: list[Tensor | DatasetError]) -> Tensor | DatasetError:
     return torch.stack([image for image in images if isinstance(image, Tensor)])
 
 
-def _ignore_interrupts(worker: int) -> None:
+def _leave_interrupts_to_the_main_process(worker: int) -> None:
     # Ctrl-C reaches the whole process group; the main process decides what happens, and workers end with it.
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    show = sys.excepthook
+
+    def show_unless_hung_up(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        # The thread that hands tensors over would report that the main process hung up in the middle.
+        if not issubclass(kind, EOFError | ConnectionError):
+            show(kind, error, trace)
+
+    sys.excepthook = show_unless_hung_up

@@ -6,6 +6,7 @@ an empty one, so it writes the metadata only.
 """
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,14 @@ import numpy.typing as npt
 from featcache.store import journal
 from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.errors import CacheBusyError, CacheError
-from featcache.store.files import PARTIAL_SUFFIX, sha256_file, sync_directory, write_atomic, write_sealed
+from featcache.store.files import (
+    PARTIAL_SUFFIX,
+    read_json,
+    sha256_file,
+    sync_directory,
+    write_atomic,
+    write_sealed,
+)
 from featcache.store.inventory import Block, SplitInventory
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, BlockRecord, FileRecord, Manifest
@@ -141,7 +149,9 @@ class CacheWriter:
         scratch.mkdir()
         create_metadata(scratch, self.plan.inventory)
         for path in metadata_paths(self.plan.inventory):
-            write_atomic(features / path, (scratch / path).read_bytes())
+            # zarr's order of keys can follow the file system; sorted, the bytes depend on content alone.
+            document = json.dumps(read_json(scratch / path), indent=2, sort_keys=True)
+            write_atomic(features / path, document.encode())
         shutil.rmtree(scratch)
         for split in self.plan.inventory.splits:
             sync_directory(features / split)

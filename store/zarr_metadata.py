@@ -29,7 +29,6 @@ def metadata_paths(inventory: Inventory) -> Iterator[str]:
 def create_metadata(root: Path, inventory: Inventory) -> None:
     """Write the metadata of all groups and arrays under the empty folder `root`, through zarr-python."""
     import zarr  # a quarter of a second: only writers pay
-    from zarr.errors import ZarrUserWarning
 
     group = zarr.create_group(store=root, zarr_format=3)
     for split in inventory.splits.values():
@@ -52,7 +51,7 @@ def create_metadata(root: Path, inventory: Inventory) -> None:
     with warnings.catch_warnings():
         # zarr warns that consolidated metadata is an extension. It is a copy that no reader needs, but xarray warns
         # where it is missing.
-        warnings.simplefilter("ignore", ZarrUserWarning)
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
         for path in ("", *inventory.splits):
             zarr.consolidate_metadata(root, path=path)
 

@@ -1,7 +1,7 @@
 """Reproducible choices of samples: the 75/25 split of a dataset that has none, and a stratified part of one.
 
 The order within a class is that of SHA-256 over seed and sample id, so it depends on no library's random numbers,
-and adding a file moves no other.
+and adding a file moves at most one other between the parts.
 """
 
 import hashlib
