@@ -42,8 +42,8 @@ def mean_attention(head: AttentiveHead, tokens: TokenSource, selection: Selectio
 
 def save_attention(
     directory: Path, weights: npt.NDArray[np.float64], selection: Selection, title: str
-) -> Path:
-    """Write attention.json and attention.png, and return the path of the latter.
+) -> None:
+    """Write attention.json and attention.png.
 
     Args:
         directory: where to write.
