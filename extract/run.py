@@ -113,7 +113,8 @@ class _Extraction:
         from featcache.extract.selftest import self_test
 
         device = choose_device(self._request.device)
-        self._reporter.message(f"loading {self._model.explicit} on {device}")
+        origin = self._request.weights or "the Hugging Face Hub"
+        self._reporter.message(f"loading {self._model.explicit} on {device}, weights from {origin}")
         backbone = load_backbone(self._model, self._request.weights)
         backbone.module.to(device)
         spec, entry = self._find_spec(backbone, device)

@@ -116,16 +116,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: 
     from rich.table import Table
     from rich.text import Text
 
-    terminal = sys.stdout.isatty()
-    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
     for column in columns:
-        table.add_column(
-            column, justify="right" if column in numeric else "left", overflow="fold", no_wrap=not terminal
-        )
+        table.add_column(column, justify="right" if column in numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    # A log has no width: nothing is cut there.
-    Console(width=None if terminal else 10_000).print(table)
+    # A narrow terminal wraps whole lines, which reads better than cells folded to a few letters.
+    Console(width=10_000).print(table)
 
 
 def size(num_bytes: float) -> str:

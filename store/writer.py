@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -232,20 +232,33 @@ class _ChunkFile:
     def finish(self) -> FileRecord:
         fill = DTYPES[self._array.dtype].fill_bytes
         self._write(fill * ((self._array.chunk_bytes - self._bytes) // len(fill)))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._partial.replace(self.path)
+        with _naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._partial.replace(self.path)
         return FileRecord(self._bytes, self._digest.hexdigest())
 
     def discard(self) -> None:
-        self._file.close()
+        # On a full disk closing fails too: it tries once more to write what is buffered.
+        with suppress(OSError):
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
     def _write(self, data: "memoryview | bytes") -> None:
-        self._file.write(data)
+        with _naming(self.path):
+            self._file.write(data)
         self._digest.update(data)
         self._bytes += len(data)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say in an error of the file system which file it was; writing to an open one does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _lock(path: Path) -> BinaryIO:

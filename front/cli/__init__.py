@@ -1,6 +1,7 @@
 """The command line. One file per command; each calls one library function and prints what it returns."""
 
 import errno
+import logging
 import sys
 import traceback
 
@@ -15,8 +16,8 @@ from featcache.store.errors import FeatcacheError
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="featcache")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def cli() -> None:
     """Cache all-layer token features of frozen vision transformers, then train heads on them in minutes.
 
     \b
@@ -31,6 +32,9 @@ for _command in (extract_command, probe_command, ls_command, info_command):
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
+    if "--debug" not in sys.argv:
+        # Libraries log to stderr as they see fit, dozens of lines without a network; what fails raises as well.
+        logging.disable(logging.CRITICAL)
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

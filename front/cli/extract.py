@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from featcache.cli.options import json_option, root_option
+from featcache.cli.options import common_options
 from featcache.console import ConsoleReporter, duration, print_json
 from featcache.extract.request import ExtractRequest
 from featcache.extract.run import ExtractResult, extract
@@ -49,8 +49,7 @@ Example:
 @click.option("--batch-size", type=int, help="Images in a forward pass.  [default: by device]")
 @click.option("--workers", type=int, help="Processes that decode images.  [default: by cores]")
 @click.option("--device", default=AUTO, show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@root_option
-@json_option
+@common_options
 def extract_command(root: tuple[Path, ...], as_json: bool, **options: object) -> None:
     """Run a backbone over a dataset once and cache the tokens of all its layers.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from featcache.cli.options import json_option, root_option
+from featcache.cli.options import common_options
 from featcache.console import print_json, size
 from featcache.store.catalogue import Entry, completed_last, roots, select
 from featcache.store.files import JsonObject
@@ -14,8 +14,7 @@ from featcache.store.files import JsonObject
 
 @click.command("info", epilog="\b\nExample:\n  featcache info 0123456789ab\n")
 @click.argument("cache", required=False)
-@root_option
-@json_option
+@common_options
 def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> None:
     """Show what a cache is, holds and comes from.
 

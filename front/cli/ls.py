@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from featcache.cli.options import json_option, root_option
+from featcache.cli.options import common_options
 from featcache.console import duration, print_json, print_table, size
 from featcache.store.catalogue import Entry, roots, scan
 from featcache.store.errors import CacheError
@@ -15,8 +15,7 @@ COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size"
 
 
 @click.command("ls", epilog="\b\nExample:\n  featcache ls\n")
-@root_option
-@json_option
+@common_options
 def ls_command(root: tuple[Path, ...], as_json: bool) -> None:
     """List the caches: dataset, model, key, state, samples, layers, size and age."""
     search = roots(root)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featcache.cli.options import json_option, root_option
+from featcache.cli.options import common_options
 from featcache.console import ConsoleReporter, print_json, print_table
 from featcache.store.catalogue import completed_last, roots, select
 from featcache.store.errors import RequestError
@@ -53,8 +53,7 @@ Examples:
 )
 @click.option("--force", is_flag=True, help="Train again what the results hold already.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@root_option
-@json_option
+@common_options
 def probe_command(
     heads: tuple[str, ...],
     layers: str | None,
