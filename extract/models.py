@@ -28,10 +28,19 @@ ALIASES: Mapping[str, str] = {
 }
 
 # The field runs these at 224 px after a bilinear resize to 256 px; timm's own settings are 518 px and 248 px.
+# DINOv2's names stand here without their tag too, because it is timm's default for them.
 _RESIZE_256_CROP_224 = {"input_size": (3, 224, 224), "interpolation": "bilinear", "crop_pct": 224 / 256}
 _PREPROCESSING: Mapping[str, Mapping[str, Any]] = {
-    ALIASES[alias].removeprefix("timm:"): _RESIZE_256_CROP_224
-    for alias in ("dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14", "mae-vit-b-16", "mae-vit-l-16")
+    f"{name}{tag}": _RESIZE_256_CROP_224
+    for names, tags in (
+        (
+            ("vit_small_patch14_dinov2", "vit_base_patch14_dinov2", "vit_large_patch14_dinov2"),
+            ("", ".lvd142m"),
+        ),
+        (("vit_base_patch16_224", "vit_large_patch16_224"), (".mae",)),
+    )
+    for name in names
+    for tag in tags
 }
 
 

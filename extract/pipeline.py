@@ -64,23 +64,22 @@ class FeatureExtractor:
     def _stored(self, name: str, values: Tensor, samples: Sequence[Sample]) -> npt.NDArray[np.generic]:
         stored = values.to(TORCH_DTYPES[self._dtype])
         if not stored.isfinite().all():
-            raise _not_finite(name, values, stored, samples, self._dtype)
+            raise self._not_finite(name, values, stored, samples)
         if self._dtype == "bfloat16":
             return stored.view(torch.int16).cpu().numpy().view("<u2")
         return stored.cpu().numpy()
 
-
-def _not_finite(
-    name: str, values: Tensor, stored: Tensor, samples: Sequence[Sample], dtype: str
-) -> BackboneError:
-    sample, layer = (int(i) for i in (~stored.isfinite()).nonzero()[0][:2])
-    place = f"sample {samples[sample].id!r}, layer {FINAL if name == FINAL else layer}"
-    if not values[sample, layer].isfinite().all():
-        return BackboneError(f"{place}: the backbone gives values that are not finite; try --precision fp32")
-    peak = values[sample, layer].abs().max().item()
-    return BackboneError(
-        f"{place}: value {peak:.4g} is too large for {dtype}; use --dtype float32 or --dtype bfloat16"
-    )
+    def _not_finite(
+        self, name: str, values: Tensor, stored: Tensor, samples: Sequence[Sample]
+    ) -> BackboneError:
+        sample, layer = (int(i) for i in (~stored.isfinite()).nonzero()[0][:2])
+        place = f"sample {samples[sample].id!r}, layer {FINAL if name == FINAL else layer}"
+        if values[sample, layer].isfinite().all():
+            peak = values[sample, layer].abs().max().item()
+            remedy = "use --dtype float32 or --dtype bfloat16"
+            return BackboneError(f"{place}: value {peak:.4g} is too large for {self._dtype}; {remedy}")
+        remedy = "the weights may be damaged" if self._precision == "fp32" else "try --precision fp32"
+        return BackboneError(f"{place}: the backbone gives values that are not finite; {remedy}")
 
 
 def run_blocks(
@@ -111,17 +110,21 @@ def run_blocks(
     update(done, total)
     batches = [rows for block in pending for rows in _batches(block, writer.plan.batch_size)]
     loader = iter(image_batches(source, transform, batches, workers, pin=torch.cuda.is_available()))
-    for block in pending:
-        split = writer.plan.inventory.splits[block.split]
-        with writer.block(block) as rows_of_block:
-            for rows in _batches(block, writer.plan.batch_size):
-                images = next(loader)
-                if isinstance(images, Exception):
-                    raise images
-                samples = source.splits[rows.split][rows.start : rows.stop]
-                rows_of_block.append({**extractor(images, samples), **sample_columns(samples, split)})
-                done += len(samples)
-                update(done, total)
+    try:
+        for block in pending:
+            split = writer.plan.inventory.splits[block.split]
+            with writer.block(block) as rows_of_block:
+                for rows in _batches(block, writer.plan.batch_size):
+                    images = next(loader)
+                    if isinstance(images, Exception):
+                        raise images
+                    samples = source.splits[rows.split][rows.start : rows.stop]
+                    rows_of_block.append({**extractor(images, samples), **sample_columns(samples, split)})
+                    done += len(samples)
+                    update(done, total)
+    finally:
+        # Ends the worker processes now: the traceback of an error would keep them.
+        del loader
 
 
 def _batches(block: Block, batch_size: int) -> Iterator[Rows]:

@@ -68,15 +68,14 @@ class Taps:
         Returns:
             ``norm2`` as ``[B, L, K, D]`` and ``final`` as ``[B, 1, K, D]``, float32.
         """
+        # Nothing of an earlier pass may stand in for a hook that does not fire in this one.
+        self._blocks = [None] * len(self._blocks)
+        self._final = None
         self._backbone.forward(images)
         blocks = [pooled for pooled in self._blocks if pooled is not None]
         if len(blocks) != len(self._blocks) or self._final is None:
             raise RuntimeError("a tapped module was not called during the forward pass")
-        features = {DEFAULT_TAP: torch.stack(blocks, 1), FINAL: self._final.unsqueeze(1)}
-        # Nothing of this pass may stand in for a hook that does not fire in the next one.
-        self._blocks = [None] * len(self._blocks)
-        self._final = None
-        return features
+        return {DEFAULT_TAP: torch.stack(blocks, 1), FINAL: self._final.unsqueeze(1)}
 
     def _block_hook(self, index: int) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:

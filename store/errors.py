@@ -26,7 +26,10 @@ class UnknownNameError(RequestError):
     def __init__(self, what: str, name: str, valid: Iterable[str], hint: str = "") -> None:
         """Build the message: the nearest of `valid`, or all of them where none is near, then `hint`."""
         names = [str(v) for v in valid]
-        near = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        by_lower_case = {valid_name.lower(): valid_name for valid_name in names}
+        near = [
+            by_lower_case[match] for match in get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)
+        ]
         if near:
             listed = f"did you mean {', '.join(near)}?"
         else:

@@ -99,9 +99,9 @@ def read_state(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the libraries raise many kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BackboneError(
-            f"weights file {path} cannot be read ({reason}); it must be safetensors, or a state dict saved by torch"
+            f"weights file {path} cannot be read ({_reason(error)}); it must be safetensors, or a state dict saved by "
+            "torch (no TorchScript archive, no pickled model)"
         ) from None
     for name in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
@@ -118,15 +118,22 @@ def weights_source(name: ModelName, weights: Path | None) -> str:
 
 def load_failure(name: ModelName, weights: Path | None, error: Exception) -> BackboneError:
     """Turn what a model library raised while loading into one line with the next step."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # torch's first line ends in a colon and says nothing yet.
-    reason = next((line for line in lines if not line.endswith(":")), type(error).__name__)
-    reason = textwrap.shorten(reason, 200, placeholder=" ...")
+    reason = _reason(error)
     if weights is not None:
         return BackboneError(f"weights file {weights} does not fit {name.explicit} ({reason})")
     return BackboneError(
         f"pretrained weights of {name.explicit} could not be loaded ({reason}); "
         "check the connection to the Hugging Face Hub, or give local weights with --weights FILE"
+    )
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # torch's first line ends in a colon and says nothing yet.
+    line = next((line for line in lines if not line.endswith(":")), "")
+    # The text of a KeyError, for one, is just the key.
+    return textwrap.shorten(
+        line if " " in line else f"{type(error).__name__} {line}".rstrip(), 200, placeholder=" ..."
     )
 
 

@@ -18,7 +18,7 @@ from featcache.extract.backbones.base import (
     weights_source,
 )
 from featcache.extract.models import ModelName
-from featcache.store.errors import UnknownNameError
+from featcache.store.errors import BackboneError, UnknownNameError
 from featcache.store.spec import BackboneSpec
 
 # A checkpoint may hold more than the backbone (a classifier, MAE's decoder), but not more of the backbone itself.
@@ -60,7 +60,6 @@ def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
     model = _create(name, weights)
-    _require_plain_vit(name, model)
     config = timm.data.resolve_model_data_config(model)
     architecture, _, _ = name.name.partition(".")
     spec = BackboneSpec(
@@ -102,8 +101,12 @@ def _create(name: ModelName, weights: Path | None) -> Any:
         model = timm.create_model(
             name.name, pretrained=weights is None, num_classes=0, pretrained_cfg_overlay=overlay, **options
         )
+        # Before local weights are loaded: that a model is not supported says more than that they do not fit.
+        _require_plain_vit(name, model)
         if state is not None:
             _load_state(model, state)
+    except BackboneError:
+        raise
     except Exception as error:  # timm, torch and the hub client raise many kinds
         raise load_failure(name, weights, error) from error
     return model.eval()
@@ -112,7 +115,8 @@ def _create(name: ModelName, weights: Path | None) -> Any:
 def _load_state(model: Any, state: Mapping[str, Any]) -> None:
     # timm's own filter converts the names of published checkpoints and resizes position embeddings. Its own loading
     # only logs what is missing, which would leave random weights in place.
-    missing, unexpected = model.load_state_dict(checkpoint_filter_fn(dict(state), model), strict=False)
+    converted = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
+    missing, unexpected = model.load_state_dict(converted, strict=False)
     unexpected = [key for key in unexpected if key.split(".")[0] in _OF_THE_BACKBONE]
     if missing or unexpected:
         what, keys = ("lacks", missing) if missing else ("has, and the model has not,", unexpected)

@@ -56,6 +56,8 @@ class ImageFolder:
         else:
             self._read_and_split(split_seed)
         digest = self._digest
+        if limit is not None and all(len(part) <= limit for part in self.splits.values()):
+            limit = None  # it cuts nothing, so it must not change the identity
         if limit is not None:
             self.splits = {
                 name: stratified_part(part, limit, split_seed) for name, part in self.splits.items()
@@ -78,7 +80,7 @@ class ImageFolder:
                 image.load()
                 return image
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = str(error).replace(str(path), "it").splitlines()
+            reason = str(error).replace(f"'{path}'", "it").splitlines()
             raise DatasetError(
                 f"image {path} does not decode ({reason[0] if reason else type(error).__name__})"
             ) from None

@@ -1,0 +1,84 @@
+"""Tiny backbones: 32 px, 16 patches, 3 blocks of width 16. Every parameter is random, so none is left out unnoticed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.transformer import QuickGELU, Transformer
+from open_clip.transformer import VisionTransformer as ClipTower
+from PIL.Image import Image
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from featcache.extract.backbones.base import Backbone, LoadedModel
+from featcache.extract.backbones.open_clip_vit import OpenClipViT
+from featcache.extract.backbones.timm_vit import TimmViT
+from featcache.store.spec import BackboneSpec
+
+from .oracle import ForwardPass, gelu, open_clip_forward, quick_gelu, timm_forward
+
+LAYERS, WIDTH, SIZE, PATCHES, HEADS = 3, 16, 32, 16, 2
+
+
+def to_tensor(image: Image) -> Tensor:
+    """RGB image to ``[3, 32, 32]`` in -1..1."""
+    pixels = np.asarray(image.resize((SIZE, SIZE)), np.float32) / 127.5 - 1
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def timm_vit(
+    *, model_class: type[VisionTransformer] = VisionTransformer, num_classes: int = 0, **options: Any
+) -> TimmViT:
+    """A tiny backbone of timm; `options` go to its model."""
+    model = model_class(
+        img_size=SIZE,
+        patch_size=8,
+        embed_dim=WIDTH,
+        depth=LAYERS,
+        num_heads=HEADS,
+        num_classes=num_classes,
+        **options,
+    )
+    return TimmViT(_loaded("timm:tiny", model, model.num_prefix_tokens))
+
+
+def clip_vit(*, batch_first: bool = True, **options: Any) -> OpenClipViT:
+    """A tiny tower of open_clip, with tokens batch-first or sequence-first inside the blocks."""
+    tower = ClipTower(SIZE, 8, WIDTH, LAYERS, HEADS, mlp_ratio=4, output_dim=12, **options)
+    if not batch_first:
+        tower.transformer = Transformer(WIDTH, LAYERS, HEADS, batch_first=False, **options)
+    return OpenClipViT(_loaded("open_clip:tiny", tower, 1))
+
+
+def clip_vit_oracle(
+    act_layer: Callable[[], nn.Module] = nn.GELU,
+) -> Callable[[Backbone, Tensor], ForwardPass]:
+    activation = quick_gelu if act_layer is QuickGELU else gelu
+    return lambda backbone, images: open_clip_forward(backbone.module.state_dict(), images, HEADS, activation)
+
+
+def timm_oracle(backbone: Backbone, images: Tensor) -> ForwardPass:
+    return timm_forward(backbone.module.state_dict(), images, HEADS)
+
+
+def noise(batch: int, seed: int = 0) -> Tensor:
+    """Random images ``[B, 3, 32, 32]``."""
+    return torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def num_hooks(backbone: Backbone) -> int:
+    """Forward hooks on any module of a backbone."""
+    return sum(len(module._forward_hooks) for module in backbone.module.modules())
+
+
+def _loaded(architecture: str, model: nn.Module, num_prefix_tokens: int) -> LoadedModel:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            spread = 0.3 if parameter.ndim < 2 else parameter.flatten(1).shape[1] ** -0.5
+            # Scales of norms stay near 1, so that no layer dies.
+            centre = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
+            parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
+    spec = BackboneSpec(architecture, "0" * 64, LAYERS, WIDTH, SIZE, {"interpolation": "bicubic"})
+    return LoadedModel(spec, model.eval(), to_tensor, num_prefix_tokens, PATCHES, "random")
