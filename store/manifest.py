@@ -76,6 +76,8 @@ class Manifest:
 
     spec: CacheSpec
     inventory: Inventory
+    batch_size: int
+    """Samples in a forward pass, so that a block that is redone gets the same bytes."""
     blocks: Sequence[BlockRecord]
     metadata: Mapping[str, FileRecord]
     """The Zarr metadata files."""
@@ -94,6 +96,7 @@ class Manifest:
                 "key": self.spec.key,
                 "spec": self.spec.to_dict(),
                 "inventory": self.inventory.to_dict(),
+                "batch_size": self.batch_size,
                 "blocks": [record.to_dict() for record in self.blocks],
                 "metadata": {path: asdict(record) for path, record in self.metadata.items()},
             },
@@ -120,7 +123,11 @@ class Manifest:
             for b in field(document, "blocks", list, where)
         ]
         manifest = cls(
-            spec, inventory, records, files_from_dict(field(document, "metadata", dict, where), where)
+            spec,
+            inventory,
+            field(document, "batch_size", int, where),
+            records,
+            files_from_dict(field(document, "metadata", dict, where), where),
         )
         missing = manifest.missing_blocks()
         if missing:

@@ -260,7 +260,9 @@ def read_partial(directory: Path) -> Manifest:
         raise CacheNotFoundError(
             f"{directory}: no cache here (no manifest.json, and no extraction was started)"
         ) from None
-    return Manifest(plan.spec, plan.inventory, journal.committed(directory, plan.inventory), {})
+    return Manifest(
+        plan.spec, plan.inventory, plan.batch_size, journal.committed(directory, plan.inventory), {}
+    )
 
 
 def describe_missing(directory: Path, partial: Manifest) -> str:

@@ -103,7 +103,7 @@ class CacheWriter:
             for path in metadata_paths(self.plan.inventory)
         }
         records = journal.committed(self.directory, self.plan.inventory)
-        manifest = Manifest(self.plan.spec, self.plan.inventory, records, metadata)
+        manifest = Manifest(self.plan.spec, self.plan.inventory, self.plan.batch_size, records, metadata)
         missing = manifest.missing_blocks()
         if missing:
             raise CacheError(f"{self.directory}: {len(missing)} blocks are not written yet")
