@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -69,12 +69,12 @@ def to_rgb(image: Image) -> Image:
 
 
 def image_batches(
-    source: Source, transform: Any, batches: Sequence[Rows], workers: int, pin: bool
+    source: Source, transform: Any, batches: Iterable[Rows], workers: int, pin: bool
 ) -> DataLoader[Any]:
     """Return a loader that yields one collated batch for each of `batches`, in order: `Tensor` or `DatasetError`."""
     return DataLoader(
         _Images(source, transform),
-        batch_sampler=[[(rows.split, row) for row in range(rows.start, rows.stop)] for rows in batches],
+        batch_sampler=([(rows.split, row) for row in range(rows.start, rows.stop)] for rows in batches),
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_leave_interrupts_to_the_main_process,

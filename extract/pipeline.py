@@ -1,5 +1,6 @@
 """The extraction itself: images through the backbone once, pooled tokens of all layers into committed blocks."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from featcache.extract.device import forward_context
 from featcache.extract.images import Rows, image_batches
 from featcache.extract.sources.base import Sample, Source
 from featcache.extract.taps import Taps
+from featcache.store.block import BlockWriter
 from featcache.store.errors import BackboneError
 from featcache.store.inventory import Block, SplitInventory
 from featcache.store.layers import FINAL
@@ -89,8 +91,8 @@ def run_blocks(
     transform: Any,
     workers: int,
     update: Update,
-) -> None:
-    """Extract and commit every block that is still pending.
+) -> int:
+    """Extract and commit blocks until none is left that no other process is writing.
 
     Args:
         writer: the open writer of the cache.
@@ -100,36 +102,63 @@ def run_blocks(
         workers: processes that decode images; 0 decodes in this one.
         update: called with the samples done and in all, at the start and after every batch.
 
+    Returns:
+        The number of samples that this run extracted.
+
     Raises:
         DatasetError: an image does not decode; blocks that were committed stay.
         BackboneError: a value is not finite in the stored type.
     """
-    pending = writer.pending()
-    total = writer.plan.inventory.num_samples
-    done = total - sum(block.rows for block in pending)
-    update(done, total)
-    batches = [rows for block in pending for rows in _batches(block, writer.plan.batch_size)]
-    loader = iter(image_batches(source, transform, batches, workers, pin=torch.cuda.is_available()))
+    claimed = _ClaimedBatches(writer)
+    loader = iter(image_batches(source, transform, claimed, workers, pin=torch.cuda.is_available()))
+    total, extracted = writer.plan.inventory.num_samples, 0
+    committed = total - _rows(writer.pending())
+    update(committed, total)
     try:
-        for block in pending:
-            split = writer.plan.inventory.splits[block.split]
-            with writer.block(block) as rows_of_block:
-                for rows in _batches(block, writer.plan.batch_size):
-                    images = next(loader)
-                    if isinstance(images, Exception):
-                        raise images
-                    samples = source.splits[rows.split][rows.start : rows.stop]
-                    rows_of_block.append({**extractor(images, samples), **sample_columns(samples, split)})
-                    done += len(samples)
-                    update(done, total)
+        for images in loader:
+            if isinstance(images, Exception):
+                raise images
+            block, rows = claimed.loaded()
+            samples = source.splits[rows.split][rows.start : rows.stop]
+            split = writer.plan.inventory.splits[rows.split]
+            block.append({**extractor(images, samples), **sample_columns(samples, split)})
+            extracted += len(samples)
+            if rows.stop == block.block.stop:
+                writer.commit(block)
+                committed = total - _rows(writer.pending())
+                update(committed, total)
+            else:
+                update(committed + block.rows, total)
     finally:
         # Ends the worker processes now: the traceback of an error would keep them.
         del loader
+    return extracted
 
 
-def _batches(block: Block, batch_size: int) -> Iterator[Rows]:
-    for start in range(block.start, block.stop, batch_size):
-        yield Rows(block.split, start, min(start + batch_size, block.stop))
+class _ClaimedBatches:
+    """The batches of one block after another, each block claimed when the loader first looks ahead to it."""
+
+    def __init__(self, writer: CacheWriter) -> None:
+        self._writer = writer
+        self._ahead: deque[tuple[BlockWriter, Rows]] = deque()
+
+    def __iter__(self) -> Iterator[Rows]:
+        while (block := self._writer.claim()) is not None:
+            for start in range(
+                block.block.start + block.rows, block.block.stop, self._writer.plan.batch_size
+            ):
+                stop = min(start + self._writer.plan.batch_size, block.block.stop)
+                rows = Rows(block.block.split, start, stop)
+                self._ahead.append((block, rows))
+                yield rows
+
+    def loaded(self) -> tuple[BlockWriter, Rows]:
+        """The block and the rows of the batch that the loader has just given out; it keeps the order."""
+        return self._ahead.popleft()
+
+
+def _rows(blocks: Sequence[Block]) -> int:
+    return sum(block.rows for block in blocks)
 
 
 def sample_columns(samples: Sequence[Sample], split: SplitInventory) -> Mapping[str, npt.NDArray[np.generic]]:

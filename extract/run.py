@@ -11,7 +11,7 @@ from featcache.extract.request import ExtractRequest
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
 from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
-from featcache.store.errors import InterruptedRunError
+from featcache.store.errors import CacheCompletedError, InterruptedRunError
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Inventory, plan_split
 from featcache.store.journal import Plan
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from featcache.extract.backbones.base import Backbone
+    from featcache.extract.pipeline import FeatureExtractor
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,6 @@ def extract(
         RequestError, UnknownNameError: the request is wrong.
         DatasetError: the dataset cannot be used.
         BackboneError: the backbone cannot be loaded or its features would be wrong.
-        CacheBusyError: another process writes the same cache.
         InterruptedRunError: Ctrl-C; committed blocks stay.
     """
     reporter = reporter or Silent()
@@ -165,31 +165,43 @@ class _Extraction:
         return Plan(spec, inventory, self._request.batch_size or default_batch_size(device))
 
     def _fill(self, path: Path, plan: Plan, backbone: "Backbone", device: "torch.device") -> ExtractResult:
-        from featcache.extract.device import default_workers
-        from featcache.extract.pipeline import FeatureExtractor, run_blocks
+        from featcache.extract.pipeline import FeatureExtractor
 
         extractor = FeatureExtractor(backbone, device, plan.spec.precision, TOKEN_KINDS, plan.spec.dtype)
-        workers = default_workers(device) if self._request.workers is None else self._request.workers
-        with CacheWriter(path, plan) as writer:
-            record_request(path, self._literal)
-            total = plan.inventory.num_samples
-            done = total - sum(block.rows for block in writer.pending())
-            if done:
-                self._reporter.message(f"resuming {path}: {done} of {total} samples are committed")
-            started = time.perf_counter()
-            try:
-                with self._reporter.progress("extracting", "images") as update:
-                    run_blocks(writer, self._source, extractor, backbone.transform, workers, update)
-            except KeyboardInterrupt:
-                left = sum(block.rows for block in writer.pending())
-                raise InterruptedRunError(
-                    f"interrupted: {total - left} of {total} samples are committed in {path}; "
-                    "run the same command again to go on"
-                ) from None
-            seconds = time.perf_counter() - started
-            result = ExtractResult(path, plan.spec.key, False, total - done, seconds)
-            self._finish(writer, result, backbone, device)
+        try:
+            with CacheWriter(path, plan) as writer:
+                record_request(path, self._literal)
+                started = time.perf_counter()
+                try:
+                    samples = self._run_blocks(writer, extractor, backbone, device)
+                except KeyboardInterrupt:
+                    raise _interrupted(writer) from None
+                result = ExtractResult(path, plan.spec.key, False, samples, time.perf_counter() - started)
+                self._finish(writer, result, backbone, device)
+        except CacheCompletedError:  # by another process, a moment ago
+            return ExtractResult(path, plan.spec.key, True, 0, 0.0)
         return result
+
+    def _run_blocks(
+        self, writer: CacheWriter, extractor: "FeatureExtractor", backbone: "Backbone", device: "torch.device"
+    ) -> int:
+        from featcache.extract.device import default_workers
+        from featcache.extract.pipeline import run_blocks
+
+        workers = default_workers(device) if self._request.workers is None else self._request.workers
+        done, total = _committed(writer)
+        if done:
+            self._reporter.message(f"resuming {writer.directory}: {done} of {total} samples are committed")
+        samples = 0
+        while True:
+            with self._reporter.progress("extracting", "images") as update:
+                samples += run_blocks(writer, self._source, extractor, backbone.transform, workers, update)
+            if writer.pending():
+                self._reporter.message(
+                    f"waiting for {len(writer.pending())} blocks that other processes extract"
+                )
+            if not writer.wait():
+                return samples
 
     def _finish(
         self, writer: CacheWriter, result: ExtractResult, backbone: "Backbone", device: "torch.device"
@@ -204,3 +216,16 @@ class _Extraction:
             writer.plan, result, backbone.loaded.weights_source, device, names, self._command, self._started
         )
         writer.finish(document, card(writer.plan, names))
+
+
+def _committed(writer: CacheWriter) -> tuple[int, int]:
+    total = writer.plan.inventory.num_samples
+    return total - sum(block.rows for block in writer.pending()), total
+
+
+def _interrupted(writer: CacheWriter) -> InterruptedRunError:
+    done, total = _committed(writer)
+    return InterruptedRunError(
+        f"interrupted: {done} of {total} samples are committed in {writer.directory}; "
+        "run the same command again to go on"
+    )

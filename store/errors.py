@@ -63,6 +63,10 @@ class CacheBusyError(FeatcacheError, BlockingIOError):
     """Another process is writing the cache."""
 
 
+class CacheCompletedError(FeatcacheError, FileExistsError):
+    """The cache is complete, so there is nothing to write."""
+
+
 class InterruptedRunError(FeatcacheError):
     """Ctrl-C stopped the run; what was committed stays and the next run goes on from there."""
 

@@ -3,14 +3,14 @@
 It exists only while a cache is incomplete; the manifest replaces it.
 """
 
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from featcache.store.errors import CacheError
-from featcache.store.files import field, read_sealed, sync_directory, write_sealed
-from featcache.store.inventory import Inventory
+from featcache.store.files import field, read_sealed, write_sealed
+from featcache.store.inventory import Block, Inventory
 from featcache.store.manifest import BlockRecord
 from featcache.store.spec import CacheSpec
 
@@ -59,37 +59,38 @@ class Plan:
 
 def commit(directory: Path, record: BlockRecord) -> None:
     """Make a block exist: its files must already be durable under their final names."""
-    write_sealed(_record_path(directory, record.block.split, record.block.index), record.to_dict())
+    write_sealed(_record_path(directory, record.block), record.to_dict())
+    progress_path(directory, record.block).unlink(missing_ok=True)
 
 
 def committed(directory: Path, inventory: Inventory) -> list[BlockRecord]:
     """Records of the blocks that exist, in the inventory's order; a record that does not hold is passed over."""
-    return [record for _, record in _records(directory, inventory) if record is not None]
+    found = set(os.listdir(directory / JOURNAL)) if (directory / JOURNAL).is_dir() else set()
+    blocks = [block for block in inventory.blocks() if _record_path(directory, block).name in found]
+    return [record for block in blocks if (record := _read(directory, inventory, block)) is not None]
 
 
-def drop_invalid_records(directory: Path, inventory: Inventory) -> None:
-    """Remove records whose block has to be written again, so that they can never be taken for valid later."""
-    for path, record in _records(directory, inventory):
-        if record is None:
-            path.unlink()
-    sync_directory(directory / JOURNAL)
+def is_committed(directory: Path, inventory: Inventory, block: Block) -> bool:
+    """Whether one block exists."""
+    return _read(directory, inventory, block) is not None
 
 
-def _record_path(directory: Path, split: str, index: int) -> Path:
-    return directory / JOURNAL / f"{split}.{index:05d}.json"
+def progress_path(directory: Path, block: Block) -> Path:
+    """Where the checkpoints of a block are recorded."""
+    return directory / JOURNAL / f"{block.split}.{block.index:05d}.progress.json"
 
 
-def _records(directory: Path, inventory: Inventory) -> Iterator[tuple[Path, BlockRecord | None]]:
-    for block in inventory.blocks():
-        path = _record_path(directory, block.split, block.index)
-        try:
-            record = BlockRecord.from_dict(read_sealed(path), inventory, str(path))
-        except FileNotFoundError:
-            continue
-        except CacheError:
-            yield path, None
-            continue
-        yield path, record if record.block == block and _files_hold(directory, record) else None
+def _record_path(directory: Path, block: Block) -> Path:
+    return directory / JOURNAL / f"{block.split}.{block.index:05d}.json"
+
+
+def _read(directory: Path, inventory: Inventory, block: Block) -> BlockRecord | None:
+    path = _record_path(directory, block)
+    try:
+        record = BlockRecord.from_dict(read_sealed(path), inventory, str(path))
+    except (FileNotFoundError, CacheError):
+        return None
+    return record if record.block == block and _files_hold(directory, record) else None
 
 
 def _files_hold(directory: Path, record: BlockRecord) -> bool:

@@ -1,69 +1,73 @@
-"""The block writer: what is committed survives a kill or a power loss, and what is not does not exist.
+"""The cache writer: what is committed survives a kill or a power loss, and what is not does not exist.
 
-Rows are appended to temporary files next to their target, one file per layer. A finished block is padded, synced,
-renamed, and only then recorded in the journal. zarr's own local store neither syncs nor tells a missing chunk from
-an empty one, so it writes the metadata only.
+A finished block is padded, synced, renamed, and only then recorded in the journal. Several processes may write one
+cache: they divide its blocks by claims. zarr's own local store neither syncs nor tells a missing chunk from an empty
+one, so it writes the metadata only.
 """
 
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Self
 
 from featcache.store import journal
-from featcache.store.arrays import DTYPES, ArrayInfo
-from featcache.store.errors import CacheBusyError, CacheError
+from featcache.store.block import BlockWriter
+from featcache.store.claims import Claims
+from featcache.store.errors import CacheCompletedError, CacheError
 from featcache.store.files import (
     PARTIAL_SUFFIX,
     read_json,
     sha256_file,
+    sha256_hex,
     sync_directory,
     write_atomic,
     write_sealed,
 )
-from featcache.store.inventory import Block, SplitInventory
+from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES, JOURNAL, Plan
-from featcache.store.manifest import MANIFEST_FILE, BlockRecord, FileRecord, Manifest
+from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
 from featcache.store.zarr_metadata import check_array_metadata, create_metadata, metadata_paths
 
 PROVENANCE_FILE = "provenance.json"
 CARD_FILE = "README.md"
-LOCK_FILE = "lock"
+CARD_DIGEST = "card_sha256"
+"""Field of provenance.json with the SHA-256 of the card."""
+CHECKPOINT_S = 20.0
+WAIT_S = 0.5
+SETUP, FINISH = "setup", "finish"
 
 
 class CacheWriter:
-    """Writes the blocks of one cache; use as a context manager. One process writes a cache at a time.
+    """Writes the blocks of one cache, together with any other process that does; use as a context manager.
 
     Args:
         directory: folder of the cache, made if it does not exist.
         plan: what to write. On resume its spec and inventory must equal those of the plan on disk.
+        checkpoint_s: seconds of work that a kill may cost inside a block.
 
     Raises:
-        CacheBusyError: another process is writing this cache, or has just completed it.
+        CacheCompletedError: the cache is complete, perhaps since a moment ago.
         CacheError: the folder holds an unfinished cache with another plan.
     """
 
-    def __init__(self, directory: Path, plan: Plan) -> None:
+    def __init__(self, directory: Path, plan: Plan, *, checkpoint_s: float = CHECKPOINT_S) -> None:
         self.directory = directory
+        self._checkpoint_s = checkpoint_s
         (directory / JOURNAL).mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(directory / JOURNAL / LOCK_FILE)
+        self._claims = Claims(directory / JOURNAL)
+        self._open: dict[Block, BlockWriter] = {}
+        self._ready: BlockWriter | None = None
         try:
-            if (directory / MANIFEST_FILE).exists():
-                raise CacheBusyError(
-                    f"{directory}: another process has just completed this cache; run the command again"
-                )
+            if not self._claims.wait(SETUP, until=lambda: self.complete) or self.complete:
+                raise CacheCompletedError(f"{directory} is complete already; nothing is left to write")
             self.plan = self._adopt(plan)
             self._prepare_arrays()
+            self._claims.release(SETUP)
         except BaseException:
-            self._lock.close()
+            self._leave()
             raise
 
     def __enter__(self) -> Self:
@@ -72,45 +76,104 @@ class CacheWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        for writer in self._open.values():
+            writer.close()
+        self._claims.close()
+        if self.complete:
+            # Whoever leaves last takes the journal along: it may have been written to while another removed it.
+            shutil.rmtree(self.directory / JOURNAL, ignore_errors=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the manifest is written, by this process or another."""
+        return (self.directory / MANIFEST_FILE).exists()
 
     def pending(self) -> list[Block]:
-        """Blocks that are not committed yet, in order."""
+        """Blocks that are not committed yet, in order, claimed or not."""
         committed = {record.block for record in journal.committed(self.directory, self.plan.inventory)}
-        return [block for block in self.plan.inventory.blocks() if block not in committed]
+        # A process that completes the cache removes the journal: asked last, so that it is not taken for empty.
+        return [] if self.complete else [b for b in self.plan.inventory.blocks() if b not in committed]
 
-    @contextmanager
-    def block(self, block: Block) -> Iterator["BlockWriter"]:
-        """Write one block: append its rows inside the ``with``; leaving it without an error commits the block."""
-        writer = BlockWriter(self.directory / FEATURES, self.plan.inventory.splits[block.split], block)
-        try:
-            yield writer
-            record = writer.finish()
-        except BaseException:
-            writer.discard()
-            raise
-        journal.commit(self.directory, record)
+    def claim(self) -> BlockWriter | None:
+        """Open the next block that nobody is writing, where an earlier process left it; None if there is none now.
 
-    def finish(self, provenance: Mapping[str, Any], card: str) -> Manifest:
+        Blocks that are claimed and not committed end without a trace when the writer is left.
+        """
+        if self._ready is not None:
+            ready, self._ready = self._ready, None
+            return ready
+        for block in self.pending():
+            if block in self._open or not self._claims.wait(_name(block), until=lambda: True):
+                continue
+            if journal.is_committed(self.directory, self.plan.inventory, block):
+                self._claims.release(_name(block))  # by another process, in the meantime
+                continue
+            split = self.plan.inventory.splits[block.split]
+            progress = journal.progress_path(self.directory, block)
+            features = self.directory / FEATURES
+            self._open[block] = BlockWriter(
+                features, split, block, self._claims.token, progress, self._checkpoint_s
+            )
+            return self._open[block]
+        return None
+
+    def commit(self, writer: BlockWriter) -> None:
+        """Make a block exist that `claim` opened and that is full by now.
+
+        Raises:
+            ValueError: rows are missing.
+            CacheError: the claim was lost to another process, because this one stood still for too long.
+        """
+        block = writer.block
+        if not self._claims.holds(_name(block)):
+            raise CacheError(
+                f"{self.directory}: another process took over block {block.index} of {block.split!r}"
+            )
+        journal.commit(self.directory, writer.finish())
+        del self._open[block]
+        self._claims.release(_name(block))
+
+    def wait(self) -> bool:
+        """Wait for the blocks that other processes write; True if `claim` has one because its process is gone."""
+        while not self.complete and self.pending():
+            self._ready = self.claim()
+            if self._ready is not None:
+                return True
+            time.sleep(WAIT_S)
+        return False
+
+    def finish(self, provenance: Mapping[str, Any], card: str) -> None:
         """Make the cache complete: provenance and card first, the manifest last, then the journal goes.
+
+        Where several processes get here, one does it and the others wait for it.
 
         Raises:
             CacheError: a block is missing.
         """
-        features = self.directory / FEATURES
+        if not self._claims.wait(FINISH, until=lambda: self.complete) or self.complete:
+            return
+        manifest = self._manifest()
+        self._sweep()
+        # The card seals nothing itself, so provenance.json vouches for it.
+        sealed = {**provenance, CARD_DIGEST: sha256_hex(card.encode())}
+        write_sealed(self.directory / PROVENANCE_FILE, sealed)
+        write_atomic(self.directory / CARD_FILE, card.encode())
+        manifest.write(self.directory)
+
+    def _manifest(self) -> Manifest:
+        features, inventory = self.directory / FEATURES, self.plan.inventory
         metadata = {
             path: FileRecord((features / path).stat().st_size, sha256_file(features / path))
-            for path in metadata_paths(self.plan.inventory)
+            for path in metadata_paths(inventory)
         }
-        records = journal.committed(self.directory, self.plan.inventory)
-        manifest = Manifest(self.plan.spec, self.plan.inventory, self.plan.batch_size, records, metadata)
+        records = journal.committed(self.directory, inventory)
+        manifest = Manifest(self.plan.spec, inventory, self.plan.batch_size, records, metadata)
         missing = manifest.missing_blocks()
         if missing:
             raise CacheError(f"{self.directory}: {len(missing)} blocks are not written yet")
-        write_sealed(self.directory / PROVENANCE_FILE, provenance)
-        write_atomic(self.directory / CARD_FILE, card.encode())
-        manifest.write(self.directory)
-        shutil.rmtree(self.directory / JOURNAL)
         return manifest
 
     def _adopt(self, plan: Plan) -> Plan:
@@ -129,19 +192,14 @@ class CacheWriter:
 
     def _prepare_arrays(self) -> None:
         features = self.directory / FEATURES
-        splits = self.plan.inventory.splits.values()
-        for split in splits:
+        for split in self.plan.inventory.splits.values():
             for array in split.arrays.values():
                 (features / split.name / array.name).mkdir(parents=True, exist_ok=True)
         if not all((features / path).is_file() for path in metadata_paths(self.plan.inventory)):
             self._create_metadata(features)
-        for split in splits:
+        for split in self.plan.inventory.splits.values():
             for array in split.arrays.values():
-                folder = features / split.name / array.name
-                check_array_metadata(folder / "zarr.json", array)
-                for leftover in folder.glob(f"*{PARTIAL_SUFFIX}"):
-                    leftover.unlink()
-        journal.drop_invalid_records(self.directory, self.plan.inventory)
+                check_array_metadata(features / split.name / array.name / "zarr.json", array)
 
     def _create_metadata(self, features: Path) -> None:
         scratch = self.directory / JOURNAL / "zarr-metadata"
@@ -157,121 +215,15 @@ class CacheWriter:
             sync_directory(features / split)
         sync_directory(features)
 
-
-class BlockWriter:
-    """Collects the rows of one block in temporary files."""
-
-    def __init__(self, features: Path, split: SplitInventory, block: Block) -> None:
-        self._split = split
-        self._block = block
-        self._rows = 0
-        self._files: dict[str, list[_ChunkFile]] = {}
-        for array in split.arrays.values():
-            folder = features / split.name / array.name
-            self._files[array.name] = [
-                _ChunkFile(folder / name, array) for name in array.chunk_names(block.index)
-            ]
-
-    def append(self, batch: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Append the next rows to every array of the split.
-
-        Args:
-            batch: per array name the rows as ``[B, L, K, D]`` (arrays with layers) or ``[B, ...]``, in the stored type.
-
-        Raises:
-            ValueError: an array is missing, unknown, of the wrong shape or type, or the block is full.
-        """
-        if batch.keys() != self._split.arrays.keys():
-            raise ValueError(f"a batch must hold {sorted(self._split.arrays)}, got {sorted(batch)}")
-        rows = len(batch["label"])
-        if self._rows + rows > self._block.rows:
-            raise ValueError(f"the block has {self._block.rows} rows, {self._rows + rows} were appended")
-        for name, values in batch.items():
-            array = self._split.arrays[name]
-            array.check_rows(values, rows)
-            for index, file in enumerate(self._files[name]):
-                file.append(values[:, index] if array.layers else values)
-        self._rows += rows
-
-    def finish(self) -> BlockRecord:
-        """Pad, sync and rename all files of the block, and return its commit record.
-
-        Raises:
-            ValueError: rows are missing.
-        """
-        if self._rows != self._block.rows:
-            raise ValueError(f"the block has {self._block.rows} rows, only {self._rows} were appended")
-        files = {}
-        for array in self._split.arrays.values():
-            for file in self._files[array.name]:
-                files[f"{self._split.name}/{array.name}/{file.path.name}"] = file.finish()
-            sync_directory(self._files[array.name][0].path.parent)
-        return BlockRecord(self._block, files)
-
-    def discard(self) -> None:
-        """Remove the temporary files."""
-        for files in self._files.values():
-            for file in files:
-                file.discard()
+    def _sweep(self) -> None:
+        """Remove what processes left that died between their last checkpoint and now."""
+        for split in self.plan.inventory.splits.values():
+            for array in split.arrays.values():
+                for leftover in (self.directory / FEATURES / split.name / array.name).glob(
+                    f"*{PARTIAL_SUFFIX}"
+                ):
+                    leftover.unlink(missing_ok=True)
 
 
-class _ChunkFile:
-    """One chunk file under way: hashed while it is written, so that no byte is read again."""
-
-    def __init__(self, path: Path, array: ArrayInfo) -> None:
-        self.path = path
-        self._array = array
-        self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
-        self._file = self._partial.open("wb")
-        self._digest = hashlib.sha256()
-        self._bytes = 0
-
-    def append(self, values: npt.NDArray[np.generic]) -> None:
-        self._write(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
-
-    def finish(self) -> FileRecord:
-        fill = DTYPES[self._array.dtype].fill_bytes
-        self._write(fill * ((self._array.chunk_bytes - self._bytes) // len(fill)))
-        with _naming(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._partial.replace(self.path)
-        return FileRecord(self._bytes, self._digest.hexdigest())
-
-    def discard(self) -> None:
-        # On a full disk closing fails too: it tries once more to write what is buffered.
-        with suppress(OSError):
-            self._file.close()
-        self._partial.unlink(missing_ok=True)
-
-    def _write(self, data: "memoryview | bytes") -> None:
-        with _naming(self.path):
-            self._file.write(data)
-        self._digest.update(data)
-        self._bytes += len(data)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Say in an error of the file system which file it was; writing to an open one does not."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _lock(path: Path) -> BinaryIO:
-    file = path.open("ab")
-    try:
-        import fcntl
-    except ImportError:  # no advisory locks on this system: the user keeps writers apart
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise CacheBusyError(
-            f"{path.parent.parent}: another process is writing this cache; wait for it or stop it"
-        ) from None
-    return file
+def _name(block: Block) -> str:
+    return f"{block.split}.{block.index:05d}"

@@ -1,9 +1,11 @@
 """Small caches with known content, written through the real writer."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 
+from featcache.store.block import BlockWriter
 from featcache.store.inventory import Inventory, plan_split
 from featcache.store.journal import Plan
 from featcache.store.reader import Cache, open_cache
@@ -75,12 +77,18 @@ def make_content(plan: Plan, seed=0) -> Content:
 
 def write_blocks(writer: CacheWriter, content: Content, batch_size: int | None = None) -> None:
     """Write what is pending."""
-    size = batch_size or writer.plan.batch_size
-    for block in writer.pending():
-        with writer.block(block) as rows:
-            for start in range(block.start, block.stop, size):
-                stop = min(start + size, block.stop)
-                rows.append({name: values[start:stop] for name, values in content[block.split].items()})
+    while (block := writer.claim()) is not None:
+        fill_block(block, content, batch_size or writer.plan.batch_size)
+        writer.commit(block)
+
+
+def fill_block(writer: BlockWriter, content: Content, batch_size: int, pause_s: float = 0.0) -> None:
+    """Append the rows that a claimed block lacks."""
+    block = writer.block
+    for start in range(block.start + writer.rows, block.stop, batch_size):
+        stop = min(start + batch_size, block.stop)
+        writer.append({name: values[start:stop] for name, values in content[block.split].items()})
+        time.sleep(pause_s)
 
 
 def write_cache(directory: Path, plan: Plan, content: Content, provenance=None) -> Cache:

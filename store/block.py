@@ -1,0 +1,250 @@
+"""One block of rows on its way to disk: temporary files beside their targets, hashed while they are written."""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.store.arrays import DTYPES, ArrayInfo
+from featcache.store.errors import CacheError
+from featcache.store.files import (
+    PARTIAL_SUFFIX,
+    field,
+    read_sealed,
+    sync_directory,
+    write_sealed,
+)
+from featcache.store.inventory import Block, SplitInventory
+from featcache.store.manifest import BlockRecord, FileRecord, files_from_dict
+
+COPY_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a block had come at its last checkpoint: all that a later process needs to go on."""
+
+    rows: int
+    token: str
+    """Of the process that wrote the temporary files."""
+    files: Mapping[str, FileRecord]
+    """Size and digest of what was durable, by path within features.zarr."""
+
+    def write(self, path: Path) -> None:
+        """Write the progress; the temporary files must be durable up to here."""
+        files = {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in self.files.items()}
+        write_sealed(path, {"rows": self.rows, "token": self.token, "files": files})
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Read it back; None if there is none or it is damaged, so that the block starts anew."""
+        try:
+            document = read_sealed(path)
+            rows = field(document, "rows", int, str(path))
+            token = field(document, "token", str, str(path))
+            files = files_from_dict(field(document, "files", dict, str(path)), str(path))
+        except (FileNotFoundError, CacheError):
+            return None
+        return cls(rows, token, files)
+
+
+class BlockWriter:
+    """Collects the rows of one block. Only the holder of the block's claim makes one.
+
+    Args:
+        features: the folder features.zarr.
+        split: the split of the block.
+        block: the block.
+        token: of this process; it is part of the temporary names, so that no other process writes to them.
+        progress_path: where checkpoints are recorded.
+        checkpoint_s: seconds between checkpoints.
+    """
+
+    def __init__(
+        self,
+        features: Path,
+        split: SplitInventory,
+        block: Block,
+        token: str,
+        progress_path: Path,
+        checkpoint_s: float,
+    ) -> None:
+        self._features = features
+        self._split = split
+        self.block = block
+        self._token = token
+        self._progress_path = progress_path
+        self._checkpoint_s = checkpoint_s
+        self._checkpointed = time.monotonic()
+        self._files: dict[str, list[_ChunkFile]] = {}
+        self.rows = 0
+        """Rows appended so far."""
+        self._open()
+        self._restore()
+
+    def append(self, batch: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Append the next rows to every array of the split, and make them durable now and then.
+
+        Args:
+            batch: per array name the rows as ``[B, L, K, D]`` (arrays with layers) or ``[B, ...]``, in the stored type.
+
+        Raises:
+            ValueError: an array is missing, unknown, of the wrong shape or type, or the block is full.
+        """
+        if batch.keys() != self._split.arrays.keys():
+            raise ValueError(f"a batch must hold {sorted(self._split.arrays)}, got {sorted(batch)}")
+        rows = len(batch["label"])
+        if self.rows + rows > self.block.rows:
+            raise ValueError(f"the block has {self.block.rows} rows, {self.rows + rows} were appended")
+        for name, values in batch.items():
+            array = self._split.arrays[name]
+            array.check_rows(values, rows)
+            for index, file in enumerate(self._files[name]):
+                file.append(values[:, index] if array.layers else values)
+        self.rows += rows
+        if time.monotonic() - self._checkpointed >= self._checkpoint_s and self.rows < self.block.rows:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Make the rows so far durable, so that a process that takes the block over goes on from here."""
+        files = {name: file.sync() for name, file in self._named_files()}
+        self._sync_folders()
+        Progress(self.rows, self._token, files).write(self._progress_path)
+        self._checkpointed = time.monotonic()
+
+    def finish(self) -> BlockRecord:
+        """Pad, sync and rename all files of the block, and return its commit record.
+
+        Raises:
+            ValueError: rows are missing.
+        """
+        if self.rows != self.block.rows:
+            raise ValueError(f"the block has {self.block.rows} rows, only {self.rows} were appended")
+        files = {name: file.finish() for name, file in self._named_files()}
+        self._sync_folders()
+        return BlockRecord(self.block, files)
+
+    def close(self) -> None:
+        """End without committing: what a checkpoint recorded stays for the next process, the rest goes."""
+        progress = Progress.read(self._progress_path)
+        keep = progress is not None and progress.token == self._token
+        for _, file in self._named_files():
+            file.close(keep)
+
+    def _named_files(self) -> Iterator[tuple[str, "_ChunkFile"]]:
+        for array in self._split.arrays.values():
+            for file in self._files[array.name]:
+                yield f"{self._split.name}/{array.name}/{file.path.name}", file
+
+    def _sync_folders(self) -> None:
+        for array in self._split.arrays.values():
+            sync_directory(self._features / self._split.name / array.name)
+
+    def _open(self) -> None:
+        for array in self._split.arrays.values():
+            folder = self._features / self._split.name / array.name
+            names = array.chunk_names(self.block.index)
+            self._files[array.name] = [_ChunkFile(folder / name, array, self._token) for name in names]
+
+    def _restore(self) -> None:
+        """Take over what an earlier process made durable, by copying: that process might still write to its files."""
+        progress = Progress.read(self._progress_path)
+        if progress is not None and 0 < progress.rows < self.block.rows:
+            if all(file.copy_from(progress, name) for name, file in self._named_files()):
+                self.rows = progress.rows
+            else:
+                for _, file in self._named_files():
+                    file.close(keep=False)
+                self._open()
+        if self.rows:
+            self.checkpoint()
+        else:
+            self._progress_path.unlink(missing_ok=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove temporary files of this block that other processes left."""
+        for array in self._split.arrays.values():
+            names = set(array.chunk_names(self.block.index))
+            folder = self._features / self._split.name / array.name
+            for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
+                name, _, token = path.name.removesuffix(PARTIAL_SUFFIX).rpartition(".")
+                if name in names and token != self._token:
+                    path.unlink(missing_ok=True)
+
+
+class _ChunkFile:
+    """One chunk file under way: hashed while it is written, so that no byte is read again."""
+
+    def __init__(self, path: Path, array: ArrayInfo, token: str) -> None:
+        self.path = path
+        self._array = array
+        self._partial = _partial(path, token)
+        self._file = self._partial.open("wb")
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    def append(self, values: npt.NDArray[np.generic]) -> None:
+        self._write(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
+
+    def copy_from(self, progress: Progress, name: str) -> bool:
+        """Copy what a checkpoint made durable; False if it does not have the recorded digest."""
+        record = progress.files.get(name)
+        try:
+            with _partial(self.path, progress.token).open("rb") as source:
+                while record and self._bytes < record.bytes:
+                    data = source.read(min(COPY_BYTES, record.bytes - self._bytes))
+                    if not data:
+                        return False
+                    self._write(data)
+        except FileNotFoundError:
+            return False
+        return record is not None and self._digest.hexdigest() == record.sha256
+
+    def sync(self) -> FileRecord:
+        with _naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return FileRecord(self._bytes, self._digest.hexdigest())
+
+    def finish(self) -> FileRecord:
+        fill = DTYPES[self._array.dtype].fill_bytes
+        self._write(fill * ((self._array.chunk_bytes - self._bytes) // len(fill)))
+        record = self.sync()
+        with _naming(self.path):
+            self._file.close()
+            self._partial.replace(self.path)
+        return record
+
+    def close(self, keep: bool) -> None:
+        # On a full disk closing fails too: it tries once more to write what is buffered.
+        with suppress(OSError):
+            self._file.close()
+        if not keep:
+            self._partial.unlink(missing_ok=True)
+
+    def _write(self, data: "memoryview | bytes") -> None:
+        with _naming(self.path):
+            self._file.write(data)
+        self._digest.update(data)
+        self._bytes += len(data)
+
+
+def _partial(path: Path, token: str) -> Path:
+    return path.with_name(f"{path.name}.{token}{PARTIAL_SUFFIX}")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say in an error of the file system which file it was; writing to an open one does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
