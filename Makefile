@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell git ls-files 'front/*.py' 'store/*.py' 'extract/*.py' 'probe/*.py')
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test stress check format bench clean
 .DELETE_ON_ERROR:
 
 # Third-party packages: made again only when pyproject.toml changes.
@@ -25,6 +25,10 @@ demo: $(VENV)/.package
 
 test: $(VENV)/.package
 	$(BIN)/python -m pytest
+
+# The tests that kill writing processes, ten times as often.
+stress: $(VENV)/.package
+	FEATCACHE_TEST_KILLS=500 $(BIN)/python -m pytest tests/store/test_crash.py tests/e2e/test_interruptions.py --timeout 1800
 
 check: $(VENV)/.package
 	$(BIN)/ruff check .
