@@ -1,10 +1,11 @@
 """`make bench`: what the store and the head trainer gain, as ratios measured side by side in one run.
 
-Every pair is run in turn (A B A B ...) after a warm-up, on a warm page cache, and the medians are compared. Prints one
-JSON document, also written to --out.
+Every pair is run in turn (A B A B ...) after a warm-up, on a warm page cache unless it says cold, and the medians are
+compared. Prints one JSON document, also written to --out.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -13,43 +14,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
-import zarr
+from timing import RUNS, Document, side_by_side
 
 REPO = Path(__file__).parent.parent
 sys.path[:0] = [str(REPO / "tests"), str(REPO / "tests" / "probe")]
 
 from oracle import ObviousAttentiveHead  # noqa: E402
+from reading import bench_reading  # noqa: E402
 
 from featcache.probe.heads import get_head  # noqa: E402
+from featcache.store.digests import default_threads  # noqa: E402
 from featcache.store.reader import Cache  # noqa: E402
+from featcache.store.verify import verify  # noqa: E402
 from support.caches import make_content, make_plan, write_cache  # noqa: E402
-
-RUNS = 7
-Document = dict[str, object]
-
-
-def side_by_side(ours: Callable[[], object], other: Callable[[], object], runs: int = RUNS) -> Document:
-    """Median seconds of both, and how many times faster ours is."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for run in range(runs + 1):
-        for function, seconds in zip((ours, other), times, strict=True):
-            started = time.perf_counter()
-            function()
-            if run:
-                seconds.append(time.perf_counter() - started)
-    a, b = (median(seconds) for seconds in times)
-    return {
-        "seconds": round(a, 6),
-        "other_seconds": round(b, 6),
-        "times_faster": round(b / a, 2),
-        "runs": runs,
-    }
 
 
 def bench_store(folder: Path) -> Document:
@@ -57,37 +40,15 @@ def bench_store(folder: Path) -> Document:
     plan = make_plan({"train": 16_384, "test": 128}, num_layers=12, width=384, batch_size=128)
     content = make_content(plan)
     cache = write_cache(folder / "cache", plan, content)
-    group = zarr.open_group(folder / "cache" / "features.zarr", mode="r")
-    split = cache["train"]
-    rows = np.random.default_rng(0).permutation(16_384)[:2048]
-    kinds, layers = split.tokens, split.layers[:-1]
-    one_layer = np.empty((16_384, 1, 2, 384), "f2")
-    gathered = np.empty((2048, 12, 2, 384), "f2")
-    files = sorted((folder / "cache" / "features.zarr" / "train" / "norm2").glob("c.*.5.0.0"))
     numbers = iter(range(10**6))
     return {
-        "one layer of all rows, against zarr-python": side_by_side(
-            lambda: split.load(["5"], kinds, out=one_layer), lambda: group["train/norm2"][:, 5:6]
-        ),
-        "one layer of all rows, against readinto of the same files": side_by_side(
-            lambda: split.load(["5"], kinds, out=one_layer), lambda: _read_into(files, one_layer)
-        ),
-        "2,048 random rows of 12 layers, against zarr-python": side_by_side(
-            lambda: split.gather(rows, layers, kinds, out=gathered), lambda: group["train/norm2"].oindex[rows]
-        ),
+        **bench_reading(folder / "cache", folder),
         "writing with fsync and digests, against plain files with fsync": side_by_side(
             lambda: write_cache(folder / f"cache-{next(numbers)}", plan, content),
             lambda: _write_plain(folder / f"plain-{next(numbers)}", cache),
             runs=3,
         ),
     }
-
-
-def _read_into(files: list[Path], out: np.ndarray) -> None:
-    view, position = memoryview(out).cast("B"), 0
-    for path in files:
-        with path.open("rb", buffering=0) as file:
-            position += file.readinto(view[position:])
 
 
 def _write_plain(folder: Path, cache: Cache) -> None:
@@ -98,6 +59,24 @@ def _write_plain(folder: Path, cache: Cache) -> None:
             with (folder / path.replace("/", "_")).open("wb") as file:
                 file.write(data)
                 os.fsync(file.fileno())
+
+
+def bench_verify(folder: Path) -> Document:
+    """`featcache verify` of 24,576 rows of 12 layers of 384 channels (492 MB), against hashlib over the same bytes in memory."""
+    plan = make_plan({"train": 24_576, "test": 128}, num_layers=12, width=384, batch_size=128)
+    cache = write_cache(folder / "verified", plan, make_content(plan))
+    paths = [path for record in cache.manifest.blocks for path in record.files]
+    contents = [(cache.directory / "features.zarr" / path).read_bytes() for path in paths]
+
+    def hash_all() -> None:
+        with ThreadPoolExecutor(default_threads()) as pool:
+            list(pool.map(lambda data: hashlib.sha256(data).hexdigest(), contents))
+
+    def check() -> None:
+        assert verify(cache.directory).intact
+
+    result = side_by_side(check, hash_all, runs=5)
+    return {**result, "megabytes": sum(map(len, contents)) // 10**6, "threads": default_threads()}
 
 
 def bench_head(batch: int, tokens: int, width: int) -> Document:
@@ -140,10 +119,12 @@ def main() -> None:
     torch.set_flush_denormal(True)
     with tempfile.TemporaryDirectory() as folder:
         store = bench_store(Path(folder))
+        verified = bench_verify(Path(folder))
     document = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("featcache", "torch", "numpy", "zarr")},
-        "store, warm": store,
+        "store": store,
+        "verify, warm, against hashlib.sha256 of bytes in memory": verified,
         "attentive head, one training step (batch x tokens x width)": {
             f"{b} x {t} x {d}": bench_head(b, t, d) for b, t, d in ((300, 24, 384), (204, 48, 1024))
         },

@@ -66,6 +66,14 @@ class ModelName:
         return _PREPROCESSING.get(self.name, {})
 
 
+def model_names(name: str) -> list[str]:
+    """Return `name` and every other name of the same model, whether alias or explicit."""
+    explicit = ALIASES.get(name.lower(), name)
+    return list(
+        dict.fromkeys((name, explicit, *(alias for alias, meant in ALIASES.items() if meant == explicit)))
+    )
+
+
 def resolve_model(name: str) -> ModelName:
     """Resolve an alias or an explicit name; whether the library knows an explicit name is seen when it is loaded.
 

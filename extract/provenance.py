@@ -1,10 +1,12 @@
 """Where a cache comes from: for people and for reproduction, never part of its key."""
 
 import platform
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -48,7 +50,7 @@ def provenance(
         "model_names": list(dict.fromkeys(names["model"])),
         "dataset_names": list(dict.fromkeys(_without_path(name) for name in names["dataset"])),
         "weights_source": weights_source,
-        "command": command,
+        "command": shlex.join(map(_without_path, shlex.split(command))),
         "started_at": round(started, 3),
         "completed_at": round(time.time(), 3),
         "samples_in_last_run": result.samples,
@@ -84,7 +86,9 @@ extracted by featcache. Read it with `featcache probe`, `featcache.open(DIR)`, o
 """
 
 
-def _without_path(name: str) -> Any:
-    # A teammate has no use for a path of this machine, and may not be meant to see it.
-    kind, separator, _ = name.partition(":")
-    return f"{kind}:" if separator and kind == "imagefolder" else name
+def _without_path(argument: str) -> str:
+    """Reduce a path, also one behind ``kind:``, to its last part: a teammate may not be meant to see the rest."""
+    kind, separator, path = argument.partition(":")
+    if separator and kind == "imagefolder":
+        return f"{kind}:{Path(path).name}"
+    return Path(argument).name if argument.startswith(("/", "~", ".")) else argument

@@ -1,6 +1,6 @@
 """What the user asks of an extraction, and its literal form that a cache remembers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,24 @@ class ExtractRequest:
             if number is not None and number < least:
                 raise RequestError(f"{what} must be at least {least}, got {number}")
 
-    def literal(self, model: ModelName, dataset_identity: Mapping[str, Any]) -> JsonObject:
-        """Return the request as a cache remembers it: all that could change the answer, nothing that needs torch."""
-        return {
-            "model": model.explicit,
-            "weights": None if self.weights is None else sha256_file(self.weights),
-            "dataset": dict(dataset_identity),
-            "dtype": self.dtype,
-            "precision": self.precision,
-        }
+    def literals(self, model: ModelName, dataset_identity: Mapping[str, Any]) -> Iterator[JsonObject]:
+        """The request as a cache remembers it: all that could change the answer, nothing that needs torch.
+
+        Local weights are named by size and time of change first, because hashing a large file takes seconds, and by
+        their digest next, which holds for a copy too.
+        """
+        names = [None] if self.weights is None else [_file_state(self.weights), None]
+        for name in names:
+            digest = sha256_file(self.weights) if self.weights is not None and name is None else name
+            yield {
+                "model": model.explicit,
+                "weights": digest,
+                "dataset": dict(dataset_identity),
+                "dtype": self.dtype,
+                "precision": self.precision,
+            }
+
+
+def _file_state(path: Path) -> str:
+    state = path.stat()
+    return f"{state.st_size} bytes, changed at {state.st_mtime_ns} ns"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from featcache.store.inventory import Inventory, plan_split
 from featcache.store.journal import Plan
 from featcache.store.layers import TOKEN_KINDS
 from featcache.store.progress import Reporter, Silent
+from featcache.store.reader import open_cache, require_files
 from featcache.store.requests import AUTO, record_request
 from featcache.store.spec import PRECISIONS, CacheSpec
 from featcache.store.writer import CacheWriter
@@ -77,12 +79,27 @@ def extract(
     reporter = reporter or Silent()
     model = resolve_model(request.model)
     source = resolve_source(request.dataset, request.split_seed, request.limit)
-    literal = request.literal(model, source.identity)
-    found = find_request(search, literal)
-    if found is not None and found.complete:
-        return ExtractResult(found.path, found.key, True, 0, 0.0)
+    literals = []
+    for literal in request.literals(model, source.identity):
+        literals.append(literal)
+        found = find_request(search, literal)
+        if found is not None and found.complete:
+            return _cached(found, literals)
     _ = source.splits  # what is wrong with the dataset shows before the backbone is loaded
-    return _Extraction(request, model, source, literal, search, reporter, command).run()
+    return _Extraction(request, model, source, literals, search, reporter, command).run()
+
+
+def _cached(entry: Entry, literals: Sequence[JsonObject]) -> ExtractResult:
+    """The answer that a complete cache is, once its files are seen to be there.
+
+    Raises:
+        CacheError: the cache is damaged; the message says what to do.
+    """
+    require_files(open_cache(entry.path))
+    with suppress(OSError):  # a shared root may be read-only; then the next run has to look a little longer
+        for literal in literals:
+            record_request(entry.path, literal)
+    return ExtractResult(entry.path, entry.key, True, 0, 0.0)
 
 
 class _Extraction:
@@ -93,7 +110,7 @@ class _Extraction:
         request: ExtractRequest,
         model: ModelName,
         source: Source,
-        literal: JsonObject,
+        literals: Sequence[JsonObject],
         search: Sequence[Path],
         reporter: Reporter,
         command: str,
@@ -101,7 +118,7 @@ class _Extraction:
         self._request = request
         self._model = model
         self._source = source
-        self._literal = literal
+        self._literals = literals
         self._search = search
         self._reporter = reporter
         self._command = command
@@ -119,14 +136,13 @@ class _Extraction:
         backbone.module.to(device)
         spec, entry = self._find_spec(backbone, device)
         if entry is not None and entry.complete:
-            record_request(entry.path, self._literal)
-            return ExtractResult(entry.path, entry.key, True, 0, 0.0)
+            return _cached(entry, self._literals)
         self_test(backbone, device)
-        path = (
-            entry.path
-            if entry
-            else cache_directory(self._search[0], self._source.name, self._model.given, spec)
-        )
+        if entry is None or self._search[0] not in entry.path.parents:
+            # What was begun under another root is that root's business: it may be shared, or read-only.
+            path = cache_directory(self._search[0], self._source.name, self._model.given, spec)
+        else:
+            path = entry.path
         return self._fill(path, self._plan(spec, device), backbone, device)
 
     def _find_spec(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
@@ -170,7 +186,8 @@ class _Extraction:
         extractor = FeatureExtractor(backbone, device, plan.spec.precision, TOKEN_KINDS, plan.spec.dtype)
         try:
             with CacheWriter(path, plan) as writer:
-                record_request(path, self._literal)
+                for literal in self._literals:
+                    record_request(path, literal)
                 started = time.perf_counter()
                 try:
                     samples = self._run_blocks(writer, extractor, backbone, device)
@@ -192,6 +209,11 @@ class _Extraction:
         done, total = _committed(writer)
         if done:
             self._reporter.message(f"resuming {writer.directory}: {done} of {total} samples are committed")
+        asked = self._request.batch_size or writer.plan.batch_size
+        if asked != writer.plan.batch_size:
+            self._reporter.message(
+                f"the batch size stays {writer.plan.batch_size}, as it was when this cache was begun"
+            )
         samples = 0
         while True:
             with self._reporter.progress("extracting", "images") as update:

@@ -10,6 +10,7 @@ from typing import Any
 from featcache.store.progress import Update
 
 PLAIN_INTERVAL_S = 10.0
+MAX_RICH_ROWS = 100
 
 
 class ConsoleReporter:
@@ -111,18 +112,40 @@ def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str] = ()) -> None:
     """Print a table to stdout; the columns in `numeric` are aligned to the right."""
+    # rich takes most of a millisecond a row, so a table too long for a screen is plain on a terminal too.
+    if not sys.stdout.isatty() or len(rows) > MAX_RICH_ROWS:
+        print("\n".join(_plain_lines([columns, *rows], [column in numeric for column in columns])))
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     # A narrow terminal wraps whole lines, which reads better than cells folded to a few letters.
     Console(width=10_000).print(table)
+
+
+def _plain_lines(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:
+    lengths = [[_cells(cell) for cell in row] for row in rows]
+    widths = [max(column) for column in zip(*lengths, strict=True)]
+    for row, taken in zip(rows, lengths, strict=True):
+        padding = [" " * (width - length) for width, length in zip(widths, taken, strict=True)]
+        cells = zip(row, padding, right, strict=True)
+        yield "  ".join(pad + cell if to_right else cell + pad for cell, pad, to_right in cells).rstrip()
+
+
+def _cells(text: str) -> int:
+    """Places that `text` takes on a terminal, where some characters are two wide."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def size(num_bytes: float) -> str:

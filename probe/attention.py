@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featcache.probe.data import Selection
-from featcache.probe.heads.attentive import AttentiveHead
+from featcache.probe.heads.base import Head
+from featcache.probe.request import Selection
 from featcache.probe.tokens import TokenSource
 from featcache.store.files import write_atomic
 
@@ -18,11 +18,11 @@ BATCH = 512
 
 
 @torch.inference_mode()
-def mean_attention(head: AttentiveHead, tokens: TokenSource, selection: Selection) -> npt.NDArray[np.float64]:
+def mean_attention(head: Head, tokens: TokenSource, selection: Selection) -> npt.NDArray[np.float64]:
     """Average the attention weights over heads and samples.
 
     Args:
-        head: a trained head.
+        head: a trained head that has attention.
         tokens: N samples of T tokens, layer by layer.
         selection: the L layers and K token kinds that the T tokens are.
 
@@ -34,7 +34,7 @@ def mean_attention(head: AttentiveHead, tokens: TokenSource, selection: Selectio
     for rows in torch.split(torch.arange(tokens.num_samples), BATCH):
         # [B, H, T] -> [T]
         weights = head.attention(tokens.batch(rows).to(device))
-        total += weights.double().mean(1).sum(0).cpu()
+        total += weights.cpu().double().mean(1).sum(0)
     shape = (len(selection.layers), len(selection.tokens))
     mean: npt.NDArray[np.float64] = (total / tokens.num_samples).reshape(shape).numpy()
     return mean

@@ -10,24 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from featcache.probe.request import Selection
 from featcache.probe.tokens import InMemoryTokens
 from featcache.store.errors import CacheError
 from featcache.store.reader import Cache, as_float32
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which tokens a head sees, as they were asked for and as they are."""
-
-    name: str
-    """Layer set or list, as given."""
-    layers: tuple[str, ...]
-    tokens: tuple[str, ...]
-
-    @property
-    def token_names(self) -> str:
-        """Token kinds, such as ``cls+ap``."""
-        return "+".join(self.tokens)
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,14 @@ def balanced_accuracy(logits_or_pred: Tensor, labels: Tensor, num_classes: int) 
     counts = torch.bincount(labels, minlength=num_classes)
     hits = torch.bincount(labels[pred == labels], minlength=len(counts))
     present = counts > 0
-    return float((hits[present].double() / counts[present]).mean())
+    # On the CPU: Apple's GPUs have no float64.
+    return float((hits[present].cpu().double() / counts[present].cpu()).mean())
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
     """Fraction of samples whose label is among the `k` largest of their logits ``[N, C]``."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return float((best == labels[:, None]).any(dim=1).double().mean())
+    return float((best == labels[:, None]).any(dim=1).cpu().double().mean())
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:

@@ -2,68 +2,26 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from featcache.probe.attention import mean_attention, save_attention
-from featcache.probe.data import Selection, SplitData, load_split
-from featcache.probe.heads import HeadInfo, get_head
-from featcache.probe.heads.attentive import AttentiveHead
+from featcache.probe.data import SplitData, load_split
 from featcache.probe.metrics import scores
 from featcache.probe.protocol import Protocol, get_protocol
+from featcache.probe.request import Job, ProbeRequest, jobs
 from featcache.probe.results import ResultRow, append_row, read_rows, run_id, save_predictions
 from featcache.probe.saved import CONFIG_FILE, HeadConfig, save_head
 from featcache.probe.sweep import SweepResult, run_sweep
 from featcache.probe.trainer import flush_denormals, predict
 from featcache.store.catalogue import slug
-from featcache.store.errors import RequestError
 from featcache.store.inventory import SPLITS
-from featcache.store.layers import parse_layers, parse_tokens
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reader import Cache
 
-RESULTS = Path("featcache-results")
 PREDICTION_BATCH = 1024
-
-
-@dataclass(frozen=True)
-class ProbeRequest:
-    """What to train.
-
-    Raises:
-        UnknownNameError: a head or the protocol does not exist.
-        RequestError: no head or no seed is named.
-    """
-
-    heads: tuple[str, ...]
-    layers: str | None = None
-    """Layer set or list; each head's own default if not given."""
-    tokens: str | None = None
-    """Token kinds, such as ``cls+ap``; each head's own default if not given."""
-    protocol: str = "quick"
-    seeds: tuple[int, ...] = (0,)
-    out: Path = RESULTS
-    """Folder of the results."""
-    force: bool = False
-    """Train again what the results hold already."""
-
-    def __post_init__(self) -> None:
-        for name in self.heads:
-            get_head(name)
-        get_protocol(self.protocol)
-        if not self.heads or not self.seeds:
-            raise RequestError("a probe needs at least one head and one seed")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One head on one selection of tokens."""
-
-    head: HeadInfo
-    selection: Selection
 
 
 def probe(
@@ -94,35 +52,10 @@ def probe(
         CacheError: the cache is damaged.
     """
     flush_denormals()
+    wanted = jobs(cache, request)
     request.out.mkdir(parents=True, exist_ok=True)
     runner = _Runner(cache, request, torch.device(device), reporter or Silent())
-    return [row for job in jobs(cache, request) for row in runner.run(job)]
-
-
-def baseline(cache: Cache) -> Job:
-    """The linear probe on the last layer's class token."""
-    head = get_head("linear")
-    return Job(head, _select(cache, head.default_layers, head.default_tokens))
-
-
-def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
-    """What a request means for a cache: the baseline, then the heads asked for, none twice.
-
-    Raises:
-        UnknownNameError: a layer or token kind does not exist or is not cached.
-    """
-    asked = []
-    for head in map(get_head, request.heads):
-        tokens = head.default_tokens if request.tokens is None else parse_tokens(request.tokens)
-        asked.append(Job(head, _select(cache, request.layers or head.default_layers, tokens)))
-    wanted = {(job.head.name, job.selection.layers, job.selection.tokens): job for job in asked}
-    base = baseline(cache)
-    wanted.pop((base.head.name, base.selection.layers, base.selection.tokens), None)
-    return [base, *wanted.values()]
-
-
-def _select(cache: Cache, layers: str, tokens: tuple[str, ...]) -> Selection:
-    return Selection(layers, parse_layers(layers, cache.spec.backbone.num_layers), tokens)
+    return [row for job in wanted for row in runner.run(job)]
 
 
 def _is_kept(request: ProbeRequest, row: ResultRow) -> bool:
@@ -274,7 +207,7 @@ class _Runner:
         save_predictions(
             folder / "predictions.csv", test.sample_ids, test.labels, logits.softmax(1).numpy(), class_names
         )
-        if isinstance(result.head, AttentiveHead):
+        if job.head.has_attention:
             weights = mean_attention(result.head, test.tokens, job.selection)
             title = f"{row.dataset}, {row.model}: attention over test images"
             save_attention(folder, weights, job.selection, title)

@@ -170,12 +170,27 @@ def _split_from_dict(name: str, splits: Mapping[str, Any], where: str) -> SplitI
         raise CacheError(f"{where}: field 'block_rows' must be a power of two from 128 to 4096, got {rows}")
     documents = field(document, "arrays", dict, where)
     arrays = {array: _array_from_dict(array, documents, rows, where) for array in documents}
+    _require_columns(arrays, where)
     for array in arrays.values():
         if array.shape[0] != num_samples:
             raise CacheError(
                 f"{where}: array {array.name!r} has {array.shape[0]} rows, the split has {num_samples}"
             )
     return SplitInventory(name, num_samples, rows, arrays)
+
+
+def _require_columns(arrays: Mapping[str, ArrayInfo], where: str) -> None:
+    """Every split has the final layer, a label, an id and a validity for each row, in these types."""
+    for name, dtype, rank in (("label", "int64", 1), ("sample_id", "uint8", 2), ("valid", "bool", 1)):
+        array = arrays.get(name)
+        if array is None or array.dtype != dtype or len(array.shape) != rank or array.layers:
+            raise CacheError(f"{where}: array {name!r} must be there, {dtype} with {rank} dimensions")
+    final = arrays.get(FINAL)
+    if final is None or final.layers != (FINAL,):
+        raise CacheError(f"{where}: array {FINAL!r} must be there, with the one layer {FINAL!r}")
+    for array in arrays.values():
+        if array.layers and (array.dtype, array.tokens) != (final.dtype, final.tokens):
+            raise CacheError(f"{where}: array {array.name!r} differs from {FINAL!r} in type or tokens")
 
 
 def _array_from_dict(name: str, arrays: Mapping[str, Any], rows: int, where: str) -> ArrayInfo:

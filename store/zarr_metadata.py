@@ -5,7 +5,7 @@ Only what the memory map relies on is allowed: uncompressed little-endian chunks
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def create_metadata(root: Path, inventory: Inventory) -> None:
                 fill_value=DTYPES[array.dtype].fill,
                 chunk_key_encoding={"name": "default", "separator": "."},
                 dimension_names=array.dimension_names,
-                attributes=_attributes(array, inventory),
+                attributes=array_attributes(array, inventory),
                 # All-fill chunks must exist as files, or there is nothing to map.
                 config={"write_empty_chunks": True},
             )
@@ -56,7 +56,8 @@ def create_metadata(root: Path, inventory: Inventory) -> None:
             zarr.consolidate_metadata(root, path=path)
 
 
-def _attributes(array: ArrayInfo, inventory: Inventory) -> JsonObject:
+def array_attributes(array: ArrayInfo, inventory: Inventory) -> JsonObject:
+    """What an array tells about itself beyond Zarr: names of layers, tokens and classes, and the type behind the bits."""
     attributes: JsonObject = {}
     if array.layers:
         attributes |= {"layers": list(array.layers), "tokens": list(array.tokens)}
@@ -73,16 +74,26 @@ def check_array_metadata(path: Path, array: ArrayInfo) -> None:
     Raises:
         CacheError: the file is missing or a field differs; the message names the field and both values.
     """
+    compare_fields(array_fields(read_metadata(path), array, str(path)), str(path))
+
+
+def read_metadata(path: Path) -> JsonObject:
+    """Read a zarr.json; a missing one is a `CacheError` too."""
     try:
-        document = read_json(path)
+        return read_json(path)
     except FileNotFoundError:
         raise CacheError(f"{path}: missing; the cache is damaged") from None
-    for name, got, wanted in _compared_fields(document, array, str(path)):
+
+
+def compare_fields(fields: Iterable[tuple[str, Any, Any]], where: str) -> None:
+    """Refuse the first field that is not as wanted; fields are (name, value, wanted value)."""
+    for name, got, wanted in fields:
         if got != wanted:
-            raise CacheError(f"{path}: field {name!r} is {got!r}, the manifest says {wanted!r}")
+            raise CacheError(f"{where}: field {name!r} is {got!r}, the manifest says {wanted!r}")
 
 
-def _compared_fields(document: JsonObject, array: ArrayInfo, where: str) -> Iterator[tuple[str, Any, Any]]:
+def array_fields(document: JsonObject, array: ArrayInfo, where: str) -> Iterator[tuple[str, Any, Any]]:
+    """What the memory map relies on, as (name, value, wanted value)."""
     yield "zarr_format", document.get("zarr_format"), 3
     yield "node_type", document.get("node_type"), "array"
     yield "shape", document.get("shape"), list(array.shape)

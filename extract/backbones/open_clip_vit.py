@@ -74,7 +74,7 @@ def load_open_clip(name: ModelName, weights: Path | None) -> OpenClipViT:
         num_layers=len(tower.transformer.resblocks),
         width=tower.transformer.width,
         input_size=tower.image_size[0],
-        preprocessing={"library": "open_clip", **preprocessing},
+        preprocessing={"library": "open_clip", "position_embedding": "as stored", **preprocessing},
     )
     transform = open_clip.image_transform(
         tower.image_size,

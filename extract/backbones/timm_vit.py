@@ -1,12 +1,15 @@
 """Plain vision transformers of timm: ViT, DeiT, DINOv2 (with or without registers), MAE."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from featcache.extract.backbones.base import (
     Backbone,
@@ -59,8 +62,8 @@ def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
         UnknownNameError: timm has no such model or tag.
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
-    model = _create(name, weights)
-    config = timm.data.resolve_model_data_config(model)
+    model, position_embedding = _create(name, weights)
+    config = timm.data.resolve_model_data_config(model) | dict(name.preprocessing)
     architecture, _, _ = name.name.partition(".")
     spec = BackboneSpec(
         architecture=f"timm:{architecture}",
@@ -70,6 +73,7 @@ def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
         input_size=config["input_size"][-1],
         preprocessing={
             "library": "timm",
+            "position_embedding": position_embedding,
             **{field: config[field] for field in ("interpolation", "crop_pct", "crop_mode")},
             **{field: list(config[field]) for field in ("input_size", "mean", "std")},
         },
@@ -87,29 +91,49 @@ def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
     )
 
 
-def _create(name: ModelName, weights: Path | None) -> Any:
+def _create(name: ModelName, weights: Path | None) -> tuple[Any, str]:
     architecture, _, tag = name.name.partition(".")
     if architecture not in timm.list_models():
         raise UnknownNameError("timm model", architecture, timm.list_models(), "(timm.list_models() has all)")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise UnknownNameError(f"pretrained tag of timm model {architecture}:", tag, tags)
-    overlay = dict(name.preprocessing)
-    options = {"img_size": overlay["input_size"][-1]} if "input_size" in overlay else {}
-    state = None if weights is None else read_state(weights)
+    state = None if weights is None else dict(read_state(weights))
     try:
-        model = timm.create_model(
-            name.name, pretrained=weights is None, num_classes=0, pretrained_cfg_overlay=overlay, **options
-        )
+        model = timm.create_model(name.name, pretrained=weights is None, num_classes=0)
         # Before local weights are loaded: that a model is not supported says more than that they do not fit.
         _require_plain_vit(name, model)
-        if state is not None:
-            _load_state(model, state)
+        stored = model.pos_embed.detach() if state is None else state.get("pos_embed")
+        if "input_size" in name.preprocessing:
+            model.set_input_size(img_size=name.preprocessing["input_size"][-1])
+        resized = _fit_position_embedding(model, stored)
+        if state is None:
+            model.load_state_dict({"pos_embed": resized}, strict=False)
+        else:
+            _load_state(model, state | ({} if resized is None else {"pos_embed": resized}))
     except BackboneError:
         raise
     except Exception as error:  # timm, torch and the hub client raise many kinds
         raise load_failure(name, weights, error) from error
-    return model.eval()
+    same_size = stored is None or resized is None or stored.shape == resized.shape
+    return model.eval(), "as stored" if same_size else "bicubic, antialiased"
+
+
+def _fit_position_embedding(model: Any, stored: Tensor | None) -> Tensor | None:
+    """Resize a position embedding ``[1, N, D]`` to the model's grid, as timm does it, but in float64.
+
+    In float32 the last bits depend on the processor, and with them the weights digest and the key of every cache.
+    """
+    num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    grid = model.patch_embed.grid_size
+    if stored is None or stored.ndim != 3 or stored.shape[1] == num_prefix + grid[0] * grid[1]:
+        return stored
+    prefix, patches = stored[:, :num_prefix], stored[:, num_prefix:]
+    side = math.isqrt(patches.shape[1])
+    # [1, side * side, D] -> [1, D, side, side]
+    squares = patches.double().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(squares, size=grid, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(stored.dtype)], 1)
 
 
 def _load_state(model: Any, state: Mapping[str, Any]) -> None:

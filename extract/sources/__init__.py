@@ -24,4 +24,5 @@ def resolve_source(name: str, split_seed: int = 0, limit: int | None = None) -> 
         if not argument:
             raise RequestError("imagefolder needs a folder: imagefolder:DIR")
         return ImageFolder(Path(argument).expanduser(), split_seed, limit)
-    raise UnknownNameError("dataset", name, DATASETS)
+    hint = f"(a folder of images is written imagefolder:{name})" if Path(name).is_dir() else ""
+    raise UnknownNameError("dataset", name, DATASETS, hint)

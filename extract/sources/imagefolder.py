@@ -19,6 +19,8 @@ EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2")
 )
 
+MAX_DEPTH = 32
+
 
 @dataclass(frozen=True, slots=True)
 class _File:
@@ -82,14 +84,19 @@ class ImageFolder:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = str(error).replace(f"'{path}'", "it").splitlines()
             raise DatasetError(
-                f"image {path} does not decode ({reason[0] if reason else type(error).__name__})"
+                f"image {path} does not decode ({reason[0] if reason else type(error).__name__}); mend or remove it "
+                "and extract again: the dataset is then another one, so it starts anew"
             ) from None
 
     def _read_splits(self) -> None:
         for split in SPLITS:
             if not (self._directory / split).is_dir():
+                others = [
+                    name for name in ("val", "valid", "validation") if (self._directory / name).is_dir()
+                ]
+                hint = f" (rename or link {others[0]}/ to test/)" if others else ""
                 raise DatasetError(
-                    f"{self._directory} has no {split}/ folder; it needs both train/ and test/, or neither"
+                    f"{self._directory} has no {split}/ folder; it needs both train/ and test/, or neither{hint}"
                 )
         classes = {split: self._classes(split) for split in SPLITS}
         self.class_names = tuple(classes["train"])
@@ -151,6 +158,10 @@ def _images(directory: Path, relative: str) -> Iterator[_File]:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
+                if path.count("/") > MAX_DEPTH:
+                    raise DatasetError(
+                        f"{directory} lies {MAX_DEPTH} folders deep; does a folder link to itself?"
+                    )
                 yield from _images(directory / entry.name, path)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                 yield _File(_utf8(path, directory), _size(entry))

@@ -7,10 +7,15 @@ import traceback
 
 import click
 
+from featcache.cli.export import export_command
 from featcache.cli.extract import extract_command
+from featcache.cli.gc import gc_command
+from featcache.cli.import_ import import_command
 from featcache.cli.info import info_command
 from featcache.cli.ls import ls_command
 from featcache.cli.probe import probe_command
+from featcache.cli.rm import rm_command
+from featcache.cli.verify import verify_command
 from featcache.store.errors import FeatcacheError
 
 
@@ -26,7 +31,9 @@ def cli() -> None:
     """
 
 
-for _command in (extract_command, probe_command, ls_command, info_command):
+for _command in (extract_command, probe_command, ls_command, info_command, verify_command):
+    cli.add_command(_command)
+for _command in (rm_command, gc_command, export_command, import_command):
     cli.add_command(_command)
 
 

@@ -8,7 +8,7 @@ import click
 
 from featcache.cli.options import common_options
 from featcache.console import print_json, size
-from featcache.store.catalogue import Entry, completed_last, roots, select
+from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, select
 from featcache.store.files import JsonObject
 
 
@@ -90,7 +90,7 @@ def _section(title: str, values: JsonObject) -> list[str]:
 
 
 def _text(name: str, value: Any) -> str:
-    if name.endswith("_at") and isinstance(value, int | float):
+    if name.endswith("_at") and isinstance(value, int | float) and 0 < value < MAX_TIME:
         return datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
     if isinstance(value, dict):
         return ", ".join(f"{inner} {item}" for inner, item in value.items())

@@ -10,24 +10,29 @@ from featcache.console import duration, print_json, print_table, size
 from featcache.store.catalogue import Entry, roots, scan
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
+from featcache.store.summary import Summary, summarise
 
 COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size", "age")
+NUMERIC = COLUMNS[4:]
 
 
-@click.command("ls", epilog="\b\nExample:\n  featcache ls\n")
+@click.command(
+    "ls", epilog="\b\nExamples:\n  featcache ls\n  featcache ls --root ~/caches --root /team/caches\n"
+)
 @common_options
 def ls_command(root: tuple[Path, ...], as_json: bool) -> None:
-    """List the caches: dataset, model, key, state, samples, layers, size and age."""
+    """List the caches: dataset, model, key, state, samples, layers, size and age.
+
+    With several roots, a cache that two of them hold is listed once, where it is read from.
+    """
     search = roots(root)
     documents = [_describe(entry) for entry in scan(search)]
     if as_json:
         print_json(documents)
     elif documents:
-        print_table(
-            COLUMNS,
-            [_row(document) for document in documents],
-            numeric=("train", "test", "layers", "size", "age"),
-        )
+        # One root is what most people have: they know where it is.
+        columns = (*COLUMNS, "root") if len(search) > 1 else COLUMNS
+        print_table(columns, [_row(document)[: len(columns)] for document in documents], numeric=NUMERIC)
     else:
         click.echo(f"no caches under {', '.join(map(str, search))}")
 
@@ -38,27 +43,33 @@ def _describe(entry: Entry) -> JsonObject:
         "model": entry.model,
         "key": entry.key,
         "path": str(entry.path),
+        "root": str(entry.root),
     }
     try:
-        cache = entry.cache
+        summary = summarise(entry)
+        modified = entry.modified
     except CacheError as error:
         return {**document, "state": "damaged", "error": str(error)}
-    inventory = cache.inventory
-    total, missing = len(inventory.blocks()), len(cache.manifest.missing_blocks())
+    inventory = summary.inventory
     return {
         **document,
-        "state": "complete" if entry.complete else f"incomplete ({total - missing} of {total} blocks)",
+        "state": "complete" if entry.complete else _progress(summary),
         "samples": {split.name: split.num_samples for split in inventory.splits.values()},
-        "layers": max(len(cache[split].layers) for split in inventory.splits),
+        "layers": summary.num_layers,
         "bytes": inventory.num_bytes,
-        "modified": entry.modified,
+        "modified": modified,
     }
+
+
+def _progress(summary: Summary) -> str:
+    total = len(summary.inventory.blocks())
+    return f"incomplete ({total - summary.missing_blocks} of {total} blocks)"
 
 
 def _row(document: JsonObject) -> list[str]:
     names = [document[name] for name in ("dataset", "model", "key", "state")]
     if "samples" not in document:
-        return [*names, "", "", "", "", ""]
+        return [*names, "", "", "", "", "", document["root"]]
     samples = [str(document["samples"].get(split, "")) for split in ("train", "test")]
     age = duration(max(0.0, time.time() - document["modified"]))
-    return [*names, *samples, str(document["layers"]), size(document["bytes"]), age]
+    return [*names, *samples, str(document["layers"]), size(document["bytes"]), age, document["root"]]

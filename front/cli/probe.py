@@ -9,6 +9,9 @@ import click
 
 from featcache.cli.options import common_options
 from featcache.console import ConsoleReporter, print_json, print_table
+from featcache.extract.models import model_names
+from featcache.probe.protocol import get_protocol
+from featcache.probe.request import ProbeRequest, jobs
 from featcache.store.catalogue import completed_last, roots, select
 from featcache.store.errors import RequestError
 from featcache.store.reader import open_cache
@@ -76,34 +79,39 @@ def probe_command(
     """
     search = roots(root)
     named = cache or model or dataset
-    entry = select(search, cache, _explicit(model), dataset) if named else completed_last(search)
+    entry = (
+        select(search, cache, model_names(model) if model else (), dataset)
+        if named
+        else completed_last(search)
+    )
     opened = open_cache(entry.path, allow_partial=allow_partial)
     numbers = _parse_seeds(seeds)
     reporter = ConsoleReporter(quiet=as_json)
     reporter.message(f"cache: {entry.path}" + ("" if named else " (completed last)"))
+    request = ProbeRequest(heads, layers, tokens, protocol, numbers, out, force)
+    jobs(
+        opened, request
+    )  # what is wrong with the request shows before torch, which takes seconds, is imported
 
-    from featcache.extract.device import choose_device  # torch: seconds, so after what can fail quickly
+    from featcache.extract.device import choose_device
     from featcache.probe.attention import HEATMAP_FILE
     from featcache.probe.results import RESULTS_FILE
-    from featcache.probe.run import ProbeRequest, probe
+    from featcache.probe.run import probe
 
-    request = ProbeRequest(heads, layers, tokens, protocol, numbers, out, force)
     rows = probe(opened, request, device=choose_device(device), reporter=reporter)
     if as_json:
         print_json([row.to_dict() for row in rows])
         return
     print_table(COLUMNS, _table(rows), numeric=COLUMNS[3:])
     for row in rows:
+        if row.learning_rate == max(get_protocol(row.protocol).learning_rates):
+            click.echo(
+                f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the largest learning rate of "
+                f"{row.protocol}; it may not have converged"
+            )
         if (out / row.folder / HEATMAP_FILE).exists():
             click.echo(f"attention heatmap: {out / row.folder / HEATMAP_FILE}")
     click.echo(f"results: {out / RESULTS_FILE}")
-
-
-def _explicit(model: str | None) -> str | None:
-    # An alias also finds a cache that was extracted under the explicit name.
-    from featcache.extract.models import ALIASES
-
-    return None if model is None else ALIASES.get(model.lower(), model)
 
 
 def _parse_seeds(text: str) -> tuple[int, ...]:

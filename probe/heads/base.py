@@ -16,3 +16,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens `x` ``[B, T, D]`` to logits ``[B, C]``."""
         raise NotImplementedError
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Return the attention weights ``[B, H, T]`` of tokens `x`; only heads whose entry says so have it."""
+        raise NotImplementedError

@@ -389,3 +389,21 @@ def test_other_towers_of_open_clip_are_refused(tmp_path, monkeypatch, vision, re
     file = save(open_clip.create_model("tiny").state_dict(), tmp_path / "weights.pt")
     with pytest.raises(BackboneError, match=f"^open_clip:tiny/any is not supported yet: {reason}$"):
         load_backbone(resolve_model("open_clip:tiny/any"), file)
+
+
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 4, "no_embed_class": True}])
+def test_the_position_embedding_is_resized_as_timm_does_it(options):
+    # In float64 instead of float32, so that the bits, and with them the key, do not depend on the processor.
+    from timm.layers import resample_abs_pos_embed
+    from timm.models.vision_transformer import VisionTransformer
+
+    from featcache.extract.backbones.timm_vit import _fit_position_embedding
+
+    model = VisionTransformer(img_size=32, patch_size=4, embed_dim=8, depth=1, num_heads=2, **options)
+    prefix = 0 if options else 1
+    stored = torch.randn(1, 11 * 11 + prefix, 8)
+    resized = _fit_position_embedding(model, stored)
+    expected = resample_abs_pos_embed(stored, new_size=[8, 8], old_size=[11, 11], num_prefix_tokens=prefix)
+    torch.testing.assert_close(resized, expected, rtol=0, atol=1e-6)
+    assert resized.shape == model.pos_embed.shape
+    assert _fit_position_embedding(model, resized) is resized

@@ -107,9 +107,9 @@ def test_select(root):
     assert pets.dataset == "pets"
     for name in (pets.key, pets.key[:6], pets.name, str(pets.path)):
         assert select([root], name).path == pets.path
-    assert select([root], model="open_clip:x", dataset="pets").path == pets.path
+    assert select([root], models=["open_clip:x"], dataset="pets").path == pets.path
     with pytest.raises(RequestError, match="2 caches match; name one with --cache:\n  flowers/"):
-        select([root], model="vit-l-14")
+        select([root], models=["vit-l-14"])
     with pytest.raises(
         CacheNotFoundError, match=r"no cache matches dataset nope under .*; there are:\n  cars/.*incomplete"
     ):

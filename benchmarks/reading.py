@@ -1,0 +1,208 @@
+"""What reading a cache costs, against the fastest that numpy can do, and against zarr-python.
+
+The cache: 16,384 rows of 12 layers, 2 tokens and 384 channels (a ViT-S) in float16, 302 MB.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import zarr
+from timing import Document, side_by_side
+
+from featcache.store.machine import usable_cpus
+from featcache.store.reader import open_cache
+from featcache.store.split import SplitReader
+from support.caches import make_plan
+from support.sparse import write_sparse_cache
+
+ROWS, LAYERS, KINDS, WIDTH, BATCH = 16_384, 12, 2, 384, 2048
+LAYER_NAMES = [str(layer) for layer in range(LAYERS)]
+BYTES = ROWS * LAYERS * KINDS * WIDTH * 2
+
+
+def bench_reading(cache: Path, scratch: Path) -> Document:
+    """All rows of the table; `cache` holds the arrays described above in its split train."""
+    plain = scratch / "plain.npy"
+    tokens = open_cache(cache)["train"].tokens
+    np.save(plain, open_cache(cache)["train"].load(LAYER_NAMES, tokens).reshape(ROWS, -1))
+    return {
+        "warm": _warm(cache, open_cache(cache)["train"], np.load(plain)),
+        # Opened anew: pages that are mapped cannot be evicted.
+        "cold": _cold(cache, open_cache(cache)["train"], plain),
+        "memory": _memory(cache),
+        "opening": _opening(scratch / "large"),
+    }
+
+
+def _warm(cache: Path, split: SplitReader, plain: np.ndarray) -> Document:
+    group = zarr.open_group(cache / "features.zarr", mode="r")["train"]
+    rng, tokens = np.random.default_rng(0), split.tokens
+    one_layer = np.empty((ROWS, 1, KINDS, WIDTH), "f2")
+    out = np.empty((BATCH, LAYERS, KINDS, WIDTH), "f2")
+    files = sorted((cache / "features.zarr" / "train" / "norm2").glob("c.*.5.0.0"))
+
+    def gather() -> None:
+        split.gather(rng.permutation(ROWS)[:BATCH], LAYER_NAMES, tokens, out=out)
+
+    def epoch(memory: int) -> Callable[[], object]:
+        return lambda: [
+            len(rows) for rows, _ in split.batches(BATCH, LAYER_NAMES, tokens, 0, memory, out=out)
+        ]
+
+    def take_epoch() -> None:
+        order = rng.permutation(ROWS)
+        for start in range(0, ROWS, BATCH):
+            _take(plain, order[start : start + BATCH], out)
+
+    def load() -> None:
+        split.load(["5"], tokens, out=one_layer)
+
+    return {
+        "one layer of all rows, against readinto of the same files": side_by_side(
+            load, lambda: _read_into(files, one_layer), 15
+        ),
+        "one layer of all rows, against zarr-python": side_by_side(load, lambda: group["norm2"][:, 5:6]),
+        "2,048 random rows of 12 layers, against np.take from one array on as many threads": side_by_side(
+            gather, lambda: _take(plain, rng.permutation(ROWS)[:BATCH], out), 31
+        ),
+        "2,048 random rows of 12 layers, against zarr-python": side_by_side(
+            gather, lambda: group["norm2"].oindex[rng.permutation(ROWS)[:BATCH]]
+        ),
+        "an epoch of shuffled batches, against the same np.take": side_by_side(
+            epoch(3 * BYTES), take_epoch, 15
+        ),
+        "the same, with a budget of a quarter of the data": side_by_side(
+            epoch(BYTES // 4 + BATCH * LAYERS * KINDS * WIDTH * 2), take_epoch, 15
+        ),
+    }
+
+
+def _cold(cache: Path, split: SplitReader, plain: Path) -> Document:
+    files = [path for path in (cache / "features.zarr" / "train").rglob("c.*") if path.is_file()]
+    if not _evict([*files, plain]):
+        return {"skipped": "this machine does not evict files from the page cache"}
+    rng, tokens = np.random.default_rng(0), split.tokens
+
+    def compare(count: int, other: Callable[[np.ndarray], object]) -> Document:
+        def ours() -> None:
+            # A copy that has no maps yet.
+            pickle.loads(pickle.dumps(split)).gather(rng.permutation(ROWS)[:count], LAYER_NAMES, tokens)
+
+        return side_by_side(
+            ours, lambda: other(rng.permutation(ROWS)[:count]), before=lambda: _evict([*files, plain])
+        )
+
+    def chunk_maps(rows: np.ndarray) -> None:
+        size = split.inventory.block_rows
+        for block in np.unique(rows // size):
+            inside = rows[rows // size == block] % size
+            for layer in LAYER_NAMES:
+                path = cache / "features.zarr" / "train" / "norm2" / f"c.{block}.{layer}.0.0"
+                np.memmap(path, "<f2", "r", shape=(size, KINDS, WIDTH))[inside]
+
+    def one_map(rows: np.ndarray) -> None:
+        np.load(plain, mmap_mode="r")[rows]
+
+    def epoch() -> None:
+        for _ in pickle.loads(pickle.dumps(split)).batches(BATCH, LAYER_NAMES, tokens, 0, BYTES):
+            pass
+
+    def read_all() -> None:
+        for path in files:
+            path.read_bytes()
+
+    return {
+        "128 random rows of 12 layers, against np.memmap of the same files": compare(128, chunk_maps),
+        "128 random rows of 12 layers, against np.memmap of one row-major file": compare(128, one_map),
+        "2,048 random rows (an eighth), against np.memmap of the same files": compare(2048, chunk_maps),
+        "2,048 random rows (an eighth), against np.memmap of one row-major file": compare(2048, one_map),
+        "an epoch of shuffled batches, against reading all files in order": side_by_side(
+            epoch, read_all, before=lambda: _evict(files)
+        ),
+    }
+
+
+# Streams an epoch, and prints by how many bytes the anonymous memory of the process grew at most.
+_STREAM = """
+import sys
+from featcache.store.reader import open_cache
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+split = open_cache(sys.argv[1])["train"]
+before = most = anonymous()
+for _ in split.batches(256, split.layers, split.tokens, 0, int(sys.argv[3]), method=sys.argv[2]):
+    most = max(most, anonymous())
+print(most - before)
+"""
+
+
+def _memory(cache: Path) -> Document:
+    if not Path("/proc/self/status").exists():
+        return {"skipped": "only Linux tells anonymous memory apart"}
+    budget = BYTES // 8
+    grown: Document = {"budget_bytes": budget}
+    for method in ("map", "read"):
+        command = [sys.executable, "-c", _STREAM, str(cache), method, str(budget)]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        grown[f"anonymous bytes while streaming 8 times the budget, method={method}"] = int(result.stdout)
+    return grown
+
+
+def _opening(directory: Path) -> Document:
+    plan = make_plan({"train": 1_281_167, "test": 50_000}, num_layers=24, width=1024, batch_size=128)
+    write_sparse_cache(directory, plan)
+    seconds = []
+    for _ in range(9):
+        started = time.perf_counter()
+        open_cache(directory)["train"]
+        seconds.append(time.perf_counter() - started)
+    return {"seconds to open a cache of 1,281,167 rows x 25 layers": round(sorted(seconds)[4], 4), "runs": 9}
+
+
+def _take(plain: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    threads = usable_cpus()
+    flat = out[: len(rows)].reshape(len(rows), -1)
+    edges = np.linspace(0, len(rows), threads + 1).astype(int).tolist()
+
+    def part(number: int) -> None:
+        here = slice(edges[number], edges[number + 1])
+        np.take(plain, rows[here], axis=0, out=flat[here], mode="clip")
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, range(threads)))
+
+
+def _read_into(files: list[Path], out: np.ndarray) -> None:
+    view, position = memoryview(out).cast("B"), 0
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            position += file.readinto(view[position:])
+
+
+def _evict(files: list[Path]) -> bool:
+    """Drop files from the page cache, and say whether that worked (for the first page of each)."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for path in files:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+    return not any(map(_in_memory, files))
+
+
+def _in_memory(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.preadv(descriptor, [bytearray(1)], 0, os.RWF_NOWAIT) > 0
+    except OSError:  # it would have to wait for the disk
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,59 @@
+"""``featcache rm``: remove one cache."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from featcache.cli.options import common_options
+from featcache.console import print_json, size
+from featcache.store.catalogue import Entry, roots, select
+from featcache.store.errors import CacheNotFoundError, RequestError
+from featcache.store.removal import check_removable, remove_cache
+from featcache.store.usage import Usage, usage
+
+
+@click.command("rm", epilog="\b\nExample:\n  featcache rm flowers/vit-l-14-0123456789ab\n")
+@click.argument("cache")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common_options
+def rm_command(cache: str, yes: bool, root: tuple[Path, ...], as_json: bool) -> None:
+    """Remove a cache, after showing what it is and asking.
+
+    CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY. What is being written is refused.
+    """
+    entry = _select(roots(root), cache)
+    check_removable(entry.path)
+    taken = usage(entry.path)
+    if not yes and not _confirmed(entry, taken):
+        click.echo("nothing was removed", err=True)
+        return
+    remove_cache(entry.path)
+    if as_json:
+        print_json({"path": str(entry.path), "key": entry.key, "bytes": taken.num_bytes})
+    else:
+        click.echo(f"removed {entry.path} ({size(taken.num_bytes)})")
+
+
+def _select(search: list[Path], cache: str) -> Entry:
+    if not cache:
+        raise RequestError("no cache is named; `featcache ls` lists them")
+    try:
+        return select(search, cache, exact=True)
+    except CacheNotFoundError:
+        if Path(cache).is_dir():
+            raise RequestError(
+                f"{cache} is not a cache (it has no manifest.json and no extraction was started in it), so it is not removed"
+            ) from None
+        raise
+
+
+def _confirmed(entry: Entry, taken: Usage) -> bool:
+    if not sys.stdin.isatty():
+        raise RequestError(
+            f"{entry.path} was not removed: there is no terminal to ask on; add --yes to remove it"
+        )
+    state = "complete" if entry.complete else "incomplete"
+    what = f"{entry.model} on {entry.dataset}, {state}, {taken.num_files} files, {size(taken.num_bytes)}"
+    click.echo(f"{entry.path}\n{what}", err=True)
+    return click.confirm("remove it?", err=True)

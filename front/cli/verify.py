@@ -1,0 +1,122 @@
+"""``featcache verify``: every byte of a cache against its digests, and some rows against the backbone."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from featcache.cli.options import common_options
+from featcache.cli.verify_report import Checked
+from featcache.console import ConsoleReporter, print_json
+from featcache.store.catalogue import completed_last, roots, scan, select
+from featcache.store.errors import FeatcacheError, RequestError
+from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.repair import Repair, repair
+from featcache.store.requests import AUTO
+from featcache.store.verify import Verification, verify
+
+if TYPE_CHECKING:
+    from featcache.recomputation import Recomputation
+
+EPILOG = """\b
+Examples:
+  featcache verify 0123456789ab
+  featcache verify --all
+  featcache verify photos/vit-l-14-0123456789ab --repair
+  featcache verify --recompute 8 --dataset imagefolder:photos
+"""
+
+
+@click.command("verify", epilog=EPILOG)
+@click.argument("cache", required=False)
+@click.option("--all", "every", is_flag=True, help="All caches under the roots.")
+@click.option("--repair", "mend", is_flag=True, help="Drop damaged blocks, for the next extract to redo.")
+@click.option("--threads", type=click.IntRange(1), help="Files read at the same time.  [default: by cores]")
+@click.option(
+    "--recompute",
+    "samples",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Run K rows through the backbone again.",
+)
+@click.option("--dataset", help="Of --recompute: the dataset that the cache was extracted from.")
+@click.option("--model", help="Of --recompute.  [default: the one in the cache's provenance]")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="Of --recompute: local weights instead of the hub's."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of --recompute: chooses the rows.")
+@click.option("--device", default=AUTO, show_default=True, help="Of --recompute: auto, cpu, cuda, ...")
+@common_options
+def verify_command(
+    cache: str | None,
+    every: bool,
+    mend: bool,
+    threads: int | None,
+    samples: int | None,
+    root: tuple[Path, ...],
+    as_json: bool,
+    **options: object,
+) -> None:
+    """Check every byte of a cache against the digests that were taken while it was written.
+
+    CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY; without it the cache completed last.
+    Exit status: 0 intact, 1 damaged or incomplete, 2 the request was wrong.
+    """
+    _check_request(cache, every, samples, options)
+    reporter, results = ConsoleReporter(quiet=as_json), []
+    for directory in _directories(roots(root), cache, every, mend):
+        found = verify(directory, threads=threads, reporter=reporter)
+        repaired = _repair(found, every, reporter) if mend and found.damages else None
+        recomputed = _recompute(found, samples, options, reporter) if samples else None
+        results.append(Checked(found, repaired, recomputed))
+        if not as_json:
+            results[-1].show()
+    if as_json:
+        documents = [result.to_dict() for result in results]
+        print_json(documents if every else documents[0])
+    if not all(result.passed for result in results):
+        sys.exit(1)
+
+
+def _repair(found: Verification, every: bool, reporter: ConsoleReporter) -> Repair | None:
+    try:
+        return repair(found)
+    except FeatcacheError as error:
+        if not every:
+            raise
+        reporter.message(str(error))  # the other caches are to be repaired all the same
+        return None
+
+
+def _recompute(
+    found: Verification, samples: int, options: dict[str, object], reporter: ConsoleReporter
+) -> "Recomputation | None":
+    if found.damages:
+        reporter.message("not recomputed: the files are damaged")
+        return None
+    from featcache.recompute import RecomputeRequest, recompute  # torch: seconds
+    from featcache.store.reader import open_cache
+
+    request = RecomputeRequest(samples, **options)  # type: ignore[arg-type]  # click's values have the fields' types
+    return recompute(open_cache(found.directory, allow_partial=True), request, reporter)
+
+
+def _check_request(cache: str | None, every: bool, samples: int | None, options: dict[str, object]) -> None:
+    if every and (cache or samples):
+        raise RequestError("--all goes with neither CACHE nor --recompute; name one cache for these")
+    if samples and not options["dataset"]:
+        raise RequestError("--recompute needs the images; give --dataset, for example imagefolder:DIR")
+    given = [name for name in ("dataset", "model", "weights") if options[name] is not None]
+    if given and not samples:
+        raise RequestError(f"--{given[0]} is for --recompute; give --recompute K as well")
+
+
+def _directories(search: list[Path], cache: str | None, every: bool, exact: bool) -> list[Path]:
+    if every:
+        entries = list(scan(search)) or [completed_last(search)]  # which says that there is none
+    elif cache and (Path(cache) / MANIFEST_FILE).is_file():
+        return [Path(cache).resolve()]  # whatever its manifest is worth
+    else:
+        entries = [select(search, cache, exact=exact) if cache else completed_last(search)]
+    return [entry.path for entry in entries]

@@ -1,0 +1,93 @@
+"""What `featcache verify` says about one cache."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from featcache.console import print_table, size
+from featcache.store.files import JsonObject
+from featcache.store.repair import Repair
+from featcache.store.verify import Verification
+
+if TYPE_CHECKING:
+    from featcache.recomputation import Recomputation
+
+COLUMNS = ("split", "layer", "largest absolute", "largest relative")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One cache, and all that was asked about it."""
+
+    found: Verification
+    repaired: Repair | None
+    recomputed: "Recomputation | None"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the cache is whole, now that what could be repaired is."""
+        whole = self.repaired.whole if self.repaired else self.found.intact
+        return whole and (self.recomputed is None or self.recomputed.agrees)
+
+    def to_dict(self) -> JsonObject:
+        """Return everything as plain JSON values."""
+        return {
+            **self.found.to_dict(),
+            "repair": self.repaired.to_dict() if self.repaired else None,
+            "recompute": self.recomputed.to_dict() if self.recomputed else None,
+        }
+
+    def show(self) -> None:
+        """Print one line for each damage, then the summary."""
+        for damage in self.found.damages:
+            click.echo(str(damage))
+        if self.recomputed:
+            _show_recomputation(self.recomputed)
+        click.echo(f"{self.found.directory}: {_summary(self.found)}")
+        if self.repaired:
+            click.echo(_describe_repair(self.repaired))
+        elif self.found.damages:
+            click.echo(self.found.remedy)
+
+
+def _summary(found: Verification) -> str:
+    state = "intact"
+    if found.damages:
+        count = len(found.damages)
+        state = f"{count} file{'s' if count > 1 else ''} damaged, missing or out of place"
+    elif not found.complete and found.manifest:
+        total = len(found.manifest.inventory.blocks())
+        state = f"incomplete, {len(found.missing_blocks)} of {total} blocks are missing, what is committed is intact"
+    speed = size(found.num_bytes / max(found.seconds, 1e-9))
+    return f"{state}; {found.files} files, {size(found.num_bytes)} in {found.seconds:.1f} s ({speed}/s)"
+
+
+def _describe_repair(done: Repair) -> str:
+    left = f"; left as found: {', '.join(done.strangers[:5])}" if done.strangers else ""
+    blocks = "1 block" if len(done.dropped) == 1 else f"{len(done.dropped)} blocks"
+    if done.complete:
+        return f"repaired, the cache is complete{left}"
+    return f"dropped; run the same `featcache extract` again: {done.samples} samples in {blocks} are to be extracted{left}"
+
+
+def _show_recomputation(done: "Recomputation") -> None:
+    rows = [
+        [d.split, d.layer, f"{d.largest_absolute:.3g}", f"{d.largest_relative:.3g}"] for d in done.differences
+    ]
+    print_table(
+        COLUMNS,
+        rows,
+        numeric=COLUMNS[2:],
+    )
+    for text in done.other_samples:
+        click.echo(text)
+    verdict = (
+        "agrees"
+        if done.agrees
+        else "DIFFERS: other weights, other preprocessing or forged data; do not use it, extract it again"
+    )
+    click.echo(
+        f"{done.samples} samples recomputed: largest relative difference {done.largest_relative:.3g}, "
+        f"tolerance {done.tolerance:.3g}: {verdict}"
+    )

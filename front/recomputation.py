@@ -1,0 +1,67 @@
+"""What recomputing some rows of a cache showed, and how much of a difference is to be expected."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from featcache.store.files import JsonObject
+from featcache.store.spec import CacheSpec
+
+# Largest relative difference of a token vector that the same computation may show. The forward pass differs with the
+# composition of the batch and the device; the stored type then rounds. Measured with DINOv2 ViT-S/14 in mixed precision:
+# 0.008 for other batches, 0.013 between bfloat16 autocast and fp32; bicubic instead of bilinear resizing gives 0.19,
+# weights with 1 % of noise 0.08. The rest is room for deeper backbones and other devices.
+FORWARD_TOLERANCE = {"fp32": 5e-3, "mixed": 5e-2}
+STORED_TOLERANCE = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+def tolerance_of(spec: CacheSpec) -> float:
+    """Largest relative difference of a token vector at which a cache still agrees."""
+    return FORWARD_TOLERANCE[spec.precision] + STORED_TOLERANCE[spec.dtype]
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """How far one layer of one split is from what the backbone gives now."""
+
+    split: str
+    layer: str
+    largest_absolute: float
+    """Over all elements."""
+    largest_relative: float
+    """Over all token vectors: length of the difference over length of the vector."""
+
+
+@dataclass(frozen=True)
+class Recomputation:
+    """What recomputing some rows showed."""
+
+    samples: int
+    tolerance: float
+    """For the largest relative difference."""
+    differences: Sequence[LayerDifference]
+    other_samples: Sequence[str]
+    """Rows whose sample id or label is another than the dataset's."""
+
+    @property
+    def largest_relative(self) -> float:
+        """The largest relative difference of all layers; infinite where a value is not a number."""
+        return max(difference.largest_relative for difference in self.differences)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the cache holds what the backbone gives."""
+        return self.largest_relative <= self.tolerance and not self.other_samples
+
+    def to_dict(self) -> JsonObject:
+        """Return the result as plain JSON values; a difference that is not finite is None."""
+        return {
+            "samples": self.samples,
+            "agrees": self.agrees,
+            "tolerance": self.tolerance,
+            "other_samples": list(self.other_samples),
+            "layers": [_finite(asdict(difference)) for difference in self.differences],
+        }
+
+
+def _finite(values: JsonObject) -> JsonObject:
+    return {name: None if value == float("inf") else value for name, value in values.items()}

@@ -1,0 +1,136 @@
+"""Some rows of a cache run through the backbone again: digests show damage, only this shows that the values are right."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from featcache.extract.backbones import load_backbone
+from featcache.extract.backbones.base import Backbone
+from featcache.extract.device import choose_device
+from featcache.extract.images import Rows, image_batches
+from featcache.extract.models import resolve_model
+from featcache.extract.pipeline import FeatureExtractor
+from featcache.extract.sources.base import Sample, Source
+from featcache.recomputation import LayerDifference, Recomputation, tolerance_of
+from featcache.recompute_inputs import check_inventory, model_of, refuse_difference, source_of
+from featcache.store.errors import RequestError
+from featcache.store.layers import TOKEN_KINDS, layer_set
+from featcache.store.progress import Reporter, Silent
+from featcache.store.reader import Cache, as_float32
+from featcache.store.requests import AUTO
+
+Features = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RecomputeRequest:
+    """What to recompute, and with what."""
+
+    samples: int
+    """Number K of rows; all valid ones if there are fewer."""
+    dataset: str
+    """The dataset that the cache was extracted from, ``imagefolder:DIR`` for example."""
+    model: str | None = None
+    """Model name; the one in provenance.json if not given."""
+    weights: Path | None = None
+    """Local weights instead of the hub's."""
+    seed: int = 0
+    """Chooses the rows."""
+    device: str = AUTO
+
+
+def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None = None) -> Recomputation:
+    """Run random valid rows through the backbone again and compare all cached layers.
+
+    Raises:
+        RequestError: the dataset or the weights are not those of the cache (the message says what differs), the cache
+            holds no valid row, or its provenance does not tell the model.
+        CacheError: its arrays do not fit its spec.
+        DatasetError, BackboneError: as in an extraction.
+    """
+    reporter = reporter or Silent()
+    model = resolve_model(request.model or model_of(cache))
+    source = source_of(cache, request.dataset)
+    rows = _choose(cache, request.samples, request.seed)
+    device = choose_device(request.device)
+    reporter.message(f"recomputing {sum(map(len, rows.values()))} samples with {model.explicit} on {device}")
+    backbone = load_backbone(model, request.weights)
+    backbone.module.to(device)
+    refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(backbone.spec))
+    check_inventory(cache, source)
+    forward = _Forward(cache, source, backbone, device)
+    differences = [d for split in rows for d in _differences(cache, split, rows[split], forward)]
+    others = [text for split in rows for text in _other_samples(cache, source, split, rows[split])]
+    return Recomputation(sum(map(len, rows.values())), tolerance_of(cache.spec), differences, others)
+
+
+class _Forward:
+    """The extraction's own forward pass, for rows anywhere in a split."""
+
+    def __init__(self, cache: Cache, source: Source, backbone: Backbone, device: torch.device) -> None:
+        self._source = source
+        self._transform = backbone.transform
+        self._batch_size = cache.manifest.batch_size
+        self._dtype = cache.spec.dtype
+        self.layers = layer_set("every", backbone.spec.num_layers)
+        self._extractor = FeatureExtractor(backbone, device, cache.spec.precision, TOKEN_KINDS, self._dtype)
+
+    def __call__(self, split: str, rows: Sequence[int]) -> Features:
+        """Return ``[B, L + 1, K, D]`` of the rows: every layer and token kind, rounded to the stored type."""
+        parts = []
+        for start in range(0, len(rows), self._batch_size):
+            batch = rows[start : start + self._batch_size]
+            samples: list[Sample] = [self._source.splits[split][row] for row in batch]
+            arrays = self._extractor(self._images(split, batch), samples)
+            parts.append(np.concatenate(list(arrays.values()), axis=1))
+        return as_float32(np.concatenate(parts), self._dtype)
+
+    def _images(self, split: str, rows: Sequence[int]) -> torch.Tensor:
+        singles = [Rows(split, row, row + 1) for row in rows]
+        images = list(image_batches(self._source, self._transform, singles, 0, pin=False))
+        for image in images:
+            if isinstance(image, Exception):
+                raise image
+        return torch.cat(images)
+
+
+def _differences(
+    cache: Cache, split: str, rows: Sequence[int], forward: _Forward
+) -> Iterator[LayerDifference]:
+    reader = cache[split]
+    stored = as_float32(reader.gather(rows, reader.layers, reader.tokens), cache.spec.dtype)
+    places = [forward.layers.index(layer) for layer in reader.layers]
+    kinds = [TOKEN_KINDS.index(kind) for kind in reader.tokens]
+    fresh = forward(split, rows)[:, places][:, :, kinds]
+    difference = np.abs(stored - fresh)
+    lengths = np.maximum(np.linalg.norm(stored, axis=-1), np.linalg.norm(fresh, axis=-1))
+    relative = np.linalg.norm(difference, axis=-1) / np.maximum(lengths, np.finfo(np.float32).tiny)
+    for index, layer in enumerate(reader.layers):
+        # NaN would pass for small: it compares as False with everything.
+        absolute, part = (np.nan_to_num(d[:, index], nan=np.inf).max() for d in (difference, relative))
+        yield LayerDifference(split, layer, float(absolute), float(part))
+
+
+def _other_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:
+    ids, labels = cache[split].sample_ids(), cache[split].labels()
+    for row in rows:
+        sample = source.splits[split][row]
+        if (ids[row], labels[row]) != (sample.id, sample.label):
+            yield f"{split} row {row}: {ids[row]!r} of class {labels[row]}, must be {sample.id!r} of class {sample.label}"
+
+
+def _choose(cache: Cache, samples: int, seed: int) -> dict[str, list[int]]:
+    """Random valid rows of all splits, in order."""
+    valid = [
+        (split, int(row)) for split in cache.inventory.splits for row in np.flatnonzero(cache[split].valid())
+    ]
+    if not valid:
+        raise RequestError(f"{cache.directory} holds no valid row to recompute; finish the extraction first")
+    chosen = sorted(random.Random(seed).sample(valid, min(samples, len(valid))))
+    splits = dict.fromkeys(split for split, _ in chosen)
+    return {split: [row for name, row in chosen if name == split] for split in splits}

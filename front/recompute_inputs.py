@@ -1,0 +1,82 @@
+"""What a cache was made from, found again and held to what its spec says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from featcache.extract.sources import resolve_source
+from featcache.extract.sources.base import Source
+from featcache.store.errors import CacheError, RequestError
+from featcache.store.layers import TOKEN_KINDS, layer_set
+from featcache.store.reader import Cache
+
+
+def model_of(cache: Cache) -> str:
+    """The explicit name of the model, as provenance has it.
+
+    Raises:
+        RequestError: provenance.json does not tell it.
+    """
+    names = cache.provenance.get("model_names")
+    explicit = (
+        [name for name in names if isinstance(name, str) and ":" in name] if isinstance(names, list) else []
+    )
+    if not explicit:
+        raise RequestError(
+            f"{cache.directory}: provenance.json does not tell the model; give it with --model"
+        )
+    return explicit[-1]
+
+
+def source_of(cache: Cache, dataset: str) -> Source:
+    """The dataset, split and cut as the cache's own identity says.
+
+    Raises:
+        RequestError: it is another dataset; the message says what differs.
+        DatasetError: it cannot be used.
+    """
+    identity = cache.spec.dataset
+    seed, limit = identity.get("split_seed"), identity.get("limit")
+    if isinstance(limit, list) and len(limit) == 2:
+        limit, seed = limit
+    source = resolve_source(
+        dataset, seed if isinstance(seed, int) else 0, limit if isinstance(limit, int) else None
+    )
+    refuse_difference(f"dataset {dataset}", identity, source.identity)
+    return source
+
+
+def check_inventory(cache: Cache, source: Source) -> None:
+    """Hold the arrays to the spec and the dataset: a foreign cache may say one thing and hold another.
+
+    Raises:
+        CacheError: number of rows, width, type or layers do not fit.
+    """
+    spec = cache.spec.backbone
+    every = layer_set("every", spec.num_layers)
+    for split in cache.inventory.splits:
+        reader, rows = cache[split], len(source.splits.get(split, ()))
+        for what, got, wanted in (
+            ("rows", reader.num_samples, rows),
+            ("width", reader.width, spec.width),
+            ("type", reader.dtype, cache.spec.dtype),
+            ("layers", [layer for layer in reader.layers if layer not in every], []),
+            ("token kinds", [kind for kind in reader.tokens if kind not in TOKEN_KINDS], []),
+        ):
+            if got != wanted:
+                raise CacheError(
+                    f"{cache.directory}: {what} of split {split!r} are {got}, must be {wanted}; extract it again"
+                )
+
+
+def refuse_difference(what: str, cached: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse what is not what the cache was made with.
+
+    Raises:
+        RequestError: with the first field that differs, and both values.
+    """
+    for name in dict.fromkeys((*cached, *given)):
+        if cached.get(name) != given.get(name):
+            raise RequestError(
+                f"{what} is not what the cache was made with: {name} is {given.get(name)!r}, "
+                f"the cache has {cached.get(name)!r}; give the same --dataset, --model and --weights as for the extraction"
+            )

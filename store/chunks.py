@@ -1,0 +1,140 @@
+"""The chunk files of one split, held to the inventory before a byte of them is used.
+
+Shapes: N samples, L layers, K token kinds, D width, R rows of a block.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.store.arrays import DTYPES, ArrayInfo
+from featcache.store.errors import CacheError, UnknownNameError
+from featcache.store.inventory import DEFAULT_TAP, Block, SplitInventory
+from featcache.store.layers import FINAL
+from featcache.store.zarr_metadata import METADATA_FILE, check_array_metadata
+
+Array = npt.NDArray[Any]
+Layer = tuple[ArrayInfo, int]
+"""Where a layer lies: its array, and its index along that array's axis of layers."""
+
+# Windows would translate line ends without it.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+
+
+class ChunkFiles:
+    """Finds and opens the chunk files of one split.
+
+    Args:
+        features: the folder features.zarr.
+        inventory: what the split holds.
+        committed: the blocks that exist.
+
+    Raises:
+        CacheError: the arrays with layers differ in width, token kinds or type.
+    """
+
+    def __init__(self, features: Path, inventory: SplitInventory, committed: Sequence[Block]) -> None:
+        self.inventory = inventory
+        self.committed = tuple(committed)
+        self.token_array = inventory.arrays[FINAL]
+        """Tells ``[K, D]``, token kinds and type of every layer."""
+        self._folder = features / inventory.name
+        self._checked: set[str] = set()
+        tap = inventory.arrays.get(DEFAULT_TAP, self.token_array)
+        for what in ("row_shape", "dtype", "tokens"):
+            ours, final = getattr(tap, what), getattr(self.token_array, what)
+            if ours != final:
+                raise CacheError(
+                    f"{self._folder}: arrays differ in {what}: {tap.name} {ours}, {FINAL} {final}"
+                )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block exists."""
+        return len(self.committed) == self.token_array.num_blocks
+
+    @property
+    def fill(self) -> Any:
+        """What rows read as that are not committed: NaN, in the stored type."""
+        return np.frombuffer(DTYPES[self.token_array.dtype].fill_bytes, self.token_array.stored_dtype)[0]
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Layer names that are cached, in order."""
+        tap = self.inventory.arrays.get(DEFAULT_TAP)
+        return (*(tap.layers if tap else ()), FINAL)
+
+    def locate(self, layer: str) -> Layer:
+        """Find a layer.
+
+        Raises:
+            UnknownNameError: it is not cached.
+        """
+        for array in (self.inventory.arrays.get(DEFAULT_TAP), self.token_array):
+            if array is not None and layer in array.layers:
+                return array, array.layers.index(layer)
+        raise UnknownNameError("layer", layer, self.layers, "(the cache holds no other)")
+
+    def kind_indices(self, tokens: Sequence[str]) -> list[int]:
+        """Indices of token kinds along their axis.
+
+        Raises:
+            UnknownNameError: one is not cached.
+        """
+        kinds = self.token_array.tokens
+        for kind in tokens:
+            if kind not in kinds:
+                raise UnknownNameError("token kind", kind, kinds, "(the cache holds no other)")
+        return [kinds.index(kind) for kind in tokens]
+
+    @contextmanager
+    def open(self, array: ArrayInfo, block: int, layer_index: int = 0) -> Iterator[int]:
+        """Open a chunk file for reading and hand out its file descriptor.
+
+        Raises:
+            CacheError: the file is missing or of the wrong size, or the array's Zarr metadata differ.
+        """
+        folder = self._folder / array.name
+        if array.name not in self._checked:
+            check_array_metadata(folder / METADATA_FILE, array)
+            self._checked.add(array.name)
+        path = f"{folder}{os.sep}{array.chunk_name(block, layer_index)}"
+        try:
+            descriptor = os.open(path, _OPEN_FLAGS)
+        except FileNotFoundError:
+            raise CacheError(f"{path}: missing; the cache is damaged, extract it again") from None
+        try:
+            size = os.fstat(descriptor).st_size
+            if size != array.chunk_bytes:
+                raise CacheError(
+                    f"{path}: {size} bytes, must be {array.chunk_bytes}; the cache is damaged, extract it again"
+                )
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def read_into(descriptor: int, target: Array, offset: int) -> None:
+    """Fill `target`, C-contiguous, with the bytes of a file from `offset` on.
+
+    Raises:
+        OSError: the file cannot be read, or ends before the target is full.
+    """
+    view = target.reshape(-1).view(np.uint8).data
+    while view:
+        if hasattr(os, "preadv"):
+            count = os.preadv(descriptor, [view], offset)
+        else:  # the descriptor is never shared between threads, so seeking is safe
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            piece = os.read(descriptor, min(len(view), 2**20))
+            count = len(piece)
+            view[:count] = piece
+        if not count:
+            raise OSError(f"the file was cut while it was read, at byte {offset}")
+        view, offset = view[count:], offset + count

@@ -1,0 +1,93 @@
+"""One safetensors file per split, with native bfloat16; written as a stream, which the library itself cannot.
+
+The format: 8 bytes header length (little-endian), a JSON header ``{name: {dtype, shape, data_offsets}}``, and the bare
+little-endian bytes without holes. https://github.com/huggingface/safetensors#format
+"""
+
+import json
+import struct
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from featcache.store.chunks import Array
+from featcache.store.convert.outputs import whole_folder
+from featcache.store.convert.selection import Part
+from featcache.store.errors import RequestError
+from featcache.store.files import JsonObject
+from featcache.store.progress import Update
+from featcache.store.reader import Cache
+
+TYPES = {
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "int64": "I64",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "I64": 8, "U8": 1, "BOOL": 1}
+MAX_HEADER_BYTES = 100_000_000
+
+
+def export_safetensors(cache: Cache, parts: Sequence[Part], path: Path, update: Update) -> None:
+    """Write ``<split>.safetensors`` with ``layer.<name>`` ``[N, K, D]`` for every layer, label, sample_id and valid.
+
+    Raises:
+        RequestError: the header would be longer than the format allows.
+    """
+    total = sum(len(part.layers) * part.num_samples for part in parts)
+    done = 0
+    with whole_folder(path) as partial:
+        update(0, total)
+        for part in parts:
+            columns = part.columns()
+            with (partial / f"{part.name}.safetensors").open("wb") as file:
+                file.write(_header(cache, part, columns))
+                # The widest type first: then every tensor begins at a multiple of its own width.
+                file.write(columns["label"].astype("<i8").tobytes())
+                for layer in part.layers:
+                    for _, _, values in part.read([layer]):
+                        file.write(np.ascontiguousarray(values).data.cast("B"))
+                    done += part.num_samples
+                    update(done, total)
+                file.write(columns["sample_id"].tobytes())
+                file.write(columns["valid"].tobytes())
+
+
+def _header(cache: Cache, part: Part, columns: dict[str, Array]) -> bytes:
+    rows = part.num_samples
+    feature_shape = (rows, len(part.tokens), part.reader.width)
+    tensors: list[tuple[str, str, tuple[int, ...]]] = [
+        ("label", "int64", (rows,)),
+        *((f"layer.{layer}", part.dtype, feature_shape) for layer in part.layers),
+        ("sample_id", "uint8", columns["sample_id"].shape),
+        ("valid", "bool", (rows,)),
+    ]
+    header: JsonObject = {"__metadata__": _metadata(cache, part)}
+    offset = 0
+    for name, dtype, shape in tensors:
+        kind = TYPES[dtype]
+        end = offset + prod(shape) * ITEM_BYTES[kind]
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise RequestError(f"the header of {part.name}.safetensors would have {len(text)} bytes; use --to h5")
+    return struct.pack("<Q", len(text)) + text
+
+
+def _metadata(cache: Cache, part: Part) -> dict[str, str]:
+    """The format allows strings only."""
+    return {
+        "format": "featcache-export",
+        "key": cache.key,
+        "split": part.name,
+        "layers": json.dumps(part.layers),
+        "tokens": json.dumps(part.tokens),
+        "class_names": json.dumps(cache.inventory.class_names, ensure_ascii=False),
+        "spec": json.dumps(cache.spec.to_dict(), ensure_ascii=False),
+    }

@@ -1,0 +1,98 @@
+"""What of a cache is exported: which splits, layers and token kinds."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featcache.store.arrays import DTYPES
+from featcache.store.chunks import Array
+from featcache.store.convert.steps import row_steps
+from featcache.store.errors import UnknownNameError
+from featcache.store.layers import parse_layers, parse_tokens
+from featcache.store.reader import Cache
+from featcache.store.split import SplitReader
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split as it is exported. N samples, L layers, K token kinds, D width."""
+
+    name: str
+    reader: SplitReader
+    layers: tuple[str, ...]
+    tokens: tuple[str, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self.reader.num_samples
+
+    @property
+    def dtype(self) -> str:
+        """Value type of the features, such as ``bfloat16``."""
+        return self.reader.dtype
+
+    @property
+    def stored_dtype(self) -> np.dtype[np.generic]:
+        """numpy type that the features come in."""
+        return DTYPES[self.dtype].stored
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of one row of one layer."""
+        return len(self.tokens) * self.reader.width * self.stored_dtype.itemsize
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The chosen layers by the array that holds them: ``{"norm2": ("0", ...), "final": ("final",)}``."""
+        arrays = {
+            a.name: tuple(x for x in self.layers if x in a.layers)
+            for a in self.reader.inventory.arrays.values()
+        }
+        return {name: layers for name, layers in arrays.items() if layers}
+
+    def read(self, layers: Sequence[str]) -> Iterator[tuple[int, int, Array]]:
+        """Read the rows of some layers in steps: first row, row behind the last, ``[B, L, K, D]``."""
+        for start, stop in row_steps(0, self.num_samples, self.layer_bytes * len(layers)):
+            # Read, not mapped: every page is needed once, and mapped ones would count as memory of this process.
+            yield start, stop, self.reader.gather(np.arange(start, stop), layers, self.tokens, method="read")
+
+    def columns(self) -> dict[str, Array]:
+        """``label`` int64 ``[N]``, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
+        width = self.reader.inventory.arrays["sample_id"].shape[1]
+        return {
+            "label": self.reader.labels(),
+            "sample_id": ids_as_bytes(self.reader.sample_ids(), width),
+            "valid": self.reader.valid(),
+        }
+
+
+def choose(cache: Cache, layers: str | None, tokens: str | None, splits: Sequence[str]) -> list[Part]:
+    """Return the parts to export; what is not named is exported as it is.
+
+    Raises:
+        UnknownNameError: the cache does not hold a split, layer or token kind.
+    """
+    names = list(dict.fromkeys(splits)) or list(cache.inventory.splits)
+    parts = []
+    for name in names:
+        reader = cache[name]
+        wanted = parse_layers(layers, cache.spec.backbone.num_layers) if layers else reader.layers
+        kinds = parse_tokens(tokens) if tokens else reader.tokens
+        for what, chosen, valid in (("layer", wanted, reader.layers), ("token kind", kinds, reader.tokens)):
+            for one in chosen:
+                if one not in valid:
+                    raise UnknownNameError(what, one, valid, f"(split {name} of the cache holds no other)")
+        # In the cache's own order, so that an array never depends on how the request was spelt.
+        ordered = tuple(layer for layer in reader.layers if layer in wanted)
+        parts.append(Part(name, reader, ordered, tuple(kind for kind in reader.tokens if kind in kinds)))
+    return parts
+
+
+def ids_as_bytes(ids: Sequence[str], width: int | None = None) -> Array:
+    """Return sample ids as UTF-8 padded with zeros: uint8 ``[N, width]``, by default as wide as the longest."""
+    encoded = [one.encode() for one in ids]
+    width = max(width or 1, *(len(one) for one in encoded))
+    return np.frombuffer(b"".join(one.ljust(width, b"\0") for one in encoded), np.uint8).reshape(
+        len(ids), width
+    )

@@ -1,0 +1,39 @@
+"""Values of any type as a cache stores them."""
+
+import numpy as np
+
+from featcache.store.arrays import DTYPES
+from featcache.store.chunks import Array
+from featcache.store.errors import DatasetError
+from featcache.store.reader import as_float32
+from featcache.store.spec import STORED_DTYPES
+
+
+def choose_stored(dtype: str, where: str, wanted: str | None) -> str:
+    """Return the stored type for features of type `dtype`; `where` names them in errors.
+
+    Raises:
+        DatasetError: the type of the array cannot be stored as it is, or not at all.
+    """
+    bits = dtype == "uint16" and wanted == "bfloat16"
+    if dtype in STORED_DTYPES or bits or (dtype == "float64" and wanted):
+        return wanted or dtype
+    remedy = f"features must be {', '.join(STORED_DTYPES)}"
+    if dtype == "float64":
+        remedy = "add --dtype float32 to convert it"
+    if dtype == "uint16":
+        remedy += "; if these are the bits of bfloat16, add --dtype bfloat16"
+    raise DatasetError(f"{where} is {dtype}; {remedy}")
+
+
+def as_stored(values: Array, dtype: str, stored: str) -> Array:
+    """Convert features of type `dtype` to the stored type, bfloat16 as its bits."""
+    if dtype == stored or (dtype, stored) == ("uint16", "bfloat16"):
+        return values.astype(DTYPES[stored].stored, copy=False)
+    with np.errstate(over="ignore"):
+        wide = values.astype(np.float32) if dtype == "float64" else as_float32(values, dtype)
+        if stored != "bfloat16":
+            return wide.astype(DTYPES[stored].stored)
+    bits = wide.view(np.uint32)
+    # To the nearest, ties to even, as torch rounds.
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")

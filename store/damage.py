@@ -1,0 +1,71 @@
+"""What can be wrong with one file of a cache, and where in the data that is."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from featcache.store.files import JsonObject
+from featcache.store.inventory import Block
+
+
+class Kind(StrEnum):
+    """What a file is for; it decides what a repair does."""
+
+    MANIFEST = "manifest"
+    """Manifest, or the plan of an unfinished cache: nothing can be repaired without."""
+    DATA = "data"
+    """A chunk file: its block is extracted again."""
+    METADATA = "metadata"
+    """A zarr.json: written again by the next extraction."""
+    DOCUMENT = "document"
+    """Provenance or card: written again by the next extraction."""
+    REQUEST = "request"
+    """request.json: only a shortcut, so it is dropped."""
+    FORM = "form"
+    """A document whose content holds but whose bytes are not as written: written again."""
+    LEFTOVER = "leftover"
+    """What a process left that was killed: removed."""
+    STRANGER = "stranger"
+    """A file that is not ours: left where it is."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One file, and for features.zarr what it holds."""
+
+    path: str
+    """Relative to the folder of the cache."""
+    kind: Kind
+    block: Block | None = None
+    """The rows of a chunk file."""
+    array: str | None = None
+    layer: str | None = None
+
+    def __str__(self) -> str:
+        if self.block is None:
+            return self.path
+        what = f"layer {self.layer}" if self.layer else self.array
+        return f"{self.path} ({self.block.split} rows {self.block.start}-{self.block.stop}, {what})"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file that is not as it was written."""
+
+    place: Place
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+    def to_dict(self) -> JsonObject:
+        """Return the damage as plain JSON values; ``rows`` are start and stop, the stop not included."""
+        block = self.place.block
+        return {
+            "file": self.place.path,
+            "reason": self.reason,
+            "kind": str(self.place.kind),
+            "split": block.split if block else None,
+            "rows": [block.start, block.stop] if block else None,
+            "array": self.place.array,
+            "layer": self.place.layer,
+        }

@@ -1,0 +1,102 @@
+"""The documents beside the features, checked: manifest or plan, provenance, request and the card for people."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from featcache.store.damage import Damage, Kind, Place
+from featcache.store.errors import CacheError, CacheNotFoundError
+from featcache.store.files import read_sealed, sealed_bytes, sha256_file
+from featcache.store.journal import JOURNAL, PLAN_FILE
+from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.reader import read_partial
+from featcache.store.requests import REQUEST_FILE
+from featcache.store.spec import KEY_DIGITS
+from featcache.store.writer import CARD_DIGEST, CARD_FILE, PROVENANCE_FILE
+from featcache.store.zarr_metadata import metadata_paths
+
+_KINDS = {
+    MANIFEST_FILE: Kind.MANIFEST,
+    PROVENANCE_FILE: Kind.DOCUMENT,
+    CARD_FILE: Kind.DOCUMENT,
+    REQUEST_FILE: Kind.REQUEST,
+}
+
+
+def documents(directory: Path, complete: bool) -> list[str]:
+    """The documents that are there; an unfinished cache has none that would be final."""
+    return [name for name in _KINDS if complete and (directory / name).is_file()]
+
+
+def read_contents(directory: Path) -> tuple[bool, Manifest | None, list[Damage]]:
+    """Whether the cache is complete, what it holds (None if that cannot be told) and what is wrong with the telling.
+
+    Raises:
+        CacheNotFoundError: there is no cache.
+    """
+    complete = (directory / MANIFEST_FILE).exists()
+    name = MANIFEST_FILE if complete else f"{JOURNAL}/{PLAN_FILE}"
+    try:
+        manifest = Manifest.read(directory) if complete else read_partial(directory)
+        if complete:
+            _check_metadata_table(manifest)
+    except CacheNotFoundError:
+        raise
+    except (CacheError, OSError) as error:
+        return complete, None, [Damage(Place(name, Kind.MANIFEST), _reason(directory / name, error))]
+    return complete, manifest, []
+
+
+def document_damages(directory: Path) -> Iterator[Damage]:
+    """What is wrong with the documents of a complete cache, apart from a manifest that cannot be read at all."""
+    for name, kind in _KINDS.items():
+        path = directory / name
+        if not path.is_file():  # opening a pipe would wait for ever
+            if path.exists() or kind != Kind.REQUEST:  # a cache may lack the shortcut
+                yield Damage(Place(name, kind), "not a plain file" if path.exists() else "missing")
+            continue
+        try:
+            holds = _card_holds(directory) if name == CARD_FILE else _is_as_written(path)
+        except (CacheError, OSError) as error:
+            if name != MANIFEST_FILE:  # `read_contents` has said it
+                yield Damage(Place(name, kind), _reason(path, error))
+            continue
+        if not holds and name == CARD_FILE:
+            yield Damage(Place(name, kind), "content does not match its SHA-256")
+        elif not holds:
+            yield Damage(Place(name, Kind.FORM), "the content holds, but its bytes are not as written")
+
+
+def name_damages(directory: Path, manifest: Manifest) -> Iterator[Damage]:
+    """A folder that is named for another key: caches are looked up by it, so this one would answer for another."""
+    folder = directory.resolve().name
+    named = re.fullmatch(rf".+-([0-9a-f]{{{KEY_DIGITS}}})", folder)
+    if named and named[1] != manifest.spec.key:
+        reason = f"the cache has the key {manifest.spec.key}; rename the folder"
+        yield Damage(Place(folder, Kind.STRANGER), reason)
+
+
+def _is_as_written(path: Path) -> bool:
+    """Whether a sealed document, whose content holds, also has the bytes that we write."""
+    return sealed_bytes(read_sealed(path)) == path.read_bytes()
+
+
+def _card_holds(directory: Path) -> bool:
+    try:
+        digest = read_sealed(directory / PROVENANCE_FILE).get(CARD_DIGEST)
+    except (CacheError, OSError):
+        return True  # nothing vouches for the card; provenance.json is reported itself
+    return digest is None or digest == sha256_file(directory / CARD_FILE)
+
+
+def _check_metadata_table(manifest: Manifest) -> None:
+    # Its paths are going to be opened, so they must be the ones that the inventory calls for.
+    odd = sorted(set(metadata_paths(manifest.inventory)) ^ set(manifest.metadata))
+    if odd:
+        raise CacheError(f"field 'metadata' does not fit the inventory at {odd[0]!r}")
+
+
+def _reason(path: Path, error: CacheError | OSError) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read ({error.strerror})"
+    return str(error).removeprefix(f"{path}: ")

@@ -1,0 +1,132 @@
+"""The cache folders under the roots.
+
+A root holds ``<dataset>/<model>-<key>/``. Several roots are searched in order; writes go to the first.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from featcache.store.errors import CacheError
+from featcache.store.files import JsonObject, read_sealed
+from featcache.store.journal import JOURNAL, PLAN_FILE
+from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.reader import Cache, open_cache
+from featcache.store.spec import KEY_DIGITS, CacheSpec
+from featcache.store.writer import PROVENANCE_FILE
+
+ROOT_VARIABLE = "FEATCACHE_ROOT"
+_FOLDER = re.compile(rf"(?P<model>.+)-(?P<key>[0-9a-f]{{{KEY_DIGITS}}})")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cache folder found under a root."""
+
+    path: Path
+    dataset: str
+    """Slug of the dataset's name."""
+    model: str
+    """Slug of the model's name."""
+    key: str
+    complete: bool
+
+    @property
+    def root(self) -> Path:
+        """The root it was found under."""
+        return self.path.parent.parent
+
+    @cached_property
+    def cache(self) -> Cache:
+        """The cache itself, partial if it is incomplete.
+
+        Raises:
+            CacheError: its metadata are damaged.
+        """
+        return open_cache(self.path, allow_partial=True)
+
+    @cached_property
+    def provenance(self) -> JsonObject:
+        """Where the cache comes from; empty where that is unknown. Reads that one file, not the manifest."""
+        try:
+            return read_sealed(self.path / PROVENANCE_FILE)
+        except (FileNotFoundError, CacheError):
+            return {}
+
+    @property
+    def modified(self) -> float:
+        """Seconds since the epoch when the manifest (or the plan) was written."""
+        return (self.path / (MANIFEST_FILE if self.complete else f"{JOURNAL}/{PLAN_FILE}")).stat().st_mtime
+
+    @property
+    def name(self) -> str:
+        """``<dataset>/<model>-<key>``."""
+        return f"{self.dataset}/{self.path.name}"
+
+
+def roots(given: Sequence[Path] = ()) -> list[Path]:
+    """Return the roots: those given, else ``FEATCACHE_ROOT`` (several separated by ``:``), else the user's cache folder."""
+    if given:
+        return list(given)
+    named = [Path(part) for part in os.environ.get(ROOT_VARIABLE, "").split(os.pathsep) if part]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return [root.expanduser() for root in named] or [home / "featcache"]
+
+
+def slug(name: str) -> str:
+    """Return `name` as at most 64 characters that are safe in any file system."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-") or "unnamed"
+
+
+def cache_directory(root: Path, dataset: str, model: str, spec: CacheSpec) -> Path:
+    """Folder for a new cache; look-up is by key, so the names are for people."""
+    return root / slug(dataset) / f"{slug(model)}-{spec.key}"
+
+
+def folders(root: Path) -> Iterator[tuple[Path, re.Match[str]]]:
+    """All folders ``*/<model>-<key>`` under one root, whatever they hold; names with a leading dot are never caches."""
+    for dataset in _subfolders(root):
+        for folder in _subfolders(dataset):
+            match = _FOLDER.fullmatch(folder.name)
+            if match:
+                yield folder, match
+
+
+def scan(search: Sequence[Path]) -> Iterator[Entry]:
+    """All caches under the roots, complete or not; each once per dataset folder.
+
+    The first root that holds a cache wins, but a complete one goes before one that is still being extracted.
+    """
+    found: dict[tuple[str, str], Entry] = {}
+    for root in search:
+        for folder, match in folders(root):
+            complete = (folder / MANIFEST_FILE).exists()
+            place = (folder.parent.name, folder.name)
+            if place in found and (found[place].complete or not complete):
+                continue
+            if complete or (folder / JOURNAL / PLAN_FILE).exists():
+                found[place] = Entry(folder, folder.parent.name, match["model"], match["key"], complete)
+    yield from found.values()
+
+
+def folder_entry(path: Path) -> Entry | None:
+    """The cache at `path`, wherever it lies and whatever its folder is called; None if there is none."""
+    complete = (path / MANIFEST_FILE).is_file()
+    if not complete and not (path / JOURNAL / PLAN_FILE).is_file():
+        return None
+    path = path.resolve()
+    match = _FOLDER.fullmatch(path.name)
+    key = match["key"] if match else open_cache(path, allow_partial=True).key
+    return Entry(path, path.parent.name, match["model"] if match else path.name, key, complete)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Folders in `folder`, links to folders among them, by name; none where it does not exist or may not be read."""
+    try:
+        with os.scandir(folder) as items:
+            return sorted(Path(item.path) for item in items if item.name[0] != "." and item.is_dir())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []

@@ -1,0 +1,64 @@
+"""The files within features.zarr, held to their recorded size and SHA-256."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from stat import S_ISREG
+
+from featcache.store.damage import Damage, Kind, Place
+from featcache.store.digests import sha256_files
+from featcache.store.journal import FEATURES
+from featcache.store.manifest import FileRecord, Manifest
+from featcache.store.progress import Reporter
+
+MB = 10**6
+
+
+def recorded_files(manifest: Manifest) -> Iterator[tuple[Place, FileRecord]]:
+    """Every file within features.zarr that has a recorded digest."""
+    for path, record in manifest.metadata.items():
+        yield Place(f"{FEATURES}/{path}", Kind.METADATA), record
+    for block_record in manifest.blocks:
+        block = block_record.block
+        for array in manifest.inventory.splits[block.split].arrays.values():
+            for index, name in enumerate(array.chunk_names(block.index)):
+                path = f"{block.split}/{array.name}/{name}"
+                layer = array.layers[index] if array.layers else None
+                place = Place(f"{FEATURES}/{path}", Kind.DATA, block, array.name, layer)
+                yield place, block_record.files[path]
+
+
+def file_damages(
+    directory: Path, recorded: Sequence[tuple[Place, FileRecord]], threads: int, reporter: Reporter
+) -> list[Damage]:
+    """Sizes first, for they cost nothing, then the digests of the files whose size is right."""
+    misfits = {place: _misfit(directory / place.path, record) for place, record in recorded}
+    damages = [Damage(place, reason) for place, reason in misfits.items() if reason]
+    readable = [(place, record) for place, record in recorded if not misfits[place]]
+    owners = {record.sha256: place.path for place, record in recorded}
+    total, done = sum(record.bytes for _, record in readable), 0
+    found = sha256_files([directory / place.path for place, _ in readable], threads)
+    # Closed at once on Ctrl-C, or the threads would first read all that is left.
+    with closing(found) as digests, reporter.progress("verifying", "MB") as update:
+        update(0, total // MB)
+        for (place, record), digest in zip(readable, digests, strict=True):
+            if isinstance(digest, OSError):
+                damages.append(Damage(place, f"cannot be read ({digest.strerror})"))
+            elif digest != record.sha256:
+                whose = f"; it holds the content of {owners[digest]}" if digest in owners else ""
+                damages.append(Damage(place, f"content does not match its SHA-256{whose}"))
+            done += record.bytes
+            update(done // MB, total // MB)
+    return damages
+
+
+def _misfit(path: Path, record: FileRecord) -> str | None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if not S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        return "not a plain file"
+    return None if status.st_size == record.bytes else f"{status.st_size} bytes, must be {record.bytes}"

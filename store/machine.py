@@ -1,0 +1,53 @@
+"""What the machine offers: processors, memory, and threads (numpy and reads release the interpreter's lock)."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def usable_cpus() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that files can take in memory before the system needs them for something else, about."""
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # another system than Linux
+        return 2**32
+
+
+def run_all(function: Callable[[T], object], jobs: Sequence[T], threads: int) -> None:
+    """Call `function` on every job, on at most `threads` threads; the first error is raised."""
+    if threads == 1 or len(jobs) <= 1:
+        for job in jobs:
+            function(job)
+        return
+    # Takes milliseconds to import, and `featcache ls` does not need it.
+    from concurrent.futures import ThreadPoolExecutor
+
+    # Made anew every time, which takes a tenth of a millisecond: a pool that is kept would be dead after a fork.
+    with ThreadPoolExecutor(min(threads, len(jobs)) - 1) as pool:
+        others = [pool.submit(function, job) for job in jobs[1:]]
+        function(jobs[0])
+        for other in others:
+            other.result()
+
+
+def comes_from_disk(read: Callable[[], object]) -> bool:
+    """Call `read`, and say whether its data came from disk: the system counts page faults and blocks of a thread."""
+    try:
+        import resource
+    except ImportError:  # Windows does not count
+        read()
+        return False
+    who = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
+    before = resource.getrusage(who)
+    read()
+    after = resource.getrusage(who)
+    return after.ru_majflt > before.ru_majflt or after.ru_inblock > before.ru_inblock

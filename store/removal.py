@@ -1,0 +1,124 @@
+"""Removing caches: what goes is renamed first, so that a kill leaves either the whole cache or nothing that counts.
+
+A folder under a name with a leading dot is never a cache; `leftovers` finds what a killed removal left.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from featcache.store import journal
+from featcache.store.claims import STALE_S, SUFFIX, Claims, live_claims
+from featcache.store.errors import CacheBusyError, CacheError
+from featcache.store.files import PARTIAL_SUFFIX, sync_directory
+from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.reader import open_cache
+from featcache.store.requests import REQUEST_FILE
+from featcache.store.writer import CARD_FILE, PROVENANCE_FILE, SETUP
+
+REMOVING_PREFIX = ".removing-"
+_PARTS = (journal.FEATURES, journal.JOURNAL, MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def writers(directory: Path) -> list[str]:
+    """Names of what live processes are writing in the cache at `directory`."""
+    folder = directory / journal.JOURNAL
+    claims = list(folder.glob(f"*{SUFFIX}"))
+    try:
+        return live_claims(folder) if claims else []
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        # Claims can only be tried where one may write; elsewhere their heartbeat tells.
+        now = time.time()
+        return [claim.name.removesuffix(SUFFIX) for claim in claims if now - claim.stat().st_mtime < STALE_S]
+
+
+def check_removable(directory: Path) -> None:
+    """Refuse what must not be removed.
+
+    Raises:
+        CacheError: it is a link, or not a cache.
+        CacheBusyError: a process is writing it.
+    """
+    if directory.is_symlink():
+        raise CacheError(
+            f"{directory} is a link to {directory.resolve()}; name that folder, or remove the link yourself"
+        )
+    try:
+        open_cache(directory, allow_partial=True)
+    except CacheError as error:
+        # A damaged cache may go too, if everything in the folder is what a cache consists of.
+        _refuse_strangers(directory, error)
+    busy = writers(directory)
+    if busy:
+        raise CacheBusyError(
+            f"{directory}: another process is writing this cache ({', '.join(busy[:3])}); wait for it or stop it"
+        )
+
+
+def remove_cache(directory: Path) -> None:
+    """Remove a cache. Links inside it are removed, not what they point to.
+
+    Raises:
+        CacheError: it is a link, not a cache, or lies where one may not write.
+        CacheBusyError: a process is writing it.
+    """
+    check_removable(directory)
+    try:
+        with _no_new_writer(directory):
+            aside = directory.with_name(f"{REMOVING_PREFIX}{directory.name}.{secrets.token_hex(4)}")
+            directory.rename(aside)
+            sync_directory(aside.parent)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        raise CacheError(
+            f"{directory} cannot be removed ({error.strerror}); its folder is read-only for you, ask its owner"
+        ) from None
+    remove_tree(aside)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder or file; another process may be doing the same."""
+    for _ in range(10):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        except FileNotFoundError:
+            continue  # the other was faster with a file inside
+
+
+@contextmanager
+def _no_new_writer(directory: Path) -> Iterator[None]:
+    """Hold the claim that every writer needs to begin; a complete cache without a journal has none."""
+    folder = directory / journal.JOURNAL
+    if not folder.is_dir():
+        yield
+        return
+    claims = Claims(folder)
+    try:
+        if not claims.acquire(SETUP) or [name for name in writers(directory) if name != SETUP]:
+            raise CacheBusyError(
+                f"{directory}: another process is writing this cache; wait for it or stop it"
+            )
+        yield
+    finally:
+        claims.close()
+
+
+def _refuse_strangers(directory: Path, reason: CacheError) -> None:
+    names = sorted(os.listdir(directory)) if directory.is_dir() else []
+    strangers = [name for name in names if name.removesuffix(PARTIAL_SUFFIX) not in _PARTS]
+    if strangers or not {journal.FEATURES, journal.JOURNAL}.intersection(names):
+        listed = f" (it holds {', '.join(strangers[:3])})" if strangers else ""
+        raise CacheError(f"{directory} is not a cache{listed}, so it is not removed: {reason}") from None

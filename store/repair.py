@@ -1,0 +1,149 @@
+"""`featcache verify --repair`: drop what is damaged, so that the next extraction redoes only that.
+
+Killed at any point, the cache is either still the complete one with its damages, or a valid unfinished one: the
+journal with the records of the intact blocks is whole before the manifest goes.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.store import journal
+from featcache.store.claims import Claims, live_claims
+from featcache.store.damage import Damage, Kind
+from featcache.store.documents import read_contents
+from featcache.store.errors import CacheBusyError, CacheError
+from featcache.store.files import JsonObject, read_sealed, sync_directory, write_sealed
+from featcache.store.inventory import Block
+from featcache.store.journal import JOURNAL, Plan
+from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.verify import Verification
+from featcache.store.writer import SETUP
+
+_NEEDS_EXTRACTION = (Kind.DATA, Kind.METADATA, Kind.DOCUMENT)
+_REMOVED = (Kind.DATA, Kind.REQUEST, Kind.LEFTOVER)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair left."""
+
+    complete: bool
+    """Whether the cache still is complete; if not, the same extraction has to be run again."""
+    dropped: Sequence[Block]
+    """Blocks that the next extraction has to do."""
+    strangers: Sequence[str]
+    """Files that are not ours, left where they are."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.complete and not self.strangers
+
+    @property
+    def samples(self) -> int:
+        """Samples that the next extraction has to do."""
+        return sum(block.rows for block in self.dropped)
+
+    def to_dict(self) -> JsonObject:
+        """Return the result as plain JSON values."""
+        return {
+            "complete": self.complete,
+            "dropped_blocks": [[block.split, block.index] for block in self.dropped],
+            "samples_to_extract": self.samples,
+            "strangers": list(self.strangers),
+        }
+
+
+def repair(found: Verification) -> Repair:
+    """Mend what `verify` found, as far as it can be done without the backbone.
+
+    A damaged block is dropped; a damaged zarr.json, provenance.json or README.md leaves all blocks but needs the next
+    extraction too, which writes it again. Strangers stay.
+
+    Raises:
+        CacheError: the manifest (or the plan) is damaged, so that nothing can be told from it, or a folder stands in
+            the place of a file.
+        CacheBusyError: another process is at work on the cache, or has changed it since it was verified.
+    """
+    directory, manifest = found.directory, found.manifest
+    if manifest is None:
+        raise CacheError(f"{directory} cannot be repaired: {found.damages[0]}; {found.remedy}")
+    _refuse_folders(found)
+    with _alone(directory):
+        if read_contents(directory)[:2] != (found.complete, manifest):
+            raise CacheBusyError(f"{directory} has changed since it was verified; run the command again")
+        damages = [damage for damage in found.damages if damage.place.path != JOURNAL]
+        for path in (directory / d.place.path for d in damages if d.place.kind == Kind.FORM):
+            write_sealed(path, read_sealed(path))
+        reopened = found.complete and any(damage.place.kind in _NEEDS_EXTRACTION for damage in damages)
+        if reopened:
+            _write_journal(directory, manifest, damages)
+        # Before the manifest goes: the next writer makes a zarr.json that is missing, but would take a damaged one over.
+        _remove(directory, damages, (Kind.METADATA,))
+        if reopened:
+            (directory / MANIFEST_FILE).unlink()
+            sync_directory(directory)
+        _remove(directory, damages, _REMOVED)
+        complete = found.complete and not reopened
+        if complete:
+            shutil.rmtree(directory / JOURNAL, ignore_errors=True)
+    left = [damage.place.path for damage in damages if damage.place.kind == Kind.STRANGER]
+    dropped = _dropped(damages)
+    return Repair(complete, [*dropped, *(b for b in found.missing_blocks if b not in dropped)], left)
+
+
+def _dropped(damages: Sequence[Damage]) -> list[Block]:
+    """The blocks that have a damaged file, each once."""
+    return list(dict.fromkeys(damage.place.block for damage in damages if damage.place.block is not None))
+
+
+def _refuse_folders(found: Verification) -> None:
+    for damage in found.damages:
+        path = found.directory / damage.place.path
+        if damage.place.kind != Kind.STRANGER and damage.place.path != JOURNAL and path.is_dir():
+            raise CacheError(
+                f"{path} is a folder, where a file must be; move it away and run the command again"
+            )
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the claim without which no process starts to write, while none is writing."""
+    folder = directory / JOURNAL
+    folder.mkdir(exist_ok=True)
+    claims = Claims(folder)
+    try:
+        if not claims.acquire(SETUP) or set(live_claims(folder)) - {SETUP}:
+            raise CacheBusyError(
+                f"{directory}: another process is writing this cache; wait for it or stop it"
+            )
+        yield
+    finally:
+        claims.close()
+
+
+def _write_journal(directory: Path, manifest: Manifest, damages: Sequence[Damage]) -> None:
+    """Lay out the journal that the unfinished cache will have, while the manifest still hides it."""
+    # A record that an earlier repair wrote may be of a block that was damaged since. Claims stay: they are others' too.
+    for path in (directory / JOURNAL).glob("*.json*"):
+        path.unlink(missing_ok=True)
+    Plan(manifest.spec, manifest.inventory, manifest.batch_size).write(directory)
+    dropped = _dropped(damages)
+    for record in manifest.blocks:
+        if record.block not in dropped:
+            journal.commit(directory, record)
+    sync_directory(directory)
+
+
+def _remove(directory: Path, damages: Sequence[Damage], kinds: Sequence[Kind]) -> None:
+    folders = set()
+    for damage in damages:
+        path = directory / damage.place.path
+        if damage.place.kind in kinds and path.parent.is_dir():
+            path.unlink(missing_ok=True)
+            folders.add(path.parent)
+    for folder in sorted(folders):
+        sync_directory(folder)

@@ -1,0 +1,160 @@
+"""Reading one split: whole layers, rows in any order, or shuffled mini-batches.
+
+Shapes: N samples, B rows asked for, L layers, K token kinds, D width.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.store.batches import Batch, shuffled_batches
+from featcache.store.chunks import Array, ChunkFiles
+from featcache.store.columns import SplitColumns
+from featcache.store.copying import Method, RowCopier, Selection, checked_buffer, checked_rows
+from featcache.store.inventory import Block, SplitInventory
+from featcache.store.reads import read_all
+
+DEFAULT_MEMORY = 2**30
+"""Budget of `SplitReader.batches` in bytes."""
+
+
+class SplitReader(SplitColumns):
+    """The rows of one split. Features come in the stored type, bfloat16 as its uint16 bits.
+
+    Maps are made when they are first needed and stay. Works after a fork; a pickled copy makes maps of its own.
+    """
+
+    def __init__(self, features: Path, inventory: SplitInventory, committed: Sequence[Block]) -> None:
+        """Read from the folder features.zarr; only `committed` blocks exist.
+
+        Raises:
+            CacheError: the arrays with layers do not fit together.
+        """
+        super().__init__(ChunkFiles(features, inventory, committed))
+        self._arguments = (features, inventory, tuple(committed))
+        self._copier = RowCopier(self._files)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the maps out."""
+        return SplitReader, self._arguments
+
+    def load(self, layers: Sequence[str], tokens: Sequence[str], out: Array | None = None) -> Array:
+        """Read the features of all rows.
+
+        Args:
+            layers: layer names, in the order wanted.
+            tokens: token kinds, in the order wanted.
+            out: buffer of shape ``[N, L, K, D]`` in the stored type to read into; made if not given.
+
+        Returns:
+            The buffer. Rows that are not committed are NaN.
+
+        Raises:
+            UnknownNameError: a layer or token kind is not cached.
+            CacheError: a file is missing or of the wrong size.
+            ValueError: `out` does not fit.
+        """
+        selection = Selection.of(self._files, layers, tokens)
+        out = self._buffer(self.num_samples, selection, out)
+        read_all(self._files, selection.layers, None if selection.all_kinds else selection.kinds, out)
+        self._copier.fill_uncommitted(np.arange(self.num_samples), out)
+        return out
+
+    def layer_map(self, layer: str) -> Array:
+        """Return one layer as a read-only array ``[N, K, D]`` that takes no memory: its files, mapped side by side.
+
+        Other libraries can take it as it is. Where files cannot be mapped, or rows are missing, it is loaded instead.
+        Errors as for `load`.
+        """
+        maps = self._copier.maps([layer], "auto")
+        if maps is not None and self._files.complete:
+            return maps.layer(layer)
+        loaded = self.load([layer], self.tokens)[:, 0]
+        loaded.flags.writeable = False
+        return loaded
+
+    def gather(
+        self,
+        rows: npt.ArrayLike,
+        layers: Sequence[str],
+        tokens: Sequence[str],
+        out: Array | None = None,
+        *,
+        method: Method = "auto",
+    ) -> Array:
+        """Read the features of some rows, in the order asked; arguments and errors as for `load`.
+
+        Args:
+            rows: integer ``[B]``, in any order, repeats allowed.
+            layers: as for `load`.
+            tokens: as for `load`.
+            out: buffer of shape ``[B, L, K, D]`` in the stored type.
+            method: how to read.
+
+        Raises:
+            IndexError: a row is outside the split, or not an integer.
+            RequestError: `method` is ``map``, and that is not possible here.
+        """
+        wanted = checked_rows(rows, self.num_samples)
+        selection = Selection.of(self._files, layers, tokens)
+        out = self._buffer(len(wanted), selection, out)
+        self._copier.copy(wanted, selection, out, self._copier.maps(layers, method))
+        return out
+
+    def batches(
+        self,
+        batch_size: int,
+        layers: Sequence[str],
+        tokens: Sequence[str],
+        seed: int | Sequence[int],
+        memory: int = DEFAULT_MEMORY,
+        *,
+        rows: npt.ArrayLike | None = None,
+        part: tuple[int, int] = (0, 1),
+        out: Array | None = None,
+        method: Method = "auto",
+    ) -> Iterator[Batch]:
+        """Shuffle one epoch: yield ``(rows [B], features [B, L, K, D])``, every row once; errors as for `gather`.
+
+        A budget that holds the whole selection twice gives a full shuffle; a smaller one shuffles within windows
+        that are made of short stretches from all over the split (see `epoch_order`). The rows of a batch ascend.
+
+        Args:
+            batch_size: B; the last batch may be smaller.
+            layers: as for `load`.
+            tokens: as for `load`.
+            seed: fixes the order, together with all other arguments but `out` and `method`.
+            memory: budget in bytes, for what is read ahead and the batch; at least three batches.
+            rows: integer ``[M]``, the rows to visit, each once; all of the split if not given.
+            part: ``(i, n)``: the i-th of n workers that share an epoch.
+            out: buffer ``[batch_size, L, K, D]`` that every batch is read into; a new one per batch if not given.
+            method: how to read.
+
+        Raises:
+            RequestError: the budget is too small, or `batch_size` or `part` make no sense.
+        """
+        wanted = (
+            np.arange(self.num_samples) if rows is None else np.unique(checked_rows(rows, self.num_samples))
+        )
+        selection = Selection.of(self._files, layers, tokens)
+        if out is not None:
+            out = self._buffer(batch_size, selection, out)
+        maps = self._copier.maps(layers, method)
+        return shuffled_batches(
+            self._copier,
+            selection,
+            wanted,
+            maps,
+            batch_size=batch_size,
+            seed=seed,
+            memory=memory,
+            part=part,
+            out=out,
+        )
+
+    def _buffer(self, rows: int, selection: Selection, out: Array | None) -> Array:
+        shape = (rows, *selection.row_shape(self._files))
+        return checked_buffer(shape, self._files.token_array.stored_dtype, out)

@@ -1,0 +1,89 @@
+"""What a list of caches shows of each, read without parsing the whole manifest.
+
+Nearly all of a manifest is the table of files with their digests, half a megabyte for a large backbone. It comes last
+in the document, so the spec and the inventory are read from the head of the file, and its end shows that the file is
+whole. The key is held to the spec; the digests are what `featcache verify` is for.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.store.entries import Entry
+from featcache.store.errors import CacheError
+from featcache.store.files import JsonObject, field
+from featcache.store.inventory import Inventory
+from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.spec import CacheSpec
+
+HEAD_BYTES = 2**14
+MAX_HEAD_BYTES = 2**24
+# `files.write_sealed` indents by one space, so only a field of the document itself can stand behind ``\n "``: line
+# breaks inside a string are escaped.
+_TABLE = b',\n "blocks": ['
+_END = re.compile(rb'"digest": "[0-9a-f]{64}"\n}\n?\Z')
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What there is to know about a cache at a glance."""
+
+    inventory: Inventory
+    dtype: str
+    missing_blocks: int
+    """Blocks that are not committed; 0 for a complete cache."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that are cached: the most that any split has."""
+        return max(
+            sum(len(array.layers) for array in split.arrays.values())
+            for split in self.inventory.splits.values()
+        )
+
+
+def summarise(entry: Entry) -> Summary:
+    """Read the summary of a cache.
+
+    Raises:
+        CacheError: its metadata are damaged, as far as they were read.
+    """
+    if not entry.complete:
+        manifest = entry.cache.manifest
+        return Summary(manifest.inventory, manifest.spec.dtype, len(manifest.missing_blocks()))
+    head = _head(entry.path / MANIFEST_FILE)
+    if head is None:
+        # Not laid out as featcache does it, which is no fault: read all of it, and complain where it is damaged.
+        manifest = Manifest.read(entry.path)
+        return Summary(manifest.inventory, manifest.spec.dtype, 0)
+    where = str(entry.path / MANIFEST_FILE)
+    spec = CacheSpec.from_dict(field(head, "spec", dict, where), where)
+    if head.get("key") != spec.key:
+        raise CacheError(f"{where}: field 'key' is {head.get('key')!r}, the spec's digest is {spec.key!r}")
+    inventory = Inventory.from_dict(field(head, "inventory", dict, where), where)
+    if not inventory.splits:
+        raise CacheError(f"{where}: field 'inventory' names no split")
+    return Summary(inventory, spec.dtype, 0)
+
+
+def _head(path: Path) -> JsonObject | None:
+    """The fields before the table of files; None if the file is not whole or not laid out as expected."""
+    with path.open("rb", buffering=0) as file:
+        text = file.read(HEAD_BYTES) or b""
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 128))
+        if not _END.search(file.read(128) or b""):
+            return None
+        end = text.find(_TABLE)
+        if end < 0:  # thousands of class names
+            file.seek(0)
+            text = file.read(MAX_HEAD_BYTES) or b""
+            end = text.find(_TABLE)
+    if end < 0:
+        return None
+    try:
+        document = json.loads(text[:end] + b"}")
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None

@@ -1,0 +1,122 @@
+"""`featcache verify`, as a function: every file of a cache against the size and SHA-256 taken while it was written.
+
+Nothing is believed: sizes and digests come from the manifest, the manifest's from itself, and the folders must hold
+nothing else. Of an unfinished cache the committed blocks are checked, whose digests are in the journal.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from featcache.store.damage import Damage, Kind, Place
+from featcache.store.digests import default_threads
+from featcache.store.documents import document_damages, documents, name_damages, read_contents
+from featcache.store.errors import CacheError
+from featcache.store.file_checks import MB, file_damages, recorded_files
+from featcache.store.files import JsonObject
+from featcache.store.inventory import Block
+from featcache.store.journal import FEATURES
+from featcache.store.manifest import Manifest
+from featcache.store.progress import Reporter, Silent
+from featcache.store.strangers import strangers
+from featcache.store.zarr_agreement import check_metadata
+from featcache.store.zarr_metadata import metadata_paths
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a check of one cache found."""
+
+    directory: Path
+    complete: bool
+    """Whether there is a manifest."""
+    manifest: Manifest | None
+    """What was checked against; None if it is damaged itself."""
+    damages: Sequence[Damage]
+    files: int
+    """Files that were checked."""
+    num_bytes: int
+    """Bytes of these files."""
+    seconds: float
+
+    @property
+    def intact(self) -> bool:
+        """Whether the cache is complete and without damage."""
+        return self.complete and not self.damages
+
+    @cached_property
+    def missing_blocks(self) -> list[Block]:
+        """Blocks that are not committed."""
+        return self.manifest.missing_blocks() if self.manifest else []
+
+    @property
+    def remedy(self) -> str:
+        """What to do about the damages."""
+        if self.manifest is None:
+            return (
+                "remove the folder and extract again, or fetch the file from whoever has a copy of the cache"
+            )
+        if all(damage.place.kind == Kind.STRANGER for damage in self.damages):
+            return "move away what does not belong there; the data are intact"
+        return f"run `featcache verify --repair {self.directory}` to drop what is damaged"
+
+    def to_dict(self) -> JsonObject:
+        """Return the result as plain JSON values."""
+        state = "damaged" if self.damages else "intact" if self.complete else "incomplete"
+        return {
+            "path": str(self.directory),
+            "key": self.manifest.spec.key if self.manifest else None,
+            "state": state,
+            "complete": self.complete,
+            "damages": [damage.to_dict() for damage in self.damages],
+            "missing_blocks": [[block.split, block.index] for block in self.missing_blocks],
+            "files": self.files,
+            "bytes": self.num_bytes,
+            "seconds": round(self.seconds, 3),
+            "mb_per_second": round(self.num_bytes / MB / max(self.seconds, 1e-9), 1),
+        }
+
+
+def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | None = None) -> Verification:
+    """Check every byte of the cache at `directory`. Nothing is written.
+
+    Args:
+        directory: folder of the cache, complete or not.
+        threads: files read at the same time; one per core if not given.
+        reporter: is told the megabytes read.
+
+    Raises:
+        CacheNotFoundError: there is no cache.
+    """
+    started = time.perf_counter()
+    complete, manifest, damages = read_contents(directory)
+    checked = [directory / path for path in documents(directory, complete)]
+    num_bytes = sum(path.stat().st_size for path in checked)
+    if complete:
+        damages += document_damages(directory)
+    if manifest is not None:
+        recorded = list(recorded_files(manifest))
+        damages += file_damages(directory, recorded, threads or default_threads(), reporter or Silent())
+        bad = {damage.place.path for damage in damages}
+        damages += _disagreements(directory, manifest, complete, bad)
+        damages += strangers(directory, manifest, complete)
+        damages += name_damages(directory, manifest)
+        checked += [directory / place.path for place, _ in recorded]
+        num_bytes += sum(record.bytes for _, record in recorded)
+    seconds = time.perf_counter() - started
+    return Verification(directory, complete, manifest, damages, len(checked), num_bytes, seconds)
+
+
+def _disagreements(directory: Path, manifest: Manifest, complete: bool, bad: set[str]) -> Iterator[Damage]:
+    for path in metadata_paths(manifest.inventory):
+        place = Place(f"{FEATURES}/{path}", Kind.METADATA)
+        full = directory / place.path
+        # An unfinished cache may not have come to writing it.
+        if place.path in bad or (not complete and not full.exists()):
+            continue
+        try:
+            check_metadata(directory / FEATURES, path, manifest.inventory)
+        except CacheError as error:
+            yield Damage(place, str(error).removeprefix(f"{full}: "))
