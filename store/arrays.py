@@ -100,7 +100,10 @@ class ArrayInfo:
 
     def chunk_names(self, block: int) -> list[str]:
         """File names of all chunks of a block, in layer order."""
-        return [self.chunk_name(block, index) for index in range(self.files_per_block)]
+        if not self.layers:
+            return [self.chunk_name(block)]
+        tail = ".0" * len(self.row_shape)
+        return [f"c.{block}.{index}{tail}" for index in range(len(self.layers))]
 
     def check_rows(self, values: npt.NDArray[np.generic], rows: int) -> None:
         """Refuse values that are not `rows` rows of this array.

@@ -9,7 +9,7 @@ Shapes: B rows of a batch, W rows of a window, L layers, K token kinds, D width.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,14 +21,13 @@ from featcache.store.maps import LayerMaps
 from featcache.store.reads import spans
 from featcache.store.shuffle import Sizes, epoch_order
 
+# Rows that are looked at to see whether a window has to be read from disk.
+SAMPLE_ROWS = 32
+
 Batch = tuple[Rows, Array]
 """Rows ``[B]`` and their features ``[B, L, K, D]``."""
 Copy = Callable[[Rows, Array], None]
 """Fills a buffer ``[B, L, K, D]`` with the features of rows ``[B]``."""
-
-
-# Rows that are looked at to see whether a window has to be read from disk.
-SAMPLE_ROWS = 32
 
 
 class Source(Protocol):
@@ -93,25 +92,31 @@ class BufferedSource:
         """Do nothing: the buffer goes when nobody holds it."""
 
 
+class BatchOptions(NamedTuple):
+    """Arguments of `SplitReader.batches` that say how an epoch is cut."""
+
+    batch_size: int
+    seed: int | Sequence[int]
+    memory: int
+    part: tuple[int, int]
+
+
 def shuffled_batches(
     copier: RowCopier,
     selection: Selection,
     rows: Rows,
     maps: LayerMaps | None,
-    *,
-    batch_size: int,
-    seed: int | Sequence[int],
-    memory: int,
-    part: tuple[int, int],
+    options: BatchOptions,
     out: Array | None,
 ) -> Iterator[Batch]:
     """Check the arguments of `SplitReader.batches`, and return the iterator."""
     array, shape = copier.files.token_array, selection.row_shape(copier.files)
     row_bytes = math.prod(shape) * array.stored_dtype.itemsize
-    sizes = Sizes.within(memory, batch_size, row_bytes, array.chunk_bytes // array.block_rows)
-    if not 0 <= part[0] < part[1]:
-        raise RequestError(f"part must be (i, n) with i from 0 to n - 1, not {part}")
-    order = epoch_order(rows, sizes.stretch, sizes.window, seed, part)
+    piece_bytes = array.chunk_bytes // array.block_rows
+    sizes = Sizes.within(options.memory, options.batch_size, row_bytes, piece_bytes)
+    if not 0 <= options.part[0] < options.part[1]:
+        raise RequestError(f"part must be (i, n) with i from 0 to n - 1, not {options.part}")
+    order = epoch_order(rows, sizes.stretch, sizes.window, options.seed, options.part)
 
     def buffer(count: int) -> Array:
         return np.empty((count, *shape), array.stored_dtype)
@@ -119,12 +124,10 @@ def shuffled_batches(
     def copy(wanted: Rows, target: Array) -> None:
         copier.copy(wanted, selection, target, maps)
 
-    keep = len(rows) * row_bytes <= available_memory() // 2
-    source: Source = (
-        BufferedSource(copy, buffer)
-        if maps is None
-        else MappedSource(maps, selection.layers, copy, buffer, keep)
-    )
+    source: Source = BufferedSource(copy, buffer)
+    if maps is not None:
+        keep = len(rows) * row_bytes <= available_memory() // 2
+        source = MappedSource(maps, selection.layers, copy, buffer, keep)
     return _stream(source, order, sizes, buffer if out is None else lambda count: out[:count])
 
 
@@ -139,9 +142,7 @@ def _stream(source: Source, order: Rows, sizes: Sizes, buffer: Callable[[int], A
         for number, window in enumerate(windows):
             copy = upcoming.pop().result()
             # Only now: the buffer of the window before is free.
-            upcoming = [
-                reader.submit(source.fetch, following) for following in windows[number + 1 : number + 2]
-            ]
+            upcoming = [reader.submit(source.fetch, rows) for rows in windows[number + 1 : number + 2]]
             for start in range(0, len(window), sizes.batch):
                 # The order within a batch is free, and ascending rows are found faster.
                 rows = np.sort(window[start : start + sizes.batch])

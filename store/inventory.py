@@ -42,13 +42,19 @@ class SplitInventory:
     block_rows: int
     arrays: Mapping[str, ArrayInfo]
 
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks of rows."""
+        return -(-self.num_samples // self.block_rows)
+
+    def block(self, index: int) -> Block:
+        """One block; `index` is from 0 to `num_blocks` - 1."""
+        start = index * self.block_rows
+        return Block(self.name, index, start, min(start + self.block_rows, self.num_samples))
+
     def blocks(self) -> list[Block]:
         """All blocks, in order."""
-        starts = range(0, self.num_samples, self.block_rows)
-        return [
-            Block(self.name, index, start, min(start + self.block_rows, self.num_samples))
-            for index, start in enumerate(starts)
-        ]
+        return [self.block(index) for index in range(self.num_blocks)]
 
     def chunk_files(self, block: int) -> Iterator[tuple[ArrayInfo, str]]:
         """All chunk files of a block: the array and the path within features.zarr."""

@@ -48,10 +48,9 @@ class BlockRecord:
         index = field(document, "block", int, where)
         where = f"{where}: block {index} of {split_name!r}"
         split = inventory.splits.get(split_name)
-        blocks = split.blocks() if split else []
-        if split is None or not 0 <= index < len(blocks):
+        if split is None or not 0 <= index < split.num_blocks:
             raise CacheError(f"{where}: no such block in the inventory")
-        block = blocks[index]
+        block = split.block(index)
         rows = field(document, "rows", list, where)
         if rows != [block.start, block.stop]:
             raise CacheError(
@@ -146,8 +145,13 @@ def files_from_dict(document: Mapping[str, Any], where: str) -> dict[str, FileRe
     files = {}
     for path in document:
         record = field(document, path, dict, where)
-        spot = f"{where}: file {path!r}"
-        files[path] = FileRecord(field(record, "bytes", int, spot), field(record, "sha256", str, spot))
+        size, digest = record.get("bytes"), record.get("sha256")
+        if (
+            type(size) is not int or type(digest) is not str
+        ):  # the long way only where it has something to say
+            spot = f"{where}: file {path!r}"
+            size, digest = field(record, "bytes", int, spot), field(record, "sha256", str, spot)
+        files[path] = FileRecord(size, digest)
     return files
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store.batches import Batch, shuffled_batches
+from featcache.store.batches import Batch, BatchOptions, shuffled_batches
 from featcache.store.chunks import Array, ChunkFiles
 from featcache.store.columns import SplitColumns
 from featcache.store.copying import Method, RowCopier, Selection, checked_buffer, checked_rows
@@ -136,24 +136,12 @@ class SplitReader(SplitColumns):
         Raises:
             RequestError: the budget is too small, or `batch_size` or `part` make no sense.
         """
-        wanted = (
-            np.arange(self.num_samples) if rows is None else np.unique(checked_rows(rows, self.num_samples))
-        )
+        every = np.arange(self.num_samples)
+        wanted = every if rows is None else np.unique(checked_rows(rows, self.num_samples))
         selection = Selection.of(self._files, layers, tokens)
-        if out is not None:
-            out = self._buffer(batch_size, selection, out)
-        maps = self._copier.maps(layers, method)
-        return shuffled_batches(
-            self._copier,
-            selection,
-            wanted,
-            maps,
-            batch_size=batch_size,
-            seed=seed,
-            memory=memory,
-            part=part,
-            out=out,
-        )
+        out = None if out is None else self._buffer(batch_size, selection, out)
+        maps, options = self._copier.maps(layers, method), BatchOptions(batch_size, seed, memory, part)
+        return shuffled_batches(self._copier, selection, wanted, maps, options, out)
 
     def _buffer(self, rows: int, selection: Selection, out: Array | None) -> Array:
         shape = (rows, *selection.row_shape(self._files))

@@ -29,7 +29,7 @@ from featcache.store.files import (
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
-from featcache.store.zarr_metadata import check_array_metadata, create_metadata, metadata_paths
+from featcache.store.zarr_metadata import create_metadata, metadata_paths
 
 PROVENANCE_FILE = "provenance.json"
 CARD_FILE = "README.md"
@@ -195,11 +195,7 @@ class CacheWriter:
         for split in self.plan.inventory.splits.values():
             for array in split.arrays.values():
                 (features / split.name / array.name).mkdir(parents=True, exist_ok=True)
-        if not all((features / path).is_file() for path in metadata_paths(self.plan.inventory)):
-            self._create_metadata(features)
-        for split in self.plan.inventory.splits.values():
-            for array in split.arrays.values():
-                check_array_metadata(features / split.name / array.name / "zarr.json", array)
+        self._create_metadata(features)
 
     def _create_metadata(self, features: Path) -> None:
         scratch = self.directory / JOURNAL / "zarr-metadata"
@@ -208,8 +204,10 @@ class CacheWriter:
         create_metadata(scratch, self.plan.inventory)
         for path in metadata_paths(self.plan.inventory):
             # zarr's order of keys can follow the file system; sorted, the bytes depend on content alone.
-            document = json.dumps(read_json(scratch / path), indent=2, sort_keys=True)
-            write_atomic(features / path, document.encode())
+            document = json.dumps(read_json(scratch / path), indent=2, sort_keys=True).encode()
+            # On resume too: what was damaged in the meantime must not be sealed into the manifest.
+            if not (features / path).is_file() or (features / path).read_bytes() != document:
+                write_atomic(features / path, document)
         shutil.rmtree(scratch)
         for split in self.plan.inventory.splits:
             sync_directory(features / split)

@@ -53,7 +53,7 @@ class ExportDocument:
             digests,
             {part.name: part.layers for part in parts},
             {part.name: part.tokens for part in parts},
-            {part.name: part.reader.inventory.arrays["sample_id"].shape[1] for part in parts},
+            {part.name: part.id_bytes for part in parts},
         )
 
     def to_dict(self) -> JsonObject:

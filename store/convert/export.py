@@ -7,7 +7,7 @@ from pathlib import Path
 from featcache.store.convert.export_h5 import export_h5
 from featcache.store.convert.export_npy import export_npy
 from featcache.store.convert.export_safetensors import export_safetensors
-from featcache.store.convert.outputs import check_target
+from featcache.store.convert.outputs import check_target, saying_where
 from featcache.store.convert.selection import Part, choose
 from featcache.store.errors import UnknownNameError
 from featcache.store.progress import Reporter, Silent, Update
@@ -57,12 +57,13 @@ def export_cache(
         UnknownNameError: there is no such format, split, layer or token kind.
         RequestError: `out` exists, or its folder does not.
         CacheError: a file of the cache is missing or of the wrong size.
+        FeatcacheError: the disk is full.
     """
     if to not in EXPORTERS:
         raise UnknownNameError("format", to, EXPORTERS)
     parts = choose(cache, layers, tokens, splits)
-    check_target(out)
+    check_target(out, sum(part.num_bytes for part in parts))
     write, unit = EXPORTERS[to]
-    with (reporter or Silent()).progress("exporting", unit) as update:
+    with saying_where(out), (reporter or Silent()).progress("exporting", unit) as update:
         write(cache, parts, out, update)
     return ExportResult(out, usage(out).num_bytes, parts)

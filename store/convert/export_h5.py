@@ -1,9 +1,13 @@
-"""One HDF5 file: contiguous datasets, so that it can also be mapped by offset, and plain attributes."""
+"""One HDF5 file: contiguous datasets, so that it can also be mapped by offset, and plain attributes.
+
+h5py writes the structure, and the bytes are then written to where it put the datasets: HDF5 does not survive a full disk
+(it crashes when it closes a file that it could not write), and a plain file does.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -19,7 +23,8 @@ if TYPE_CHECKING:
     import h5py
 
 DOCUMENT = "featcache"
-"""Attribute of the file with the `ExportDocument` as JSON."""
+"""Dataset of the file with the `ExportDocument` as JSON."""
+NO_DIGEST = "0" * 64
 
 
 def export_h5(cache: Cache, parts: Sequence[Part], path: Path, update: Update) -> None:
@@ -27,62 +32,92 @@ def export_h5(cache: Cache, parts: Sequence[Part], path: Path, update: Update) -
 
     bfloat16 is stored as its bits in uint16 with the attribute ``logical_dtype``; ids are fixed-length UTF-8.
     """
-    import h5py  # a tenth of a second
-
     total = sum(part.num_samples for part in parts)
     done, digests = 0, {}
-    # HDF5 1.8 and later read it; the oldest format holds no more than 64 kB of class names.
-    with whole_file(path) as partial, h5py.File(partial, "w", libver=("v108", "v108")) as file:
+    with whole_file(path) as partial:
         update(0, total)
-        for part in parts:
-            group = file.create_group(part.name)
-            digests[part.name] = _write_features(group, part, done, total, update)
-            _write_columns(group, part.columns(), cache.inventory.class_names)
-            done += part.num_samples
-        document = ExportDocument.of(cache, parts, digests)
+        places = _create_file(partial, cache, parts)
+        with partial.open("rb+") as file:
+            for part in parts:
+                digests[part.name] = _write_part(file, places, part, done, total, update)
+                done += part.num_samples
+            _write(file, places[DOCUMENT], _document(cache, parts, digests))
+
+
+def _create_file(path: Path, cache: Cache, parts: Sequence[Part]) -> dict[str, int]:
+    """Make the file with everything but the bytes of its datasets; where each of them begins."""
+    import h5py  # a tenth of a second
+
+    unsigned = ExportDocument.of(cache, parts, {part.name: NO_DIGEST for part in parts})
+    places = {}
+    # HDF5 1.8 and later read it; the oldest format holds no more than 64 kB of class names.
+    with h5py.File(path, "w", libver=("v108", "v108")) as file:
         file.attrs["key"] = cache.key
         file.attrs["spec"] = json.dumps(cache.spec.to_dict(), ensure_ascii=False)
-        file.attrs[DOCUMENT] = json.dumps(document.to_dict(), ensure_ascii=False)
+        size = len(_bytes_of(unsigned))
+        places[DOCUMENT] = _allocate(file, DOCUMENT, (1,), h5py.string_dtype("utf-8", size)).id.get_offset()
+        for part in parts:
+            for dataset in _create_part(file.create_group(part.name), part, cache.inventory.class_names):
+                places[dataset.name.lstrip("/")] = dataset.id.get_offset()
+    return places
 
 
-def _write_features(group: "h5py.Group", part: Part, done: int, total: int, update: Update) -> str:
-    groups = part.groups()
-    datasets = {name: _create(group, name, layers, part) for name, layers in groups.items()}
+def _create_part(group: "h5py.Group", part: Part, class_names: Sequence[str]) -> "list[h5py.Dataset]":
+    import h5py
+
+    text, datasets = h5py.string_dtype(), []
+    for name, layers in part.groups().items():
+        shape = (part.num_samples, len(layers), len(part.tokens), part.reader.width)
+        dataset = _allocate(group, name, shape, part.stored_dtype)
+        dataset.attrs["layers"] = np.array(layers, text)
+        dataset.attrs["tokens"] = np.array(part.tokens, text)
+        dataset.attrs["logical_dtype"] = part.dtype
+        datasets.append(dataset)
+    labels = _allocate(group, "label", (part.num_samples,), np.dtype("<i8"))
+    labels.attrs["class_names"] = np.array(class_names, text)
+    ids = _allocate(group, "sample_id", (part.num_samples,), h5py.string_dtype("utf-8", part.id_bytes))
+    # HDF5 has no bool: h5py's own enumeration is strange to everybody else.
+    valid = _allocate(group, "valid", (part.num_samples,), np.dtype("u1"))
+    return [*datasets, labels, ids, valid]
+
+
+def _allocate(group: "h5py.Group", name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "h5py.Dataset":
+    """Create a contiguous dataset that has its place in the file, and leave the bytes alone."""
+    import h5py
+
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return group.create_dataset(name, shape, dtype, dcpl=properties)
+
+
+def _write_part(
+    file: BinaryIO, places: Mapping[str, int], part: Part, done: int, total: int, update: Update
+) -> str:
+    groups, columns = part.groups(), part.columns()
+    for name, column in columns.items():
+        _write(file, places[f"{part.name}/{name}"], column)
     digest = ContentDigest(part.layers)
     for start, stop, values in part.read(part.layers):
         for name, layers in groups.items():
-            chosen = [part.layers.index(layer) for layer in layers]
-            datasets[name][start:stop] = values[:, chosen[0] : chosen[-1] + 1]
+            first = part.layers.index(layers[0])
+            row_bytes = len(layers) * part.layer_bytes
+            chosen = values[:, first : first + len(layers)]
+            _write(file, places[f"{part.name}/{name}"] + start * row_bytes, chosen)
         digest.update(part.layers, values)
         update(done + stop, total)
-    return digest.hexdigest(part.tokens, part.columns())
+    return digest.hexdigest(part.tokens, columns)
 
 
-def _create(group: "h5py.Group", name: str, layers: tuple[str, ...], part: Part) -> Any:
-    shape = (part.num_samples, len(layers), len(part.tokens), part.reader.width)
-    dataset = group.create_dataset(name, shape, part.stored_dtype)
-    dataset.attrs["layers"] = _texts(layers)
-    dataset.attrs["tokens"] = _texts(part.tokens)
-    dataset.attrs["logical_dtype"] = part.dtype
-    return dataset
+def _write(file: BinaryIO, offset: int, values: Array) -> None:
+    file.seek(offset)
+    file.write(np.ascontiguousarray(values).data.cast("B"))
 
 
-def _write_columns(group: "h5py.Group", columns: dict[str, Array], class_names: Sequence[str]) -> None:
-    import h5py
-
-    labels = group.create_dataset("label", data=columns["label"])
-    labels.attrs["class_names"] = _texts(class_names)
-    ids = columns["sample_id"]
-    text = h5py.string_dtype("utf-8", ids.shape[1])
-    dataset = group.create_dataset("sample_id", ids.shape[:1], text)
-    # numpy's bytes are ASCII to HDF5, which does not convert that to UTF-8: say what the bytes are.
-    encoded = np.ascontiguousarray(ids).view(f"S{ids.shape[1]}")[:, 0]
-    dataset.id.write(h5py.h5s.ALL, h5py.h5s.ALL, encoded, mtype=dataset.id.get_type())
-    # HDF5 has no bool: h5py's own enumeration is strange to everybody else.
-    group.create_dataset("valid", data=columns["valid"].astype(np.uint8))
+def _document(cache: Cache, parts: Sequence[Part], digests: Mapping[str, str]) -> Array:
+    # As long as the one without digests, for which there is room.
+    return np.frombuffer(_bytes_of(ExportDocument.of(cache, parts, digests)), np.uint8)
 
 
-def _texts(names: Sequence[str]) -> Any:
-    import h5py
-
-    return np.array(list(names), h5py.string_dtype())
+def _bytes_of(document: ExportDocument) -> bytes:
+    return json.dumps(document.to_dict(), ensure_ascii=False).encode()

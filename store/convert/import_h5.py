@@ -48,7 +48,7 @@ def h5_source(file: "h5py.File", path: Path, choice: Choice) -> ImportSource:
         RequestError: a dataset is not there, or which ones are meant is not said.
         DatasetError: they do not fit together.
     """
-    if DOCUMENT in file.attrs and not choice.features:
+    if DOCUMENT in file and not choice.features:
         return _own(file, path)
     if not choice.features or not choice.labels:
         raise RequestError(
@@ -73,10 +73,10 @@ def h5_source(file: "h5py.File", path: Path, choice: Choice) -> ImportSource:
 
 
 def _own(file: "h5py.File", path: Path) -> ImportSource:
-    where = f"{path}: attribute {DOCUMENT!r}"
+    where = f"{path}: dataset {DOCUMENT!r}"
     try:
-        content = json.loads(str(file.attrs[DOCUMENT]))
-    except ValueError as error:
+        content = json.loads(bytes(_dataset(file, path, DOCUMENT).array[0]))
+    except (ValueError, TypeError, RecursionError) as error:
         raise CacheError(f"{where}: not valid JSON ({error})") from None
     document = ExportDocument.from_dict(content if isinstance(content, dict) else {}, where)
     splits = []

@@ -6,21 +6,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from featcache.store.errors import RequestError
+from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.files import PARTIAL_SUFFIX, sync_directory
 
 
-def check_target(path: Path) -> None:
-    """Refuse a target that exists, or that has no folder to lie in.
+def check_target(path: Path, num_bytes: int) -> None:
+    """Refuse a target that exists, that has no folder to lie in, or for which the disk has no room.
 
     Raises:
-        RequestError: nothing was done.
+        RequestError: it cannot be made; nothing was done.
+        FeatcacheError: there is no room for `num_bytes`.
     """
     if path.exists() or path.is_symlink():
         raise RequestError(f"{path} exists already; name another with --out, or remove it")
     if not path.absolute().parent.is_dir():
         raise RequestError(
             f"folder {path.absolute().parent} does not exist; make it, or name another with --out"
+        )
+    free = shutil.disk_usage(path.absolute().parent).free
+    if free < num_bytes:
+        raise FeatcacheError(
+            f"{path} needs {num_bytes / 1e6:.1f} MB, its disk has {free / 1e6:.1f} MB; make room or name another with --out"
         )
 
 
@@ -55,6 +61,23 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_directory(path.absolute().parent)
+
+
+@contextmanager
+def saying_where(path: Path) -> Iterator[None]:
+    """Turn an error of the file system while `path` is written into one line; errors that name a file stay.
+
+    Raises:
+        FeatcacheError: the disk is full, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FeatcacheError) or error.filename or not error.errno:
+            raise
+        raise FeatcacheError(
+            f"{path} cannot be written ({os.strerror(error.errno)}); nothing of it is left, make room or name another with --out"
+        ) from error
 
 
 def sync_file(path: Path) -> None:

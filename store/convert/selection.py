@@ -43,6 +43,16 @@ class Part:
         """Bytes of one row of one layer."""
         return len(self.tokens) * self.reader.width * self.stored_dtype.itemsize
 
+    @property
+    def id_bytes(self) -> int:
+        """Bytes that a sample id takes."""
+        return self.reader.inventory.arrays["sample_id"].shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the split, columns included."""
+        return self.num_samples * (self.layer_bytes * len(self.layers) + self.id_bytes + 9)
+
     def groups(self) -> dict[str, tuple[str, ...]]:
         """The chosen layers by the array that holds them: ``{"norm2": ("0", ...), "final": ("final",)}``."""
         arrays = {
@@ -59,10 +69,9 @@ class Part:
 
     def columns(self) -> dict[str, Array]:
         """``label`` int64 ``[N]``, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
-        width = self.reader.inventory.arrays["sample_id"].shape[1]
         return {
             "label": self.reader.labels(),
-            "sample_id": ids_as_bytes(self.reader.sample_ids(), width),
+            "sample_id": ids_as_bytes(self.reader.sample_ids(), self.id_bytes),
             "valid": self.reader.valid(),
         }
 

@@ -1,6 +1,8 @@
 """export and import on the command line."""
 
 import json
+import resource
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from featcache.store.journal import Plan
 from featcache.store.writer import CacheWriter
 from support.caches import cache_folder, make_content, make_plan, write_cache
 
+from .conftest import featcache
 from .test_errors import check
 
 
@@ -69,6 +72,30 @@ def test_requests_that_are_refused(cli, made, tmp_path):
         pass
     check(cli("export", plan.spec.key, "--to", "h5", "--out", "y.h5"), 1, "is incomplete: 2 of 2 blocks")
     assert not (tmp_path / "y.h5").exists()
+
+
+@pytest.mark.parametrize("to", ["npy", "safetensors"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(made, tmp_path, to):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    arguments = ("export", made.name[-12:], "--to", to, "--out", "out", "--layers", "every")
+    process = featcache(*arguments, preexec_fn=limit)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("featcache: out cannot be written (File too large); nothing of it is left"), err
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+
+
+@pytest.mark.parametrize("to", ["h5", "npy", "safetensors"])
+def test_a_disk_without_room_is_refused_at_once(cli, made, tmp_path, monkeypatch, to):
+    free = shutil.disk_usage(tmp_path)._replace(free=20_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    outcome = cli("export", made.name[-12:], "--to", to, "--out", "out")
+    check(outcome, 1, "out needs 0.0 MB, its disk has 0.0 MB; make room")
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
 def test_light_commands_stay_light(made):

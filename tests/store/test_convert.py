@@ -1,5 +1,6 @@
 """Exports and imports: equal bit for bit, whole or not there, in bounded steps, and refused with the reason."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -13,14 +14,14 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from featcache.store.convert import selection, steps
+from featcache.store.convert import export_h5, selection, steps
 from featcache.store.convert.choice import Choice
 from featcache.store.convert.export import export_cache
 from featcache.store.convert.import_files import folder_source
 from featcache.store.convert.import_h5 import h5_source, open_h5
 from featcache.store.convert.importing import import_source
 from featcache.store.convert.npy_rows import open_npy
-from featcache.store.errors import CacheError, DatasetError, RequestError, UnknownNameError
+from featcache.store.errors import CacheError, DatasetError, FeatcacheError, RequestError, UnknownNameError
 from featcache.store.reader import open_cache
 from featcache.store.requests import record_request, recorded_requests
 from featcache.store.split import SplitReader
@@ -189,6 +190,23 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch, to):
     (tmp_path / "out.partial").mkdir() if to != "h5" else (tmp_path / "out.partial").write_bytes(b"half")
     export_cache(cache, to, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "root"]
+
+
+def test_a_disk_that_fills_up_under_hdf5_is_an_ordinary_error(tmp_path, monkeypatch):
+    cache, _ = make(tmp_path / "root")
+    monkeypatch.setattr(steps, "STEP_BYTES", 2000)
+    write, calls = export_h5._write, []
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) == 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(export_h5, "_write", full)
+    with pytest.raises(FeatcacheError, match=r"out cannot be written \(No space left on device\); nothing"):
+        export_cache(cache, "h5", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
 def test_features_are_read_in_bounded_steps(tmp_path, monkeypatch):
@@ -370,7 +388,7 @@ def test_not_hdf5_and_foreign_documents(tmp_path):
     with pytest.raises(DatasetError, match=r"x.h5 cannot be read as HDF5"):
         import_h5(tmp_path / "x.h5", tmp_path / "root")
     with h5py.File(tmp_path / "y.h5", "w") as file:
-        file.attrs["featcache"] = json.dumps({"format": "featcache-export", "version": 2})
+        file["featcache"] = [json.dumps({"format": "featcache-export", "version": 2})]
     with pytest.raises(CacheError, match="export version 2; this featcache reads version 1"):
         import_h5(tmp_path / "y.h5", tmp_path / "root")
 

@@ -9,17 +9,21 @@ from featcache.store.reader import open_cache
 from support.caches import make_plan
 from support.sparse import write_sparse_cache
 
-# After imports, as a program that already runs would see it; the best of five, for busy machines.
+# Processor time after imports, in units of parsing the manifest's JSON, so that a busy machine does not matter.
 OPEN = """
-import sys, time
+import json, sys, time
+from pathlib import Path
 from featcache.store.reader import open_cache
-seconds = []
-for _ in range(5):
-    started = time.perf_counter()
-    open_cache(sys.argv[1])["train"]
-    seconds.append(time.perf_counter() - started)
+def best(function):
+    seconds = []
+    for _ in range(7):
+        started = time.process_time()
+        function()
+        seconds.append(time.process_time() - started)
+    return min(seconds)
+text = Path(sys.argv[1], "manifest.json").read_bytes()
+print(best(lambda: open_cache(sys.argv[1])["train"]) / best(lambda: json.loads(text)))
 assert "torch" not in sys.modules and "zarr" not in sys.modules
-print(min(seconds))
 """
 
 
@@ -29,7 +33,7 @@ def test_a_large_cache(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", OPEN, str(tmp_path)], check=True, capture_output=True, text=True
     )
-    assert float(run.stdout) < 0.2
+    assert float(run.stdout) < 14
     split = open_cache(tmp_path)["train"]
     for method in ("map", "read"):
         got = split.gather([1_281_166, 0, 700_000], ["final", "23"], ["ap"], method=method)
