@@ -74,8 +74,9 @@ def h5_source(file: "h5py.File", path: Path, choice: Choice) -> ImportSource:
 
 def _own(file: "h5py.File", path: Path) -> ImportSource:
     where = f"{path}: dataset {DOCUMENT!r}"
+    text = _dataset(file, path, DOCUMENT)
     try:
-        content = json.loads(bytes(_dataset(file, path, DOCUMENT).array[0]))
+        content = json.loads(text.array[0] if text.shape == (1,) else b"")
     except (ValueError, TypeError, RecursionError) as error:
         raise CacheError(f"{where}: not valid JSON ({error})") from None
     document = ExportDocument.from_dict(content if isinstance(content, dict) else {}, where)
