@@ -16,9 +16,9 @@ import numpy as np
 import zarr
 from timing import Document, side_by_side
 
-from featcache.store.machine import usable_cpus
-from featcache.store.reader import open_cache
-from featcache.store.split import SplitReader
+from featcache.store.reading.machine import usable_cpus
+from featcache.store.reading.reader import open_cache
+from featcache.store.reading.split import SplitReader
 from support.caches import make_plan
 from support.sparse import write_sparse_cache
 
@@ -132,7 +132,7 @@ def _cold(cache: Path, split: SplitReader, plain: Path) -> Document:
 # Streams an epoch, and prints by how many bytes the anonymous memory of the process grew at most.
 _STREAM = """
 import sys
-from featcache.store.reader import open_cache
+from featcache.store.reading.reader import open_cache
 def anonymous():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))

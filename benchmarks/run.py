@@ -26,11 +26,11 @@ REPO = Path(__file__).parent.parent
 sys.path[:0] = [str(REPO / "tests"), str(REPO / "tests" / "probe")]
 
 from oracle import ObviousAttentiveHead  # noqa: E402
-from reading import bench_reading  # noqa: E402
 
 from featcache.probe.heads import get_head  # noqa: E402
-from featcache.store.digests import default_threads  # noqa: E402
-from featcache.store.verify import verify  # noqa: E402
+from featcache.store.checking.digests import default_threads  # noqa: E402
+from featcache.store.checking.verify import verify  # noqa: E402
+from reading import bench_reading  # noqa: E402
 from support.caches import make_content, make_plan, write_cache  # noqa: E402
 
 

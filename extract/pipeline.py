@@ -14,12 +14,12 @@ from featcache.extract.device import forward_context
 from featcache.extract.images import Rows, image_batches
 from featcache.extract.sources.base import Sample, Source
 from featcache.extract.taps import Taps
-from featcache.store.block import BlockWriter
 from featcache.store.errors import BackboneError
 from featcache.store.inventory import Block, SplitInventory
 from featcache.store.layers import FINAL
 from featcache.store.progress import Update
-from featcache.store.writer import CacheWriter
+from featcache.store.writing.block import BlockWriter
+from featcache.store.writing.writer import CacheWriter
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -18,10 +18,10 @@ from featcache.store.inventory import Inventory, plan_split
 from featcache.store.journal import Plan
 from featcache.store.layers import TOKEN_KINDS
 from featcache.store.progress import Reporter, Silent
-from featcache.store.reader import open_cache, require_files
+from featcache.store.reading.reader import open_cache, require_files
 from featcache.store.requests import AUTO, record_request
 from featcache.store.spec import PRECISIONS, CacheSpec
-from featcache.store.writer import CacheWriter
+from featcache.store.writing.writer import CacheWriter
 
 if TYPE_CHECKING:
     import torch

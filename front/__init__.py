@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from featcache.store.reader import Cache
+    from featcache.store.reading.reader import Cache
 
 __all__ = ["__version__", "open"]
 
@@ -32,6 +32,6 @@ def open(directory: "str | Path", *, allow_partial: bool = False) -> "Cache":
         >>> train = featcache.open("caches/flowers/vit-l-14-0123456789ab")["train"]  # doctest: +SKIP
         >>> features = train.load(["11", "final"], ["cls"])  # [N, 2, 1, D]          # doctest: +SKIP
     """
-    from featcache.store.reader import open_cache
+    from featcache.store.reading.reader import open_cache
 
     return open_cache(directory, allow_partial=allow_partial)

@@ -21,7 +21,7 @@ from featcache.recompute_inputs import check_inventory, model_of, refuse_differe
 from featcache.store.errors import RequestError
 from featcache.store.layers import TOKEN_KINDS, layer_set
 from featcache.store.progress import Reporter, Silent
-from featcache.store.reader import Cache, as_float32
+from featcache.store.reading.reader import Cache, as_float32
 from featcache.store.requests import AUTO
 
 Features = npt.NDArray[np.float32]

@@ -7,7 +7,7 @@ from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.layers import TOKEN_KINDS, layer_set
-from featcache.store.reader import Cache
+from featcache.store.reading.reader import Cache
 
 
 def model_of(cache: Cache) -> str:

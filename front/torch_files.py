@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.store.chunks import Array
 from featcache.store.errors import DatasetError
+from featcache.store.reading.chunks import Array
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ import torch
 from featcache.probe.request import Selection
 from featcache.probe.tokens import InMemoryTokens
 from featcache.store.errors import CacheError
-from featcache.store.reader import Cache, as_float32
+from featcache.store.reading.reader import Cache, as_float32
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from featcache.store.split import DEFAULT_MEMORY, SplitReader
+from featcache.store.reading.split import DEFAULT_MEMORY, SplitReader
 
 Sample = tuple[Tensor, Tensor]
 """Features ``[L, K, D]`` (or ``[B, L, K, D]``) in the stored type, and the label (or ``[B]``), int64."""

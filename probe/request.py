@@ -7,7 +7,7 @@ from featcache.probe.heads import HeadInfo, get_head
 from featcache.probe.protocol import get_protocol
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import parse_layers, parse_tokens
-from featcache.store.reader import Cache
+from featcache.store.reading.reader import Cache
 
 RESULTS = Path("featcache-results")
 

@@ -19,7 +19,7 @@ from featcache.probe.trainer import flush_denormals, predict
 from featcache.store.catalogue import slug
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
-from featcache.store.reader import Cache
+from featcache.store.reading.reader import Cache
 
 PREDICTION_BATCH = 1024
 

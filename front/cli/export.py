@@ -7,7 +7,7 @@ import click
 from featcache.cli.options import common_options
 from featcache.console import ConsoleReporter, print_json, size
 from featcache.store.catalogue import roots, select
-from featcache.store.reader import open_cache
+from featcache.store.reading.reader import open_cache
 
 EPILOG = """\b
 Examples:

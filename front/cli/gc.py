@@ -8,8 +8,8 @@ import click
 from featcache.cli.options import common_options
 from featcache.console import ConsoleReporter, duration, print_json, print_table, size
 from featcache.store.catalogue import roots
+from featcache.store.catalogue.leftovers import Leftover, find_leftovers
 from featcache.store.errors import CacheError, FeatcacheError, RequestError
-from featcache.store.leftovers import Leftover, find_leftovers
 
 COLUMNS = ("kind", "path", "size", "age", "why")
 

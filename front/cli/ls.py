@@ -8,9 +8,9 @@ import click
 from featcache.cli.options import common_options
 from featcache.console import duration, print_json, print_table, size
 from featcache.store.catalogue import Entry, roots, scan
+from featcache.store.catalogue.summary import Summary, summarise
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
-from featcache.store.summary import Summary, summarise
 
 COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size", "age")
 NUMERIC = COLUMNS[4:]

@@ -14,7 +14,7 @@ from featcache.probe.protocol import get_protocol
 from featcache.probe.request import ProbeRequest, jobs
 from featcache.store.catalogue import completed_last, roots, select
 from featcache.store.errors import RequestError
-from featcache.store.reader import open_cache
+from featcache.store.reading.reader import open_cache
 
 if TYPE_CHECKING:
     from featcache.probe.results import ResultRow

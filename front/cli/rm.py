@@ -8,9 +8,9 @@ import click
 from featcache.cli.options import common_options
 from featcache.console import print_json, size
 from featcache.store.catalogue import Entry, roots, select
+from featcache.store.catalogue.removal import check_removable, remove_cache
+from featcache.store.catalogue.usage import Usage, usage
 from featcache.store.errors import CacheNotFoundError, RequestError
-from featcache.store.removal import check_removable, remove_cache
-from featcache.store.usage import Usage, usage
 
 
 @click.command("rm", epilog="\b\nExample:\n  featcache rm flowers/vit-l-14-0123456789ab\n")

@@ -10,11 +10,11 @@ from featcache.cli.options import common_options
 from featcache.cli.verify_report import Checked
 from featcache.console import ConsoleReporter, print_json
 from featcache.store.catalogue import completed_last, roots, scan, select
+from featcache.store.checking.repair import Repair, repair
+from featcache.store.checking.verify import Verification, verify
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.manifest import MANIFEST_FILE
-from featcache.store.repair import Repair, repair
 from featcache.store.requests import AUTO
-from featcache.store.verify import Verification, verify
 
 if TYPE_CHECKING:
     from featcache.recomputation import Recomputation
@@ -96,7 +96,7 @@ def _recompute(
         reporter.message("not recomputed: the files are damaged")
         return None
     from featcache.recompute import RecomputeRequest, recompute  # torch: seconds
-    from featcache.store.reader import open_cache
+    from featcache.store.reading.reader import open_cache
 
     request = RecomputeRequest(samples, **options)  # type: ignore[arg-type]  # click's values have the fields' types
     return recompute(open_cache(found.directory, allow_partial=True), request, reporter)

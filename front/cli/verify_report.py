@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 from featcache.console import print_table, size
+from featcache.store.checking.repair import Repair
+from featcache.store.checking.verify import Verification
 from featcache.store.files import JsonObject
-from featcache.store.repair import Repair
-from featcache.store.verify import Verification
 
 if TYPE_CHECKING:
     from featcache.recomputation import Recomputation

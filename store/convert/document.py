@@ -7,7 +7,7 @@ from typing import Any, Self
 from featcache.store.convert.selection import Part
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field
-from featcache.store.reader import Cache
+from featcache.store.reading.reader import Cache
 from featcache.store.requests import recorded_requests
 from featcache.store.spec import CacheSpec
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featcache.store.catalogue.usage import usage
 from featcache.store.convert.export_h5 import export_h5
 from featcache.store.convert.export_npy import export_npy
 from featcache.store.convert.export_safetensors import export_safetensors
@@ -11,8 +12,7 @@ from featcache.store.convert.outputs import check_target, saying_where
 from featcache.store.convert.selection import Part, choose
 from featcache.store.errors import UnknownNameError
 from featcache.store.progress import Reporter, Silent, Update
-from featcache.store.reader import Cache
-from featcache.store.usage import usage
+from featcache.store.reading.reader import Cache
 
 Exporter = Callable[[Cache, Sequence[Part], Path, Update], None]
 

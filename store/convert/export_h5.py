@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from featcache.store.chunks import Array
 from featcache.store.convert.document import ExportDocument
 from featcache.store.convert.outputs import whole_file
 from featcache.store.convert.selection import Part
 from featcache.store.convert.steps import ContentDigest
 from featcache.store.progress import Update
-from featcache.store.reader import Cache
+from featcache.store.reading.chunks import Array
+from featcache.store.reading.reader import Cache
 
 if TYPE_CHECKING:
     import h5py

@@ -13,7 +13,7 @@ from featcache.store.convert.selection import Part
 from featcache.store.convert.steps import ContentDigest
 from featcache.store.layers import FINAL
 from featcache.store.progress import Update
-from featcache.store.reader import Cache
+from featcache.store.reading.reader import Cache
 
 META_FILE = "meta.json"
 LABELS, IDS, VALID = "labels.npy", "sample_ids.npy", "valid.npy"

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.store.chunks import Array
 from featcache.store.convert.outputs import whole_folder
 from featcache.store.convert.selection import Part
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
 from featcache.store.progress import Update
-from featcache.store.reader import Cache
+from featcache.store.reading.chunks import Array
+from featcache.store.reading.reader import Cache
 
 TYPES = {
     "float16": "F16",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.store.chunks import Array
 from featcache.store.convert.choice import Choice
 from featcache.store.convert.document import ExportDocument
 from featcache.store.convert.export_h5 import DOCUMENT
@@ -22,6 +21,7 @@ from featcache.store.convert.source import (
 from featcache.store.convert.stored import choose_stored
 from featcache.store.errors import CacheError, DatasetError, RequestError
 from featcache.store.inventory import SPLITS
+from featcache.store.reading.chunks import Array
 
 if TYPE_CHECKING:
     import h5py

@@ -15,7 +15,7 @@ from featcache.store.layers import FINAL
 from featcache.store.progress import Reporter, Silent, Update
 from featcache.store.requests import record_request
 from featcache.store.spec import CacheSpec
-from featcache.store.writer import CacheWriter
+from featcache.store.writing.writer import CacheWriter
 
 FOREIGN_BATCH = 1
 """Batch size of a cache that no forward pass of ours made: its blocks do not depend on it."""

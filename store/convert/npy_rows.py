@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.store.chunks import Array
 from featcache.store.convert.rows import RowArray, native
 from featcache.store.errors import DatasetError
+from featcache.store.reading.chunks import Array
 
 
 def open_npy(path: Path) -> RowArray:

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featcache.store.chunks import Array
 from featcache.store.convert.stored import as_stored
 from featcache.store.errors import DatasetError
+from featcache.store.reading.chunks import Array
 
 
 class RowArray(Protocol):

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcache.store.arrays import DTYPES
-from featcache.store.chunks import Array
 from featcache.store.convert.steps import row_steps
 from featcache.store.errors import UnknownNameError
 from featcache.store.layers import parse_layers, parse_tokens
-from featcache.store.reader import Cache
-from featcache.store.split import SplitReader
+from featcache.store.reading.chunks import Array
+from featcache.store.reading.reader import Cache
+from featcache.store.reading.split import SplitReader
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.store.chunks import Array
 from featcache.store.convert.document import ExportDocument
 from featcache.store.convert.rows import Features, RowArray
 from featcache.store.convert.selection import ids_as_bytes
@@ -13,7 +12,8 @@ from featcache.store.convert.steps import ContentDigest, row_steps
 from featcache.store.errors import DatasetError
 from featcache.store.layers import FINAL
 from featcache.store.progress import Update
-from featcache.store.reader import as_float32
+from featcache.store.reading.chunks import Array
+from featcache.store.reading.reader import as_float32
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from featcache.store.chunks import Array
+from featcache.store.reading.chunks import Array
 
 STEP_BYTES = 32 * 2**20
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from featcache.store.arrays import DTYPES
-from featcache.store.chunks import Array
 from featcache.store.errors import DatasetError
-from featcache.store.reader import as_float32
+from featcache.store.reading.chunks import Array
+from featcache.store.reading.reader import as_float32
 from featcache.store.spec import STORED_DTYPES
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from featcache.store.writer import CacheWriter
+from featcache.store.writing.writer import CacheWriter
 from support.caches import cache_folder, make_content, make_plan, write_cache
 from support.many import make_many
 

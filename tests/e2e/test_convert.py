@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from featcache.store.journal import Plan
-from featcache.store.writer import CacheWriter
+from featcache.store.writing.writer import CacheWriter
 from support.caches import cache_folder, make_content, make_plan, write_cache
 
 from .conftest import featcache

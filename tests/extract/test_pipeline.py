@@ -18,9 +18,9 @@ from featcache.store.errors import BackboneError, DatasetError
 from featcache.store.inventory import Block, Inventory, plan_split
 from featcache.store.journal import Plan
 from featcache.store.layers import TOKEN_KINDS
-from featcache.store.reader import as_float32, open_cache
+from featcache.store.reading.reader import as_float32, open_cache
 from featcache.store.spec import CacheSpec
-from featcache.store.writer import CacheWriter
+from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files
 
 from .tiny import LAYERS, WIDTH, clip_vit, noise, timm_vit, to_tensor

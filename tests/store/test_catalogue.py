@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from featcache.store import removal
-from featcache.store.catalogue import find_key, scan, select
-from featcache.store.entries import folder_entry
+from featcache.store.catalogue import find_key, removal, scan, select
+from featcache.store.catalogue.entries import folder_entry
+from featcache.store.catalogue.leftovers import find_leftovers
+from featcache.store.catalogue.removal import remove_cache
+from featcache.store.catalogue.summary import summarise
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
-from featcache.store.leftovers import find_leftovers
 from featcache.store.manifest import Manifest
-from featcache.store.removal import remove_cache
-from featcache.store.summary import summarise
-from featcache.store.writer import CacheWriter
+from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files, cache_folder, make_content, make_plan, write_cache
 
 SMALL = {"train": 3, "test": 3}

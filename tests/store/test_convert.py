@@ -22,9 +22,9 @@ from featcache.store.convert.import_h5 import h5_source, open_h5
 from featcache.store.convert.importing import import_source
 from featcache.store.convert.npy_rows import open_npy
 from featcache.store.errors import CacheError, DatasetError, FeatcacheError, RequestError, UnknownNameError
-from featcache.store.reader import open_cache
+from featcache.store.reading.reader import open_cache
+from featcache.store.reading.split import SplitReader
 from featcache.store.requests import record_request, recorded_requests
-from featcache.store.split import SplitReader
 from featcache.torch_files import open_tensor
 from support.caches import all_files, cache_folder, make_content, make_plan, write_cache
 

@@ -13,8 +13,8 @@ import pytest
 
 from featcache.store.errors import CacheCompletedError, CacheError, IncompleteCacheError
 from featcache.store.inventory import Block
-from featcache.store.reader import open_cache
-from featcache.store.writer import CacheWriter
+from featcache.store.reading.reader import open_cache
+from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files, fill_block, make_content, make_plan, write_blocks, write_cache
 
 KILLS = int(os.environ.get("FEATCACHE_TEST_KILLS", "50"))
@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.caches import fill_block, make_content, make_plan
 from featcache.store.errors import CacheCompletedError
-from featcache.store.writer import CacheWriter
+from featcache.store.writing.writer import CacheWriter
 plan = make_plan()
 content = make_content(plan)
 try:

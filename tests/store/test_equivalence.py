@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.store.arrays import DTYPES, block_rows
-from featcache.store.reader import as_float32
+from featcache.store.reading.reader import as_float32
 from support.caches import make_content, make_plan, write_cache
 
 

@@ -9,7 +9,7 @@ from featcache.store.errors import CacheError, CacheNotFoundError
 from featcache.store.files import canonical_json, read_sealed, sha256_hex, write_sealed
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import Manifest
-from featcache.store.reader import open_cache
+from featcache.store.reading.reader import open_cache
 from featcache.store.spec import CacheSpec
 from support.caches import make_content, make_plan, make_spec, write_cache
 

@@ -8,7 +8,7 @@ from featcache.store.catalogue import completed_last, find_request, roots, scan,
 from featcache.store.errors import CacheNotFoundError, RequestError, UnknownNameError
 from featcache.store.layers import layer_set, parse_layers, parse_tokens
 from featcache.store.requests import record_request
-from featcache.store.writer import CacheWriter
+from featcache.store.writing.writer import CacheWriter
 from support.caches import cache_folder, make_content, make_plan, write_cache
 
 

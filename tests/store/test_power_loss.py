@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from featcache.store.errors import CacheError
-from featcache.store.reader import open_cache
-from featcache.store.writer import CacheWriter
+from featcache.store.reading.reader import open_cache
+from featcache.store.writing.writer import CacheWriter
 from support.caches import fill_block, make_content, make_plan
 
 REPLAYS_PER_CUT = 3

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.maps import LayerMaps
-from featcache.store.reader import open_cache
-from featcache.store.shuffle import epoch_order
-from featcache.store.split import SplitReader
+from featcache.store.reading.maps import LayerMaps
+from featcache.store.reading.reader import open_cache
+from featcache.store.reading.shuffle import epoch_order
+from featcache.store.reading.split import SplitReader
 from support.caches import make_content, make_plan, write_cache
 
 METHODS = ["map", "read"]
@@ -205,7 +205,7 @@ def test_windows_mix_a_split_that_is_sorted_by_class():
 # Streams an epoch and prints by how many bytes the anonymous memory of the process grew.
 STREAM = """
 import sys
-from featcache.store.reader import open_cache
+from featcache.store.reading.reader import open_cache
 def anonymous():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))

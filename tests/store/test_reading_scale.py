@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from featcache.store.reader import open_cache
+from featcache.store.reading.reader import open_cache
 from support.caches import make_plan
 from support.sparse import write_sparse_cache
 
@@ -13,7 +13,7 @@ from support.sparse import write_sparse_cache
 OPEN = """
 import json, sys, time
 from pathlib import Path
-from featcache.store.reader import open_cache
+from featcache.store.reading.reader import open_cache
 def best(function):
     seconds = []
     for _ in range(7):

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from featcache.store.claims import Claims
-from featcache.store.damage import Kind
-from featcache.store.documents import document_damages
+from featcache.store.checking.damage import Kind
+from featcache.store.checking.documents import document_damages
+from featcache.store.checking.repair import repair
+from featcache.store.checking.verify import verify
 from featcache.store.errors import CacheBusyError, CacheError, CacheNotFoundError
 from featcache.store.files import read_sealed, write_sealed
-from featcache.store.reader import open_cache
-from featcache.store.repair import repair
+from featcache.store.reading.reader import open_cache
 from featcache.store.requests import record_request
-from featcache.store.verify import verify
-from featcache.store.writer import CacheWriter
+from featcache.store.writing.claims import Claims
+from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files, make_content, make_plan, write_blocks, write_cache
 
 PLAN = make_plan()

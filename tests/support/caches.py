@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.store.block import BlockWriter
 from featcache.store.inventory import Inventory, plan_split
 from featcache.store.journal import Plan
-from featcache.store.reader import Cache, open_cache
+from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import BackboneSpec, CacheSpec
-from featcache.store.writer import CacheWriter
+from featcache.store.writing.block import BlockWriter
+from featcache.store.writing.writer import CacheWriter
 
 Content = dict[str, dict[str, np.ndarray]]
 

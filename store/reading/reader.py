@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.store import journal
-from featcache.store.chunks import Array
 from featcache.store.errors import CacheError, CacheNotFoundError, IncompleteCacheError, UnknownNameError
 from featcache.store.files import JsonObject, read_sealed
 from featcache.store.journal import FEATURES, Plan
 from featcache.store.manifest import Manifest
-from featcache.store.split import SplitReader as SplitReader
-from featcache.store.writer import PROVENANCE_FILE
+from featcache.store.reading.chunks import Array
+from featcache.store.reading.split import SplitReader as SplitReader
+from featcache.store.writing.writer import PROVENANCE_FILE
 
 
 class Cache:

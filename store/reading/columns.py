@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store.chunks import ChunkFiles
-from featcache.store.reads import read_column
+from featcache.store.reading.chunks import ChunkFiles
+from featcache.store.reading.reads import read_column
 
 
 class SplitColumns:

@@ -5,8 +5,8 @@ from contextlib import closing
 from pathlib import Path
 from stat import S_ISREG
 
-from featcache.store.damage import Damage, Kind, Place
-from featcache.store.digests import sha256_files
+from featcache.store.checking.damage import Damage, Kind, Place
+from featcache.store.checking.digests import sha256_files
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import FileRecord, Manifest
 from featcache.store.progress import Reporter

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store.batches import Batch, BatchOptions, shuffled_batches
-from featcache.store.chunks import Array, ChunkFiles
-from featcache.store.columns import SplitColumns
-from featcache.store.copying import Method, RowCopier, Selection, checked_buffer, checked_rows
 from featcache.store.inventory import Block, SplitInventory
-from featcache.store.reads import read_all
+from featcache.store.reading.batches import Batch, BatchOptions, shuffled_batches
+from featcache.store.reading.chunks import Array, ChunkFiles
+from featcache.store.reading.columns import SplitColumns
+from featcache.store.reading.copying import Method, RowCopier, Selection, checked_buffer, checked_rows
+from featcache.store.reading.reads import read_all
 
 DEFAULT_MEMORY = 2**30
 """Budget of `SplitReader.batches` in bytes."""

@@ -10,11 +10,11 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store.chunks import Array, ChunkFiles
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.gather import gather_mapped
-from featcache.store.maps import LayerMaps
-from featcache.store.reads import read_rows
+from featcache.store.reading.chunks import Array, ChunkFiles
+from featcache.store.reading.gather import gather_mapped
+from featcache.store.reading.maps import LayerMaps
+from featcache.store.reading.reads import read_rows
 
 Rows = npt.NDArray[np.int64]
 Method = Literal["auto", "map", "read"]

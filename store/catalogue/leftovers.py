@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.store.entries import folders
+from featcache.store.catalogue.entries import folders
+from featcache.store.catalogue.removal import REMOVING_PREFIX, remove_cache, remove_tree, writers
+from featcache.store.catalogue.usage import usage
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import PARTIAL_SUFFIX, sha256_file
 from featcache.store.journal import FEATURES, JOURNAL
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.removal import REMOVING_PREFIX, remove_cache, remove_tree, writers
-from featcache.store.usage import usage
 
 # A temporary file beside a complete cache belongs to a command that takes less than a second.
 SETTLED_S = 3600.0

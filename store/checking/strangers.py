@@ -5,12 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from featcache.store.damage import Damage, Kind, Place
+from featcache.store.checking.damage import Damage, Kind, Place
 from featcache.store.files import PARTIAL_SUFFIX
 from featcache.store.journal import FEATURES, JOURNAL
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.requests import REQUEST_FILE
-from featcache.store.writer import CARD_FILE, PROVENANCE_FILE
+from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
 from featcache.store.zarr_metadata import metadata_paths
 
 

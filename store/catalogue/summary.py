@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.store.entries import Entry
+from featcache.store.catalogue.entries import Entry
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field
 from featcache.store.inventory import Inventory

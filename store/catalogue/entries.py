@@ -14,9 +14,9 @@ from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, read_sealed
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE
-from featcache.store.reader import Cache, open_cache
+from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import KEY_DIGITS, CacheSpec
-from featcache.store.writer import PROVENANCE_FILE
+from featcache.store.writing.writer import PROVENANCE_FILE
 
 ROOT_VARIABLE = "FEATCACHE_ROOT"
 _FOLDER = re.compile(rf"(?P<model>.+)-(?P<key>[0-9a-f]{{{KEY_DIGITS}}})")

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store.chunks import Array, ChunkFiles
+from featcache.store.reading.chunks import Array, ChunkFiles
 
 _MAP_FIXED = 0x10  # the same on Linux, macOS and the BSDs; the mmap module does not have it
 _FAILED = ctypes.c_void_p(-1).value

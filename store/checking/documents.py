@@ -4,15 +4,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from featcache.store.damage import Damage, Kind, Place
+from featcache.store.checking.damage import Damage, Kind, Place
 from featcache.store.errors import CacheError, CacheNotFoundError
 from featcache.store.files import read_sealed, sealed_bytes, sha256_file
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.reader import read_partial
+from featcache.store.reading.reader import read_partial
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.spec import KEY_DIGITS
-from featcache.store.writer import CARD_DIGEST, CARD_FILE, PROVENANCE_FILE
+from featcache.store.writing.writer import CARD_DIGEST, CARD_FILE, PROVENANCE_FILE
 from featcache.store.zarr_metadata import metadata_paths
 
 _KINDS = {

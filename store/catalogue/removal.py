@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featcache.store import journal
-from featcache.store.claims import STALE_S, SUFFIX, Claims, live_claims
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import PARTIAL_SUFFIX, sync_directory
 from featcache.store.manifest import MANIFEST_FILE
-from featcache.store.reader import open_cache
+from featcache.store.reading.reader import open_cache
 from featcache.store.requests import REQUEST_FILE
-from featcache.store.writer import CARD_FILE, PROVENANCE_FILE, SETUP
+from featcache.store.writing.claims import STALE_S, SUFFIX, Claims, live_claims
+from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE, SETUP
 
 REMOVING_PREFIX = ".removing-"
 _PARTS = (journal.FEATURES, journal.JOURNAL, MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE)

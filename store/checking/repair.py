@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.store import journal
-from featcache.store.claims import Claims, live_claims
-from featcache.store.damage import Damage, Kind
-from featcache.store.documents import read_contents
+from featcache.store.checking.damage import Damage, Kind
+from featcache.store.checking.documents import read_contents
+from featcache.store.checking.verify import Verification
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import JsonObject, read_sealed, sync_directory, write_sealed
 from featcache.store.inventory import Block
 from featcache.store.journal import JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.verify import Verification
-from featcache.store.writer import SETUP
+from featcache.store.writing.claims import Claims, live_claims
+from featcache.store.writing.writer import SETUP
 
 _NEEDS_EXTRACTION = (Kind.DATA, Kind.METADATA, Kind.DOCUMENT)
 _REMOVED = (Kind.DATA, Kind.REQUEST, Kind.LEFTOVER)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.store.errors import RequestError
-from featcache.store.maps import READ_AHEAD_BYTES
+from featcache.store.reading.maps import READ_AHEAD_BYTES
 
 # A window is made of at least this many stretches, so that it mixes rows from all over the split.
 STRETCHES = 16

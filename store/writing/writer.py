@@ -14,8 +14,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from featcache.store import journal
-from featcache.store.block import BlockWriter
-from featcache.store.claims import Claims
 from featcache.store.errors import CacheCompletedError, CacheError
 from featcache.store.files import (
     PARTIAL_SUFFIX,
@@ -29,6 +27,8 @@ from featcache.store.files import (
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
+from featcache.store.writing.block import BlockWriter
+from featcache.store.writing.claims import Claims
 from featcache.store.zarr_metadata import create_metadata, metadata_paths
 
 PROVENANCE_FILE = "provenance.json"

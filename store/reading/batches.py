@@ -13,13 +13,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from featcache.store.chunks import Array
-from featcache.store.copying import RowCopier, Rows, Selection
 from featcache.store.errors import RequestError
-from featcache.store.machine import available_memory, comes_from_disk
-from featcache.store.maps import LayerMaps
-from featcache.store.reads import spans
-from featcache.store.shuffle import Sizes, epoch_order
+from featcache.store.reading.chunks import Array
+from featcache.store.reading.copying import RowCopier, Rows, Selection
+from featcache.store.reading.machine import available_memory, comes_from_disk
+from featcache.store.reading.maps import LayerMaps
+from featcache.store.reading.reads import spans
+from featcache.store.reading.shuffle import Sizes, epoch_order
 
 # Rows that are looked at to see whether a window has to be read from disk.
 SAMPLE_ROWS = 32

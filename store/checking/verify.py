@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from featcache.store.damage import Damage, Kind, Place
-from featcache.store.digests import default_threads
-from featcache.store.documents import document_damages, documents, name_damages, read_contents
+from featcache.store.checking.damage import Damage, Kind, Place
+from featcache.store.checking.digests import default_threads
+from featcache.store.checking.documents import document_damages, documents, name_damages, read_contents
+from featcache.store.checking.file_checks import MB, file_damages, recorded_files
+from featcache.store.checking.strangers import strangers
+from featcache.store.checking.zarr_agreement import check_metadata
 from featcache.store.errors import CacheError
-from featcache.store.file_checks import MB, file_damages, recorded_files
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import Manifest
 from featcache.store.progress import Reporter, Silent
-from featcache.store.strangers import strangers
-from featcache.store.zarr_agreement import check_metadata
 from featcache.store.zarr_metadata import metadata_paths
 
 

@@ -1,0 +1,1 @@
+"""Checking a cache against its manifest, and dropping what is damaged."""
