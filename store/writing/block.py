@@ -3,7 +3,8 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from featcache.store.inventory import Block, SplitInventory
 from featcache.store.manifest import BlockRecord, FileRecord, files_from_dict
 
 COPY_BYTES = 2**20
+SYNC_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class BlockWriter:
 
     def checkpoint(self) -> None:
         """Make the rows so far durable, so that a process that takes the block over goes on from here."""
-        files = {name: file.sync() for name, file in self._named_files()}
+        files = self._for_all_files(_ChunkFile.sync)
         self._sync_folders()
         Progress(self.rows, self._token, files).write(self._progress_path)
         self._checkpointed = time.monotonic()
@@ -127,7 +129,7 @@ class BlockWriter:
         """
         if self.rows != self.block.rows:
             raise ValueError(f"the block has {self.block.rows} rows, only {self.rows} were appended")
-        files = {name: file.finish() for name, file in self._named_files()}
+        files = self._for_all_files(_ChunkFile.finish)
         self._sync_folders()
         return BlockRecord(self.block, files)
 
@@ -142,6 +144,12 @@ class BlockWriter:
         for array in self._split.arrays.values():
             for file in self._files[array.name]:
                 yield f"{self._split.name}/{array.name}/{file.path.name}", file
+
+    def _for_all_files(self, function: "Callable[[_ChunkFile], FileRecord]") -> dict[str, FileRecord]:
+        # Syncing one file waits for the disk, which takes several at a time.
+        names, files = zip(*self._named_files(), strict=True)
+        with ThreadPoolExecutor(SYNC_THREADS) as pool:
+            return dict(zip(names, pool.map(function, files), strict=True))
 
     def _sync_folders(self) -> None:
         for array in self._split.arrays.values():
