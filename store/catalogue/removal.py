@@ -8,8 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
 from featcache.store import journal
@@ -18,8 +17,8 @@ from featcache.store.files import PARTIAL_SUFFIX, sync_directory
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.reading.reader import open_cache
 from featcache.store.requests import REQUEST_FILE
-from featcache.store.writing.claims import STALE_S, SUFFIX, Claims, live_claims
-from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE, SETUP
+from featcache.store.writing.claims import STALE_S, SUFFIX, live_claims, sole_owner
+from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
 
 REMOVING_PREFIX = ".removing-"
 _PARTS = (journal.FEATURES, journal.JOURNAL, MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE)
@@ -72,7 +71,9 @@ def remove_cache(directory: Path) -> None:
     """
     check_removable(directory)
     try:
-        with _no_new_writer(directory):
+        folder = directory / journal.JOURNAL
+        # A complete cache without a journal has no writer.
+        with sole_owner(folder) if folder.is_dir() else nullcontext():
             aside = directory.with_name(f"{REMOVING_PREFIX}{directory.name}.{secrets.token_hex(4)}")
             directory.rename(aside)
             sync_directory(aside.parent)
@@ -96,24 +97,6 @@ def remove_tree(path: Path) -> None:
             return
         except FileNotFoundError:
             continue  # the other was faster with a file inside
-
-
-@contextmanager
-def _no_new_writer(directory: Path) -> Iterator[None]:
-    """Hold the claim that every writer needs to begin; a complete cache without a journal has none."""
-    folder = directory / journal.JOURNAL
-    if not folder.is_dir():
-        yield
-        return
-    claims = Claims(folder)
-    try:
-        if not claims.acquire(SETUP) or [name for name in writers(directory) if name != SETUP]:
-            raise CacheBusyError(
-                f"{directory}: another process is writing this cache; wait for it or stop it"
-            )
-        yield
-    finally:
-        claims.close()
 
 
 def _refuse_strangers(directory: Path, reason: CacheError) -> None:

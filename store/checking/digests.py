@@ -1,18 +1,12 @@
 """SHA-256 of many files with several threads: hashing and reading release the interpreter lock, so it runs at disk speed."""
 
 import hashlib
-import os
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import local
 
 PIECE_BYTES = 2**20
-
-
-def default_threads() -> int:
-    """One thread for each core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sha256_files(paths: Sequence[Path], threads: int) -> Generator[str | OSError, None, None]:

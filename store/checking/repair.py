@@ -5,8 +5,7 @@ journal with the records of the intact blocks is whole before the manifest goes.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from featcache.store.files import JsonObject, read_sealed, sync_directory, write
 from featcache.store.inventory import Block
 from featcache.store.journal import JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.writing.claims import Claims, live_claims
-from featcache.store.writing.writer import SETUP
+from featcache.store.writing.claims import sole_owner
 
 _NEEDS_EXTRACTION = (Kind.DATA, Kind.METADATA, Kind.DOCUMENT)
 _REMOVED = (Kind.DATA, Kind.REQUEST, Kind.LEFTOVER)
@@ -72,7 +70,8 @@ def repair(found: Verification) -> Repair:
     if manifest is None:
         raise CacheError(f"{directory} cannot be repaired: {found.damages[0]}; {found.remedy}")
     _refuse_folders(found)
-    with _alone(directory):
+    (directory / JOURNAL).mkdir(exist_ok=True)
+    with sole_owner(directory / JOURNAL):
         if read_contents(directory)[:2] != (found.complete, manifest):
             raise CacheBusyError(f"{directory} has changed since it was verified; run the command again")
         damages = [damage for damage in found.damages if damage.place.path != JOURNAL]
@@ -107,22 +106,6 @@ def _refuse_folders(found: Verification) -> None:
             raise CacheError(
                 f"{path} is a folder, where a file must be; move it away and run the command again"
             )
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold the claim without which no process starts to write, while none is writing."""
-    folder = directory / JOURNAL
-    folder.mkdir(exist_ok=True)
-    claims = Claims(folder)
-    try:
-        if not claims.acquire(SETUP) or set(live_claims(folder)) - {SETUP}:
-            raise CacheBusyError(
-                f"{directory}: another process is writing this cache; wait for it or stop it"
-            )
-        yield
-    finally:
-        claims.close()
 
 
 def _write_journal(directory: Path, manifest: Manifest, damages: Sequence[Damage]) -> None:

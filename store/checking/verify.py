@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 
 from featcache.store.checking.damage import Damage, Kind, Place
-from featcache.store.checking.digests import default_threads
 from featcache.store.checking.documents import document_damages, documents, name_damages, read_contents
 from featcache.store.checking.file_checks import MB, file_damages, recorded_files
 from featcache.store.checking.strangers import strangers
@@ -22,6 +21,7 @@ from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import Manifest
 from featcache.store.progress import Reporter, Silent
+from featcache.store.reading.machine import usable_cpus
 from featcache.store.zarr_metadata import metadata_paths
 
 
@@ -98,7 +98,7 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
         damages += document_damages(directory)
     if manifest is not None:
         recorded = list(recorded_files(manifest))
-        damages += file_damages(directory, recorded, threads or default_threads(), reporter or Silent())
+        damages += file_damages(directory, recorded, threads or usable_cpus(), reporter or Silent())
         bad = {damage.place.path for damage in damages}
         damages += _disagreements(directory, manifest, complete, bad)
         damages += strangers(directory, manifest, complete)

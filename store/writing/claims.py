@@ -5,23 +5,21 @@ once, because the kernel drops the owner's file lock; elsewhere when it has not 
 work, they do not guard data: what a block's files hold never depends on them.
 """
 
+import fcntl
 import json
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from threading import Event, Lock, Thread
 from weakref import WeakSet
 
+from featcache.store.errors import CacheBusyError
 from featcache.store.files import JsonObject
-
-try:
-    import fcntl
-except ImportError:  # no advisory locks on this system: only the heartbeat tells
-    fcntl = None  # type: ignore[assignment]
 
 _open: "WeakSet[Claims]" = WeakSet()
 
@@ -29,6 +27,8 @@ HEARTBEAT_S = 10.0
 STALE_S = 60.0
 SUFFIX = ".claim"
 RECORD_BYTES = 256
+SETUP = "setup"
+"""The claim that every writer holds while it begins."""
 
 
 class Claims:
@@ -147,7 +147,7 @@ class Claims:
 
     def _is_abandoned(self, path: Path) -> bool:
         owner = _read_owner(path)
-        if owner is not None and owner.get("machine") == _machine() and fcntl is not None:
+        if owner is not None and owner.get("machine") == _machine():
             return True  # its lock was free, so its process is gone
         return self._now() - path.stat().st_mtime > self._stale_s
 
@@ -178,6 +178,24 @@ def live_claims(folder: Path) -> list[str]:
         visitor.close()
 
 
+@contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Keep every writer out of the cache whose journal is `folder`, for what must not happen beside one.
+
+    Raises:
+        CacheBusyError: a process is writing the cache.
+    """
+    claims = Claims(folder)
+    try:
+        if not claims.acquire(SETUP) or set(live_claims(folder)) - {SETUP}:
+            raise CacheBusyError(
+                f"{folder.parent}: another process is writing this cache; wait for it or stop it"
+            )
+        yield
+    finally:
+        claims.close()
+
+
 def _forget_in_child() -> None:
     for claims in _open:
         claims.forget()
@@ -197,8 +215,6 @@ def _machine() -> str:
 
 
 def _lock(descriptor: int) -> bool:
-    if fcntl is None:
-        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

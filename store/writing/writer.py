@@ -28,7 +28,7 @@ from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
 from featcache.store.writing.block import BlockWriter
-from featcache.store.writing.claims import Claims
+from featcache.store.writing.claims import SETUP, Claims
 from featcache.store.zarr_metadata import create_metadata, metadata_paths
 
 PROVENANCE_FILE = "provenance.json"
@@ -37,7 +37,7 @@ CARD_DIGEST = "card_sha256"
 """Field of provenance.json with the SHA-256 of the card."""
 CHECKPOINT_S = 20.0
 WAIT_S = 0.5
-SETUP, FINISH = "setup", "finish"
+FINISH = "finish"
 
 
 class CacheWriter:
