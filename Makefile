@@ -26,9 +26,10 @@ demo: $(VENV)/.package
 test: $(VENV)/.package
 	$(BIN)/python -m pytest
 
-# The tests that kill writing processes, ten times as often.
+# The tests that kill writing processes and forge metadata, far more often than in the suite.
 stress: $(VENV)/.package
-	FEATCACHE_TEST_KILLS=500 $(BIN)/python -m pytest tests/store/test_crash.py tests/e2e/test_interruptions.py --timeout 1800
+	FEATCACHE_TEST_KILLS=500 FEATCACHE_TEST_FUZZ=100000 $(BIN)/python -m pytest tests/store/test_crash.py \
+		tests/store/test_hostile.py tests/e2e/test_interruptions.py --timeout 3600
 
 check: $(VENV)/.package
 	$(BIN)/ruff check .

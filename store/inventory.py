@@ -15,6 +15,8 @@ SPLITS = ("train", "test")
 
 # Far above any real cache, low enough that sizes computed from a forged inventory stay ordinary integers.
 MAX_ARRAY_ELEMENTS = 2**48
+# 537 million rows in the largest blocks. Blocks are enumerated, so a forged number of rows must not make them endless.
+MAX_SPLIT_BLOCKS = 2**17
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,10 @@ def _split_from_dict(name: str, splits: Mapping[str, Any], where: str) -> SplitI
         raise CacheError(f"{where}: field 'num_samples' must be from 1 to 2**48, got {num_samples}")
     if not MIN_BLOCK_ROWS <= rows <= MAX_BLOCK_ROWS or rows & (rows - 1):
         raise CacheError(f"{where}: field 'block_rows' must be a power of two from 128 to 4096, got {rows}")
+    if num_samples > MAX_SPLIT_BLOCKS * rows:
+        raise CacheError(
+            f"{where}: field 'num_samples' {num_samples} makes more than 2**17 blocks of {rows} rows"
+        )
     documents = field(document, "arrays", dict, where)
     arrays = {array: _array_from_dict(array, documents, rows, where) for array in documents}
     _require_columns(arrays, where)
