@@ -12,7 +12,7 @@ from featcache.extract.request import ExtractRequest
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
 from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
-from featcache.store.errors import CacheCompletedError, InterruptedRunError
+from featcache.store.errors import CacheCompletedError, CacheError, InterruptedRunError
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Inventory, plan_split
 from featcache.store.journal import Plan
@@ -95,7 +95,13 @@ def _cached(entry: Entry, literals: Sequence[JsonObject]) -> ExtractResult:
     Raises:
         CacheError: the cache is damaged; the message says what to do.
     """
-    require_files(open_cache(entry.path))
+    try:
+        cache = open_cache(entry.path)
+    except CacheError as error:
+        raise CacheError(
+            f"{error}; remove the cache (`featcache rm {entry.path}`) and extract it again"
+        ) from None
+    require_files(cache)
     with suppress(OSError):  # a shared root may be read-only; then the next run has to look a little longer
         for literal in literals:
             record_request(entry.path, literal)

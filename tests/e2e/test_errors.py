@@ -210,6 +210,22 @@ def test_a_damaged_cache(cli, cached, tmp_path):
     assert "damaged" in cli("ls").out
 
 
+def test_a_damaged_cache_is_no_answer_and_the_remedy_works(cli, weights, images, tmp_path):
+    arguments = ("extract", "--model", MODEL, "--weights", weights, "--precision", "fp32")
+    arguments = (*arguments, "--dataset", f"imagefolder:{images}")
+    assert cli(*arguments).status == 0
+    (folder,) = (tmp_path / "root" / images.name).iterdir()
+    (folder / "features.zarr" / "train" / "final" / "c.0.0.0.0").unlink()
+    check(cli(*arguments), 1, "c.0.0.0.0: missing; the cache is damaged: `featcache verify", "--repair`")
+    assert cli("verify", "--repair").status in (0, 1)
+    assert cli(*arguments).status == 0
+    assert cli("verify").status == 0
+    (folder / "manifest.json").write_text("{}")
+    check(cli(*arguments), 1, "manifest.json", "remove the cache (`featcache rm")
+    assert cli("rm", folder, "--yes").status == 0
+    assert cli(*arguments).status == 0
+
+
 def test_a_root_that_cannot_be_written(cli, weights, tmp_path):
     (tmp_path / "root").write_text("a file where the folder should be")
     outcome = cli("extract", "--model", MODEL, "--weights", weights, "--dataset", "digits", "--limit", 10)
