@@ -48,7 +48,7 @@ except CacheCompletedError:
 
 def start_writer(directory: Path, pause_s: float = 0.004) -> subprocess.Popen[str]:
     tests = Path(__file__).parent.parent
-    command = [sys.executable, "-c", WRITE, str(tests), str(directory), str(pause_s)]
+    command = [sys.executable, "-W", "ignore", "-c", WRITE, str(tests), str(directory), str(pause_s)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -89,7 +89,7 @@ def test_processes_divide_the_blocks(tmp_path):
     together = tmp_path / "together"
     code = WRITE.replace("plan = make_plan()", script_plan)
     tests = str(Path(__file__).parent.parent)
-    command = [sys.executable, "-c", code, tests, str(together), "0.01"]
+    command = [sys.executable, "-W", "ignore", "-c", code, tests, str(together), "0.01"]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     # One of them dies on the way: the others take its block over.
     assert processes[0].stdout is not None
