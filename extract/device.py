@@ -1,11 +1,11 @@
 """Devices: which one, and in what precision the forward pass runs on it."""
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from featcache.store.errors import RequestError
+from featcache.store.reading.machine import usable_cpus
 from featcache.store.requests import AUTO
 
 
@@ -57,5 +57,5 @@ def default_batch_size(device: torch.device) -> int:
 
 def default_workers(device: torch.device) -> int:
     """Processes that decode images: few on a CPU, where they take cores from the forward pass."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus()
     return min(1, cores - 1) if device.type == "cpu" else min(8, cores)

@@ -15,7 +15,7 @@ from featcache.extract.images import Rows, image_batches
 from featcache.extract.sources.base import Sample, Source
 from featcache.extract.taps import Taps
 from featcache.store.errors import BackboneError
-from featcache.store.inventory import Block, SplitInventory
+from featcache.store.inventory import SplitInventory
 from featcache.store.layers import FINAL
 from featcache.store.progress import Update
 from featcache.store.writing.block import BlockWriter
@@ -112,7 +112,7 @@ def run_blocks(
     claimed = _ClaimedBatches(writer)
     loader = iter(image_batches(source, transform, claimed, workers, pin=torch.cuda.is_available()))
     total, extracted = writer.plan.inventory.num_samples, 0
-    committed = total - _rows(writer.pending())
+    committed = writer.committed_rows()
     update(committed, total)
     try:
         for images in loader:
@@ -125,7 +125,7 @@ def run_blocks(
             extracted += len(samples)
             if rows.stop == block.block.stop:
                 writer.commit(block)
-                committed = total - _rows(writer.pending())
+                committed = writer.committed_rows()
                 update(committed, total)
             else:
                 update(committed + block.rows, total)
@@ -155,10 +155,6 @@ class _ClaimedBatches:
     def loaded(self) -> tuple[BlockWriter, Rows]:
         """The block and the rows of the batch that the loader has just given out; it keeps the order."""
         return self._ahead.popleft()
-
-
-def _rows(blocks: Sequence[Block]) -> int:
-    return sum(block.rows for block in blocks)
 
 
 def sample_columns(samples: Sequence[Sample], split: SplitInventory) -> Mapping[str, npt.NDArray[np.generic]]:

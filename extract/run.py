@@ -212,7 +212,7 @@ class _Extraction:
         from featcache.extract.pipeline import run_blocks
 
         workers = default_workers(device) if self._request.workers is None else self._request.workers
-        done, total = _committed(writer)
+        done, total = writer.committed_rows(), writer.plan.inventory.num_samples
         if done:
             self._reporter.message(f"resuming {writer.directory}: {done} of {total} samples are committed")
         asked = self._request.batch_size or writer.plan.batch_size
@@ -246,13 +246,8 @@ class _Extraction:
         writer.finish(document, card(writer.plan, names))
 
 
-def _committed(writer: CacheWriter) -> tuple[int, int]:
-    total = writer.plan.inventory.num_samples
-    return total - sum(block.rows for block in writer.pending()), total
-
-
 def _interrupted(writer: CacheWriter) -> InterruptedRunError:
-    done, total = _committed(writer)
+    done, total = writer.committed_rows(), writer.plan.inventory.num_samples
     return InterruptedRunError(
         f"interrupted: {done} of {total} samples are committed in {writer.directory}; "
         "run the same command again to go on"

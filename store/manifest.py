@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Self
 
 from featcache.store.errors import CacheError
@@ -19,6 +20,18 @@ class FileRecord:
 
     bytes: int
     sha256: str
+
+    def misfit(self, path: Path) -> str | None:
+        """Why the file at `path` cannot be the recorded one, by kind and size alone; None if it can."""
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return "missing"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        if not S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            return "not a plain file"
+        return None if status.st_size == self.bytes else f"{status.st_size} bytes, must be {self.bytes}"
 
 
 @dataclass(frozen=True)

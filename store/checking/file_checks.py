@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from stat import S_ISREG
 
 from featcache.store.checking.damage import Damage, Kind, Place
 from featcache.store.checking.digests import sha256_files
@@ -32,7 +31,7 @@ def file_damages(
     directory: Path, recorded: Sequence[tuple[Place, FileRecord]], threads: int, reporter: Reporter
 ) -> list[Damage]:
     """Sizes first, for they cost nothing, then the digests of the files whose size is right."""
-    misfits = {place: _misfit(directory / place.path, record) for place, record in recorded}
+    misfits = {place: record.misfit(directory / place.path) for place, record in recorded}
     damages = [Damage(place, reason) for place, reason in misfits.items() if reason]
     readable = [(place, record) for place, record in recorded if not misfits[place]]
     owners = {record.sha256: place.path for place, record in recorded}
@@ -50,15 +49,3 @@ def file_damages(
             done += record.bytes
             update(done // MB, total // MB)
     return damages
-
-
-def _misfit(path: Path, record: FileRecord) -> str | None:
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return "missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    if not S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        return "not a plain file"
-    return None if status.st_size == record.bytes else f"{status.st_size} bytes, must be {record.bytes}"

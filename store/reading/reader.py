@@ -142,10 +142,9 @@ def require_files(cache: Cache) -> None:
     for record in cache.manifest.blocks:
         for name, file in record.files.items():
             path = cache.directory / FEATURES / name
-            size = path.stat().st_size if path.is_file() else None
-            if size != file.bytes:
-                found = "missing" if size is None else f"{size} bytes, must be {file.bytes}"
+            misfit = file.misfit(path)
+            if misfit:
                 raise CacheError(
-                    f"{path}: {found}; the cache is damaged: `featcache verify {cache.key} --repair` drops the damaged "
+                    f"{path}: {misfit}; the cache is damaged: `featcache verify {cache.key} --repair` drops the damaged "
                     "blocks, and the same extract redoes them"
                 )

@@ -97,6 +97,10 @@ class CacheWriter:
         # A process that completes the cache removes the journal: asked last, so that it is not taken for empty.
         return [] if self.complete else [b for b in self.plan.inventory.blocks() if b not in committed]
 
+    def committed_rows(self) -> int:
+        """Rows of all splits that are committed, by this process or another."""
+        return self.plan.inventory.num_samples - sum(block.rows for block in self.pending())
+
     def claim(self) -> BlockWriter | None:
         """Open the next block that nobody is writing, where an earlier process left it; None if there is none now.
 
