@@ -30,10 +30,13 @@ def self_test(backbone: Backbone, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     size = backbone.spec.input_size
     images = torch.randn(3, 3, size, size, generator=generator).to(device)
-    taps = {"last norm2": backbone.norm2(backbone.spec.num_layers - 1), "final norm": backbone.final_norm}
+    taps = {
+        "last norm2": backbone.tap_point("norm2", backbone.spec.num_layers - 1).module,
+        "final norm": backbone.final_norm,
+    }
     own, seen = _record(backbone, taps, "in the forward pass", lambda: backbone.forward(images))
     batch_axis = 1 if backbone.sequence_first else 0
-    tokens = backbone.loaded.num_prefix_tokens + backbone.loaded.num_patches
+    tokens = backbone.layout.num_prefix_tokens + backbone.layout.num_patches
     for name, axis in (("last norm2", batch_axis), ("final norm", 0)):
         shape = [0, 0, backbone.spec.width]
         shape[axis], shape[1 - axis] = len(images), tokens

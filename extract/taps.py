@@ -47,7 +47,7 @@ class Taps:
 
     def __enter__(self) -> Self:
         for index in range(self._backbone.spec.num_layers):
-            module = self._backbone.norm2(index)
+            module = self._backbone.tap_point(DEFAULT_TAP, index).module
             self._handles.append(module.register_forward_hook(self._block_hook(index)))
         self._handles.append(self._backbone.final_norm.register_forward_hook(self._final_hook))
         return self
@@ -88,4 +88,4 @@ class Taps:
         self._final = self._pool(tokens)
 
     def _pool(self, tokens: Tensor) -> Tensor:
-        return pool_tokens(tokens, self._backbone.loaded.num_prefix_tokens, self._kinds)
+        return pool_tokens(tokens, self._backbone.layout.num_prefix_tokens, self._kinds)

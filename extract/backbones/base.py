@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
@@ -16,6 +16,40 @@ from featcache.extract.models import ModelName
 from featcache.store.errors import BackboneError
 from featcache.store.files import sha256_file
 from featcache.store.spec import BackboneSpec
+
+TAPS = ("norm2", "block", "attn", "mlp", "norm1")
+"""What can be tapped in a block: the second norm (the paper's), the block itself, its attention, the hidden activation
+of its MLP, the first norm."""
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How the N tokens of a layer are ordered: the class token, then registers, then patches row by row."""
+
+    has_class_token: bool
+    num_registers: int
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches."""
+        return int(self.has_class_token) + self.num_registers
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class TapPoint:
+    """Where a tap hooks: what `module` gives, or what it takes."""
+
+    module: nn.Module
+    width: int
+    """Channels of a token there."""
+    side: Literal["output", "input"] = "output"
 
 
 @dataclass(frozen=True)
@@ -27,9 +61,7 @@ class LoadedModel:
     """The image tower in eval mode."""
     transform: Callable[[Image], Tensor]
     """The model's own preprocessing: RGB image to ``[3, S, S]`` float32."""
-    num_prefix_tokens: int
-    """Tokens before the patches: the class token and any registers."""
-    num_patches: int
+    layout: TokenLayout
     weights_source: str
     """Where the weights come from, for provenance: a hub name, or a file's name and digest."""
 
@@ -46,6 +78,7 @@ class Backbone(ABC):
         self.spec = loaded.spec
         self.module = loaded.module
         self.transform = loaded.transform
+        self.layout = loaded.layout
 
     @property
     def sequence_first(self) -> bool:
@@ -53,13 +86,27 @@ class Backbone(ABC):
         return False
 
     @abstractmethod
-    def norm2(self, block: int) -> nn.Module:
-        """The second norm of a block: its output is the normalised input of the MLP."""
+    def tap_point(self, tap: str, block: int) -> TapPoint:
+        """Where `tap`, one of `TAPS`, hooks in one of the L blocks.
+
+        Raises:
+            BackboneError: the blocks of this backbone have no such place.
+        """
 
     @property
     @abstractmethod
     def final_norm(self) -> nn.Module:
         """The model's final norm, applied to all tokens ``[B, N, D]``."""
+
+    @property
+    def embedding_point(self) -> TapPoint | None:
+        """Where the pooled output ``[B, E]`` can be seen, if pooling is more than picking or averaging tokens."""
+        return None
+
+    @property
+    def projection(self) -> Tensor | None:
+        """The matrix ``[D, E]`` that the model multiplies its pooled token with, if it has one."""
+        return None
 
     @abstractmethod
     def output_from_last_tap(self, residual: Tensor, tapped: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from featcache.extract.backbones.base import (
     Backbone,
     LoadedModel,
+    TapPoint,
+    TokenLayout,
     load_failure,
     refuse_if,
     state_digest,
@@ -30,9 +32,19 @@ class OpenClipViT(Backbone):
         """Depends on open_clip's version."""
         return not self.module.get_submodule("transformer").batch_first
 
-    def norm2(self, block: int) -> nn.Module:
-        """``transformer.resblocks.i.ln_2``."""
-        return self.module.get_submodule(f"transformer.resblocks.{block}.ln_2")
+    def tap_point(self, tap: str, block: int) -> TapPoint:
+        """``transformer.resblocks.i`` or a part of it; the hidden activation is what ``mlp.c_proj`` takes."""
+        module = self.module.get_submodule(f"transformer.resblocks.{block}")
+        if tap == "mlp":
+            projection: Any = module.get_submodule("mlp.c_proj")
+            return TapPoint(projection, projection.in_features, "input")
+        names = {"norm1": "ln_1", "norm2": "ln_2", "attn": "attn"}
+        return TapPoint(module if tap == "block" else module.get_submodule(names[tap]), self.spec.width)
+
+    @property
+    def projection(self) -> Tensor | None:
+        """``proj``."""
+        return getattr(self.module, "proj", None)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -84,8 +96,8 @@ def load_open_clip(name: ModelName, weights: Path | None) -> OpenClipViT:
             for field in ("mean", "std", "interpolation", "resize_mode", "fill_color")
         },
     )
-    patches = tower.grid_size[0] * tower.grid_size[1]
-    return OpenClipViT(LoadedModel(spec, tower, transform, 1, patches, weights_source(name, weights)))
+    layout = TokenLayout(True, 0, tower.grid_size)
+    return OpenClipViT(LoadedModel(spec, tower, transform, layout, weights_source(name, weights)))
 
 
 def _create(name: ModelName, architecture: str, tag: str, weights: Path | None) -> Any:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from featcache.extract.backbones.base import (
     Backbone,
     LoadedModel,
+    TapPoint,
+    TokenLayout,
     load_failure,
     read_state,
     refuse_if,
@@ -33,9 +35,13 @@ _OF_THE_BACKBONE = frozenset(
 class TimmViT(Backbone):
     """A timm `VisionTransformer` with a class token and pre-norm blocks."""
 
-    def norm2(self, block: int) -> nn.Module:
-        """``blocks.i.norm2``."""
-        return self.module.get_submodule(f"blocks.{block}.norm2")
+    def tap_point(self, tap: str, block: int) -> TapPoint:
+        """``blocks.i`` or a part of it; the hidden activation is what ``mlp.fc2`` takes."""
+        module = self.module.get_submodule(f"blocks.{block}")
+        if tap == "mlp":
+            fc2: Any = module.get_submodule("mlp.fc2")
+            return TapPoint(fc2, fc2.in_features, "input")
+        return TapPoint(module if tap == "block" else module.get_submodule(tap), self.spec.width)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -84,8 +90,7 @@ def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
             spec,
             model,
             transform,
-            model.num_prefix_tokens,
-            model.patch_embed.num_patches,
+            TokenLayout(True, model.num_prefix_tokens - 1, model.patch_embed.grid_size),
             weights_source(name, weights),
         )
     )
