@@ -14,9 +14,10 @@ from featcache.extract.sources.base import Source
 from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
 from featcache.store.errors import CacheCompletedError, CacheError, InterruptedRunError
 from featcache.store.files import JsonObject
-from featcache.store.inventory import Inventory, plan_split
+from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
 from featcache.store.layers import TOKEN_KINDS
+from featcache.store.planning import plan_split
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import open_cache, require_files
 from featcache.store.requests import AUTO, record_request

@@ -10,6 +10,8 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from featcache.store.layers import FINAL
+
 MIN_BLOCK_ROWS = 128
 MAX_BLOCK_ROWS = 4096
 MAX_BLOCKS = 64
@@ -59,9 +61,20 @@ class ArrayInfo:
     """Value type, a key of `DTYPES`."""
     dimension_names: tuple[str, ...]
     layers: tuple[str, ...] = ()
-    """Layer names along axis 1; empty for arrays without layers."""
+    """Layers that are held, in order; the others of axis 1 have no files. Empty for arrays without layers."""
     tokens: tuple[str, ...] = ()
-    """Token kinds along axis 2; empty for arrays without layers."""
+    """Names along axis 2; empty for arrays without layers."""
+
+    @property
+    def layer_axis(self) -> tuple[str, ...]:
+        """Layer names along axis 1, held or not: all blocks of the backbone, or the one layer `final`."""
+        if not self.layers or self.layers == (FINAL,):
+            return self.layers
+        return tuple(str(index) for index in range(self.shape[1]))
+
+    def position(self, layer: str) -> int:
+        """Index of a held layer along axis 1."""
+        return 0 if layer == FINAL else int(layer)
 
     @property
     def stored_dtype(self) -> np.dtype[np.generic]:
@@ -93,17 +106,17 @@ class ArrayInfo:
         """Size of every chunk file, padding included."""
         return prod(self.chunk_shape) * self.stored_dtype.itemsize
 
-    def chunk_name(self, block: int, layer_index: int = 0) -> str:
-        """File name of a chunk within the array's folder, such as ``c.3.11.0.0``."""
-        indices = [block, *([layer_index] if self.layers else []), *(0 for _ in self.row_shape)]
+    def chunk_name(self, block: int, position: int = 0) -> str:
+        """File name of a chunk within the array's folder, such as ``c.3.11.0.0``; `position` is that of its layer."""
+        indices = [block, *([position] if self.layers else []), *(0 for _ in self.row_shape)]
         return ".".join(("c", *map(str, indices)))
 
     def chunk_names(self, block: int) -> list[str]:
-        """File names of all chunks of a block, in layer order."""
+        """File names of all chunks of a block that are held, in layer order."""
         if not self.layers:
             return [self.chunk_name(block)]
         tail = ".0" * len(self.row_shape)
-        return [f"c.{block}.{index}{tail}" for index in range(len(self.layers))]
+        return [f"c.{block}.{self.position(layer)}{tail}" for layer in self.layers]
 
     def check_rows(self, values: npt.NDArray[np.generic], rows: int) -> None:
         """Refuse values that are not `rows` rows of this array.
@@ -111,7 +124,7 @@ class ArrayInfo:
         Raises:
             ValueError: shape or type differ.
         """
-        wanted = (rows, *self.shape[1:])
+        wanted = (rows, *([len(self.layers)] if self.layers else []), *self.row_shape)
         if values.shape != wanted or values.dtype != self.stored_dtype:
             raise ValueError(
                 f"array {self.name!r} takes {self.stored_dtype} of shape {wanted}, got {values.dtype} of shape {values.shape}"

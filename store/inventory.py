@@ -1,11 +1,12 @@
 """The inventory: which splits and arrays a cache holds, and how they are laid out."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 from typing import Any, Self
 
-from featcache.store.arrays import DTYPES, MAX_BLOCK_ROWS, MIN_BLOCK_ROWS, ArrayInfo, block_rows
+from featcache.store.arrays import DTYPES, MAX_BLOCK_ROWS, MIN_BLOCK_ROWS, ArrayInfo
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field
 from featcache.store.layers import FINAL
@@ -88,6 +89,33 @@ class Inventory:
         arrays = (array for split in self.splits.values() for array in split.arrays.values())
         return sum(array.chunk_bytes * array.files_per_block * array.num_blocks for array in arrays)
 
+    def covers(self, wanted: "Inventory") -> bool:
+        """Whether all of `wanted` is held."""
+        return not wanted.minus(self).splits
+
+    def minus(self, held: "Inventory") -> "Inventory":
+        """What of this inventory `held` lacks: splits, arrays and layers.
+
+        Raises:
+            CacheError: both hold an array of the same name that differs in more than its layers.
+        """
+        splits = {
+            name: lacking
+            for name, split in self.splits.items()
+            if (lacking := _minus(split, held.splits.get(name))).arrays
+        }
+        return replace(self, splits=splits)
+
+    def plus(self, added: "Inventory") -> "Inventory":
+        """This inventory and what `added` holds beyond it, in an order that tells nothing of what came first.
+
+        Raises:
+            CacheError: as for `minus`.
+        """
+        news = added.minus(self).splits
+        names = sorted({*self.splits, *news}, key=lambda name: (name not in SPLITS, name != SPLITS[0], name))
+        return replace(self, splits={name: _plus(self.splits.get(name), news.get(name)) for name in names})
+
     def to_dict(self) -> JsonObject:
         """Return the inventory as plain JSON values."""
         splits = {
@@ -110,60 +138,66 @@ class Inventory:
         return {"splits": splits, "class_names": list(self.class_names)}
 
     @classmethod
-    def from_dict(cls, document: Mapping[str, Any], where: str) -> Self:
+    def from_dict(cls, document: Mapping[str, Any], where: str, *, whole: bool = True) -> Self:
         """Read an inventory back; `where` names the file in errors.
+
+        Args:
+            document: the JSON object.
+            where: names the file in errors.
+            whole: the inventory of a cache, whose splits all have their columns and the final layer; not that of an
+                addition to one.
 
         Raises:
             CacheError: a field is missing, of the wrong type or out of range.
         """
         splits = field(document, "splits", dict, where)
-        return cls(
+        inventory = cls(
             splits={name: _split_from_dict(name, splits, where) for name in splits},
             class_names=_texts(document, "class_names", where),
         )
+        if whole:
+            inventory.require_columns(where)
+        return inventory
+
+    def require_columns(self, where: str) -> None:
+        """Refuse a cache in which a split lacks its columns or the final layer.
+
+        Raises:
+            CacheError: one does.
+        """
+        for split in self.splits.values():
+            _require_columns(split.arrays, f"{where}: split {split.name!r}")
 
 
-def plan_split(
-    name: str,
-    num_samples: int,
-    *,
-    layers: Sequence[str],
-    tokens: Sequence[str],
-    width: int,
-    dtype: str,
-    sample_id_bytes: int,
-    tap: str = DEFAULT_TAP,
-) -> SplitInventory:
-    """Lay out one split of N = `num_samples` rows.
-
-    Args:
-        name: name of the split.
-        num_samples: number of rows N.
-        layers: block layers of the tap, in order; the final norm is always added, as an array of its own.
-        tokens: token kinds K, in order.
-        width: token width D.
-        dtype: stored type of the features.
-        sample_id_bytes: bytes of the longest sample id.
-        tap: name of the tap, which becomes the name of its array.
-    """
-    rows = block_rows(num_samples)
-    kinds = tuple(tokens)
-
-    def token_array(array: str, layer_dimension: str, names: tuple[str, ...]) -> ArrayInfo:
-        shape = (num_samples, len(names), len(kinds), width)
-        return ArrayInfo(
-            array, shape, rows, dtype, ("sample", layer_dimension, "token", "channel"), names, kinds
+def _minus(split: SplitInventory, held: SplitInventory | None) -> SplitInventory:
+    if held is None:
+        return split
+    if (held.num_samples, held.block_rows) != (split.num_samples, split.block_rows):
+        raise CacheError(
+            f"split {split.name!r} has {split.num_samples} samples, the cache holds {held.num_samples}"
         )
+    lacking = {}
+    for array in split.arrays.values():
+        mine = held.arrays.get(array.name)
+        if mine is None:
+            lacking[array.name] = array
+            continue
+        if replace(mine, layers=array.layers) != array:
+            raise CacheError(f"array {array.name!r} of split {split.name!r} is of another form in the cache")
+        layers = tuple(layer for layer in array.layers if layer not in mine.layers)
+        if layers:
+            lacking[array.name] = replace(array, layers=layers)
+    return replace(split, arrays=lacking)
 
-    arrays = (
-        token_array(tap, "block", tuple(layers)),
-        # Its own dimension name: xarray wants one size per name in a group.
-        token_array(FINAL, "final_layer", (FINAL,)),
-        ArrayInfo("label", (num_samples,), rows, "int64", ("sample",)),
-        ArrayInfo("sample_id", (num_samples, sample_id_bytes), rows, "uint8", ("sample", "byte")),
-        ArrayInfo("valid", (num_samples,), rows, "bool", ("sample",)),
-    )
-    return SplitInventory(name, num_samples, rows, {array.name: array for array in arrays})
+
+def _plus(split: SplitInventory | None, added: SplitInventory | None) -> SplitInventory:
+    """Either, or both where `added` holds nothing that `split` does."""
+    parts = [part for part in (split, added) if part is not None]
+    arrays: dict[str, ArrayInfo] = {}
+    for array in (array for part in parts for array in part.arrays.values()):
+        layers = {*array.layers, *(arrays[array.name].layers if array.name in arrays else ())}
+        arrays[array.name] = replace(array, layers=tuple(sorted(layers, key=array.position)))
+    return replace(parts[0], arrays=dict(sorted(arrays.items())))
 
 
 def _split_from_dict(name: str, splits: Mapping[str, Any], where: str) -> SplitInventory:
@@ -182,7 +216,6 @@ def _split_from_dict(name: str, splits: Mapping[str, Any], where: str) -> SplitI
         )
     documents = field(document, "arrays", dict, where)
     arrays = {array: _array_from_dict(array, documents, rows, where) for array in documents}
-    _require_columns(arrays, where)
     for array in arrays.values():
         if array.shape[0] != num_samples:
             raise CacheError(
@@ -201,7 +234,8 @@ def _require_columns(arrays: Mapping[str, ArrayInfo], where: str) -> None:
     if final is None or final.layers != (FINAL,):
         raise CacheError(f"{where}: array {FINAL!r} must be there, with the one layer {FINAL!r}")
     for array in arrays.values():
-        if array.layers and (array.dtype, array.tokens) != (final.dtype, final.tokens):
+        same_tokens = array.name != DEFAULT_TAP or array.tokens == final.tokens
+        if array.layers and not (array.dtype == final.dtype and same_tokens):
             raise CacheError(f"{where}: array {array.name!r} differs from {FINAL!r} in type or tokens")
 
 
@@ -218,14 +252,26 @@ def _array_from_dict(name: str, arrays: Mapping[str, Any], rows: int, where: str
     if dtype not in DTYPES:
         raise CacheError(f"{where}: field 'dtype' must be one of {', '.join(DTYPES)}, got {dtype!r}")
     layers, tokens = (_texts(document, text, where) for text in ("layers", "tokens"))
-    if layers and (len(shape) != 4 or shape[1:3] != (len(layers), len(tokens))):
+    if layers and (len(shape) != 4 or shape[2] != len(tokens) or not _fit_axis(layers, shape[1])):
         raise CacheError(
-            f"{where}: field 'shape' {list(shape)} does not fit {len(layers)} layers of {len(tokens)} tokens"
+            f"{where}: field 'shape' {list(shape)} does not fit layers {', '.join(layers)[:40]} of {len(tokens)} tokens"
         )
     names = _texts(document, "dimension_names", where)
     if len(names) != len(shape):
         raise CacheError(f"{where}: field 'dimension_names' must have {len(shape)} entries, got {len(names)}")
     return ArrayInfo(name, shape, rows, dtype, names, layers, tokens)
+
+
+def _fit_axis(layers: tuple[str, ...], depth: int) -> bool:
+    """Whether `layers` are the final one on an axis of 1, or indices on an axis of `depth`, in order."""
+    if FINAL in layers:
+        return layers == (FINAL,) and depth == 1
+    # Lengths first: a forged number of a million digits must not be parsed, and the axis never listed.
+    if not all(len(layer) <= 7 and layer.isascii() and layer.isdigit() for layer in layers):
+        return False
+    indices = [int(layer) for layer in layers]
+    canonical = [str(index) for index in indices] == list(layers)
+    return canonical and indices[-1] < depth and all(a < b for a, b in pairwise(indices))
 
 
 def _texts(document: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ class Plan:
 
     spec: CacheSpec
     inventory: Inventory
+    """All of a new cache, or what is added to one that is complete: splits, arrays, layers."""
     batch_size: int
     """Samples in a forward pass: a resumed run takes the same, so that its bytes are the same."""
 
@@ -52,7 +53,7 @@ class Plan:
         document, where = read_sealed(path), str(path)
         return cls(
             CacheSpec.from_dict(field(document, "spec", dict, where), where),
-            Inventory.from_dict(field(document, "inventory", dict, where), where),
+            Inventory.from_dict(field(document, "inventory", dict, where), where, whole=False),
             field(document, "batch_size", int, where),
         )
 

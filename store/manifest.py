@@ -99,6 +99,28 @@ class Manifest:
         committed = {record.block for record in self.blocks}
         return [block for block in self.inventory.blocks() if block not in committed]
 
+    def plus(
+        self, inventory: Inventory, blocks: Sequence[BlockRecord], metadata: Mapping[str, FileRecord]
+    ) -> "Manifest":
+        """The manifest of the cache with what was added to it: arrays, their files and the Zarr metadata.
+
+        Raises:
+            CacheError: the addition does not fit the cache.
+        """
+        merged = self.inventory.plus(inventory)
+        files = {record.block: dict(record.files) for record in self.blocks}
+        for record in blocks:
+            files.setdefault(record.block, {}).update(record.files)
+        # In the inventory's order, so that it does not matter in what order things were added.
+        records = [
+            BlockRecord(
+                block,
+                {path: files[block][path] for _, path in merged.splits[block.split].chunk_files(block.index)},
+            )
+            for block in merged.blocks()
+        ]
+        return Manifest(self.spec, merged, self.batch_size, records, metadata)
+
     def write(self, directory: Path) -> None:
         """Write manifest.json: from now on the cache is complete."""
         write_sealed(

@@ -8,7 +8,7 @@ from typing import Any, Self
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, canonical_json, field, sha256_hex
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEY_DIGITS = 12
 STORED_DTYPES = ("float16", "bfloat16", "float32")
 PRECISIONS = ("fp32", "mixed")
@@ -63,8 +63,9 @@ class CacheSpec:
         """
         version = field(document, "format_version", int, where)
         if version != FORMAT_VERSION:
+            remedy = "upgrade featcache" if version > FORMAT_VERSION else "extract it again"
             raise CacheError(
-                f"{where}: format version {version}; this featcache reads version {FORMAT_VERSION}. Upgrade featcache."
+                f"{where}: format version {version}; this featcache reads version {FORMAT_VERSION}: {remedy}"
             )
         backbone = field(document, "backbone", dict, where)
         texts = {name: field(backbone, name, str, where) for name in ("architecture", "weights_digest")}

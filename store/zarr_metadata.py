@@ -3,6 +3,7 @@
 Only what the memory map relies on is allowed: uncompressed little-endian chunks under flat names.
 """
 
+import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,19 +19,33 @@ METADATA_FILE = "zarr.json"
 
 
 def metadata_paths(inventory: Inventory) -> Iterator[str]:
-    """All metadata files, as paths within features.zarr, deepest last."""
+    """All metadata files, as paths within features.zarr."""
+    yield from group_metadata_paths(inventory)
+    yield from array_metadata_paths(inventory)
+
+
+def group_metadata_paths(inventory: Inventory) -> Iterator[str]:
+    """The metadata files of the groups, which copy what their members say."""
     yield METADATA_FILE
     for split in inventory.splits.values():
         yield f"{split.name}/{METADATA_FILE}"
+
+
+def array_metadata_paths(inventory: Inventory) -> Iterator[str]:
+    """The metadata files of the arrays."""
+    for split in inventory.splits.values():
         for array in split.arrays.values():
             yield f"{split.name}/{array.name}/{METADATA_FILE}"
 
 
-def create_metadata(root: Path, inventory: Inventory) -> None:
-    """Write the metadata of all groups and arrays under the empty folder `root`, through zarr-python."""
+def metadata_documents(inventory: Inventory) -> dict[str, bytes]:
+    """The metadata of all groups and arrays as zarr-python writes them, by path within features.zarr."""
     import zarr  # a quarter of a second: only writers pay
+    from zarr.storage import MemoryStore
 
-    group = zarr.create_group(store=root, zarr_format=3)
+    documents: dict[str, Any] = {}
+    store = MemoryStore(documents)
+    group = zarr.create_group(store=store, zarr_format=3)
     for split in inventory.splits.values():
         members = group.create_group(split.name)
         for array in split.arrays.values():
@@ -53,14 +68,19 @@ def create_metadata(root: Path, inventory: Inventory) -> None:
         # where it is missing.
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
         for path in ("", *inventory.splits):
-            zarr.consolidate_metadata(root, path=path)
+            zarr.consolidate_metadata(store, path=path)
+    # zarr's order of keys is not ours to rely on; sorted, the bytes depend on content alone.
+    return {
+        path: json.dumps(json.loads(documents[path].to_bytes()), indent=2, sort_keys=True).encode()
+        for path in metadata_paths(inventory)
+    }
 
 
 def array_attributes(array: ArrayInfo, inventory: Inventory) -> JsonObject:
     """What an array tells about itself beyond Zarr: names of layers, tokens and classes, and the type behind the bits."""
     attributes: JsonObject = {}
     if array.layers:
-        attributes |= {"layers": list(array.layers), "tokens": list(array.tokens)}
+        attributes |= {"layers": list(array.layer_axis), "tokens": list(array.tokens)}
     if array.dtype == "bfloat16":
         attributes["logical_dtype"] = "bfloat16"
     if array.name == "label":

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from featcache.store.catalogue.additions import addition_files, drop_addition
 from featcache.store.catalogue.entries import folders
 from featcache.store.catalogue.removal import REMOVING_PREFIX, remove_cache, remove_tree, writers
 from featcache.store.catalogue.usage import usage
@@ -24,7 +25,7 @@ class Leftover:
 
     path: Path
     kind: str
-    """``removal``, ``partial``, ``journal``, ``incomplete`` or ``duplicate``."""
+    """``removal``, ``partial``, ``journal``, ``incomplete``, ``addition`` or ``duplicate``."""
     reason: str
     num_bytes: int
     modified: float
@@ -39,6 +40,9 @@ class Leftover:
         """
         if self.kind == "duplicate" or (self.kind == "incomplete" and (self.path / FEATURES).exists()):
             remove_cache(self.path)
+            return
+        if self.kind == "addition":
+            drop_addition(self.path)
             return
         if self.kind in ("incomplete", "journal") and writers(_cache_of(self.path)):
             raise CacheBusyError(f"{self.path}: another process is writing this cache")
@@ -64,7 +68,7 @@ def find_leftovers(root: Path, older_than_days: float, now: float | None = None)
             continue  # what lies behind a link is somebody else's to keep
         if (folder / MANIFEST_FILE).exists():
             complete.append((match["key"], folder))
-            found += _remains(folder, now - SETTLED_S)
+            found += _remains(folder, now - SETTLED_S, now - older_than_days * DAY_S)
         elif (folder / JOURNAL).is_dir() and not writers(folder):
             reason = f"not touched for {older_than_days:g} days or more"
             found += _if_older(folder, "incomplete", reason, now - older_than_days * DAY_S)
@@ -80,9 +84,15 @@ def _fragments(root: Path, since: float) -> Iterator[Leftover]:
         yield from _if_older(path, "partial", "a write was interrupted", since)
 
 
-def _remains(folder: Path, since: float) -> Iterator[Leftover]:
+def _remains(folder: Path, since: float, unfinished_since: float) -> Iterator[Leftover]:
     """What the run that completed a cache, or one that changed its small files, left in it when it was killed."""
     if (folder / JOURNAL).is_dir() and not writers(folder):
+        if addition_files(folder):
+            newest = usage(folder / JOURNAL).modified
+            size = sum(path.stat().st_size for path in addition_files(folder) if path.is_file())
+            if newest < unfinished_since:
+                yield Leftover(folder, "addition", "what was added to it was not finished", size, newest)
+            return
         yield from _if_older(folder / JOURNAL, "journal", "the cache is complete", since)
     paths = (*folder.glob(f"*{PARTIAL_SUFFIX}"), *folder.glob(f"{FEATURES}/*/*/*{PARTIAL_SUFFIX}"))
     for path in sorted(paths):

@@ -39,7 +39,7 @@ class Summary:
     def num_layers(self) -> int:
         """Layers that are cached: the most that any split has."""
         return max(
-            sum(len(array.layers) for array in split.arrays.values())
+            len({layer for array in split.arrays.values() for layer in array.layers})
             for split in self.inventory.splits.values()
         )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.store import journal
+from featcache.store.checking.addition import unfinished_addition
 from featcache.store.checking.damage import Damage, Kind
 from featcache.store.checking.documents import read_contents
 from featcache.store.checking.verify import Verification
@@ -62,14 +63,18 @@ def repair(found: Verification) -> Repair:
     extraction too, which writes it again. Strangers stay.
 
     Raises:
-        CacheError: the manifest (or the plan) is damaged, so that nothing can be told from it, or a folder stands in
-            the place of a file.
+        CacheError: the manifest (or the plan) is damaged, so that nothing can be told from it, a folder stands in
+            the place of a file, or an addition to the cache is unfinished.
         CacheBusyError: another process is at work on the cache, or has changed it since it was verified.
     """
     directory, manifest = found.directory, found.manifest
     if manifest is None:
         raise CacheError(f"{directory} cannot be repaired: {found.damages[0]}; {found.remedy}")
     _refuse_folders(found)
+    if found.complete and unfinished_addition(directory, manifest) is not None:
+        raise CacheError(
+            f"{directory} is being added to: finish that extraction first, or drop it with `featcache gc --older-than 0`"
+        )
     (directory / JOURNAL).mkdir(exist_ok=True)
     with sole_owner(directory / JOURNAL):
         if read_contents(directory)[:2] != (found.complete, manifest):

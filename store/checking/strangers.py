@@ -7,20 +7,21 @@ from pathlib import Path
 
 from featcache.store.checking.damage import Damage, Kind, Place
 from featcache.store.files import PARTIAL_SUFFIX
+from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL
-from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
 from featcache.store.zarr_metadata import metadata_paths
 
 
-def strangers(directory: Path, manifest: Manifest, complete: bool) -> Iterator[Damage]:
+def strangers(directory: Path, inventory: Inventory, complete: bool) -> Iterator[Damage]:
     """Files and folders that a cache of this inventory has no place for, and what a killed process left.
 
     Only the folders of the cache itself are looked into: a strange folder is named once, whatever is in it. While a
-    cache is unfinished, temporary files and the journal are its own.
+    cache is unfinished or being added to, temporary files and the journal are its own.
     """
-    for folder, names in _expected_names(manifest).items():
+    for folder, names in _expected_names(inventory).items():
         try:
             entries = sorted(os.scandir(directory / folder), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
@@ -29,19 +30,21 @@ def strangers(directory: Path, manifest: Manifest, complete: bool) -> Iterator[D
             if entry.name in names:
                 continue
             path = f"{folder}/{entry.name}".lstrip("/")
-            temporary = entry.name.endswith(PARTIAL_SUFFIX) and not entry.is_dir()
+            # A journal is moved aside before it is removed; other folders are nobody's.
+            ours = not entry.is_dir() or path.startswith(f"{JOURNAL}.")
+            temporary = entry.name.endswith(PARTIAL_SUFFIX) and ours
             if not temporary and path != JOURNAL:
                 yield Damage(Place(path, Kind.STRANGER), "does not belong in a cache")
             elif complete:
                 yield Damage(Place(path, Kind.LEFTOVER), "left by a process that was killed")
 
 
-def _expected_names(manifest: Manifest) -> dict[str, set[str]]:
+def _expected_names(inventory: Inventory) -> dict[str, set[str]]:
     """Per folder of the cache the names that belong in it."""
     names: dict[str, set[str]] = defaultdict(set)
     names[""] = {MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE, FEATURES}
-    paths = list(metadata_paths(manifest.inventory))
-    for split in manifest.inventory.splits.values():
+    paths = list(metadata_paths(inventory))
+    for split in inventory.splits.values():
         for block in split.blocks():
             paths += [path for _, path in split.chunk_files(block.index)]
     for path in paths:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from featcache.store.checking.addition import unfinished_addition, without_new_groups
 from featcache.store.checking.damage import Damage, Kind, Place
 from featcache.store.checking.documents import document_damages, documents, name_damages, read_contents
 from featcache.store.checking.file_checks import MB, file_damages, recorded_files
@@ -101,7 +102,11 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
         damages += file_damages(directory, recorded, threads or usable_cpus(), reporter or Silent())
         bad = {damage.place.path for damage in damages}
         damages += _disagreements(directory, manifest, complete, bad)
-        damages += strangers(directory, manifest, complete)
+        addition = unfinished_addition(directory, manifest) if complete else None
+        if addition is not None:
+            damages = without_new_groups(directory, manifest, addition, damages)
+        held = manifest.inventory.plus(addition.inventory) if addition else manifest.inventory
+        damages += strangers(directory, held, complete and addition is None)
         damages += name_damages(directory, manifest)
         checked += [directory / place.path for place, _ in recorded]
         num_bytes += sum(record.bytes for _, record in recorded)

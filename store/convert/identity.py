@@ -5,6 +5,7 @@ import time
 from featcache.store.convert.source import ImportSource
 from featcache.store.errors import DatasetError
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
+from featcache.store.layers import FINAL
 from featcache.store.spec import BackboneSpec, CacheSpec
 
 
@@ -36,7 +37,7 @@ def foreign_spec(source: ImportSource, digests: dict[str, str], model: str) -> C
         # No extraction has such an architecture, so no key of one can be the same.
         architecture=f"imported:{model}",
         weights_digest=sha256_hex(canonical_json(digests)),
-        num_layers=max(1, features.num_layers - 1),
+        num_layers=1 + max((int(layer) for layer in source.splits[0].layers if layer != FINAL), default=0),
         width=features.width,
         input_size=1,
         preprocessing={"unknown": True},

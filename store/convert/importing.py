@@ -1,7 +1,7 @@
 """`featcache import`, as a function: any source through the real writer into a cache."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.store.catalogue import Entry, cache_directory, find_key
@@ -9,9 +9,10 @@ from featcache.store.convert.identity import card, carried_spec, foreign_spec, p
 from featcache.store.convert.source import ImportSource, ImportSplit, check_agreement
 from featcache.store.convert.steps import row_steps
 from featcache.store.errors import CacheError, DatasetError
-from featcache.store.inventory import DEFAULT_TAP, Inventory, SplitInventory, plan_split
+from featcache.store.inventory import DEFAULT_TAP, Inventory, SplitInventory
 from featcache.store.journal import Plan
 from featcache.store.layers import FINAL
+from featcache.store.planning import plan_split
 from featcache.store.progress import Reporter, Silent, Update
 from featcache.store.requests import record_request
 from featcache.store.spec import CacheSpec
@@ -124,7 +125,7 @@ def _plan(split: ImportSplit, spec: CacheSpec) -> SplitInventory:
         raise DatasetError(
             f"split {split.name} lacks layer final, which every cache holds; export it as well"
         )
-    planned = plan_split(
+    return plan_split(
         split.name,
         split.features.num_samples,
         layers=split.layers[:-1],
@@ -132,7 +133,5 @@ def _plan(split: ImportSplit, spec: CacheSpec) -> SplitInventory:
         width=split.features.width,
         dtype=spec.dtype,
         sample_id_bytes=split.columns["sample_id"].shape[1],
+        num_layers=spec.backbone.num_layers,
     )
-    if len(split.layers) > 1:
-        return planned
-    return replace(planned, arrays={name: a for name, a in planned.arrays.items() if name != DEFAULT_TAP})

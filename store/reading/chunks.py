@@ -17,42 +17,66 @@ from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.errors import CacheError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, Block, SplitInventory
 from featcache.store.layers import FINAL
+from featcache.store.token_groups import POOLED, array_name
 from featcache.store.zarr_metadata import METADATA_FILE, check_array_metadata
 
 Array = npt.NDArray[Any]
 Layer = tuple[ArrayInfo, int]
-"""Where a layer lies: its array, and its index along that array's axis of layers."""
+"""Where a layer lies: its array, and its position along that array's axis of layers."""
 
 # Windows would translate line ends without it.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
 class ChunkFiles:
-    """Finds and opens the chunk files of one split.
+    """Finds and opens the chunk files of one view of a split: a group of tokens at one tap, and in the final layer.
 
     Args:
         features: the folder features.zarr.
         inventory: what the split holds.
         committed: the blocks that exist.
+        tap: the tap; its blocks come first, the final layer last.
+        group: the group of tokens.
 
     Raises:
-        CacheError: the arrays with layers differ in width, token kinds or type.
+        UnknownNameError: the split does not hold this view.
+        CacheError: the default arrays differ in width, token kinds or type.
     """
 
-    def __init__(self, features: Path, inventory: SplitInventory, committed: Sequence[Block]) -> None:
+    def __init__(
+        self,
+        features: Path,
+        inventory: SplitInventory,
+        committed: Sequence[Block],
+        tap: str = DEFAULT_TAP,
+        group: str = POOLED,
+    ) -> None:
         self.inventory = inventory
         self.committed = tuple(committed)
-        self.token_array = inventory.arrays[FINAL]
-        """Tells ``[K, D]``, token kinds and type of every layer."""
         self._folder = features / inventory.name
         self._checked: set[str] = set()
-        tap = inventory.arrays.get(DEFAULT_TAP, self.token_array)
+        self.token_arrays = self._view(tap, group)
+        """The arrays of the view: that of the tap, that of the final layer, or both."""
+        self.token_array = self.token_arrays[-1]
+        """Tells ``[K, D]``, token kinds and type of every layer."""
+
+    def _view(self, tap: str, group: str) -> tuple[ArrayInfo, ...]:
+        held = {name: array for name, array in self.inventory.arrays.items() if array.layers}
+        of_tap, final = held.get(array_name(tap, group)), held.get(array_name(FINAL, group))
+        if of_tap is None and (final is None or tap not in (FINAL, DEFAULT_TAP)):
+            name = array_name(tap, group)
+            raise UnknownNameError("features", name, held, f"(split {self.inventory.name} holds no other)")
+        if of_tap is None or final is None or of_tap is final:
+            return tuple(array for array in (of_tap or final,) if array)
         for what in ("row_shape", "dtype", "tokens"):
-            ours, final = getattr(tap, what), getattr(self.token_array, what)
-            if ours != final:
+            ours, finals = getattr(of_tap, what), getattr(final, what)
+            if ours != finals and tap == DEFAULT_TAP:
                 raise CacheError(
-                    f"{self._folder}: arrays differ in {what}: {tap.name} {ours}, {FINAL} {final}"
+                    f"{self._folder}: arrays differ in {what}: {of_tap.name} {ours}, {final.name} {finals}"
                 )
+            if ours != finals:  # such as the hidden activations of an MLP, which are wider
+                return (of_tap,)
+        return of_tap, final
 
     @property
     def complete(self) -> bool:
@@ -67,8 +91,7 @@ class ChunkFiles:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """Layer names that are cached, in order."""
-        tap = self.inventory.arrays.get(DEFAULT_TAP)
-        return (*(tap.layers if tap else ()), FINAL)
+        return tuple(layer for array in self.token_arrays for layer in array.layers)
 
     def locate(self, layer: str) -> Layer:
         """Find a layer.
@@ -76,9 +99,9 @@ class ChunkFiles:
         Raises:
             UnknownNameError: it is not cached.
         """
-        for array in (self.inventory.arrays.get(DEFAULT_TAP), self.token_array):
-            if array is not None and layer in array.layers:
-                return array, array.layers.index(layer)
+        for array in self.token_arrays:
+            if layer in array.layers:
+                return array, array.position(layer)
         raise UnknownNameError("layer", layer, self.layers, "(the cache holds no other)")
 
     def kind_indices(self, tokens: Sequence[str]) -> list[int]:
@@ -94,7 +117,7 @@ class ChunkFiles:
         return [kinds.index(kind) for kind in tokens]
 
     @contextmanager
-    def open(self, array: ArrayInfo, block: int, layer_index: int = 0) -> Iterator[int]:
+    def open(self, array: ArrayInfo, block: int, position: int = 0) -> Iterator[int]:
         """Open a chunk file for reading and hand out its file descriptor.
 
         Raises:
@@ -104,7 +127,7 @@ class ChunkFiles:
         if array.name not in self._checked:
             check_array_metadata(folder / METADATA_FILE, array)
             self._checked.add(array.name)
-        path = f"{folder}{os.sep}{array.chunk_name(block, layer_index)}"
+        path = f"{folder}{os.sep}{array.chunk_name(block, position)}"
         try:
             descriptor = os.open(path, _OPEN_FLAGS)
         except FileNotFoundError:

@@ -109,6 +109,7 @@ def read_partial(directory: Path) -> Manifest:
         raise CacheNotFoundError(
             f"{directory}: no cache here (no manifest.json, and no extraction was started)"
         ) from None
+    plan.inventory.require_columns(str(directory / journal.JOURNAL / journal.PLAN_FILE))
     return Manifest(
         plan.spec, plan.inventory, plan.batch_size, journal.committed(directory, plan.inventory), {}
     )

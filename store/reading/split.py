@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store.inventory import Block, SplitInventory
+from featcache.store.inventory import DEFAULT_TAP, Block, SplitInventory
 from featcache.store.reading.batches import Batch, BatchOptions, shuffled_batches
 from featcache.store.reading.chunks import Array, ChunkFiles
 from featcache.store.reading.columns import SplitColumns
 from featcache.store.reading.copying import Method, RowCopier, Selection, checked_buffer, checked_rows
 from featcache.store.reading.reads import read_all
+from featcache.store.token_groups import POOLED
 
 DEFAULT_MEMORY = 2**30
 """Budget of `SplitReader.batches` in bytes."""
@@ -27,19 +28,41 @@ class SplitReader(SplitColumns):
     Maps are made when they are first needed and stay. Works after a fork; a pickled copy makes maps of its own.
     """
 
-    def __init__(self, features: Path, inventory: SplitInventory, committed: Sequence[Block]) -> None:
-        """Read from the folder features.zarr; only `committed` blocks exist.
+    def __init__(
+        self,
+        features: Path,
+        inventory: SplitInventory,
+        committed: Sequence[Block],
+        tap: str = DEFAULT_TAP,
+        group: str = POOLED,
+    ) -> None:
+        """Read from the folder features.zarr; only `committed` blocks exist. For `tap` and `group` see `view`.
 
         Raises:
+            UnknownNameError: the split does not hold these features.
             CacheError: the arrays with layers do not fit together.
         """
-        super().__init__(ChunkFiles(features, inventory, committed))
-        self._arguments = (features, inventory, tuple(committed))
+        super().__init__(ChunkFiles(features, inventory, committed, tap, group))
+        self._arguments = (features, inventory, tuple(committed), tap, group)
         self._copier = RowCopier(self._files)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave the maps out."""
         return SplitReader, self._arguments
+
+    def view(self, tap: str = DEFAULT_TAP, group: str = POOLED) -> "SplitReader":
+        """Return a reader of the same rows at another tap, or of another group of tokens.
+
+        Its layers are the blocks that are held at the tap, and the final layer where that has the same form.
+
+        Args:
+            tap: ``norm2``, ``block``, ``attn``, ``mlp``, ``norm1``, ``final`` or ``embedding``.
+            group: ``pooled`` (class token and average), ``registers``, ``patches``, ``grid2`` or ``grid4``.
+
+        Raises:
+            UnknownNameError: the split does not hold them.
+        """
+        return SplitReader(*self._arguments[:3], tap, group)
 
     def load(self, layers: Sequence[str], tokens: Sequence[str], out: Array | None = None) -> Array:
         """Read the features of all rows.

@@ -102,7 +102,7 @@ class BlockWriter:
         """
         if batch.keys() != self._split.arrays.keys():
             raise ValueError(f"a batch must hold {sorted(self._split.arrays)}, got {sorted(batch)}")
-        rows = len(batch["label"])
+        rows = len(next(iter(batch.values())))
         if self.rows + rows > self.block.rows:
             raise ValueError(f"the block has {self.block.rows} rows, {self.rows + rows} were appended")
         for name, values in batch.items():

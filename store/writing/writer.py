@@ -5,10 +5,11 @@ cache: they divide its blocks by claims. zarr's own local store neither syncs no
 one, so it writes the metadata only.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,8 +18,7 @@ from featcache.store import journal
 from featcache.store.errors import CacheCompletedError, CacheError
 from featcache.store.files import (
     PARTIAL_SUFFIX,
-    read_json,
-    sha256_file,
+    read_sealed,
     sha256_hex,
     sync_directory,
     write_atomic,
@@ -26,15 +26,19 @@ from featcache.store.files import (
 )
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES, JOURNAL, Plan
-from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
+from featcache.store.manifest import Manifest
 from featcache.store.writing.block import BlockWriter
 from featcache.store.writing.claims import SETUP, Claims
-from featcache.store.zarr_metadata import create_metadata, metadata_paths
+from featcache.store.writing.manifest_file import ManifestFile
+from featcache.store.writing.metadata import metadata_records, write_metadata
+from featcache.store.zarr_metadata import group_metadata_paths, metadata_documents
 
 PROVENANCE_FILE = "provenance.json"
 CARD_FILE = "README.md"
 CARD_DIGEST = "card_sha256"
 """Field of provenance.json with the SHA-256 of the card."""
+ADDITIONS = "additions"
+"""Field of provenance.json with the provenance of what was added later."""
 CHECKPOINT_S = 20.0
 WAIT_S = 0.5
 FINISH = "finish"
@@ -43,27 +47,38 @@ FINISH = "finish"
 class CacheWriter:
     """Writes the blocks of one cache, together with any other process that does; use as a context manager.
 
+    A cache that is complete can be added to: what it holds of the plan already is left out, and it stays complete
+    and as it was for its readers until the addition is finished.
+
     Args:
         directory: folder of the cache, made if it does not exist.
-        plan: what to write. On resume its spec and inventory must equal those of the plan on disk.
+        plan: what the cache is to hold. To a complete cache goes what it lacks of this, with the cache's own batch size.
+        adopt: take up an unfinished run of another plan in this folder, rather than refuse; see `plan`.
         checkpoint_s: seconds of work that a kill may cost inside a block.
 
     Raises:
-        CacheCompletedError: the cache is complete, perhaps since a moment ago.
+        CacheCompletedError: the cache holds all that is planned, perhaps since a moment ago.
         CacheError: the folder holds an unfinished cache with another plan.
     """
 
-    def __init__(self, directory: Path, plan: Plan, *, checkpoint_s: float = CHECKPOINT_S) -> None:
+    plan: Plan
+    """What is being written."""
+
+    def __init__(
+        self, directory: Path, plan: Plan, *, adopt: bool = False, checkpoint_s: float = CHECKPOINT_S
+    ) -> None:
         self.directory = directory
+        self.plan = plan
         self._checkpoint_s = checkpoint_s
+        self._manifest = ManifestFile(directory)
         (directory / JOURNAL).mkdir(parents=True, exist_ok=True)
         self._claims = Claims(directory / JOURNAL)
         self._open: dict[Block, BlockWriter] = {}
         self._ready: BlockWriter | None = None
         try:
-            if not self._claims.wait(SETUP, until=lambda: self.complete) or self.complete:
+            if not self._enter() or self.complete:
                 raise CacheCompletedError(f"{directory} is complete already; nothing is left to write")
-            self.plan = self._adopt(plan)
+            self.plan = self._adopt(plan, adopt)
             self._prepare_arrays()
             self._claims.release(SETUP)
         except BaseException:
@@ -78,18 +93,37 @@ class CacheWriter:
     ) -> None:
         self._leave()
 
+    def _enter(self) -> bool:
+        """Begin as the only process that does; False if there is nothing left to begin."""
+        while True:
+            try:
+                return self._claims.wait(SETUP, until=lambda: self.complete)
+            except FileNotFoundError:  # whoever completed the cache has just taken the journal away
+                (self.directory / JOURNAL).mkdir(exist_ok=True)
+
     def _leave(self) -> None:
         for writer in self._open.values():
             writer.close()
+        self._claims.release(SETUP)
+        with suppress(OSError, CacheError):  # the journal of a complete cache is a leftover that does no harm
+            if self.complete and self._claims.acquire(SETUP):
+                self._remove_journal()
         self._claims.close()
-        if self.complete:
-            # Whoever leaves last takes the journal along: it may have been written to while another removed it.
-            shutil.rmtree(self.directory / JOURNAL, ignore_errors=True)
+
+    def _remove_journal(self) -> None:
+        """Take the journal of a complete cache away, unless another process has begun an addition in it."""
+        if self._earlier_plan() is None:
+            # In one step, so that what a process that begins just now writes goes to a journal of its own.
+            aside = self.directory / f"{JOURNAL}.{self._claims.token}{PARTIAL_SUFFIX}"
+            (self.directory / JOURNAL).rename(aside)
+        for aside in self.directory.glob(f"{JOURNAL}.*{PARTIAL_SUFFIX}"):
+            shutil.rmtree(aside, ignore_errors=True)
 
     @property
     def complete(self) -> bool:
-        """Whether the manifest is written, by this process or another."""
-        return (self.directory / MANIFEST_FILE).exists()
+        """Whether the cache holds all that is planned, written by this process or another."""
+        held = self._manifest.read()
+        return held is not None and held.inventory.covers(self.plan.inventory)
 
     def pending(self) -> list[Block]:
         """Blocks that are not committed yet, in order, claimed or not."""
@@ -152,70 +186,89 @@ class CacheWriter:
     def finish(self, provenance: Mapping[str, Any], card: str) -> None:
         """Make the cache complete: provenance and card first, the manifest last, then the journal goes.
 
-        Where several processes get here, one does it and the others wait for it.
+        What is added to a complete cache leaves its card, and its provenance goes behind that of the cache. Where several processes get here, one does it and the others wait for it.
 
         Raises:
             CacheError: a block is missing.
         """
         if not self._claims.wait(FINISH, until=lambda: self.complete) or self.complete:
             return
-        manifest = self._manifest()
+        held = self._manifest.read()
+        documents = self._metadata(held)
+        manifest = self._merge(held, documents)
         self._sweep()
-        # The card seals nothing itself, so provenance.json vouches for it.
-        sealed = {**provenance, CARD_DIGEST: sha256_hex(card.encode())}
-        write_sealed(self.directory / PROVENANCE_FILE, sealed)
-        write_atomic(self.directory / CARD_FILE, card.encode())
+        # What a cache was made from stays first, and so does its card.
+        earlier = read_sealed(self.directory / PROVENANCE_FILE) if held else {}
+        if held is None:
+            # The card seals nothing itself, so provenance.json vouches for it.
+            document = {**provenance, CARD_DIGEST: sha256_hex(card.encode())}
+            write_atomic(self.directory / CARD_FILE, card.encode())
+        else:
+            document = {**earlier, ADDITIONS: [*earlier.get(ADDITIONS, []), dict(provenance)]}
+        write_sealed(self.directory / PROVENANCE_FILE, document)
+        write_metadata(self.directory / FEATURES, documents, group_metadata_paths(manifest.inventory))
         manifest.write(self.directory)
 
-    def _manifest(self) -> Manifest:
-        features, inventory = self.directory / FEATURES, self.plan.inventory
-        metadata = {
-            path: FileRecord((features / path).stat().st_size, sha256_file(features / path))
-            for path in metadata_paths(inventory)
-        }
-        records = journal.committed(self.directory, inventory)
-        manifest = Manifest(self.plan.spec, inventory, self.plan.batch_size, records, metadata)
-        missing = manifest.missing_blocks()
-        if missing:
-            raise CacheError(f"{self.directory}: {len(missing)} blocks are not written yet")
-        return manifest
+    def _metadata(self, held: Manifest | None) -> dict[str, bytes]:
+        whole = held.inventory.plus(self.plan.inventory) if held else self.plan.inventory
+        return metadata_documents(whole)
 
-    def _adopt(self, plan: Plan) -> Plan:
-        try:
-            earlier = Plan.read(self.directory)
-        except FileNotFoundError:
+    def _merge(self, held: Manifest | None, documents: Mapping[str, bytes]) -> Manifest:
+        """The manifest of the cache with all that is planned."""
+        records = journal.committed(self.directory, self.plan.inventory)
+        lacking = len(self.plan.inventory.blocks()) - len(records)
+        if lacking:
+            raise CacheError(f"{self.directory}: {lacking} blocks are not written yet")
+        base = held or Manifest(
+            self.plan.spec, replace(self.plan.inventory, splits={}), self.plan.batch_size, (), {}
+        )
+        metadata = metadata_records(documents, base.metadata, base.inventory.plus(self.plan.inventory))
+        return base.plus(self.plan.inventory, records, metadata)
+
+    def _adopt(self, plan: Plan, adopt: bool) -> Plan:
+        """The plan to follow: that of an unfinished run, or what the cache lacks of `plan`."""
+        held, earlier = self._manifest.read(), self._earlier_plan()
+        if earlier is None:
+            if held is not None:
+                plan = replace(
+                    plan, inventory=plan.inventory.minus(held.inventory), batch_size=held.batch_size
+                )
+            else:
+                plan.inventory.require_columns("the plan")
             plan.write(self.directory)
             sync_directory(self.directory)
             sync_directory(self.directory.parent)
             return plan
-        if earlier.spec != plan.spec or earlier.inventory != plan.inventory:
+        wanted = plan.inventory.minus(held.inventory) if held else plan.inventory
+        if earlier.spec != plan.spec or not (adopt or earlier.inventory == wanted):
             raise CacheError(
                 f"{self.directory} holds an unfinished cache with another plan; remove the folder to start anew"
             )
         return earlier
 
+    def _earlier_plan(self) -> Plan | None:
+        """The plan of an unfinished run. The journal of one that was finished and then killed is emptied."""
+        try:
+            earlier = Plan.read(self.directory)
+        except FileNotFoundError:
+            return None
+        held = self._manifest.read()
+        if held is None or not held.inventory.covers(earlier.inventory):
+            return earlier
+        for path in (self.directory / JOURNAL).glob("*.json*"):
+            path.unlink(missing_ok=True)
+        return None
+
     def _prepare_arrays(self) -> None:
-        features = self.directory / FEATURES
+        held, features = self._manifest.read(), self.directory / FEATURES
         for split in self.plan.inventory.splits.values():
             for array in split.arrays.values():
                 (features / split.name / array.name).mkdir(parents=True, exist_ok=True)
-        self._create_metadata(features)
-
-    def _create_metadata(self, features: Path) -> None:
-        scratch = self.directory / JOURNAL / "zarr-metadata"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        create_metadata(scratch, self.plan.inventory)
-        for path in metadata_paths(self.plan.inventory):
-            # zarr's order of keys can follow the file system; sorted, the bytes depend on content alone.
-            document = json.dumps(read_json(scratch / path), indent=2, sort_keys=True).encode()
-            # On resume too: what was damaged in the meantime must not be sealed into the manifest.
-            if not (features / path).is_file() or (features / path).read_bytes() != document:
-                write_atomic(features / path, document)
-        shutil.rmtree(scratch)
-        for split in self.plan.inventory.splits:
-            sync_directory(features / split)
-        sync_directory(features)
+        documents = self._metadata(held)
+        # Groups copy what their members say, so those of a complete cache are changed when the addition is finished.
+        paths = documents.keys() if held is None else documents.keys() - held.metadata.keys()
+        groups = set(group_metadata_paths(held.inventory)) if held else set()
+        write_metadata(features, documents, sorted(paths - groups))
 
     def _sweep(self) -> None:
         """Remove what processes left that died between their last checkpoint and now."""

@@ -15,9 +15,10 @@ from featcache.extract.sources import ImageFolder
 from featcache.extract.sources.base import Sample
 from featcache.extract.taps import Taps
 from featcache.store.errors import BackboneError, DatasetError
-from featcache.store.inventory import Block, Inventory, plan_split
+from featcache.store.inventory import Block, Inventory
 from featcache.store.journal import Plan
 from featcache.store.layers import TOKEN_KINDS
+from featcache.store.planning import plan_split
 from featcache.store.reading.reader import as_float32, open_cache
 from featcache.store.spec import CacheSpec
 from featcache.store.writing.writer import CacheWriter

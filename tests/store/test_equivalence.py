@@ -25,7 +25,7 @@ def test_mapped_equals_zarr_equals_written(data):
     tokens = data.draw(st.sampled_from([("cls",), ("ap",), ("cls", "ap"), ("ap", "cls")]))
     dtype = data.draw(st.sampled_from(["float16", "float32", "bfloat16"]))
     rows = data.draw(st.sampled_from([128, 256, 512]), "block rows")
-    with patch("featcache.store.inventory.block_rows", return_value=rows):
+    with patch("featcache.store.planning.block_rows", return_value=rows):
         plan = make_plan(
             samples,
             **shape,

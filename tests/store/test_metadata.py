@@ -20,11 +20,11 @@ def test_key_is_pinned():
     text = (
         '{"backbone":{"architecture":"timm:tiny","input_size":32,"num_layers":3,"preprocessing":'
         '{"interpolation":"bicubic"},"weights_digest":"' + "0" * 64 + '","width":4},'
-        '"dataset":{"kind":"made"},"dtype":"float16","format_version":1,"precision":"fp32"}'
+        '"dataset":{"kind":"made"},"dtype":"float16","format_version":2,"precision":"fp32"}'
     )
     spec = make_spec()
     assert canonical_json(spec.to_dict()) == text.encode()
-    assert spec.key == sha256_hex(text.encode())[:12] == "115b24eaf24b"
+    assert spec.key == sha256_hex(text.encode())[:12] == "fdc363cf32d0"
 
 
 def test_everything_that_fixes_values_changes_the_key():
@@ -100,13 +100,13 @@ FORGED = {
     "layers that do not fit": (
         ("inventory", "splits", "train", "arrays", "norm2", "layers"),
         ["0"],
-        "does not fit 1 layers",
+        "field 'files' does not fit the inventory",
     ),
     "no spec": (("spec",), None, "'spec' must be dict, got NoneType"),
     "another format": (
         ("spec", "format_version"),
-        2,
-        "format version 2; this featcache reads version 1. Upgrade",
+        3,
+        "format version 3; this featcache reads version 2: upgrade",
     ),
     "another key": (("key",), "000000000000", "'key' is '000000000000', the spec's digest is"),
     "no blocks": (("blocks",), [], "'blocks' lacks block 0 of 'train'"),

@@ -29,7 +29,7 @@ METHODS = ["map", "read"]
 @given(data=st.data())
 def test_every_method_equals_zarr(data):
     rows = data.draw(st.sampled_from([128, 256]), "block rows")
-    with patch("featcache.store.inventory.block_rows", return_value=rows):
+    with patch("featcache.store.planning.block_rows", return_value=rows):
         plan = make_plan(
             {"train": data.draw(st.integers(1, 600), "rows"), "test": 1},
             num_layers=data.draw(st.integers(1, 4)),

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.store.inventory import Inventory, plan_split
+from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
+from featcache.store.planning import plan_split
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import BackboneSpec, CacheSpec
 from featcache.store.writing.block import BlockWriter

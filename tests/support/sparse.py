@@ -4,14 +4,16 @@ from pathlib import Path
 
 from featcache.store.journal import FEATURES, Plan
 from featcache.store.manifest import BlockRecord, FileRecord, Manifest
-from featcache.store.zarr_metadata import create_metadata
+from featcache.store.zarr_metadata import metadata_documents
 
 
 def write_sparse_cache(directory: Path, plan: Plan, layers: tuple[str, ...] = ()) -> None:
     """Write the manifest of `plan`, and as holes (zeros) the chunk files of some layers."""
     features = directory / FEATURES
     features.mkdir(parents=True)
-    create_metadata(features, plan.inventory)
+    for path, document in metadata_documents(plan.inventory).items():
+        (features / path).parent.mkdir(parents=True, exist_ok=True)
+        (features / path).write_bytes(document)
     records = [
         BlockRecord(
             block,
@@ -25,6 +27,6 @@ def write_sparse_cache(directory: Path, plan: Plan, layers: tuple[str, ...] = ()
         for array in split.arrays.values():
             for layer in set(layers) & set(array.layers):
                 for block in range(array.num_blocks):
-                    name = array.chunk_name(block, array.layers.index(layer))
+                    name = array.chunk_name(block, array.position(layer))
                     with (features / split.name / array.name / name).open("wb") as file:
                         file.truncate(array.chunk_bytes)

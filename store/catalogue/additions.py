@@ -1,0 +1,55 @@
+"""Dropping an addition to a complete cache that nobody finishes."""
+
+import shutil
+from pathlib import Path
+
+from featcache.store.checking.addition import unfinished_addition
+from featcache.store.errors import CacheError
+from featcache.store.files import PARTIAL_SUFFIX
+from featcache.store.journal import FEATURES, JOURNAL
+from featcache.store.manifest import Manifest
+from featcache.store.writing.claims import sole_owner
+from featcache.store.zarr_metadata import METADATA_FILE
+
+
+def addition_files(directory: Path) -> list[Path]:
+    """The files of an unfinished addition, and its empty folders after them; none if there is no addition."""
+    try:
+        manifest = Manifest.read(directory)
+    except (FileNotFoundError, CacheError):
+        return []
+    plan = unfinished_addition(directory, manifest)
+    if plan is None:
+        return []
+    files: list[Path] = []
+    for split in plan.inventory.splits.values():
+        held = manifest.inventory.splits.get(split.name)
+        for array in split.arrays.values():
+            folder = directory / FEATURES / split.name / array.name
+            names = [name for block in split.blocks() for name in array.chunk_names(block.index)]
+            files += [path for name in names for path in folder.glob(f"{name}*") if _is_ours(path, name)]
+            if held is None or array.name not in held.arrays:
+                files += [folder / METADATA_FILE, folder]
+        if held is None:
+            files += [folder.parent / METADATA_FILE, folder.parent]
+    return files
+
+
+def drop_addition(directory: Path) -> None:
+    """Remove an unfinished addition; the cache is as it was before. The journal goes last, so a kill leaves it for the next try.
+
+    Raises:
+        CacheBusyError: a process is writing it.
+    """
+    with sole_owner(directory / JOURNAL):
+        for path in addition_files(directory):
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+        shutil.rmtree(directory / JOURNAL)
+
+
+def _is_ours(path: Path, chunk: str) -> bool:
+    """``c.1.0.0`` and ``c.1.0.0.<token>.partial``, but not ``c.1.0.01``."""
+    return path.name == chunk or (path.name.startswith(f"{chunk}.") and path.suffix == PARTIAL_SUFFIX)

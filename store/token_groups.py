@@ -1,0 +1,56 @@
+"""How the tokens of a layer are grouped into arrays: an array holds one group of tokens at one tap.
+
+Groups are arrays of their own, so that one can be added to a cache without rewriting another.
+"""
+
+from collections.abc import Sequence
+
+from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.layers import TOKEN_KINDS
+
+POOLED = "pooled"
+PATCHES = "patches"
+REGISTERS = "registers"
+GRIDS = {"grid2": 2, "grid4": 4}
+"""Averages over the patches of a grid of regions, by the grid's side."""
+EMBEDDING = "embedding"
+"""Array of a pooled output that no product of a cached token gives."""
+GROUPS = (POOLED, REGISTERS, PATCHES, *GRIDS)
+_PREFIX = {REGISTERS: "register", PATCHES: "patch"}
+
+
+def array_name(tap: str, group: str = POOLED) -> str:
+    """Name of the array that holds `group` at `tap`: ``norm2``, ``norm2_patches``, ``final_grid2``."""
+    return tap if group == POOLED else f"{tap}_{group}"
+
+
+def tap_and_group(array: str) -> tuple[str, str]:
+    """The reverse of `array_name`."""
+    tap, _, group = array.partition("_")
+    return tap, group or POOLED
+
+
+def token_names(group: str, count: int) -> tuple[str, ...]:
+    """Names of the `count` tokens of a group other than the pooled one: ``patch0``, ``register0``, ``grid2_0``."""
+    return tuple(f"{_PREFIX.get(group, f'{group}_')}{index}" for index in range(count))
+
+
+def parse_groups(text: str) -> tuple[str, ...]:
+    """Return the groups to cache that a list such as ``cls,ap,registers,grid2`` asks for, the pooled one always first.
+
+    Raises:
+        UnknownNameError: a kind of token does not exist.
+        RequestError: none is named.
+    """
+    names = [name.strip() for name in text.replace("+", ",").split(",") if name.strip()]
+    for name in names:
+        if name not in (*TOKEN_KINDS, *GROUPS[1:]):
+            raise UnknownNameError("token kind", name, (*TOKEN_KINDS, *GROUPS[1:]))
+    if not names:
+        raise RequestError(f"no token kind is named in {text!r}")
+    return in_order({POOLED, *names} - {*TOKEN_KINDS})
+
+
+def in_order(groups: "set[str] | Sequence[str]") -> tuple[str, ...]:
+    """The groups in the order of `GROUPS`, each once."""
+    return tuple(group for group in GROUPS if group in groups)
