@@ -1,105 +1,102 @@
-"""The extraction itself: images through the backbone once, pooled tokens of all layers into committed blocks."""
+"""The extraction itself: images through the backbone once, pooled tokens of all layers into committed blocks.
+
+Worker processes decode, this thread runs the backbone, and a thread of its own hashes, writes and commits: nothing but
+the forward pass may hold the run up. What is in flight is bounded, so memory does not grow with the dataset.
+"""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from featcache.extract.backbones.base import Backbone
-from featcache.extract.device import forward_context
-from featcache.extract.images import Rows, image_batches
+from featcache.extract.forward import FeatureExtractor, NotFiniteError, NumpyBatch
+from featcache.extract.images import ImageBatch, Rows, image_batches
+from featcache.extract.prefetch import to_device
 from featcache.extract.sources.base import Sample, Source
-from featcache.extract.taps import Taps
-from featcache.store.errors import BackboneError
+from featcache.store.arrays import DTYPES
+from featcache.store.errors import DatasetError
 from featcache.store.inventory import SplitInventory
-from featcache.store.layers import FINAL
+from featcache.store.planning import CONTENT_DIGEST
 from featcache.store.progress import Update
 from featcache.store.writing.block import BlockWriter
 from featcache.store.writing.writer import CacheWriter
 
-TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+IN_FLIGHT = 3
+"""Batches between the forward pass and the disk."""
 
-NumpyBatch = dict[str, npt.NDArray[np.generic]]
 
+@dataclass(frozen=True)
+class ImageInput:
+    """Where images come from, and how."""
 
-class FeatureExtractor:
-    """Turns preprocessed images into the token arrays of a batch, in the stored type.
+    source: Source
+    transform: Any
+    """The model's own preprocessing."""
+    input_size: int
+    """Side of a preprocessed image, pixels."""
+    workers: int
+    """Processes that decode images; 0 decodes in this one."""
+    device: torch.device
+    """Where the backbone runs."""
+    skip_failures: bool = False
+    """Go on without an image that does not decode, rather than stop."""
+    say: Callable[[str], None] = lambda text: None
+    """Is told of every image that is skipped."""
+    known_content: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """By split, the content digests ``[N, 16]`` of a cache that is added to: its images must be the same ones."""
 
-    Args:
-        backbone: the backbone, already on `device`.
-        device: where it runs.
-        precision: ``fp32`` or ``mixed``.
-        kinds: token kinds, in the order stored.
-        dtype: stored type of the features.
-    """
+    def batches(self, rows: Iterable[Rows]) -> Iterator[ImageBatch]:
+        """The images of `rows` on the device, in order."""
+        pin = self.device.type == "cuda"
+        loader = image_batches(self.source, self.transform, rows, self.workers, pin, self.input_size)
+        return to_device(iter(loader), self.device)
 
-    def __init__(
-        self, backbone: Backbone, device: torch.device, precision: str, kinds: Sequence[str], dtype: str
-    ) -> None:
-        self._taps = Taps(backbone, kinds)
-        self._device = device
-        self._precision = precision
-        self._dtype = dtype
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor, samples: Sequence[Sample]) -> NumpyBatch:
-        """Run one forward pass.
-
-        Args:
-            images: ``[B, 3, S, S]`` float32.
-            samples: the B samples, to name one in an error.
-
-        Returns:
-            ``norm2`` as ``[B, L, K, D]`` and ``final`` as ``[B, 1, K, D]``, bfloat16 as its uint16 bits.
+    def refuse_or_skip(self, batch: ImageBatch) -> None:
+        """Stop at an image that failed, or say that it is left out.
 
         Raises:
-            BackboneError: a value is not finite in the stored type.
+            DatasetError: one failed, and failures are not skipped.
         """
-        with self._taps as taps, forward_context(self._device, self._precision):
-            features = taps.forward(images.to(self._device, non_blocking=True))
-        return {name: self._stored(name, values, samples) for name, values in features.items()}
+        for _, message in batch.failures:
+            if not self.skip_failures:
+                raise DatasetError(
+                    f"{message}; mend it, or leave it out with --on-error skip. What is committed stays: the same command goes on"
+                )
+            self.say(f"skipped: {message}")
 
-    def _stored(self, name: str, values: Tensor, samples: Sequence[Sample]) -> npt.NDArray[np.generic]:
-        stored = values.to(TORCH_DTYPES[self._dtype])
-        if not stored.isfinite().all():
-            raise self._not_finite(name, values, stored, samples)
-        if self._dtype == "bfloat16":
-            return stored.view(torch.int16).cpu().numpy().view("<u2")
-        return stored.cpu().numpy()
+    def check_content(self, rows: Rows, samples: Sequence[Sample], content: npt.NDArray[np.uint8]) -> None:
+        """Refuse images that are not those that the cache was made from.
 
-    def _not_finite(
-        self, name: str, values: Tensor, stored: Tensor, samples: Sequence[Sample]
-    ) -> BackboneError:
-        sample, layer = (int(i) for i in (~stored.isfinite()).nonzero()[0][:2])
-        place = f"sample {samples[sample].id!r}, layer {FINAL if name == FINAL else layer}"
-        if values[sample, layer].isfinite().all():
-            peak = values[sample, layer].abs().max().item()
-            remedy = "use --dtype float32 or --dtype bfloat16"
-            return BackboneError(f"{place}: value {peak:.4g} is too large for {self._dtype}; {remedy}")
-        remedy = "the weights may be damaged" if self._precision == "fp32" else "try --precision fp32"
-        return BackboneError(f"{place}: the backbone gives values that are not finite; {remedy}")
+        Raises:
+            DatasetError: one is not.
+        """
+        known = self.known_content.get(rows.split)
+        if known is None:
+            return
+        before = known[rows.start : rows.stop]
+        # A row that failed when the cache was made has zeros.
+        changed = np.flatnonzero((before != content).any(1) & before.any(1))
+        if changed.size:
+            raise DatasetError(
+                f"image {samples[changed[0]].id!r} is not the one that the cache was made from, so nothing can be added; "
+                "remove the cache and extract it again"
+            )
 
 
 def run_blocks(
-    writer: CacheWriter,
-    source: Source,
-    extractor: FeatureExtractor,
-    transform: Any,
-    workers: int,
-    update: Update,
+    writer: CacheWriter, images: ImageInput, extractors: Mapping[str, FeatureExtractor], update: Update
 ) -> int:
     """Extract and commit blocks until none is left that no other process is writing.
 
     Args:
         writer: the open writer of the cache.
-        source: where the images come from.
-        extractor: the forward pass.
-        transform: the model's own preprocessing.
-        workers: processes that decode images; 0 decodes in this one.
+        images: the images.
+        extractors: the forward pass of every split.
         update: called with the samples done and in all, at the start and after every batch.
 
     Returns:
@@ -110,29 +107,88 @@ def run_blocks(
         BackboneError: a value is not finite in the stored type.
     """
     claimed = _ClaimedBatches(writer)
-    loader = iter(image_batches(source, transform, claimed, workers, pin=torch.cuda.is_available()))
     total, extracted = writer.plan.inventory.num_samples, 0
-    committed = writer.committed_rows()
-    update(committed, total)
-    try:
-        for images in loader:
-            if isinstance(images, Exception):
-                raise images
-            block, rows = claimed.loaded()
-            samples = source.splits[rows.split][rows.start : rows.stop]
-            split = writer.plan.inventory.splits[rows.split]
-            block.append({**extractor(images, samples), **sample_columns(samples, split)})
-            extracted += len(samples)
-            if rows.stop == block.block.stop:
-                writer.commit(block)
-                committed = writer.committed_rows()
-                update(committed, total)
-            else:
-                update(committed + block.rows, total)
-    finally:
-        # Ends the worker processes now: the traceback of an error would keep them.
-        del loader
+    update(writer.committed_rows(), total)
+    with _Writing(writer, extractors, lambda done: update(done, total)) as writing:
+        batches = images.batches(claimed)
+        try:
+            for batch in batches:
+                images.refuse_or_skip(batch)
+                block, rows = claimed.loaded()
+                samples = images.source.splits[rows.split][rows.start : rows.stop]
+                images.check_content(rows, samples, batch.content.numpy())
+                writing.put(_Job(block, rows, samples, batch, extractors[rows.split].start(batch.images)))
+                extracted += len(samples)
+        finally:
+            # Ends the worker processes now: the traceback of an error would keep them.
+            del batches
     return extracted
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One batch on its way to disk."""
+
+    block: BlockWriter
+    rows: Rows
+    samples: Sequence[Sample]
+    batch: ImageBatch
+    features: Callable[[], NumpyBatch]
+
+    def run(self, writer: CacheWriter) -> int:
+        """Append the batch, and commit the block when it is full; the rows of this block that are done."""
+        split = writer.plan.inventory.splits[self.rows.split]
+        failed = [row for row, _ in self.batch.failures]
+        values = self.features() | sample_columns(self.samples, split, self.batch.content.numpy(), failed)
+        for name, array in split.arrays.items():
+            if array.layers and failed:
+                values[name][failed] = np.frombuffer(DTYPES[array.dtype].fill_bytes, array.stored_dtype)[0]
+        self.block.append({name: values[name] for name in split.arrays})
+        if self.rows.stop == self.block.block.stop:
+            writer.commit(self.block)
+            return 0
+        return self.block.rows
+
+
+class _Writing:
+    """Runs jobs one after another in a thread; an error of one is raised where the next is put."""
+
+    def __init__(
+        self, writer: CacheWriter, extractors: Mapping[str, FeatureExtractor], update: Callable[[int], None]
+    ) -> None:
+        self._writer = writer
+        self._extractors = extractors
+        self._update = update
+        self._pool = ThreadPoolExecutor(1, "featcache-writer")
+        self._jobs: deque[tuple[_Job, Future[int]]] = deque()
+        self._committed = writer.committed_rows()
+
+    def __enter__(self) -> "_Writing":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            while self._jobs and error is None:
+                self._take()
+        finally:
+            # The job that runs is finished: a block is appended to and committed in this thread alone.
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def put(self, job: _Job) -> None:
+        """Hand a batch over, waiting while too many are in flight."""
+        self._jobs.append((job, self._pool.submit(job.run, self._writer)))
+        while len(self._jobs) > IN_FLIGHT:
+            self._take()
+
+    def _take(self) -> None:
+        job, future = self._jobs.popleft()
+        try:
+            pending = future.result()
+        except NotFiniteError:
+            raise self._extractors[job.rows.split].explain(job.batch.images, job.samples) from None
+        if not pending:
+            self._committed = self._writer.committed_rows()
+        self._update(self._committed + pending)
 
 
 class _ClaimedBatches:
@@ -157,14 +213,30 @@ class _ClaimedBatches:
         return self._ahead.popleft()
 
 
-def sample_columns(samples: Sequence[Sample], split: SplitInventory) -> Mapping[str, npt.NDArray[np.generic]]:
-    """Return the arrays ``label [B]``, ``sample_id [B, bytes]`` and ``valid [B]`` of some samples."""
+def sample_columns(
+    samples: Sequence[Sample],
+    split: SplitInventory,
+    content: npt.NDArray[np.uint8],
+    failed: Sequence[int] = (),
+) -> NumpyBatch:
+    """Return the columns of some samples that `split` holds.
+
+    Args:
+        samples: the B samples.
+        split: what is written; none of the columns, where arrays are added to a cache that has them.
+        content: ``[B, 16]``, digests of the decoded images.
+        failed: rows of those that could not be decoded.
+
+    Returns:
+        ``label [B]``, ``sample_id [B, bytes]``, ``valid [B]`` and ``content_digest [B, 16]``.
+    """
+    if "sample_id" not in split.arrays:
+        return {}
     ids = np.zeros((len(samples), split.arrays["sample_id"].shape[1]), np.uint8)
     for row, sample in enumerate(samples):
         encoded = sample.id.encode()
         ids[row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
-    return {
-        "label": np.array([sample.label for sample in samples], "<i8"),
-        "sample_id": ids,
-        "valid": np.ones(len(samples), np.bool_),
-    }
+    valid = np.ones(len(samples), np.bool_)
+    valid[list(failed)] = False
+    labels = np.array([sample.label for sample in samples], "<i8")
+    return {"label": labels, "sample_id": ids, "valid": valid, CONTENT_DIGEST: content}

@@ -6,40 +6,39 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import numpy as np
 import torch
 
 from featcache.extract.device import autocast_dtype
 from featcache.store.files import JsonObject
-from featcache.store.journal import Plan
-
-if TYPE_CHECKING:
-    from featcache.extract.run import ExtractResult
+from featcache.store.journal import FEATURES, Plan
+from featcache.store.planning import CONTENT_DIGEST
+from featcache.store.reading.content import content_digest
+from featcache.store.reading.split import SplitReader
+from featcache.store.writing.writer import CacheWriter
 
 _PACKAGES = ("featcache", "torch", "timm", "open_clip_torch", "torchvision", "numpy", "zarr", "pillow")
 
 
 def provenance(
-    plan: Plan,
-    result: "ExtractResult",
+    writer: CacheWriter,
     weights_source: str,
     device: torch.device,
     names: Mapping[str, Sequence[str]],
-    command: str,
-    started: float,
+    run: Mapping[str, Any],
 ) -> JsonObject:
-    """Return the content of provenance.json.
+    """Return the content of provenance.json, or of one addition in it.
 
     Args:
-        plan: what was written.
-        result: of the run that completed the cache.
+        writer: of the cache, whose blocks are all committed.
         weights_source: where the weights came from.
         device: where the backbone ran.
         names: names of model and dataset as given and as resolved.
-        command: the command line.
-        started: seconds since the epoch.
+        run: `command`, `started_at`, `samples` and `seconds` of the run that completed the cache.
     """
+    plan = writer.plan
     mixed = plan.spec.precision == "mixed"
     device_name = (
         torch.cuda.get_device_name(device)
@@ -50,11 +49,16 @@ def provenance(
         "model_names": list(dict.fromkeys(names["model"])),
         "dataset_names": list(dict.fromkeys(_without_path(name) for name in names["dataset"])),
         "weights_source": weights_source,
-        "command": shlex.join(map(_without_path, shlex.split(command))),
-        "started_at": round(started, 3),
+        "command": shlex.join(map(_without_path, shlex.split(run["command"]))),
+        "started_at": round(run["started_at"], 3),
         "completed_at": round(time.time(), 3),
-        "samples_in_last_run": result.samples,
-        "seconds_of_last_run": round(result.seconds, 3),
+        "samples_in_last_run": run["samples"],
+        "seconds_of_last_run": round(run["seconds"], 3),
+        "arrays": {
+            split.name: {a.name: list(a.layers) for a in split.arrays.values() if a.layers}
+            for split in plan.inventory.splits.values()
+        },
+        **_content(writer),
         "device": f"{device.type}: {device_name}",
         "autocast_dtype": str(autocast_dtype(device)).removeprefix("torch.") if mixed else None,
         "batch_size": plan.batch_size,
@@ -62,6 +66,19 @@ def provenance(
         "python": platform.python_version(),
         "versions": {package: version(package) for package in _PACKAGES},
     }
+
+
+def _content(writer: CacheWriter) -> JsonObject:
+    """Digest of the decoded images and ids of those that failed, of the splits that are written with their columns."""
+    digests, skipped = {}, {}
+    for split in writer.plan.inventory.splits.values():
+        if CONTENT_DIGEST in split.arrays:
+            reader = SplitReader(writer.directory / FEATURES, split, split.blocks())
+            digests[split.name] = content_digest(reader)
+            failed = np.flatnonzero(~reader.valid())
+            ids = reader.sample_ids() if failed.size else []
+            skipped[split.name] = [ids[row] for row in failed]
+    return {"content_sha256": digests, "skipped": skipped}
 
 
 def card(plan: Plan, names: Mapping[str, Sequence[str]]) -> str:

@@ -1,15 +1,18 @@
 """What the user asks of an extraction, and its literal form that a cache remembers."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from featcache.extract.contents import Contents
 from featcache.extract.models import ModelName
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import JsonObject, sha256_file
 from featcache.store.requests import AUTO
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
+
+STOP, SKIP = "stop", "skip"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class ExtractRequest:
     """Stored type of the features."""
     precision: str = AUTO
     """``fp32``, ``mixed`` (autocast), or ``auto``: mixed where the device is fast at it."""
+    contents: Contents = field(default_factory=Contents)
+    """What of the features to cache."""
     limit: int | None = None
     """At most this many samples of each split, stratified by class."""
     split_seed: int = 0
@@ -41,11 +46,14 @@ class ExtractRequest:
     """Processes that decode images; chosen by the number of cores if not given."""
     device: str = AUTO
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    on_error: str = STOP
+    """What to do about an image that does not decode: ``stop``, or ``skip`` it."""
 
     def __post_init__(self) -> None:
         for what, value, valid in (
             ("dtype", self.dtype, STORED_DTYPES),
             ("precision", self.precision, (AUTO, *PRECISIONS)),
+            ("way to treat errors", self.on_error, (STOP, SKIP)),
         ):
             if value not in valid:
                 raise UnknownNameError(what, value, valid)
@@ -60,7 +68,7 @@ class ExtractRequest:
                 raise RequestError(f"{what} must be at least {least}, got {number}")
 
     def literals(self, model: ModelName, dataset_identity: Mapping[str, Any]) -> Iterator[JsonObject]:
-        """The request as a cache remembers it: all that could change the answer, nothing that needs torch.
+        """What leads to the cache's key, as the cache remembers it: nothing that needs torch, and not the contents.
 
         Local weights are named by size and time of change first, because hashing a large file takes seconds, and by
         their digest next, which holds for a copy too.

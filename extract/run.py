@@ -1,14 +1,16 @@
-"""`featcache extract`, as a function: find the answer, or load the backbone and fill a cache."""
+"""`featcache extract`, as a function: find the answer, or load the backbone and fill a cache, or add to one."""
 
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.extract.models import ModelName, resolve_model
-from featcache.extract.request import ExtractRequest
+from featcache.extract.planning import plan_inventory
+from featcache.extract.request import SKIP, ExtractRequest
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
 from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
@@ -16,9 +18,9 @@ from featcache.store.errors import CacheCompletedError, CacheError, InterruptedR
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
-from featcache.store.layers import TOKEN_KINDS
-from featcache.store.planning import plan_split
+from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.progress import Reporter, Silent
+from featcache.store.reading.content import SharedImages, shared_images
 from featcache.store.reading.reader import open_cache, require_files
 from featcache.store.requests import AUTO, record_request
 from featcache.store.spec import PRECISIONS, CacheSpec
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     import torch
 
     from featcache.extract.backbones.base import Backbone
-    from featcache.extract.pipeline import FeatureExtractor
+    from featcache.extract.forward import FeatureExtractor
+    from featcache.extract.pipeline import ImageInput
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,17 @@ class ExtractResult:
     seconds: float
     """Time that the backbone and its data took in this run, without loading."""
 
+    @cached_property
+    def skipped(self) -> int:
+        """Samples of the cache without features, because their images do not decode."""
+        cache = open_cache(self.path)
+        return sum(int((~cache[name].valid()).sum()) for name in cache.inventory.splits)
+
+    @cached_property
+    def shared(self) -> list[SharedImages]:
+        """Images that two splits of the cache share."""
+        return list(shared_images(open_cache(self.path)))
+
     def to_dict(self) -> JsonObject:
         """Return the result as plain JSON values."""
         rate = None if self.cached or not self.seconds else round(self.samples / self.seconds, 2)
@@ -54,6 +68,8 @@ class ExtractResult:
             "samples": self.samples,
             "seconds": round(self.seconds, 3),
             "images_per_second": rate,
+            "skipped": self.skipped,
+            "shared_images": [shared.to_dict() for shared in self.shared],
         }
 
 
@@ -63,7 +79,8 @@ def extract(
     """Make sure that a complete cache answers `request`.
 
     A request that a cache under one of the roots answers returns at once, without importing torch. Otherwise the
-    backbone runs once over the dataset; an earlier run that was stopped is taken up at its last committed block.
+    backbone runs once over the dataset; an earlier run that was stopped is taken up at its last committed block. To a
+    complete cache goes only what it lacks: splits, taps, layers, groups of tokens.
 
     Args:
         request: what is wanted.
@@ -84,10 +101,24 @@ def extract(
     for literal in request.literals(model, source.identity):
         literals.append(literal)
         found = find_request(search, literal)
-        if found is not None and found.complete:
+        if found is not None and found.complete and _holds(found, request, source):
             return _cached(found, literals)
-    _ = source.splits  # what is wrong with the dataset shows before the backbone is loaded
+    # What is wrong with the dataset shows before the backbone is loaded.
+    request.contents.choose_splits(list(source.splits))
     return _Extraction(request, model, source, literals, search, reporter, command).run()
+
+
+def _holds(entry: Entry, request: ExtractRequest, source: Source) -> bool:
+    try:
+        manifest = open_cache(entry.path).manifest
+    except CacheError as error:
+        raise _damaged(entry, error) from None
+    num_layers = manifest.spec.backbone.num_layers
+    return request.contents.are_held(manifest.inventory, num_layers, list(source.splits))
+
+
+def _damaged(entry: Entry, error: CacheError) -> CacheError:
+    return CacheError(f"{error}; remove the cache (`featcache rm {entry.path}`) and extract it again")
 
 
 def _cached(entry: Entry, literals: Sequence[JsonObject]) -> ExtractResult:
@@ -99,9 +130,7 @@ def _cached(entry: Entry, literals: Sequence[JsonObject]) -> ExtractResult:
     try:
         cache = open_cache(entry.path)
     except CacheError as error:
-        raise CacheError(
-            f"{error}; remove the cache (`featcache rm {entry.path}`) and extract it again"
-        ) from None
+        raise _damaged(entry, error) from None
     require_files(cache)
     with suppress(OSError):  # a shared root may be read-only; then the next run has to look a little longer
         for literal in literals:
@@ -133,7 +162,7 @@ class _Extraction:
 
     def run(self) -> ExtractResult:
         from featcache.extract.backbones import load_backbone
-        from featcache.extract.device import choose_device
+        from featcache.extract.device import choose_device, default_batch_size
         from featcache.extract.selftest import self_test
 
         device = choose_device(self._request.device)
@@ -142,7 +171,8 @@ class _Extraction:
         backbone = load_backbone(self._model, self._request.weights)
         backbone.module.to(device)
         spec, entry = self._find_spec(backbone, device)
-        if entry is not None and entry.complete:
+        wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)
+        if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
             return _cached(entry, self._literals)
         self_test(backbone, device)
         if entry is None or self._search[0] not in entry.path.parents:
@@ -150,7 +180,8 @@ class _Extraction:
             path = cache_directory(self._search[0], self._source.name, self._model.given, spec)
         else:
             path = entry.path
-        return self._fill(path, self._plan(spec, device), backbone, device)
+        batch_size = self._request.batch_size or default_batch_size(device)
+        return self._fill(path, Plan(spec, wanted, batch_size), backbone, device)
 
     def _find_spec(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
         """The spec, and the cache that has it; precision `auto` takes up whatever a cache has, complete ones first."""
@@ -168,52 +199,33 @@ class _Extraction:
             return specs[0], None
         return max(found, key=lambda pair: pair[1].complete)
 
-    def _plan(self, spec: CacheSpec, device: "torch.device") -> Plan:
-        from featcache.extract.device import default_batch_size
-
-        id_bytes = max(len(sample.id.encode()) for part in self._source.splits.values() for sample in part)
-        splits = {
-            name: plan_split(
-                name,
-                len(samples),
-                layers=[str(layer) for layer in range(spec.backbone.num_layers)],
-                tokens=TOKEN_KINDS,
-                width=spec.backbone.width,
-                dtype=spec.dtype,
-                sample_id_bytes=id_bytes,
-            )
-            for name, samples in self._source.splits.items()
-        }
-        inventory = Inventory(splits, tuple(self._source.class_names))
-        return Plan(spec, inventory, self._request.batch_size or default_batch_size(device))
-
     def _fill(self, path: Path, plan: Plan, backbone: "Backbone", device: "torch.device") -> ExtractResult:
-        from featcache.extract.pipeline import FeatureExtractor
-
-        extractor = FeatureExtractor(backbone, device, plan.spec.precision, TOKEN_KINDS, plan.spec.dtype)
-        try:
-            with CacheWriter(path, plan) as writer:
+        """Write what the cache lacks of `plan`; first, what an earlier run for something else left unfinished."""
+        samples, seconds = 0, 0.0
+        while not _covers(path, plan.inventory):
+            with suppress(CacheCompletedError), CacheWriter(path, plan, adopt=True) as writer:
                 for literal in self._literals:
                     record_request(path, literal)
+                self._say_plan(writer, plan)
                 started = time.perf_counter()
                 try:
-                    samples = self._run_blocks(writer, extractor, backbone, device)
+                    done = self._run_blocks(writer, backbone, device)
                 except KeyboardInterrupt:
                     raise _interrupted(writer) from None
-                result = ExtractResult(path, plan.spec.key, False, samples, time.perf_counter() - started)
-                self._finish(writer, result, backbone, device)
-        except CacheCompletedError:  # by another process, a moment ago
-            return ExtractResult(path, plan.spec.key, True, 0, 0.0)
-        return result
+                elapsed = time.perf_counter() - started
+                self._finish(writer, done, elapsed, backbone, device)
+                samples, seconds = samples + done, seconds + elapsed
+        # Nothing done by this process: another completed the cache a moment ago.
+        return ExtractResult(path, plan.spec.key, not samples, samples, seconds)
 
-    def _run_blocks(
-        self, writer: CacheWriter, extractor: "FeatureExtractor", backbone: "Backbone", device: "torch.device"
-    ) -> int:
-        from featcache.extract.device import default_workers
-        from featcache.extract.pipeline import run_blocks
-
-        workers = default_workers(device) if self._request.workers is None else self._request.workers
+    def _say_plan(self, writer: CacheWriter, wanted: Plan) -> None:
         done, total = writer.committed_rows(), writer.plan.inventory.num_samples
+        if not wanted.inventory.covers(writer.plan.inventory):
+            self._reporter.message(
+                f"first finishing what an earlier run began: {_arrays(writer.plan.inventory)}"
+            )
+        elif (writer.directory / MANIFEST_FILE).exists():
+            self._reporter.message(f"adding to {writer.directory}: {_arrays(writer.plan.inventory)}")
         if done:
             self._reporter.message(f"resuming {writer.directory}: {done} of {total} samples are committed")
         asked = self._request.batch_size or writer.plan.batch_size
@@ -221,10 +233,16 @@ class _Extraction:
             self._reporter.message(
                 f"the batch size stays {writer.plan.batch_size}, as it was when this cache was begun"
             )
+
+    def _run_blocks(self, writer: CacheWriter, backbone: "Backbone", device: "torch.device") -> int:
+        from featcache.extract.pipeline import run_blocks
+
+        images = self._image_input(writer, backbone, device)
+        extractors = self._extractors(writer.plan, backbone, device)
         samples = 0
         while True:
             with self._reporter.progress("extracting", "images") as update:
-                samples += run_blocks(writer, self._source, extractor, backbone.transform, workers, update)
+                samples += run_blocks(writer, images, extractors, update)
             if writer.pending():
                 self._reporter.message(
                     f"waiting for {len(writer.pending())} blocks that other processes extract"
@@ -232,8 +250,48 @@ class _Extraction:
             if not writer.wait():
                 return samples
 
+    def _image_input(self, writer: CacheWriter, backbone: "Backbone", device: "torch.device") -> "ImageInput":
+        from featcache.extract.device import default_workers
+        from featcache.extract.pipeline import ImageInput
+
+        known = {}
+        if (writer.directory / MANIFEST_FILE).exists():
+            held = open_cache(writer.directory)
+            known = {
+                name: digests
+                for name in held.inventory.splits
+                if (digests := held[name].content_digests()) is not None
+            }
+        return ImageInput(
+            self._source,
+            backbone.transform,
+            backbone.spec.input_size,
+            default_workers(device) if self._request.workers is None else self._request.workers,
+            device,
+            self._request.on_error == SKIP,
+            self._reporter.message,
+            known,
+        )
+
+    def _extractors(
+        self, plan: Plan, backbone: "Backbone", device: "torch.device"
+    ) -> "dict[str, FeatureExtractor]":
+        from featcache.extract.forward import FeatureExtractor
+
+        return {
+            name: FeatureExtractor(
+                backbone,
+                device,
+                plan.spec.precision,
+                [array for array in split.arrays.values() if array.layers],
+                plan.spec.dtype,
+                self._reporter.message,
+            )
+            for name, split in plan.inventory.splits.items()
+        }
+
     def _finish(
-        self, writer: CacheWriter, result: ExtractResult, backbone: "Backbone", device: "torch.device"
+        self, writer: CacheWriter, samples: int, seconds: float, backbone: "Backbone", device: "torch.device"
     ) -> None:
         from featcache.extract.provenance import card, provenance
 
@@ -241,10 +299,28 @@ class _Extraction:
             "model": [self._model.given, self._model.explicit],
             "dataset": [self._source.name, self._request.dataset],
         }
-        document = provenance(
-            writer.plan, result, backbone.loaded.weights_source, device, names, self._command, self._started
-        )
+        run = {
+            "command": self._command,
+            "started_at": self._started,
+            "samples": samples,
+            "seconds": seconds,
+        }
+        document = provenance(writer, backbone.loaded.weights_source, device, names, run)
         writer.finish(document, card(writer.plan, names))
+
+
+def _covers(path: Path, wanted: Inventory) -> bool:
+    try:
+        return Manifest.read(path).inventory.covers(wanted)
+    except FileNotFoundError:
+        return False
+
+
+def _arrays(inventory: Inventory) -> str:
+    return "; ".join(
+        f"{split.name}: {', '.join(array.name for array in split.arrays.values() if array.layers)}"
+        for split in inventory.splits.values()
+    )
 
 
 def _interrupted(writer: CacheWriter) -> InterruptedRunError:

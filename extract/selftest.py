@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache.extract.backbones.base import Backbone
+from featcache.extract.contents import default_arrays
 from featcache.extract.taps import Taps
 from featcache.store.errors import BackboneError
 
@@ -54,7 +55,7 @@ def self_test(backbone: Backbone, device: torch.device) -> None:
         ("the final norm's output", again["final norm"][1], seen["final norm"][1]),
     ):
         _require_close(backbone, f"{what} recomputed from the last tap", recomputed, recorded)
-    with Taps(backbone, ("cls", "ap")) as pooled:
+    with Taps(backbone, default_arrays(backbone)) as pooled:
         together = pooled.forward(images)
         alone = pooled.forward(images[1:2])
     for name, features in alone.items():

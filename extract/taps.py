@@ -1,55 +1,92 @@
-"""Taps: forward hooks that pool the tokens of every layer on the device, so that only ``[B, K, D]`` leaves a layer."""
+"""Taps: forward hooks that pool the tokens of a layer on the device, so that only what is cached leaves it."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from featcache.extract.backbones.base import Backbone
-from featcache.store.inventory import DEFAULT_TAP
+from featcache.extract.backbones.base import Backbone, TapPoint, TokenLayout
 from featcache.store.layers import FINAL
+from featcache.store.token_groups import EMBEDDING, GRIDS, PATCHES, POOLED, REGISTERS, tap_and_group
 
 
-def pool_tokens(tokens: Tensor, num_prefix_tokens: int, kinds: Sequence[str]) -> Tensor:
-    """Pool all tokens of a layer to one vector per token kind.
+class Wanted(Protocol):
+    """An array that a forward pass is to fill: `ArrayInfo` and `TokenArray` are such."""
+
+    @property
+    def name(self) -> str:
+        """Its name, which tells tap and group of tokens."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers, in order."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Tokens, in order."""
+
+
+def pool_tokens(tokens: Tensor, layout: TokenLayout, group: str, kinds: Sequence[str]) -> Tensor:
+    """Take one group of tokens from all tokens of a layer.
 
     Args:
-        tokens: ``[B, N, D]``, class token first, then registers, then patches.
-        num_prefix_tokens: number of tokens before the patches; ``ap`` leaves them out.
-        kinds: token kinds, ``cls`` or ``ap``.
+        tokens: ``[B, N, D]`` in the order of `layout`.
+        layout: of the backbone.
+        group: ``pooled``, ``registers``, ``patches``, ``grid2`` or ``grid4``.
+        kinds: of the pooled group the token kinds, ``cls`` or ``ap``; the other groups are taken whole.
 
     Returns:
         ``[B, K, D]`` float32.
     """
+    first = int(layout.has_class_token)
+    patches = tokens[:, layout.num_prefix_tokens :]
+    if group == REGISTERS:
+        return tokens[:, first : layout.num_prefix_tokens].float()
+    if group == PATCHES:
+        return patches.float()
+    if group in GRIDS:
+        # Regions of equal size up to one patch, where the grid does not divide evenly (they then share a row or column).
+        square = patches.float().transpose(1, 2).reshape(len(tokens), -1, *layout.grid)  # [B, D, H, W]
+        return F.adaptive_avg_pool2d(square, GRIDS[group]).flatten(2).transpose(1, 2)
     pooled = {
         "cls": lambda: tokens[:, 0].float(),
-        "ap": lambda: tokens[:, num_prefix_tokens:].mean(1, dtype=torch.float32),
+        "ap": lambda: patches.mean(1, dtype=torch.float32),
     }
     return torch.stack([pooled[kind]() for kind in kinds], 1)
 
 
 class Taps:
-    """Records the pooled tokens of `norm2` of all blocks and of the final norm; use as a context manager.
+    """Records what some arrays want of every layer in one forward pass; use as a context manager.
 
     Args:
         backbone: the backbone, already on its device.
-        kinds: token kinds, in the order wanted.
+        arrays: what to record.
+
+    Raises:
+        BackboneError: the blocks have no such tap.
     """
 
-    def __init__(self, backbone: Backbone, kinds: Sequence[str]) -> None:
+    def __init__(self, backbone: Backbone, arrays: Iterable[Wanted]) -> None:
         self._backbone = backbone
-        self._kinds = tuple(kinds)
-        self._blocks: list[Tensor | None] = [None] * backbone.spec.num_layers
-        self._final: Tensor | None = None
+        self._arrays = tuple(arrays)
+        self._recorded: dict[tuple[str, str], Tensor] = {}
         self._handles: list[Any] = []
+        self._points: dict[tuple[str, str], TapPoint] = {}
+        """By tap and layer."""
+        self._wanted: dict[tuple[str, str], list[Wanted]] = defaultdict(list)
+        for array in self._arrays:
+            tap, _ = tap_and_group(array.name)
+            for layer in array.layers:
+                self._points[tap, layer] = _point(backbone, tap, layer)
+                self._wanted[tap, layer].append(array)
 
     def __enter__(self) -> Self:
-        for index in range(self._backbone.spec.num_layers):
-            module = self._backbone.tap_point(DEFAULT_TAP, index).module
-            self._handles.append(module.register_forward_hook(self._block_hook(index)))
-        self._handles.append(self._backbone.final_norm.register_forward_hook(self._final_hook))
+        for (tap, layer), point in self._points.items():
+            self._handles.append(self._hook(point, tap, layer))
         return self
 
     def __exit__(
@@ -60,32 +97,62 @@ class Taps:
         self._handles.clear()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Run the backbone once and return the features of all layers.
+        """Run the backbone once and return what was wanted.
 
         Args:
             images: ``[B, 3, S, S]`` on the backbone's device.
 
         Returns:
-            ``norm2`` as ``[B, L, K, D]`` and ``final`` as ``[B, 1, K, D]``, float32.
+            Every array by name as ``[B, L, K, D]`` float32, L the layers that it wants.
         """
-        # Nothing of an earlier pass may stand in for a hook that does not fire in this one.
-        self._blocks = [None] * len(self._blocks)
-        self._final = None
+        self._recorded = {}  # nothing of an earlier pass may stand in for a hook that does not fire in this one
         self._backbone.forward(images)
-        blocks = [pooled for pooled in self._blocks if pooled is not None]
-        if len(blocks) != len(self._blocks) or self._final is None:
-            raise RuntimeError("a tapped module was not called during the forward pass")
-        return {DEFAULT_TAP: torch.stack(blocks, 1), FINAL: self._final.unsqueeze(1)}
+        try:
+            return {
+                array.name: torch.stack([self._recorded[array.name, layer] for layer in array.layers], 1)
+                for array in self._arrays
+            }
+        except KeyError:
+            raise RuntimeError("a tapped module was not called during the forward pass") from None
+        finally:
+            self._recorded = {}
 
-    def _block_hook(self, index: int) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:
-            batch_first = tokens.transpose(0, 1) if self._backbone.sequence_first else tokens
-            self._blocks[index] = self._pool(batch_first)
+    def _hook(self, point: TapPoint, tap: str, layer: str) -> Any:
+        # Inside the blocks tokens may be [N, B, D]; the final norm and what follows see [B, N, D].
+        in_block = layer != FINAL
 
-        return hook
+        def record(value: Any) -> None:
+            tokens = (
+                value[0] if isinstance(value, tuple) else value
+            )  # some attention modules return their weights too
+            if in_block and self._backbone.sequence_first:
+                tokens = tokens.transpose(0, 1)
+            for array in self._wanted[tap, layer]:
+                self._recorded[array.name, layer] = self._take(tokens, array)
 
-    def _final_hook(self, module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:
-        self._final = self._pool(tokens)
+        def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            record(inputs[0])
 
-    def _pool(self, tokens: Tensor) -> Tensor:
-        return pool_tokens(tokens, self._backbone.layout.num_prefix_tokens, self._kinds)
+        def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            record(output)
+
+        if point.side == "input":
+            return point.module.register_forward_pre_hook(before)
+        return point.module.register_forward_hook(after)
+
+    def _take(self, tokens: Tensor, array: Wanted) -> Tensor:
+        tap, group = tap_and_group(array.name)
+        if tap == EMBEDDING:  # [B, E]: no tokens any more
+            return tokens.float().unsqueeze(1)
+        return pool_tokens(tokens, self._backbone.layout, group, array.tokens if group == POOLED else ())
+
+
+def _point(backbone: Backbone, tap: str, layer: str) -> TapPoint:
+    if tap == FINAL:
+        return TapPoint(backbone.final_norm, backbone.spec.width)
+    if tap == EMBEDDING:
+        point = backbone.embedding_point
+        if point is None:
+            raise RuntimeError("this backbone has no pooled output of its own")
+        return point
+    return backbone.tap_point(tap, int(layer))

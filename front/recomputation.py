@@ -21,9 +21,10 @@ def tolerance_of(spec: CacheSpec) -> float:
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """How far one layer of one split is from what the backbone gives now."""
+    """How far one layer of one array is from what the backbone gives now."""
 
     split: str
+    array: str
     layer: str
     largest_absolute: float
     """Over all elements."""

@@ -12,17 +12,17 @@ import torch
 from featcache.extract.backbones import load_backbone
 from featcache.extract.backbones.base import Backbone
 from featcache.extract.device import choose_device
+from featcache.extract.forward import FeatureExtractor
 from featcache.extract.images import Rows, image_batches
 from featcache.extract.models import resolve_model
-from featcache.extract.pipeline import FeatureExtractor
 from featcache.extract.sources.base import Sample, Source
 from featcache.recomputation import LayerDifference, Recomputation, tolerance_of
 from featcache.recompute_inputs import check_inventory, model_of, refuse_difference, source_of
-from featcache.store.errors import RequestError
-from featcache.store.layers import TOKEN_KINDS, layer_set
+from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache, as_float32
 from featcache.store.requests import AUTO
+from featcache.store.token_groups import tap_and_group
 
 Features = npt.NDArray[np.float32]
 
@@ -74,46 +74,55 @@ class _Forward:
 
     def __init__(self, cache: Cache, source: Source, backbone: Backbone, device: torch.device) -> None:
         self._source = source
-        self._transform = backbone.transform
+        self._backbone = backbone
         self._batch_size = cache.manifest.batch_size
         self._dtype = cache.spec.dtype
-        self.layers = layer_set("every", backbone.spec.num_layers)
-        self._extractor = FeatureExtractor(backbone, device, cache.spec.precision, TOKEN_KINDS, self._dtype)
+        self._extractors = {
+            split.name: FeatureExtractor(
+                backbone,
+                device,
+                cache.spec.precision,
+                [array for array in split.arrays.values() if array.layers],
+                self._dtype,
+            )
+            for split in cache.inventory.splits.values()
+        }
 
-    def __call__(self, split: str, rows: Sequence[int]) -> Features:
-        """Return ``[B, L + 1, K, D]`` of the rows: every layer and token kind, rounded to the stored type."""
+    def __call__(self, split: str, rows: Sequence[int]) -> dict[str, Features]:
+        """Return every array of the rows as ``[B, L, K, D]``, rounded to the stored type."""
         parts = []
         for start in range(0, len(rows), self._batch_size):
             batch = rows[start : start + self._batch_size]
             samples: list[Sample] = [self._source.splits[split][row] for row in batch]
-            arrays = self._extractor(self._images(split, batch), samples)
-            parts.append(np.concatenate(list(arrays.values()), axis=1))
-        return as_float32(np.concatenate(parts), self._dtype)
+            parts.append(self._extractors[split](self._images(split, batch), samples))
+        return {
+            name: as_float32(np.concatenate([part[name] for part in parts]), self._dtype) for name in parts[0]
+        }
 
     def _images(self, split: str, rows: Sequence[int]) -> torch.Tensor:
         singles = [Rows(split, row, row + 1) for row in rows]
-        images = list(image_batches(self._source, self._transform, singles, 0, pin=False))
-        for image in images:
-            if isinstance(image, Exception):
-                raise image
-        return torch.cat(images)
+        size = self._backbone.spec.input_size
+        batches = list(image_batches(self._source, self._backbone.transform, singles, 0, False, size))
+        for _, message in (failure for batch in batches for failure in batch.failures):
+            raise DatasetError(message)
+        return torch.cat([batch.images for batch in batches])
 
 
 def _differences(
     cache: Cache, split: str, rows: Sequence[int], forward: _Forward
 ) -> Iterator[LayerDifference]:
-    reader = cache[split]
-    stored = as_float32(reader.gather(rows, reader.layers, reader.tokens), cache.spec.dtype)
-    places = [forward.layers.index(layer) for layer in reader.layers]
-    kinds = [TOKEN_KINDS.index(kind) for kind in reader.tokens]
-    fresh = forward(split, rows)[:, places][:, :, kinds]
-    difference = np.abs(stored - fresh)
-    lengths = np.maximum(np.linalg.norm(stored, axis=-1), np.linalg.norm(fresh, axis=-1))
-    relative = np.linalg.norm(difference, axis=-1) / np.maximum(lengths, np.finfo(np.float32).tiny)
-    for index, layer in enumerate(reader.layers):
-        # NaN would pass for small: it compares as False with everything.
-        absolute, part = (np.nan_to_num(d[:, index], nan=np.inf).max() for d in (difference, relative))
-        yield LayerDifference(split, layer, float(absolute), float(part))
+    for name, fresh in forward(split, rows).items():
+        tap, group = tap_and_group(name)
+        reader = cache[split].view(tap, group)
+        layers = cache.inventory.splits[split].arrays[name].layers
+        stored = as_float32(reader.gather(rows, layers, reader.tokens), cache.spec.dtype)
+        difference = np.abs(stored - fresh)
+        lengths = np.maximum(np.linalg.norm(stored, axis=-1), np.linalg.norm(fresh, axis=-1))
+        relative = np.linalg.norm(difference, axis=-1) / np.maximum(lengths, np.finfo(np.float32).tiny)
+        for index, layer in enumerate(layers):
+            # NaN would pass for small: it compares as False with everything.
+            absolute, part = (np.nan_to_num(d[:, index], nan=np.inf).max() for d in (difference, relative))
+            yield LayerDifference(split, name, layer, float(absolute), float(part))
 
 
 def _other_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:

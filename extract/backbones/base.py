@@ -17,10 +17,6 @@ from featcache.store.errors import BackboneError
 from featcache.store.files import sha256_file
 from featcache.store.spec import BackboneSpec
 
-TAPS = ("norm2", "block", "attn", "mlp", "norm1")
-"""What can be tapped in a block: the second norm (the paper's), the block itself, its attention, the hidden activation
-of its MLP, the first norm."""
-
 
 @dataclass(frozen=True)
 class TokenLayout:
@@ -87,7 +83,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def tap_point(self, tap: str, block: int) -> TapPoint:
-        """Where `tap`, one of `TAPS`, hooks in one of the L blocks.
+        """Where `tap`, one of `contents.TAPS`, hooks in one of the L blocks.
 
         Raises:
             BackboneError: the blocks of this backbone have no such place.

@@ -8,9 +8,11 @@ import click
 
 from featcache.cli.options import common_options
 from featcache.console import ConsoleReporter, duration, print_json
-from featcache.extract.request import ExtractRequest
+from featcache.extract.contents import TAPS, Contents
+from featcache.extract.request import STOP, ExtractRequest
 from featcache.extract.run import ExtractResult, extract
 from featcache.store.catalogue import roots
+from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.requests import AUTO
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
 
@@ -31,6 +33,23 @@ Example:
     help="Local weights (safetensors or a torch state dict) instead of the hub's.",
 )
 @click.option(
+    "--tap",
+    default=DEFAULT_TAP,
+    show_default=True,
+    help=f"Where in a block: {', '.join(TAPS)}; several with commas.",
+)
+@click.option(
+    "--layers", default="every", show_default=True, help="Blocks: a layer set, or a list such as 0,6,11."
+)
+@click.option(
+    "--tokens",
+    default="cls,ap",
+    show_default=True,
+    help="Kinds of tokens besides class token and average: registers, patches, grid2, grid4.",
+)
+@click.option("--patches", help="Layers whose patch tokens are cached, such as final or 5,11,final.")
+@click.option("--split", "splits", help="Splits to cache, such as test.  [default: all]")
+@click.option(
     "--limit", type=int, help="At most this many samples of each split, stratified by class, for a trial."
 )
 @click.option(
@@ -49,19 +68,47 @@ Example:
 @click.option("--batch-size", type=int, help="Images in a forward pass.  [default: by device]")
 @click.option("--workers", type=int, help="Processes that decode images.  [default: by cores]")
 @click.option("--device", default=AUTO, show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--on-error",
+    default=STOP,
+    show_default=True,
+    help="An image that does not decode: stop, or skip it and go on; its row then has no features.",
+)
 @common_options
-def extract_command(root: tuple[Path, ...], as_json: bool, **options: object) -> None:
+def extract_command(
+    root: tuple[Path, ...],
+    as_json: bool,
+    tap: str,
+    layers: str,
+    tokens: str,
+    patches: str | None,
+    splits: str | None,
+    **options: object,
+) -> None:
     """Run a backbone over a dataset once and cache the tokens of all its layers.
 
     A request that a cache already answers ends at once; a run that was stopped goes on at its last committed block.
+    What a cache lacks of the taps, layers, tokens and splits that are asked for is added to it.
     """
-    request = ExtractRequest(**options)  # type: ignore[arg-type]  # click's values have the fields' types
+    contents = Contents(_names(tap), layers, tokens, patches, _names(splits or ""))
+    request = ExtractRequest(contents=contents, **options)  # type: ignore[arg-type]  # click's values have the fields' types
     command = shlex.join(["featcache", *sys.argv[1:]])
     result = extract(request, roots(root), reporter=ConsoleReporter(quiet=as_json), command=command)
     if as_json:
         print_json(result.to_dict())
     else:
         click.echo(_summary(result))
+        for note in _notes(result):
+            click.echo(note)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _notes(result: ExtractResult) -> list[str]:
+    skipped = f"note: {result.skipped} samples have no features, because their images do not decode"
+    return [*([skipped] if result.skipped else []), *(f"note: {shared}" for shared in result.shared)]
 
 
 def _summary(result: ExtractResult) -> str:

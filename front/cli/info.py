@@ -1,5 +1,6 @@
 """``featcache info``: one cache in full."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from featcache.cli.options import common_options
 from featcache.console import print_json, size
 from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, select
 from featcache.store.files import JsonObject
+from featcache.store.reading.content import shared_images
+from featcache.store.writing.writer import ADDITIONS
 
 
 @click.command("info", epilog="\b\nExample:\n  featcache info 0123456789ab\n")
@@ -32,6 +35,7 @@ def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> No
 def _describe(entry: Entry) -> JsonObject:
     cache = entry.cache
     missing = cache.manifest.missing_blocks()
+    found = list(shared_images(cache)) if entry.complete else []
     return {
         "path": str(entry.path),
         "key": cache.key,
@@ -41,6 +45,10 @@ def _describe(entry: Entry) -> JsonObject:
         "bytes": cache.inventory.num_bytes,
         "spec": cache.spec.to_dict(),
         "inventory": cache.inventory.to_dict(),
+        "skipped": sum(int((~cache[name].valid()).sum()) for name in cache.inventory.splits)
+        if entry.complete
+        else None,
+        "shared_images": [shared.to_dict() for shared in found],
         "provenance": cache.provenance,
     }
 
@@ -62,20 +70,35 @@ def _lines(document: JsonObject) -> list[str]:
         lines.append(f"{name:<10}{split['num_samples']} samples in blocks of {split['block_rows']}")
         for array, info in split["arrays"].items():
             if info["layers"]:
-                layers = (
-                    info["layers"][0]
-                    if len(info["layers"]) == 1
-                    else f"{info['layers'][0]} to {info['layers'][-1]}"
-                )
+                layers, tokens = (_range(info[axis]) for axis in ("layers", "tokens"))
                 lines.append(
-                    f"          {array}: {info['dtype']} {info['shape']}, layers {layers}, tokens {'+'.join(info['tokens'])}"
+                    f"          {array}: {info['dtype']} {info['shape']}, layers {layers}, tokens {tokens}"
                 )
     lines.append(
         f"classes   {len(inventory['class_names'])}: {', '.join(inventory['class_names'][:8])}"
         + (", ..." if len(inventory["class_names"]) > 8 else "")
     )
+    if document["skipped"]:
+        lines.append(f"skipped   {document['skipped']} samples without features")
+    for shared in document["shared_images"]:
+        first, second = shared["splits"]
+        lines.append(f"leakage   {shared['count']} images of {second} are in {first} too, pixel for pixel")
     lines += _section("spec", document["spec"])
-    return lines + _section("provenance", document["provenance"])
+    provenance = {name: value for name, value in document["provenance"].items() if name != ADDITIONS}
+    lines += _section("provenance", provenance)
+    for addition in document["provenance"].get(ADDITIONS, []):
+        lines += _section("addition", addition)
+    return lines
+
+
+def _range(names: Sequence[str]) -> str:
+    """``0 to 11`` for many names in a row, ``cls, ap`` for a few."""
+    in_a_row = (
+        [str(int(names[0]) + step) for step in range(len(names))] if names and names[0].isdigit() else None
+    )
+    if len(names) > 3 and (in_a_row == list(names) or not names[0].isdigit()):
+        return f"{names[0]} to {names[-1]}"
+    return ", ".join(names)
 
 
 def _section(title: str, values: JsonObject) -> list[str]:
@@ -93,7 +116,7 @@ def _text(name: str, value: Any) -> str:
     if name.endswith("_at") and isinstance(value, int | float) and 0 < value < MAX_TIME:
         return datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
     if isinstance(value, dict):
-        return ", ".join(f"{inner} {item}" for inner, item in value.items())
+        return ", ".join(f"{inner} {_text(inner, item)}" for inner, item in value.items())
     if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
+        return _range([str(item) for item in value])
     return str(value)

@@ -13,7 +13,7 @@ from featcache.store.files import JsonObject
 if TYPE_CHECKING:
     from featcache.recomputation import Recomputation
 
-COLUMNS = ("split", "layer", "largest absolute", "largest relative")
+COLUMNS = ("split", "array", "layer", "largest absolute", "largest relative")
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,13 @@ def _describe_repair(done: Repair) -> str:
 
 def _show_recomputation(done: "Recomputation") -> None:
     rows = [
-        [d.split, d.layer, f"{d.largest_absolute:.3g}", f"{d.largest_relative:.3g}"] for d in done.differences
+        [d.split, d.array, d.layer, f"{d.largest_absolute:.3g}", f"{d.largest_relative:.3g}"]
+        for d in done.differences
     ]
     print_table(
         COLUMNS,
         rows,
-        numeric=COLUMNS[2:],
+        numeric=COLUMNS[3:],
     )
     for text in done.other_samples:
         click.echo(text)

@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from featcache.store.planning import CONTENT_DIGEST
 from featcache.store.reading.chunks import ChunkFiles
 from featcache.store.reading.reads import read_column
 
@@ -43,6 +44,10 @@ class SplitColumns:
     def valid(self) -> npt.NDArray[np.bool_]:
         """Which rows hold features: bool ``[N]``."""
         return read_column(self._files, "valid")
+
+    def content_digests(self) -> npt.NDArray[np.uint8] | None:
+        """Beginning of the SHA-256 of every decoded image: uint8 ``[N, 16]``; None if the cache does not have it."""
+        return read_column(self._files, CONTENT_DIGEST) if CONTENT_DIGEST in self.inventory.arrays else None
 
     def sample_ids(self) -> list[str]:
         """Id of every row, empty for rows that are not committed."""

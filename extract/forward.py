@@ -1,0 +1,160 @@
+"""The forward pass: preprocessed images to the token arrays of a batch, in the stored type, on their way to the host."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featcache.extract.backbones.base import Backbone
+from featcache.extract.device import forward_context
+from featcache.extract.sources.base import Sample
+from featcache.extract.taps import Taps, Wanted
+from featcache.store.errors import BackboneError
+
+TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+NumpyBatch = dict[str, npt.NDArray[np.generic]]
+
+
+class NotFiniteError(Exception):
+    """A value is not finite in the stored type; `FeatureExtractor.explain` finds out which."""
+
+
+class FeatureExtractor:
+    """Turns preprocessed images into the token arrays of a batch, in the stored type.
+
+    Args:
+        backbone: the backbone, already on `device`.
+        device: where it runs.
+        precision: ``fp32`` or ``mixed``.
+        arrays: the token arrays to fill.
+        dtype: stored type of the features.
+        say: is told when a batch has to be divided because it does not fit into the device's memory.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        device: torch.device,
+        precision: str,
+        arrays: Iterable[Wanted],
+        dtype: str,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        wanted = tuple(arrays)
+        self._layers = {array.name: array.layers for array in wanted}
+        self._taps = Taps(backbone, wanted)
+        self._device = device
+        self._precision = precision
+        self._dtype = dtype
+        self._say = say
+        self._at_once: int | None = None
+        """Images that fit into the device's memory, once that is known to be less than a batch."""
+
+    def __call__(self, images: Tensor, samples: Sequence[Sample]) -> NumpyBatch:
+        """Run one forward pass and wait for it.
+
+        Args:
+            images: ``[B, 3, S, S]`` float32.
+            samples: the B samples, to name one in an error.
+
+        Returns:
+            Every array by name as ``[B, L, K, D]``, bfloat16 as its uint16 bits.
+
+        Raises:
+            BackboneError: a value is not finite in the stored type, or one image does not fit into memory.
+        """
+        try:
+            return self.start(images)()
+        except NotFiniteError:
+            raise self.explain(images, samples) from None
+
+    @torch.inference_mode()
+    def start(self, images: Tensor) -> Callable[[], NumpyBatch]:
+        """Begin one forward pass; arguments as for a call.
+
+        Returns:
+            A function that waits for the values and returns them, to be called from any thread. It raises
+            `NotFiniteError` where a value is not finite.
+        """
+        stored = {
+            name: values.to(TORCH_DTYPES[self._dtype]) for name, values in self._forward(images).items()
+        }
+        finite = torch.stack([values.isfinite().all() for values in stored.values()]).all()
+        on_host = {name: _to_host(values) for name, values in stored.items()}
+        flag = _to_host(finite)
+        done = torch.cuda.Event() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        if done is not None:
+            done.record()
+
+        def result() -> NumpyBatch:
+            if done is not None:
+                done.synchronize()
+            if not flag.item():
+                raise NotFiniteError
+            return {name: _as_numpy(values) for name, values in on_host.items()}
+
+        return result
+
+    @torch.inference_mode()
+    def explain(self, images: Tensor, samples: Sequence[Sample]) -> BackboneError:
+        """Run the pass again and say which value is not finite, and what to do."""
+        for name, values in self._forward(images).items():
+            stored = values.to(TORCH_DTYPES[self._dtype])
+            if not stored.isfinite().all():
+                return self._not_finite(name, values, stored, samples)
+        return BackboneError(
+            "the backbone gave values that are not finite, but not a second time; check the device"
+        )
+
+    def _forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Every array ``[B, L, K, D]`` in float32; in parts where the whole does not fit into the device's memory."""
+        while True:
+            size = self._at_once or len(images)
+            try:
+                parts = [self._forward_at_once(part) for part in torch.split(images, size)]
+                return (
+                    parts[0] if len(parts) == 1 else {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
+                )
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise BackboneError(
+                        f"one image does not fit into the memory of {self._device}; use a smaller model or --device cpu"
+                    ) from error
+                self._at_once = max(1, min(size, len(images)) // 2)
+            # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._say(f"out of memory on {self._device}: going on with {self._at_once} images at a time")
+
+    def _forward_at_once(self, images: Tensor) -> dict[str, Tensor]:
+        with self._taps as taps, forward_context(self._device, self._precision):
+            return taps.forward(images.to(self._device, non_blocking=True))
+
+    def _not_finite(
+        self, name: str, values: Tensor, stored: Tensor, samples: Sequence[Sample]
+    ) -> BackboneError:
+        sample, layer = (int(i) for i in (~stored.isfinite()).nonzero()[0][:2])
+        place = f"sample {samples[sample].id!r}, {name}, layer {self._layers[name][layer]}"
+        if values[sample, layer].isfinite().all():
+            peak = values[sample, layer].abs().max().item()
+            remedy = "use --dtype float32 or --dtype bfloat16"
+            return BackboneError(f"{place}: value {peak:.4g} is too large for {self._dtype}; {remedy}")
+        remedy = "the weights may be damaged" if self._precision == "fp32" else "try --precision fp32"
+        return BackboneError(f"{place}: the backbone gives values that are not finite; {remedy}")
+
+
+def _to_host(values: Tensor) -> Tensor:
+    """Begin to copy to the host; from a GPU into pinned memory, so that the next pass need not wait for it."""
+    if values.device.type != "cuda":
+        return values.cpu()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)
+
+
+def _as_numpy(values: Tensor) -> npt.NDArray[np.generic]:
+    if values.dtype == torch.bfloat16:  # numpy has none
+        return values.view(torch.int16).numpy().view("<u2")
+    return values.numpy()

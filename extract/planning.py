@@ -1,0 +1,36 @@
+"""What a run is going to write: the arrays of every split, for a backbone, a dataset and the contents wanted."""
+
+from typing import TYPE_CHECKING
+
+from featcache.extract.contents import Contents
+from featcache.extract.sources.base import Source
+from featcache.store.inventory import Inventory
+from featcache.store.planning import plan_arrays
+
+if TYPE_CHECKING:
+    from featcache.extract.backbones.base import Backbone
+
+
+def plan_inventory(backbone: "Backbone", source: Source, contents: Contents, dtype: str) -> Inventory:
+    """Lay out all that is wanted, whether or not a cache holds some of it.
+
+    Args:
+        backbone: tells layers, tokens and widths.
+        source: tells splits and samples.
+        contents: what is wanted.
+        dtype: stored type of the features.
+
+    Raises:
+        UnknownNameError: a split or layer does not exist.
+        RequestError, BackboneError: the backbone has no such tokens or tap.
+    """
+    arrays = contents.token_arrays(backbone)
+    # Over all splits, so that a split that is added later has the same layout.
+    id_bytes = max(len(sample.id.encode()) for part in source.splits.values() for sample in part)
+    splits = {
+        name: plan_arrays(
+            name, len(source.splits[name]), arrays, backbone.spec.width, dtype, id_bytes, content_digest=True
+        )
+        for name in contents.choose_splits(list(source.splits))
+    }
+    return Inventory(splits, tuple(source.class_names))
