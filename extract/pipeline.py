@@ -136,7 +136,7 @@ class _Job:
     features: Callable[[], NumpyBatch]
 
     def run(self, writer: CacheWriter) -> int:
-        """Append the batch, and commit the block when it is full; the rows of this block that are done."""
+        """Append the batch, and commit the block when it is full; the rows of an unfinished block so far, or 0."""
         split = writer.plan.inventory.splits[self.rows.split]
         failed = [row for row, _ in self.batch.failures]
         values = self.features() | sample_columns(self.samples, split, self.batch.content.numpy(), failed)
@@ -151,7 +151,10 @@ class _Job:
 
 
 class _Writing:
-    """Runs jobs one after another in a thread; an error of one is raised where the next is put."""
+    """Runs jobs one after another in a thread; an error of one is raised where the next is put.
+
+    `update` is told the samples done after every job.
+    """
 
     def __init__(
         self, writer: CacheWriter, extractors: Mapping[str, FeatureExtractor], update: Callable[[int], None]
@@ -162,33 +165,47 @@ class _Writing:
         self._pool = ThreadPoolExecutor(1, "featcache-writer")
         self._jobs: deque[tuple[_Job, Future[int]]] = deque()
         self._committed = writer.committed_rows()
+        self._failed = False
 
     def __enter__(self) -> "_Writing":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         try:
-            while self._jobs and error is None:
+            while self._jobs:  # also after an error elsewhere: what was computed is not thrown away
                 self._take()
+        except Exception:
+            if error is None:
+                raise
         finally:
-            # The job that runs is finished: a block is appended to and committed in this thread alone.
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def put(self, job: _Job) -> None:
         """Hand a batch over, waiting while too many are in flight."""
-        self._jobs.append((job, self._pool.submit(job.run, self._writer)))
+        self._jobs.append((job, self._pool.submit(self._run, job)))
         while len(self._jobs) > IN_FLIGHT:
             self._take()
+
+    def _run(self, job: _Job) -> int:
+        # Rows are appended in order, so nothing may follow a batch that failed.
+        if self._failed:
+            raise RuntimeError("an earlier batch failed")
+        try:
+            pending = job.run(self._writer)
+            if not pending:
+                self._committed = self._writer.committed_rows()
+            return self._committed + pending
+        except BaseException:
+            self._failed = True
+            raise
 
     def _take(self) -> None:
         job, future = self._jobs.popleft()
         try:
-            pending = future.result()
+            done = future.result()
         except NotFiniteError:
             raise self._extractors[job.rows.split].explain(job.batch.images, job.samples) from None
-        if not pending:
-            self._committed = self._writer.committed_rows()
-        self._update(self._committed + pending)
+        self._update(done)
 
 
 class _ClaimedBatches:

@@ -9,13 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from featcache.extract.contents import Contents, default_arrays
 from featcache.extract.device import forward_context
-from featcache.extract.pipeline import FeatureExtractor, run_blocks, sample_columns
+from featcache.extract.forward import FeatureExtractor
+from featcache.extract.pipeline import ImageInput, run_blocks, sample_columns
+from featcache.extract.planning import plan_inventory
 from featcache.extract.sources import ImageFolder
 from featcache.extract.sources.base import Sample
 from featcache.extract.taps import Taps
 from featcache.store.errors import BackboneError, DatasetError
-from featcache.store.inventory import Block, Inventory
+from featcache.store.inventory import Block
 from featcache.store.journal import Plan
 from featcache.store.layers import TOKEN_KINDS
 from featcache.store.planning import plan_split
@@ -24,7 +27,7 @@ from featcache.store.spec import CacheSpec
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files
 
-from .tiny import LAYERS, WIDTH, clip_vit, noise, timm_vit, to_tensor
+from .tiny import LAYERS, SIZE, WIDTH, clip_vit, noise, timm_vit, to_tensor
 
 # Python 3.12 and later warn where a process with threads forks, as torch's loader does.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -40,15 +43,23 @@ def samples_of(batch):
     return [Sample(f"bild-{row}-ä", row % 3) for row in range(batch)]
 
 
+def extractor_of(backbone, precision="fp32", dtype="float16"):
+    return FeatureExtractor(backbone, CPU, precision, default_arrays(backbone), dtype)
+
+
 def plain_features(backbone, images, precision="fp32"):
-    with torch.inference_mode(), Taps(backbone, TOKEN_KINDS) as taps, forward_context(CPU, precision):
+    with (
+        torch.inference_mode(),
+        Taps(backbone, default_arrays(backbone)) as taps,
+        forward_context(CPU, precision),
+    ):
         return taps.forward(images)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
 def test_stored_values_are_the_rounded_features(dtype):
     backbone, images = timm_vit(reg_tokens=4), noise(3)
-    stored = FeatureExtractor(backbone, CPU, "fp32", TOKEN_KINDS, dtype)(images, samples_of(3))
+    stored = extractor_of(backbone, "fp32", dtype)(images, samples_of(3))
     wanted = plain_features(backbone, images)
     assert stored.keys() == wanted.keys()
     for name, values in stored.items():
@@ -60,8 +71,7 @@ def test_stored_values_are_the_rounded_features(dtype):
 def test_mixed_precision_is_near_fp32_and_not_the_same():
     backbone, images = timm_vit(), noise(3)
     mixed, exact = (
-        FeatureExtractor(backbone, CPU, precision, TOKEN_KINDS, "float32")(images, samples_of(3))
-        for precision in ("mixed", "fp32")
+        extractor_of(backbone, precision, "float32")(images, samples_of(3)) for precision in ("mixed", "fp32")
     )
     for name in exact:
         error = np.abs(mixed[name] - exact[name]).max() / np.abs(exact[name]).max()
@@ -71,7 +81,7 @@ def test_mixed_precision_is_near_fp32_and_not_the_same():
 @pytest.mark.parametrize(("array", "layer"), [("norm2", 1), ("final", 0)])
 def test_overflow_names_sample_layer_and_remedy(array, layer):
     backbone, images = clip_vit(), noise(4)
-    module = backbone.norm2(layer) if array == "norm2" else backbone.final_norm
+    module = backbone.tap_point("norm2", layer).module if array == "norm2" else backbone.final_norm
     peaks = plain_features(backbone, images)[array][:, layer].abs().flatten(1).amax(1)
     second, first = peaks.sort().values[-2:]
     assert first > 1.01 * second
@@ -81,14 +91,14 @@ def test_overflow_names_sample_layer_and_remedy(array, layer):
         module.weight *= factor
         module.bias *= factor
     sample = samples_of(4)[int(peaks.argmax())].id
-    place = f"sample '{sample}', layer {'final' if array == 'final' else layer}"
+    place = f"sample '{sample}', {array}, layer {'final' if array == 'final' else layer}"
     with pytest.raises(BackboneError) as caught:
-        FeatureExtractor(backbone, CPU, "fp32", TOKEN_KINDS, "float16")(images, samples_of(4))
+        extractor_of(backbone, "fp32", "float16")(images, samples_of(4))
     assert str(caught.value) == (
         f"{place}: value {first * factor:.4g} is too large for float16; use --dtype float32 or --dtype bfloat16"
     )
     for dtype in ("float32", "bfloat16"):
-        FeatureExtractor(backbone, CPU, "fp32", TOKEN_KINDS, dtype)(images, samples_of(4))
+        extractor_of(backbone, "fp32", dtype)(images, samples_of(4))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
@@ -99,19 +109,21 @@ def test_values_that_are_not_finite_are_the_backbones_fault(dtype, precision, re
     images = noise(3)
     images[1, 0, 5, 5] = float("inf")
     with pytest.raises(BackboneError) as caught:
-        FeatureExtractor(timm_vit(), CPU, precision, TOKEN_KINDS, dtype)(images, samples_of(3))
+        extractor_of(timm_vit(), precision, dtype)(images, samples_of(3))
     assert str(caught.value) == (
-        f"sample 'bild-1-ä', layer 0: the backbone gives values that are not finite; {remedy}"
+        f"sample 'bild-1-ä', norm2, layer 0: the backbone gives values that are not finite; {remedy}"
     )
 
 
 def test_sample_columns():
     split = plan_split("train", 2, layers=["0"], tokens=("cls",), width=1, dtype="float16", sample_id_bytes=4)
-    columns = sample_columns([Sample("é/1", 7), Sample("a", 0)], split)
+    content = np.zeros((2, 16), np.uint8)
+    columns = sample_columns([Sample("é/1", 7), Sample("a", 0)], split, content, failed=[1])
     assert columns["label"].tolist() == [7, 0]
     assert columns["label"].dtype.str == "<i8"
     assert columns["sample_id"].tobytes() == "é/1a\0\0\0".encode()
-    assert columns["valid"].tolist() == [True, True]
+    assert columns["valid"].tolist() == [True, False]
+    assert columns["content_digest"] is content
 
 
 # All blocks.
@@ -146,32 +158,33 @@ class InMemory:
         return Image.fromarray(self._pixels[split][row])
 
 
-def make_plan(source, backbone, dtype="float16"):
-    splits = {
-        split: plan_split(
-            split,
-            len(samples),
-            layers=LAYER_NAMES[:-1],
-            tokens=TOKEN_KINDS,
-            width=WIDTH,
-            dtype=dtype,
-            sample_id_bytes=max(len(sample.id.encode()) for sample in samples),
-        )
-        for split, samples in source.splits.items()
-    }
+def make_plan(source, backbone, dtype="float16", contents=None):
     spec = CacheSpec(backbone.spec, source.identity, dtype, "fp32")
-    return Plan(spec, Inventory(splits, tuple(source.class_names)), BATCH_SIZE)
+    return Plan(spec, plan_inventory(backbone, source, contents or Contents(), dtype), BATCH_SIZE)
 
 
-def fill(directory, source, dtype="float16", workers=0):
+def input_of(source, workers=0, **options):
+    return ImageInput(source, to_tensor, SIZE, workers, CPU, **options)
+
+
+def fill(directory, source, dtype="float16", workers=0, contents=None, backbone=None, **options):
     """Extract what is pending, complete the cache and return all calls of the progress."""
-    backbone, calls = timm_vit(), []
-    extractor = FeatureExtractor(backbone, CPU, "fp32", TOKEN_KINDS, dtype)
-    with CacheWriter(directory, make_plan(source, backbone, dtype)) as writer:
-        run_blocks(writer, source, extractor, to_tensor, workers, lambda *done: calls.append(done))
+    backbone, calls = backbone or timm_vit(), []
+    with CacheWriter(directory, make_plan(source, backbone, dtype, contents)) as writer:
+        extractors = extractors_of(writer.plan, backbone)
+        run_blocks(writer, input_of(source, workers, **options), extractors, lambda *done: calls.append(done))
         assert writer.pending() == []
         writer.finish({"completed_at": 1.0}, "# card\n")
     return calls
+
+
+def extractors_of(plan, backbone):
+    return {
+        name: FeatureExtractor(
+            backbone, CPU, "fp32", [a for a in split.arrays.values() if a.layers], plan.spec.dtype
+        )
+        for name, split in plan.inventory.splits.items()
+    }
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
@@ -210,11 +223,10 @@ def test_progress_counts_every_batch_once(tmp_path):
 def test_an_image_that_does_not_decode_stops_the_run_and_the_next_one_goes_on(tmp_path):
     fill(tmp_path / "whole", InMemory())
     source, backbone = InMemory(broken={("train", 200)}), timm_vit()
-    extractor = FeatureExtractor(backbone, CPU, "fp32", TOKEN_KINDS, "float16")
     cut = tmp_path / "cut"
     with CacheWriter(cut, make_plan(source, backbone)) as writer:
         with pytest.raises(DatasetError, match="image train/ä-200 does not decode"):
-            run_blocks(writer, source, extractor, to_tensor, 0, lambda *done: None)
+            run_blocks(writer, input_of(source), extractors_of(writer.plan, backbone), lambda *done: None)
         assert writer.pending()[0] == Block("train", 1, 128, 256)
         assert len(writer.pending()) == 4
     before = open_cache(cut, allow_partial=True)["train"]
@@ -259,3 +271,136 @@ def test_an_error_in_a_worker_process_stays_one_line(tmp_path, folder):
     assert "\n" not in str(caught.value)
     partial = open_cache(tmp_path, allow_partial=True)
     assert (partial["train"].valid().all(), partial["test"].valid().any()) == (True, False)
+
+
+# More than the paper's arrays, images that fail, memory that does not suffice.
+
+RICH = Contents(("norm2", "mlp"), "1,2", "cls,ap,registers,grid2", "1,final")
+
+
+def test_all_groups_of_tokens_come_from_one_pass_and_can_come_later(tmp_path):
+    source, backbone = InMemory(), timm_vit(reg_tokens=3)
+    passes = []
+    handle = backbone.module.register_forward_hook(lambda *_: passes.append(1))
+    fill(tmp_path / "whole", source, contents=RICH, backbone=backbone)
+    assert len(passes) == 11  # one a batch, whatever is cached
+    handle.remove()
+    whole = open_cache(tmp_path / "whole")
+    names = {
+        *("norm2", "mlp", "final", "norm2_registers", "mlp_registers", "final_registers"),
+        *("norm2_grid2", "mlp_grid2", "final_grid2", "norm2_patches", "mlp_patches", "final_patches"),
+    }
+    arrays = whole.inventory.splits["train"].arrays
+    assert {name for name, array in arrays.items() if array.layers} == names
+    assert arrays["mlp_patches"].shape == (300, LAYERS, 16, 4 * WIDTH)
+    assert arrays["mlp_patches"].layers == ("1",)
+    # All tokens of norm2, recorded by hand: registers and patches are cut from them, the grid averages 2 x 2 patches.
+    images = torch.stack([to_tensor(source.image("test", row)) for row in range(140)])
+    seen = []
+    module = backbone.module.blocks[1].norm2
+    handle = module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.inference_mode():
+        backbone.forward(images)
+    handle.remove()
+    tokens = seen[0].numpy()
+    square = tokens[:, 4:].reshape(
+        140, 2, 2, 2, 2, WIDTH
+    )  # row of the grid, row in the region, column likewise
+    for group, wanted in {
+        "registers": tokens[:, 1:4],
+        "patches": tokens[:, 4:],
+        "grid2": square.mean((2, 4)).reshape(140, 4, WIDTH),
+        "pooled": np.stack([tokens[:, 0], tokens[:, 4:].mean(1)], 1),
+    }.items():
+        view = whole["test"].view("norm2", group)
+        got = as_float32(view.load(["1"], view.tokens)[:, 0], "float16")
+        np.testing.assert_allclose(got, wanted, rtol=1.01 * 2**-11, atol=2e-5)
+    for contents in (Contents(layers="2", splits=("test",)), Contents(tokens="cls,grid2"), RICH):
+        fill(tmp_path / "grown", source, contents=contents, backbone=backbone)
+    few, grown = all_files(tmp_path / "whole"), all_files(tmp_path / "grown")
+    # Nothing of what both hold depends on what came first.
+    assert {path: grown[path] for path in few if "/c." in path} == {
+        path: content for path, content in few.items() if "/c." in path
+    }
+
+
+def test_skipped_images_leave_empty_rows_and_change_no_other(tmp_path):
+    broken = {("train", 5), ("train", 200), *(("test", row) for row in range(96, 128))}
+    fill(tmp_path / "whole", InMemory())
+    told = []
+    fill(tmp_path / "skipped", InMemory(broken=broken), skip_failures=True, say=told.append)
+    whole, skipped = open_cache(tmp_path / "whole"), open_cache(tmp_path / "skipped")
+    assert len(told) == len(broken)
+    assert "image train/ä-5 does not decode" in told[0]
+    for split in ROWS:
+        gone = sorted(row for name, row in broken if name == split)
+        reader = skipped[split]
+        assert np.flatnonzero(~reader.valid()).tolist() == gone
+        assert not reader.content_digests()[gone].any()
+        assert reader.sample_ids() == whole[split].sample_ids()
+        got, wanted = (cache[split].load(LAYER_NAMES, TOKEN_KINDS) for cache in (skipped, whole))
+        assert np.isnan(got[gone]).all()
+        np.testing.assert_array_equal(np.delete(got, gone, 0), np.delete(wanted, gone, 0))
+
+
+def test_nothing_is_added_to_a_cache_of_other_images(tmp_path):
+    source = InMemory()
+    fill(tmp_path, source, contents=Contents(splits=("test",)))
+    digests = {"test": open_cache(tmp_path)["test"].content_digests()}
+    source._pixels["test"][100, 0, 0, 0] ^= 1  # one bit of one pixel
+    name = source.splits["test"][100].id
+    before = {path: content for path, content in all_files(tmp_path).items() if "/test/" in path}
+    with pytest.raises(DatasetError, match=f"image '{name}' is not the one that the cache was made from"):
+        fill(tmp_path, source, contents=Contents(("norm2", "block")), known_content=digests)
+    assert before.items() <= all_files(tmp_path).items()
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_divided(tmp_path):
+    backbone, told = timm_vit(), []
+    plain, limit = backbone.forward, 20
+
+    def forward(images):
+        if len(images) > limit:
+            raise torch.OutOfMemoryError(f"{len(images)} images")
+        return plain(images)
+
+    images = noise(48)
+    wanted = extractor_of(backbone, "fp32", "float32")(images, samples_of(48))
+    backbone.forward = forward
+    extractor = FeatureExtractor(backbone, CPU, "fp32", default_arrays(backbone), "float32", told.append)
+    for _ in range(2):
+        got = extractor(images, samples_of(48))
+        for name in wanted:
+            np.testing.assert_allclose(got[name], wanted[name], rtol=1e-4, atol=1e-5)
+    assert [text.rpartition("with ")[2] for text in told] == ["24 images at a time", "12 images at a time"]
+    limit = 0
+    with pytest.raises(BackboneError, match="one image does not fit into the memory of cpu"):
+        extractor(images, samples_of(48))
+
+
+def test_no_row_follows_a_batch_that_failed(tmp_path):
+    source, backbone = InMemory(), timm_vit()
+    plan = make_plan(source, backbone)
+    extractors = extractors_of(plan, backbone)
+    start, calls = FeatureExtractor.start, []
+
+    def failing(self, images):
+        calls.append(1)
+        if len(calls) == 2:  # the second batch of a block of three
+
+            def fail():
+                raise OSError(5, "Input/output error")
+
+            return fail
+        return start(self, images)
+
+    with pytest.MonkeyPatch.context() as patch, CacheWriter(tmp_path, plan, checkpoint_s=0.0) as writer:
+        patch.setattr(FeatureExtractor, "start", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            run_blocks(writer, input_of(source), extractors, lambda *done: None)
+    fill(tmp_path, source)
+    fill(tmp_path / "whole", source)
+    whole = all_files(tmp_path / "whole")
+    assert {
+        path: content for path, content in all_files(tmp_path).items() if not path.startswith("whole")
+    } == whole

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from featcache.extract.backbones.base import Backbone, LoadedModel
+from featcache.extract.backbones.base import Backbone, LoadedModel, TokenLayout
 from featcache.extract.backbones.open_clip_vit import OpenClipViT
 from featcache.extract.backbones.timm_vit import TimmViT
 from featcache.store.spec import BackboneSpec
@@ -40,7 +40,7 @@ def timm_vit(
         num_classes=num_classes,
         **options,
     )
-    return TimmViT(_loaded("timm:tiny", model, model.num_prefix_tokens))
+    return TimmViT(_loaded("timm:tiny", model, model.num_prefix_tokens - 1))
 
 
 def clip_vit(*, batch_first: bool = True, **options: Any) -> OpenClipViT:
@@ -48,7 +48,7 @@ def clip_vit(*, batch_first: bool = True, **options: Any) -> OpenClipViT:
     tower = ClipTower(SIZE, 8, WIDTH, LAYERS, HEADS, mlp_ratio=4, output_dim=12, **options)
     if not batch_first:
         tower.transformer = Transformer(WIDTH, LAYERS, HEADS, batch_first=False, **options)
-    return OpenClipViT(_loaded("open_clip:tiny", tower, 1))
+    return OpenClipViT(_loaded("open_clip:tiny", tower, 0))
 
 
 def clip_vit_oracle(
@@ -72,7 +72,7 @@ def num_hooks(backbone: Backbone) -> int:
     return sum(len(module._forward_hooks) for module in backbone.module.modules())
 
 
-def _loaded(architecture: str, model: nn.Module, num_prefix_tokens: int) -> LoadedModel:
+def _loaded(architecture: str, model: nn.Module, num_registers: int) -> LoadedModel:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -81,4 +81,4 @@ def _loaded(architecture: str, model: nn.Module, num_prefix_tokens: int) -> Load
             centre = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
             parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
     spec = BackboneSpec(architecture, "0" * 64, LAYERS, WIDTH, SIZE, {"interpolation": "bicubic"})
-    return LoadedModel(spec, model.eval(), to_tensor, num_prefix_tokens, PATCHES, "random")
+    return LoadedModel(spec, model.eval(), to_tensor, TokenLayout(True, num_registers, (4, 4)), "random")
