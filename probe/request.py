@@ -6,7 +6,8 @@ from pathlib import Path
 from featcache.probe.heads import HeadInfo, get_head
 from featcache.probe.protocol import get_protocol
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.layers import parse_layers, parse_tokens
+from featcache.store.inventory import SPLITS
+from featcache.store.layers import FINAL, parse_layers, parse_tokens
 from featcache.store.reading.reader import Cache
 
 RESULTS = Path("featcache-results")
@@ -67,7 +68,7 @@ class Job:
 def baseline(cache: Cache) -> Job:
     """The linear probe on the last layer's class token."""
     head = get_head("linear")
-    return Job(head, _select(cache, head.default_layers, head.default_tokens))
+    return Job(head, _select(cache, head.default_layers, _default_tokens(cache, head)))
 
 
 def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
@@ -75,10 +76,11 @@ def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
 
     Raises:
         UnknownNameError: a layer or token kind does not exist or is not cached.
+        RequestError: the cache lacks a split.
     """
     asked = []
     for head in map(get_head, request.heads):
-        tokens = head.default_tokens if request.tokens is None else parse_tokens(request.tokens)
+        tokens = _default_tokens(cache, head) if request.tokens is None else parse_tokens(request.tokens)
         asked.append(Job(head, _select(cache, request.layers or head.default_layers, tokens)))
     wanted = {(job.head.name, job.selection.layers, job.selection.tokens): job for job in asked}
     base = baseline(cache)
@@ -86,9 +88,19 @@ def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     return [base, *wanted.values()]
 
 
+def _default_tokens(cache: Cache, head: HeadInfo) -> tuple[str, ...]:
+    """A head's own token kinds, as far as the backbone has them: some have no class token."""
+    held = next(iter(cache.inventory.splits.values())).arrays[FINAL].tokens
+    return tuple(kind for kind in head.default_tokens if kind in held) or held
+
+
 def _select(cache: Cache, layers: str, tokens: tuple[str, ...]) -> Selection:
     selection = Selection(layers, parse_layers(layers, cache.spec.backbone.num_layers), tokens)
-    for split in cache.inventory.splits:
+    for split in SPLITS:
+        if split not in cache.inventory.splits:
+            raise RequestError(
+                f"{cache.directory} holds no {split} split; the same `featcache extract` without --split adds it"
+            )
         held = cache[split]
         for what, names, valid in (
             ("layer", selection.layers, held.layers),

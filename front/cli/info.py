@@ -70,7 +70,7 @@ def _lines(document: JsonObject) -> list[str]:
         lines.append(f"{name:<10}{split['num_samples']} samples in blocks of {split['block_rows']}")
         for array, info in split["arrays"].items():
             if info["layers"]:
-                layers, tokens = (_range(info[axis]) for axis in ("layers", "tokens"))
+                layers, tokens = _range(info["layers"]), _range(info["tokens"]).replace(", ", "+")
                 lines.append(
                     f"          {array}: {info['dtype']} {info['shape']}, layers {layers}, tokens {tokens}"
                 )

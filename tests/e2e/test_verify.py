@@ -148,8 +148,8 @@ def test_recompute_agrees_on_a_good_cache_and_refuses_other_inputs(
     document = json.loads(cli(*arguments, "--weights", weights, "--json").out)["recompute"]
     assert document["agrees"]
     assert [layer["layer"] for layer in document["layers"] if layer["split"] == "train"] == [
-        *"012345",
         "final",
+        *"012345",
     ]
     assert 0 <= max(layer["largest_relative"] for layer in document["layers"]) < 2e-3
 
