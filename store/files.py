@@ -1,21 +1,30 @@
 """Durable file operations and the one place where featcache's JSON documents are read and written.
 
 A *sealed* document carries a SHA-256 of its own content, so that damage to metadata is noticed like damage to data.
+A cache may come from anywhere: what is read here is a plain file, never a link, and costs bounded memory and time.
 """
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from featcache.store.errors import CacheError
+from featcache.store.plain import PLAIN_FLAGS, open_plain
 
 JsonObject = dict[str, Any]
 
-# A manifest of 25 layers x 64 blocks x 2 splits is half a megabyte; a larger document is not one of ours.
-MAX_DOCUMENT_BYTES = 256 * 2**20
+# The manifest of ImageNet in 25 layers has 1.5 MB and 30,000 values; 65 million such rows fit.
+MAX_DOCUMENT_BYTES = 64 * 2**20
+# ``{}`` takes 3 bytes in a document and 72 in memory.
+MAX_DOCUMENT_VALUES = 2**22
+# A manifest has 6 levels, a zarr.json 8. What is nested deeper can be parsed, yet not written again.
+MAX_DOCUMENT_DEPTH = 32
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -31,7 +40,10 @@ def sync_directory(directory: Path) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds the old bytes or all of the new ones, also after a power loss."""
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    with partial.open("wb") as file:
+    if os.path.lexists(partial) and not S_ISREG(partial.lstat().st_mode):
+        partial.unlink()  # a link that would lead the bytes out of the folder, or a pipe that nobody reads
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | PLAIN_FLAGS
+    with open(os.open(partial, flags, 0o666), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -78,7 +90,7 @@ def read_sealed(path: Path) -> JsonObject:
     digest = document.pop("digest", None)
     try:
         content = sha256_hex(canonical_json(document))
-    except (ValueError, RecursionError):  # a number out of range or half a character: we never wrote that
+    except ValueError:  # half a character: we never wrote that
         content = None
     if content is None or digest != content:
         raise CacheError(
@@ -89,21 +101,72 @@ def read_sealed(path: Path) -> JsonObject:
 
 def read_json(path: Path) -> JsonObject:
     """Read a JSON object of bounded size; errors as in `read_sealed`."""
-    size = path.stat().st_size
-    if size > MAX_DOCUMENT_BYTES:
-        raise CacheError(f"{path}: {size} bytes is more than a metadata file may have ({MAX_DOCUMENT_BYTES})")
+    descriptor, size = open_plain(path)
+    with open(descriptor, "rb") as file:
+        if size > MAX_DOCUMENT_BYTES:
+            raise CacheError(
+                f"{path}: {size} bytes is more than a metadata file may have ({MAX_DOCUMENT_BYTES})"
+            )
+        return parse_json(file.read(size), str(path))
+
+
+def parse_json(data: bytes, where: str) -> JsonObject:
+    """Parse a JSON object; `where` names the file in errors.
+
+    Raises:
+        CacheError: it is not an object in strict JSON and UTF-8, or not one that featcache would write.
+    """
+    if len(data) > MAX_DOCUMENT_VALUES and sum(map(data.count, (b",", b"[", b"{"))) > MAX_DOCUMENT_VALUES:
+        raise CacheError(f"{where}: more than {MAX_DOCUMENT_VALUES} values, not a metadata file")
     try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CacheError(f"{path}: not valid JSON ({error})") from None
+        # Decoded here: json would take UTF-16 as well.
+        document = json.loads(
+            data.decode(), object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite
+        )
+        if isinstance(document, dict) and _is_deep(document):
+            raise RecursionError
+    except ValueError as error:
+        raise CacheError(f"{where}: not valid JSON ({error})") from None
+    except RecursionError:
+        raise CacheError(
+            f"{where}: nested more than {MAX_DOCUMENT_DEPTH} levels deep, not a metadata file"
+        ) from None
     if not isinstance(document, dict):
-        raise CacheError(f"{path}: must hold a JSON object, got {type(document).__name__}")
+        raise CacheError(f"{where}: must hold a JSON object, got {type(document).__name__}")
     return document
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> JsonObject:
+    # Readers differ in which of two equal keys they take, so one of them would see what another did not check.
+    document: JsonObject = dict(pairs)
+    if len(document) != len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"field {name[:64]!r} appears twice")
+    return document
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return value
+
+
+def _is_deep(document: JsonObject) -> bool:
+    level: list[Any] = [document]
+    for _ in range(MAX_DOCUMENT_DEPTH):
+        inside = (outer.values() if type(outer) is dict else outer for outer in level)
+        level = [value for values in inside for value in values if type(value) is dict or type(value) is list]
+        if not level:
+            return False
+    return True
 
 
 def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
     """Return ``document[name]`` if it is a `kind`, else raise a `CacheError` that names the field."""
     value = document.get(name)
+    if type(value) is kind:  # nearly always, and a manifest has thousands
+        return value
     # JSON's true is not a count, although Python's bool is an int.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)

@@ -10,9 +10,10 @@ from featcache.store.catalogue.entries import folders
 from featcache.store.catalogue.removal import REMOVING_PREFIX, remove_cache, remove_tree, writers
 from featcache.store.catalogue.usage import usage
 from featcache.store.errors import CacheBusyError, CacheError
-from featcache.store.files import PARTIAL_SUFFIX, sha256_file
+from featcache.store.files import PARTIAL_SUFFIX
 from featcache.store.journal import FEATURES, JOURNAL
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.plain import sha256_plain
 
 # A temporary file beside a complete cache belongs to a command that takes less than a second.
 SETTLED_S = 3600.0
@@ -96,7 +97,8 @@ def _remains(folder: Path, since: float, unfinished_since: float) -> Iterator[Le
         yield from _if_older(folder / JOURNAL, "journal", "the cache is complete", since)
     paths = (*folder.glob(f"*{PARTIAL_SUFFIX}"), *folder.glob(f"{FEATURES}/*/*/*{PARTIAL_SUFFIX}"))
     for path in sorted(paths):
-        yield from _if_older(path, "partial", "a write was interrupted", since)
+        if path.parent.resolve().is_relative_to(folder.resolve()):  # not what a link in the cache leads to
+            yield from _if_older(path, "partial", "a write was interrupted", since)
 
 
 def _if_older(path: Path, kind: str, reason: str, since: float) -> Iterator[Leftover]:
@@ -111,7 +113,10 @@ def _duplicates(complete: list[tuple[str, Path]]) -> Iterator[Leftover]:
     for key, folder in complete:
         if sum(other == key for other, _ in complete) < 2:
             continue
-        same = (key, sha256_file(folder / MANIFEST_FILE))
+        try:
+            same = (key, sha256_plain(folder / MANIFEST_FILE))
+        except CacheError:
+            continue  # a link or a pipe: nobody can tell what it is the same as
         if same in kept:
             found = usage(folder)
             reason = f"the same as {kept[same].parent.name}/{kept[same].name}"

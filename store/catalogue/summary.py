@@ -5,17 +5,16 @@ in the document, so the spec and the inventory are read from the head of the fil
 whole. The key is held to the spec; the digests are what `featcache verify` is for.
 """
 
-import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.store.catalogue.entries import Entry
 from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, field
+from featcache.store.files import JsonObject, field, parse_json
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.plain import open_plain
 from featcache.store.spec import CacheSpec
 
 HEAD_BYTES = 2**14
@@ -70,9 +69,10 @@ def summarise(entry: Entry) -> Summary:
 
 def _head(path: Path) -> JsonObject | None:
     """The fields before the table of files; None if the file is not whole or not laid out as expected."""
-    with path.open("rb", buffering=0) as file:
+    descriptor, size = open_plain(path)
+    with open(descriptor, "rb", buffering=0) as file:
         text = file.read(HEAD_BYTES) or b""
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 128))
+        file.seek(max(0, size - 128))
         if not _END.search(file.read(128) or b""):
             return None
         end = text.find(_TABLE)
@@ -83,7 +83,6 @@ def _head(path: Path) -> JsonObject | None:
     if end < 0:
         return None
     try:
-        document = json.loads(text[:end] + b"}")
-    except (ValueError, RecursionError):
+        return parse_json(text[:end] + b"}", str(path))
+    except CacheError:
         return None
-    return document if isinstance(document, dict) else None

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
+from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Block
+
+MAX_REASON = 1000
 
 
 class Kind(StrEnum):
@@ -24,6 +28,8 @@ class Kind(StrEnum):
     """A document whose content holds but whose bytes are not as written: written again."""
     LEFTOVER = "leftover"
     """What a process left that was killed: removed."""
+    LINK = "link"
+    """A link in the place of a folder: nothing behind it is read or removed."""
     STRANGER = "stranger"
     """A file that is not ours: left where it is."""
 
@@ -69,3 +75,11 @@ class Damage:
             "array": self.place.array,
             "layer": self.place.layer,
         }
+
+
+def reason(path: Path, error: CacheError | OSError) -> str:
+    """Say what is wrong with the file at `path`, in at most `MAX_REASON` characters: a forged field may be endless."""
+    if isinstance(error, OSError):
+        return f"cannot be read ({error.strerror or error})"
+    text = str(error).removeprefix(f"{path}: ")
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} ..."

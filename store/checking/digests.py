@@ -6,14 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import local
 
+from featcache.store.errors import CacheError
+from featcache.store.plain import open_plain
+
 PIECE_BYTES = 2**20
 
 
-def sha256_files(paths: Sequence[Path], threads: int) -> Generator[str | OSError, None, None]:
+def sha256_files(paths: Sequence[Path], threads: int) -> Generator[str | OSError | CacheError, None, None]:
     """SHA-256 of each file as 64 hex digits, in order, each as soon as it and those before it are known.
 
     Args:
-        paths: plain files.
+        paths: the files.
         threads: files that are read at the same time.
 
     Returns:
@@ -21,13 +24,13 @@ def sha256_files(paths: Sequence[Path], threads: int) -> Generator[str | OSError
     """
     buffers = local()
 
-    def digest(path: Path) -> str | OSError:
+    def digest(path: Path) -> str | OSError | CacheError:
         # One buffer per thread: fresh memory for every piece would cost as much as the copy into it.
         if not hasattr(buffers, "piece"):
             buffers.piece = memoryview(bytearray(PIECE_BYTES))
         try:
             return _sha256(path, buffers.piece)
-        except OSError as error:
+        except (OSError, CacheError) as error:
             return error
 
     pool = ThreadPoolExecutor(threads)
@@ -39,7 +42,8 @@ def sha256_files(paths: Sequence[Path], threads: int) -> Generator[str | OSError
 
 def _sha256(path: Path, piece: memoryview) -> str:
     digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
+    descriptor, _ = open_plain(path)
+    with open(descriptor, "rb", buffering=0) as file:
         while size := file.readinto(piece):
             digest.update(piece[:size])
     return digest.hexdigest()

@@ -1,14 +1,16 @@
 """The documents beside the features, checked: manifest or plan, provenance, request and the card for people."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from featcache.store.checking.damage import Damage, Kind, Place
+from featcache.store.checking.damage import Damage, Kind, Place, reason
 from featcache.store.errors import CacheError, CacheNotFoundError
-from featcache.store.files import read_sealed, sealed_bytes, sha256_file
+from featcache.store.files import read_sealed, sealed_bytes
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.plain import kind_misfit, sha256_plain
 from featcache.store.reading.reader import read_partial
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.spec import KEY_DIGITS
@@ -25,7 +27,7 @@ _KINDS = {
 
 def documents(directory: Path, complete: bool) -> list[str]:
     """The documents that are there; an unfinished cache has none that would be final."""
-    return [name for name in _KINDS if complete and (directory / name).is_file()]
+    return [name for name in _KINDS if complete and kind_misfit(directory / name) is None]
 
 
 def read_contents(directory: Path) -> tuple[bool, Manifest | None, list[Damage]]:
@@ -34,7 +36,7 @@ def read_contents(directory: Path) -> tuple[bool, Manifest | None, list[Damage]]
     Raises:
         CacheNotFoundError: there is no cache.
     """
-    complete = (directory / MANIFEST_FILE).exists()
+    complete = os.path.lexists(directory / MANIFEST_FILE)  # also where it is a link to nowhere
     name = MANIFEST_FILE if complete else f"{JOURNAL}/{PLAN_FILE}"
     try:
         manifest = Manifest.read(directory) if complete else read_partial(directory)
@@ -43,7 +45,7 @@ def read_contents(directory: Path) -> tuple[bool, Manifest | None, list[Damage]]
     except CacheNotFoundError:
         raise
     except (CacheError, OSError) as error:
-        return complete, None, [Damage(Place(name, Kind.MANIFEST), _reason(directory / name, error))]
+        return complete, None, [Damage(Place(name, Kind.MANIFEST), reason(directory / name, error))]
     return complete, manifest, []
 
 
@@ -51,15 +53,17 @@ def document_damages(directory: Path) -> Iterator[Damage]:
     """What is wrong with the documents of a complete cache, apart from a manifest that cannot be read at all."""
     for name, kind in _KINDS.items():
         path = directory / name
-        if not path.is_file():  # opening a pipe would wait for ever
-            if path.exists() or kind != Kind.REQUEST:  # a cache may lack the shortcut
-                yield Damage(Place(name, kind), "not a plain file" if path.exists() else "missing")
+        misfit = kind_misfit(path)
+        if misfit:
+            # A cache may lack the shortcut, and `read_contents` has spoken about the manifest.
+            if name != MANIFEST_FILE and (kind != Kind.REQUEST or os.path.lexists(path)):
+                yield Damage(Place(name, kind), misfit)
             continue
         try:
             holds = _card_holds(directory) if name == CARD_FILE else _is_as_written(path)
         except (CacheError, OSError) as error:
             if name != MANIFEST_FILE:  # `read_contents` has said it
-                yield Damage(Place(name, kind), _reason(path, error))
+                yield Damage(Place(name, kind), reason(path, error))
             continue
         if not holds and name == CARD_FILE:
             yield Damage(Place(name, kind), "content does not match its SHA-256")
@@ -86,7 +90,7 @@ def _card_holds(directory: Path) -> bool:
         digest = read_sealed(directory / PROVENANCE_FILE).get(CARD_DIGEST)
     except (CacheError, OSError):
         return True  # nothing vouches for the card; provenance.json is reported itself
-    return digest is None or digest == sha256_file(directory / CARD_FILE)
+    return digest is None or digest == sha256_plain(directory / CARD_FILE)
 
 
 def _check_metadata_table(manifest: Manifest) -> None:
@@ -94,9 +98,3 @@ def _check_metadata_table(manifest: Manifest) -> None:
     odd = sorted(set(metadata_paths(manifest.inventory)) ^ set(manifest.metadata))
     if odd:
         raise CacheError(f"field 'metadata' does not fit the inventory at {odd[0]!r}")
-
-
-def _reason(path: Path, error: CacheError | OSError) -> str:
-    if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror})"
-    return str(error).removeprefix(f"{path}: ")

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from featcache.store.checking.damage import Damage, Kind, Place
+from featcache.store.checking.damage import Damage, Kind, Place, reason
 from featcache.store.checking.digests import sha256_files
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import FileRecord, Manifest
+from featcache.store.plain import kind_misfit
 from featcache.store.progress import Reporter
 
 MB = 10**6
@@ -31,8 +32,11 @@ def file_damages(
     directory: Path, recorded: Sequence[tuple[Place, FileRecord]], threads: int, reporter: Reporter
 ) -> list[Damage]:
     """Sizes first, for they cost nothing, then the digests of the files whose size is right."""
-    misfits = {place: record.misfit(directory / place.path) for place, record in recorded}
-    damages = [Damage(place, reason) for place, reason in misfits.items() if reason]
+    misfits = {
+        place: kind_misfit(directory / place.path) or record.misfit(directory / place.path)
+        for place, record in recorded
+    }
+    damages = [Damage(place, misfit) for place, misfit in misfits.items() if misfit]
     readable = [(place, record) for place, record in recorded if not misfits[place]]
     owners = {record.sha256: place.path for place, record in recorded}
     total, done = sum(record.bytes for _, record in readable), 0
@@ -41,8 +45,8 @@ def file_damages(
     with closing(found) as digests, reporter.progress("verifying", "MB") as update:
         update(0, total // MB)
         for (place, record), digest in zip(readable, digests, strict=True):
-            if isinstance(digest, OSError):
-                damages.append(Damage(place, f"cannot be read ({digest.strerror})"))
+            if not isinstance(digest, str):
+                damages.append(Damage(place, reason(directory / place.path, digest)))
             elif digest != record.sha256:
                 whose = f"; it holds the content of {owners[digest]}" if digest in owners else ""
                 damages.append(Damage(place, f"content does not match its SHA-256{whose}"))

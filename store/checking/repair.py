@@ -4,6 +4,7 @@ Killed at any point, the cache is either still the complete one with its damages
 journal with the records of the intact blocks is whole before the manifest goes.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from featcache.store.files import JsonObject, read_sealed, sync_directory, write
 from featcache.store.inventory import Block
 from featcache.store.journal import JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.plain import IS_LINK, kind_misfit
 from featcache.store.writing.claims import sole_owner
 
+# The one folder in a journal: of a writer that was killed while it began.
+SCRATCH = "zarr-metadata"
 _NEEDS_EXTRACTION = (Kind.DATA, Kind.METADATA, Kind.DOCUMENT)
 _REMOVED = (Kind.DATA, Kind.REQUEST, Kind.LEFTOVER)
 
@@ -70,7 +74,7 @@ def repair(found: Verification) -> Repair:
     directory, manifest = found.directory, found.manifest
     if manifest is None:
         raise CacheError(f"{directory} cannot be repaired: {found.damages[0]}; {found.remedy}")
-    _refuse_folders(found)
+    _refuse_what_is_no_file(found)
     if found.complete and unfinished_addition(directory, manifest) is not None:
         raise CacheError(
             f"{directory} is being added to: finish that extraction first, or drop it with `featcache gc --older-than 0`"
@@ -104,13 +108,24 @@ def _dropped(damages: Sequence[Damage]) -> list[Block]:
     return list(dict.fromkeys(damage.place.block for damage in damages if damage.place.block is not None))
 
 
-def _refuse_folders(found: Verification) -> None:
+def _refuse_what_is_no_file(found: Verification) -> None:
+    """A link could lead the repair out of the cache, and what a folder holds is not ours to remove."""
     for damage in found.damages:
         path = found.directory / damage.place.path
-        if damage.place.kind != Kind.STRANGER and damage.place.path != JOURNAL and path.is_dir():
+        if damage.place.kind == Kind.LINK:
+            raise CacheError(f"{path}: {IS_LINK}; remove the link and run the command again")
+        expected = damage.place.kind != Kind.STRANGER and damage.place.path != JOURNAL
+        if expected and path.is_dir() and not path.is_symlink():
             raise CacheError(
                 f"{path} is a folder, where a file must be; move it away and run the command again"
             )
+    folder = found.directory / JOURNAL
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CacheError(f"{folder} is no folder; move it away and run the command again")
+    for path in sorted(folder.glob("*")):
+        misfit = kind_misfit(path)
+        if misfit and path.name != SCRATCH:
+            raise CacheError(f"{path}: {misfit}; move it away and run the command again")
 
 
 def _write_journal(directory: Path, manifest: Manifest, damages: Sequence[Damage]) -> None:

@@ -2,10 +2,11 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from featcache.store.checking.damage import Damage, Kind, Place
+from featcache.store.checking.links import behind
 from featcache.store.files import PARTIAL_SUFFIX
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL
@@ -15,21 +16,26 @@ from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
 from featcache.store.zarr_metadata import metadata_paths
 
 
-def strangers(directory: Path, inventory: Inventory, complete: bool) -> Iterator[Damage]:
+def strangers(
+    directory: Path, inventory: Inventory, complete: bool, linked: Sequence[str]
+) -> Iterator[Damage]:
     """Files and folders that a cache of this inventory has no place for, and what a killed process left.
 
-    Only the folders of the cache itself are looked into: a strange folder is named once, whatever is in it. While a
-    cache is unfinished or being added to, temporary files and the journal are its own.
+    Only the folders of the cache itself are looked into: a strange folder is named once, whatever is in it, and what
+    lies behind the links in `linked` is left alone. While a cache is unfinished or being added to, temporary files and
+    the journal are its own.
     """
     for folder, names in _expected_names(inventory).items():
+        if behind(folder, linked):
+            continue
         try:
             entries = sorted(os.scandir(directory / folder), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
             continue  # the files that should be in it are reported as missing
         for entry in entries:
-            if entry.name in names:
-                continue
             path = f"{folder}/{entry.name}".lstrip("/")
+            if entry.name in names or path in linked:
+                continue
             # A journal is moved aside before it is removed; other folders are nobody's.
             ours = not entry.is_dir() or path.startswith(f"{JOURNAL}.")
             temporary = entry.name.endswith(PARTIAL_SUFFIX) and ours

@@ -4,16 +4,19 @@ Nothing is believed: sizes and digests come from the manifest, the manifest's fr
 nothing else. Of an unfinished cache the committed blocks are checked, whose digests are in the journal.
 """
 
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from featcache.store.checking.addition import unfinished_addition, without_new_groups
-from featcache.store.checking.damage import Damage, Kind, Place
+from featcache.store.checking.column_checks import column_damages
+from featcache.store.checking.damage import Damage, Kind, Place, reason
 from featcache.store.checking.documents import document_damages, documents, name_damages, read_contents
 from featcache.store.checking.file_checks import MB, file_damages, recorded_files
+from featcache.store.checking.links import behind, linked_folders
 from featcache.store.checking.strangers import strangers
 from featcache.store.checking.zarr_agreement import check_metadata
 from featcache.store.errors import CacheError
@@ -59,6 +62,8 @@ class Verification:
             return (
                 "remove the folder and extract again, or fetch the file from whoever has a copy of the cache"
             )
+        if any(damage.place.kind == Kind.LINK for damage in self.damages):
+            return "remove the links, or make a copy without them with `cp -rL`, and run the command again"
         if all(damage.place.kind == Kind.STRANGER for damage in self.damages):
             return "move away what does not belong there; the data are intact"
         return f"run `featcache verify --repair {self.directory}` to drop what is damaged"
@@ -97,16 +102,21 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
     num_bytes = sum(path.stat().st_size for path in checked)
     if complete:
         damages += document_damages(directory)
+    damages += linked_folders(directory, manifest.inventory if manifest else None)
     if manifest is not None:
-        recorded = list(recorded_files(manifest))
+        linked = [damage.place.path for damage in damages if damage.place.kind == Kind.LINK]
+        recorded = [
+            (place, record) for place, record in recorded_files(manifest) if not behind(place.path, linked)
+        ]
         damages += file_damages(directory, recorded, threads or usable_cpus(), reporter or Silent())
-        bad = {damage.place.path for damage in damages}
-        damages += _disagreements(directory, manifest, complete, bad)
+        unread = {damage.place.path for damage in damages}
+        damages += _disagreements(directory, manifest, complete, unread, linked)
+        damages += column_damages(directory, manifest, unread, linked)
         addition = unfinished_addition(directory, manifest) if complete else None
         if addition is not None:
             damages = without_new_groups(directory, manifest, addition, damages)
         held = manifest.inventory.plus(addition.inventory) if addition else manifest.inventory
-        damages += strangers(directory, held, complete and addition is None)
+        damages += strangers(directory, held, complete and addition is None, linked)
         damages += name_damages(directory, manifest)
         checked += [directory / place.path for place, _ in recorded]
         num_bytes += sum(record.bytes for _, record in recorded)
@@ -114,14 +124,16 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
     return Verification(directory, complete, manifest, damages, len(checked), num_bytes, seconds)
 
 
-def _disagreements(directory: Path, manifest: Manifest, complete: bool, bad: set[str]) -> Iterator[Damage]:
+def _disagreements(
+    directory: Path, manifest: Manifest, complete: bool, bad: Collection[str], linked: Sequence[str]
+) -> Iterator[Damage]:
     for path in metadata_paths(manifest.inventory):
         place = Place(f"{FEATURES}/{path}", Kind.METADATA)
         full = directory / place.path
         # An unfinished cache may not have come to writing it.
-        if place.path in bad or (not complete and not full.exists()):
+        if place.path in bad or behind(place.path, linked) or (not complete and not os.path.lexists(full)):
             continue
         try:
             check_metadata(directory / FEATURES, path, manifest.inventory)
-        except CacheError as error:
-            yield Damage(place, str(error).removeprefix(f"{full}: "))
+        except (CacheError, OSError) as error:
+            yield Damage(place, reason(full, error))

@@ -17,15 +17,13 @@ from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.errors import CacheError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, Block, SplitInventory
 from featcache.store.layers import FINAL
+from featcache.store.plain import open_plain, refuse_link
 from featcache.store.token_groups import POOLED, array_name
 from featcache.store.zarr_metadata import METADATA_FILE, check_array_metadata
 
 Array = npt.NDArray[Any]
 Layer = tuple[ArrayInfo, int]
 """Where a layer lies: its array, and its position along that array's axis of layers."""
-
-# Windows would translate line ends without it.
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
 class ChunkFiles:
@@ -121,19 +119,21 @@ class ChunkFiles:
         """Open a chunk file for reading and hand out its file descriptor.
 
         Raises:
-            CacheError: the file is missing or of the wrong size, or the array's Zarr metadata differ.
+            CacheError: the file is missing or of the wrong size, it or its folder is a link, or the array's Zarr
+                metadata differ.
         """
         folder = self._folder / array.name
         if array.name not in self._checked:
+            for link in (self._folder.parent, self._folder, folder):
+                refuse_link(link)
             check_array_metadata(folder / METADATA_FILE, array)
             self._checked.add(array.name)
         path = f"{folder}{os.sep}{array.chunk_name(block, position)}"
         try:
-            descriptor = os.open(path, _OPEN_FLAGS)
+            descriptor, size = open_plain(path)
         except FileNotFoundError:
             raise CacheError(f"{path}: missing; the cache is damaged, extract it again") from None
         try:
-            size = os.fstat(descriptor).st_size
             if size != array.chunk_bytes:
                 raise CacheError(
                     f"{path}: {size} bytes, must be {array.chunk_bytes}; the cache is damaged, extract it again"

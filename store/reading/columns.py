@@ -1,8 +1,12 @@
 """What a split says about its rows, and about the features that it holds."""
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
+from featcache.store.columns import id_misfit, label_misfit, valid_misfit
+from featcache.store.errors import CacheError
 from featcache.store.planning import CONTENT_DIGEST
 from featcache.store.reading.chunks import ChunkFiles
 from featcache.store.reading.reads import read_column
@@ -11,9 +15,11 @@ from featcache.store.reading.reads import read_column
 class SplitColumns:
     """Labels, ids and validity of N rows, and the names, width and type of their features."""
 
-    def __init__(self, files: ChunkFiles) -> None:
-        """Read from these files."""
+    def __init__(self, files: ChunkFiles, folder: Path, num_classes: int | None) -> None:
+        """Read from these files in `folder`; labels are indices of so many classes, where that is known."""
         self._files = files
+        self._folder = folder
+        self._num_classes = num_classes
         self.inventory = files.inventory
         self.num_samples = files.inventory.num_samples
 
@@ -38,17 +44,45 @@ class SplitColumns:
         return self._files.layers
 
     def labels(self) -> npt.NDArray[np.int64]:
-        """Class index of every row: int64 ``[N]``, -1 in rows that are not committed."""
-        return read_column(self._files, "label")
+        """Class index of every row: int64 ``[N]``, -1 in rows that are not committed.
+
+        Raises:
+            CacheError: a row that holds features has a label that is no class; or as for `valid`.
+        """
+        labels: npt.NDArray[np.int64] = read_column(self._files, "label")
+        if self._num_classes is not None:
+            self._refuse("label", label_misfit(labels, self.valid(), self._num_classes))
+        return labels
 
     def valid(self) -> npt.NDArray[np.bool_]:
-        """Which rows hold features: bool ``[N]``."""
-        return read_column(self._files, "valid")
+        """Which rows hold features: bool ``[N]``.
+
+        Raises:
+            CacheError: a file is missing or of the wrong size, or holds other bytes than 0 and 1.
+        """
+        valid: npt.NDArray[np.bool_] = read_column(self._files, "valid")
+        self._refuse("valid", valid_misfit(valid))
+        return valid
 
     def content_digests(self) -> npt.NDArray[np.uint8] | None:
         """Beginning of the SHA-256 of every decoded image: uint8 ``[N, 16]``; None if the cache does not have it."""
         return read_column(self._files, CONTENT_DIGEST) if CONTENT_DIGEST in self.inventory.arrays else None
 
     def sample_ids(self) -> list[str]:
-        """Id of every row, empty for rows that are not committed."""
-        return [row.tobytes().rstrip(b"\0").decode() for row in read_column(self._files, "sample_id")]
+        """Id of every row, empty for rows that are not committed.
+
+        Raises:
+            CacheError: an id is not UTF-8; or as for `valid`.
+        """
+        ids = read_column(self._files, "sample_id")
+        try:
+            return [row.tobytes().rstrip(b"\0").decode() for row in ids]
+        except UnicodeDecodeError:
+            self._refuse("sample_id", id_misfit(ids))
+            raise
+
+    def _refuse(self, array: str, misfit: str | None) -> None:
+        if misfit:
+            raise CacheError(
+                f"{self._folder / array}: {misfit}; the cache is damaged or was not made by featcache"
+            )

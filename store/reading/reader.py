@@ -13,8 +13,9 @@ import numpy.typing as npt
 from featcache.store import journal
 from featcache.store.errors import CacheError, CacheNotFoundError, IncompleteCacheError, UnknownNameError
 from featcache.store.files import JsonObject, read_sealed
-from featcache.store.journal import FEATURES, Plan
+from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import Manifest
+from featcache.store.plain import refuse_link
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.split import SplitReader as SplitReader
 from featcache.store.writing.writer import PROVENANCE_FILE
@@ -57,7 +58,12 @@ class Cache:
             raise UnknownNameError("split", split, self.inventory.splits)
         if split not in self._splits:
             committed = [record.block for record in self.manifest.blocks if record.block.split == split]
-            reader = SplitReader(self.directory / FEATURES, self.inventory.splits[split], committed)
+            reader = SplitReader(
+                self.directory / FEATURES,
+                self.inventory.splits[split],
+                committed,
+                len(self.inventory.class_names),
+            )
             self._splits[split] = reader
         return self._splits[split]
 
@@ -103,6 +109,7 @@ def read_partial(directory: Path) -> Manifest:
         CacheNotFoundError: no extraction was started here.
         CacheError: its plan is damaged.
     """
+    refuse_link(directory / JOURNAL)
     try:
         plan = Plan.read(directory)
     except FileNotFoundError:

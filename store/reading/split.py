@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featcache.store.arrays import ArrayInfo
+from featcache.store.errors import RequestError
 from featcache.store.inventory import DEFAULT_TAP, Block, SplitInventory
 from featcache.store.reading.batches import Batch, BatchOptions, shuffled_batches
 from featcache.store.reading.chunks import Array, ChunkFiles
@@ -33,6 +35,7 @@ class SplitReader(SplitColumns):
         features: Path,
         inventory: SplitInventory,
         committed: Sequence[Block],
+        num_classes: int | None = None,
         tap: str = DEFAULT_TAP,
         group: str = POOLED,
     ) -> None:
@@ -42,8 +45,10 @@ class SplitReader(SplitColumns):
             UnknownNameError: the split does not hold these features.
             CacheError: the arrays with layers do not fit together.
         """
-        super().__init__(ChunkFiles(features, inventory, committed, tap, group))
-        self._arguments = (features, inventory, tuple(committed), tap, group)
+        super().__init__(
+            ChunkFiles(features, inventory, committed, tap, group), features / inventory.name, num_classes
+        )
+        self._arguments = (features, inventory, tuple(committed), num_classes, tap, group)
         self._copier = RowCopier(self._files)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -62,7 +67,7 @@ class SplitReader(SplitColumns):
         Raises:
             UnknownNameError: the split does not hold them.
         """
-        return SplitReader(*self._arguments[:3], tap, group)
+        return SplitReader(*self._arguments[:4], tap, group)
 
     def load(self, layers: Sequence[str], tokens: Sequence[str], out: Array | None = None) -> Array:
         """Read the features of all rows.
@@ -168,4 +173,18 @@ class SplitReader(SplitColumns):
 
     def _buffer(self, rows: int, selection: Selection, out: Array | None) -> Array:
         shape = (rows, *selection.row_shape(self._files))
-        return checked_buffer(shape, self._files.token_array.stored_dtype, out)
+        try:
+            return checked_buffer(shape, self._files.token_array.stored_dtype, out)
+        except MemoryError:
+            # A forged shape? Then the files do not have its size.
+            for layer in selection.layers if self._files.committed else ():
+                with self._files.open(*_first_file(self._files, layer)):
+                    pass
+            raise RequestError(
+                f"{self._folder}: rows, layers and tokens {list(shape)} do not fit in memory; ask for fewer, or use batches"
+            ) from None
+
+
+def _first_file(files: ChunkFiles, layer: str) -> tuple[ArrayInfo, int, int]:
+    array, index = files.locate(layer)
+    return array, files.committed[0].index, index

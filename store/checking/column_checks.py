@@ -1,0 +1,52 @@
+"""Labels, ids and validity, held to what they may be: a digest vouches for bytes, not for their sense."""
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featcache.store.arrays import ArrayInfo
+from featcache.store.checking.damage import Damage, Kind, Place
+from featcache.store.checking.links import behind
+from featcache.store.columns import id_misfit, label_misfit, valid_misfit
+from featcache.store.inventory import Block
+from featcache.store.journal import FEATURES
+from featcache.store.manifest import Manifest
+from featcache.store.plain import open_plain
+from featcache.store.reading.chunks import Array, read_into
+
+
+def column_damages(
+    directory: Path, manifest: Manifest, bad: Collection[str], linked: Sequence[str]
+) -> Iterator[Damage]:
+    """What the columns of the committed blocks say that cannot be.
+
+    Blocks with files in `bad`, or behind the links in `linked`, are passed over.
+    """
+    num_classes = len(manifest.inventory.class_names)
+    for record in manifest.blocks:
+        block = record.block
+        split = manifest.inventory.splits[block.split]
+        arrays = [split.arrays[name] for name in ("label", "valid", "sample_id")]
+        paths = [f"{FEATURES}/{split.name}/{array.name}/{array.chunk_name(block.index)}" for array in arrays]
+        if any(path in bad or behind(path, linked) for path in paths):
+            continue
+        label, valid, ids = (
+            _read(directory / path, array, block) for path, array in zip(paths, arrays, strict=True)
+        )
+        misfits = (
+            label_misfit(label, valid, num_classes, block.start),
+            valid_misfit(valid, block.start),
+            id_misfit(ids, block.start),
+        )
+        for path, array, misfit in zip(paths, arrays, misfits, strict=True):
+            if misfit:
+                yield Damage(Place(path, Kind.DATA, block, array.name), misfit)
+
+
+def _read(path: Path, array: ArrayInfo, block: Block) -> Array:
+    values = np.empty((block.rows, *array.row_shape), array.stored_dtype)
+    descriptor, _ = open_plain(path)
+    with open(descriptor, "rb"):
+        read_into(descriptor, values, 0)
+    return values

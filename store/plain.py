@@ -1,0 +1,70 @@
+"""Opening the files of a cache that may come from anywhere: plain files only, and never through a link.
+
+A link could lead out of the cache, a pipe is waited for for ever, and a device has no end.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from stat import S_ISLNK, S_ISREG
+
+from featcache.store.errors import CacheError
+
+NOT_PLAIN = "not a plain file"
+IS_LINK = "a link; a cache holds its files itself (`cp -rL` makes a copy without links)"
+
+# Windows has only the last, without which it translates line ends.
+PLAIN_FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+
+
+def open_plain(path: str | Path) -> tuple[int, int]:
+    """Open a file of a cache for reading; returns its descriptor and its size in bytes.
+
+    Only the last part of the path is held to be no link: `refuse_link` is for the folders.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CacheError: it is a link, a folder, a pipe, a device or cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | PLAIN_FLAGS)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+    except OSError as error:
+        refuse_link(path)
+        raise CacheError(f"{path}: cannot be read ({error.strerror})") from None
+    status = os.fstat(descriptor)
+    if not S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise CacheError(f"{path}: {NOT_PLAIN}")
+    return descriptor, status.st_size
+
+
+def refuse_link(path: str | Path) -> None:
+    """Refuse a link inside a cache. The folder of the cache itself may be one: people keep caches on several disks.
+
+    Raises:
+        CacheError: it is a link.
+    """
+    if os.path.islink(path):
+        raise CacheError(f"{path}: {IS_LINK}")
+
+
+def kind_misfit(path: str | Path) -> str | None:
+    """Why there is no plain file at `path`, without opening it; None if there is one."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if S_ISLNK(mode):
+        return IS_LINK
+    return None if S_ISREG(mode) else NOT_PLAIN
+
+
+def sha256_plain(path: Path) -> str:
+    """SHA-256 of a file of a cache as 64 hex digits; errors as in `open_plain`."""
+    descriptor, _ = open_plain(path)
+    with open(descriptor, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
