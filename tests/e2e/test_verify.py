@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from featcache.store.files import read_sealed, sha256_file, write_sealed
@@ -215,7 +216,7 @@ def test_recompute_finds_a_forged_cache(
         chunks = [cache / f"features.zarr/train/{name}/c.0" for name in ("label", "sample_id")]
         chunks[1] = chunks[1].with_name("c.0.0")
         for chunk in chunks:
-            chunk.write_bytes(chunk.read_bytes()[::-1])
+            chunk.write_bytes(np.fromfile(chunk, np.uint8).reshape(128, -1)[::-1].tobytes())
     forge(cache, source)
     assert cli("verify", cache).status == 0, "the digests alone do not show it"
     done = cli(
