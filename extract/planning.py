@@ -33,4 +33,6 @@ def plan_inventory(backbone: "Backbone", source: Source, contents: Contents, dty
         )
         for name in contents.choose_splits(list(source.splits))
     }
-    return Inventory(splits, tuple(source.class_names))
+    projection = backbone.projection
+    shape = None if projection is None else (projection.shape[0], projection.shape[1])
+    return Inventory(splits, tuple(source.class_names), shape)

@@ -202,8 +202,13 @@ class _Extraction:
     def _fill(self, path: Path, plan: Plan, backbone: "Backbone", device: "torch.device") -> ExtractResult:
         """Write what the cache lacks of `plan`; first, what an earlier run for something else left unfinished."""
         samples, seconds = 0, 0.0
+        matrix = backbone.projection
+        projection = None if matrix is None else matrix.detach().float().cpu().contiguous().numpy()
         while not _covers(path, plan.inventory):
-            with suppress(CacheCompletedError), CacheWriter(path, plan, adopt=True) as writer:
+            with (
+                suppress(CacheCompletedError),
+                CacheWriter(path, plan, projection=projection, adopt=True) as writer,
+            ):
                 for literal in self._literals:
                     record_request(path, literal)
                 self._say_plan(writer, plan)

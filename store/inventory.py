@@ -13,9 +13,12 @@ from featcache.store.layers import FINAL
 
 DEFAULT_TAP = "norm2"
 SPLITS = ("train", "test")
+PROJECTION = "projection"
 
 # Far above any real cache, low enough that sizes computed from a forged inventory stay ordinary integers.
 MAX_ARRAY_ELEMENTS = 2**48
+# Wider than any model; 256 MiB at most.
+MAX_PROJECTION_SIDE = 2**13
 # 537 million rows in the largest blocks. Blocks are enumerated, so a forged number of rows must not make them endless.
 MAX_SPLIT_BLOCKS = 2**17
 
@@ -73,6 +76,15 @@ class Inventory:
     splits: Mapping[str, SplitInventory]
     class_names: tuple[str, ...]
     """Name of every class, in label order."""
+    projection: tuple[int, int] | None = None
+    """Shape ``[D, E]`` of the matrix that the model multiplies its pooled token with, if it has one."""
+
+    @property
+    def projection_array(self) -> ArrayInfo | None:
+        """The projection as an array of one chunk, beside the splits."""
+        if self.projection is None:
+            return None
+        return ArrayInfo(PROJECTION, self.projection, self.projection[0], "float32", ("channel", "projected"))
 
     def blocks(self) -> list[Block]:
         """All blocks of all splits, in the order in which they are extracted."""
@@ -86,12 +98,14 @@ class Inventory:
     @property
     def num_bytes(self) -> int:
         """Bytes of all chunk files, padding included."""
-        arrays = (array for split in self.splits.values() for array in split.arrays.values())
+        arrays = [array for split in self.splits.values() for array in split.arrays.values()]
+        arrays += [self.projection_array] if self.projection_array else []
         return sum(array.chunk_bytes * array.files_per_block * array.num_blocks for array in arrays)
 
     def covers(self, wanted: "Inventory") -> bool:
         """Whether all of `wanted` is held."""
-        return not wanted.minus(self).splits
+        lacking = wanted.minus(self)
+        return not lacking.splits and lacking.projection is None
 
     def minus(self, held: "Inventory") -> "Inventory":
         """What of this inventory `held` lacks: splits, arrays and layers.
@@ -104,7 +118,8 @@ class Inventory:
             for name, split in self.splits.items()
             if (lacking := _minus(split, held.splits.get(name))).arrays
         }
-        return replace(self, splits=splits)
+        lacks_projection = held.projection is None
+        return replace(self, splits=splits, projection=self.projection if lacks_projection else None)
 
     def plus(self, added: "Inventory") -> "Inventory":
         """This inventory and what `added` holds beyond it, in an order that tells nothing of what came first.
@@ -114,7 +129,8 @@ class Inventory:
         """
         news = added.minus(self).splits
         names = sorted({*self.splits, *news}, key=lambda name: (name not in SPLITS, name != SPLITS[0], name))
-        return replace(self, splits={name: _plus(self.splits.get(name), news.get(name)) for name in names})
+        splits = {name: _plus(self.splits.get(name), news.get(name)) for name in names}
+        return replace(self, splits=splits, projection=self.projection or added.projection)
 
     def to_dict(self) -> JsonObject:
         """Return the inventory as plain JSON values."""
@@ -135,7 +151,8 @@ class Inventory:
             }
             for split in self.splits.values()
         }
-        return {"splits": splits, "class_names": list(self.class_names)}
+        projection = {"projection": list(self.projection)} if self.projection else {}
+        return {"splits": splits, "class_names": list(self.class_names), **projection}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], where: str, *, whole: bool = True) -> Self:
@@ -154,6 +171,7 @@ class Inventory:
         inventory = cls(
             splits={name: _split_from_dict(name, splits, where) for name in splits},
             class_names=_texts(document, "class_names", where),
+            projection=_projection(document, where),
         )
         if whole:
             inventory.require_columns(where)
@@ -167,6 +185,17 @@ class Inventory:
         """
         for split in self.splits.values():
             _require_columns(split.arrays, f"{where}: split {split.name!r}")
+
+
+def _projection(document: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+    if "projection" not in document:
+        return None
+    shape = field(document, "projection", list, where)
+    if len(shape) != 2 or not all(type(n) is int and 1 <= n <= MAX_PROJECTION_SIDE for n in shape):
+        raise CacheError(
+            f"{where}: field 'projection' must be two numbers from 1 to {MAX_PROJECTION_SIDE}, got {str(shape)[:60]}"
+        )
+    return shape[0], shape[1]
 
 
 def _minus(split: SplitInventory, held: SplitInventory | None) -> SplitInventory:
@@ -203,6 +232,8 @@ def _plus(split: SplitInventory | None, added: SplitInventory | None) -> SplitIn
 def _split_from_dict(name: str, splits: Mapping[str, Any], where: str) -> SplitInventory:
     where = f"{where}: split {name!r}"
     safe_name(name, where)
+    if name == PROJECTION:
+        raise CacheError(f"{where}: no split can have this name")
     document = field(splits, name, dict, where)
     num_samples = field(document, "num_samples", int, where)
     rows = field(document, "block_rows", int, where)

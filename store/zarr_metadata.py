@@ -13,15 +13,23 @@ from typing import Any
 from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, read_json
-from featcache.store.inventory import Inventory
+from featcache.store.inventory import PROJECTION, Inventory
 
 METADATA_FILE = "zarr.json"
+PROJECTION_CHUNK = f"{PROJECTION}/c.0.0"
 
 
 def metadata_paths(inventory: Inventory) -> Iterator[str]:
     """All metadata files, as paths within features.zarr."""
     yield from group_metadata_paths(inventory)
     yield from array_metadata_paths(inventory)
+
+
+def recorded_paths(inventory: Inventory) -> Iterator[str]:
+    """All files that the manifest's table `metadata` lists: the metadata, and the one chunk of the projection."""
+    yield from metadata_paths(inventory)
+    if inventory.projection:
+        yield PROJECTION_CHUNK
 
 
 def group_metadata_paths(inventory: Inventory) -> Iterator[str]:
@@ -33,6 +41,8 @@ def group_metadata_paths(inventory: Inventory) -> Iterator[str]:
 
 def array_metadata_paths(inventory: Inventory) -> Iterator[str]:
     """The metadata files of the arrays."""
+    if inventory.projection:
+        yield f"{PROJECTION}/{METADATA_FILE}"
     for split in inventory.splits.values():
         for array in split.arrays.values():
             yield f"{split.name}/{array.name}/{METADATA_FILE}"
@@ -46,23 +56,12 @@ def metadata_documents(inventory: Inventory) -> dict[str, bytes]:
     documents: dict[str, Any] = {}
     store = MemoryStore(documents)
     group = zarr.create_group(store=store, zarr_format=3)
+    if inventory.projection_array:
+        _create(group, inventory.projection_array, inventory)
     for split in inventory.splits.values():
         members = group.create_group(split.name)
         for array in split.arrays.values():
-            members.create_array(
-                array.name,
-                shape=array.shape,
-                chunks=array.chunk_shape,
-                dtype=array.stored_dtype,
-                compressors=None,
-                filters=None,
-                fill_value=DTYPES[array.dtype].fill,
-                chunk_key_encoding={"name": "default", "separator": "."},
-                dimension_names=array.dimension_names,
-                attributes=array_attributes(array, inventory),
-                # All-fill chunks must exist as files, or there is nothing to map.
-                config={"write_empty_chunks": True},
-            )
+            _create(members, array, inventory)
     with warnings.catch_warnings():
         # zarr warns that consolidated metadata is an extension. It is a copy that no reader needs, but xarray warns
         # where it is missing.
@@ -74,6 +73,23 @@ def metadata_documents(inventory: Inventory) -> dict[str, bytes]:
         path: json.dumps(json.loads(documents[path].to_bytes()), indent=2, sort_keys=True).encode()
         for path in metadata_paths(inventory)
     }
+
+
+def _create(group: Any, array: ArrayInfo, inventory: Inventory) -> None:
+    group.create_array(
+        array.name,
+        shape=array.shape,
+        chunks=array.chunk_shape,
+        dtype=array.stored_dtype,
+        compressors=None,
+        filters=None,
+        fill_value=DTYPES[array.dtype].fill,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=array.dimension_names,
+        attributes=array_attributes(array, inventory),
+        # All-fill chunks must exist as files, or there is nothing to map.
+        config={"write_empty_chunks": True},
+    )
 
 
 def array_attributes(array: ArrayInfo, inventory: Inventory) -> JsonObject:

@@ -6,10 +6,11 @@ from pathlib import Path
 from featcache.store.checking.addition import unfinished_addition
 from featcache.store.errors import CacheError
 from featcache.store.files import PARTIAL_SUFFIX
+from featcache.store.inventory import PROJECTION
 from featcache.store.journal import FEATURES, JOURNAL
 from featcache.store.manifest import Manifest
 from featcache.store.writing.claims import sole_owner
-from featcache.store.zarr_metadata import METADATA_FILE
+from featcache.store.zarr_metadata import METADATA_FILE, PROJECTION_CHUNK
 
 
 def addition_files(directory: Path) -> list[Path]:
@@ -32,6 +33,9 @@ def addition_files(directory: Path) -> list[Path]:
                 files += [folder / METADATA_FILE, folder]
         if held is None:
             files += [folder.parent / METADATA_FILE, folder.parent]
+    if plan.inventory.projection:
+        folder = directory / FEATURES / PROJECTION
+        files += [directory / FEATURES / PROJECTION_CHUNK, folder / METADATA_FILE, folder]
     return files
 
 

@@ -15,7 +15,7 @@ from featcache.store.reading.reader import read_partial
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.spec import KEY_DIGITS
 from featcache.store.writing.writer import CARD_DIGEST, CARD_FILE, PROVENANCE_FILE
-from featcache.store.zarr_metadata import metadata_paths
+from featcache.store.zarr_metadata import recorded_paths
 
 _KINDS = {
     MANIFEST_FILE: Kind.MANIFEST,
@@ -95,6 +95,6 @@ def _card_holds(directory: Path) -> bool:
 
 def _check_metadata_table(manifest: Manifest) -> None:
     # Its paths are going to be opened, so they must be the ones that the inventory calls for.
-    odd = sorted(set(metadata_paths(manifest.inventory)) ^ set(manifest.metadata))
+    odd = sorted(set(recorded_paths(manifest.inventory)) ^ set(manifest.metadata))
     if odd:
         raise CacheError(f"field 'metadata' does not fit the inventory at {odd[0]!r}")

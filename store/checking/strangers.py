@@ -13,7 +13,7 @@ from featcache.store.journal import FEATURES, JOURNAL
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
-from featcache.store.zarr_metadata import metadata_paths
+from featcache.store.zarr_metadata import recorded_paths
 
 
 def strangers(
@@ -49,7 +49,7 @@ def _expected_names(inventory: Inventory) -> dict[str, set[str]]:
     """Per folder of the cache the names that belong in it."""
     names: dict[str, set[str]] = defaultdict(set)
     names[""] = {MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE, FEATURES}
-    paths = list(metadata_paths(inventory))
+    paths = list(recorded_paths(inventory))
     for split in inventory.splits.values():
         for block in split.blocks():
             paths += [path for _, path in split.chunk_files(block.index)]

@@ -17,6 +17,7 @@ from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import Manifest
 from featcache.store.plain import refuse_link
 from featcache.store.reading.chunks import Array
+from featcache.store.reading.projection import read_projection
 from featcache.store.reading.split import SplitReader as SplitReader
 from featcache.store.writing.writer import PROVENANCE_FILE
 
@@ -47,6 +48,14 @@ class Cache:
             return read_sealed(self.directory / PROVENANCE_FILE)
         except FileNotFoundError:
             return {}
+
+    def projection(self) -> npt.NDArray[np.float32] | None:
+        """The matrix ``[D, E]`` that the model multiplies its pooled token with; None if it has none.
+
+        Raises:
+            CacheError: the file is missing or of another size, or its Zarr metadata differ.
+        """
+        return read_projection(self.directory / FEATURES, self.inventory)
 
     def __getitem__(self, split: str) -> SplitReader:
         """Return one split, the same object every time: it keeps its maps.

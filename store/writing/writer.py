@@ -14,6 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from featcache.store import journal
 from featcache.store.errors import CacheCompletedError, CacheError
 from featcache.store.files import (
@@ -31,7 +34,7 @@ from featcache.store.writing.block import BlockWriter
 from featcache.store.writing.claims import SETUP, Claims
 from featcache.store.writing.manifest_file import ManifestFile
 from featcache.store.writing.metadata import metadata_records, write_metadata
-from featcache.store.zarr_metadata import group_metadata_paths, metadata_documents
+from featcache.store.zarr_metadata import PROJECTION_CHUNK, group_metadata_paths, metadata_documents
 
 PROVENANCE_FILE = "provenance.json"
 CARD_FILE = "README.md"
@@ -53,6 +56,7 @@ class CacheWriter:
     Args:
         directory: folder of the cache, made if it does not exist.
         plan: what the cache is to hold. To a complete cache goes what it lacks of this, with the cache's own batch size.
+        projection: the matrix ``[D, E]`` float32 that `plan` speaks of.
         adopt: take up an unfinished run of another plan in this folder, rather than refuse; see `plan`.
         checkpoint_s: seconds of work that a kill may cost inside a block.
 
@@ -65,11 +69,18 @@ class CacheWriter:
     """What is being written."""
 
     def __init__(
-        self, directory: Path, plan: Plan, *, adopt: bool = False, checkpoint_s: float = CHECKPOINT_S
+        self,
+        directory: Path,
+        plan: Plan,
+        *,
+        projection: npt.NDArray[np.float32] | None = None,
+        adopt: bool = False,
+        checkpoint_s: float = CHECKPOINT_S,
     ) -> None:
         self.directory = directory
         self.plan = plan
         self._checkpoint_s = checkpoint_s
+        self._projection = projection
         self._manifest = ManifestFile(directory)
         (directory / JOURNAL).mkdir(parents=True, exist_ok=True)
         self._claims = Claims(directory / JOURNAL)
@@ -211,7 +222,14 @@ class CacheWriter:
 
     def _metadata(self, held: Manifest | None) -> dict[str, bytes]:
         whole = held.inventory.plus(self.plan.inventory) if held else self.plan.inventory
-        return metadata_documents(whole)
+        documents = metadata_documents(whole)
+        array = self.plan.inventory.projection_array
+        if array is not None:
+            if self._projection is None:
+                raise ValueError("the plan has a projection, but none is given")
+            array.check_rows(self._projection, array.shape[0])
+            documents[PROJECTION_CHUNK] = self._projection.tobytes()
+        return documents
 
     def _merge(self, held: Manifest | None, documents: Mapping[str, bytes]) -> Manifest:
         """The manifest of the cache with all that is planned."""

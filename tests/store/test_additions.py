@@ -79,8 +79,8 @@ def held_content(plan: Plan):
     }
 
 
-def add(folder, plan: Plan) -> None:
-    with CacheWriter(folder, plan) as writer:
+def add(folder, plan: Plan, projection=None) -> None:
+    with CacheWriter(folder, plan, projection=projection) as writer:
         write_blocks(writer, held_content(writer.plan))
         writer.finish({"model_names": ["tiny"], "dataset_names": ["made"], "completed_at": 1.0}, "# card\n")
 
@@ -188,6 +188,33 @@ def _filled(block, plan):
     content = held_content(plan)[block.block.split]
     block.append({name: values[block.block.start : block.block.stop] for name, values in content.items()})
     return block
+
+
+def test_a_projection_is_kept_beside_the_splits(tmp_path):
+    matrix = np.random.default_rng(0).standard_normal((D, 6)).astype("<f4")
+    planned = plan_of({"test": (FINAL,)})
+    plan = replace(planned, inventory=replace(planned.inventory, projection=matrix.shape))
+    at_once, later = tmp_path / "at once", tmp_path / "later"
+    add(at_once, plan, matrix)
+    add(later, planned)
+    assert open_cache(later).projection() is None
+    add(later, plan, matrix)
+    assert_same(later, at_once)
+    for folder in (at_once, later):
+        assert verify(folder).intact
+        np.testing.assert_array_equal(open_cache(folder).projection(), matrix)
+        np.testing.assert_array_equal(
+            zarr.open_group(folder / "features.zarr", mode="r")["projection"][:], matrix
+        )
+    chunk = at_once / "features.zarr" / "projection" / "c.0.0"
+    content = bytearray(chunk.read_bytes())
+    content[5] ^= 1
+    chunk.write_bytes(content)
+    (damage,) = verify(at_once).damages
+    assert damage.place.path == "features.zarr/projection/c.0.0"
+    assert not repair(verify(at_once)).complete
+    add(at_once, plan, matrix)
+    assert_same(at_once, later)
 
 
 ADDER = """
