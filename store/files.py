@@ -4,15 +4,18 @@ A *sealed* document carries a SHA-256 of its own content, so that damage to meta
 A cache may come from anywhere: what is read here is a plain file, never a link, and costs bounded memory and time.
 """
 
+import fcntl
 import hashlib
 import json
 import math
 import os
+import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import Any, BinaryIO
 
 from featcache.store.errors import CacheError
 from featcache.store.plain import PLAIN_FLAGS, open_plain
@@ -28,27 +31,81 @@ MAX_DOCUMENT_DEPTH = 32
 PARTIAL_SUFFIX = ".partial"
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an error of the file system that names nothing, as those of operations on an open file do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames in `directory` survive a power loss."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(directory):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds the old bytes or all of the new ones, also after a power loss."""
+    """Write `data` so that `path` holds the old bytes or all of the new ones, also after a power loss.
+
+    Several processes may write the same file at once; the last one wins.
+
+    Raises:
+        OSError: the disk is full, broken or gone; names the file.
+    """
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    if os.path.lexists(partial) and not S_ISREG(partial.lstat().st_mode):
-        partial.unlink()  # a link that would lead the bytes out of the folder, or a pipe that nobody reads
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | PLAIN_FLAGS
-    with open(os.open(partial, flags, 0o666), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with naming(path):
+        if os.path.lexists(partial) and not S_ISREG(partial.lstat().st_mode):
+            partial.unlink()  # a link that would lead the bytes out of the folder, or a pipe that nobody reads
+        # What a killed process left under the plain name is written over, so nobody has to sweep it.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN_FLAGS
+        with open(os.open(partial, flags, 0o666), "ab") as file:
+            locked = try_lock(file.fileno())
+            mine = bool(locked) and is_open_file(file.fileno(), partial)
+            if mine:
+                file.truncate(0)
+                _replace(partial, path, file, data)  # before the lock goes with the file
+        if not mine:
+            if locked is None:
+                partial.unlink(missing_ok=True)
+            # Another process is writing this very file.
+            partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+            with partial.open("xb") as file:
+                _replace(partial, path, file, data)
     sync_directory(path.parent)
+
+
+def _replace(partial: Path, path: Path, file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Lock an open file for this process; False if another one holds it, None on a file system without locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def is_open_file(descriptor: int, path: Path) -> bool:
+    """Whether `path` still is the open file: until it was locked, others could rename or replace it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from featcache.store import journal
 from featcache.store.errors import CacheError, CacheNotFoundError, IncompleteCacheError, UnknownNameError
 from featcache.store.files import JsonObject, read_sealed
 from featcache.store.journal import FEATURES, JOURNAL, Plan
-from featcache.store.manifest import Manifest
+from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.plain import refuse_link
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.projection import read_projection
@@ -105,7 +105,14 @@ def open_cache(directory: str | Path, *, allow_partial: bool = False) -> Cache:
         return Cache(directory, Manifest.read(directory))
     except FileNotFoundError:
         pass
-    partial = read_partial(directory)
+    try:
+        partial = read_partial(directory)
+    except FileNotFoundError:
+        if not (directory / MANIFEST_FILE).exists():
+            raise
+    # A writer completes the cache first and takes the journal away then, perhaps while it was read.
+    if (directory / MANIFEST_FILE).exists():
+        return Cache(directory, Manifest.read(directory))
     if not allow_partial:
         raise IncompleteCacheError(describe_missing(directory, partial))
     return Cache(directory, partial)

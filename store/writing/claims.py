@@ -5,21 +5,21 @@ once, because the kernel drops the owner's file lock; elsewhere when it has not 
 work, they do not guard data: what a block's files hold never depends on them.
 """
 
-import fcntl
+import errno
 import json
 import os
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from threading import Event, Lock, Thread
 from weakref import WeakSet
 
 from featcache.store.errors import CacheBusyError
-from featcache.store.files import JsonObject
+from featcache.store.files import JsonObject, is_open_file, naming, try_lock
 
 _open: "WeakSet[Claims]" = WeakSet()
 
@@ -68,40 +68,56 @@ class Claims:
         return True
 
     def wait(self, name: str, until: Callable[[], bool] = lambda: False, poll_s: float = 0.05) -> bool:
-        """Claim `name` as soon as it is free; False if `until` held before, also where the folder went with it."""
+        """Claim `name` as soon as it is free; False if `until` held before, also where the folder went with it.
+
+        Raises:
+            FileNotFoundError: the folder is gone, and so is the one that it lay in, or `until` does not hold.
+        """
         while True:
             try:
                 if self.acquire(name):
                     return True
             except FileNotFoundError:
-                if not until():
+                # Whoever ends the work takes the folder away, but not what it lay in: that was moved or unmounted.
+                if not until() or not self._folder.parent.exists():
                     raise
             if until():
                 return False
             time.sleep(poll_s)
 
     def holds(self, name: str) -> bool:
-        """Whether the claim is still this process's own: a process that slept too long may have lost it."""
+        """Whether the claim is still this process's own: a process that slept too long may have lost it.
+
+        Raises:
+            FileNotFoundError: the folder is gone.
+        """
         owner = _read_owner(self._folder / f"{name}{SUFFIX}")
+        if owner is None and not self._folder.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
         return name in self._held and owner is not None and owner.get("token") == self.token
 
     def release(self, name: str) -> None:
         """Give a claim back."""
-        still_mine = self.holds(name)
         with self._guard:
             descriptor = self._held.pop(name, None)
         if descriptor is None:
             return
-        if still_mine:
-            (self._folder / f"{name}{SUFFIX}").unlink(missing_ok=True)
-        os.close(descriptor)
+        path = self._folder / f"{name}{SUFFIX}"
+        try:
+            owner = _read_owner(path)
+            if owner is not None and owner.get("token") == self.token:
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Give all claims back and stop the heartbeat."""
         self._stop.set()
         self._heartbeat.join()
         for name in list(self._held):
-            self.release(name)
+            # A claim that cannot be removed lies there unlocked, which is as good; the disk's error was told before.
+            with suppress(OSError):
+                self.release(name)
 
     def forget(self) -> None:
         """Close the descriptors without giving anything back: for a forked child, which would keep the locks alive."""
@@ -113,13 +129,16 @@ class Claims:
         """Make a claim that did not exist, with its owner and its lock from the first moment; None if it exists."""
         draft = path.with_name(f".{path.name}.{self.token}")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._sign(descriptor)
-        _lock(descriptor)
         try:
+            with naming(draft):
+                self._sign(descriptor)
+            try_lock(descriptor)
             os.link(draft, path)
-        except FileExistsError:
+        except BaseException as error:
             os.close(descriptor)
-            return None
+            if isinstance(error, FileExistsError):
+                return None
+            raise
         finally:
             draft.unlink(missing_ok=True)
         return descriptor
@@ -136,7 +155,9 @@ class Claims:
         except FileNotFoundError:
             return None  # just released; it can be claimed at the next try
         try:
-            if _lock(descriptor) and _same_file(descriptor, path) and self._is_abandoned(path):
+            locked = try_lock(descriptor)
+            # Between opening and locking, the owner may have released the claim and another taken it.
+            if locked is not False and is_open_file(descriptor, path) and self._is_abandoned(path, locked):
                 self._sign(descriptor)
                 os.utime(descriptor)
                 return descriptor
@@ -145,10 +166,10 @@ class Claims:
         os.close(descriptor)
         return None
 
-    def _is_abandoned(self, path: Path) -> bool:
+    def _is_abandoned(self, path: Path, locked: bool | None) -> bool:
         owner = _read_owner(path)
-        if owner is not None and owner.get("machine") == _machine():
-            return True  # its lock was free, so its process is gone
+        if locked and owner is not None and owner.get("machine") == _machine():
+            return True  # its lock was free, so its process is gone; without locks only the heartbeat tells
         return self._now() - path.stat().st_mtime > self._stale_s
 
     def _now(self) -> float:
@@ -163,7 +184,8 @@ class Claims:
         while not self._stop.wait(heartbeat_s):
             with self._guard:
                 for descriptor in self._held.values():
-                    os.utime(descriptor)
+                    with suppress(OSError):  # the disk's error belongs to whoever writes the block
+                        os.utime(descriptor)
 
 
 def live_claims(folder: Path) -> list[str]:
@@ -212,21 +234,6 @@ def _machine() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return socket.gethostname()
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: only the heartbeat tells
-        return True
-    return True
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    # Between opening and locking, the owner may have released the claim and another taken it.
-    return os.fstat(descriptor).st_ino == path.stat().st_ino
 
 
 def _read_owner(path: Path) -> JsonObject | None:

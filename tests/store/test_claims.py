@@ -1,5 +1,7 @@
 """Claims: who holds what, who is gone, and that a process that lost a claim commits nothing."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -43,6 +45,57 @@ def test_a_claim_of_another_machine_lasts_until_it_is_stale(tmp_path, claims):
     os.utime(path, (an_hour_ago, an_hour_ago))
     assert claims[0].acquire("a")
     assert not claims[1].acquire("a"), "taken over, so alive again"
+
+
+def test_without_locks_only_the_heartbeat_tells(tmp_path, claims, monkeypatch):
+    # As on a network file system that is mounted without them. Both claims are of this very machine.
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    one, other = claims
+    assert one.acquire("a")
+    assert not other.acquire("a")
+    an_hour_ago = time.time() - 3600
+    os.utime(tmp_path / "a.claim", (an_hour_ago, an_hour_ago))
+    assert other.acquire("a")
+    assert not one.holds("a")
+
+
+def test_a_claim_in_a_folder_that_is_gone(tmp_path):
+    cache, away = tmp_path / "cache", tmp_path / "away"
+    (cache / "journal").mkdir(parents=True)
+    claims = Claims(cache / "journal")
+    assert claims.acquire("a")
+    cache.rename(away)
+    with pytest.raises(FileNotFoundError, match="journal"):
+        claims.holds("a")
+    with pytest.raises(FileNotFoundError, match="journal"):
+        claims.wait("b", until=lambda: True)
+    claims.close()
+    assert not cache.exists()
+    # Another process that completes the cache takes the journal only.
+    (cache / "journal").mkdir(parents=True)
+    claims = Claims(cache / "journal")
+    (cache / "journal").rmdir()
+    assert not claims.wait("b", until=lambda: True)
+    claims.close()
+
+
+def test_a_heartbeat_on_a_broken_disk_is_silent(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    # An exception in the thread of the heartbeat would be an error here, and a traceback for the user.
+    claims = Claims(tmp_path, heartbeat_s=0.01)
+    assert claims.acquire("a")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "utime", broken)
+        time.sleep(0.1)
+    before = (tmp_path / "a.claim").stat().st_mtime_ns
+    time.sleep(0.1)
+    assert (tmp_path / "a.claim").stat().st_mtime_ns > before, "it goes on when the disk does"
+    claims.close()
 
 
 def test_a_forked_child_does_not_keep_the_claims_of_a_dead_process(tmp_path, claims):

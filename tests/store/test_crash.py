@@ -3,10 +3,7 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,48 +11,27 @@ import pytest
 from featcache.store.errors import CacheCompletedError, CacheError, IncompleteCacheError
 from featcache.store.inventory import Block
 from featcache.store.reading.reader import open_cache
+from featcache.store.writing.claims import Claims
 from featcache.store.writing.writer import CacheWriter
-from support.caches import all_files, fill_block, make_content, make_plan, write_blocks, write_cache
+from support.caches import (
+    PROVENANCE,
+    all_files,
+    check_partial,
+    fill_block,
+    make_content,
+    make_plan,
+    write_blocks,
+    write_cache,
+)
+from support.processes import start_writer
 
 KILLS = int(os.environ.get("FEATCACHE_TEST_KILLS", "50"))
-
-# Feeds the real writer with prepared batches, slowly enough to be killed in the middle.
-WRITE = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from support.caches import fill_block, make_content, make_plan
-from featcache.store.errors import CacheCompletedError
-from featcache.store.writing.writer import CacheWriter
-plan = make_plan()
-content = make_content(plan)
-try:
-    # A checkpoint at every batch: kills fall into those too.
-    with CacheWriter(Path(sys.argv[2]), plan, checkpoint_s=0.0) as writer:
-        print("ready", flush=True)
-        while True:
-            while (block := writer.claim()) is not None:
-                fill_block(block, content, 32, pause_s=float(sys.argv[3]))
-                writer.commit(block)
-                print(block.block.split, block.block.index, flush=True)
-            if not writer.wait():
-                break
-        writer.finish({"completed_at": 1.0}, "# card\\n")
-except CacheCompletedError:
-    pass
-"""
-
-
-def start_writer(directory: Path, pause_s: float = 0.004) -> subprocess.Popen[str]:
-    tests = Path(__file__).parent.parent
-    command = [sys.executable, "-W", "ignore", "-c", WRITE, str(tests), str(directory), str(pause_s)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_killed_again_and_again_gives_the_same_bytes(tmp_path):
     plan = make_plan()
     content = make_content(plan)
-    write_cache(tmp_path / "whole", plan, content, {"completed_at": 1.0})
+    write_cache(tmp_path / "whole", plan, content, PROVENANCE)
     whole = all_files(tmp_path / "whole")
     rng = random.Random(0)
     completed, kills = 0, 0
@@ -81,16 +57,21 @@ def test_killed_again_and_again_gives_the_same_bytes(tmp_path):
     assert all_files(directory) == whole
 
 
+def _check_partial(directory, content):
+    """What counts as committed has the right values; the rest is absent."""
+    try:
+        cache = open_cache(directory, allow_partial=True)
+    except CacheError:
+        return  # killed before the plan was written
+    check_partial(cache, content)
+
+
 def test_processes_divide_the_blocks(tmp_path):
-    plan = make_plan({"train": 1500, "test": 300})
-    content = make_content(plan)
-    write_cache(tmp_path / "whole", plan, content, {"completed_at": 1.0})
-    script_plan = "plan = make_plan({'train': 1500, 'test': 300})"
+    samples = {"train": 1500, "test": 300}
+    plan = make_plan(samples)
+    write_cache(tmp_path / "whole", plan, make_content(plan), PROVENANCE)
     together = tmp_path / "together"
-    code = WRITE.replace("plan = make_plan()", script_plan)
-    tests = str(Path(__file__).parent.parent)
-    command = [sys.executable, "-W", "ignore", "-c", code, tests, str(together), "0.01"]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    processes = [start_writer(together, 0.01, samples) for _ in range(3)]
     # One of them dies on the way: the others take its block over.
     assert processes[0].stdout is not None
     processes[0].stdout.readline()
@@ -103,40 +84,42 @@ def test_processes_divide_the_blocks(tmp_path):
     assert all_files(together) == all_files(tmp_path / "whole")
     # Besides the line that the dead process may have swallowed, every block was committed once.
     assert len(committed) == len(set(committed)) >= len(plan.inventory.blocks()) - 2
-    assert len({process.args[0] for process in processes}) == 1
-
-
-def _check_partial(directory, content):
-    """What counts as committed has the right values; the rest is absent."""
-    try:
-        cache = open_cache(directory, allow_partial=True)
-    except CacheError:
-        return  # killed before the plan was written
-    for name, columns in content.items():
-        split = cache[name]
-        valid = split.valid()
-        features = split.load(split.layers, split.tokens)
-        assert np.isnan(features[~valid]).all()
-        np.testing.assert_array_equal(features[valid][:, :-1], columns["norm2"][valid])
-        np.testing.assert_array_equal(split.labels()[valid], columns["label"][valid])
 
 
 def test_leftovers_are_swept_and_never_read(tmp_path):
     plan = make_plan()
     content = make_content(plan)
-    whole = write_cache(tmp_path / "whole", plan, content)
+    write_cache(tmp_path / "whole", plan, content, PROVENANCE)
     cut = tmp_path / "cut"
     with CacheWriter(cut, plan):
         pass
-    folder = cut / "features.zarr" / "train" / "norm2"
-    (folder / "c.0.0.0.0.0123456789ab.partial").write_bytes(b"half a block")
-    # A chunk under its final name, but of a block that was never committed.
-    (folder / "c.0.0.0.0").write_bytes(b"\0" * plan.inventory.splits["train"].arrays["norm2"].chunk_bytes)
-    partial = open_cache(cut, allow_partial=True)["train"]
-    assert np.isnan(partial.load(["0"], ["cls"])).all()
+    chunk_bytes = plan.inventory.splits["train"].arrays["norm2"].chunk_bytes
+    leftovers = {
+        "features.zarr/train/norm2/c.0.0.0.0.0123456789ab.partial": b"half a block",
+        # A chunk under its final name, but of a block that was never committed.
+        "features.zarr/train/norm2/c.0.0.0.0": b"\0" * chunk_bytes,
+        "journal/.train.00001.claim.0123456789ab": b"",
+        "journal/clock-0123456789ab": b"",
+        "journal/zarr-metadata/train/zarr.json": b"{}",
+        "journal/train.00000.json.partial": b'{"split": "train"',
+        "journal/train.00000.progress.json": b'{"rows": 96',
+        "journal/plan.json.partial": b"{",
+        "provenance.json.partial": b"{",
+        "README.md.partial": b"# a longer ca",
+        "manifest.json.partial": b"{",
+    }
+    for name, data in leftovers.items():
+        (cut / name).parent.mkdir(parents=True, exist_ok=True)
+        (cut / name).write_bytes(data)
+    for path in (cut / "features.zarr").rglob("zarr.json"):
+        path.rename(path.with_name("zarr.json.partial"))
+    claims = Claims(cut / "journal")
+    assert claims.acquire("train.00000")
+    claims.forget()  # as the kernel does it for a process that was killed
+    assert check_partial(open_cache(cut, allow_partial=True), content) == 0
     with CacheWriter(cut, plan) as writer:
         write_blocks(writer, content)
-        writer.finish(whole.provenance, "# card\n")
+        writer.finish(PROVENANCE, "# card\n")
     assert all_files(cut) == all_files(tmp_path / "whole")
 
 
@@ -198,7 +181,7 @@ def test_a_block_must_be_full_and_of_the_right_type(tmp_path):
 def test_a_block_goes_on_at_its_last_checkpoint(tmp_path):
     plan = make_plan()
     content = make_content(plan)
-    write_cache(tmp_path / "whole", plan, content, {"completed_at": 1.0})
+    write_cache(tmp_path / "whole", plan, content, PROVENANCE)
     cut = tmp_path / "cut"
     with CacheWriter(cut, plan, checkpoint_s=0.0) as writer:
         append(writer, content["train"], 64)
@@ -218,14 +201,14 @@ def test_a_block_goes_on_at_its_last_checkpoint(tmp_path):
         fill_block(block, content, 32)
         writer.commit(block)
         write_blocks(writer, content)
-        writer.finish({"completed_at": 1.0}, "# card\n")
+        writer.finish(PROVENANCE, "# card\n")
     assert all_files(cut) == all_files(tmp_path / "whole")
 
 
 def test_metadata_that_was_damaged_in_the_meantime_is_written_again(tmp_path):
     plan = make_plan()
     content = make_content(plan)
-    write_cache(tmp_path / "whole", plan, content, {"completed_at": 1.0})
+    write_cache(tmp_path / "whole", plan, content, PROVENANCE)
     cut = tmp_path / "cut"
     with CacheWriter(cut, plan) as writer:
         writer.commit(append(writer, content["train"], 128))
@@ -233,7 +216,7 @@ def test_metadata_that_was_damaged_in_the_meantime_is_written_again(tmp_path):
         path.write_text(path.read_text().replace("a", "b", 1))
     with CacheWriter(cut, plan) as writer:
         write_blocks(writer, content)
-        writer.finish({"completed_at": 1.0}, "# card\n")
+        writer.finish(PROVENANCE, "# card\n")
     assert all_files(cut) == all_files(tmp_path / "whole")
 
 

@@ -14,6 +14,8 @@ from featcache.store.writing.block import BlockWriter
 from featcache.store.writing.writer import CacheWriter
 
 Content = dict[str, dict[str, np.ndarray]]
+PROVENANCE = {"completed_at": 1.0}
+"""Of a cache that is compared with another byte for byte."""
 
 
 def make_spec(num_layers=3, width=4, dtype="float16", **changes) -> CacheSpec:
@@ -103,6 +105,23 @@ def write_cache(directory: Path, plan: Plan, content: Content, provenance=None) 
     return open_cache(directory)
 
 
+def check_partial(cache: Cache, content: Content) -> int:
+    """Every block is there with the right rows or not at all, in all arrays; returns the rows that are there."""
+    rows = 0
+    for name, columns in content.items():
+        split = cache[name]
+        valid = split.valid()
+        for block in cache.inventory.splits[name].blocks():
+            assert len(set(valid[block.start : block.stop])) == 1, f"a part of {block} is valid"
+        features = split.load(split.layers, split.tokens)
+        assert np.isnan(features[~valid]).all()
+        np.testing.assert_array_equal(features[valid][:, :-1], columns["norm2"][valid])
+        np.testing.assert_array_equal(features[valid][:, -1:], columns["final"][valid])
+        np.testing.assert_array_equal(split.labels()[valid], columns["label"][valid])
+        rows += int(valid.sum())
+    return rows
+
+
 def cache_folder(root: Path, plan: Plan, dataset="made", model="tiny") -> Path:
     """Where a cache of this plan lies under a root."""
     return root / dataset / f"{model}-{plan.spec.key}"
@@ -116,8 +135,10 @@ def all_files(directory: Path) -> dict[str, bytes]:
 
 
 __all__ = [
+    "PROVENANCE",
     "all_files",
     "cache_folder",
+    "check_partial",
     "make_content",
     "make_plan",
     "make_spec",
