@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from featcache.extract.backbones.base import Backbone, TokenLayout
 
 TAPS = ("norm2", "block", "attn", "mlp", "norm1")
-"""What can be tapped in a block: the second norm (the paper's), the block itself, its attention, the hidden activation
-of its MLP, the first norm."""
+"""What can be tapped in a block: the second norm (the paper's), the block itself, its attention before any scaling, the
+hidden activation of its MLP (what the MLP's last projection takes), the first norm."""
 
 
 @dataclass(frozen=True)

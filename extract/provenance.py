@@ -24,7 +24,7 @@ _PACKAGES = ("featcache", "torch", "timm", "open_clip_torch", "torchvision", "nu
 
 def provenance(
     writer: CacheWriter,
-    weights_source: str,
+    weights_source: JsonObject,
     device: torch.device,
     names: Mapping[str, Sequence[str]],
     run: Mapping[str, Any],

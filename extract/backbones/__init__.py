@@ -1,4 +1,7 @@
-"""Backbones by name. A new family is one file with a subclass of `Backbone` and one entry in `load_backbone`."""
+"""Backbones by name. A new family is one file with a subclass of `Backbone` and one entry in `load_backbone`.
+
+A `torch.nn.Module` of your own becomes a backbone with `featcache.extract.backbones.custom.custom_backbone`.
+"""
 
 from pathlib import Path
 

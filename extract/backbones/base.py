@@ -1,20 +1,17 @@
 """What the extraction needs to know of a backbone, whatever library it comes from."""
 
-import hashlib
-import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from featcache.extract.models import ModelName
+from featcache.extract.contents import TAPS
 from featcache.store.errors import BackboneError
-from featcache.store.files import sha256_file
+from featcache.store.files import JsonObject
 from featcache.store.spec import BackboneSpec
 
 
@@ -24,6 +21,7 @@ class TokenLayout:
 
     has_class_token: bool
     num_registers: int
+    """Further tokens before the patches; the distillation token of DeiT is one of them."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
 
@@ -37,6 +35,11 @@ class TokenLayout:
         """Patches of an image."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def num_tokens(self) -> int:
+        """All tokens of a layer, N."""
+        return self.num_prefix_tokens + self.num_patches
+
 
 @dataclass(frozen=True)
 class TapPoint:
@@ -46,6 +49,11 @@ class TapPoint:
     width: int
     """Channels of a token there."""
     side: Literal["output", "input"] = "output"
+
+    def tokens(self, inputs: tuple[Any, ...], output: Any) -> Any:
+        """What the tap sees, from the arguments of a forward hook on `module`; the first of several outputs."""
+        seen = inputs[0] if self.side == "input" else output
+        return seen[0] if isinstance(seen, tuple) else seen
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,18 @@ class LoadedModel:
     transform: Callable[[Image], Tensor]
     """The model's own preprocessing: RGB image to ``[3, S, S]`` float32."""
     layout: TokenLayout
-    weights_source: str
-    """Where the weights come from, for provenance: a hub name, or a file's name and digest."""
+    weights_source: JsonObject
+    """Where the weights come from, for provenance: ``origin`` (``hub``, ``url``, ``file`` or ``memory``), the file and its
+    ``sha256``; from the hub also ``model``, ``repository`` and ``revision`` (the commit)."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A value that the self-test recomputed, and what the forward pass gave."""
+
+    what: str
+    recomputed: Tensor
+    recorded: Tensor
 
 
 class Backbone(ABC):
@@ -86,17 +104,37 @@ class Backbone(ABC):
         """Where `tap`, one of `contents.TAPS`, hooks in one of the L blocks.
 
         Raises:
-            BackboneError: the blocks of this backbone have no such place.
+            BackboneError: the blocks of this backbone have no such place; the message says what they have.
         """
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Those of `TAPS` that the blocks have."""
+
+        def present() -> Iterator[str]:
+            for tap in TAPS:
+                with suppress(BackboneError):
+                    self.tap_point(tap, 0)
+                    yield tap
+
+        return tuple(present())
 
     @property
     @abstractmethod
     def final_norm(self) -> nn.Module:
-        """The model's final norm, applied to all tokens ``[B, N, D]``."""
+        """The module whose output is the tokens of the last layer, ``[B, N, D]``.
+
+        The model's final norm. Where that comes only after pooling (or the model has none), the tokens are those that
+        enter the pooling, and this is the place where they can be seen: an Identity, or the transformer itself.
+        """
 
     @property
     def embedding_point(self) -> TapPoint | None:
-        """Where the pooled output ``[B, E]`` can be seen, if pooling is more than picking or averaging tokens."""
+        """Where the pooled output ``[B, E]`` can be seen, if pooling is more than picking or averaging tokens.
+
+        Where the model goes on with a projection that `projection` cannot express (with a bias, or of another width
+        than D), what is seen is the model's own output, already projected.
+        """
         return None
 
     @property
@@ -104,14 +142,27 @@ class Backbone(ABC):
         """The matrix ``[D, E]`` that the model multiplies its pooled token with, if it has one."""
         return None
 
-    @abstractmethod
-    def output_from_last_tap(self, residual: Tensor, tapped: Tensor) -> Tensor:
-        """Recompute the model's own output from the last block's `norm2`.
+    def final_tokens(self, tokens: Tensor) -> Tensor:
+        """The tokens of the last layer, from what the last block gives; both ``[B, N, D]``."""
+        final: Tensor = self.final_norm(tokens)
+        return final
+
+    def output_from_final(self, tokens: Tensor) -> Tensor | None:
+        """The model's own output from the tokens of the last layer ``[B, N, D]``; None if that is not known."""
+        return None
+
+    def block_checks(self, block: int, entered: Tensor, taps: Mapping[str, Tensor]) -> list[Check]:
+        """Recompute parts of a block from each other, where its form is known.
 
         Args:
-            residual: what entered the last `norm2`.
-            tapped: what left it.
+            block: index of the block.
+            entered: the tokens that entered it.
+            taps: what every tap of `self.taps` saw.
+
+        Returns:
+            Nothing if the form of the block is not known; the self-test then disturbs the taps instead.
         """
+        return []
 
     def forward(self, images: Tensor) -> Tensor:
         """The model's own output for images ``[B, 3, S, S]``."""
@@ -119,73 +170,9 @@ class Backbone(ABC):
         return output
 
 
-def state_digest(module: nn.Module) -> str:
-    """SHA-256 over names, shapes, types and bytes of a module's state, whatever file it was loaded from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        # Through uint8, since numpy has no bfloat16.
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def read_state(path: Path) -> Mapping[str, Any]:
-    """Read a weights file: safetensors, or a PyTorch file in weights-only mode (nothing in it is executed).
-
-    Raises:
-        BackboneError: the file cannot be read.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the libraries raise many kinds
-        raise BackboneError(
-            f"weights file {path} cannot be read ({_reason(error)}); it must be safetensors, or a state dict saved by "
-            "torch (no TorchScript archive, no pickled model)"
-        ) from None
-    for name in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict):
-        raise BackboneError(f"weights file {path} holds {type(state).__name__}, not a state dict")
-    return state
-
-
-def weights_source(name: ModelName, weights: Path | None) -> str:
-    """Where the weights come from, for provenance; a local file by name and digest, never by its path."""
-    return f"hub:{name.name}" if weights is None else f"file:{weights.name} sha256:{sha256_file(weights)}"
-
-
-def load_failure(name: ModelName, weights: Path | None, error: Exception) -> BackboneError:
-    """Turn what a model library raised while loading into one line with the next step."""
-    reason = _reason(error)
-    if weights is not None:
-        return BackboneError(f"weights file {weights} does not fit {name.explicit} ({reason})")
+def no_such_tap(architecture: str, tap: str, taps: tuple[str, ...], reason: str = "") -> BackboneError:
+    """The error of a tap that the blocks of a model do not have."""
+    because = f" ({reason})" if reason else ""
     return BackboneError(
-        f"pretrained weights of {name.explicit} could not be loaded ({reason}); "
-        "check the connection to the Hugging Face Hub, or give local weights with --weights FILE"
+        f"the blocks of {architecture} have no tap {tap!r}{because}; they have {', '.join(taps)}"
     )
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # torch's first line ends in a colon and says nothing yet.
-    line = next((line for line in lines if not line.endswith(":")), "")
-    # The text of a KeyError, for one, is just the key.
-    return textwrap.shorten(
-        line if " " in line else f"{type(error).__name__} {line}".rstrip(), 200, placeholder=" ..."
-    )
-
-
-def refuse_if(name: ModelName, reasons: Mapping[str, bool]) -> None:
-    """Refuse a model for the first reason that holds.
-
-    Raises:
-        BackboneError: a reason holds.
-    """
-    for reason, holds in reasons.items():
-        if holds:
-            raise BackboneError(f"{name.explicit} is not supported yet: {reason}")

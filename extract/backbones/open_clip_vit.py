@@ -1,31 +1,41 @@
-"""CLIP's vision transformers from open_clip: OpenAI's, OpenCLIP's, DFN, MetaCLIP and others of the same tower."""
+"""Image towers from open_clip: CLIP's own vision transformer (OpenAI, LAION, DFN, MetaCLIP, CLIPA, CoCa and others) and
+timm's models in its place (SigLIP, EVA-CLIP, PE and others)."""
 
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.convert import convert_state_dict
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from featcache.extract.backbones.base import (
-    Backbone,
-    LoadedModel,
-    TapPoint,
-    TokenLayout,
-    load_failure,
-    refuse_if,
+from featcache.extract.backbones.base import Backbone, Check, LoadedModel, TapPoint, TokenLayout
+from featcache.extract.backbones.hub import hub_source, load_failure, offline_if_unreachable
+from featcache.extract.backbones.prenorm import PreNormBlock
+from featcache.extract.backbones.timm_vit import TimmViT, follows_from_tokens, layout_of, why_not_supported
+from featcache.extract.backbones.weights import (
+    AS_STORED,
+    RESIZED,
+    file_source,
+    fit_position_embedding,
+    read_state,
     state_digest,
-    weights_source,
 )
 from featcache.extract.models import ModelName
-from featcache.store.errors import UnknownNameError
+from featcache.store.errors import BackboneError, UnknownNameError
+from featcache.store.files import JsonObject
 from featcache.store.spec import BackboneSpec
 
 _PREPROCESSING_FIELDS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
+# Only the image tower is wanted, so the rest of the model is made as small as it goes.
+_NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
 
 
 class OpenClipViT(Backbone):
-    """The image tower of an open_clip model."""
+    """open_clip's own vision transformer."""
 
     @property
     def sequence_first(self) -> bool:
@@ -35,58 +45,173 @@ class OpenClipViT(Backbone):
     def tap_point(self, tap: str, block: int) -> TapPoint:
         """``transformer.resblocks.i`` or a part of it; the hidden activation is what ``mlp.c_proj`` takes."""
         module = self.module.get_submodule(f"transformer.resblocks.{block}")
+        width = self.spec.width
         if tap == "mlp":
             projection: Any = module.get_submodule("mlp.c_proj")
             return TapPoint(projection, projection.in_features, "input")
-        names = {"norm1": "ln_1", "norm2": "ln_2", "attn": "attn"}
-        return TapPoint(module if tap == "block" else module.get_submodule(names[tap]), self.spec.width)
-
-    @property
-    def projection(self) -> Tensor | None:
-        """``proj``."""
-        return getattr(self.module, "proj", None)
+        if tap == "attn":
+            # The attention itself gives a pair in most blocks; what follows it takes the tokens alone.
+            follower = "ln_attn" if hasattr(module, "ln_attn") else "ls_1"
+            return TapPoint(module.get_submodule(follower), width, "input")
+        names = {"norm1": "ln_1", "norm2": "ln_2"}
+        return TapPoint(module if tap == "block" else module.get_submodule(names[tap]), width)
 
     @property
     def final_norm(self) -> nn.Module:
-        """``ln_post``."""
-        return self.module.get_submodule("ln_post")
+        """``ln_post``, or the transformer itself where that norm comes after pooling."""
+        return self.module.get_submodule("transformer" if self._pools_before_norm else "ln_post")
 
-    def output_from_last_tap(self, residual: Tensor, tapped: Tensor) -> Tensor:
-        """The rest of the last block, the final norm, pooling and projection."""
+    @property
+    def embedding_point(self) -> TapPoint | None:
+        """``ln_post`` where it comes after pooling; the tower's output where it pools by attention."""
         tower: Any = self.module
-        block = tower.transformer.resblocks[-1]
-        tokens = residual + block.ls_2(block.mlp(tapped))
-        if self.sequence_first:
-            tokens = tokens.transpose(0, 1)
-        pooled, _ = tower._pool(tokens)
+        if tower.attn_pool is not None:
+            return TapPoint(tower, tower.output_dim)
+        return TapPoint(tower.ln_post, self.spec.width) if self._pools_before_norm else None
+
+    @property
+    def projection(self) -> Tensor | None:
+        """``proj``, unless it comes after attention pooling, which has a width of its own."""
+        tower: Any = self.module
+        return None if tower.attn_pool is not None else getattr(tower, "proj", None)
+
+    @property
+    def _pools_before_norm(self) -> bool:
+        tower: Any = self.module
+        return bool(tower.attn_pool is not None or tower.final_ln_after_pool)
+
+    def final_tokens(self, tokens: Tensor) -> Tensor:
+        """`final_norm` of the tokens, where it is a norm."""
+        return tokens if self._pools_before_norm else super().final_tokens(tokens)
+
+    def output_from_final(self, tokens: Tensor) -> Tensor:
+        """Pooling and projection, and the final norm where it comes after pooling."""
+        tower: Any = self.module
+        pooled, _ = tower._pool(tokens) if self._pools_before_norm else tower._global_pool(tokens)
         output: Tensor = pooled if tower.proj is None else pooled @ tower.proj
         return output
 
+    def block_checks(self, block: int, entered: Tensor, taps: Mapping[str, Tensor]) -> list[Check]:
+        """The equations of pre-norm blocks."""
+        module: Any = self.module.get_submodule(f"transformer.resblocks.{block}")
+        after_attention = nn.Sequential(getattr(module, "ln_attn", nn.Identity()), module.ls_1)
+        form = PreNormBlock(
+            module.ln_1, module.ln_2, module.mlp, module.mlp.c_proj, after_attention, module.ls_2
+        )
+        return form.checks(entered, taps)
 
-def load_open_clip(name: ModelName, weights: Path | None) -> OpenClipViT:
+
+class OpenClipTimmViT(TimmViT):
+    """A timm model as the image tower of open_clip: a trunk, and a head that may project."""
+
+    @property
+    def trunk(self) -> Any:
+        """``trunk``."""
+        return self.module.get_submodule("trunk")
+
+    @cached_property
+    def _linear_maps(self) -> list[nn.Linear]:
+        """What comes after pooling: the trunk's own classifier, or a map or an MLP in the tower's head."""
+        modules = (self.trunk.head, *self.module.get_submodule("head").modules())
+        return [module for module in modules if isinstance(module, nn.Linear)]
+
+    @property
+    def embedding_point(self) -> TapPoint | None:
+        """What enters the projection, or the tower's output where a bias or an MLP makes it more than a matrix."""
+        if not self._linear_maps:
+            return super().embedding_point
+        if self.projection is None:
+            return TapPoint(self.module, self._linear_maps[-1].out_features)
+        return (
+            None
+            if follows_from_tokens(self.trunk)
+            else TapPoint(self._linear_maps[0], self.spec.width, "input")
+        )
+
+    @property
+    def projection(self) -> Tensor | None:
+        """The weight of the linear map after pooling, transposed, if there is one and it has no bias but zeros."""
+        if len(self._linear_maps) != 1:
+            return None
+        linear = self._linear_maps[0]
+        exact = linear.bias is None or not bool(linear.bias.count_nonzero())
+        return linear.weight.T if exact else None
+
+    def output_from_final(self, tokens: Tensor) -> Tensor:
+        """The trunk's pooling and the tower's head."""
+        tower: Any = self.module
+        output: Tensor = tower.head(super().output_from_final(tokens))
+        return output
+
+
+def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
     """Load the image tower of an open_clip model.
 
     Args:
         name: the resolved name, of family ``open_clip``, such as ``ViT-L-14-quickgelu/openai``.
-        weights: local weights of the whole model; without them the tag's come from the hub.
+        weights: local weights of the whole model or of its image tower; without them the tag's come from the hub.
 
     Raises:
         UnknownNameError: open_clip has no such architecture or tag.
         BackboneError: the weights cannot be had or do not fit, or the tower is of a kind that is not supported.
     """
     architecture, _, tag = name.name.partition("/")
-    model = _create(name, architecture, tag, weights)
+    _require_known(architecture, tag, weights)
+    _require_activation(name, architecture, tag)
+    try:
+        model = form_of(name)
+        tower = model.visual
+        _require_supported(name, tower)
+        path = weights or _download(architecture, tag)
+        position_embedding = _load_tower(model, path)
+    except BackboneError:
+        raise
+    except Exception as error:  # open_clip, torch and the hub client raise many kinds
+        raise load_failure(name, weights, error, _repository(architecture, tag)) from error
+    tower.eval()
+    if hasattr(tower, "output_tokens"):
+        tower.output_tokens = False  # CoCa's gives the tokens along with its output
+    source = (
+        file_source(path) if weights is not None else hub_source(name, _repository(architecture, tag), path)
+    )
+    return _backbone(name, model, position_embedding, source)
+
+
+def form_of(name: ModelName) -> Any:
+    """A model of open_clip with random weights, its text tower replaced by as little as goes."""
+    architecture, _, tag = name.name.partition("/")
+    config = open_clip.get_pretrained_cfg(architecture, tag)
+    rest = {"text_cfg": dict(_NO_TEXT)}
+    if "multimodal_cfg" in open_clip.get_model_config(architecture):
+        rest["multimodal_cfg"] = dict(_NO_TEXT)
+    return open_clip.create_model(
+        architecture,
+        pretrained_text=False,
+        # The tag's preprocessing goes with local weights of that tag too; the size is the architecture's.
+        force_preprocess_cfg={f: config[f] for f in _PREPROCESSING_FIELDS if f in config and f != "size"},
+        **rest,
+    )
+
+
+def layout_of_tower(tower: Any) -> tuple[int, int, TokenLayout]:
+    """Number of layers, width and token layout of an image tower."""
+    if isinstance(tower, TimmModel):
+        return len(tower.trunk.blocks), tower.trunk.embed_dim, layout_of(tower.trunk)
+    return len(tower.transformer.resblocks), tower.transformer.width, TokenLayout(True, 0, tower.grid_size)
+
+
+def _backbone(name: ModelName, model: Any, position_embedding: str, source: JsonObject) -> Backbone:
     tower = model.visual
-    _require_plain_vit(name, tower)
     config = open_clip.get_model_preprocess_cfg(model)
     preprocessing = {field: _plain(config[field]) for field in _PREPROCESSING_FIELDS if field in config}
+    num_layers, width, layout = layout_of_tower(tower)
     spec = BackboneSpec(
-        architecture=f"open_clip:{architecture}",
+        architecture=f"open_clip:{name.name.partition('/')[0]}",
         weights_digest=state_digest(tower),
-        num_layers=len(tower.transformer.resblocks),
-        width=tower.transformer.width,
+        num_layers=num_layers,
+        width=width,
         input_size=tower.image_size[0],
-        preprocessing={"library": "open_clip", "position_embedding": "as stored", **preprocessing},
+        preprocessing={"library": "open_clip", "position_embedding": position_embedding, **preprocessing},
     )
     transform = open_clip.image_transform(
         tower.image_size,
@@ -96,41 +221,74 @@ def load_open_clip(name: ModelName, weights: Path | None) -> OpenClipViT:
             for field in ("mean", "std", "interpolation", "resize_mode", "fill_color")
         },
     )
-    layout = TokenLayout(True, 0, tower.grid_size)
-    return OpenClipViT(LoadedModel(spec, tower, transform, layout, weights_source(name, weights)))
+    kind = OpenClipTimmViT if isinstance(tower, TimmModel) else OpenClipViT
+    return kind(LoadedModel(spec, tower, transform, layout, source))
 
 
-def _create(name: ModelName, architecture: str, tag: str, weights: Path | None) -> Any:
+def _require_known(architecture: str, tag: str, weights: Path | None) -> None:
     if architecture not in open_clip.list_models():
         raise UnknownNameError("open_clip architecture", architecture, open_clip.list_models())
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags and weights is None:
         raise UnknownNameError(f"pretrained tag of open_clip architecture {architecture}:", tag, tags)
-    try:
-        # The tag's preprocessing goes with local weights of that tag too.
-        config = open_clip.get_pretrained_cfg(architecture, tag) if weights is not None else {}
-        model = open_clip.create_model(
-            architecture,
-            pretrained=tag if weights is None else str(weights),
-            force_preprocess_cfg={field: config[field] for field in _PREPROCESSING_FIELDS if field in config},
-        )
-    except Exception as error:  # open_clip, torch and the hub client raise many kinds
-        raise load_failure(name, weights, error) from error
-    return model.eval()
 
 
-def _require_plain_vit(name: ModelName, tower: Any) -> None:
-    reasons = {
-        "its image tower is not open_clip's vision transformer": not isinstance(tower, VisionTransformer),
-        "it pools by attention": getattr(tower, "attn_pool", None) is not None,
-        "its final norm comes after pooling": getattr(tower, "final_ln_after_pool", False),
-    }
-    if not any(reasons.values()):
-        blocks = tower.transformer.resblocks
-        reasons["its blocks are not pre-norm blocks"] = not all(
-            type(b) is ResidualAttentionBlock for b in blocks
+def _require_activation(name: ModelName, architecture: str, tag: str) -> None:
+    """Refuse weights that were trained with QuickGELU under a model that runs GELU: other features, and a warning."""
+    trained = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
+    if trained and not open_clip.get_model_config(architecture).get("quick_gelu", False):
+        raise BackboneError(
+            f"{name.explicit}: these weights were trained with QuickGELU and this model runs GELU, which gives other "
+            f"features; write open_clip:{architecture}-quickgelu/{tag}"
         )
-    refuse_if(name, reasons)
+
+
+def _require_supported(name: ModelName, tower: Any) -> None:
+    if isinstance(tower, TimmModel):
+        problem = why_not_supported(tower.trunk, tower.image_size)
+    elif not isinstance(tower, VisionTransformer):
+        problem = f"its image tower ({type(tower).__name__}) is not a vision transformer"
+    elif tower.attn_pool is not None and tower.attn_pool_contrastive is not None:
+        problem = f"its {tower.attn_pool_type} attention pooling is marked as unfinished in open_clip"
+    elif tower.image_size[0] != tower.image_size[1]:
+        problem = f"its input of {tower.image_size[0]} x {tower.image_size[1]} pixels is not square"
+    else:
+        problem = None
+    if problem is not None:
+        raise BackboneError(f"{name.explicit} is not supported: {problem}")
+
+
+def _repository(architecture: str, tag: str) -> str:
+    """``owner/name`` of a tag's weights; open_clip writes a file's name, or nothing, behind it."""
+    return str(open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "")).rpartition("/")[0]
+
+
+def _download(architecture: str, tag: str) -> Path:
+    with offline_if_unreachable():
+        return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(architecture, tag)))
+
+
+def _load_tower(model: Any, path: Path) -> str:
+    """Load the image tower from a file of the whole model, or of the tower alone.
+
+    Returns:
+        What happened to the position embedding: `AS_STORED` or `RESIZED`.
+
+    Raises:
+        BackboneError: the file cannot be read.
+        ValueError, RuntimeError: the weights do not fit.
+    """
+    state = {key.removeprefix("module."): value for key, value in read_state(path).items()}
+    state = convert_state_dict(model, state)
+    tower = model.visual
+    own = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+    own = own or state
+    stored = own.get("positional_embedding")
+    if isinstance(stored, Tensor) and stored.ndim == 2 and isinstance(tower, VisionTransformer):
+        own["positional_embedding"] = fit_position_embedding(stored[None], 1, tower.grid_size)[0]
+    tower.load_state_dict(own)
+    resized = isinstance(stored, Tensor) and own["positional_embedding"].shape != stored.shape
+    return RESIZED if resized else AS_STORED
 
 
 def _plain(value: Any) -> Any:

@@ -1,60 +1,132 @@
-"""Plain vision transformers of timm: ViT, DeiT, DINOv2 (with or without registers), MAE."""
+"""Vision transformers of timm: ViT, DeiT, DINO, DINOv2 and v3, MAE, SigLIP, BEiT, EVA, PE and their kin."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from featcache.extract.backbones.base import (
     Backbone,
+    Check,
     LoadedModel,
     TapPoint,
     TokenLayout,
-    load_failure,
-    read_state,
-    refuse_if,
-    state_digest,
+    no_such_tap,
+)
+from featcache.extract.backbones.hub import load_failure, offline_if_unreachable
+from featcache.extract.backbones.prenorm import PreNormBlock
+from featcache.extract.backbones.timm_weights import (
+    form_of,
+    hub_repository,
+    load_file,
+    resize_input,
     weights_source,
 )
+from featcache.extract.backbones.weights import state_digest
+from featcache.extract.contents import TAPS
 from featcache.extract.models import ModelName
 from featcache.store.errors import BackboneError, UnknownNameError
 from featcache.store.spec import BackboneSpec
 
-# A checkpoint may hold more than the backbone (a classifier, MAE's decoder), but not more of the backbone itself.
-_OF_THE_BACKBONE = frozenset(
-    ("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre", "blocks", "norm")
-)
+CLASSES = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
+"""The models whose tokens are ``[B, N, D]`` from first to last, patches row by row."""
+
+# The taps of timm's blocks by the name of their class; a block that is not here was never looked at.
+_POST_NORM = ("block", "attn", "mlp")
+_TAPS_OF_BLOCK: Mapping[str, tuple[str, ...]] = {
+    "Block": TAPS,
+    "EvaBlock": TAPS,
+    "RelPosBlock": TAPS,
+    "ResPostBlock": _POST_NORM,
+    "ResPostRelPosBlock": _POST_NORM,
+    "EvaBlockPostNorm": _POST_NORM,
+    # Attention and MLP side by side: no norm lies between them.
+    "ParallelScalingBlock": ("block",),
+    "DiffParallelScalingBlock": ("block",),
+    "ParallelThingsBlock": ("block",),
+}
 
 
 class TimmViT(Backbone):
-    """A timm `VisionTransformer` with a class token and pre-norm blocks."""
+    """A vision transformer of timm, one of `CLASSES`."""
+
+    @property
+    def trunk(self) -> Any:
+        """timm's model."""
+        return self.module
 
     def tap_point(self, tap: str, block: int) -> TapPoint:
         """``blocks.i`` or a part of it; the hidden activation is what ``mlp.fc2`` takes."""
-        module = self.module.get_submodule(f"blocks.{block}")
+        module = self.trunk.blocks[block]
+        taps = _TAPS_OF_BLOCK[type(module).__name__]
+        if tap not in taps:
+            form = "parallel" if taps == ("block",) else "post-norm"
+            raise no_such_tap(self.spec.architecture, tap, taps, f"{form} blocks")
         if tap == "mlp":
-            fc2: Any = module.get_submodule("mlp.fc2")
-            return TapPoint(fc2, fc2.in_features, "input")
+            return TapPoint(module.mlp.fc2, module.mlp.fc2.in_features, "input")
         return TapPoint(module if tap == "block" else module.get_submodule(tap), self.spec.width)
 
     @property
     def final_norm(self) -> nn.Module:
-        """``norm``."""
-        return self.module.get_submodule("norm")
+        """``norm``, an Identity in models that pool first."""
+        module: nn.Module = self.trunk.norm
+        return module
 
-    def output_from_last_tap(self, residual: Tensor, tapped: Tensor) -> Tensor:
-        """The rest of the last block, the final norm and the head."""
-        model: Any = self.module
-        block = model.blocks[-1]
-        tokens = residual + block.drop_path2(block.ls2(block.mlp(tapped)))
-        output: Tensor = model.forward_head(model.norm(tokens))
+    @property
+    def embedding_point(self) -> TapPoint | None:
+        """What enters ``head``: the output of ``attn_pool`` or ``fc_norm``."""
+        return (
+            None if follows_from_tokens(self.trunk) else TapPoint(self.trunk.head, self.spec.width, "input")
+        )
+
+    def output_from_final(self, tokens: Tensor) -> Tensor:
+        """Pooling, ``fc_norm`` and head."""
+        output: Tensor = self.trunk.forward_head(tokens)
         return output
+
+    def block_checks(self, block: int, entered: Tensor, taps: Mapping[str, Tensor]) -> list[Check]:
+        """The equations of pre-norm blocks."""
+        module = self.trunk.blocks[block]
+        if _TAPS_OF_BLOCK[type(module).__name__] != TAPS:
+            return []
+        form = PreNormBlock(
+            module.norm1, module.norm2, module.mlp, module.mlp.fc2, _scale(module, 1), _scale(module, 2)
+        )
+        return form.checks(entered, taps)
+
+
+class TimmDistilled(TimmViT):
+    """A DeiT with a distillation token, the one register; its embedding is the mean of class and distillation token."""
+
+    @property
+    def embedding_point(self) -> TapPoint:
+        """The model's output."""
+        return TapPoint(self.module, self.spec.width)
+
+
+def follows_from_tokens(model: Any) -> bool:
+    """Whether a timm model pools by picking the class token or averaging the patches, and does nothing after that."""
+    return (
+        getattr(model, "attn_pool", None) is None
+        and isinstance(getattr(model, "fc_norm", None), nn.Identity)
+        and not getattr(model, "pool_include_prefix", False)
+        and model.global_pool in ("token", "avg", "")
+    )
+
+
+def _scale(block: Any, number: int) -> Callable[[Tensor], Tensor]:
+    """LayerScale is a module in some of timm's blocks and a parameter, or None, in others."""
+    module = getattr(block, f"ls{number}", None)
+    if module is not None:
+        return lambda tokens: module(tokens)
+    gamma = getattr(block, f"gamma_{number}", None)
+    return lambda tokens: tokens if gamma is None else tokens * gamma
 
 
 def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
@@ -68,6 +140,8 @@ def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
         UnknownNameError: timm has no such model or tag.
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
+    _require_known(name)
+    _require_activation(name, weights)
     model, position_embedding = _create(name, weights)
     config = timm.data.resolve_model_data_config(model) | dict(name.preprocessing)
     architecture, _, _ = name.name.partition(".")
@@ -85,81 +159,86 @@ def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
         },
     )
     transform = timm.data.create_transform(**config, is_training=False)
-    return TimmViT(
-        LoadedModel(
-            spec,
-            model,
-            transform,
-            TokenLayout(True, model.num_prefix_tokens - 1, model.patch_embed.grid_size),
-            weights_source(name, weights),
-        )
+    return backbone_of(
+        LoadedModel(spec, model, transform, layout_of(model), weights_source(name, model, weights))
     )
 
 
-def _create(name: ModelName, weights: Path | None) -> tuple[Any, str]:
+def backbone_of(loaded: LoadedModel) -> TimmViT:
+    """The backbone of a timm model, which may have a distillation token."""
+    return TimmDistilled(loaded) if hasattr(loaded.module, "dist_token") else TimmViT(loaded)
+
+
+def layout_of(model: Any) -> TokenLayout:
+    """How the tokens of a timm vision transformer are ordered."""
+    has_class_token = getattr(model, "cls_token", None) is not None
+    grid = tuple(model.patch_embed.grid_size)
+    return TokenLayout(has_class_token, model.num_prefix_tokens - int(has_class_token), grid)
+
+
+def why_not_supported(model: Any, input_size: tuple[int, int]) -> str | None:
+    """Why the taps cannot read a timm model, or None if they can.
+
+    Args:
+        model: the model.
+        input_size: height and width of its input, pixels.
+    """
+    kind = type(model).__name__
+    if "naflex" in kind.lower():
+        return "it takes images of any size and shape (NaFlex), and a cache holds one number of patches"
+    if not isinstance(model, CLASSES):
+        return f"{kind} is not a plain vision transformer, with the same tokens in all layers"
+    blocks = sorted({type(block).__name__ for block in model.blocks} - _TAPS_OF_BLOCK.keys())
+    if blocks:
+        return f"its blocks ({', '.join(blocks)}) are not known"
+    if input_size[0] != input_size[1]:
+        return f"its input of {input_size[0]} x {input_size[1]} pixels is not square"
+    return None
+
+
+def _require_known(name: ModelName) -> None:
     architecture, _, tag = name.name.partition(".")
     if architecture not in timm.list_models():
         raise UnknownNameError("timm model", architecture, timm.list_models(), "(timm.list_models() has all)")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise UnknownNameError(f"pretrained tag of timm model {architecture}:", tag, tags)
-    state = None if weights is None else dict(read_state(weights))
+
+
+def _require_activation(name: ModelName, weights: Path | None) -> None:
+    """Refuse weights that were trained with QuickGELU under a model that runs GELU: other features, and no error."""
+    architecture, _, tag = name.name.partition(".")
+    if weights is not None and not tag:
+        return  # nothing is said of how they were trained
+    config = timm.get_pretrained_cfg(name.name)
+    # timm says so in words, and has the right model under another name.
+    native = any("quickgelu" in note.lower() for note in (config.notes or ()))
+    if native and "quickgelu" not in architecture:
+        right = architecture.replace("_clip_", "_clip_quickgelu_")
+        raise BackboneError(
+            f"{name.explicit}: these weights were trained with QuickGELU and this model runs GELU, which gives other "
+            f"features; write timm:{right}.{config.tag}"
+        )
+
+
+def _create(name: ModelName, weights: Path | None) -> tuple[Any, str]:
+    """The model with its weights, and how its position embedding came about."""
     try:
-        model = timm.create_model(name.name, pretrained=weights is None, num_classes=0)
-        # Before local weights are loaded: that a model is not supported says more than that they do not fit.
-        _require_plain_vit(name, model)
-        stored = model.pos_embed.detach() if state is None else state.get("pos_embed")
-        if "input_size" in name.preprocessing:
-            model.set_input_size(img_size=name.preprocessing["input_size"][-1])
-        resized = _fit_position_embedding(model, stored)
-        if state is None:
-            model.load_state_dict({"pos_embed": resized}, strict=False)
+        model = form_of(name) if weights is None else timm.create_model(name.name, num_classes=0)
+        # Before any weights are loaded: that a model is not supported says more than that they do not fit.
+        size = (
+            name.preprocessing.get("input_size") or timm.data.resolve_model_data_config(model)["input_size"]
+        )
+        if (problem := why_not_supported(model, tuple(size[-2:]))) is not None:
+            raise BackboneError(f"{name.explicit} is not supported: {problem}")
+        if weights is None:
+            with offline_if_unreachable():
+                model = timm.create_model(name.name, pretrained=True, num_classes=0)
+            position_embedding = resize_input(name, model)
         else:
-            _load_state(model, state | ({} if resized is None else {"pos_embed": resized}))
+            position_embedding = load_file(name, model, weights)
     except BackboneError:
         raise
     except Exception as error:  # timm, torch and the hub client raise many kinds
-        raise load_failure(name, weights, error) from error
-    same_size = stored is None or resized is None or stored.shape == resized.shape
-    return model.eval(), "as stored" if same_size else "bicubic, antialiased"
-
-
-def _fit_position_embedding(model: Any, stored: Tensor | None) -> Tensor | None:
-    """Resize a position embedding ``[1, N, D]`` to the model's grid, as timm does it, but in float64.
-
-    In float32 the last bits depend on the processor, and with them the weights digest and the key of every cache.
-    """
-    num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    grid = model.patch_embed.grid_size
-    if stored is None or stored.ndim != 3 or stored.shape[1] == num_prefix + grid[0] * grid[1]:
-        return stored
-    prefix, patches = stored[:, :num_prefix], stored[:, num_prefix:]
-    side = math.isqrt(patches.shape[1])
-    # [1, side * side, D] -> [1, D, side, side]
-    squares = patches.double().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(squares, size=grid, mode="bicubic", align_corners=False, antialias=True)
-    return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(stored.dtype)], 1)
-
-
-def _load_state(model: Any, state: Mapping[str, Any]) -> None:
-    # timm's own filter converts the names of published checkpoints and resizes position embeddings. Its own loading
-    # only logs what is missing, which would leave random weights in place.
-    converted = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
-    missing, unexpected = model.load_state_dict(converted, strict=False)
-    unexpected = [key for key in unexpected if key.split(".")[0] in _OF_THE_BACKBONE]
-    if missing or unexpected:
-        what, keys = ("lacks", missing) if missing else ("has, and the model has not,", unexpected)
-        raise ValueError(f"it {what} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}")
-
-
-def _require_plain_vit(name: ModelName, model: Any) -> None:
-    reasons = {
-        "it is not a plain vision transformer": not isinstance(model, VisionTransformer),
-        "it has no class token": getattr(model, "cls_token", None) is None,
-        "it pools by attention": getattr(model, "attn_pool", None) is not None,
-        "its final norm comes after pooling": isinstance(getattr(model, "norm", None), nn.Identity),
-        "its blocks are not pre-norm blocks": not all(
-            type(block) is Block for block in getattr(model, "blocks", [])
-        ),
-    }
-    refuse_if(name, reasons)
+        raise load_failure(name, weights, error, hub_repository(name)) from error
+    return model.eval(), position_embedding

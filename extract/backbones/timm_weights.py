@@ -1,0 +1,184 @@
+"""Weights of timm's models: from the Hub by timm itself, from local files by stricter rules, and where they came from."""
+
+import io
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import vision_transformer
+from torch import Tensor
+
+from featcache.extract.backbones.hub import cached_file, hub_source
+from featcache.extract.backbones.weights import (
+    AS_STORED,
+    RESIZED,
+    file_source,
+    fit_position_embedding,
+    read_state,
+)
+from featcache.extract.models import ModelName
+from featcache.store.errors import BackboneError
+from featcache.store.files import JsonObject
+
+# A checkpoint may hold more than the backbone (a classifier, another pooling, MAE's decoder), but not more of the backbone itself.
+_OF_THE_BACKBONE = frozenset(
+    [
+        "patch_embed",
+        "cls_token",
+        "dist_token",
+        "reg_token",
+        "pos_embed",
+        "rel_pos_bias",
+        "norm_pre",
+        "blocks",
+        "norm",
+    ]
+)
+# The files of a repository in timm's own order.
+_HUB_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+# Position embeddings under the names of other libraries; a full CLIP's own ``positional_embedding`` is the text tower's.
+_FOREIGN_POSITIONS = ("visual.trunk.pos_embed", "visual.pos_embed", "visual.positional_embedding")
+
+
+def resize_input(name: ModelName, model: Any) -> str:
+    """Set a model that timm has loaded from the Hub to the input size that `name` asks for.
+
+    Returns:
+        What happened to the position embedding: `AS_STORED` or `RESIZED`.
+
+    Raises:
+        BackboneError: timm had to resize the published position embedding itself, in float32.
+    """
+    path = _hub_file(name, model)
+    if path is not None and (published := _published_shape(path)) is not None:
+        own = getattr(model, "pos_embed", None)
+        if own is not None and published != tuple(own.shape):
+            raise BackboneError(
+                f"{name.explicit} is not supported: its published position embedding has {published[1]} tokens and its "
+                f"model {own.shape[1]}, and timm's resizing in float32 depends on the processor"
+            )
+    if "input_size" not in name.preprocessing:
+        return AS_STORED
+    stored = model.pos_embed.detach()
+    model.set_input_size(img_size=name.preprocessing["input_size"][-1])
+    resized = _fit(model, stored)
+    model.load_state_dict({"pos_embed": resized}, strict=False)
+    return AS_STORED if resized is stored else RESIZED
+
+
+def load_file(name: ModelName, model: Any, weights: Path) -> str:
+    """Load a local file into a model, which it must fill completely.
+
+    Returns:
+        What happened to the position embedding: `AS_STORED` or `RESIZED`.
+
+    Raises:
+        BackboneError: the file cannot be read.
+        ValueError, RuntimeError: the weights do not fit.
+    """
+    state = dict(read_state(weights))
+    if "input_size" in name.preprocessing:
+        model.set_input_size(img_size=name.preprocessing["input_size"][-1])
+    stored = state.get("pos_embed")
+    if isinstance(stored, Tensor) and stored.ndim == 3 and getattr(model, "pos_embed", None) is not None:
+        state["pos_embed"] = _fit(model, stored)
+    _require_same_geometry(model, state)
+    load_state(model, state)
+    return AS_STORED if state.get("pos_embed") is stored else RESIZED
+
+
+def load_state(model: Any, state: Mapping[str, Any]) -> None:
+    """Load a state dict, in timm's names or in those of a published checkpoint, so that nothing is left as it was.
+
+    Raises:
+        ValueError, RuntimeError: the weights do not fit.
+    """
+    # timm's own filter converts the names of published checkpoints. Its own loading only logs what is missing, which
+    # would leave random weights in place.
+    family = import_module(type(model).__module__)
+    convert = getattr(family, "checkpoint_filter_fn", vision_transformer.checkpoint_filter_fn)
+    if convert is vision_transformer.checkpoint_filter_fn:
+        convert = partial(convert, adapt_layer_scale=True)
+    with redirect_stdout(io.StringIO()):  # the filter for DINOv3 prints
+        converted = convert(dict(state), model)
+    missing, unexpected = model.load_state_dict(converted, strict=False)
+    unexpected = [key for key in unexpected if key.split(".")[0] in _OF_THE_BACKBONE]
+    if missing or unexpected:
+        what, keys = ("lacks", missing) if missing else ("has, and the model has not,", unexpected)
+        raise ValueError(f"it {what} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}")
+
+
+def hub_repository(name: ModelName) -> str | None:
+    """Where timm gets the weights of a name from, if it is the Hub."""
+    repository = timm.get_pretrained_cfg(name.name).hf_hub_id
+    return repository if isinstance(repository, str) else None
+
+
+def weights_source(name: ModelName, model: Any, weights: Path | None) -> JsonObject:
+    """Provenance of the weights that were loaded."""
+    if weights is not None:
+        return file_source(weights)
+    repository, path = hub_repository(name), _hub_file(name, model)
+    if repository is None or path is None:
+        return {"origin": "url", "model": name.name, "url": model.pretrained_cfg.get("url")}
+    return hub_source(name, repository, path)
+
+
+def _hub_file(name: ModelName, model: Any) -> Path | None:
+    repository = hub_repository(name)
+    if repository is None:
+        return None
+    own = model.pretrained_cfg.get("hf_hub_filename")
+    return cached_file(repository, (own,) if own else _HUB_FILES)
+
+
+def _published_shape(path: Path) -> tuple[int, ...] | None:
+    """Shape of ``pos_embed`` in a safetensors file; only its header is read."""
+    if path.suffix != ".safetensors":
+        return None
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return tuple(file.get_slice("pos_embed").get_shape()) if "pos_embed" in file.keys() else None  # noqa: SIM118
+
+
+def _fit(model: Any, stored: Tensor) -> Tensor:
+    num_prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+    return fit_position_embedding(stored, num_prefix, tuple(model.patch_embed.grid_size))
+
+
+def _require_same_geometry(model: Any, state: Mapping[str, Any]) -> None:
+    """Refuse what timm's filter would resize in float32: patches, biases by position, embeddings of other libraries.
+
+    Raises:
+        ValueError: a shape is not the model's.
+    """
+    own = model.state_dict()
+    wanted = {key: own[key].shape for key in own if "relative_position_bias_table" in key}
+    if (kernel := own.get("patch_embed.proj.weight")) is not None:
+        wanted["patch_embed.proj.weight"] = kernel.shape
+    for key, shape in wanted.items():
+        stored = state.get(key)
+        if isinstance(stored, Tensor) and stored.ndim == len(shape) and stored.shape != shape:
+            raise ValueError(f"its {key} has shape {list(stored.shape)}, expected {list(shape)}")
+    foreign = next((key for key in (*_FOREIGN_POSITIONS, "positional_embedding") if key in state), None)
+    if foreign is not None and "pos_embed" in own:
+        tokens, expected = state[foreign].shape[-2], own["pos_embed"].shape[1]
+        if tokens != expected:
+            raise ValueError(f"its {foreign} has {tokens} tokens, expected {expected}")
+
+
+def form_of(name: ModelName) -> Any:
+    """A model of timm without storage, to look at its form."""
+    with torch.device("meta"):
+        return timm.create_model(name.name, num_classes=0)

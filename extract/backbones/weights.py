@@ -1,0 +1,98 @@
+"""Weights of a backbone: reading them from a file, fitting them to a model, and their digest."""
+
+import hashlib
+import math
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featcache.store.errors import BackboneError
+from featcache.store.files import JsonObject, sha256_file
+
+AS_STORED = "as stored"
+RESIZED = "bicubic, antialiased"
+
+
+def state_digest(module: nn.Module) -> str:
+    """SHA-256 over names, shapes, types and bytes of a module's state, whatever file it was loaded from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        # Through uint8, since numpy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_state(path: Path) -> Mapping[str, Any]:
+    """Read a weights file: safetensors, or a PyTorch file in weights-only mode (nothing in it is executed).
+
+    Raises:
+        BackboneError: the file cannot be read.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the libraries raise many kinds
+        raise BackboneError(
+            f"weights file {path} cannot be read ({reason(error)}); it must be safetensors, or a state dict saved by "
+            "torch (no TorchScript archive, no pickled model)"
+        ) from None
+    for name in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    if not isinstance(state, dict):
+        raise BackboneError(f"weights file {path} holds {type(state).__name__}, not a state dict")
+    return state
+
+
+def file_source(path: Path) -> JsonObject:
+    """Provenance of a local file: its name and digest, never its path."""
+    return {"origin": "file", "file": path.name, "sha256": sha256_file(path)}
+
+
+def fit_position_embedding(stored: Tensor, num_prefix_tokens: int, grid: tuple[int, int]) -> Tensor:
+    """Resize a position embedding ``[1, N, D]`` to a grid, as timm and open_clip do it, but in float64.
+
+    In float32 the last bits depend on the processor, and with them the weights digest and the key of every cache.
+
+    Args:
+        stored: the entries of prefix tokens first, then those of a square grid of patches.
+        num_prefix_tokens: how many prefix tokens have an entry.
+        grid: rows and columns wanted.
+
+    Returns:
+        `stored` itself if nothing is to be done.
+
+    Raises:
+        ValueError: the stored patches are no square grid.
+    """
+    num_patches = stored.shape[1] - num_prefix_tokens
+    if num_patches == grid[0] * grid[1]:
+        return stored
+    side = math.isqrt(max(num_patches, 0))
+    if num_patches < 1 or side * side != num_patches:
+        raise ValueError(f"its position embedding of {stored.shape[1]} tokens is of no square image")
+    prefix, patches = stored[:, :num_prefix_tokens], stored[:, num_prefix_tokens:]
+    # [1, side * side, D] -> [1, D, side, side]
+    squares = patches.double().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(squares, size=grid, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(stored.dtype)], 1)
+
+
+def reason(error: BaseException) -> str:
+    """What a library raised, in one line of at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # torch's first line ends in a colon and says nothing yet.
+    line = next((line for line in lines if not line.endswith(":")), "")
+    # The text of a KeyError, for one, is just the key.
+    return textwrap.shorten(
+        line if " " in line else f"{type(error).__name__} {line}".rstrip(), 200, placeholder=" ..."
+    )
