@@ -14,11 +14,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, BinaryIO
 
 from featcache.store.errors import CacheError
-from featcache.store.plain import PLAIN_FLAGS, open_plain
+from featcache.store.plain import kind_misfit, open_plain
 
 JsonObject = dict[str, Any]
 
@@ -62,11 +61,12 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     with naming(path):
-        if os.path.lexists(partial) and not S_ISREG(partial.lstat().st_mode):
-            partial.unlink()  # a link that would lead the bytes out of the folder, or a pipe that nobody reads
+        if kind_misfit(partial) not in (None, "missing"):
+            partial.unlink(
+                missing_ok=True
+            )  # a link would lead the bytes out of the folder, a pipe is waited for
         # What a killed process left under the plain name is written over, so nobody has to sweep it.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN_FLAGS
-        with open(os.open(partial, flags, 0o666), "ab") as file:
+        with partial.open("ab") as file:
             locked = try_lock(file.fileno())
             mine = bool(locked) and is_open_file(file.fileno(), partial)
             if mine:

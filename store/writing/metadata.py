@@ -14,7 +14,6 @@ def write_metadata(features: Path, documents: Mapping[str, bytes], paths: Iterab
     folders = set()
     for path in paths:
         target = features / path
-        target.parent.mkdir(parents=True, exist_ok=True)
         folders |= {target.parent, target.parent.parent}
         # On resume too: what was damaged in the meantime must not be sealed into the manifest.
         if not target.is_file() or target.read_bytes() != documents[path]:

@@ -27,7 +27,7 @@ from featcache.store.files import (
     write_atomic,
     write_sealed,
 )
-from featcache.store.inventory import Block
+from featcache.store.inventory import PROJECTION, Block
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import Manifest
 from featcache.store.writing.block import BlockWriter
@@ -279,9 +279,14 @@ class CacheWriter:
 
     def _prepare_arrays(self) -> None:
         held, features = self._manifest.read(), self.directory / FEATURES
+        folders = [features]
         for split in self.plan.inventory.splits.values():
-            for array in split.arrays.values():
-                (features / split.name / array.name).mkdir(parents=True, exist_ok=True)
+            folders += [features / split.name, *(features / split.name / array for array in split.arrays)]
+        if self.plan.inventory.projection:
+            folders.append(features / PROJECTION)
+        # One by one: with all their parents they would be made again where a disk was unmounted in the meantime.
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
         documents = self._metadata(held)
         # Groups copy what their members say, so those of a complete cache are changed when the addition is finished.
         paths = documents.keys() if held is None else documents.keys() - held.metadata.keys()
