@@ -1,12 +1,15 @@
 """Image towers from open_clip: CLIP's own vision transformer (OpenAI, LAION, DFN, MetaCLIP, CLIPA, CoCa and others) and
 timm's models in its place (SigLIP, EVA-CLIP, PE and others)."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.convert import convert_state_dict
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
@@ -161,7 +164,8 @@ def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
     try:
         model = form_of(name)
         tower = model.visual
-        _require_supported(name, tower)
+        if (problem := why_tower_not_supported(tower)) is not None:
+            raise BackboneError(f"{name.explicit} is not supported: {problem}")
         path = weights or _download(architecture, tag)
         position_embedding = _load_tower(model, path)
     except BackboneError:
@@ -177,20 +181,37 @@ def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
     return _backbone(name, model, position_embedding, source)
 
 
-def form_of(name: ModelName) -> Any:
-    """A model of open_clip with random weights, its text tower replaced by as little as goes."""
+def form_of(name: ModelName, device: str = "cpu") -> Any:
+    """A model of open_clip with random weights, its text tower replaced by as little as goes.
+
+    Args:
+        name: the resolved name.
+        device: ``meta`` for a model without storage, to look at its form.
+    """
     architecture, _, tag = name.name.partition("/")
     config = open_clip.get_pretrained_cfg(architecture, tag)
     rest = {"text_cfg": dict(_NO_TEXT)}
     if "multimodal_cfg" in open_clip.get_model_config(architecture):
         rest["multimodal_cfg"] = dict(_NO_TEXT)
-    return open_clip.create_model(
-        architecture,
-        pretrained_text=False,
-        # The tag's preprocessing goes with local weights of that tag too; the size is the architecture's.
-        force_preprocess_cfg={f: config[f] for f in _PREPROCESSING_FIELDS if f in config and f != "size"},
-        **rest,
-    )
+    with _without_warnings(), torch.device(device):  # it warns that the weights are random
+        return open_clip.create_model(
+            architecture,
+            device=device,
+            pretrained_text=False,
+            # The tag's preprocessing goes with local weights of that tag too; the size is the architecture's.
+            force_preprocess_cfg={f: config[f] for f in _PREPROCESSING_FIELDS if f in config and f != "size"},
+            **rest,
+        )
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def layout_of_tower(tower: Any) -> tuple[int, int, TokenLayout]:
@@ -243,19 +264,16 @@ def _require_activation(name: ModelName, architecture: str, tag: str) -> None:
         )
 
 
-def _require_supported(name: ModelName, tower: Any) -> None:
+def why_tower_not_supported(tower: Any) -> str | None:
+    """Why the taps cannot read an image tower of open_clip, or None if they can."""
+    height, width = tower.image_size if hasattr(tower, "image_size") else (0, 0)
     if isinstance(tower, TimmModel):
-        problem = why_not_supported(tower.trunk, tower.image_size)
-    elif not isinstance(tower, VisionTransformer):
-        problem = f"its image tower ({type(tower).__name__}) is not a vision transformer"
-    elif tower.attn_pool is not None and tower.attn_pool_contrastive is not None:
-        problem = f"its {tower.attn_pool_type} attention pooling is marked as unfinished in open_clip"
-    elif tower.image_size[0] != tower.image_size[1]:
-        problem = f"its input of {tower.image_size[0]} x {tower.image_size[1]} pixels is not square"
-    else:
-        problem = None
-    if problem is not None:
-        raise BackboneError(f"{name.explicit} is not supported: {problem}")
+        return why_not_supported(tower.trunk, (height, width))
+    if not isinstance(tower, VisionTransformer):
+        return f"its image tower ({type(tower).__name__}) is not a vision transformer"
+    if tower.attn_pool is not None and tower.attn_pool_contrastive is not None:
+        return f"its {tower.attn_pool_type} attention pooling is marked as unfinished in open_clip"
+    return None if height == width else f"its input of {height} x {width} pixels is not square"
 
 
 def _repository(architecture: str, tag: str) -> str:

@@ -62,14 +62,15 @@ class TimmViT(Backbone):
         return self.module
 
     def tap_point(self, tap: str, block: int) -> TapPoint:
-        """``blocks.i`` or a part of it; the hidden activation is what ``mlp.fc2`` takes."""
+        """``blocks.i`` or a part of it; the hidden activation is what the last map of ``mlp`` takes."""
         module = self.trunk.blocks[block]
         taps = _TAPS_OF_BLOCK[type(module).__name__]
         if tap not in taps:
             form = "parallel" if taps == ("block",) else "post-norm"
             raise no_such_tap(self.spec.architecture, tap, taps, f"{form} blocks")
         if tap == "mlp":
-            return TapPoint(module.mlp.fc2, module.mlp.fc2.in_features, "input")
+            projection = _mlp_projection(module)
+            return TapPoint(projection, projection.in_features, "input")
         return TapPoint(module if tap == "block" else module.get_submodule(tap), self.spec.width)
 
     @property
@@ -96,7 +97,12 @@ class TimmViT(Backbone):
         if _TAPS_OF_BLOCK[type(module).__name__] != TAPS:
             return []
         form = PreNormBlock(
-            module.norm1, module.norm2, module.mlp, module.mlp.fc2, _scale(module, 1), _scale(module, 2)
+            module.norm1,
+            module.norm2,
+            module.mlp,
+            _mlp_projection(module),
+            _scale(module, 1),
+            _scale(module, 2),
         )
         return form.checks(entered, taps)
 
@@ -118,6 +124,11 @@ def follows_from_tokens(model: Any) -> bool:
         and not getattr(model, "pool_include_prefix", False)
         and model.global_pool in ("token", "avg", "")
     )
+
+
+def _mlp_projection(block: Any) -> Any:
+    """The last map of a block's MLP, which only ViTamin calls something else."""
+    return block.mlp.fc2 if hasattr(block.mlp, "fc2") else block.mlp.w2
 
 
 def _scale(block: Any, number: int) -> Callable[[Tensor], Tensor]:

@@ -13,6 +13,7 @@ from featcache.cli.gc import gc_command
 from featcache.cli.import_ import import_command
 from featcache.cli.info import info_command
 from featcache.cli.ls import ls_command
+from featcache.cli.models import models_command
 from featcache.cli.probe import probe_command
 from featcache.cli.rm import rm_command
 from featcache.cli.verify import verify_command
@@ -35,6 +36,7 @@ for _command in (extract_command, probe_command, ls_command, info_command, verif
     cli.add_command(_command)
 for _command in (rm_command, gc_command, export_command, import_command):
     cli.add_command(_command)
+cli.add_command(models_command)
 
 
 def main() -> None:

@@ -1,0 +1,71 @@
+"""Makes `model_table`: ``python -m featcache.extract.tabulate > extract/model_table.py``, after any change of the aliases.
+
+The libraries are asked for the form of every model, without storage for its weights; nothing is downloaded.
+"""
+
+import sys
+
+from featcache.extract.model_list import Row
+from featcache.extract.models import ALIASES, ModelName, resolve_model
+from featcache.store.errors import BackboneError
+
+_HEADER = '''"""The models behind the aliases. Made by `tabulate` from timm and open_clip; do not edit.
+
+By explicit name: layers, width, class token or not, registers, rows and columns of patches, input size in pixels.
+"""
+
+from featcache.extract.model_list import Row
+
+TABLE: dict[str, Row] = {
+'''
+
+
+def main() -> None:
+    """Print the table as Python."""
+    sys.stdout.write(_HEADER)
+    for explicit in dict.fromkeys(ALIASES.values()):
+        sys.stdout.write(f'    "{explicit}": {row_of(resolve_model(explicit))},\n')
+    sys.stdout.write("}\n")
+
+
+def row_of(name: ModelName) -> Row:
+    """The row of a model, as its library says.
+
+    Raises:
+        BackboneError: the taps cannot read the model.
+    """
+    return _timm_row(name) if name.family == "timm" else _open_clip_row(name)
+
+
+def _timm_row(name: ModelName) -> Row:
+    import timm
+
+    from featcache.extract.backbones.timm_vit import layout_of, why_not_supported
+    from featcache.extract.backbones.timm_weights import form_of
+
+    model = form_of(name)
+    config = timm.data.resolve_model_data_config(model) | dict(name.preprocessing)
+    _require_supported(name, why_not_supported(model, config["input_size"][-2:]))
+    size = config["input_size"][-1]
+    if "input_size" in name.preprocessing:
+        model.patch_embed.set_input_size(img_size=size)
+    layout = layout_of(model)
+    return len(model.blocks), model.embed_dim, layout.has_class_token, layout.num_registers, *layout.grid, size
+
+
+def _open_clip_row(name: ModelName) -> Row:
+    from featcache.extract.backbones.open_clip_vit import form_of, layout_of_tower, why_tower_not_supported
+
+    tower = form_of(name, "meta").visual
+    _require_supported(name, why_tower_not_supported(tower))
+    num_layers, width, layout = layout_of_tower(tower)
+    return num_layers, width, layout.has_class_token, layout.num_registers, *layout.grid, tower.image_size[0]
+
+
+def _require_supported(name: ModelName, problem: str | None) -> None:
+    if problem is not None:
+        raise BackboneError(f"{name.explicit} is not supported: {problem}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""``featcache models``: the backbones that have a short name."""
+
+import click
+
+from featcache.console import print_json, print_table, size
+from featcache.extract.model_list import ListedModel, listed_models
+
+COLUMNS = ("model", "layers", "width", "tokens", "input", "per image", "explicit name")
+NUMERIC = COLUMNS[1:6]
+
+
+@click.command("models", epilog="\b\nExamples:\n  featcache models\n  featcache models siglip\n")
+@click.argument("name", default="")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def models_command(name: str, as_json: bool) -> None:
+    """List the backbones that have a short name, or those with NAME in it or in their explicit name.
+
+    Tokens are class token + registers + patches; "per image" is what an image takes in a cache that holds the class token
+    (where there is one) and the average of the patches of all layers in float16. Any other vision transformer of timm or
+    open_clip goes by its explicit name: timm:NAME[.TAG] or open_clip:ARCHITECTURE/TAG.
+    """
+    models = listed_models(name)
+    if as_json:
+        print_json([model.to_dict() for model in models])
+    else:
+        print_table(COLUMNS, [_row(model) for model in models], numeric=NUMERIC)
+
+
+def _row(model: ListedModel) -> list[str]:
+    tokens = f"{int(model.has_class_token)}+{model.num_registers}+{model.grid[0] * model.grid[1]}"
+    numbers = [str(model.num_layers), str(model.width), tokens, f"{model.input_size} px"]
+    return [model.alias, *numbers, size(model.bytes_per_image), model.explicit]
