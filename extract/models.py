@@ -173,14 +173,10 @@ _DINOV2 = [
     for registers in ("", "reg4_")
 ]
 _MAE = ["vit_base_patch16_224", "vit_large_patch16_224", "vit_huge_patch14_224"]
-_PREPROCESSING: Mapping[str, Mapping[str, Any]] = {
-    name: _RESIZE_256_CROP_224
-    for name in (
-        *_DINOV2,
-        *(f"{name}.lvd142m" for name in _DINOV2),
-        *(f"{name}.mae" for name in _MAE),
-    )
-}
+_PREPROCESSING: Mapping[str, Mapping[str, Any]] = dict.fromkeys(
+    (*_DINOV2, *(f"{name}.lvd142m" for name in _DINOV2), *(f"{name}.mae" for name in _MAE)),
+    _RESIZE_256_CROP_224,
+)
 
 
 @dataclass(frozen=True)
@@ -223,7 +219,10 @@ def resolve_model(name: str) -> ModelName:
     family, separator, model = ALIASES.get(name.lower(), name).partition(":")
     if not separator or family not in FAMILIES or not model:
         raise UnknownNameError(
-            "model", name, ALIASES, "(or an explicit timm:NAME or open_clip:ARCHITECTURE/TAG; see `featcache models`)"
+            "model",
+            name,
+            ALIASES,
+            "(or an explicit timm:NAME or open_clip:ARCHITECTURE/TAG; see `featcache models`)",
         )
     if family == "open_clip" and "/" not in model:
         raise RequestError(

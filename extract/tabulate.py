@@ -50,7 +50,14 @@ def _timm_row(name: ModelName) -> Row:
     if "input_size" in name.preprocessing:
         model.patch_embed.set_input_size(img_size=size)
     layout = layout_of(model)
-    return len(model.blocks), model.embed_dim, layout.has_class_token, layout.num_registers, *layout.grid, size
+    return (
+        len(model.blocks),
+        model.embed_dim,
+        layout.has_class_token,
+        layout.num_registers,
+        *layout.grid,
+        size,
+    )
 
 
 def _open_clip_row(name: ModelName) -> Row:

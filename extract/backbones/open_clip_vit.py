@@ -76,7 +76,8 @@ class OpenClipViT(Backbone):
     def projection(self) -> Tensor | None:
         """``proj``, unless it comes after attention pooling, which has a width of its own."""
         tower: Any = self.module
-        return None if tower.attn_pool is not None else getattr(tower, "proj", None)
+        matrix: Tensor | None = None if tower.attn_pool is not None else tower.proj
+        return None if matrix is None else matrix.detach()
 
     @property
     def _pools_before_norm(self) -> bool:
@@ -138,7 +139,7 @@ class OpenClipTimmViT(TimmViT):
             return None
         linear = self._linear_maps[0]
         exact = linear.bias is None or not bool(linear.bias.count_nonzero())
-        return linear.weight.T if exact else None
+        return linear.weight.detach().T if exact else None
 
     def output_from_final(self, tokens: Tensor) -> Tensor:
         """The trunk's pooling and the tower's head."""
@@ -266,11 +267,11 @@ def _require_activation(name: ModelName, architecture: str, tag: str) -> None:
 
 def why_tower_not_supported(tower: Any) -> str | None:
     """Why the taps cannot read an image tower of open_clip, or None if they can."""
-    height, width = tower.image_size if hasattr(tower, "image_size") else (0, 0)
     if isinstance(tower, TimmModel):
-        return why_not_supported(tower.trunk, (height, width))
+        return why_not_supported(tower.trunk, tower.image_size)
     if not isinstance(tower, VisionTransformer):
         return f"its image tower ({type(tower).__name__}) is not a vision transformer"
+    height, width = tower.image_size
     if tower.attn_pool is not None and tower.attn_pool_contrastive is not None:
         return f"its {tower.attn_pool_type} attention pooling is marked as unfinished in open_clip"
     return None if height == width else f"its input of {height} x {width} pixels is not square"

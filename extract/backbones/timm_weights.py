@@ -164,13 +164,13 @@ def _require_same_geometry(model: Any, state: Mapping[str, Any]) -> None:
         ValueError: a shape is not the model's.
     """
     own = model.state_dict()
-    wanted = {key: own[key].shape for key in own if "relative_position_bias_table" in key}
-    if (kernel := own.get("patch_embed.proj.weight")) is not None:
-        wanted["patch_embed.proj.weight"] = kernel.shape
-    for key, shape in wanted.items():
-        stored = state.get(key)
-        if isinstance(stored, Tensor) and stored.ndim == len(shape) and stored.shape != shape:
-            raise ValueError(f"its {key} has shape {list(stored.shape)}, expected {list(shape)}")
+    for key, tensor in own.items():
+        # The width may differ too, but that is torch's to say.
+        sides = {"patch_embed.proj.weight": 2}.get(key, 0)
+        if (sides or "relative_position_bias_table" in key) and isinstance(stored := state.get(key), Tensor):
+            shape, expected = list(stored.shape), list(tensor.shape)
+            if len(shape) == len(expected) and shape[-sides:] != expected[-sides:]:
+                raise ValueError(f"its {key} has shape {shape}, expected {expected}")
     foreign = next((key for key in (*_FOREIGN_POSITIONS, "positional_embedding") if key in state), None)
     if foreign is not None and "pos_embed" in own:
         tokens, expected = state[foreign].shape[-2], own["pos_embed"].shape[1]

@@ -20,12 +20,26 @@ State = Mapping[str, Tensor]
 class ForwardPass:
     """What a backbone computes for a batch."""
 
-    norm2: list[Tensor]
-    """Output of every block's second norm, each ``[B, N, D]``."""
+    taps: dict[str, list[Tensor]]
+    """What every tap sees, block by block, each ``[B, N, D]`` (``mlp``: ``[B, N, hidden]``)."""
     final: Tensor
     """All tokens after the final norm, ``[B, N, D]``."""
     output: Tensor
     """The model's own output."""
+
+
+class Recorder:
+    """Keeps what passes through it: ``taps.norm1(x)`` is ``x``."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def __getattr__(self, tap: str) -> Callable[[Tensor], Tensor]:
+        def keep(tokens: Tensor) -> Tensor:
+            self.seen.setdefault(tap, []).append(tokens)
+            return tokens
+
+        return keep
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -50,22 +64,25 @@ def timm_forward(state: State, images: Tensor, num_heads: int) -> ForwardPass:
         tokens = torch.cat([*prefix, tokens], 1) + positions
     if "norm_pre.weight" in state:
         tokens = _norm(state, "norm_pre", tokens, 1e-6)
-    norm2 = []
+    taps = Recorder()
     for block in _blocks(state, "blocks"):
-        normed = _norm(state, f"{block}.norm1", tokens, 1e-6)
+        normed = taps.norm1(_norm(state, f"{block}.norm1", tokens, 1e-6))
         qkv = _linear(state[f"{block}.attn.qkv.weight"], state[f"{block}.attn.qkv.bias"], normed)
         mixed = _linear(
             state[f"{block}.attn.proj.weight"], state[f"{block}.attn.proj.bias"], _attend(qkv, num_heads)
         )
-        tokens = tokens + state.get(f"{block}.ls1.gamma", 1) * mixed
-        norm2.append(_norm(state, f"{block}.norm2", tokens, 1e-6))
-        hidden = _mlp(state, f"{block}.mlp.fc1", f"{block}.mlp.fc2", norm2[-1], gelu)
-        tokens = tokens + state.get(f"{block}.ls2.gamma", 1) * hidden
+        tokens = tokens + state.get(f"{block}.ls1.gamma", 1) * taps.attn(mixed)
+        normed = taps.norm2(_norm(state, f"{block}.norm2", tokens, 1e-6))
+        hidden = taps.mlp(
+            gelu(_linear(state[f"{block}.mlp.fc1.weight"], state[f"{block}.mlp.fc1.bias"], normed))
+        )
+        added = _linear(state[f"{block}.mlp.fc2.weight"], state[f"{block}.mlp.fc2.bias"], hidden)
+        tokens = taps.block(tokens + state.get(f"{block}.ls2.gamma", 1) * added)
     final = _norm(state, "norm", tokens, 1e-6)
     output = final[:, 0]
     if "head.weight" in state:
         output = _linear(state["head.weight"], state["head.bias"], output)
-    return ForwardPass(norm2, final, output)
+    return ForwardPass(taps.seen, final, output)
 
 
 def open_clip_forward(
@@ -76,21 +93,24 @@ def open_clip_forward(
     class_token = state["class_embedding"].expand(len(images), 1, -1)
     tokens = torch.cat([class_token, tokens], 1) + state["positional_embedding"]
     tokens = _norm(state, "ln_pre", tokens, 1e-5)
-    norm2 = []
+    taps = Recorder()
     for block in _blocks(state, "transformer.resblocks"):
-        normed = _norm(state, f"{block}.ln_1", tokens, 1e-5)
+        normed = taps.norm1(_norm(state, f"{block}.ln_1", tokens, 1e-5))
         qkv = _linear(state[f"{block}.attn.in_proj_weight"], state[f"{block}.attn.in_proj_bias"], normed)
         mixed = _linear(
             state[f"{block}.attn.out_proj.weight"],
             state[f"{block}.attn.out_proj.bias"],
             _attend(qkv, num_heads),
         )
-        tokens = tokens + state.get(f"{block}.ls_1.gamma", 1) * mixed
-        norm2.append(_norm(state, f"{block}.ln_2", tokens, 1e-5))
-        hidden = _mlp(state, f"{block}.mlp.c_fc", f"{block}.mlp.c_proj", norm2[-1], activation)
-        tokens = tokens + state.get(f"{block}.ls_2.gamma", 1) * hidden
+        tokens = tokens + state.get(f"{block}.ls_1.gamma", 1) * taps.attn(mixed)
+        normed = taps.norm2(_norm(state, f"{block}.ln_2", tokens, 1e-5))
+        hidden = taps.mlp(
+            activation(_linear(state[f"{block}.mlp.c_fc.weight"], state[f"{block}.mlp.c_fc.bias"], normed))
+        )
+        added = _linear(state[f"{block}.mlp.c_proj.weight"], state[f"{block}.mlp.c_proj.bias"], hidden)
+        tokens = taps.block(tokens + state.get(f"{block}.ls_2.gamma", 1) * added)
     final = _norm(state, "ln_post", tokens, 1e-5)
-    return ForwardPass(norm2, final, final[:, 0] @ state["proj"])
+    return ForwardPass(taps.seen, final, final[:, 0] @ state["proj"])
 
 
 def _blocks(state: State, prefix: str) -> list[str]:
@@ -116,11 +136,6 @@ def _norm(state: State, name: str, x: Tensor, eps: float) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     deviation = (centred.square().mean(-1, keepdim=True) + eps).sqrt()
     return centred / deviation * state[f"{name}.weight"] + state[f"{name}.bias"]
-
-
-def _mlp(state: State, first: str, second: str, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-    hidden = activation(_linear(state[f"{first}.weight"], state[f"{first}.bias"], x))
-    return _linear(state[f"{second}.weight"], state[f"{second}.bias"], hidden)
 
 
 def _attend(qkv: Tensor, num_heads: int) -> Tensor:

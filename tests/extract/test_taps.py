@@ -5,6 +5,7 @@ import torch
 from open_clip.transformer import QuickGELU
 from torch import nn
 
+from featcache.extract.backbones.base import TapPoint
 from featcache.extract.backbones.timm_vit import TimmViT
 from featcache.extract.taps import Taps, pool_tokens
 
@@ -59,7 +60,10 @@ def test_features_are_the_oracles(name, kinds):
     assert got.keys() == {"norm2", "final"}
     assert got["norm2"].shape == (4, LAYERS, len(kinds), WIDTH)
     torch.testing.assert_close(
-        got["norm2"], torch.stack([pooled(tokens) for tokens in wanted.norm2], 1), rtol=1e-5, atol=1e-5
+        got["norm2"],
+        torch.stack([pooled(tokens) for tokens in wanted.taps["norm2"]], 1),
+        rtol=1e-5,
+        atol=1e-5,
     )
     torch.testing.assert_close(got["final"], pooled(wanted.final)[:, None], rtol=1e-5, atol=1e-5)
     with torch.inference_mode():
@@ -117,8 +121,8 @@ def test_hooks_are_gone_after_the_with():
 
 def test_a_tap_that_is_not_called_raises():
     class Stray(TimmViT):
-        def norm2(self, block):
-            return nn.LayerNorm(WIDTH) if block == 1 else super().norm2(block)
+        def tap_point(self, tap, block):
+            return TapPoint(nn.LayerNorm(WIDTH), WIDTH) if block == 1 else super().tap_point(tap, block)
 
     with (
         Taps(Stray(timm_vit().loaded), ("cls",)) as taps,

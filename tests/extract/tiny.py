@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from featcache.extract.backbones.base import Backbone, LoadedModel, TokenLayout
 from featcache.extract.backbones.open_clip_vit import OpenClipViT
-from featcache.extract.backbones.timm_vit import TimmViT
+from featcache.extract.backbones.timm_vit import TimmViT, layout_of
 from featcache.store.spec import BackboneSpec
 
 from .oracle import ForwardPass, gelu, open_clip_forward, quick_gelu, timm_forward
@@ -40,7 +40,7 @@ def timm_vit(
         num_classes=num_classes,
         **options,
     )
-    return TimmViT(_loaded("timm:tiny", model, model.num_prefix_tokens - 1))
+    return TimmViT(loaded("timm:tiny", model, layout_of(model)))
 
 
 def clip_vit(*, batch_first: bool = True, **options: Any) -> OpenClipViT:
@@ -48,7 +48,7 @@ def clip_vit(*, batch_first: bool = True, **options: Any) -> OpenClipViT:
     tower = ClipTower(SIZE, 8, WIDTH, LAYERS, HEADS, mlp_ratio=4, output_dim=12, **options)
     if not batch_first:
         tower.transformer = Transformer(WIDTH, LAYERS, HEADS, batch_first=False, **options)
-    return OpenClipViT(_loaded("open_clip:tiny", tower, 0))
+    return OpenClipViT(loaded("open_clip:tiny", tower, TokenLayout(True, 0, tower.grid_size)))
 
 
 def clip_vit_oracle(
@@ -69,10 +69,12 @@ def noise(batch: int, seed: int = 0) -> Tensor:
 
 def num_hooks(backbone: Backbone) -> int:
     """Forward hooks on any module of a backbone."""
-    return sum(len(module._forward_hooks) for module in backbone.module.modules())
+    modules = list(backbone.module.modules())
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
 
 
-def _loaded(architecture: str, model: nn.Module, num_registers: int) -> LoadedModel:
+def randomise(model: nn.Module) -> nn.Module:
+    """Make every parameter random, those too that a library starts at 0 or 1."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -80,5 +82,43 @@ def _loaded(architecture: str, model: nn.Module, num_registers: int) -> LoadedMo
             # Scales of norms stay near 1, so that no layer dies.
             centre = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
             parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
-    spec = BackboneSpec(architecture, "0" * 64, LAYERS, WIDTH, SIZE, {"interpolation": "bicubic"})
-    return LoadedModel(spec, model.eval(), to_tensor, TokenLayout(True, num_registers, (4, 4)), "random")
+    return model.eval()
+
+
+def loaded(
+    architecture: str,
+    model: nn.Module,
+    layout: TokenLayout,
+    *,
+    num_layers: int = LAYERS,
+    width: int = WIDTH,
+    size: int = SIZE,
+) -> LoadedModel:
+    """A model with random weights as a family's loader gives it."""
+    spec = BackboneSpec(architecture, "0" * 64, num_layers, width, size, {"interpolation": "bicubic"})
+    return LoadedModel(spec, randomise(model), to_tensor, layout, {"origin": "memory"})
+
+
+def record(backbone: Backbone, images: Tensor) -> tuple[ForwardPass, Tensor | None]:
+    """What every tap of a backbone sees, batch first, and the embedding if it has one."""
+    last = backbone.spec.num_layers
+    taps: dict[str, list[Tensor]] = {tap: [torch.empty(0)] * last for tap in backbone.taps}
+    final, embedding, handles = [], [], []
+    for tap in backbone.taps:
+        for block in range(last):
+
+            def hook(module, inputs, output, tap=tap, block=block):  # type: ignore[no-untyped-def]
+                tokens = backbone.tap_point(tap, block).tokens(inputs, output)
+                taps[tap][block] = tokens.transpose(0, 1) if backbone.sequence_first else tokens
+
+            handles.append(backbone.tap_point(tap, block).module.register_forward_hook(hook))
+    handles.append(backbone.final_norm.register_forward_hook(lambda m, i, output: final.append(output)))
+    if (point := backbone.embedding_point) is not None:
+        handles.append(
+            point.module.register_forward_hook(lambda m, i, o: embedding.append(point.tokens(i, o)))
+        )
+    with torch.inference_mode():
+        output = backbone.forward(images)
+    for handle in handles:
+        handle.remove()
+    return ForwardPass(taps, final[-1], output), embedding[-1] if embedding else None
