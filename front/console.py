@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from featcache.store.progress import Update
+from featcache.store.text import printable
 
 PLAIN_INTERVAL_S = 10.0
 MAX_RICH_ROWS = 100
@@ -112,6 +113,7 @@ def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str] = ()) -> None:
     """Print a table to stdout; the columns in `numeric` are aligned to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     # rich takes most of a millisecond a row, so a table too long for a screen is plain on a terminal too.
     if not sys.stdout.isatty() or len(rows) > MAX_RICH_ROWS:
         print("\n".join(_plain_lines([columns, *rows], [column in numeric for column in columns])))

@@ -21,10 +21,10 @@ from featcache.store.plain import kind_misfit, open_plain
 
 JsonObject = dict[str, Any]
 
-# The manifest of ImageNet in 25 layers has 1.5 MB and 30,000 values; 65 million such rows fit.
+# The manifest of ImageNet in 25 layers has 1.5 MB and 30,000 values: 50 million such rows fit.
 MAX_DOCUMENT_BYTES = 64 * 2**20
-# ``{}`` takes 3 bytes in a document and 72 in memory.
-MAX_DOCUMENT_VALUES = 2**22
+# A few bytes of a document can take a hundred in memory: the worst takes half a gigabyte and some seconds.
+MAX_DOCUMENT_VALUES = 2**21
 # A manifest has 6 levels, a zarr.json 8. What is nested deeper can be parsed, yet not written again.
 MAX_DOCUMENT_DEPTH = 32
 PARTIAL_SUFFIX = ".partial"

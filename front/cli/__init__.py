@@ -18,6 +18,7 @@ from featcache.cli.probe import probe_command
 from featcache.cli.rm import rm_command
 from featcache.cli.verify import verify_command
 from featcache.store.errors import FeatcacheError
+from featcache.store.text import printable
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -62,7 +63,8 @@ def main() -> None:
 def _fail(message: str, status: int) -> None:
     if "--debug" in sys.argv:
         traceback.print_exc()
-    print(f"featcache: {message}", file=sys.stderr)
+    text = printable(message, keep="\n")
+    print(f"featcache: {text}", file=sys.stderr)
     sys.exit(status)
 
 

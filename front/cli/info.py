@@ -13,6 +13,7 @@ from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, se
 from featcache.store.files import JsonObject
 from featcache.store.reading.content import shared_images
 from featcache.store.writing.writer import ADDITIONS
+from featcache.store.text import printable
 
 
 @click.command("info", epilog="\b\nExample:\n  featcache info 0123456789ab\n")
@@ -29,7 +30,7 @@ def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> No
         print_json(document)
     else:
         for line in _lines(document):
-            click.echo(line)
+            click.echo(printable(line))
 
 
 def _describe(entry: Entry) -> JsonObject:

@@ -7,6 +7,7 @@ from pathlib import Path
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Block
+from featcache.store.text import printable
 
 MAX_REASON = 1000
 
@@ -46,11 +47,16 @@ class Place:
     array: str | None = None
     layer: str | None = None
 
+    @property
+    def shown(self) -> str:
+        """The path as it can be printed."""
+        return printable(self.path)
+
     def __str__(self) -> str:
         if self.block is None:
-            return self.path
+            return self.shown
         what = f"layer {self.layer}" if self.layer else self.array
-        return f"{self.path} ({self.block.split} rows {self.block.start}-{self.block.stop}, {what})"
+        return f"{self.shown} ({self.block.split} rows {self.block.start}-{self.block.stop}, {what})"
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Damage:
         """Return the damage as plain JSON values; ``rows`` are start and stop, the stop not included."""
         block = self.place.block
         return {
-            "file": self.place.path,
+            "file": self.place.shown,
             "reason": self.reason,
             "kind": str(self.place.kind),
             "split": block.split if block else None,
@@ -78,8 +84,8 @@ class Damage:
 
 
 def reason(path: Path, error: CacheError | OSError) -> str:
-    """Say what is wrong with the file at `path`, in at most `MAX_REASON` characters: a forged field may be endless."""
+    """Say what is wrong with the file at `path`, in about `MAX_REASON` characters: a forged name may be endless."""
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error})"
     text = str(error).removeprefix(f"{path}: ")
-    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} ..."
+    return text if len(text) <= MAX_REASON else f"{text[: MAX_REASON // 2]} ... {text[-MAX_REASON // 2 :]}"

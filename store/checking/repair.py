@@ -98,7 +98,7 @@ def repair(found: Verification) -> Repair:
         complete = found.complete and not reopened
         if complete:
             shutil.rmtree(directory / JOURNAL, ignore_errors=True)
-    left = [damage.place.path for damage in damages if damage.place.kind == Kind.STRANGER]
+    left = [damage.place.shown for damage in damages if damage.place.kind == Kind.STRANGER]
     dropped = _dropped(damages)
     return Repair(complete, [*dropped, *(b for b in found.missing_blocks if b not in dropped)], left)
 

@@ -5,8 +5,9 @@ import torch
 from open_clip.transformer import QuickGELU
 from torch import nn
 
-from featcache.extract.backbones.base import TapPoint
+from featcache.extract.backbones.base import TapPoint, TokenLayout
 from featcache.extract.backbones.timm_vit import TimmViT
+from featcache.extract.contents import default_arrays
 from featcache.extract.taps import Taps, pool_tokens
 
 from .tiny import (
@@ -40,7 +41,7 @@ BACKBONES = {
 
 
 def features(backbone, images, kinds=("cls", "ap")):
-    with torch.inference_mode(), Taps(backbone, kinds) as taps:
+    with torch.inference_mode(), Taps(backbone, default_arrays(backbone, kinds)) as taps:
         return taps.forward(images)
 
 
@@ -105,16 +106,16 @@ def test_a_batch_of_one(name):
 def test_pooling_is_in_float32():
     """The mean of 1 and 1 + 2**-7 is no bfloat16 number."""
     tokens = torch.tensor([[[0.0], [1.0], [1 + 2**-7]]], dtype=torch.bfloat16)
-    assert pool_tokens(tokens, 1, ("cls", "ap")).flatten().tolist() == [0, 1 + 2**-8]
+    assert pool_tokens(tokens, TokenLayout(True, 0, (1, 2)), "pooled", ("cls", "ap")).flatten().tolist() == [0, 1 + 2**-8]
 
 
 def test_hooks_are_gone_after_the_with():
     backbone = timm_vit()
-    with Taps(backbone, ("cls",)) as taps:
+    with Taps(backbone, default_arrays(backbone)) as taps:
         assert num_hooks(backbone) == LAYERS + 1
         taps.forward(noise(1))
     assert num_hooks(backbone) == 0
-    with pytest.raises(RuntimeError), Taps(backbone, ("cls",)) as taps:
+    with pytest.raises(RuntimeError), Taps(backbone, default_arrays(backbone)) as taps:
         taps.forward(torch.zeros(1, 2, 32, 32))  # two channels
     assert num_hooks(backbone) == 0
 
@@ -124,8 +125,9 @@ def test_a_tap_that_is_not_called_raises():
         def tap_point(self, tap, block):
             return TapPoint(nn.LayerNorm(WIDTH), WIDTH) if block == 1 else super().tap_point(tap, block)
 
+    stray = Stray(timm_vit().loaded)
     with (
-        Taps(Stray(timm_vit().loaded), ("cls",)) as taps,
+        Taps(stray, default_arrays(stray)) as taps,
         pytest.raises(RuntimeError, match="was not called"),
     ):
         taps.forward(noise(1))
@@ -133,7 +135,7 @@ def test_a_tap_that_is_not_called_raises():
 
 def test_values_of_an_earlier_pass_never_stand_in():
     backbone = timm_vit()
-    with torch.inference_mode(), Taps(backbone, ("cls",)) as taps:
+    with torch.inference_mode(), Taps(backbone, default_arrays(backbone)) as taps:
         taps.forward(noise(1))
         backbone.module.blocks[1].norm2 = nn.LayerNorm(WIDTH)  # the hook is on the old one
         with pytest.raises(RuntimeError, match="was not called"):
