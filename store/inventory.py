@@ -21,6 +21,7 @@ MAX_ARRAY_ELEMENTS = 2**48
 MAX_PROJECTION_SIDE = 2**13
 # 537 million rows in the largest blocks. Blocks are enumerated, so a forged number of rows must not make them endless.
 MAX_SPLIT_BLOCKS = 2**17
+MAX_SAMPLE_ID_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,33 @@ class Inventory:
             class_names=_texts(document, "class_names", where),
             projection=_projection(document, where),
         )
+        if sum(split.num_blocks for split in inventory.splits.values()) > MAX_SPLIT_BLOCKS:
+            raise CacheError(f"{where}: field 'splits' makes more than 2**17 blocks in all")
+        if any(ord(character) < 32 for name in inventory.class_names for character in name):
+            raise CacheError(f"{where}: field 'class_names' has control characters")
         if whole:
             inventory.require_columns(where)
         return inventory
+
+    def require_spec(self, width: int, num_layers: int, dtype: str, where: str) -> None:
+        """Hold the token arrays to the spec's width D, number of layers L and stored type.
+
+        Raises:
+            CacheError: one differs.
+        """
+        for split in self.splits.values():
+            for array in split.arrays.values():
+                spot = f"{where}: split {split.name!r}: array {array.name!r}"
+                if array.layers and array.dtype != dtype:
+                    raise CacheError(f"{spot}: field 'dtype' is {array.dtype!r}, the spec has {dtype!r}")
+                if array.name in (DEFAULT_TAP, FINAL) and array.shape[3] != width:
+                    raise CacheError(
+                        f"{spot}: its width is {array.shape[3]}, the spec's field 'width' {width}"
+                    )
+                if array.layers and array.layers != (FINAL,) and array.shape[1] != num_layers:
+                    raise CacheError(
+                        f"{spot}: field 'shape' has {array.shape[1]} layers, the spec has {num_layers}"
+                    )
 
     def require_columns(self, where: str) -> None:
         """Refuse a cache in which a split lacks its columns or the final layer.
@@ -257,6 +282,13 @@ def _split_from_dict(name: str, splits: Mapping[str, Any], where: str) -> SplitI
 
 def _require_columns(arrays: Mapping[str, ArrayInfo], where: str) -> None:
     """Every split has the final layer, a label, an id and a validity for each row, in these types."""
+    width = (
+        arrays["sample_id"].shape[1] if "sample_id" in arrays and len(arrays["sample_id"].shape) == 2 else 0
+    )
+    if width > MAX_SAMPLE_ID_BYTES:
+        raise CacheError(
+            f"{where}: array 'sample_id' has ids of {width} bytes, more than {MAX_SAMPLE_ID_BYTES}"
+        )
     for name, dtype, rank in (("label", "int64", 1), ("sample_id", "uint8", 2), ("valid", "bool", 1)):
         array = arrays.get(name)
         if array is None or array.dtype != dtype or len(array.shape) != rank or array.layers:
@@ -283,10 +315,17 @@ def _array_from_dict(name: str, arrays: Mapping[str, Any], rows: int, where: str
     if dtype not in DTYPES:
         raise CacheError(f"{where}: field 'dtype' must be one of {', '.join(DTYPES)}, got {dtype!r}")
     layers, tokens = (_texts(document, text, where) for text in ("layers", "tokens"))
-    if layers and (len(shape) != 4 or shape[2] != len(tokens) or not _fit_axis(layers, shape[1])):
-        raise CacheError(
-            f"{where}: field 'shape' {list(shape)} does not fit layers {', '.join(layers)[:40]} of {len(tokens)} tokens"
-        )
+    if layers:
+        if len(shape) != 4 or shape[2] != len(tokens):
+            raise CacheError(f"{where}: field 'shape' {list(shape)} does not fit {len(tokens)} tokens")
+        if not _fit_axis(layers, shape[1]):
+            raise CacheError(
+                f"{where}: field 'layers' must be {FINAL!r} alone, or blocks below {shape[1]} in order, got {str(layers)[:60]}"
+            )
+        for token in tokens:
+            safe_name(token, f"{where}: field 'tokens'")
+        if len(set(tokens)) < len(tokens):
+            raise CacheError(f"{where}: field 'tokens' names one twice")
     names = _texts(document, "dimension_names", where)
     if len(names) != len(shape):
         raise CacheError(f"{where}: field 'dimension_names' must have {len(shape)} entries, got {len(names)}")

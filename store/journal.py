@@ -11,7 +11,7 @@ from typing import Self
 from featcache.store.errors import CacheError
 from featcache.store.files import field, read_sealed, write_sealed
 from featcache.store.inventory import Block, Inventory
-from featcache.store.manifest import BlockRecord
+from featcache.store.manifest import BlockRecord, read_batch_size
 from featcache.store.spec import CacheSpec
 
 FEATURES = "features.zarr"
@@ -51,11 +51,10 @@ class Plan:
         """
         path = directory / JOURNAL / PLAN_FILE
         document, where = read_sealed(path), str(path)
-        return cls(
-            CacheSpec.from_dict(field(document, "spec", dict, where), where),
-            Inventory.from_dict(field(document, "inventory", dict, where), where, whole=False),
-            field(document, "batch_size", int, where),
-        )
+        spec = CacheSpec.from_dict(field(document, "spec", dict, where), where)
+        inventory = Inventory.from_dict(field(document, "inventory", dict, where), where, whole=False)
+        inventory.require_spec(spec.backbone.width, spec.backbone.num_layers, spec.dtype, where)
+        return cls(spec, inventory, read_batch_size(document, where))
 
 
 def commit(directory: Path, record: BlockRecord) -> None:

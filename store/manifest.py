@@ -1,17 +1,22 @@
 """The manifest: spec, inventory and every file with its size and SHA-256. It is written last, so it means *complete*."""
 
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISLNK, S_ISREG
 from typing import Any, Self
 
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, read_sealed, write_sealed
 from featcache.store.inventory import Block, Inventory
+from featcache.store.plain import IS_LINK, NOT_PLAIN
 from featcache.store.spec import CacheSpec
 
 MANIFEST_FILE = "manifest.json"
+FORMAT = "featcache"
+MAX_BATCH_SIZE = 2**20
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,15 @@ class FileRecord:
     def misfit(self, path: Path) -> str | None:
         """Why the file at `path` cannot be the recorded one, by kind and size alone; None if it can."""
         try:
-            status = path.stat()
+            status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
             return "missing"
         except OSError as error:
             return f"cannot be read ({error.strerror})"
+        if S_ISLNK(status.st_mode):
+            return IS_LINK
         if not S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            return "not a plain file"
+            return NOT_PLAIN
         return None if status.st_size == self.bytes else f"{status.st_size} bytes, must be {self.bytes}"
 
 
@@ -126,7 +133,7 @@ class Manifest:
         write_sealed(
             directory / MANIFEST_FILE,
             {
-                "format": "featcache",
+                "format": FORMAT,
                 "key": self.spec.key,
                 "spec": self.spec.to_dict(),
                 "inventory": self.inventory.to_dict(),
@@ -146,12 +153,17 @@ class Manifest:
         """
         path = directory / MANIFEST_FILE
         document, where = read_sealed(path), str(path)
+        if document.get("format") != FORMAT:
+            raise CacheError(
+                f"{where}: field 'format' must be {FORMAT!r}, got {str(document.get('format'))[:40]!r}"
+            )
         spec = CacheSpec.from_dict(field(document, "spec", dict, where), where)
         if document.get("key") != spec.key:
             raise CacheError(
                 f"{where}: field 'key' is {document.get('key')!r}, the spec's digest is {spec.key!r}"
             )
         inventory = Inventory.from_dict(field(document, "inventory", dict, where), where)
+        inventory.require_spec(spec.backbone.width, spec.backbone.num_layers, spec.dtype, where)
         records = [
             BlockRecord.from_dict(_object(b, where), inventory, where)
             for b in field(document, "blocks", list, where)
@@ -159,16 +171,31 @@ class Manifest:
         manifest = cls(
             spec,
             inventory,
-            field(document, "batch_size", int, where),
+            read_batch_size(document, where),
             records,
             files_from_dict(field(document, "metadata", dict, where), where),
         )
+        for block, times in Counter(record.block for record in records).items():
+            if times > 1:
+                raise CacheError(f"{where}: field 'blocks' has block {block.index} of {block.split!r} twice")
         missing = manifest.missing_blocks()
         if missing:
             raise CacheError(
                 f"{where}: field 'blocks' lacks block {missing[0].index} of {missing[0].split!r}"
             )
         return manifest
+
+
+def read_batch_size(document: Mapping[str, Any], where: str) -> int:
+    """Read the field `batch_size`.
+
+    Raises:
+        CacheError: it is missing or out of range.
+    """
+    batch_size: int = field(document, "batch_size", int, where)
+    if not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise CacheError(f"{where}: field 'batch_size' must be from 1 to {MAX_BATCH_SIZE}")
+    return batch_size
 
 
 def files_from_dict(document: Mapping[str, Any], where: str) -> dict[str, FileRecord]:

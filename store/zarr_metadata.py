@@ -124,7 +124,8 @@ def read_metadata(path: Path) -> JsonObject:
 def compare_fields(fields: Iterable[tuple[str, Any, Any]], where: str) -> None:
     """Refuse the first field that is not as wanted; fields are (name, value, wanted value)."""
     for name, got, wanted in fields:
-        if got != wanted:
+        # Equal for Python, yet another number for others: 3.0, or true for 1.
+        if got != wanted or json.dumps(got, sort_keys=True) != json.dumps(wanted, sort_keys=True):
             raise CacheError(f"{where}: field {name!r} is {got!r}, the manifest says {wanted!r}")
 
 

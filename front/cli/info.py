@@ -12,8 +12,8 @@ from featcache.console import print_json, size
 from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, select
 from featcache.store.files import JsonObject
 from featcache.store.reading.content import shared_images
-from featcache.store.writing.writer import ADDITIONS
 from featcache.store.text import printable
+from featcache.store.writing.writer import ADDITIONS
 
 
 @click.command("info", epilog="\b\nExample:\n  featcache info 0123456789ab\n")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,8 @@ class Progress:
             files = files_from_dict(field(document, "files", dict, str(path)), str(path))
         except (FileNotFoundError, CacheError):
             return None
-        return cls(rows, token, files)
+        # It becomes part of a path.
+        return cls(rows, token, files) if re.fullmatch("[0-9a-f]{12}", token) else None
 
 
 class BlockWriter:

@@ -151,9 +151,11 @@ class Claims:
     def _take_over(self, path: Path) -> int | None:
         """Open a claim whose owner is gone; None if it is alive, or if somebody else was faster."""
         try:
-            descriptor = os.open(path, os.O_RDWR)
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None  # just released; it can be claimed at the next try
+        except OSError:
+            return None  # a link, or a folder: nothing of ours, and never written through
         try:
             locked = try_lock(descriptor)
             # Between opening and locking, the owner may have released the claim and another taken it.

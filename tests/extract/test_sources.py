@@ -444,8 +444,10 @@ def test_pixels_of_unknown_range_are_refused_by_name(tmp_path, pixels):
     make_folder(tmp_path, "train/a/0.txt", "test/a/2.png")
     Image.fromarray(pixels).save(tmp_path / "train" / "a" / "1.tif")
     source = ImageFolder(tmp_path)
-    [error] = image_batches(source, np.asarray, [Rows("train", 0, 1)], workers=0, pin=False)
-    assert isinstance(error, DatasetError)
-    assert str(error) == (
+    [batch] = image_batches(source, np.asarray, [Rows("train", 0, 1)], workers=0, pin=False, size=16)
+    [(row, message)] = batch.failures
+    assert row == 0
+    assert not batch.images.any()
+    assert message == (
         "image 'train/a/1.tif': its pixels are neither 8-bit nor 16-bit; convert it to one of these first"
     )

@@ -106,7 +106,10 @@ def test_a_batch_of_one(name):
 def test_pooling_is_in_float32():
     """The mean of 1 and 1 + 2**-7 is no bfloat16 number."""
     tokens = torch.tensor([[[0.0], [1.0], [1 + 2**-7]]], dtype=torch.bfloat16)
-    assert pool_tokens(tokens, TokenLayout(True, 0, (1, 2)), "pooled", ("cls", "ap")).flatten().tolist() == [0, 1 + 2**-8]
+    assert pool_tokens(tokens, TokenLayout(True, 0, (1, 2)), "pooled", ("cls", "ap")).flatten().tolist() == [
+        0,
+        1 + 2**-8,
+    ]
 
 
 def test_hooks_are_gone_after_the_with():
