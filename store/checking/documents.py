@@ -7,7 +7,7 @@ from pathlib import Path
 
 from featcache.store.checking.damage import Damage, Kind, Place, reason
 from featcache.store.errors import CacheError, CacheNotFoundError
-from featcache.store.files import read_sealed, sealed_bytes
+from featcache.store.files import MAX_DOCUMENT_BYTES, read_sealed, sealed_bytes
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.plain import kind_misfit, sha256_plain
@@ -90,6 +90,9 @@ def _card_holds(directory: Path) -> bool:
         digest = read_sealed(directory / PROVENANCE_FILE).get(CARD_DIGEST)
     except (CacheError, OSError):
         return True  # nothing vouches for the card; provenance.json is reported itself
+    size = (directory / CARD_FILE).stat().st_size
+    if size > MAX_DOCUMENT_BYTES:  # hashing it might take for ever
+        raise CacheError(f"{size} bytes is more than a card may have ({MAX_DOCUMENT_BYTES})")
     return digest is None or digest == sha256_plain(directory / CARD_FILE)
 
 

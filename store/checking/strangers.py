@@ -37,7 +37,7 @@ def strangers(
             if entry.name in names or path in linked:
                 continue
             # A journal is moved aside before it is removed; other folders are nobody's.
-            ours = not entry.is_dir() or path.startswith(f"{JOURNAL}.")
+            ours = not entry.is_dir(follow_symlinks=False) or path.startswith(f"{JOURNAL}.")
             temporary = entry.name.endswith(PARTIAL_SUFFIX) and ours
             if not temporary and path != JOURNAL:
                 yield Damage(Place(path, Kind.STRANGER), "does not belong in a cache")
