@@ -44,4 +44,4 @@ bench: $(VENV)/.package
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) .demo build
+	rm -rf $(VENV) .demo .node build
