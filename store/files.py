@@ -229,3 +229,14 @@ def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
         wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
         raise CacheError(f"{where}: field {name!r} must be {wanted}, got {type(value).__name__}")
     return value
+
+
+def identical(got: Any, wanted: Any) -> bool:
+    """Whether two JSON values are the same, and not only equal in Python: 3.0 and true are other numbers for others."""
+    if type(got) is not type(wanted):
+        return False
+    if isinstance(got, dict):
+        return got.keys() == wanted.keys() and all(identical(got[name], wanted[name]) for name in got)
+    if isinstance(got, list):
+        return len(got) == len(wanted) and all(map(identical, got, wanted))
+    return bool(got == wanted)

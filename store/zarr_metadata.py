@@ -12,7 +12,7 @@ from typing import Any
 
 from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, field, read_json
+from featcache.store.files import JsonObject, field, identical, read_json
 from featcache.store.inventory import PROJECTION, Inventory
 
 METADATA_FILE = "zarr.json"
@@ -124,19 +124,8 @@ def read_metadata(path: Path) -> JsonObject:
 def compare_fields(fields: Iterable[tuple[str, Any, Any]], where: str) -> None:
     """Refuse the first field that is not as wanted; fields are (name, value, wanted value)."""
     for name, got, wanted in fields:
-        if not _identical(got, wanted):
+        if not identical(got, wanted):
             raise CacheError(f"{where}: field {name!r} is {got!r}, the manifest says {wanted!r}")
-
-
-def _identical(got: Any, wanted: Any) -> bool:
-    """Whether two JSON values are the same, and not only equal in Python: 3.0 and true are other numbers for others."""
-    if type(got) is not type(wanted):
-        return False
-    if isinstance(got, dict):
-        return got.keys() == wanted.keys() and all(_identical(got[name], wanted[name]) for name in got)
-    if isinstance(got, list):
-        return len(got) == len(wanted) and all(map(_identical, got, wanted))
-    return bool(got == wanted)
 
 
 def array_fields(document: JsonObject, array: ArrayInfo, where: str) -> Iterator[tuple[str, Any, Any]]:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,7 @@ def test_broken_cache(name, cache, tmp_path, cli, bounded_memory):
 COSTS = """
 import sys
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from featcache.store.reading.reader import open_cache
 def peak():
@@ -242,10 +244,8 @@ def test_a_claim_is_not_taken_over_through_a_link(cache):
     (cache / "journal/setup.claim").symlink_to(outside(cache) / "secret")
     os.utime(outside(cache) / "secret", (0, 0))
     claims = Claims(cache / "journal")
-    try:
+    with closing(claims), suppress(CacheError):
         claims.acquire("setup")
-    finally:
-        claims.close()
     assert (outside(cache) / "secret").read_bytes() == SECRET
 
 

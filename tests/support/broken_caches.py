@@ -368,11 +368,16 @@ OTHERS = {
     "a forged chunk": Broken(
         raw(CHUNK, lambda data: data[::-1]), "content does not match its SHA-256", "verify"
     ),
-    "terabytes of features": Broken(
-        both(geometry("norm2", 3, 2**32), geometry("final", 3, 2**32)),
-        "its width is 4294967296, the spec's field 'width' 8",
-        "open",
+    "gigabytes of features": Broken(
+        both(
+            geometry("norm2", 3, 2**20, ("train", "test")),
+            geometry("final", 3, 2**20, ("train", "test")),
+            manifest("spec", "backbone", "width", to=2**20),
+        ),
+        "4096 bytes, must be 536870912",
+        "read",
     ),
+    "longer ids": Broken(geometry("sample_id", 1, 12 * 2**12), "1536 bytes, must be 6291456", "read"),
     "terabytes of ids": Broken(geometry("sample_id", 1, 12 * 2**32), "has ids of 51539607552 bytes", "open"),
     "arrays of two widths": Broken(
         geometry("norm2", 3, 16), "array 'norm2': its width is 16, the spec's field 'width' 8", "open"

@@ -103,22 +103,23 @@ def zarr_json(node: str, *spot: Any, to: Any) -> Change:
     return content(f"{node}/zarr.json".lstrip("/"), change)
 
 
-def geometry(name: str, axis: int, to: int) -> Change:
-    """Let manifest and Zarr metadata agree that ``train`` has a larger array than its files hold."""
+def geometry(name: str, axis: int, to: int, splits: tuple[str, ...] = ("train",)) -> Change:
+    """Let manifest and Zarr metadata agree that an array is larger than what its files hold."""
 
     def change(document: dict) -> None:
-        train = document["inventory"]["splits"]["train"]
-        shape = train["arrays"][name]["shape"]
-        factor = to // shape[axis]
-        shape[axis] = to
-        for block in document["blocks"]:
-            for path, record in block["files"].items():
-                record["bytes"] *= factor if path.startswith(f"train/{name}/") else 1
+        for split in splits:
+            shape = document["inventory"]["splits"][split]["arrays"][name]["shape"]
+            factor = to // shape[axis]
+            shape[axis] = to
+            for block in document["blocks"]:
+                for path, record in block["files"].items():
+                    record["bytes"] *= factor if path.startswith(f"{split}/{name}/") else 1
 
     def apply(cache: Path) -> None:
-        zarr_json(f"train/{name}", "shape", axis, to=to)(cache)
-        chunk_axis = ("chunk_grid", "configuration", "chunk_shape", axis)
-        zarr_json(f"train/{name}", *chunk_axis, to=to)(cache)
+        for split in splits:
+            zarr_json(f"{split}/{name}", "shape", axis, to=to)(cache)
+            chunk_axis = ("chunk_grid", "configuration", "chunk_shape", axis)
+            zarr_json(f"{split}/{name}", *chunk_axis, to=to)(cache)
         forge_manifest(cache, change)
 
     return apply
