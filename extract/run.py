@@ -14,6 +14,7 @@ from featcache.extract.request import SKIP, ExtractRequest
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
 from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
+from featcache.store.catalogue.removal import remove_journal
 from featcache.store.errors import CacheCompletedError, CacheError, InterruptedRunError
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Inventory
@@ -132,9 +133,12 @@ def _cached(entry: Entry, literals: Sequence[JsonObject]) -> ExtractResult:
     except CacheError as error:
         raise _damaged(entry, error) from None
     require_files(cache)
-    with suppress(OSError):  # a shared root may be read-only; then the next run has to look a little longer
+    with suppress(
+        OSError
+    ):  # a shared root may be read-only, then the next run has to look a little longer; or busy
         for literal in literals:
             record_request(entry.path, literal)
+        remove_journal(entry.path)
     return ExtractResult(entry.path, entry.key, True, 0, 0.0)
 
 

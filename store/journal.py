@@ -94,11 +94,4 @@ def _read(directory: Path, inventory: Inventory, block: Block) -> BlockRecord | 
 
 
 def _files_hold(directory: Path, record: BlockRecord) -> bool:
-    for path, file in record.files.items():
-        try:
-            size = (directory / FEATURES / path).stat().st_size
-        except FileNotFoundError:
-            return False
-        if size != file.bytes:
-            return False
-    return True
+    return not any(file.misfit(directory / FEATURES / path) for path, file in record.files.items())

@@ -4,6 +4,7 @@ import errno
 import logging
 import sys
 import traceback
+from pathlib import Path
 
 import click
 
@@ -68,9 +69,20 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
+_ROOM = "make room and run the same command again, what was committed is kept"
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EIO: "the disk failed; when it works again, run the same command again, what was committed is kept",
+    errno.EROFS: "name a folder that can be written to",
+}
+
+
 def _describe_os_error(error: OSError) -> str:
     where = f": {error.filename}" if error.filename else ""
     message = f"{error.strerror or error}{where}"
-    if error.errno == errno.ENOSPC:
-        message += "; make room and run the same command again, what was committed is kept"
-    return message
+    remedy = _REMEDIES.get(error.errno or 0)
+    if error.errno == errno.ENOENT and isinstance(error.filename, str):
+        gone = [folder for folder in Path(error.filename).absolute().parents if not folder.exists()]
+        remedy = f"{gone[-1]} does not exist; was it moved or unmounted?" if gone else None
+    return f"{message}; {remedy}" if remedy else message

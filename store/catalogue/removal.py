@@ -86,6 +86,18 @@ def remove_cache(directory: Path) -> None:
     remove_tree(aside)
 
 
+def remove_journal(directory: Path) -> None:
+    """Remove what a run left that was killed after it had completed the cache.
+
+    Raises:
+        CacheBusyError: another process is at work on the cache.
+    """
+    folder = directory / journal.JOURNAL
+    if folder.is_dir():
+        with sole_owner(folder):
+            remove_tree(folder)
+
+
 def remove_tree(path: Path) -> None:
     """Delete a folder or file; another process may be doing the same."""
     for _ in range(10):

@@ -5,7 +5,6 @@ A preloaded library does it (`faults.c`), so that what runs is the real thing, d
 
 import errno
 import json
-import os
 import select
 import shutil
 import subprocess
@@ -38,11 +37,11 @@ class Fault:
     """Whether all later operations that change the disk fail too."""
 
     def environment(self, library: Path) -> dict[str, str]:
-        """The environment of a process that the fault is to happen in."""
+        """What the environment of a process needs for the fault to happen in it."""
         values = {"folder": self.folder, "at": self.at, "action": self.action, "kinds": self.kinds}
         values["lasting"] = int(self.lasting)
         names = {f"FEATCACHE_FAULT_{name.upper()}": str(value) for name, value in values.items()}
-        return {**os.environ, **names, "LD_PRELOAD": str(library)}
+        return {**names, "LD_PRELOAD": str(library)}
 
 
 @dataclass(frozen=True)
