@@ -63,7 +63,7 @@ def _timm_row(name: ModelName) -> Row:
 def _open_clip_row(name: ModelName) -> Row:
     from featcache.extract.backbones.open_clip_vit import form_of, layout_of_tower, why_tower_not_supported
 
-    tower = form_of(name, "meta").visual
+    tower = form_of(name).visual
     _require_supported(name, why_tower_not_supported(tower))
     num_layers, width, layout = layout_of_tower(tower)
     return num_layers, width, layout.has_class_token, layout.num_registers, *layout.grid, tower.image_size[0]

@@ -14,6 +14,7 @@ def load_backbone(name: ModelName, weights: Path | None = None) -> Backbone:
 
     Raises:
         UnknownNameError: the library has no such model.
+        RequestError: the model's activation is not the one that the weights were trained with.
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
     if name.family == "timm":

@@ -116,7 +116,10 @@ def _hub_problem(error: Exception, repository: str) -> tuple[str, str]:
             "log in with `hf auth login` as a user who may read it",
         )
     if status is not None:
-        return f"{constants.ENDPOINT} answered with status {status}", "try again later"
+        return (
+            f"{constants.ENDPOINT} answered with status {status}",
+            f"see whether {constants.ENDPOINT}/{repository} is there, try again later",
+        )
     if any(isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError) for error in chain):
         return (
             f"no connection to {constants.ENDPOINT}, and {repository} is not in the local cache",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from open_clip.convert import convert_state_dict
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
@@ -26,9 +25,10 @@ from featcache.extract.backbones.weights import (
     fit_position_embedding,
     read_state,
     state_digest,
+    without_storage,
 )
 from featcache.extract.models import ModelName
-from featcache.store.errors import BackboneError, UnknownNameError
+from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 from featcache.store.files import JsonObject
 from featcache.store.spec import BackboneSpec
 
@@ -157,13 +157,14 @@ def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
 
     Raises:
         UnknownNameError: open_clip has no such architecture or tag.
+        RequestError: the model's activation is not the one that the weights were trained with.
         BackboneError: the weights cannot be had or do not fit, or the tower is of a kind that is not supported.
     """
     architecture, _, tag = name.name.partition("/")
     _require_known(architecture, tag, weights)
     _require_activation(name, architecture, tag)
     try:
-        model = form_of(name)
+        model = _untrained(name)
         tower = model.visual
         if (problem := why_tower_not_supported(tower)) is not None:
             raise BackboneError(f"{name.explicit} is not supported: {problem}")
@@ -182,19 +183,20 @@ def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
     return _backbone(name, model, position_embedding, source)
 
 
-def form_of(name: ModelName, device: str = "cpu") -> Any:
-    """A model of open_clip with random weights, its text tower replaced by as little as goes.
+def form_of(name: ModelName) -> Any:
+    """A model of open_clip without storage, to look at its form."""
+    with without_storage():
+        return _untrained(name, "meta")
 
-    Args:
-        name: the resolved name.
-        device: ``meta`` for a model without storage, to look at its form.
-    """
+
+def _untrained(name: ModelName, device: str = "cpu") -> Any:
+    """A model of open_clip with random weights, its text tower replaced by as little as goes."""
     architecture, _, tag = name.name.partition("/")
     config = open_clip.get_pretrained_cfg(architecture, tag)
     rest = {"text_cfg": dict(_NO_TEXT)}
     if "multimodal_cfg" in open_clip.get_model_config(architecture):
         rest["multimodal_cfg"] = dict(_NO_TEXT)
-    with _without_warnings(), torch.device(device):  # it warns that the weights are random
+    with _without_warnings():  # that its weights are random
         return open_clip.create_model(
             architecture,
             device=device,
@@ -259,7 +261,7 @@ def _require_activation(name: ModelName, architecture: str, tag: str) -> None:
     """Refuse weights that were trained with QuickGELU under a model that runs GELU: other features, and a warning."""
     trained = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
     if trained and not open_clip.get_model_config(architecture).get("quick_gelu", False):
-        raise BackboneError(
+        raise RequestError(
             f"{name.explicit}: these weights were trained with QuickGELU and this model runs GELU, which gives other "
             f"features; write open_clip:{architecture}-quickgelu/{tag}"
         )

@@ -31,7 +31,7 @@ from featcache.extract.backbones.timm_weights import (
 from featcache.extract.backbones.weights import state_digest
 from featcache.extract.contents import TAPS
 from featcache.extract.models import ModelName
-from featcache.store.errors import BackboneError, UnknownNameError
+from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 from featcache.store.spec import BackboneSpec
 
 CLASSES = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
@@ -149,6 +149,7 @@ def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
 
     Raises:
         UnknownNameError: timm has no such model or tag.
+        RequestError: the model's activation is not the one that the weights were trained with.
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
     _require_known(name)
@@ -226,7 +227,7 @@ def _require_activation(name: ModelName, weights: Path | None) -> None:
     native = any("quickgelu" in note.lower() for note in (config.notes or ()))
     if native and "quickgelu" not in architecture:
         right = architecture.replace("_clip_", "_clip_quickgelu_")
-        raise BackboneError(
+        raise RequestError(
             f"{name.explicit}: these weights were trained with QuickGELU and this model runs GELU, which gives other "
             f"features; write timm:{right}.{config.tag}"
         )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.models import vision_transformer
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from featcache.extract.backbones.weights import (
     file_source,
     fit_position_embedding,
     read_state,
+    without_storage,
 )
 from featcache.extract.models import ModelName
 from featcache.store.errors import BackboneError
@@ -180,5 +180,5 @@ def _require_same_geometry(model: Any, state: Mapping[str, Any]) -> None:
 
 def form_of(name: ModelName) -> Any:
     """A model of timm without storage, to look at its form."""
-    with torch.device("meta"):
+    with without_storage():
         return timm.create_model(name.name, num_classes=0)

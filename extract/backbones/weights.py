@@ -3,19 +3,39 @@
 import hashlib
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from featcache.store.errors import BackboneError
 from featcache.store.files import JsonObject, sha256_file
 
 AS_STORED = "as stored"
 RESIZED = "bicubic, antialiased"
+
+
+@contextmanager
+def without_storage() -> Iterator[None]:
+    """Make modules on the meta device, where they have a form and no values: what would fill them is left out."""
+    with torch.device("meta"), _NoFilling():
+        yield
+
+
+class _NoFilling(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Filling a meta tensor does nothing and takes nearly all of the time.
+        if args and getattr(func, "__name__", None) in _FILLING and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_FILLING = frozenset(("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "div_"))
 
 
 def state_digest(module: nn.Module) -> str:

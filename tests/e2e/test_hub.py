@@ -3,22 +3,44 @@
 import hashlib
 import json
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
+import torch
+from safetensors.torch import load_file, save
 
 from .conftest import MODEL, featcache
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CLIP = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1},
+}
+GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to the model is restricted."}
+
+
+@dataclass
+class Content:
+    """What the server answers."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    """By ``owner/name/file``."""
+    refused: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
+    """Status and headers by ``owner/name``."""
 
 
 class Hub(BaseHTTPRequestHandler):
     """As much of the Hub's protocol as a download of one file takes."""
 
-    files: dict[str, bytes]
+    content: Content
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -27,15 +49,15 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body: bool) -> None:
-        data = self.files.get(self.path)
-        self.send_response(200 if data else 404)
-        if data is None:
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-        else:
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-            self.send_header("Content-Length", str(len(data)))
+        repository, _, file = self.path.lstrip("/").partition("/resolve/main/")
+        status, headers = self.content.refused.get(repository, (404, {"X-Error-Code": "EntryNotFound"}))
+        data = self.content.files.get(f"{repository}/{file}")
+        if data is not None:
+            status = 200
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data or b""))}.items():
+            self.send_header(name, value)
         self.end_headers()
         if data and body:
             self.wfile.write(data)
@@ -45,9 +67,21 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(weights) -> Iterator[str]:
-    path = f"/{MODEL.replace('timm:', 'timm/')}/resolve/main/model.safetensors"
-    handler = type("Handler", (Hub,), {"files": {path: weights.read_bytes()}})
+def content(weights) -> Content:
+    """The weights of the tests' model, and two gated and one private repository."""
+    return Content(
+        files={f"{MODEL.replace('timm:', 'timm/')}/model.safetensors": weights.read_bytes()},
+        refused={
+            "timm/vit_small_patch16_dinov3.lvd1689m": (401, GATED),
+            "timm/vit_base_patch16_dinov3.lvd1689m": (403, GATED),
+            "timm/vit_base_patch32_clip_224.openai": (401, {}),
+        },
+    )
+
+
+@pytest.fixture
+def hub(content) -> Iterator[str]:
+    handler = type("Handler", (Hub,), {"content": content})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
@@ -56,41 +90,154 @@ def hub(weights) -> Iterator[str]:
         thread.join()
 
 
-def test_weights_from_the_hub_give_the_cache_of_the_same_weights_from_a_file(hub, weights, tmp_path):
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
-        **{
-            "HF_ENDPOINT": hub,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            "NO_PROXY": "127.0.0.1",
-        },
+def environment(endpoint: str, tmp_path: Path) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return own | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1",
     }
-    results = []
-    arguments = (
-        "extract",
-        "--model",
-        MODEL,
-        "--dataset",
-        "digits",
-        "--limit",
-        10,
-        "--precision",
-        "fp32",
-        "--json",
+
+
+# Loads some models in one process, since importing the libraries takes seconds, and prints what came of each.
+SCRIPT = f"""
+import json, logging, sys, time
+import open_clip
+from featcache.extract.backbones import load_backbone
+from featcache.extract.models import resolve_model
+from featcache.store.errors import FeatcacheError
+
+logging.disable()
+open_clip.factory._MODEL_CONFIGS["tiny"] = {CLIP!r}
+open_clip.pretrained._PRETRAINED["tiny"] = dict(any=open_clip.pretrained._pcfg(hf_hub="test/tiny-clip/"))
+for name in sys.argv[1:]:
+    started = time.monotonic()
+    try:
+        backbone = load_backbone(resolve_model(name))
+        outcome = dict(source=backbone.loaded.weights_source, digest=backbone.spec.weights_digest)
+    except FeatcacheError as error:
+        outcome = dict(error=str(error))
+    print(json.dumps(dict(outcome, seconds=time.monotonic() - started)))
+"""
+
+
+def load(names: list[str], endpoint: str, tmp_path: Path, **more: str) -> list[dict]:
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *names],
+        env=environment(endpoint, tmp_path) | more,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    for more in ((), ("--weights", weights)):
-        process = featcache(*arguments, *more, env=environment)
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        results.append(json.loads(out))
-    assert not results[0]["cached"]
-    assert results[1] == {
-        **results[0],
-        "cached": True,
-        "samples": 0,
-        "seconds": 0.0,
-        "images_per_second": None,
+    assert process.returncode == 0, process.stderr
+    return [json.loads(line) for line in process.stdout.splitlines()]
+
+
+def closed_port() -> str:
+    """An address of the loopback where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_weights_from_the_hub_give_the_cache_of_the_same_weights_from_a_file(hub, weights, tmp_path, cli):
+    arguments = ("extract", "--model", MODEL, "--dataset", "digits", "--limit", 10, "--precision", "fp32")
+    process = featcache(*arguments, "--json", env=environment(hub, tmp_path))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    first = json.loads(out)
+    assert not first["cached"]
+    second = json.loads(cli(*arguments, "--weights", weights, "--json").out)
+    assert second == {**first, "cached": True, "samples": 0, "seconds": 0.0, "images_per_second": None}
+    provenance = json.loads((Path(first["path"]) / "provenance.json").read_text())
+    assert provenance["weights_source"] == {
+        "origin": "hub",
+        "model": "test_vit.r160_in1k",
+        "repository": "timm/test_vit.r160_in1k",
+        "revision": COMMIT,
+        "file": "model.safetensors",
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
-    provenance = json.loads((Path(results[0]["path"]) / "provenance.json").read_text())
-    assert provenance["weights_source"] == "hub:test_vit.r160_in1k"
+
+
+def test_what_the_hub_gives_and_refuses_and_what_is_left_without_it(hub, content, weights, tmp_path):
+    clip = tiny_clip()
+    content.files["test/tiny-clip/open_clip_model.safetensors"] = clip
+    names = [
+        MODEL,
+        "open_clip:tiny/any",
+        "dinov3-vit-s-16",
+        "dinov3-vit-b-16",
+        "clip-vit-b-32",
+        "dinov2-vit-s-14",
+    ]
+    timm_vit, tower, *errors = load(names, hub, tmp_path)
+    assert timm_vit["source"]["revision"] == tower["source"]["revision"] == COMMIT
+    assert tower["source"] == {
+        "origin": "hub",
+        "model": "tiny/any",
+        "repository": "test/tiny-clip",
+        "revision": COMMIT,
+        "file": "open_clip_model.safetensors",
+        "sha256": hashlib.sha256(clip).hexdigest(),
+    }
+    remedy = "or give local weights with --weights FILE"
+    gated = [
+        f"pretrained weights of timm:{name} could not be loaded (timm/{name} is gated, status {status}); accept its "
+        f"licence at {hub}/timm/{name} and log in with `hf auth login`, {remedy}"
+        for name, status in (
+            ("vit_small_patch16_dinov3.lvd1689m", 401),
+            ("vit_base_patch16_dinov3.lvd1689m", 403),
+        )
+    ]
+    private = (
+        "pretrained weights of open_clip:ViT-B-32-quickgelu/openai could not be loaded (no access to "
+        f"timm/vit_base_patch32_clip_224.openai, status 401); log in with `hf auth login` as a user who may read it, {remedy}"
+    )
+    assert [error["error"] for error in errors[:3]] == [*gated, private]
+    assert errors[3]["error"] == (
+        "pretrained weights of timm:vit_small_patch14_dinov2.lvd142m could not be loaded "
+        f"({hub} answered with status 404); see whether {hub}/timm/vit_small_patch14_dinov2.lvd142m is there, "
+        f"try again later, {remedy}"
+    )
+
+    # Nobody answers any more: what was loaded is there, the rest is said to be missing without a minute of retries.
+    gone = closed_port()
+    cached, cached_tower, missing, missing_tower = load(
+        [MODEL, "open_clip:tiny/any", "dinov2-vit-s-14", "clip-vit-b-16"], gone, tmp_path
+    )
+    for online, offline in ((timm_vit, cached), (tower, cached_tower)):
+        assert (offline["source"], offline["digest"]) == (online["source"], online["digest"])
+    for outcome, model, repository in (
+        (missing, "timm:vit_small_patch14_dinov2.lvd142m", "timm/vit_small_patch14_dinov2.lvd142m"),
+        (missing_tower, "open_clip:ViT-B-16-quickgelu/openai", "timm/vit_base_patch16_clip_224.openai"),
+    ):
+        assert outcome["error"] == (
+            f"pretrained weights of {model} could not be loaded (no connection to {gone}, and {repository} is not in "
+            "the local cache); check the connection to the Hugging Face Hub (HF_HUB_OFFLINE, HF_ENDPOINT, proxy), "
+            f"{remedy}"
+        )
+        assert outcome["seconds"] < 10
+
+
+def test_a_published_position_embedding_of_another_size_is_refused(hub, content, weights, tmp_path):
+    state = load_file(weights)
+    other = state | {"pos_embed": state["pos_embed"][:, :26].contiguous()}
+    content.files[f"{MODEL.replace('timm:', 'timm/')}/model.safetensors"] = save(other)
+    (outcome,) = load([MODEL], hub, tmp_path)
+    assert outcome["error"] == (
+        f"{MODEL} is not supported: its published position embedding has 26 tokens and its model 101, and timm's "
+        "resizing in float32 depends on the processor"
+    )
+
+
+def tiny_clip() -> bytes:
+    """Random weights of CLIP, in safetensors."""
+    import open_clip
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**CLIP)
+    return save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})

@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock, ResPostBlock
 
 from featcache.extract.backbones.base import TAPS, TokenLayout
-from featcache.extract.backbones.open_clip_vit import _backbone, form_of
+from featcache.extract.backbones.open_clip_vit import _backbone, _untrained
 from featcache.extract.backbones.timm_vit import backbone_of, layout_of
 from featcache.extract.models import ALIASES, ModelName
 from featcache.extract.selftest import self_test
@@ -198,7 +198,7 @@ def open_clip_member(monkeypatch, family, projection_bias=False):
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", config)
     monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **trunk_changes))
     name = ModelName("tiny", "open_clip", "tiny/any")
-    model = form_of(name)
+    model = _untrained(name)
     tower = randomise(model.visual)
     if hasattr(tower, "output_tokens"):
         tower.output_tokens = False
