@@ -89,8 +89,6 @@ TABLE: dict[str, Row] = {
     "timm:vit_so400m_patch16_siglip_512.v2_webli": (27, 1152, False, 0, 32, 32, 512),
     "timm:vit_giantopt_patch16_siglip_256.v2_webli": (40, 1536, False, 0, 16, 16, 256),
     "timm:vit_giantopt_patch16_siglip_384.v2_webli": (40, 1536, False, 0, 24, 24, 384),
-    "timm:vit_base_patch14_reg1_tipsv2.webli": (12, 768, True, 1, 32, 32, 448),
-    "timm:vit_large_patch14_reg1_tipsv2.webli": (24, 1024, True, 1, 32, 32, 448),
     "timm:aimv2_large_patch14_224.apple_pt": (24, 1024, False, 0, 16, 16, 224),
     "timm:aimv2_huge_patch14_224.apple_pt": (24, 1536, False, 0, 16, 16, 224),
     "timm:aimv2_1b_patch14_224.apple_pt": (24, 2048, False, 0, 16, 16, 224),

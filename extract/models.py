@@ -101,8 +101,6 @@ _IMAGE_TEXT: Mapping[str, str] = {
     "siglip2-vit-so400m-16-512": "timm:vit_so400m_patch16_siglip_512.v2_webli",
     "siglip2-vit-gopt-16-256": "timm:vit_giantopt_patch16_siglip_256.v2_webli",
     "siglip2-vit-gopt-16-384": "timm:vit_giantopt_patch16_siglip_384.v2_webli",
-    "tipsv2-vit-b-14-448": "timm:vit_base_patch14_reg1_tipsv2.webli",
-    "tipsv2-vit-l-14-448": "timm:vit_large_patch14_reg1_tipsv2.webli",
     "aimv2-vit-l-14": "timm:aimv2_large_patch14_224.apple_pt",
     "aimv2-vit-h-14": "timm:aimv2_huge_patch14_224.apple_pt",
     "aimv2-vit-1b-14": "timm:aimv2_1b_patch14_224.apple_pt",

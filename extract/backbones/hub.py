@@ -54,21 +54,23 @@ def cached_file(repository: str, names: Sequence[str]) -> Path | None:
     return None
 
 
-def hub_source(name: ModelName, repository: str, path: Path) -> JsonObject:
+def hub_source(name: ModelName, repository: str, path: Path | None) -> JsonObject:
     """Provenance of a downloaded file: repository, commit, file and digest.
 
     Args:
         name: the model.
         repository: where it was downloaded from.
-        path: where it lies, in the Hub's cache (``.../snapshots/<commit>/<file>``) or elsewhere.
+        path: where it lies, in the Hub's cache (``.../snapshots/<commit>/<file>``) or elsewhere; None if that is not known.
     """
-    parts = path.parts
     source: JsonObject = {"origin": "hub", "model": name.name, "repository": repository.partition("@")[0]}
+    if path is None:
+        return source
+    parts = path.parts
     if "snapshots" in parts[:-2]:
         at = len(parts) - 1 - parts[::-1].index("snapshots")
         source |= {"revision": parts[at + 1], "file": "/".join(parts[at + 2 :])}
     else:
-        source |= {"revision": None, "file": path.name}
+        source |= {"file": path.name}
     return source | {"sha256": sha256_file(path)}
 
 

@@ -184,9 +184,12 @@ def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
 
 
 def form_of(name: ModelName) -> Any:
-    """A model of open_clip without storage, to look at its form."""
-    with without_storage():
-        return _untrained(name, "meta")
+    """A model of open_clip to look at its form: without storage where that goes."""
+    try:
+        with without_storage():
+            return _untrained(name, "meta")
+    except Exception:  # older versions of timm read values while they build
+        return _untrained(name)
 
 
 def _untrained(name: ModelName, device: str = "cpu") -> Any:

@@ -129,7 +129,7 @@ def weights_source(name: ModelName, model: Any, weights: Path | None) -> JsonObj
     if weights is not None:
         return file_source(weights)
     repository, path = hub_repository(name), _hub_file(name, model)
-    if repository is None or path is None:
+    if repository is None:
         return {"origin": "url", "model": name.name, "url": model.pretrained_cfg.get("url")}
     return hub_source(name, repository, path)
 
@@ -179,6 +179,9 @@ def _require_same_geometry(model: Any, state: Mapping[str, Any]) -> None:
 
 
 def form_of(name: ModelName) -> Any:
-    """A model of timm without storage, to look at its form."""
-    with without_storage():
+    """A model of timm to look at its form: without storage where that goes."""
+    try:
+        with without_storage():
+            return timm.create_model(name.name, num_classes=0)
+    except Exception:  # older versions of timm read values while they build
         return timm.create_model(name.name, num_classes=0)
