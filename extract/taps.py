@@ -121,24 +121,16 @@ class Taps:
         # Inside the blocks tokens may be [N, B, D]; the final norm and what follows see [B, N, D].
         in_block = layer != FINAL
 
-        def record(value: Any) -> None:
-            tokens = (
-                value[0] if isinstance(value, tuple) else value
-            )  # some attention modules return their weights too
+        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
+            tokens = point.tokens(inputs, output)
             if in_block and self._backbone.sequence_first:
                 tokens = tokens.transpose(0, 1)
             for array in self._wanted[tap, layer]:
                 self._recorded[array.name, layer] = self._take(tokens, array)
 
-        def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            record(inputs[0])
-
-        def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            record(output)
-
         if point.side == "input":
-            return point.module.register_forward_pre_hook(before)
-        return point.module.register_forward_hook(after)
+            return point.module.register_forward_pre_hook(record)
+        return point.module.register_forward_hook(record)
 
     def _take(self, tokens: Tensor, array: Wanted) -> Tensor:
         tap, group = tap_and_group(array.name)
