@@ -75,7 +75,12 @@ class ExtractResult:
 
 
 def extract(
-    request: ExtractRequest, search: Sequence[Path], *, reporter: Reporter | None = None, command: str = ""
+    request: ExtractRequest,
+    search: Sequence[Path],
+    *,
+    backbone: "Backbone | None" = None,
+    reporter: Reporter | None = None,
+    command: str = "",
 ) -> ExtractResult:
     """Make sure that a complete cache answers `request`.
 
@@ -86,6 +91,7 @@ def extract(
     Args:
         request: what is wanted.
         search: roots to look in; a new cache goes under the first.
+        backbone: one's own, made by `custom_backbone`; the request's `model` is then just its name.
         reporter: receives messages and progress.
         command: the command line, for provenance.
 
@@ -96,17 +102,22 @@ def extract(
         InterruptedRunError: Ctrl-C; committed blocks stay.
     """
     reporter = reporter or Silent()
-    model = resolve_model(request.model)
+    model = (
+        resolve_model(request.model)
+        if backbone is None
+        else ModelName(request.model, "custom", request.model)
+    )
     source = resolve_source(request.dataset, request.split_seed, request.limit)
     literals = []
-    for literal in request.literals(model, source.identity):
+    # What one's own module holds is known only by its digest.
+    for literal in request.literals(model, source.identity) if backbone is None else ():
         literals.append(literal)
         found = find_request(search, literal)
         if found is not None and found.complete and _holds(found, request, source):
             return _cached(found, literals)
     # What is wrong with the dataset shows before the backbone is loaded.
     request.contents.choose_splits(list(source.splits))
-    return _Extraction(request, model, source, literals, search, reporter, command).run()
+    return _Extraction(request, model, backbone, source, literals, search, reporter, command).run()
 
 
 def _holds(entry: Entry, request: ExtractRequest, source: Source) -> bool:
@@ -133,9 +144,8 @@ def _cached(entry: Entry, literals: Sequence[JsonObject]) -> ExtractResult:
     except CacheError as error:
         raise _damaged(entry, error) from None
     require_files(cache)
-    with suppress(
-        OSError
-    ):  # a shared root may be read-only, then the next run has to look a little longer; or busy
+    # A shared root may be read-only, or busy; then the next run has to look a little longer.
+    with suppress(OSError):
         for literal in literals:
             record_request(entry.path, literal)
         remove_journal(entry.path)
@@ -149,6 +159,7 @@ class _Extraction:
         self,
         request: ExtractRequest,
         model: ModelName,
+        backbone: "Backbone | None",
         source: Source,
         literals: Sequence[JsonObject],
         search: Sequence[Path],
@@ -157,6 +168,7 @@ class _Extraction:
     ) -> None:
         self._request = request
         self._model = model
+        self._backbone = backbone
         self._source = source
         self._literals = literals
         self._search = search
@@ -170,9 +182,11 @@ class _Extraction:
         from featcache.extract.selftest import self_test
 
         device = choose_device(self._request.device)
-        origin = self._request.weights or "the Hugging Face Hub"
-        self._reporter.message(f"loading {self._model.explicit} on {device}, weights from {origin}")
-        backbone = load_backbone(self._model, self._request.weights)
+        backbone = self._backbone
+        if backbone is None:
+            origin = self._request.weights or "the Hugging Face Hub"
+            self._reporter.message(f"loading {self._model.explicit} on {device}, weights from {origin}")
+            backbone = load_backbone(self._model, self._request.weights)
         backbone.module.to(device)
         spec, entry = self._find_spec(backbone, device)
         wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)

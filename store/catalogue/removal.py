@@ -12,9 +12,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from featcache.store import journal
+from featcache.store.checking.addition import unfinished_addition
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import PARTIAL_SUFFIX, sync_directory
-from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.reading.reader import open_cache
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.writing.claims import STALE_S, SUFFIX, live_claims, sole_owner
@@ -87,15 +88,17 @@ def remove_cache(directory: Path) -> None:
 
 
 def remove_journal(directory: Path) -> None:
-    """Remove what a run left that was killed after it had completed the cache.
+    """Remove what a run left that was killed after it had completed the cache; an unfinished addition stays.
 
     Raises:
         CacheBusyError: another process is at work on the cache.
+        CacheError: the manifest is damaged.
     """
     folder = directory / journal.JOURNAL
     if folder.is_dir():
         with sole_owner(folder):
-            remove_tree(folder)
+            if unfinished_addition(directory, Manifest.read(directory)) is None:
+                remove_tree(folder)
 
 
 def remove_tree(path: Path) -> None:

@@ -127,3 +127,35 @@ def test_layers_of_other_taps_are_read_in_python(cli, weights, images):
     everything = train.view(group="patches")
     average = everything.load(["4"], everything.tokens).astype(np.float32).mean(2)
     np.testing.assert_allclose(average[:, 0], train.load(["4"], ["ap"])[:, 0, 0], atol=5e-3)
+
+
+def test_a_module_of_ones_own(cli, images, tmp_path):
+    import timm
+    import torch
+    from torchvision import transforms
+
+    from featcache.extract.backbones.base import TokenLayout
+    from featcache.extract.backbones.custom import Parts, custom_backbone
+    from featcache.extract.request import ExtractRequest
+    from featcache.extract.run import extract
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = timm.create_model("test_vit", num_classes=0).eval()
+    transform = transforms.Compose([transforms.Resize((160, 160)), transforms.ToTensor()])
+    parts, layout = Parts("blocks", "norm", {"norm2": "norm2"}), TokenLayout(True, 0, (10, 10))
+    options = {"name": "mine", "input_size": 160, "transform": transform, "preprocessing": {"size": 160}}
+    backbone = custom_backbone(module, parts, layout, **options)
+    request = ExtractRequest("mine", f"imagefolder:{images}", precision="fp32")
+    result = extract(request, [tmp_path / "root"], backbone=backbone)
+    assert not result.cached
+    assert extract(request, [tmp_path / "root"], backbone=backbone).cached
+    assert cli("verify").status == 0
+    assert "mine" in cli("ls").out
+    assert json.loads(cli("probe", "--head", "linear", "--json").out)[0]["test_samples"] == 30
+    with torch.no_grad():
+        module.blocks[0].norm1.weight += 1
+    changed = extract(
+        request, [tmp_path / "root"], backbone=custom_backbone(module, parts, layout, **options)
+    )
+    assert changed.key != result.key
