@@ -216,6 +216,21 @@ def test_no_repair_by_way_of_a_strange_journal(cache, change):
     assert (outside(cache) / "secret").read_bytes() == SECRET
 
 
+@pytest.mark.parametrize("name", ["journal", "features.zarr/train/label"])
+def test_no_repair_behind_a_link(cache, name):
+    """It would remove the plan and the records of a journal, or damaged chunks."""
+    for file in ("plan.json", "c.0", "zarr.json"):
+        (outside(cache) / file).write_bytes(SECRET)
+    if (cache / name).exists():
+        shutil.rmtree(cache / name)
+    (cache / name).symlink_to(outside(cache))
+    (cache / "provenance.json").write_bytes(b"damaged")
+    others = all_files(outside(cache))
+    with pytest.raises(CacheError, match="a link; .*; remove the link and run the command again"):
+        repair(verify(cache))
+    assert all_files(outside(cache)) == others
+
+
 def test_leftovers_are_not_looked_for_behind_links(cache):
     (outside(cache) / "final").mkdir()
     (outside(cache) / "final" / "thesis.partial").write_bytes(SECRET)

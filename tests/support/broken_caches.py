@@ -413,6 +413,10 @@ OTHERS = {
     "a strange file with control characters": Broken(
         raw("\x1b[2J\udcff", b""), "does not belong in a cache", "verify"
     ),
+    "a card of a terabyte": Broken(sparse("README.md", 2**40), "is more than a card may have", "verify"),
+    "a temporary file that is a link to itself": Broken(
+        link("README.md.partial", "README.md.partial"), "left by a process that was killed", "verify"
+    ),
     "a strange link": Broken(link("secret", "../outside/secret"), "does not belong in a cache", "verify"),
     "a link under a temporary name": Broken(
         both(
