@@ -4,8 +4,8 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,11 @@ from featcache.store.files import (
 )
 from featcache.store.inventory import Block, SplitInventory
 from featcache.store.manifest import BlockRecord, FileRecord, files_from_dict
+from featcache.store.reading.machine import run_all, usable_cpus
 
 COPY_BYTES = 2**20
+# Copying and hashing need processors, which decoding may want too; syncing waits for the disk, which takes several at a time.
+WRITE_THREADS = 4
 SYNC_THREADS = 4
 
 
@@ -87,7 +90,7 @@ class BlockWriter:
         self._progress_path = progress_path
         self._checkpoint_s = checkpoint_s
         self._checkpointed = time.monotonic()
-        self._files: dict[str, list[_ChunkFile]] = {}
+        self._files: dict[str, _ChunkFile] = {}
         self.rows = 0
         """Rows appended so far."""
         self._open()
@@ -108,30 +111,29 @@ class BlockWriter:
         if self.rows + rows > self.block.rows:
             raise ValueError(f"the block has {self.block.rows} rows, {self.rows + rows} were appended")
         for name, values in batch.items():
-            array = self._split.arrays[name]
-            array.check_rows(values, rows)
-            for index, file in enumerate(self._files[name]):
-                file.append(values[:, index] if array.layers else values)
+            self._split.arrays[name].check_rows(values, rows)
         self.rows += rows
+        self._write(batch, last=self.rows == self.block.rows)
         if time.monotonic() - self._checkpointed >= self._checkpoint_s and self.rows < self.block.rows:
             self.checkpoint()
 
     def checkpoint(self) -> None:
         """Make the rows so far durable, so that a process that takes the block over goes on from here."""
-        files = self._for_all_files(_ChunkFile.sync)
+        with ThreadPoolExecutor(SYNC_THREADS) as disk:
+            files = dict(zip(self._files, disk.map(_ChunkFile.sync, self._files.values()), strict=True))
         self._sync_folders()
         Progress(self.rows, self._token, files).write(self._progress_path)
         self._checkpointed = time.monotonic()
 
     def finish(self) -> BlockRecord:
-        """Pad, sync and rename all files of the block, and return its commit record.
+        """Rename all files of the block, which the last `append` synced, and return its commit record.
 
         Raises:
             ValueError: rows are missing.
         """
         if self.rows != self.block.rows:
             raise ValueError(f"the block has {self.block.rows} rows, only {self.rows} were appended")
-        files = self._for_all_files(_ChunkFile.finish)
+        files = {name: file.finish() for name, file in self._files.items()}
         self._sync_folders()
         return BlockRecord(self.block, files)
 
@@ -139,38 +141,49 @@ class BlockWriter:
         """End without committing: what a checkpoint recorded stays for the next process, the rest goes."""
         progress = Progress.read(self._progress_path)
         keep = progress is not None and progress.token == self._token
-        for _, file in self._named_files():
+        for file in self._files.values():
             file.close(keep)
 
-    def _named_files(self) -> Iterator[tuple[str, "_ChunkFile"]]:
-        for array in self._split.arrays.values():
-            for file in self._files[array.name]:
-                yield f"{self._split.name}/{array.name}/{file.path.name}", file
+    def _write(self, batch: Mapping[str, npt.NDArray[np.generic]], last: bool) -> None:
+        """Append to all files; after the `last` rows they are synced, each while others are still being hashed."""
+        syncs: list[Future[FileRecord]] = []
 
-    def _for_all_files(self, function: "Callable[[_ChunkFile], FileRecord]") -> dict[str, FileRecord]:
-        # Syncing one file waits for the disk, which takes several at a time.
-        names, files = zip(*self._named_files(), strict=True)
-        with ThreadPoolExecutor(SYNC_THREADS) as pool:
-            return dict(zip(names, pool.map(function, files), strict=True))
+        def write(files: Sequence[_ChunkFile]) -> None:
+            for file in files:
+                file.append(batch[file.array.name])
+                if last:
+                    file.pad()
+                    syncs.append(disk.submit(file.sync))
+
+        # One job per thread: handing over every file would take as long as a small file itself.
+        threads, files = min(WRITE_THREADS, usable_cpus()), list(self._files.values())
+        with ThreadPoolExecutor(SYNC_THREADS) as disk:
+            run_all(write, [files[number::threads] for number in range(threads)], threads)
+        for sync in syncs:
+            sync.result()
 
     def _sync_folders(self) -> None:
-        for array in self._split.arrays.values():
-            sync_directory(self._features / self._split.name / array.name)
+        with ThreadPoolExecutor(SYNC_THREADS) as disk:
+            list(disk.map(sync_directory, self._folders()))
+
+    def _folders(self) -> list[Path]:
+        return [self._features / self._split.name / array for array in self._split.arrays]
 
     def _open(self) -> None:
         for array in self._split.arrays.values():
             folder = self._features / self._split.name / array.name
-            names = array.chunk_names(self.block.index)
-            self._files[array.name] = [_ChunkFile(folder / name, array, self._token) for name in names]
+            for layer, name in enumerate(array.chunk_names(self.block.index)):
+                file = _ChunkFile(folder / name, array, layer, self._token)
+                self._files[f"{self._split.name}/{array.name}/{name}"] = file
 
     def _restore(self) -> None:
         """Take over what an earlier process made durable, by copying: that process might still write to its files."""
         progress = Progress.read(self._progress_path)
         if progress is not None and 0 < progress.rows < self.block.rows:
-            if all(file.copy_from(progress, name) for name, file in self._named_files()):
+            if all(file.copy_from(progress, name) for name, file in self._files.items()):
                 self.rows = progress.rows
             else:
-                for _, file in self._named_files():
+                for file in self._files.values():
                     file.close(keep=False)
                 self._open()
         if self.rows:
@@ -181,28 +194,34 @@ class BlockWriter:
 
     def _sweep(self) -> None:
         """Remove temporary files of this block that other processes left."""
-        for array in self._split.arrays.values():
-            names = set(array.chunk_names(self.block.index))
-            folder = self._features / self._split.name / array.name
-            for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
-                name, _, token = path.name.removesuffix(PARTIAL_SUFFIX).rpartition(".")
-                if name in names and token != self._token:
-                    path.unlink(missing_ok=True)
+        names = {file.path.name for file in self._files.values()}
+        for folder in self._folders():
+            # Faster than a glob, which matters in a folder of thousands of files.
+            for found in os.listdir(folder):
+                name, _, token = found.removesuffix(PARTIAL_SUFFIX).rpartition(".")
+                if found.endswith(PARTIAL_SUFFIX) and name in names and token != self._token:
+                    (folder / found).unlink(missing_ok=True)
 
 
 class _ChunkFile:
     """One chunk file under way: hashed while it is written, so that no byte is read again."""
 
-    def __init__(self, path: Path, array: ArrayInfo, token: str) -> None:
+    def __init__(self, path: Path, array: ArrayInfo, layer: int, token: str) -> None:
         self.path = path
-        self._array = array
+        self.array = array
+        self._layer = layer
         self._partial = _partial(path, token)
         self._file = self._partial.open("wb")
         self._digest = hashlib.sha256()
         self._bytes = 0
 
-    def append(self, values: npt.NDArray[np.generic]) -> None:
+    def append(self, rows: npt.NDArray[np.generic]) -> None:
+        values = rows[:, self._layer] if self.array.layers else rows
         self._write(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
+
+    def pad(self) -> None:
+        fill = DTYPES[self.array.dtype].fill_bytes
+        self._write(fill * ((self.array.chunk_bytes - self._bytes) // len(fill)))
 
     def copy_from(self, progress: Progress, name: str) -> bool:
         """Copy what a checkpoint made durable; False if it does not have the recorded digest."""
@@ -225,13 +244,11 @@ class _ChunkFile:
         return FileRecord(self._bytes, self._digest.hexdigest())
 
     def finish(self) -> FileRecord:
-        fill = DTYPES[self._array.dtype].fill_bytes
-        self._write(fill * ((self._array.chunk_bytes - self._bytes) // len(fill)))
-        record = self.sync()
+        """Give the file its name; it must be padded and synced."""
         with _naming(self.path):
             self._file.close()
             self._partial.replace(self.path)
-        return record
+        return FileRecord(self._bytes, self._digest.hexdigest())
 
     def close(self, keep: bool) -> None:
         # On a full disk closing fails too: it tries once more to write what is buffered.

@@ -226,7 +226,7 @@ def test_no_repair_behind_a_link(cache, name):
     (cache / name).symlink_to(outside(cache))
     (cache / "provenance.json").write_bytes(b"damaged")
     others = all_files(outside(cache))
-    with pytest.raises(CacheError, match="a link; .*; remove the link and run the command again"):
+    with pytest.raises(CacheError, match=r"a link; .*; remove the link and run the command again"):
         repair(verify(cache))
     assert all_files(outside(cache)) == others
 
