@@ -28,8 +28,8 @@ sys.path[:0] = [str(REPO / "tests"), str(REPO / "tests" / "probe")]
 from oracle import ObviousAttentiveHead  # noqa: E402
 
 from featcache.probe.heads import get_head  # noqa: E402
-from featcache.store.checking.digests import default_threads  # noqa: E402
 from featcache.store.checking.verify import verify  # noqa: E402
+from featcache.store.reading.machine import usable_cpus  # noqa: E402
 from reading import bench_reading  # noqa: E402
 from support.caches import make_content, make_plan, write_cache  # noqa: E402
 
@@ -47,7 +47,7 @@ def bench_store(folder: Path) -> Document:
         "writing with fsync and digests, against plain files with fsync": side_by_side(
             lambda: write_cache(folder / f"cache-{next(numbers)}", plan, content),
             lambda: _write_plain(folder / f"plain-{next(numbers)}", files),
-            runs=3,
+            runs=7,
         ),
     }
 
@@ -68,14 +68,14 @@ def bench_verify(folder: Path) -> Document:
     contents = [(cache.directory / "features.zarr" / path).read_bytes() for path in paths]
 
     def hash_all() -> None:
-        with ThreadPoolExecutor(default_threads()) as pool:
+        with ThreadPoolExecutor(usable_cpus()) as pool:
             list(pool.map(lambda data: hashlib.sha256(data).hexdigest(), contents))
 
     def check() -> None:
         assert verify(cache.directory).intact
 
     result = side_by_side(check, hash_all, runs=5)
-    return {**result, "megabytes": sum(map(len, contents)) // 10**6, "threads": default_threads()}
+    return {**result, "megabytes": sum(map(len, contents)) // 10**6, "threads": usable_cpus()}
 
 
 def bench_head(batch: int, tokens: int, width: int) -> Document:

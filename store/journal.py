@@ -4,6 +4,7 @@ It exists only while a cache is incomplete; the manifest replaces it.
 """
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -63,10 +64,20 @@ def commit(directory: Path, record: BlockRecord) -> None:
     progress_path(directory, record.block).unlink(missing_ok=True)
 
 
-def committed(directory: Path, inventory: Inventory) -> list[BlockRecord]:
-    """Records of the blocks that exist, in the inventory's order; a record that does not hold is passed over."""
+def committed(directory: Path, inventory: Inventory, known: Collection[Block] = ()) -> list[BlockRecord]:
+    """Records of the blocks that exist, in the inventory's order; a record that does not hold is passed over.
+
+    Args:
+        directory: folder of the cache.
+        inventory: what is written.
+        known: blocks to leave out.
+    """
     found = set(os.listdir(directory / JOURNAL)) if (directory / JOURNAL).is_dir() else set()
-    blocks = [block for block in inventory.blocks() if _record_path(directory, block).name in found]
+    blocks = [
+        block
+        for block in inventory.blocks()
+        if block not in known and _record_path(directory, block).name in found
+    ]
     return [record for block in blocks if (record := _read(directory, inventory, block)) is not None]
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,11 @@ from featcache.store.files import (
 )
 from featcache.store.inventory import Block, SplitInventory
 from featcache.store.manifest import BlockRecord, FileRecord, files_from_dict
-from featcache.store.reading.machine import run_all, usable_cpus
+from featcache.store.reading.machine import usable_cpus
 
 COPY_BYTES = 2**20
-# Copying and hashing need processors, which decoding may want too; syncing waits for the disk, which takes several at a time.
+# Copying and hashing need processors, which decoding may want too.
 WRITE_THREADS = 4
-SYNC_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class BlockWriter:
         token: of this process; it is part of the temporary names, so that no other process writes to them.
         progress_path: where checkpoints are recorded.
         checkpoint_s: seconds between checkpoints.
+        threads: copy and hash, and wait for the disk.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class BlockWriter:
         token: str,
         progress_path: Path,
         checkpoint_s: float,
+        threads: Executor,
     ) -> None:
         self._features = features
         self._split = split
@@ -89,6 +90,7 @@ class BlockWriter:
         self._token = token
         self._progress_path = progress_path
         self._checkpoint_s = checkpoint_s
+        self._threads = threads
         self._checkpointed = time.monotonic()
         self._files: dict[str, _ChunkFile] = {}
         self.rows = 0
@@ -119,8 +121,8 @@ class BlockWriter:
 
     def checkpoint(self) -> None:
         """Make the rows so far durable, so that a process that takes the block over goes on from here."""
-        with ThreadPoolExecutor(SYNC_THREADS) as disk:
-            files = dict(zip(self._files, disk.map(_ChunkFile.sync, self._files.values()), strict=True))
+        records = self._threads.map(_ChunkFile.sync, self._files.values())
+        files = dict(zip(self._files, records, strict=True))
         self._sync_folders()
         Progress(self.rows, self._token, files).write(self._progress_path)
         self._checkpointed = time.monotonic()
@@ -146,25 +148,24 @@ class BlockWriter:
 
     def _write(self, batch: Mapping[str, npt.NDArray[np.generic]], last: bool) -> None:
         """Append to all files; after the `last` rows they are synced, each while others are still being hashed."""
-        syncs: list[Future[FileRecord]] = []
 
-        def write(files: Sequence[_ChunkFile]) -> None:
+        def write(files: Sequence[_ChunkFile]) -> list[Future[FileRecord]]:
+            syncs = []
             for file in files:
                 file.append(batch[file.array.name])
                 if last:
                     file.pad()
-                    syncs.append(disk.submit(file.sync))
+                    syncs.append(self._threads.submit(file.sync))
+            return syncs
 
-        # One job per thread: handing over every file would take as long as a small file itself.
-        threads, files = min(WRITE_THREADS, usable_cpus()), list(self._files.values())
-        with ThreadPoolExecutor(SYNC_THREADS) as disk:
-            run_all(write, [files[number::threads] for number in range(threads)], threads)
-        for sync in syncs:
-            sync.result()
+        # One job per core: handing over every file would take as long as writing a small one.
+        files, jobs = list(self._files.values()), min(WRITE_THREADS, usable_cpus())
+        for syncs in self._threads.map(write, [files[number::jobs] for number in range(jobs)]):
+            for sync in syncs:
+                sync.result()
 
     def _sync_folders(self) -> None:
-        with ThreadPoolExecutor(SYNC_THREADS) as disk:
-            list(disk.map(sync_directory, self._folders()))
+        list(self._threads.map(sync_directory, self._folders()))
 
     def _folders(self) -> list[Path]:
         return [self._features / self._split.name / array for array in self._split.arrays]

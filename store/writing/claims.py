@@ -20,6 +20,7 @@ from weakref import WeakSet
 
 from featcache.store.errors import CacheBusyError
 from featcache.store.files import JsonObject, is_open_file, naming, try_lock
+from featcache.store.plain import refuse_link
 
 _open: "WeakSet[Claims]" = WeakSet()
 
@@ -38,9 +39,13 @@ class Claims:
         folder: where the claim files lie; it must exist.
         heartbeat_s: seconds between touches.
         stale_s: seconds without a touch after which a claim of another machine is taken over.
+
+    Raises:
+        CacheError: the folder is a link.
     """
 
     def __init__(self, folder: Path, *, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S) -> None:
+        refuse_link(folder)  # of a cache from elsewhere: claims would be written where it leads
         self.token = uuid.uuid4().hex[:12]
         self._folder = folder
         self._stale_s = stale_s

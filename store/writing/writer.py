@@ -8,6 +8,7 @@ one, so it writes the metadata only.
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,8 @@ ADDITIONS = "additions"
 CHECKPOINT_S = 20.0
 WAIT_S = 0.5
 FINISH = "finish"
+THREADS = 8
+"""That hash and write, as many as there are cores, and that wait for the disk, which takes several files at a time."""
 
 
 class CacheWriter:
@@ -84,7 +87,9 @@ class CacheWriter:
         self._manifest = ManifestFile(directory)
         (directory / JOURNAL).mkdir(parents=True, exist_ok=True)
         self._claims = Claims(directory / JOURNAL)
+        self._threads = ThreadPoolExecutor(THREADS, "featcache-write")
         self._open: dict[Block, BlockWriter] = {}
+        self._committed: set[Block] = set()
         self._ready: BlockWriter | None = None
         try:
             if not self._enter() or self.complete:
@@ -120,6 +125,7 @@ class CacheWriter:
             if self.complete and self._claims.acquire(SETUP):
                 self._remove_journal()
         self._claims.close()
+        self._threads.shutdown()
 
     def _remove_journal(self) -> None:
         """Take the journal of a complete cache away, unless another process has begun an addition in it."""
@@ -138,9 +144,11 @@ class CacheWriter:
 
     def pending(self) -> list[Block]:
         """Blocks that are not committed yet, in order, claimed or not."""
-        committed = {record.block for record in journal.committed(self.directory, self.plan.inventory)}
+        # What is committed stays so: its record is read once, not again for every block that follows.
+        news = journal.committed(self.directory, self.plan.inventory, self._committed)
+        self._committed.update(record.block for record in news)
         # A process that completes the cache removes the journal: asked last, so that it is not taken for empty.
-        return [] if self.complete else [b for b in self.plan.inventory.blocks() if b not in committed]
+        return [] if self.complete else [b for b in self.plan.inventory.blocks() if b not in self._committed]
 
     def committed_rows(self) -> int:
         """Rows of all splits that are committed, by this process or another."""
@@ -164,7 +172,7 @@ class CacheWriter:
             progress = journal.progress_path(self.directory, block)
             features = self.directory / FEATURES
             self._open[block] = BlockWriter(
-                features, split, block, self._claims.token, progress, self._checkpoint_s
+                features, split, block, self._claims.token, progress, self._checkpoint_s, self._threads
             )
             return self._open[block]
         return None
