@@ -8,6 +8,10 @@ from featcache.store.errors import RequestError
 from featcache.store.reading.machine import usable_cpus
 from featcache.store.requests import AUTO
 
+MAX_WORKERS = 16
+MAX_LANES = 8
+"""Each has the activations of a batch in memory."""
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device that `name` means; ``auto`` takes a GPU where there is one.
@@ -52,10 +56,19 @@ def forward_context(device: torch.device, precision: str) -> AbstractContextMana
 
 def default_batch_size(device: torch.device) -> int:
     """Samples in a forward pass: enough to keep the device busy, and a divisor of every block size."""
-    return 32 if device.type == "cpu" else 128
+    return 16 if device.type == "cpu" else 128
 
 
-def default_workers(device: torch.device) -> int:
-    """Processes that decode images: few on a CPU, where they take cores from the forward pass."""
-    cores = usable_cpus()
-    return min(1, cores - 1) if device.type == "cpu" else min(8, cores)
+def default_workers() -> int:
+    """Processes that decode images. On a CPU they share the cores with the forward pass, as the system divides them."""
+    return min(MAX_WORKERS, usable_cpus())
+
+
+def forward_lanes(device: torch.device) -> tuple[int, int]:
+    """Forward passes that run side by side on a device, and the threads of each; a GPU takes one at a time."""
+    if device.type != "cpu":
+        return 1, 1
+    # torch's own number is smaller where somebody limited it.
+    cores = min(usable_cpus(), torch.get_num_threads())
+    lanes = min(MAX_LANES, cores)
+    return lanes, cores // lanes

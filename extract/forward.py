@@ -1,6 +1,7 @@
 """The forward pass: preprocessed images to the token arrays of a batch, in the stored type, on their way to the host."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,29 @@ class NotFiniteError(Exception):
     """A value is not finite in the stored type; `FeatureExtractor.explain` finds out which."""
 
 
+class Extractor(Protocol):
+    """What the pipeline needs of whatever runs the forward passes."""
+
+    at_once: int
+    """Passes that run at the same time."""
+
+    def start(self, images: Tensor) -> Callable[[], NumpyBatch]:
+        """Begin one forward pass; see `FeatureExtractor.start`."""
+
+    def explain(self, images: Tensor, samples: Sequence[Sample]) -> BackboneError:
+        """Find out which value is not finite; see `FeatureExtractor.explain`."""
+
+    def stop(self) -> None:
+        """Let passes end that are under way and that nobody waits for any more."""
+
+
+class Pass(Protocol):
+    """A forward pass with taps."""
+
+    def __call__(self, images: Tensor, at_most: int | None) -> dict[str, Tensor]:
+        """Every array ``[B, L, K, D]`` in float32 of images ``[B, 3, S, S]``, B no more than `at_most`, if that is given."""
+
+
 class FeatureExtractor:
     """Turns preprocessed images into the token arrays of a batch, in the stored type.
 
@@ -32,7 +56,10 @@ class FeatureExtractor:
         arrays: the token arrays to fill.
         dtype: stored type of the features.
         say: is told when a batch has to be divided because it does not fit into the device's memory.
+        compiled: the pass, if it was compiled; without it the backbone runs as it is.
     """
+
+    at_once = 1
 
     def __init__(
         self,
@@ -42,6 +69,7 @@ class FeatureExtractor:
         arrays: Iterable[Wanted],
         dtype: str,
         say: Callable[[str], None] = lambda text: None,
+        compiled: Pass | None = None,
     ) -> None:
         wanted = tuple(arrays)
         self._layers = {array.name: array.layers for array in wanted}
@@ -50,7 +78,8 @@ class FeatureExtractor:
         self._precision = precision
         self._dtype = dtype
         self._say = say
-        self._at_once: int | None = None
+        self._pass = compiled or self._plain_pass
+        self._fitting: int | None = None
         """Images that fit into the device's memory, once that is known to be less than a batch."""
 
     def __call__(self, images: Tensor, samples: Sequence[Sample]) -> NumpyBatch:
@@ -109,12 +138,18 @@ class FeatureExtractor:
             "the backbone gave values that are not finite, but not a second time; check the device"
         )
 
+    def stop(self) -> None:
+        """Nothing is under way that nobody waits for: `start` comes back when its pass is through, or is the device's."""
+
     def _forward(self, images: Tensor) -> dict[str, Tensor]:
         """Every array ``[B, L, K, D]`` in float32; in parts where the whole does not fit into the device's memory."""
         while True:
-            size = self._at_once or len(images)
+            size = self._fitting or len(images)
             try:
-                parts = [self._forward_at_once(part) for part in torch.split(images, size)]
+                parts = [
+                    self._pass(part.to(self._device, non_blocking=True), self._fitting)
+                    for part in torch.split(images, size)
+                ]
                 return (
                     parts[0] if len(parts) == 1 else {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
                 )
@@ -123,15 +158,15 @@ class FeatureExtractor:
                     raise BackboneError(
                         f"one image does not fit into the memory of {self._device}; use a smaller model or --device cpu"
                     ) from error
-                self._at_once = max(1, min(size, len(images)) // 2)
+                self._fitting = max(1, min(size, len(images)) // 2)
             # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            self._say(f"out of memory on {self._device}: going on with {self._at_once} images at a time")
+            self._say(f"out of memory on {self._device}: going on with {self._fitting} images at a time")
 
-    def _forward_at_once(self, images: Tensor) -> dict[str, Tensor]:
+    def _plain_pass(self, images: Tensor, at_most: int | None) -> dict[str, Tensor]:
         with self._taps as taps, forward_context(self._device, self._precision):
-            return taps.forward(images.to(self._device, non_blocking=True))
+            return taps.forward(images)
 
     def _not_finite(
         self, name: str, values: Tensor, stored: Tensor, samples: Sequence[Sample]

@@ -1,7 +1,8 @@
 """The extraction itself: images through the backbone once, pooled tokens of all layers into committed blocks.
 
-Worker processes decode, this thread runs the backbone, and a thread of its own hashes, writes and commits: nothing but
-the forward pass may hold the run up. What is in flight is bounded, so memory does not grow with the dataset.
+Worker processes decode, the backbone runs (on a GPU as this thread tells it, on a CPU in threads of its own), and another
+thread hashes, writes and commits: nothing but the forward pass may hold the run up. What is in flight is bounded, so
+memory does not grow with the dataset.
 """
 
 from collections import deque
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featcache.extract.forward import FeatureExtractor, NotFiniteError, NumpyBatch
+from featcache.extract.forward import Extractor, NotFiniteError, NumpyBatch
 from featcache.extract.images import ImageBatch, Rows, image_batches
 from featcache.extract.prefetch import to_device
 from featcache.extract.sources.base import Sample, Source
@@ -26,8 +27,8 @@ from featcache.store.progress import Update
 from featcache.store.writing.block import BlockWriter
 from featcache.store.writing.writer import CacheWriter
 
-IN_FLIGHT = 3
-"""Batches between the forward pass and the disk."""
+WAITING = 2
+"""Batches between decoding and the disk, besides those whose forward passes run."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,14 @@ class ImageInput:
 
 
 def run_blocks(
-    writer: CacheWriter, images: ImageInput, extractors: Mapping[str, FeatureExtractor], update: Update
+    writer: CacheWriter, images: ImageInput, extractors: Mapping[str, Extractor], update: Update
 ) -> int:
     """Extract and commit blocks until none is left that no other process is writing.
 
     Args:
         writer: the open writer of the cache.
         images: the images.
-        extractors: the forward pass of every split.
+        extractors: the forward passes of every split.
         update: called with the samples done and in all, at the start and after every batch.
 
     Returns:
@@ -157,12 +158,13 @@ class _Writing:
     """
 
     def __init__(
-        self, writer: CacheWriter, extractors: Mapping[str, FeatureExtractor], update: Callable[[int], None]
+        self, writer: CacheWriter, extractors: Mapping[str, Extractor], update: Callable[[int], None]
     ) -> None:
         self._writer = writer
         self._extractors = extractors
         self._update = update
         self._pool = ThreadPoolExecutor(1, "featcache-writer")
+        self._limit = WAITING + max(extractor.at_once for extractor in extractors.values())
         self._jobs: deque[tuple[_Job, Future[int]]] = deque()
         self._committed = writer.committed_rows()
         self._failed = False
@@ -171,6 +173,9 @@ class _Writing:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, KeyboardInterrupt):  # nobody wants to wait for a pass
+            for extractor in self._extractors.values():
+                extractor.stop()
         try:
             while self._jobs:  # also after an error elsewhere: what was computed is not thrown away
                 self._take()
@@ -183,7 +188,7 @@ class _Writing:
     def put(self, job: _Job) -> None:
         """Hand a batch over, waiting while too many are in flight."""
         self._jobs.append((job, self._pool.submit(self._run, job)))
-        while len(self._jobs) > IN_FLIGHT:
+        while len(self._jobs) > self._limit:
             self._take()
 
     def _run(self, job: _Job) -> int:

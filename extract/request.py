@@ -46,6 +46,8 @@ class ExtractRequest:
     """Processes that decode images; chosen by the number of cores if not given."""
     device: str = AUTO
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    compile: bool = False
+    """Compile the forward pass; the features stay the same but for rounding."""
     on_error: str = STOP
     """What to do about an image that does not decode: ``stop``, or ``skip`` it."""
 

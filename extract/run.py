@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featcache.extract.estimate import Estimate, Speed
 from featcache.extract.models import ModelName, resolve_model
 from featcache.extract.planning import plan_inventory
+from featcache.extract.remaining import remaining, require_space
 from featcache.extract.request import SKIP, ExtractRequest
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     import torch
 
     from featcache.extract.backbones.base import Backbone
-    from featcache.extract.forward import FeatureExtractor
     from featcache.extract.pipeline import ImageInput
 
 
@@ -101,23 +102,16 @@ def extract(
         BackboneError: the backbone cannot be loaded or its features would be wrong.
         InterruptedRunError: Ctrl-C; committed blocks stay.
     """
-    reporter = reporter or Silent()
-    model = (
-        resolve_model(request.model)
-        if backbone is None
-        else ModelName(request.model, "custom", request.model)
-    )
-    source = resolve_source(request.dataset, request.split_seed, request.limit)
-    literals = []
-    # What one's own module holds is known only by its digest.
-    for literal in request.literals(model, source.identity) if backbone is None else ():
-        literals.append(literal)
-        found = find_request(search, literal)
-        if found is not None and found.complete and _holds(found, request, source):
-            return _cached(found, literals)
-    # What is wrong with the dataset shows before the backbone is loaded.
-    request.contents.choose_splits(list(source.splits))
-    return _Extraction(request, model, backbone, source, literals, search, reporter, command).run()
+    extraction = _Extraction(request, search, reporter or Silent(), command, backbone)
+    found = extraction.find_literally()
+    return extraction.cached(found) if found is not None else extraction.run()
+
+
+def dry_run(request: ExtractRequest, search: Sequence[Path], *, reporter: Reporter | None = None) -> Estimate:
+    """Say what `extract` would do, and how long it would take; arguments and errors as there. Nothing is written."""
+    extraction = _Extraction(request, search, reporter or Silent(), "")
+    found = extraction.find_literally()
+    return extraction.describe(found) if found is not None else extraction.estimate()
 
 
 def _holds(entry: Entry, request: ExtractRequest, source: Source) -> bool:
@@ -133,73 +127,130 @@ def _damaged(entry: Entry, error: CacheError) -> CacheError:
     return CacheError(f"{error}; remove the cache (`featcache rm {entry.path}`) and extract it again")
 
 
-def _cached(entry: Entry, literals: Sequence[JsonObject]) -> ExtractResult:
-    """The answer that a complete cache is, once its files are seen to be there.
-
-    Raises:
-        CacheError: the cache is damaged; the message says what to do.
-    """
-    try:
-        cache = open_cache(entry.path)
-    except CacheError as error:
-        raise _damaged(entry, error) from None
-    require_files(cache)
-    # A shared root may be read-only, or busy; then the next run has to look a little longer.
-    with suppress(OSError):
-        for literal in literals:
-            record_request(entry.path, literal)
-        remove_journal(entry.path)
-    return ExtractResult(entry.path, entry.key, True, 0, 0.0)
-
-
 class _Extraction:
-    """One run that needs the backbone."""
+    """One run: the answer that is there already, or what it takes to make one."""
 
     def __init__(
         self,
         request: ExtractRequest,
-        model: ModelName,
-        backbone: "Backbone | None",
-        source: Source,
-        literals: Sequence[JsonObject],
         search: Sequence[Path],
         reporter: Reporter,
         command: str,
+        backbone: "Backbone | None" = None,
     ) -> None:
         self._request = request
-        self._model = model
-        self._backbone = backbone
-        self._source = source
-        self._literals = literals
         self._search = search
         self._reporter = reporter
         self._command = command
         self._started = time.time()
+        self._own = backbone
+        self._model = (
+            resolve_model(request.model)
+            if backbone is None
+            else ModelName(request.model, "custom", request.model)
+        )
+        self._source = resolve_source(request.dataset, request.split_seed, request.limit)
+        self._literals: list[JsonObject] = []
+
+    def find_literally(self) -> Entry | None:
+        """The complete cache that answers the request, if one remembers it; needs no torch."""
+        # What one's own module holds is known only by its digest.
+        for literal in (
+            self._request.literals(self._model, self._source.identity) if self._own is None else ()
+        ):
+            self._literals.append(literal)
+            found = find_request(self._search, literal)
+            if found is not None and found.complete and _holds(found, self._request, self._source):
+                return found
+        # What is wrong with the dataset shows before the backbone is loaded.
+        self._request.contents.choose_splits(list(self._source.splits))
+        return None
+
+    def cached(self, entry: Entry) -> ExtractResult:
+        """The answer that a complete cache is, once its files are seen to be there.
+
+        Raises:
+            CacheError: the cache is damaged; the message says what to do.
+        """
+        try:
+            cache = open_cache(entry.path)
+        except CacheError as error:
+            raise _damaged(entry, error) from None
+        require_files(cache)
+        # A shared root may be read-only, or busy; then the next run has to look a little longer.
+        with suppress(OSError):
+            for literal in self._literals:
+                record_request(entry.path, literal)
+            remove_journal(entry.path)
+        return ExtractResult(entry.path, entry.key, True, 0, 0.0)
+
+    def describe(self, entry: Entry) -> Estimate:
+        """The estimate of a request that a complete cache answers."""
+        held = entry.cache.inventory
+        return Estimate(entry.path, entry.key, held, held, remaining(entry.path, held), None)
 
     def run(self) -> ExtractResult:
+        """Load the backbone and make the cache."""
+        backbone, device = self._load()
+        spec, entry = self._find_spec(backbone, device)
+        wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)
+        if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
+            return self.cached(entry)
+        path, plan = self._prepare(spec, entry, wanted, backbone, device)
+        return self._fill(path, plan, backbone, device)
+
+    def estimate(self) -> Estimate:
+        """Load the backbone and find out what a run would do."""
+        from featcache.extract.extractors import Forward
+        from featcache.extract.speed import images_per_second
+
+        backbone, device = self._load()
+        spec, entry = self._find_spec(backbone, device)
+        wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)
+        if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
+            return self.describe(entry)
+        path, plan = self._prepare(spec, entry, wanted, backbone, device)
+        held = Manifest.read(path).inventory if (path / MANIFEST_FILE).exists() else None
+        self._reporter.message("running a few batches")
+        forward = Forward(backbone, device, self._request.compile, self._reporter.message)
+        with forward.extractors(plan) as extractors:
+            rate = images_per_second(self._image_input(path, backbone, device), extractors, plan)
+        speed = Speed(rate, str(device), spec.precision, plan.batch_size)
+        return Estimate(path, spec.key, wanted, held, remaining(path, wanted), speed)
+
+    def _load(self) -> "tuple[Backbone, torch.device]":
         from featcache.extract.backbones import load_backbone
-        from featcache.extract.device import choose_device, default_batch_size
-        from featcache.extract.selftest import self_test
+        from featcache.extract.device import choose_device
 
         device = choose_device(self._request.device)
-        backbone = self._backbone
+        backbone = self._own
         if backbone is None:
             origin = self._request.weights or "the Hugging Face Hub"
             self._reporter.message(f"loading {self._model.explicit} on {device}, weights from {origin}")
             backbone = load_backbone(self._model, self._request.weights)
         backbone.module.to(device)
-        spec, entry = self._find_spec(backbone, device)
-        wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)
-        if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
-            return _cached(entry, self._literals)
+        return backbone, device
+
+    def _prepare(
+        self,
+        spec: CacheSpec,
+        entry: Entry | None,
+        wanted: Inventory,
+        backbone: "Backbone",
+        device: "torch.device",
+    ) -> tuple[Path, Plan]:
+        """Test the backbone, and say where the cache is to be and what it is to hold."""
+        from featcache.extract.batch_size import fitting_batch_size
+        from featcache.extract.selftest import self_test
+
         self_test(backbone, device)
         if entry is None or self._search[0] not in entry.path.parents:
             # What was begun under another root is that root's business: it may be shared, or read-only.
             path = cache_directory(self._search[0], self._source.name, self._model.given, spec)
         else:
             path = entry.path
-        batch_size = self._request.batch_size or default_batch_size(device)
-        return self._fill(path, Plan(spec, wanted, batch_size), backbone, device)
+        asked = self._request.batch_size
+        return path, Plan(spec, wanted, asked or fitting_batch_size(backbone, device, spec, wanted))
 
     def _find_spec(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
         """The spec, and the cache that has it; precision `auto` takes up whatever a cache has, complete ones first."""
@@ -223,6 +274,7 @@ class _Extraction:
         matrix = backbone.projection
         projection = None if matrix is None else matrix.detach().float().cpu().contiguous().numpy()
         while not _covers(path, plan.inventory):
+            require_space(path, plan.inventory)
             with (
                 suppress(CacheCompletedError),
                 CacheWriter(path, plan, projection=projection, adopt=True) as writer,
@@ -258,28 +310,30 @@ class _Extraction:
             )
 
     def _run_blocks(self, writer: CacheWriter, backbone: "Backbone", device: "torch.device") -> int:
+        from featcache.extract.extractors import Forward
         from featcache.extract.pipeline import run_blocks
 
-        images = self._image_input(writer, backbone, device)
-        extractors = self._extractors(writer.plan, backbone, device)
+        images = self._image_input(writer.directory, backbone, device)
+        forward = Forward(backbone, device, self._request.compile, self._reporter.message)
         samples = 0
-        while True:
-            with self._reporter.progress("extracting", "images") as update:
-                samples += run_blocks(writer, images, extractors, update)
-            if writer.pending():
-                self._reporter.message(
-                    f"waiting for {len(writer.pending())} blocks that other processes extract"
-                )
-            if not writer.wait():
-                return samples
+        with forward.extractors(writer.plan) as extractors:
+            while True:
+                with self._reporter.progress("extracting", "images") as update:
+                    samples += run_blocks(writer, images, extractors, update)
+                if writer.pending():
+                    self._reporter.message(
+                        f"waiting for {len(writer.pending())} blocks that other processes extract"
+                    )
+                if not writer.wait():
+                    return samples
 
-    def _image_input(self, writer: CacheWriter, backbone: "Backbone", device: "torch.device") -> "ImageInput":
+    def _image_input(self, path: Path, backbone: "Backbone", device: "torch.device") -> "ImageInput":
         from featcache.extract.device import default_workers
         from featcache.extract.pipeline import ImageInput
 
         known = {}
-        if (writer.directory / MANIFEST_FILE).exists():
-            held = open_cache(writer.directory)
+        if (path / MANIFEST_FILE).exists():
+            held = open_cache(path)
             known = {
                 name: digests
                 for name in held.inventory.splits
@@ -289,29 +343,12 @@ class _Extraction:
             self._source,
             backbone.transform,
             backbone.spec.input_size,
-            default_workers(device) if self._request.workers is None else self._request.workers,
+            default_workers() if self._request.workers is None else self._request.workers,
             device,
             self._request.on_error == SKIP,
             self._reporter.message,
             known,
         )
-
-    def _extractors(
-        self, plan: Plan, backbone: "Backbone", device: "torch.device"
-    ) -> "dict[str, FeatureExtractor]":
-        from featcache.extract.forward import FeatureExtractor
-
-        return {
-            name: FeatureExtractor(
-                backbone,
-                device,
-                plan.spec.precision,
-                [array for array in split.arrays.values() if array.layers],
-                plan.spec.dtype,
-                self._reporter.message,
-            )
-            for name, split in plan.inventory.splits.items()
-        }
 
     def _finish(
         self, writer: CacheWriter, samples: int, seconds: float, backbone: "Backbone", device: "torch.device"

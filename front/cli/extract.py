@@ -6,19 +6,22 @@ from pathlib import Path
 
 import click
 
+from featcache.cli.estimate import print_estimate
 from featcache.cli.options import common_options
 from featcache.console import ConsoleReporter, duration, print_json
 from featcache.extract.contents import TAPS, Contents
 from featcache.extract.request import STOP, ExtractRequest
 from featcache.extract.run import ExtractResult, extract
+from featcache.extract.run import dry_run as estimate_extraction
 from featcache.store.catalogue import roots
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.requests import AUTO
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
 
 EPILOG = """\b
-Example:
+Examples:
   featcache extract --model vit-l-14 --dataset imagefolder:photos
+  featcache extract --model vit-l-14 --dataset imagefolder:photos --dry-run
 """
 
 
@@ -65,19 +68,32 @@ Example:
 @click.option(
     "--precision", default=AUTO, show_default=True, help=f"Forward pass: {', '.join((AUTO, *PRECISIONS))}."
 )
-@click.option("--batch-size", type=int, help="Images in a forward pass.  [default: by device]")
+@click.option(
+    "--batch-size", type=int, help="Images in a forward pass.  [default: by device and its free memory]"
+)
 @click.option("--workers", type=int, help="Processes that decode images.  [default: by cores]")
 @click.option("--device", default=AUTO, show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--compile",
+    is_flag=True,
+    help="Compile the forward pass; it is checked against the plain one before anything is written.",
+)
 @click.option(
     "--on-error",
     default=STOP,
     show_default=True,
     help="An image that does not decode: stop, or skip it and go on; its row then has no features.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be written, where, and how long it would take; write nothing.",
+)
 @common_options
 def extract_command(
     root: tuple[Path, ...],
     as_json: bool,
+    dry_run: bool,
     tap: str,
     layers: str,
     tokens: str,
@@ -92,8 +108,12 @@ def extract_command(
     """
     contents = Contents(_names(tap), layers, tokens, patches, _names(splits or ""))
     request = ExtractRequest(contents=contents, **options)  # type: ignore[arg-type]  # click's values have the fields' types
+    reporter = ConsoleReporter(quiet=as_json)
+    if dry_run:
+        print_estimate(estimate_extraction(request, roots(root), reporter=reporter), as_json)
+        return
     command = shlex.join(["featcache", *sys.argv[1:]])
-    result = extract(request, roots(root), reporter=ConsoleReporter(quiet=as_json), command=command)
+    result = extract(request, roots(root), reporter=reporter, command=command)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -1,0 +1,71 @@
+"""What ``featcache extract --dry-run`` prints."""
+
+from collections.abc import Iterator, Sequence
+
+import click
+
+from featcache.console import duration, print_json, size
+from featcache.extract.estimate import COMPLETE, LACKING, UNFINISHED, Estimate
+from featcache.store.inventory import SplitInventory
+
+
+def print_estimate(estimate: Estimate, as_json: bool) -> None:
+    """Print what an extraction would do."""
+    if as_json:
+        print_json(estimate.to_dict())
+        return
+    for line in _lines(estimate):
+        click.echo(line)
+
+
+def _lines(estimate: Estimate) -> Iterator[str]:
+    left, (free, place) = estimate.remaining, estimate.space
+    yield str(estimate.path)
+    yield f"key       {estimate.key}"
+    yield f"state     {_state(estimate)}"
+    for split in estimate.inventory.splits.values():
+        yield f"{split.name:<10}{split.num_samples} samples"
+        yield from _arrays(split)
+    yield f"size      {size(estimate.inventory.num_bytes)}, {size(left.num_bytes)} of it to be written"
+    if estimate.state != COMPLETE:
+        verdict = "it fits" if estimate.fits else "it does not fit"
+        yield f"free      {size(free)} at {place}: {verdict}"
+    if estimate.speed is not None and estimate.seconds is not None:
+        speed = estimate.speed
+        yield (
+            f"time      about {duration(estimate.seconds)}: {left.samples} images at "
+            f"{speed.images_per_second:.1f} images/s, on {speed.device} in {speed.precision}, {speed.batch_size} at a time"
+        )
+    yield "nothing was written"
+
+
+def _state(estimate: Estimate) -> str:
+    if estimate.state == COMPLETE:
+        return "complete: already cached"
+    if estimate.state == LACKING:
+        lacking = "; ".join(
+            f"{split.name}: {', '.join(a.name for a in split.arrays.values() if a.layers)}"
+            for split in estimate.lacking.splits.values()
+        )
+        return f"complete, but lacks {lacking}"
+    if estimate.state == UNFINISHED:
+        left = estimate.remaining
+        total = left.committed + left.samples
+        return f"incomplete: {left.committed} of {total} samples are committed"
+    return "not there yet"
+
+
+def _arrays(split: SplitInventory) -> Iterator[str]:
+    for array in split.arrays.values():
+        if array.layers:
+            form = f"{array.dtype} {list(array.shape)}"
+            yield f"          {array.name}: {form}, layers {_layers(array.layers)}, tokens {_tokens(array.tokens)}"
+
+
+def _layers(names: Sequence[str]) -> str:
+    in_a_row = names[0].isdigit() and [str(int(names[0]) + step) for step in range(len(names))] == [*names]
+    return f"{names[0]} to {names[-1]}" if in_a_row and len(names) > 3 else ", ".join(names)
+
+
+def _tokens(names: Sequence[str]) -> str:
+    return "+".join(names) if len(names) <= 4 else f"{names[0]} to {names[-1]}"
