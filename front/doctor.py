@@ -158,12 +158,12 @@ def _decoding() -> Iterator[Finding]:
 
 def _root(root: Path, first: bool) -> Iterator[Finding]:
     """Try in `root` what writing and reading a cache takes; where it does not exist, in the nearest folder that does."""
-    if not root.is_dir() and (root.exists() or not first):
-        what = "is not a folder" if root.exists() else "does not exist"
+    place = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not place.is_dir() or (place != root and not first):
+        what = "does not exist" if place.is_dir() else f"cannot be made: {place} is not a folder"
         remedy = "make the folder, or take it out of FEATCACHE_ROOT"
         yield Finding("root", FAILED if first else NOTE, f"{root} {what}", remedy)
         return
-    place = next(folder for folder in (root, *root.absolute().parents) if folder.is_dir())
     lead = f"{root}" if place == root else f"{root} (to be made in {place})"
     needed = FAILED if first else NOTE
     try:
