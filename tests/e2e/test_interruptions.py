@@ -116,12 +116,16 @@ def check_resumed(weights, images, root, whole):
 
 
 def test_ctrl_c_leaves_a_resumable_cache_and_says_so(weights, many_images, whole, tmp_path):
-    root = tmp_path / "root"
-    process = start(weights, many_images, root)
-    wait_for_first_block(process, root)
-    # As the terminal does it: to the whole process group, decoding workers included.
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate()
+    for attempt in range(4):
+        root = tmp_path / f"root-{attempt}"
+        process = start(weights, many_images, root)
+        wait_for_first_block(process, root)
+        # As the terminal does it: to the whole process group, decoding workers included.
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate()
+        # On a busy machine the run may be through before the signal comes.
+        if process.returncode != 0:
+            break
     assert process.returncode == 130
     assert "Traceback" not in err
     last = err.strip().splitlines()[-1]
