@@ -52,6 +52,7 @@ class ChunkFiles:
         self.inventory = inventory
         self.committed = tuple(committed)
         self._folder = features / inventory.name
+        self._prefix = str(self._folder)
         self._checked: set[str] = set()
         self.token_arrays = self._view(tap, group)
         """The arrays of the view: that of the tap, that of the final layer, or both."""
@@ -122,13 +123,14 @@ class ChunkFiles:
             CacheError: the file is missing or of the wrong size, it or its folder is a link, or the array's Zarr
                 metadata differ.
         """
-        folder = self._folder / array.name
         if array.name not in self._checked:
+            folder = self._folder / array.name
             for link in (self._folder.parent, self._folder, folder):
                 refuse_link(link)
             check_array_metadata(folder / METADATA_FILE, array)
             self._checked.add(array.name)
-        path = f"{folder}{os.sep}{array.chunk_name(block, position)}"
+        # Not with pathlib, which takes longer than the system does to open the file.
+        path = os.sep.join((self._prefix, array.name, array.chunk_name(block, position)))
         try:
             descriptor, size = open_plain(path)
         except FileNotFoundError:
