@@ -193,10 +193,13 @@ class Inventory:
                 spot = f"{where}: split {split.name!r}: array {array.name!r}"
                 if array.layers and array.dtype != dtype:
                     raise CacheError(f"{spot}: field 'dtype' is {array.dtype!r}, the spec has {dtype!r}")
-                if array.name in (DEFAULT_TAP, FINAL) and array.shape[3] != width:
-                    raise CacheError(
-                        f"{spot}: its width is {array.shape[3]}, the spec's field 'width' {width}"
-                    )
+                if array.name in (DEFAULT_TAP, FINAL):
+                    if not array.layers:
+                        raise CacheError(f"{spot}: field 'layers' is empty; it is an array of tokens")
+                    if array.shape[3] != width:
+                        raise CacheError(
+                            f"{spot}: its width is {array.shape[3]}, the spec's field 'width' {width}"
+                        )
                 if array.layers and array.layers != (FINAL,) and array.shape[1] != num_layers:
                     raise CacheError(
                         f"{spot}: field 'shape' has {array.shape[1]} layers, the spec has {num_layers}"

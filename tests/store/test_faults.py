@@ -109,10 +109,10 @@ def written(processes, tmp_path) -> Written:
     return Written(processes, tmp_path)
 
 
-def check_one_line(end, start: str, written: Written) -> None:
+def check_one_line(end, start: str, folder: Path) -> None:
     assert end.status == 1, end
     (line,) = end.err.splitlines()
-    assert line.startswith(f"featcache: {start}: {written.directory}"), line
+    assert line.startswith(f"featcache: {start}: {folder}"), line
 
 
 def test_one_operation_fails(written):
@@ -122,7 +122,7 @@ def test_one_operation_fails(written):
         if end.status == 0:  # clearing up after the manifest failed, which the next run makes up for
             assert (written.directory / "manifest.json").exists()
         else:
-            check_one_line(end, "Input/output error", written)
+            check_one_line(end, "Input/output error", written.directory)
         seen.add(written.rows_that_are_there())
         written.check_resumed()
     assert {0, 128} <= seen, "some failed before the first block was committed, some later"
@@ -134,7 +134,7 @@ def test_every_operation_fails_from_some_moment_on(written):
         if end.status == 0:  # as above
             assert (written.directory / "manifest.json").exists()
         else:
-            check_one_line(end, "Input/output error", written)
+            check_one_line(end, "Input/output error", written.directory)
         written.rows_that_are_there()
         written.check_resumed()
 
@@ -155,7 +155,7 @@ def test_the_root_disappears_at_any_operation(written, tmp_path):
     for at in written.operations(CHANGES, 0.01, 0.95):
         end = written.run(at, STOP, lambda: written.root.rename(away))
         assert not written.root.exists(), "nothing is written where the root was"
-        check_one_line(end, "No such file or directory", written)
+        check_one_line(end, "No such file or directory", written.root)  # of it or of a folder in it
         away.rename(written.root)
         written.rows_that_are_there()
         written.check_resumed()

@@ -485,6 +485,14 @@ BEYOND_FIELDS = {
         "'dtype'",
         "open",
     ),
+    "a final layer without tokens": Broken(
+        both(
+            both(array("final", "shape", to=[130]), array("final", "dimension_names", to=["sample"])),
+            both(array("final", "layers", to=[]), array("final", "tokens", to=[])),
+        ),
+        "array 'final': field 'layers' is empty",
+        "open",
+    ),
     "two widths": Broken(manifest("spec", "backbone", "width", to=9), "'width'", "open"),
     "two depths": Broken(manifest("spec", "backbone", "num_layers", to=9), "'shape' has 2 layers", "open"),
     "ids of a gigabyte": Broken(geometry("sample_id", 1, 12 * 2**26), "'sample_id'", "open"),
