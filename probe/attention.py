@@ -19,24 +19,26 @@ BATCH = 512
 
 @torch.inference_mode()
 def mean_attention(head: Head, tokens: TokenSource, selection: Selection) -> npt.NDArray[np.float64]:
-    """Average the attention weights over heads and samples.
+    """Average the attention weights over heads and samples, and add up those of a layer's patches.
 
     Args:
-        head: a trained head that has attention.
-        tokens: N samples of T tokens, layer by layer.
+        head: a trained head that has attention, of one member.
+        tokens: N samples of T tokens.
         selection: the L layers and K token kinds that the T tokens are.
 
     Returns:
-        ``[L, K]``, summing to 1.
+        ``[L, K]``, summing to 1; NaN where a layer has no such token.
     """
     device = next(head.parameters()).device
     total = torch.zeros(tokens.num_tokens, dtype=torch.float64)
     for rows in torch.split(torch.arange(tokens.num_samples), BATCH):
-        # [B, H, T] -> [T]
+        # [1, B, H, T] -> [T]
         weights = head.attention(tokens.batch(rows).to(device))
-        total += weights.cpu().double().mean(1).sum(0)
-    shape = (len(selection.layers), len(selection.tokens))
-    mean: npt.NDArray[np.float64] = (total / tokens.num_samples).reshape(shape).numpy()
+        total += weights.cpu().double().mean(2).sum((0, 1))
+    mean = np.full((len(selection.layers), len(selection.kinds)), np.nan)
+    for (layer, kind), weight in zip(selection.places(), (total / tokens.num_samples).tolist(), strict=True):
+        place = selection.layers.index(layer), selection.kinds.index(kind)
+        mean[place] = weight if np.isnan(mean[place]) else mean[place] + weight
     return mean
 
 
@@ -51,7 +53,8 @@ def save_attention(
         selection: names of the L layers and K token kinds.
         title: what the plot shows.
     """
-    document = {"layers": selection.layers, "tokens": selection.tokens, "weights": weights.round(6).tolist()}
+    listed = [[None if np.isnan(value) else round(value, 6) for value in row] for row in weights.tolist()]
+    document = {"layers": selection.layers, "tokens": selection.kinds, "weights": listed}
     write_atomic(directory / "attention.json", json.dumps(document, indent=1).encode() + b"\n")
     write_atomic(directory / HEATMAP_FILE, _heatmap(weights, selection, title))
 
@@ -66,11 +69,13 @@ def _heatmap(weights: npt.NDArray[np.float64], selection: Selection, title: str)
     percent = 100 * weights.T
     image = axes.imshow(percent, cmap="viridis", vmin=0, aspect="auto")
     axes.set_xticks(range(num_layers), selection.layers)
-    axes.set_yticks(range(num_kinds), [kind.upper() for kind in selection.tokens])
+    axes.set_yticks(range(num_kinds), [kind.upper() for kind in selection.kinds])
     axes.set_xlabel("layer")
     axes.set_title(title, fontsize=9)
     for (kind, layer), value in np.ndenumerate(percent):
-        light = value < 0.6 * percent.max()
+        if np.isnan(value):
+            continue
+        light = value < 0.6 * np.nanmax(percent)
         axes.text(
             layer,
             kind,

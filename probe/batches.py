@@ -1,6 +1,6 @@
 """The mini-batches of a training: drawn once, the same for every member.
 
-Shapes: N samples, M training rows, T tokens, D width, B batch.
+Shapes: N samples, R training rows, T tokens, D width, B batch.
 """
 
 from collections.abc import Iterator
@@ -71,17 +71,14 @@ def mini_batches(
     Args:
         tokens: the token source of N samples.
         labels: ``[N]``, int64, on the CPU.
-        rows: ``[M]``, int64, on the CPU: the samples to train on.
+        rows: ``[R]``, int64, on the CPU: the samples to train on.
         plan: batch size and number of epochs.
         protocol: for the jitter.
-        seeds: for order and jitter; the order is drawn on the CPU, so it is the same on every device.
+        seeds: for order and jitter.
         device: where the batches are wanted; noise is drawn there.
     """
-    order = torch.Generator().manual_seed(seeds.order)
     noise = torch.Generator(device).manual_seed(seeds.jitter)
-    for _ in range(plan.num_epochs):
-        permuted = rows[torch.randperm(len(rows), generator=order)]
-        for chosen in torch.split(permuted, plan.batch_size):
-            x = tokens.batch(chosen).to(device)
-            jitter_(x, protocol.jitter_probability, protocol.jitter_std, noise)
-            yield Batch(x, labels[chosen].to(device))
+    for chosen, x in tokens.epochs(rows, plan.batch_size, plan.num_epochs, seeds.order):
+        x = x.to(device)
+        jitter_(x, protocol.jitter_probability, protocol.jitter_std, noise)
+        yield Batch(x, labels[chosen].to(device))

@@ -1,6 +1,6 @@
-"""The selected tokens of one split, loaded from a cache for the trainer.
+"""The selected tokens of one split, for the trainer: in memory where they fit, else streamed from the memory map.
 
-Shapes: N samples, L layers, K token kinds, T = L * K tokens, D width.
+Shapes: N samples, T tokens, D width.
 """
 
 from collections.abc import Sequence
@@ -10,25 +10,39 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from featcache.probe.dataset import as_tensor
 from featcache.probe.request import Selection
-from featcache.probe.tokens import InMemoryTokens
+from featcache.probe.streaming import StreamedTokens
+from featcache.probe.tokens import InMemoryTokens, TokenSource
+from featcache.store.arrays import DTYPES
 from featcache.store.errors import CacheError
-from featcache.store.reading.reader import Cache, as_float32
+from featcache.store.reading.reader import Cache
+from featcache.store.reading.split import SplitReader
 
 
 @dataclass(frozen=True)
 class SplitData:
     """The rows of a split that hold features."""
 
-    tokens: InMemoryTokens
-    """T tokens a sample, layer by layer and token kinds within a layer."""
+    tokens: TokenSource
+    """T tokens a sample, in the order of the selection."""
     labels: npt.NDArray[np.int64]
     """``[N]``."""
     sample_ids: Sequence[str]
+    streamed: bool
 
 
-def load_split(cache: Cache, split: str, selection: Selection, device: torch.device | str) -> SplitData:
-    """Load the selected tokens of a split into the memory of `device`.
+def load_split(
+    cache: Cache, split: str, selection: Selection, device: torch.device | str, memory: int | None = None
+) -> SplitData:
+    """Make the selected tokens of a split available.
+
+    Args:
+        cache: the cache.
+        split: name of the split.
+        selection: which tokens.
+        device: where they are loaded to, if they are.
+        memory: bytes that they may take; what is larger is streamed. None for no limit.
 
     Raises:
         UnknownNameError: a layer or token kind is not cached.
@@ -38,12 +52,35 @@ def load_split(cache: Cache, split: str, selection: Selection, device: torch.dev
     valid = np.flatnonzero(reader.valid())
     if not len(valid):
         raise CacheError(f"{cache.directory}: split {split!r} holds no features yet")
-    features = reader.load(selection.layers, selection.tokens)
     labels, ids = reader.labels(), reader.sample_ids()
     if len(valid) < reader.num_samples:
-        features, labels, ids = features[valid], labels[valid], [ids[row] for row in valid]
-    if reader.dtype == "bfloat16":
-        features = as_float32(features, reader.dtype)
-    # [N, L, K, D] -> [N, T, D]
-    flat = features.reshape(len(features), -1, features.shape[-1])
-    return SplitData(InMemoryTokens(flat, device), labels, ids)
+        labels, ids = labels[valid], [ids[row] for row in valid]
+    if memory is not None and split_bytes(reader, selection) > memory:
+        return SplitData(StreamedTokens(reader, selection, valid, memory), labels, ids, streamed=True)
+    tokens = _load(reader, selection)
+    tokens = tokens if len(valid) == reader.num_samples else tokens[torch.from_numpy(valid)]
+    return SplitData(InMemoryTokens(tokens, device), labels, ids, streamed=False)
+
+
+def split_bytes(reader: SplitReader, selection: Selection) -> int:
+    """Bytes that the selected tokens of a split take in memory."""
+    width = _width(reader, selection)
+    return reader.num_samples * selection.num_tokens * width * DTYPES[reader.dtype].stored.itemsize
+
+
+def _load(reader: SplitReader, selection: Selection) -> torch.Tensor:
+    """All rows, ``[N, T, D]`` as stored."""
+    shape = (reader.num_samples, selection.num_tokens, _width(reader, selection))
+    out = np.empty(shape, DTYPES[reader.dtype].stored)
+    start = 0
+    for part in selection.parts:
+        into = out[:, start : start + part.num_tokens]
+        # Dividing an axis makes a view, so this is read straight into its place.
+        place = into.reshape(len(out), len(part.layers), len(part.tokens), -1)
+        reader.view(group=part.group).load(part.layers, part.tokens, out=place)
+        start += part.num_tokens
+    return as_tensor(out, reader.dtype)
+
+
+def _width(reader: SplitReader, selection: Selection) -> int:
+    return reader.view(group=selection.parts[0].group).width

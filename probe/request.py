@@ -1,16 +1,39 @@
 """What is to be trained: the request, and what it means for a cache. No torch, so that a wrong name shows at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featcache.probe.heads import HeadInfo, get_head
 from featcache.probe.protocol import get_protocol
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import SPLITS
-from featcache.store.layers import FINAL, parse_layers, parse_tokens
+from featcache.store.layers import FINAL, TOKEN_KINDS, parse_layers, parse_tokens
 from featcache.store.reading.reader import Cache
+from featcache.store.requests import AUTO
+from featcache.store.token_groups import POOLED, parse_groups, tap_and_group
+
+if TYPE_CHECKING:
+    from featcache.probe.heads.base import Head
 
 RESULTS = Path("featcache-results")
+PATCH_HEADS = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens of one group that a head sees."""
+
+    group: str
+    layers: tuple[str, ...]
+    tokens: tuple[str, ...]
+    """As the cache names them: ``cls`` and ``ap``, or ``patch0``, ``patch1``, ..."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens a sample."""
+        return len(self.layers) * len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -20,12 +43,29 @@ class Selection:
     name: str
     """Layer set or list, as given."""
     layers: tuple[str, ...]
-    tokens: tuple[str, ...]
+    kinds: tuple[str, ...]
+    """Token kinds, such as ``cls`` or ``patches``."""
+    parts: tuple[Part, ...]
+    """In the order in which a head sees them; within a part, layer by layer."""
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return sum(part.num_tokens for part in self.parts)
 
     @property
     def token_names(self) -> str:
         """Token kinds, such as ``cls+ap``."""
-        return "+".join(self.tokens)
+        return "+".join(self.kinds)
+
+    def places(self) -> list[tuple[str, str]]:
+        """Layer and kind of each of the T tokens."""
+        return [
+            (layer, token if part.group == POOLED else part.group)
+            for part in self.parts
+            for layer in part.layers
+            for token in part.tokens
+        ]
 
 
 @dataclass(frozen=True)
@@ -41,8 +81,14 @@ class ProbeRequest:
     layers: str | None = None
     """Layer set or list; each head's own default if not given."""
     tokens: str | None = None
-    """Token kinds, such as ``cls+ap``; each head's own default if not given."""
-    protocol: str = "quick"
+    """Token kinds, such as ``cls+ap`` or ``cls+patches``; each head's own default if not given."""
+    num_heads: int | None = None
+    """Attention heads; if not given, one for each token, or 8 where patches are among them."""
+    protocol: str = "paper"
+    precision: str = AUTO
+    """Of matrix products: ``fp32``, ``bf16``, or ``auto``, which depends on the device."""
+    memory: int | None = None
+    """Bytes for tokens and members; by default what the machine has to spare."""
     seeds: tuple[int, ...] = (0,)
     out: Path = RESULTS
     """Folder of the results."""
@@ -63,6 +109,17 @@ class Job:
 
     head: HeadInfo
     selection: Selection
+    num_heads: int | None = None
+    """Of a head with attention."""
+
+    def build(self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float]) -> "Head":
+        """Build M heads; see `HeadInfo.build`."""
+        return self.head.build(num_tokens, width, num_classes, dropouts, **self.options)
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the head takes besides its size."""
+        return {} if self.num_heads is None else {"num_heads": self.num_heads}
 
 
 def baseline(cache: Cache) -> Job:
@@ -80,12 +137,30 @@ def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     """
     asked = []
     for head in map(get_head, request.heads):
-        tokens = _default_tokens(cache, head) if request.tokens is None else parse_tokens(request.tokens)
-        asked.append(Job(head, _select(cache, request.layers or head.default_layers, tokens)))
-    wanted = {(job.head.name, job.selection.layers, job.selection.tokens): job for job in asked}
+        kinds = _default_tokens(cache, head) if request.tokens is None else _parse_kinds(request.tokens)
+        selection = _select(cache, request.layers or head.default_layers, kinds)
+        asked.append(Job(head, selection, _num_heads(head, selection, request)))
+    wanted = {(job.head.name, job.selection.parts): job for job in asked}
     base = baseline(cache)
-    wanted.pop((base.head.name, base.selection.layers, base.selection.tokens), None)
+    wanted.pop((base.head.name, base.selection.parts), None)
     return [base, *wanted.values()]
+
+
+def _num_heads(head: HeadInfo, selection: Selection, request: ProbeRequest) -> int | None:
+    """The number of heads of arXiv 2601.09322: one for each pooled token, 8 for the patches of a layer."""
+    if not head.has_attention:
+        return None
+    pooled = all(part.group == POOLED for part in selection.parts)
+    return request.num_heads or (selection.num_tokens if pooled else PATCH_HEADS)
+
+
+def _parse_kinds(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.replace("+", ",").split(",") if name.strip())
+    pooled = tuple(name for name in names if name in TOKEN_KINDS)
+    groups = tuple(name for name in names if name not in TOKEN_KINDS)
+    if groups or not names:
+        groups = parse_groups(text)[1:]
+    return (*(parse_tokens("+".join(pooled)) if pooled else ()), *groups)
 
 
 def _default_tokens(cache: Cache, head: HeadInfo) -> tuple[str, ...]:
@@ -94,19 +169,40 @@ def _default_tokens(cache: Cache, head: HeadInfo) -> tuple[str, ...]:
     return tuple(kind for kind in head.default_tokens if kind in held) or held
 
 
-def _select(cache: Cache, layers: str, tokens: tuple[str, ...]) -> Selection:
-    selection = Selection(layers, parse_layers(layers, cache.spec.backbone.num_layers), tokens)
+def _select(cache: Cache, layers: str, kinds: tuple[str, ...]) -> Selection:
+    names = parse_layers(layers, cache.spec.backbone.num_layers)
     for split in SPLITS:
         if split not in cache.inventory.splits:
             raise RequestError(
                 f"{cache.directory} holds no {split} split; the same `featcache extract` without --split adds it"
             )
-        held = cache[split]
-        for what, names, valid in (
-            ("layer", selection.layers, held.layers),
-            ("token kind", tokens, held.tokens),
-        ):
-            for name in names:
-                if name not in valid:
-                    raise UnknownNameError(what, name, valid, "(the cache holds no other)")
-    return selection
+    parts: list[Part] = []
+    pooled = tuple(kind for kind in kinds if kind in TOKEN_KINDS)
+    if pooled:
+        parts.append(Part(POOLED, names, pooled))
+    parts += [_group_part(cache, group, names) for group in kinds if group not in TOKEN_KINDS]
+    for split in SPLITS:
+        for part in parts:
+            held = cache[split].view(group=part.group)
+            for what, wanted, valid in (
+                ("layer", part.layers, held.layers),
+                ("token kind", part.tokens, held.tokens),
+            ):
+                for name in wanted:
+                    if name not in valid:
+                        raise UnknownNameError(what, name, valid, "(the cache holds no other)")
+    return Selection(layers, names, kinds, tuple(parts))
+
+
+def _group_part(cache: Cache, group: str, names: tuple[str, ...]) -> Part:
+    """All tokens of a group in those of the layers that hold it."""
+    arrays = cache.inventory.splits[SPLITS[0]].arrays.values()
+    if not any(array.layers and tap_and_group(array.name)[1] == group for array in arrays):
+        raise RequestError(
+            f"{cache.directory} holds no {group}; the same `featcache extract` with --tokens {group} adds them"
+        )
+    held = cache[SPLITS[0]].view(group=group)
+    layers = tuple(name for name in names if name in held.layers)
+    if not layers:
+        raise RequestError(f"the cache holds {group} of {', '.join(held.layers)}, none of which is asked for")
+    return Part(group, layers, tuple(held.tokens))

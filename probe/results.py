@@ -31,6 +31,11 @@ class ResultRow:
     """Layer set or list, as asked."""
     layer_names: Sequence[str]
     tokens: Sequence[str]
+    """Token kinds, such as ``cls`` or ``patches``."""
+    num_heads: int | None
+    """Of a head with attention."""
+    precision: str
+    """Of matrix products."""
     protocol: str
     seed: int
     balanced_accuracy: float

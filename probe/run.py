@@ -2,26 +2,33 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import torch
 
 from featcache.probe.attention import mean_attention, save_attention
 from featcache.probe.data import SplitData, load_split
+from featcache.probe.estimate import estimate_sweep
+from featcache.probe.memory import Budget
 from featcache.probe.metrics import scores
+from featcache.probe.precision import choose_precision
+from featcache.probe.process import flush_denormals
 from featcache.probe.protocol import Protocol, get_protocol
 from featcache.probe.request import Job, ProbeRequest, jobs
 from featcache.probe.results import ResultRow, append_row, read_rows, run_id, save_predictions
 from featcache.probe.saved import CONFIG_FILE, HeadConfig, save_head
-from featcache.probe.sweep import SweepResult, run_sweep
-from featcache.probe.trainer import flush_denormals, predict
+from featcache.probe.sweep import Sweep, SweepOptions, SweepResult, group_size, plan_sweep, run_sweep
+from featcache.probe.trainer import predict
+from featcache.probe.unfinished import Unfinished
 from featcache.store.catalogue import slug
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
 
 PREDICTION_BATCH = 1024
+# A group of members is cut so that about this many seconds of work are the most that an interruption loses.
+GROUP_SECONDS = 300.0
 
 
 def probe(
@@ -48,7 +55,7 @@ def probe(
 
     Raises:
         UnknownNameError: a layer or token kind does not exist or is not cached.
-        RequestError: the train split is too small.
+        RequestError: the train split is too small, or the memory does not hold what is needed.
         CacheError: the cache is damaged.
     """
     flush_denormals()
@@ -60,6 +67,10 @@ def probe(
 
 def _is_kept(request: ProbeRequest, row: ResultRow) -> bool:
     return (request.out / row.folder / CONFIG_FILE).is_file()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _title(job: Job, seed: int) -> str:
@@ -74,6 +85,7 @@ class _Runner:
         self._request = request
         self._protocol: Protocol = get_protocol(request.protocol)
         self._device = device
+        self._precision = choose_precision(request.precision, device)
         self._reporter = reporter
         self._baseline: dict[int, float] = {}
         self._earlier = (
@@ -85,6 +97,7 @@ class _Runner:
     def run(self, job: Job) -> Iterator[ResultRow]:
         """Train a job with every seed; the first job must be the baseline."""
         data: dict[str, SplitData] = {}
+        budget = Budget.of(self._request.memory, self._device)
         for seed in self._request.seeds:
             run = self._run_id(job, seed)
             row = self._earlier.get(run)
@@ -94,9 +107,10 @@ class _Runner:
                 )
             else:
                 data = data or {
-                    split: load_split(self._cache, split, job.selection, self._device) for split in SPLITS
+                    split: load_split(self._cache, split, job.selection, self._device, budget.for_tokens)
+                    for split in SPLITS
                 }
-                row = self._train(job, seed, run, data["train"], data["test"])
+                row = self._train(job, seed, run, data["train"], data["test"], budget)
             self._baseline.setdefault(seed, row.balanced_accuracy)
             yield row
 
@@ -108,7 +122,9 @@ class _Runner:
                 "blocks": len(self._cache.manifest.blocks),
                 "head": job.head.name,
                 "layers": job.selection.layers,
-                "tokens": job.selection.tokens,
+                "tokens": job.selection.kinds,
+                "options": job.options,
+                "precision": self._precision,
                 "protocol": asdict(self._protocol),
                 "seed": seed,
                 "device": self._device.type,
@@ -116,24 +132,57 @@ class _Runner:
             }
         )
 
-    def _train(self, job: Job, seed: int, run: str, train: SplitData, test: SplitData) -> ResultRow:
-        with self._reporter.progress(_title(job, seed), "steps") as update:
-            result = run_sweep(
-                job.head,
-                train.tokens,
-                train.labels,
-                protocol=self._protocol,
-                seed=seed,
-                device=self._device,
-                on_progress=update,
-            )
-        logits = predict(
-            result.head, test.tokens, torch.arange(test.tokens.num_samples), PREDICTION_BATCH
-        ).cpu()
+    def _train(
+        self, job: Job, seed: int, run: str, train: SplitData, test: SplitData, budget: Budget
+    ) -> ResultRow:
+        sweep = plan_sweep(
+            job.build,
+            train.tokens,
+            train.labels,
+            protocol=self._protocol,
+            has_dropout=job.head.has_dropout,
+            seed=seed,
+        )
+        result = self._sweep(_title(job, seed), sweep, run, budget, train)
+        rows = torch.arange(test.tokens.num_samples)
+        logits = predict(result.head, test.tokens, rows, PREDICTION_BATCH).cpu()
         row = self._row(job, seed, run, result, logits, train, test)
         self._save(row, job, result, logits, test)
         append_row(self._request.out, row)
         return row
+
+    def _sweep(self, title: str, sweep: Sweep, run: str, budget: Budget, train: SplitData) -> SweepResult:
+        """Run a sweep, from where an earlier run was interrupted."""
+        unfinished = Unfinished(self._request.out, run)
+        finished = {} if self._request.force else unfinished.read()
+        options = SweepOptions(
+            self._device,
+            self._precision,
+            memory=budget.for_members,
+            finished=finished,
+            on_group=unfinished.write,
+        )
+        estimate = estimate_sweep(sweep, options)
+        if estimate.seconds > 2 * GROUP_SECONDS:
+            most = estimate.group_of(GROUP_SECONDS, sweep.tuning.num_steps)
+            options = replace(options, group_size=min(most, group_size(sweep, options)))
+        self._reporter.message(
+            f"{title}: {len(sweep.members)} members x {sweep.tuning.num_steps:,} updates in batches of "
+            f"{sweep.tuning.batch_size:,}, {self._precision}{', streamed' if train.streamed else ''}"
+            + (f", {len(finished)} members from an interrupted run" if finished else "")
+            + f"; about {_duration(estimate.seconds)}"
+        )
+        try:
+            with self._reporter.progress(title, "updates") as update:
+                result = run_sweep(sweep, replace(options, on_progress=update))
+        except KeyboardInterrupt:
+            kept = len(unfinished.read())
+            self._reporter.message(
+                f"{kept} of {len(sweep.members)} members are kept; the same command goes on"
+            )
+            raise
+        unfinished.remove()
+        return result
 
     def _row(
         self,
@@ -163,7 +212,9 @@ class _Runner:
             head=job.head.name,
             layers=job.selection.name,
             layer_names=job.selection.layers,
-            tokens=job.selection.tokens,
+            tokens=job.selection.kinds,
+            num_heads=job.num_heads,
+            precision=self._precision,
             protocol=self._protocol.name,
             seed=seed,
             balanced_accuracy=found.balanced_accuracy,
@@ -194,6 +245,8 @@ class _Runner:
             head=row.head,
             layers=row.layer_names,
             tokens=row.tokens,
+            num_tokens=job.selection.num_tokens,
+            options=job.options,
             width=backbone.width,
             num_classes=result.num_classes,
             class_names=class_names,

@@ -1,6 +1,6 @@
 """Trained heads on disk: safetensors for the parameters, JSON for what they mean. Nothing is ever unpickled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -24,6 +24,11 @@ class HeadConfig:
     head: str
     layers: Sequence[str]
     tokens: Sequence[str]
+    """Token kinds, such as ``cls`` or ``patches``."""
+    num_tokens: int
+    """T."""
+    options: Mapping[str, int]
+    """What the head takes besides its size, such as ``num_heads``."""
     width: int
     """Token width D."""
     num_classes: int
@@ -45,13 +50,14 @@ class HeadConfig:
         """
         kinds: dict[str, type] = dict.fromkeys(cls.__dataclass_fields__, str)
         kinds |= dict.fromkeys(("layers", "tokens", "class_names"), list)
-        kinds |= dict.fromkeys(("width", "num_classes", "seed"), int)
+        kinds |= dict.fromkeys(("num_tokens", "width", "num_classes", "seed"), int)
+        kinds["options"] = dict
         return cls(**{name: field(document, name, kind, where) for name, kind in kinds.items()})
 
 
 def save_head(directory: Path, head: Head, config: HeadConfig) -> None:
-    """Write a head into `directory`, the config last."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    """Write a head of one member into `directory`, the config last."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.member_state().items()}
     write_atomic(directory / PARAMETERS_FILE, save_tensors(state))
     document = asdict(config)
     write_sealed(directory / CONFIG_FILE, document)
@@ -66,11 +72,10 @@ def load_head(directory: Path) -> tuple[Head, HeadConfig]:
     """
     path = directory / CONFIG_FILE
     config = HeadConfig.from_dict(read_sealed(path), str(path))
-    head = get_head(config.head).build(
-        len(config.layers) * len(config.tokens), config.width, config.num_classes
-    )
+    info = get_head(config.head)
     try:
-        head.load_state_dict(load_tensors((directory / PARAMETERS_FILE).read_bytes()))
+        head = info.build(config.num_tokens, config.width, config.num_classes, (0.0,), **config.options)
+        head.load_member(load_tensors((directory / PARAMETERS_FILE).read_bytes()))
     except Exception as error:  # safetensors and torch raise many kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CacheError(f"{directory / PARAMETERS_FILE} does not fit {CONFIG_FILE} ({reason})") from None

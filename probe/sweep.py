@@ -5,8 +5,8 @@ carried the jitter of the training part.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -14,20 +14,40 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.heads import HeadInfo
 from featcache.probe.heads.base import Head
 from featcache.probe.metrics import balanced_accuracy
+from featcache.probe.precision import FP32
 from featcache.probe.protocol import Member, Plan, Protocol, batch_size, plan_training
 from featcache.probe.split import stratified_holdout
 from featcache.probe.tokens import TokenSource
-from featcache.probe.trainer import fit_members, predict
+from featcache.probe.trainer import BuildHead, divide, fit_members, members_together, num_parameters, predict
 from featcache.store.errors import RequestError
 
-# What the members that train together may take for parameters, gradients and Adam's two moments.
-GROUP_BYTES = 2 * 1024**3
-BYTES_PER_PARAMETER = 4 * 4
+# Bytes that a parameter takes while its member trains: itself and Adam's two moments; its gradient is one of few at a time.
+BYTES_PER_PARAMETER = 3 * 4
 
 OnProgress = Callable[[int, int], None]
+OnGroup = Callable[[Mapping[Member, float]], None]
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How a sweep runs. Nothing here changes what members are trained, only rounding and what it takes."""
+
+    device: torch.device | str = "cpu"
+    """Where to train; the tokens may live elsewhere."""
+    precision: str = FP32
+    """Of matrix products, ``fp32`` or ``bf16``."""
+    group_size: int | None = None
+    """How many members train together at most; by default as many as fit into `memory`."""
+    memory: int = 2**31
+    """Bytes for the members that train together."""
+    finished: Mapping[Member, float] = field(default_factory=dict)
+    """Validation scores of members that an earlier run trained: they are not trained again."""
+    on_group: OnGroup | None = None
+    """Called with the validation scores of all members so far, whenever a group is through."""
+    on_progress: OnProgress | None = None
+    """Called with the updates done and to be done, counted over members, sweep and final fit."""
 
 
 @dataclass(frozen=True)
@@ -48,74 +68,132 @@ class SweepResult:
     """Wall time of the sweep and the final fit."""
 
 
-def run_sweep(
-    head_info: HeadInfo,
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep, planned: which rows train and which choose, and how long every training is."""
+
+    build: BuildHead
+    tokens: TokenSource
+    targets: Tensor
+    """``[N]``, int64."""
+    num_classes: int
+    protocol: Protocol
+    members: tuple[Member, ...]
+    seed: int
+    train_rows: Tensor
+    held_rows: Tensor
+    batch_size: int
+    tuning: Plan
+    final: Plan
+    num_parameters: int
+    """Of one member."""
+
+
+def plan_sweep(
+    build: BuildHead,
     tokens: TokenSource,
     labels: npt.NDArray[np.integer],
     *,
     protocol: Protocol,
+    has_dropout: bool,
     seed: int,
     num_classes: int | None = None,
-    device: torch.device | str = "cpu",
-    group_size: int | None = None,
-    on_progress: OnProgress | None = None,
-) -> SweepResult:
-    """Choose the best member of `protocol` for a head and fit it on the whole train split.
+) -> Sweep:
+    """Plan the choice of the best member of `protocol` and its fit on the whole train split.
 
     Args:
-        head_info: the head.
+        build: makes a head of T, D, C and the members' dropouts.
         tokens: the train split, N samples. The test split has no business here.
         labels: class indices, ``[N]``.
         protocol: the members and all constants.
+        has_dropout: whether the head has; otherwise the dropouts of the protocol do not multiply its members.
         seed: fixes split, initialisation, order, jitter and dropout.
         num_classes: C; by default the largest label + 1.
-        device: where to train; the tokens may live elsewhere.
-        group_size: how many members train together, which bounds memory and changes no result; by default as
-            many as fit into 2 GiB.
-        on_progress: called with the updates done and to be done, counted over members, sweep and final fit.
 
     Raises:
         RequestError: labels that do not fit, a train split too small to hold anything out, or a head that cannot
             have this size.
     """
-    start = time.perf_counter()
     labels, num_classes = _check_labels(labels, tokens.num_samples, num_classes)
     train_rows, held_rows = _split(labels, protocol, seed)
-    all_rows = torch.arange(tokens.num_samples)
     size = batch_size(tokens.num_samples, protocol)
-    tuning, final = (plan_training(len(rows), size, protocol) for rows in (train_rows, all_rows))
-    members = protocol.members(head_info.has_dropout)
-    num_parameters = _count_parameters(head_info, tokens, num_classes)
-    report = _counter(on_progress, tuning.num_steps * len(members) + final.num_steps)
-    targets = torch.from_numpy(labels)
+    return Sweep(
+        build=build,
+        tokens=tokens,
+        targets=torch.from_numpy(labels),
+        num_classes=num_classes,
+        protocol=protocol,
+        members=protocol.members(has_dropout),
+        seed=seed,
+        train_rows=train_rows,
+        held_rows=held_rows,
+        batch_size=size,
+        tuning=plan_training(len(train_rows), size, protocol),
+        final=plan_training(tokens.num_samples, size, protocol),
+        num_parameters=num_parameters(build, tokens, num_classes),
+    )
+
+
+def run_sweep(sweep: Sweep, options: SweepOptions | None = None) -> SweepResult:
+    """Choose the best member on the held-out part, then fit it on all of train."""
+    options = options or SweepOptions()
+    start = time.perf_counter()
+    validation = {member: score for member, score in options.finished.items() if member in sweep.members}
+    left = [member for member in sweep.members if member not in validation]
+    report = _counter(options.on_progress, sweep, len(validation))
     fit = partial(
         fit_members,
-        head_info.build,
-        tokens,
-        targets,
-        protocol=protocol,
-        batch_size=size,
-        seed=seed,
-        num_classes=num_classes,
-        device=device,
+        sweep.build,
+        sweep.tokens,
+        sweep.targets,
+        protocol=sweep.protocol,
+        batch_size=sweep.batch_size,
+        seed=sweep.seed,
+        num_classes=sweep.num_classes,
+        device=options.device,
+        precision=options.precision,
         on_step=report,
     )
-    validation: dict[Member, float] = {}
     # Group by group, so that only one group's heads are alive.
-    for group in _groups(members, group_size, num_parameters):
-        for member, head in zip(group, fit(train_rows, group), strict=True):
-            logits = predict(head, tokens, held_rows, size)
-            held_labels = targets[held_rows].to(logits.device)
-            validation[member] = balanced_accuracy(logits, held_labels, num_classes)
+    for group in divide(left, group_size(sweep, options)):
+        for member, head in zip(group, fit(sweep.train_rows, group), strict=True):
+            validation[member] = _validate(sweep, head)
+        if options.on_group is not None:
+            options.on_group(validation)
+    validation = {member: validation[member] for member in sweep.members}
     chosen = select_best(validation)
-    (head,) = fit(all_rows, [chosen])
-    seconds = time.perf_counter() - start
-    return SweepResult(chosen, validation, head, num_parameters, num_classes, tuning, final, seconds)
+    (head,) = fit(torch.arange(sweep.tokens.num_samples), [chosen])
+    return SweepResult(
+        chosen,
+        validation,
+        head,
+        sweep.num_parameters,
+        sweep.num_classes,
+        sweep.tuning,
+        sweep.final,
+        time.perf_counter() - start,
+    )
+
+
+def group_size(sweep: Sweep, options: SweepOptions) -> int:
+    """How many members train together."""
+    if options.group_size is not None:
+        return options.group_size
+    together = members_together(sweep.build, sweep.tokens, sweep.num_classes, torch.device(options.device))
+    fitting = options.memory // (BYTES_PER_PARAMETER * sweep.num_parameters)
+    # Full heads, where more than one of them fits.
+    return max(1, fitting // together * together if fitting > together else fitting)
 
 
 def select_best(validation: dict[Member, float]) -> Member:
     """Return the member with the best score; a tie keeps the earlier one."""
     return max(validation, key=lambda member: validation[member])
+
+
+def _validate(sweep: Sweep, head: Head) -> float:
+    logits = predict(head, sweep.tokens, sweep.held_rows, sweep.batch_size)
+    labels = sweep.targets[sweep.held_rows].to(logits.device)
+    return balanced_accuracy(logits, labels, sweep.num_classes)
 
 
 def _check_labels(
@@ -147,20 +225,9 @@ def _split(labels: npt.NDArray[np.int64], protocol: Protocol, seed: int) -> tupl
     return torch.from_numpy(train_rows), torch.from_numpy(held_rows)
 
 
-def _count_parameters(head_info: HeadInfo, tokens: TokenSource, num_classes: int) -> int:
-    # On the meta device nothing is allocated and nothing is drawn.
-    with torch.device("meta"):
-        head = head_info.build(tokens.num_tokens, tokens.width, num_classes)
-    return sum(parameter.numel() for parameter in head.parameters())
-
-
-def _groups(members: Sequence[Member], group_size: int | None, num_parameters: int) -> list[Sequence[Member]]:
-    size = group_size or max(1, GROUP_BYTES // (BYTES_PER_PARAMETER * num_parameters))
-    return [members[start : start + size] for start in range(0, len(members), size)]
-
-
-def _counter(on_progress: OnProgress | None, total: int) -> Callable[[int], None]:
-    done = 0
+def _counter(on_progress: OnProgress | None, sweep: Sweep, finished: int) -> Callable[[int], None]:
+    done = sweep.tuning.num_steps * finished
+    total = sweep.tuning.num_steps * len(sweep.members) + sweep.final.num_steps
 
     def count(steps: int) -> None:
         nonlocal done

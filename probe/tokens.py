@@ -3,6 +3,7 @@
 Shapes: N samples, T tokens, D width, B batch.
 """
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from featcache.store.errors import RequestError
 
 # Samples whose norms are computed at once: bounds the float32 copy of a float16 array.
 NORM_CHUNK = 1024
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class TokenSource(Protocol):
@@ -38,6 +40,18 @@ class TokenSource(Protocol):
             ``[B, T, D]``, float32, a fresh tensor that the caller may change.
         """
 
+    def epochs(
+        self, rows: Tensor, batch_size: int, num_epochs: int, seed: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the rows ``[B]`` and tokens ``[B, T, D]`` of all mini-batches, in a new order every epoch.
+
+        Args:
+            rows: ``[R]``, int64, on the CPU, ascending: each is met once an epoch.
+            batch_size: B; the last batch of an epoch may be smaller.
+            num_epochs: how many.
+            seed: fixes the order, whatever the device.
+        """
+
 
 class InMemoryTokens:
     """All tokens of a split in the memory of one device.
@@ -47,19 +61,19 @@ class InMemoryTokens:
     """
 
     def __init__(self, array: npt.NDArray[Any] | Tensor, device: torch.device | str = "cpu") -> None:
-        """Take over `array`, ``[N, T, D]``, float16 or float32, without a copy where possible.
+        """Take over `array`, ``[N, T, D]``, float16, bfloat16 or float32, without a copy where possible.
 
         Raises:
             RequestError: another shape or dtype, or a value that is not finite.
         """
         self._tokens = _as_tensor(array).to(device)
-        if self._tokens.ndim != 3 or self._tokens.dtype not in (torch.float16, torch.float32):
+        if self._tokens.ndim != 3 or self._tokens.dtype not in DTYPES:
             raise RequestError(
-                f"tokens must be float16 or float32 of shape [N, T, D], not {self._tokens.dtype} of shape "
+                f"tokens must be float16, bfloat16 or float32 of shape [N, T, D], not {self._tokens.dtype} of shape "
                 f"{tuple(self._tokens.shape)}"
             )
         norms = _norms(self._tokens)
-        _check_finite(norms)
+        check_finite(norms)
         self._scale = norms.reciprocal().where(norms > 0, 0.0)  # [N, T]
 
     @property
@@ -83,6 +97,16 @@ class InMemoryTokens:
         # index_select copies, so multiplying in place leaves the stored tokens alone.
         return self._tokens.index_select(0, rows).float().mul_(self._scale[rows].unsqueeze(-1))
 
+    def epochs(
+        self, rows: Tensor, batch_size: int, num_epochs: int, seed: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the mini-batches; every order of the rows is as likely as any other."""
+        order = torch.Generator().manual_seed(seed)
+        for _ in range(num_epochs):
+            permuted = rows[torch.randperm(len(rows), generator=order)]
+            for chosen in torch.split(permuted, batch_size):
+                yield chosen, self.batch(chosen)
+
 
 def _as_tensor(array: npt.NDArray[Any] | Tensor) -> Tensor:
     if isinstance(array, Tensor):
@@ -96,8 +120,12 @@ def _norms(tokens: Tensor) -> Tensor:
     return torch.cat([torch.linalg.vector_norm(chunk.float(), dim=-1) for chunk in chunks])
 
 
-def _check_finite(norms: Tensor) -> None:
-    """One bad value would turn every parameter of every head into NaN, without a word."""
+def check_finite(norms: Tensor) -> None:
+    """Refuse norms ``[N, T]`` that are not finite: one bad value would turn every parameter into NaN, without a word.
+
+    Raises:
+        RequestError: naming the first bad sample.
+    """
     bad = (~norms.isfinite()).any(dim=1).nonzero()
     if len(bad):
         raise RequestError(

@@ -1,10 +1,10 @@
-"""Training of all members of a sweep over the same mini-batches.
+"""Training of all members of a sweep over the same mini-batches, side by side.
 
 The protocol is that of arXiv 2601.09322. The authors train the members of a sweep one after another; here every
-mini-batch is read, normalised and jittered once and then shown to all of them. The result is the same: what a
-member draws at random comes from generators that are seeded for it alone.
+mini-batch is read, normalised and jittered once, and every parameter has a leading member axis. A member is what it
+would be alone: nothing mixes members, and what is drawn at random does not depend on them.
 
-Shapes: N samples, T tokens, D width, C classes, B batch.
+Shapes: M members, N samples, R training rows, T tokens, D width, C classes, B batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,74 +16,93 @@ from torch.nn import functional as F
 from featcache.probe.batches import Batch, Seeds, mini_batches
 from featcache.probe.heads.base import Head
 from featcache.probe.metrics import class_weights
+from featcache.probe.optimizer import MemberAdamW
+from featcache.probe.precision import FP32, products
 from featcache.probe.protocol import Member, Protocol, learning_rate_at, plan_training
 from featcache.probe.tokens import TokenSource
 
-BuildHead = Callable[[int, int, int, float], Head]
-"""Called with T, D, C and the dropout; `HeadInfo.build` is one."""
+BuildHead = Callable[[int, int, int, Sequence[float]], Head]
+"""Called with T, D, C and every member's dropout; `HeadInfo.build` is one."""
+
+# Bytes of parameters that go through a step together. Gradients and what else has their size is then small enough for
+# the allocator to hand out the same memory again, which is much faster than fresh pages from the system.
+STEP_BYTES = {"cpu": 2**25}
+DEFAULT_STEP_BYTES = 2**40
 
 
-def flush_denormals() -> None:
-    """Let the CPU treat denormal numbers as 0, which it otherwise computes with many times slower.
-
-    Adam's moments run into denormals as gradients vanish. The setting belongs to a thread and is inherited by the
-    threads it starts, so entry points call this first: before any torch operation has started the thread pool.
-    """
-    torch.set_flush_denormal(True)
-
-
-def initial_head(build: BuildHead, tokens: TokenSource, num_classes: int, dropout: float, seed: int) -> Head:
+def initial_head(
+    build: BuildHead, tokens: TokenSource, num_classes: int, dropouts: Sequence[float], seed: int
+) -> Head:
     """Build a head whose initialisation depends on `seed` alone, without disturbing torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return build(tokens.num_tokens, tokens.width, num_classes, dropout)
+        return build(tokens.num_tokens, tokens.width, num_classes, dropouts)
 
 
-class MemberState:
-    """One member while it trains: its head, optimiser and source of dropout masks."""
+class Training:
+    """Members while they train: heads, optimisers and the loss.
+
+    Args:
+        heads: initialised, each with some of the members, in order.
+        members: what they do not share.
+        protocol: every other constant.
+        weights: ``[C]``, of the classes in the loss.
+        num_steps: updates in all, for the schedule.
+        precision: of matrix products, ``fp32`` or ``bf16``.
+        generator: where dropout masks are drawn from.
+    """
 
     def __init__(
-        self, member: Member, head: Head, protocol: Protocol, seeds: Seeds, device: torch.device | str
+        self,
+        heads: Sequence[Head],
+        members: Sequence[Member],
+        protocol: Protocol,
+        weights: Tensor,
+        num_steps: int,
+        precision: str,
+        generator: torch.Generator | None = None,
     ) -> None:
-        """Start training `head` on `device`."""
-        self.member = member
-        self.protocol = protocol
-        self.head = head.to(device).train()
-        self.head.generator = torch.Generator(device).manual_seed(seeds.dropout)
-        self.optimizer = torch.optim.AdamW(
-            self.head.parameters(),
-            lr=member.learning_rate,
-            betas=protocol.betas,
-            eps=protocol.eps,
-            weight_decay=member.weight_decay,
-            fused=True,  # the same update in one pass over memory; the plain loop takes three times as long
-        )
+        self.heads = [head.train() for head in heads]
+        self._floor = protocol.lr_floor
+        self._weights = weights
+        self._num_steps = num_steps
+        self._precision = precision
+        self._generator = generator
+        self._drops = any(member.dropout for member in members)
+        self._done = 0
+        left = list(members)
+        self._parts = [[left.pop(0) for _ in head.dropouts] for head in heads]
+        self._optimizers = [
+            MemberAdamW(list(head.parameters()), [member.weight_decay for member in part], protocol)
+            for head, part in zip(heads, self._parts, strict=True)
+        ]
 
-    def step(self, batch: Batch, weights: Tensor, learning_rate: float) -> None:
-        """Update the head once; `weights` ``[C]`` are those of the classes."""
-        self.optimizer.param_groups[0]["lr"] = learning_rate
-        self.optimizer.zero_grad()
-        logits = self.head(batch.tokens)
+    def step(self, batch: Batch) -> None:
+        """Update every member on one mini-batch."""
+        with products(self._precision, batch.tokens.device):
+            inputs = self.heads[0].prepare(batch.tokens, self._drops, self._generator)
+        for head, members, optimizer in zip(self.heads, self._parts, self._optimizers, strict=True):
+            with products(self._precision, batch.tokens.device):
+                logits = head.classify(inputs)
+            # The members share nothing, so the gradient of the sum is the gradient of each.
+            loss = self._losses(logits, batch.labels).sum()
+            gradients = torch.autograd.grad(
+                loss, optimizer.parameters, allow_unused=True, materialize_grads=True
+            )
+            optimizer.step(gradients, [self._learning_rate(member) for member in members])
+        self._done += 1
+
+    def _learning_rate(self, member: Member) -> float:
+        return learning_rate_at(self._done, self._num_steps, member.learning_rate, self._floor)
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted cross-entropy of every member, ``[M]``, from logits ``[M, B, C]`` and labels ``[B]``."""
+        weights = self._weights.to(logits.dtype) if logits.dtype is torch.float64 else self._weights
+        logits = logits.to(weights.dtype)
+        repeated = labels.expand(len(logits), -1).flatten()
+        losses = F.cross_entropy(logits.flatten(0, 1), repeated, weights, reduction="none")
         # The weighted mean divides by the sum of the weights in the batch.
-        loss = F.cross_entropy(logits, batch.labels, weight=weights.to(logits.dtype))
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.protocol.grad_clip_norm)
-        self.optimizer.step()
-
-    def finish(self) -> Head:
-        """Return the trained head in eval mode."""
-        self.head.generator = None
-        self.optimizer.zero_grad()
-        return self.head.eval()
-
-
-def step_members(
-    states: Sequence[MemberState], batch: Batch, weights: Tensor, step: int, num_steps: int
-) -> None:
-    """Update every member on one mini-batch. A leading member axis on all parameters would replace this loop."""
-    for state in states:
-        peak, floor = state.member.learning_rate, state.protocol.lr_floor
-        state.step(batch, weights, learning_rate_at(step, num_steps, peak, floor))
+        return losses.view(len(logits), -1).sum(1) / weights[labels].sum()
 
 
 def fit_members(
@@ -98,21 +117,23 @@ def fit_members(
     seed: int,
     num_classes: int,
     device: torch.device | str = "cpu",
+    precision: str = FP32,
     on_step: Callable[[int], None] | None = None,
 ) -> list[Head]:
-    """Train one head per member on `rows`, all over the same mini-batches.
+    """Train a head for every member on `rows`, all over the same mini-batches.
 
     Args:
-        build: makes a head of T, D, C and dropout.
+        build: makes a head of T, D, C and dropouts.
         tokens: the token source of N samples; only `rows` are read.
         labels: ``[N]``, int64, on the CPU.
-        rows: ``[M]``, int64, on the CPU: the samples to train on.
+        rows: ``[R]``, int64, on the CPU: the samples to train on.
         members: what to train; no member's result depends on the others.
         protocol: every other constant.
         batch_size: as found for the full train split; enlarged where the last batch would hold one sample.
         seed: fixes initialisation, order, jitter and dropout, the same for every member.
         num_classes: C.
         device: where to train; the tokens may live elsewhere.
+        precision: of matrix products, ``fp32`` or ``bf16``; parameters, statistics, softmax and loss are float32.
         on_step: called after every mini-batch with the number of members that it updated.
 
     Returns:
@@ -124,21 +145,49 @@ def fit_members(
     seeds = Seeds.derive(seed)
     plan = plan_training(len(rows), batch_size, protocol)
     weights = class_weights(labels[rows], num_classes).to(device)
-    states = []
-    for member in members:
-        head = initial_head(build, tokens, num_classes, member.dropout, seeds.init)
-        states.append(MemberState(member, head, protocol, seeds, device))
-    batches = mini_batches(tokens, labels, rows, plan, protocol, seeds, device)
-    for step, batch in enumerate(batches):
-        step_members(states, batch, weights, step, plan.num_steps)
+    heads = [
+        initial_head(build, tokens, num_classes, [member.dropout for member in part], seeds.init).to(device)
+        for part in divide(members, members_together(build, tokens, num_classes, torch.device(device)))
+    ]
+    dropout = torch.Generator(device).manual_seed(seeds.dropout)
+    training = Training(heads, members, protocol, weights, plan.num_steps, precision, dropout)
+    for batch in mini_batches(tokens, labels, rows, plan, protocol, seeds, device):
+        training.step(batch)
         if on_step is not None:
-            on_step(len(states))
-    return [state.finish() for state in states]
+            on_step(len(members))
+    return [head.eval().member(index) for head in heads for index in range(head.num_members)]
 
 
+def members_together(build: BuildHead, tokens: TokenSource, num_classes: int, device: torch.device) -> int:
+    """Members that go through a step as one head: so few that what they need of memory on the way is used again."""
+    most = STEP_BYTES.get(device.type, DEFAULT_STEP_BYTES)
+    return max(1, most // (4 * num_parameters(build, tokens, num_classes)))
+
+
+def num_parameters(build: BuildHead, tokens: TokenSource, num_classes: int) -> int:
+    """Parameters of one member."""
+    with torch.device("meta"):  # nothing is allocated and nothing is drawn
+        head = build(tokens.num_tokens, tokens.width, num_classes, (0.0,))
+    return sum(parameter.numel() for parameter in head.parameters())
+
+
+def divide(members: Sequence[Member], size: int) -> list[Sequence[Member]]:
+    """Cut members into parts of `size`, the last one perhaps smaller."""
+    return [members[start : start + size] for start in range(0, len(members), size)]
+
+
+@torch.inference_mode()
 def predict(head: Head, tokens: TokenSource, rows: Tensor, batch_size: int) -> Tensor:
-    """Compute the logits ``[M, C]`` of `rows` (``[M]``, int64, on the CPU); leaves `head` in eval mode."""
+    """Compute the logits ``[R, C]`` of `rows` (``[R]``, int64, on the CPU), in float32.
+
+    Args:
+        head: one member; left in eval mode.
+        tokens: the token source.
+        rows: which samples.
+        batch_size: samples at a time.
+    """
     head.eval()
     device = next(head.parameters()).device
-    with torch.inference_mode():
-        return torch.cat([head(tokens.batch(part).to(device)) for part in torch.split(rows, batch_size)])
+    return torch.cat(
+        [head(tokens.batch(part).to(device)).squeeze(0) for part in torch.split(rows, batch_size)]
+    )

@@ -1,5 +1,6 @@
 """Options that all commands share."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,35 @@ from typing import Any
 import click
 
 Command = Callable[..., Any]
+
+_UNITS = {
+    "": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+
+
+class _Size(click.ParamType[int]):
+    """A number of bytes, such as ``2GB`` or ``500 MiB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
+        if match is None or match[2] not in _UNITS:
+            self.fail(f"{value!r} is not a size; write such as 2GB or 500MB", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
+
+
+SIZE = _Size()
 
 _OPTIONS = (
     click.option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featcache.cli.options import common_options
+from featcache.cli.options import SIZE, common_options
 from featcache.console import ConsoleReporter, print_json, print_table
 from featcache.extract.models import model_names
 from featcache.probe.protocol import get_protocol
@@ -28,6 +28,7 @@ EPILOG = """\b
 Examples:
   featcache probe --head attentive
   featcache probe --head linear --head attentive --layers all --tokens cls+ap --seeds 0,1,2
+  featcache probe --head attentive --layers last --tokens cls+patches
 """
 
 
@@ -36,9 +37,14 @@ Examples:
 @click.option(
     "--layers", help="last, mid+last, quarters, all, every, or a list such as 0,3,final.  [default: by head]"
 )
-@click.option("--tokens", help="cls, ap or cls+ap.  [default: by head]")
+@click.option("--tokens", help="Kinds such as cls, cls+ap, cls+patches, cls+ap+grid2.  [default: by head]")
 @click.option(
-    "--protocol", default="quick", show_default=True, help="quick, or paper: the full sweep of the paper."
+    "--num-heads",
+    type=click.IntRange(min=1),
+    help="Attention heads.  [default: one for each token; 8 with patches]",
+)
+@click.option(
+    "--protocol", default="paper", show_default=True, help="paper: the full sweep of the paper; or quick."
 )
 @click.option("--seeds", default="0", show_default=True, help="Seeds, such as 0,1,2.")
 @click.option(
@@ -56,6 +62,17 @@ Examples:
 )
 @click.option("--force", is_flag=True, help="Train again what the results hold already.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    help="Of matrix products: fp32, bf16, or auto: what is fast.",
+)
+@click.option(
+    "--memory",
+    type=SIZE,
+    help="For tokens and members, such as 2GB; tokens that do not fit are streamed.  [default: half of what is free]",
+)
 @common_options
 def probe_command(
     heads: tuple[str, ...],
@@ -70,6 +87,9 @@ def probe_command(
     out: Path,
     force: bool,
     device: str,
+    num_heads: int | None,
+    precision: str,
+    memory: int | None,
     root: tuple[Path, ...],
     as_json: bool,
 ) -> None:
@@ -88,16 +108,20 @@ def probe_command(
     numbers = _parse_seeds(seeds)
     reporter = ConsoleReporter(quiet=as_json)
     reporter.message(f"cache: {entry.path}" + ("" if named else " (completed last)"))
-    request = ProbeRequest(heads, layers, tokens, protocol, numbers, out, force)
+    request = ProbeRequest(
+        heads, layers, tokens, num_heads, protocol, precision, memory, numbers, out=out, force=force
+    )
     jobs(
         opened, request
     )  # what is wrong with the request shows before torch, which takes seconds, is imported
 
     from featcache.extract.device import choose_device
     from featcache.probe.attention import HEATMAP_FILE
+    from featcache.probe.process import keep_freed_memory
     from featcache.probe.results import RESULTS_FILE
     from featcache.probe.run import probe
 
+    keep_freed_memory()
     rows = probe(opened, request, device=choose_device(device), reporter=reporter)
     if as_json:
         print_json([row.to_dict() for row in rows])

@@ -5,15 +5,14 @@ No torch at import, so that the command line can list heads at once: a head's mo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.store.errors import RequestError, UnknownNameError
 
 if TYPE_CHECKING:
-    import torch
-
     from featcache.probe.heads.base import Head
 
 
@@ -23,10 +22,10 @@ class HeadInfo:
 
     name: str
     factory: str
-    """``module:class`` of a `Head`, called with T, D and C, and with `dropout` and `generator` if it has dropout."""
+    """``module:class`` of a `Head`."""
     has_dropout: bool
     has_attention: bool
-    """Whether it has the method ``attention(x) -> [B, H, T]``."""
+    """Whether it has the method ``attention(x)``."""
     default_layers: str
     default_tokens: tuple[str, ...]
     summary: str
@@ -37,26 +36,27 @@ class HeadInfo:
         num_tokens: int,
         width: int,
         num_classes: int,
-        dropout: float = 0.0,
-        generator: torch.Generator | None = None,
+        dropouts: Sequence[float] = (0.0,),
+        **options: int,
     ) -> Head:
-        """Build the head for inputs ``[B, num_tokens, width]``, initialised from torch's global generator.
+        """Build M heads for inputs ``[B, num_tokens, width]``, all initialised alike from torch's global generator.
 
         Args:
             num_tokens: T.
             width: D.
             num_classes: C.
-            dropout: on the attention weights.
-            generator: where dropout masks are drawn from; None is torch's global one.
+            dropouts: on the attention weights, for each of the M members.
+            options: what the head takes besides, such as ``num_heads``.
 
         Raises:
             RequestError: the head cannot have this size, or has no dropout.
         """
-        if dropout and not self.has_dropout:
-            raise RequestError(f"head {self.name!r} has no dropout, so {dropout} cannot be set; use 0")
-        options: dict[str, Any] = {"dropout": dropout, "generator": generator} if self.has_dropout else {}
+        for dropout in dropouts:
+            if dropout and not self.has_dropout:
+                raise RequestError(f"head {self.name!r} has no dropout, so {dropout} cannot be set; use 0")
         module, _, class_name = self.factory.partition(":")
-        head: Head = getattr(import_module(module), class_name)(num_tokens, width, num_classes, **options)
+        factory = getattr(import_module(module), class_name)
+        head: Head = factory(num_tokens, width, num_classes, tuple(dropouts), **options)
         return head
 
 

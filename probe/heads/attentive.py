@@ -1,22 +1,29 @@
 """Attentive layer fusion: one learned query attends to the tokens of all layers.
 
 Method: "Beyond the final layer: Attentive multilayer fusion for vision transformers" (arXiv 2601.09322).
-The module holds the parameters of the obvious implementation, but works on the tokens without projecting
-them. Three rearrangements, all exact, also in the gradients:
+The module holds the parameters of the obvious implementation, but never projects the tokens. Three rearrangements, all exact,
+also in the gradients:
 
 - Keys. The query does not depend on the sample, so ``(W_k k_t) . q = k_t . (W_k^T q)``: the key projection of
   all tokens folds into H vectors of width D.
 - Values. ``sum_t a_t W_v v_t = W_v (sum_t a_t v_t)``: the value projection is applied once per head.
-- Norms. A normalised token is ``r (x - mu)``, so ``k_t . w = r (x . w - mu sum(w))``: it is never formed, and the
-  affine parts of the norms move into the small matrices.
+- Norms. Without their affine parts, both norms of the tokens are the same for all members, and taken once per mini-batch. The
+  affine parts move into the small matrices: a scale multiplies their columns; the bias of the keys adds the same to all
+  tokens of a head, which softmax ignores; that of the values counts as often as the weights sum to.
 
-Shapes: B batch, T tokens, D width, C classes, H heads, h head width.
+Shapes: M members, B batch, T tokens, D width, C classes, H heads, h head width.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from featcache.probe.heads.base import Head
+from featcache.probe.heads.parts import BatchNorm, LayerNorm, Linear, replicate
+from featcache.probe.heads.pooling import attention_pool, attention_weights
 from featcache.store.errors import RequestError
 
 
@@ -28,104 +35,112 @@ class AttentiveHead(Head):
         num_tokens: int,
         width: int,
         num_classes: int,
-        dropout: float = 0.0,
+        dropouts: Sequence[float] = (0.0,),
         *,
         num_heads: int | None = None,
-        generator: torch.Generator | None = None,
     ) -> None:
-        """Build the head for inputs ``[B, num_tokens, width]``, with PyTorch's default initialisation.
+        """Build M heads for inputs ``[B, num_tokens, width]``, with PyTorch's default initialisation.
 
         Args:
             num_tokens: T.
             width: D.
             num_classes: C.
-            dropout: probability of dropping an attention weight in training.
+            dropouts: probability of dropping an attention weight in training, of every member.
             num_heads: H, by default T; the head width h is ``2 * (D // H)``.
-            generator: where dropout masks are drawn from; None is torch's global one.
 
         Raises:
             RequestError: H exceeds D.
         """
-        super().__init__()
+        super().__init__(num_tokens, width, num_classes, dropouts)
         self.num_heads = num_tokens if num_heads is None else num_heads
-        if width < self.num_heads:
+        if not 1 <= self.num_heads <= width:
             raise RequestError(
-                f"the attentive head splits the token width ({width}) among its heads ({self.num_heads}), which are "
-                "too many; choose fewer heads or fewer layers"
+                f"the attentive head divides the token width ({width}) among its heads ({self.num_heads}), which gives "
+                "them none; choose fewer heads or fewer layers"
             )
         self.head_width = 2 * (width // self.num_heads)
-        self.dropout = dropout
-        self.generator = generator
-        inner = self.num_heads * self.head_width
-        self.query = nn.Parameter(torch.empty(width))
-        nn.init.normal_(self.query, std=0.02)
-        self.query_norm = nn.LayerNorm(width)
-        self.key_norm = nn.LayerNorm(width)
-        self.value_norm = nn.LayerNorm(width)
-        self.query_proj = nn.Linear(width, inner, bias=False)
-        self.key_proj = nn.Linear(width, inner, bias=False)
-        self.value_proj = nn.Linear(width, inner, bias=False)
-        self.output_proj = nn.Linear(inner, width)
-        self.batch_norm = nn.BatchNorm1d(width)
-        self.classifier = nn.Linear(width, num_classes)
+        members, inner = self.num_members, self.num_heads * self.head_width
+        self.query = replicate(torch.empty(width).normal_(std=0.02), members)
+        self.query_norm = LayerNorm(members, width)
+        self.key_norm = LayerNorm(members, width)
+        self.value_norm = LayerNorm(members, width)
+        self.query_proj = Linear(members, width, inner, bias=False)
+        self.key_proj = Linear(members, width, inner, bias=False)
+        self.value_proj = Linear(members, width, inner, bias=False)
+        self.output_proj = Linear(members, inner, width)
+        self.batch_norm = BatchNorm(members, width)
+        self.classifier = Linear(members, width, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens `x` ``[B, T, D]``, L2-normalised and perhaps jittered, to logits ``[B, C]``."""
-        mean, rstd = _statistics(x, self.key_norm.eps)
-        weights = self._drop(self._attend(x, mean, rstd))
-        pooled = self._pool(x, mean, rstd, weights)
-        logits: Tensor = self.classifier(self.batch_norm(self.output_proj(pooled)))
+    def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> "AttentionInputs":
+        """Normalise the tokens as both norms see them, and draw for dropout: all members drop by the same draws."""
+        tokens = _normalise(x)
+        draws = None
+        if dropout:
+            shape = (*x.shape[:2], self.num_heads)
+            draws = torch.rand(shape, generator=generator, dtype=x.dtype, device=x.device)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            tokens = tokens.to(torch.get_autocast_dtype(device))
+        return AttentionInputs(tokens, draws)
+
+    def classify(self, inputs: "AttentionInputs") -> Tensor:
+        """Map prepared tokens to logits ``[M, B, C]``."""
+        pooled, offset, total = attention_pool(
+            inputs.tokens,
+            self._folded_keys(),
+            self.value_proj.weight,
+            self.value_norm.weight,
+            self.value_norm.bias,
+            self._mask(inputs.draws),
+        )
+        # What the bias of the value norm adds, head by head, goes through the output projection as H more samples.
+        own = torch.eye(self.num_heads, dtype=offset.dtype, device=offset.device)
+        by_head = offset.unsqueeze(1) * own.repeat_interleave(self.head_width, 1)  # [M, H, H * h]
+        out = self.output_proj.multiply(torch.cat((pooled, by_head.to(pooled.dtype)), dim=1)).to(
+            self.query.dtype
+        )
+        out, by_head = out[:, : pooled.shape[1]], out[:, pooled.shape[1] :]
+        # It counts as often as the weights of a sample sum to: [M, B, H] @ [M, H, D]
+        out = out + (torch.bmm(total, by_head) if total.numel() else by_head.sum(1, keepdim=True))
+        logits: Tensor = self.classifier(self.batch_norm(self.output_proj.add_bias(out)))
         return logits
 
     def attention(self, x: Tensor) -> Tensor:
-        """Return the attention weights ``[B, H, T]`` of tokens `x` ``[B, T, D]``, without dropout; they sum to 1."""
-        return self._attend(x, *_statistics(x, self.key_norm.eps))
+        """Return the attention weights ``[M, B, H, T]`` of tokens `x` ``[B, T, D]``, without dropout; they sum to 1."""
+        return attention_weights(_normalise(x), self._folded_keys()).permute(2, 0, 3, 1)
 
-    def _attend(self, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-        """Softmax over the tokens of every head's scores, ``[B, H, T]``."""
-        # [D] -> [H, 1, h], and W_k [H * h, D] -> [H, h, D]
-        query = self.query_proj(self.query_norm(self.query)).view(self.num_heads, 1, self.head_width)
-        key_weight = self.key_proj.weight.view(self.num_heads, self.head_width, -1)
-        # W_k^T q, scaled: [H, D]
-        folded = torch.bmm(query * self.head_width**-0.5, key_weight).squeeze(1)
-        by_channel = folded * self.key_norm.weight
-        # [B, T, H]
-        scores = x @ by_channel.T - mean.unsqueeze(-1) * by_channel.sum(dim=1)
-        # The norm's bias adds the same to all tokens, which softmax ignores; kept so that it has a gradient.
-        scores = scores * rstd.unsqueeze(-1) + folded @ self.key_norm.bias
-        return scores.transpose(1, 2).softmax(dim=-1)
+    def like(self, dropouts: Sequence[float]) -> Head:
+        """Build a head of the same form and size for other members."""
+        return AttentiveHead(
+            self.num_tokens, self.width, self.num_classes, dropouts, num_heads=self.num_heads
+        )
 
-    def _drop(self, weights: Tensor) -> Tensor:
-        if not self.training or self.dropout == 0:
-            return weights
-        keep = torch.empty_like(weights).bernoulli_(1 - self.dropout, generator=self.generator)
-        return weights * keep / (1 - self.dropout)
+    def _folded_keys(self) -> Tensor:
+        """``W_k^T q`` of every head, with the scale of scores and of the norm: ``[M, H, D]``."""
+        with torch.autocast(self.query.device.type, enabled=False):
+            # [M, D] -> [M * H, 1, h], and W_k [M, H * h, D] -> [M * H, h, D]
+            query = self.query_proj(self.query_norm(self.query).unsqueeze(1)).view(-1, 1, self.head_width)
+            key = self.key_proj.weight.view(-1, self.head_width, self.width)
+            folded = torch.bmm(query * self.head_width**-0.5, key).view(-1, self.num_heads, self.width)
+            return folded * self.key_norm.weight.unsqueeze(1)
 
-    def _pool(self, x: Tensor, mean: Tensor, rstd: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum over the tokens of every head's values, ``[B, H * h]``."""
-        # W_v [H * h, D] -> [H, h, D]
-        value_weight = self.value_proj.weight.view(self.num_heads, self.head_width, -1)
-        by_channel = value_weight * self.value_norm.weight
-        scaled = weights * rstd.unsqueeze(1)  # [B, H, T]
-        # sum_t a_t r_t x_t, head first: [H, B, D] @ [H, D, h] -> [H, B, h]
-        projected = torch.bmm(torch.bmm(scaled, x).transpose(0, 1), by_channel.transpose(1, 2))
-        # sum_t a_t r_t mu_t: [H, B, 1], times what a constant vector projects to: [H, 1, h]
-        offset = (scaled @ mean.unsqueeze(-1)).transpose(0, 1)
-        projected = projected - offset * by_channel.sum(dim=2).unsqueeze(1)
-        # The norm's bias counts as often as the weights sum to: 1, but for dropout. [H, B, 1] * [H, 1, h]
-        total = weights.sum(dim=2).T.unsqueeze(-1)
-        projected = projected + total * (value_weight @ self.value_norm.bias).unsqueeze(1)
-        # [H, B, h] -> [B, H * h]
-        return projected.transpose(0, 1).flatten(1)
+    def _mask(self, draws: Tensor | None) -> Tensor | None:
+        """Dropout masks ``[B, T, M * H]`` of draws ``[B, T, H]``; None if no member of this head drops."""
+        if draws is None or not any(self.dropouts):
+            return None
+        p = draws.new_tensor(self.dropouts).unsqueeze(1)
+        return ((draws.unsqueeze(2) >= p) / (1 - p)).flatten(2)
 
 
-def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return mean and reciprocal deviation of every token as LayerNorm uses them, both ``[B, T]``.
+class AttentionInputs(NamedTuple):
+    """What all members share of a mini-batch."""
 
-    The variance is taken from the norm, twenty times faster on a CPU than `torch.var_mean`: tokens are about 1
-    long, so its rounding error is far below `eps`.
-    """
-    mean = x.mean(dim=-1)
-    mean_square = torch.linalg.vector_norm(x, dim=-1).square() / x.shape[-1]
-    variance = (mean_square - mean.square()).clamp(min=0)
-    return mean, (variance + eps).rsqrt()
+    tokens: Tensor
+    """``[B, T, D]``, in the type of matrix products."""
+    draws: Tensor | None
+    """Uniform, ``[B, T, H]``, for dropout."""
+
+
+def _normalise(x: Tensor) -> Tensor:
+    """The tokens as both of their norms see them, before the affine part."""
+    return F.layer_norm(x, x.shape[-1:], eps=LayerNorm.eps)

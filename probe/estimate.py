@@ -1,0 +1,69 @@
+"""How long a sweep will take, from a few updates of a throw-away copy of its members."""
+
+import time
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from featcache.probe.batches import Seeds, mini_batches
+from featcache.probe.metrics import class_weights
+from featcache.probe.sweep import Sweep, SweepOptions, group_size
+from featcache.probe.trainer import Training, initial_head, members_together
+
+TRIALS = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of the parts of a sweep."""
+
+    per_batch: float
+    """Reading, normalising and jittering one mini-batch."""
+    per_member: float
+    """Updating one member on it."""
+    seconds: float
+    """The whole sweep and the final fit."""
+
+    def group_of(self, seconds: float, steps: int) -> int:
+        """How many members train for `steps` updates within `seconds`, at least one."""
+        return max(1, int((seconds / steps - self.per_batch) / self.per_member))
+
+
+def estimate_sweep(sweep: Sweep, options: SweepOptions) -> Estimate:
+    """Time two updates of as many members as go through a step together, after one to warm up."""
+    device = torch.device(options.device)
+    together = members_together(sweep.build, sweep.tokens, sweep.num_classes, device)
+    left = [member for member in sweep.members if member not in options.finished]
+    members = (left or list(sweep.members))[-min(together, group_size(sweep, options)) :]
+    seeds = Seeds.derive(sweep.seed)
+    dropouts = [member.dropout for member in members]
+    head = initial_head(sweep.build, sweep.tokens, sweep.num_classes, dropouts, seeds.init).to(device)
+    weights = class_weights(sweep.targets[sweep.train_rows], sweep.num_classes).to(device)
+    steps = sweep.tuning.num_steps
+    generator = torch.Generator(device).manual_seed(0)
+    training = Training([head], members, sweep.protocol, weights, steps, options.precision, generator)
+    rows = (sweep.tokens, sweep.targets, sweep.train_rows)
+    batches = mini_batches(*rows, sweep.tuning, sweep.protocol, seeds, device)
+    reading, updating = [], []
+    for _ in range(1 + TRIALS):
+        start = time.perf_counter()
+        batch = next(iter(islice(batches, 1)), None)
+        if batch is None:  # a training of fewer updates
+            break
+        _wait(device)
+        read = time.perf_counter()
+        training.step(batch)
+        _wait(device)
+        reading.append(read - start)
+        updating.append(time.perf_counter() - read)
+    per_batch, per_member = min(reading), min(updating) / len(members)
+    groups = -(-len(left) // group_size(sweep, options))
+    tuning = steps * (groups * per_batch + len(left) * per_member)
+    final = sweep.final.num_steps * (per_batch + per_member)
+    return Estimate(per_batch, per_member, tuning + final)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,90 @@
+"""Parts of heads with a leading member axis: what torch.nn has, for M members at once.
+
+Every part is initialised as its namesake in torch.nn, from the same draws; all members start alike.
+
+Shapes: M members, B batch, I and O input and output features.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def replicate(tensor: Tensor, num_members: int) -> nn.Parameter:
+    """Return a parameter that holds `tensor` once for every member."""
+    return nn.Parameter(tensor.detach().expand(num_members, *tensor.shape).clone())
+
+
+class Linear(nn.Module):
+    """`torch.nn.Linear` for M members: weight ``[M, O, I]``, bias ``[M, O]``."""
+
+    def __init__(self, num_members: int, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        one = nn.Linear(in_features, out_features, bias)
+        self.weight = replicate(one.weight, num_members)
+        self.bias = replicate(one.bias, num_members) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x`, ``[B, I]`` for all members or ``[M, B, I]`` of each, to ``[M, B, O]``."""
+        return self.add_bias(self.multiply(x))
+
+    def add_bias(self, out: Tensor) -> Tensor:
+        """Add the bias, if there is one, to `out` ``[M, B, O]``."""
+        return out if self.bias is None else out + self.bias.unsqueeze(1)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The matrix product alone, from and to the shapes of `forward`."""
+        weight = self.weight
+        if x.ndim == 2:
+            # One product for all members: [B, I] @ [I, M * O] -> [M, B, O]
+            return (x @ weight.flatten(0, 1).T).view(len(x), *weight.shape[:2]).transpose(0, 1)
+        # This way round, the gradient of the weight comes as the weight lies in memory.
+        return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2)
+
+
+class LayerNorm(nn.Module):
+    """`torch.nn.LayerNorm` for M members: weight and bias ``[M, I]``."""
+
+    eps = 1e-5
+
+    def __init__(self, num_members: int, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_members, features))
+        self.bias = nn.Parameter(torch.zeros(num_members, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` ``[M, I]``."""
+        normalised: Tensor = F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        return normalised * self.weight + self.bias
+
+
+class BatchNorm(nn.Module):
+    """`torch.nn.BatchNorm1d` for M members: all parameters and running statistics ``[M, I]``."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    eps = 1e-5
+    momentum = 0.1
+
+    def __init__(self, num_members: int, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_members, features))
+        self.bias = nn.Parameter(torch.zeros(num_members, features))
+        self.register_buffer("running_mean", torch.zeros(num_members, features))
+        self.register_buffer("running_var", torch.ones(num_members, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` ``[M, B, I]`` over the batch; in training this moves the running statistics."""
+        num_members, batch, features = x.shape
+        # M norms of I channels are one of M * I channels.
+        flat: Tensor = F.batch_norm(
+            x.transpose(0, 1).reshape(batch, num_members * features),
+            self.running_mean.view(-1),
+            self.running_var.view(-1),
+            self.weight.view(-1),
+            self.bias.view(-1),
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+        return flat.view(batch, num_members, features).transpose(0, 1)

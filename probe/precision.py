@@ -1,0 +1,35 @@
+"""In what precision the matrix products of a training run."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from featcache.store.errors import UnknownNameError
+from featcache.store.requests import AUTO
+
+FP32 = "fp32"
+BF16 = "bf16"
+PRECISIONS = (AUTO, FP32, BF16)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return ``fp32`` or ``bf16``; ``auto`` takes bfloat16 where the device has matrix units for it.
+
+    Raises:
+        UnknownNameError: there is no such precision.
+    """
+    if name not in PRECISIONS:
+        raise UnknownNameError("precision", name, PRECISIONS)
+    if name != AUTO:
+        return name
+    if device.type == "cpu":
+        has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        return BF16 if has_tiles() else FP32
+    # Without tensor cores for bfloat16, torch imitates it.
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return BF16 if fast else FP32
+
+
+def products(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Context in which matrix products run in `precision`; everything else stays float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == BF16 else nullcontext()

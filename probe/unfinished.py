@@ -1,0 +1,45 @@
+"""What a sweep has found out so far, on disk, so that an interrupted run loses only the members that were training."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from featcache.probe.protocol import Member
+from featcache.store.errors import CacheError
+from featcache.store.files import read_sealed, write_sealed
+
+FOLDER = "unfinished"
+
+
+class Unfinished:
+    """The validation scores of one run's members; kept until the run has a result.
+
+    Args:
+        out: folder of the results.
+        run: the run's id, which covers everything that its members depend on.
+    """
+
+    def __init__(self, out: Path, run: str) -> None:
+        self._path = out / FOLDER / f"{run}.json"
+
+    def read(self) -> dict[Member, float]:
+        """Scores of the members that are through; none where nothing was kept, or what was is damaged."""
+        try:
+            document = read_sealed(self._path)
+            return {Member(**entry["member"]): float(entry["score"]) for entry in document["members"]}
+        except (OSError, CacheError, KeyError, TypeError, ValueError):
+            return {}
+
+    def write(self, scores: Mapping[Member, float]) -> None:
+        """Keep the scores of all members so far."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        entries = [{"member": asdict(member), "score": score} for member, score in scores.items()]
+        write_sealed(self._path, {"members": entries})
+
+    def remove(self) -> None:
+        """The run has a result."""
+        self._path.unlink(missing_ok=True)
+        try:
+            self._path.parent.rmdir()
+        except OSError:  # other runs keep theirs there
+            return
