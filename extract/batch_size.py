@@ -1,10 +1,13 @@
 """How many samples go into a forward pass, where nobody said."""
 
+from collections.abc import Callable
+
 import torch
 
 from featcache.extract.backbones.base import Backbone
 from featcache.extract.device import default_batch_size
 from featcache.extract.forward import FeatureExtractor
+from featcache.extract.pipeline import WAITING
 from featcache.store.inventory import Inventory
 from featcache.store.spec import CacheSpec
 
@@ -33,18 +36,34 @@ def fitting_batch_size(
     split = next(iter(inventory.splits.values()))
     arrays = [array for array in split.arrays.values() if array.layers]
     extractor = FeatureExtractor(backbone, device, spec.precision, arrays, spec.dtype)
-    fewer, more = (_peak_bytes(extractor, device, backbone.spec.input_size, n) for n in TRIAL_IMAGES)
-    per_image = (more - fewer) / (TRIAL_IMAGES[1] - TRIAL_IMAGES[0])
-    free, _ = torch.cuda.mem_get_info(device)
-    # What the allocator keeps for itself is free too.
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return largest_batch(default, per_image, free)
+    size = backbone.spec.input_size
+    # The images of batches that wait for the disk stay on the device, and those of the next one are there already.
+    waiting = (WAITING + 1) * 3 * size * size * torch.float32.itemsize
+    return largest_batch(
+        default,
+        waiting,
+        lambda images: _peak_bytes(extractor, device, size, images),
+        lambda: _free_bytes(device),
+    )
 
 
-def largest_batch(default: int, per_image: float, free: int) -> int:
-    """The default, halved until so many images of `per_image` bytes take no more than a part of `free` bytes."""
-    size = default
-    while size > 1 and size * per_image > USABLE_PART * free:
+def largest_batch(
+    default: int, waiting_bytes: int, peak_bytes: Callable[[int], int], free_bytes: Callable[[], int]
+) -> int:
+    """The default, halved until a batch takes no more than a part of the free memory.
+
+    Args:
+        default: samples at most.
+        waiting_bytes: what an image takes on the device besides its pass.
+        peak_bytes: runs a pass of so many images and returns the most bytes that were allocated.
+        free_bytes: bytes that are free on the device when no pass runs.
+    """
+    few, many = TRIAL_IMAGES
+    # The passes first: what libraries allocate once is then taken already.
+    few_bytes, many_bytes = (peak_bytes(images) for images in TRIAL_IMAGES)
+    per_image = waiting_bytes + (many_bytes - few_bytes) / (many - few)
+    usable, size = USABLE_PART * free_bytes(), default
+    while size > 1 and size * per_image > usable:
         size //= 2
     return size
 
@@ -53,3 +72,9 @@ def _peak_bytes(extractor: FeatureExtractor, device: torch.device, size: int, im
     torch.cuda.reset_peak_memory_stats(device)
     extractor.start(torch.zeros(images, 3, size, size, device=device))()
     return torch.cuda.max_memory_allocated(device)
+
+
+def _free_bytes(device: torch.device) -> int:
+    free, _ = torch.cuda.mem_get_info(device)
+    # What the allocator keeps for itself is free too.
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -79,8 +79,6 @@ def compiled_pass(
     try:
         compiled = CompiledPass(backbone, device, precision, wanted, batch_size)
         fused = compiled(images, None)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # the compiler and the compilers behind it raise many kinds
         raise BackboneError(
             f"the forward pass cannot be compiled here ({_reason(error)}); leave --compile out"

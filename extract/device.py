@@ -1,13 +1,16 @@
 """Devices: which one, and in what precision the forward pass runs on it."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from featcache.store.errors import RequestError
+from featcache.store.errors import BackboneError, RequestError
 from featcache.store.reading.machine import usable_cpus
 from featcache.store.requests import AUTO
 
+# CUDA's allocator raises an exception of its own; what else runs out of memory tells it in the text alone.
+_OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory")
 MAX_WORKERS = 16
 MAX_LANES = 8
 """Each has the activations of a batch in memory."""
@@ -42,7 +45,8 @@ def fast_precision(device: torch.device) -> str:
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
     """Type of the matrix products in mixed precision: bfloat16, or float16 on a GPU that lacks it."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    # Torch calls a GPU without bfloat16 units able, because it can do the same without them, slowly.
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.float16
     return torch.bfloat16
 
@@ -52,6 +56,43 @@ def forward_context(device: torch.device, precision: str) -> AbstractContextMana
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, autocast_dtype(device))
+
+
+@contextmanager
+def exact_convolutions(device: torch.device) -> Iterator[None]:
+    """On CUDA, convolutions round to 10 bits by default, in some of their algorithms; not in here."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory, on a GPU or in the machine."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def enough_memory(device: torch.device) -> Iterator[None]:
+    """Let what runs out of memory in here end with one clear line.
+
+    Raises:
+        BackboneError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise BackboneError(
+            f"the backbone does not fit into the memory of {device}; free some, or use a smaller model"
+            + ("" if device.type == "cpu" else " or --device cpu")
+        ) from error
 
 
 def default_batch_size(device: torch.device) -> int:

@@ -1,7 +1,8 @@
 """The forward pass: preprocessed images to the token arrays of a batch, in the stored type, on their way to the host."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from contextlib import nullcontext
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featcache.extract.backbones.base import Backbone
-from featcache.extract.device import forward_context
+from featcache.extract.device import exact_convolutions, forward_context, is_out_of_memory
 from featcache.extract.sources.base import Sample
 from featcache.extract.taps import Taps, Wanted
 from featcache.store.errors import BackboneError
@@ -17,6 +18,7 @@ from featcache.store.errors import BackboneError
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 NumpyBatch = dict[str, npt.NDArray[np.generic]]
+T = TypeVar("T")
 
 
 class NotFiniteError(Exception):
@@ -108,29 +110,22 @@ class FeatureExtractor:
             A function that waits for the values and returns them, to be called from any thread. It raises
             `NotFiniteError` where a value is not finite.
         """
-        stored = {
-            name: values.to(TORCH_DTYPES[self._dtype]) for name, values in self._forward(images).items()
-        }
-        finite = torch.stack([values.isfinite().all() for values in stored.values()]).all()
-        on_host = {name: _to_host(values) for name, values in stored.items()}
-        flag = _to_host(finite)
-        done = torch.cuda.Event() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        if done is not None:
-            done.record()
+        parts = self._in_parts(images, self._begin)
 
         def result() -> NumpyBatch:
-            if done is not None:
-                done.synchronize()
-            if not flag.item():
-                raise NotFiniteError
-            return {name: _as_numpy(values) for name, values in on_host.items()}
+            batches = [part() for part in parts]
+            if len(batches) == 1:
+                return batches[0]
+            return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
         return result
 
     @torch.inference_mode()
     def explain(self, images: Tensor, samples: Sequence[Sample]) -> BackboneError:
         """Run the pass again and say which value is not finite, and what to do."""
-        for name, values in self._forward(images).items():
+        parts = self._in_parts(images, self._features_on_host)
+        for name in parts[0]:
+            values = torch.cat([part[name] for part in parts])
             stored = values.to(TORCH_DTYPES[self._dtype])
             if not stored.isfinite().all():
                 return self._not_finite(name, values, stored, samples)
@@ -141,28 +136,50 @@ class FeatureExtractor:
     def stop(self) -> None:
         """Nothing is under way that nobody waits for: `start` comes back when its pass is through, or is the device's."""
 
-    def _forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Every array ``[B, L, K, D]`` in float32; in parts where the whole does not fit into the device's memory."""
+    def _in_parts(self, images: Tensor, run: Callable[[Tensor], T]) -> list[T]:
+        """What `run` gives for all images on the device, or for parts of them where the whole does not fit into its memory."""
         while True:
-            size = self._fitting or len(images)
+            size = min(self._fitting or len(images), len(images))
             try:
-                parts = [
-                    self._pass(part.to(self._device, non_blocking=True), self._fitting)
-                    for part in torch.split(images, size)
-                ]
-                return (
-                    parts[0] if len(parts) == 1 else {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
-                )
-            except torch.OutOfMemoryError as error:
+                return [run(part.to(self._device, non_blocking=True)) for part in torch.split(images, size)]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if size == 1:
                     raise BackboneError(
                         f"one image does not fit into the memory of {self._device}; use a smaller model or --device cpu"
                     ) from error
-                self._fitting = max(1, min(size, len(images)) // 2)
+                self._fitting = size // 2
             # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             self._say(f"out of memory on {self._device}: going on with {self._fitting} images at a time")
+
+    def _begin(self, images: Tensor) -> Callable[[], NumpyBatch]:
+        """Begin to compute the arrays and to copy them to the host; the function returned waits for them."""
+        stored = {
+            name: values.to(TORCH_DTYPES[self._dtype]) for name, values in self._features(images).items()
+        }
+        finite = torch.stack([values.isfinite().all() for values in stored.values()]).all()
+        on_host = {name: _to_host(values) for name, values in stored.items()}
+        flag = _to_host(finite)
+        wait = _end_of_queue(self._device)
+
+        def result() -> NumpyBatch:
+            wait()  # before this, what is on the host is not yet what was computed
+            if not flag.item():
+                raise NotFiniteError
+            return {name: _as_numpy(values) for name, values in on_host.items()}
+
+        return result
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        """Every array ``[B, L, K, D]`` in float32."""
+        with exact_convolutions(self._device) if self._precision == "fp32" else nullcontext():
+            return self._pass(images, self._fitting)
+
+    def _features_on_host(self, images: Tensor) -> dict[str, Tensor]:
+        return {name: values.cpu() for name, values in self._features(images).items()}
 
     def _plain_pass(self, images: Tensor, at_most: int | None) -> dict[str, Tensor]:
         with self._taps as taps, forward_context(self._device, self._precision):
@@ -187,6 +204,17 @@ def _to_host(values: Tensor) -> Tensor:
         return values.cpu()
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     return host.copy_(values, non_blocking=True)
+
+
+def _end_of_queue(device: torch.device) -> Callable[[], None]:
+    """A function that waits until everything that was begun on the device by now is through."""
+    if device.type != "cuda":
+        return lambda: None
+    # Blocking: a thread that waits by asking again and again takes a core from those that decode.
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    # Without a stream, it would be recorded on that of the current device, which may be another one.
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize
 
 
 def _as_numpy(values: Tensor) -> npt.NDArray[np.generic]:

@@ -1,6 +1,7 @@
-"""Batches on the device before they are needed: on a GPU the next one is copied while the backbone works on this one."""
+"""Batches on their way to the device: to a GPU they are copied on a stream of their own, while the backbone works."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 
@@ -8,32 +9,27 @@ from featcache.extract.images import ImageBatch
 
 
 def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
-    """Yield `batches` with their images on `device`, in order; from pinned memory to a GPU one batch ahead."""
-    if device.type != "cuda":
-        for batch in batches:
-            yield batch._replace(images=batch.images.to(device))
-        return
-    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    ahead: tuple[ImageBatch, torch.cuda.Event] | None = None
+    """Yield `batches` with their images on `device`, in order.
+
+    To a GPU they go from pinned memory, beside the passes: `FeatureExtractor.start` comes back before its pass has run, so
+    the next batches are fetched and copied meanwhile. A batch for which the GPU has no room stays on the host, and the
+    extractor copies it in parts.
+    """
+    copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     for batch in batches:
-        ready, ahead = ahead, _copy(batch, device, copying)
-        if ready is not None:
-            yield _received(*ready)
-    if ahead is not None:
-        yield _received(*ahead)
+        if copying is None:
+            yield batch._replace(images=batch.images.to(device))
+            continue
+        with suppress(torch.OutOfMemoryError):
+            batch = batch._replace(images=_copy(batch.images, device, copying))
+        yield batch
 
 
-def _copy(
-    batch: ImageBatch, device: torch.device, stream: torch.cuda.Stream
-) -> tuple[ImageBatch, torch.cuda.Event]:
-    with torch.cuda.stream(stream):
-        copied = batch._replace(images=batch.images.to(device, non_blocking=True))
-        return copied, stream.record_event()
-
-
-def _received(batch: ImageBatch, copied: torch.cuda.Event) -> ImageBatch:
-    current = torch.cuda.current_stream(batch.images.device)
-    current.wait_event(copied)
-    # The memory was made on the other stream; it must not be given away while this one still reads it.
-    batch.images.record_stream(current)
-    return batch
+def _copy(images: torch.Tensor, device: torch.device, copying: torch.cuda.Stream) -> torch.Tensor:
+    with torch.cuda.stream(copying):
+        copied = images.to(device, non_blocking=True)
+    computing = torch.cuda.current_stream(device)
+    computing.wait_stream(copying)
+    # The memory belongs to the other stream, which must not use it again while this one still reads it.
+    copied.record_stream(computing)
+    return copied

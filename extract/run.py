@@ -220,7 +220,7 @@ class _Extraction:
 
     def _load(self) -> "tuple[Backbone, torch.device]":
         from featcache.extract.backbones import load_backbone
-        from featcache.extract.device import choose_device
+        from featcache.extract.device import choose_device, enough_memory
 
         device = choose_device(self._request.device)
         backbone = self._own
@@ -228,7 +228,8 @@ class _Extraction:
             origin = self._request.weights or "the Hugging Face Hub"
             self._reporter.message(f"loading {self._model.explicit} on {device}, weights from {origin}")
             backbone = load_backbone(self._model, self._request.weights)
-        backbone.module.to(device)
+        with enough_memory(device):
+            backbone.module.to(device)
         return backbone, device
 
     def _prepare(
@@ -241,16 +242,19 @@ class _Extraction:
     ) -> tuple[Path, Plan]:
         """Test the backbone, and say where the cache is to be and what it is to hold."""
         from featcache.extract.batch_size import fitting_batch_size
+        from featcache.extract.device import enough_memory
         from featcache.extract.selftest import self_test
 
-        self_test(backbone, device)
+        with enough_memory(device):
+            self_test(backbone, device)
         if entry is None or self._search[0] not in entry.path.parents:
             # What was begun under another root is that root's business: it may be shared, or read-only.
             path = cache_directory(self._search[0], self._source.name, self._model.given, spec)
         else:
             path = entry.path
-        asked = self._request.batch_size
-        return path, Plan(spec, wanted, asked or fitting_batch_size(backbone, device, spec, wanted))
+        # The recorded one is the writer's choice in any case; a dry run, too, has to go by it.
+        size = _recorded_batch_size(path) or self._request.batch_size
+        return path, Plan(spec, wanted, size or fitting_batch_size(backbone, device, spec, wanted))
 
     def _find_spec(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
         """The spec, and the cache that has it; precision `auto` takes up whatever a cache has, complete ones first."""
@@ -367,6 +371,14 @@ class _Extraction:
         }
         document = provenance(writer, backbone.loaded.weights_source, device, names, run)
         writer.finish(document, card(writer.plan, names))
+
+
+def _recorded_batch_size(path: Path) -> int | None:
+    """That of the cache that was completed or begun at `path`."""
+    for document in (Manifest, Plan):
+        with suppress(FileNotFoundError):
+            return document.read(path).batch_size
+    return None
 
 
 def _covers(path: Path, wanted: Inventory) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from featcache.extract.backbones.base import Backbone, Check, TapPoint
+from featcache.extract.device import exact_convolutions
 from featcache.store.errors import BackboneError
 
 RELATIVE_TOLERANCE = 1e-3
@@ -38,7 +39,7 @@ def self_test(backbone: Backbone, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     size = backbone.spec.input_size
     images = torch.randn(3, 3, size, size, generator=generator).to(device)
-    with _full_precision(device):
+    with exact_convolutions(device):  # batches would seem to differ
         together = _record(backbone, images)
         _require_shapes(backbone, together, len(images))
         _require_block(backbone, together)
@@ -47,20 +48,6 @@ def self_test(backbone: Backbone, device: torch.device) -> None:
     for name, values in alone.compared(backbone).items():
         wanted = together.compared(backbone)[name][1]
         _require_close(backbone, Check(f"{name} of an image without its batch", values[0], wanted))
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """On CUDA, convolutions round to 10 bits by default, in some of their algorithms; batches would seem to differ."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass

@@ -106,16 +106,17 @@ class Taps:
             Every array by name as ``[B, L, K, D]`` float32, L the layers that it wants.
         """
         self._recorded = {}  # nothing of an earlier pass may stand in for a hook that does not fire in this one
-        self._backbone.forward(images)
         try:
-            return {
-                array.name: torch.stack([self._recorded[array.name, layer] for layer in array.layers], 1)
-                for array in self._arrays
-            }
+            self._backbone.forward(images)
+            return {array.name: self._stacked(array) for array in self._arrays}
+        finally:  # nor may what a pass that failed has recorded fill the memory for the next try
+            self._recorded = {}
+
+    def _stacked(self, array: Wanted) -> Tensor:
+        try:
+            return torch.stack([self._recorded[array.name, layer] for layer in array.layers], 1)
         except KeyError:
             raise RuntimeError("a tapped module was not called during the forward pass") from None
-        finally:
-            self._recorded = {}
 
     def _hook(self, point: TapPoint, tap: str, layer: str) -> Any:
         # Inside the blocks tokens may be [N, B, D]; the final norm and what follows see [B, N, D].
