@@ -41,8 +41,9 @@ format: $(VENV)/.dependencies
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# All rows, or some: make bench ROWS="store trainer". Those of the extraction need what the demo fetches.
 bench: $(VENV)/.package
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(ROWS)
 
 clean:
 	rm -rf $(VENV) .demo .node build
