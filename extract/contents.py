@@ -84,6 +84,17 @@ class Contents:
             for array, layers in wanted
         )
 
+    def require_of(self, name: str, num_layers: int, num_registers: int) -> None:
+        """Refuse what a backbone of L = `num_layers` blocks cannot give, told without loading it.
+
+        Raises:
+            UnknownNameError: a layer does not exist.
+            RequestError: registers are asked for, and it has none.
+        """
+        groups = {group for _, group, _ in self._parts(num_layers)}
+        if REGISTERS in groups and not num_registers:
+            raise _lacks(name, REGISTERS)
+
     def token_arrays(self, backbone: "Backbone") -> list[TokenArray]:
         """The arrays that hold all this.
 
@@ -97,7 +108,7 @@ class Contents:
         arrays = []
         for tap, group, layers in self._parts(spec.num_layers):
             if not groups[group]:
-                raise RequestError(f"{spec.architecture} has no {group}; leave them out of --tokens")
+                raise _lacks(spec.architecture, group)
             depth, width = (
                 (1, spec.width) if tap == FINAL else (spec.num_layers, backbone.tap_point(tap, 0).width)
             )
@@ -139,6 +150,10 @@ def default_arrays(backbone: "Backbone", kinds: Sequence[str] = ()) -> list[Toke
         TokenArray(DEFAULT_TAP, POOLED, blocks, spec.num_layers, tokens, spec.width),
         TokenArray(FINAL, POOLED, (FINAL,), 1, tokens, spec.width),
     ]
+
+
+def _lacks(name: str, group: str) -> RequestError:
+    return RequestError(f"{name} has no {group}; leave them out of --tokens")
 
 
 def _group_tokens(layout: "TokenLayout", spec: BackboneSpec) -> dict[str, tuple[str, ...]]:

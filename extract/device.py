@@ -28,7 +28,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).item()  # one that has no values, such as `meta`, is none to compute on
     except (RuntimeError, AssertionError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise RequestError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from None

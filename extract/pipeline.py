@@ -66,7 +66,8 @@ class ImageInput:
         for _, message in batch.failures:
             if not self.skip_failures:
                 raise DatasetError(
-                    f"{message}; mend it, or leave it out with --on-error skip. What is committed stays: the same command goes on"
+                    f"{message}; leave it out with --on-error skip, which goes on after what is committed, or mend or "
+                    "remove it, which makes another dataset and starts anew"
                 )
             self.say(f"skipped: {message}")
 

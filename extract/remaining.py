@@ -72,7 +72,7 @@ def require_space(directory: Path, wanted: Inventory) -> None:
     needed -= sum(path.stat().st_size for path in (directory / FEATURES).rglob(f"*{PARTIAL_SUFFIX}"))
     if needed > free:
         raise NotEnoughSpaceError(
-            f"not enough disk space: {needed / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free at {place}; make "
+            f"not enough disk space: {needed / 1e6:,.1f} MB are to be written, {free / 1e6:,.1f} MB are free at {place}; make "
             "room, cache less, or give another --root. Nothing was written"
         )
 

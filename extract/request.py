@@ -9,6 +9,7 @@ from featcache.extract.contents import Contents
 from featcache.extract.models import ModelName
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import JsonObject, sha256_file
+from featcache.store.manifest import MAX_BATCH_SIZE
 from featcache.store.requests import AUTO
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
 
@@ -60,7 +61,8 @@ class ExtractRequest:
             if value not in valid:
                 raise UnknownNameError(what, value, valid)
         if self.weights is not None and not self.weights.is_file():
-            raise RequestError(f"weights file {self.weights} does not exist")
+            what = "is not a file" if self.weights.exists() else "does not exist"
+            raise RequestError(f"weights file {self.weights} {what}")
         for what, number, least in (
             ("limit", self.limit, 1),
             ("batch size", self.batch_size, 1),
@@ -68,6 +70,8 @@ class ExtractRequest:
         ):
             if number is not None and number < least:
                 raise RequestError(f"{what} must be at least {least}, got {number}")
+        if self.batch_size is not None and self.batch_size > MAX_BATCH_SIZE:
+            raise RequestError(f"batch size must be at most {MAX_BATCH_SIZE}, got {self.batch_size}")
 
     def literals(self, model: ModelName, dataset_identity: Mapping[str, Any]) -> Iterator[JsonObject]:
         """What leads to the cache's key, as the cache remembers it: nothing that needs torch, and not the contents.

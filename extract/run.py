@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.extract.estimate import Estimate, Speed
+from featcache.extract.model_table import TABLE
 from featcache.extract.models import ModelName, resolve_model
 from featcache.extract.planning import plan_inventory
 from featcache.extract.remaining import remaining, require_space
@@ -162,8 +163,11 @@ class _Extraction:
             found = find_request(self._search, literal)
             if found is not None and found.complete and _holds(found, self._request, self._source):
                 return found
-        # What is wrong with the dataset shows before the backbone is loaded.
+        # What is wrong with the request shows before the backbone is loaded, perhaps over the network.
         self._request.contents.choose_splits(list(self._source.splits))
+        if self._own is None and self._model.explicit in TABLE:
+            num_layers, _, _, num_registers, *_ = TABLE[self._model.explicit]
+            self._request.contents.require_of(self._model.explicit, num_layers, num_registers)
         return None
 
     def cached(self, entry: Entry) -> ExtractResult:

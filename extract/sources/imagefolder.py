@@ -84,8 +84,7 @@ class ImageFolder:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = str(error).replace(f"'{path}'", "it").splitlines()
             raise DatasetError(
-                f"image {path} does not decode ({reason[0] if reason else type(error).__name__}); mend or remove it "
-                "and extract again: the dataset is then another one, so it starts anew"
+                f"image {path} does not decode ({reason[0] if reason else type(error).__name__})"
             ) from None
 
     def _read_splits(self) -> None:

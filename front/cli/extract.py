@@ -127,7 +127,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _notes(result: ExtractResult) -> list[str]:
-    skipped = f"note: {result.skipped} samples have no features, because their images do not decode"
+    what = "1 sample has" if result.skipped == 1 else f"{result.skipped} samples have"
+    skipped = f"note: {what} no features, because of images that do not decode"
     return [*([skipped] if result.skipped else []), *(f"note: {shared}" for shared in result.shared)]
 
 

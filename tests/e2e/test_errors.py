@@ -60,6 +60,27 @@ def check(outcome, status, *parts):
             ["--model", MODEL, "--dataset", "digits", "--precision", "fp23"],
             ["unknown precision 'fp23'; did you mean fp32"],
         ),
+        (
+            ["--model", MODEL, "--dataset", "digits", "--weights", "."],
+            ["weights file . is not a file"],
+        ),
+        # Told before anything is loaded: there are no weights here, and there is no hub.
+        (
+            ["--model", "vit-l-14", "--dataset", "digits", "--layers", "3,24"],
+            ["unknown layer '24'", "(blocks 0 to 23, or final)"],
+        ),
+        (
+            ["--model", "vit-l-14", "--dataset", "digits", "--tokens", "registers"],
+            ["open_clip:ViT-L-14-quickgelu/openai has no registers; leave them out of --tokens"],
+        ),
+        (
+            ["--model", MODEL, "--dataset", "digits", "--batch-size", "1048577"],
+            ["batch size must be at most 1048576, got 1048577"],
+        ),
+        (
+            ["--model", MODEL, "--dataset", "digits", "--device", "meta"],
+            ["device 'meta' cannot be used here"],
+        ),
         (["--model", MODEL, "--dataset", "digits", "--limit", "0"], ["limit must be at least 1, got 0"]),
         (
             ["--model", MODEL, "--dataset", "digits", "--limit", "9"],
@@ -136,7 +157,7 @@ def test_image_folders(cli, tmp_path, case):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_does_not_decode_is_named_and_the_run_goes_on_when_it_is_mended(
+def test_an_image_that_does_not_decode_is_named_and_the_run_goes_on_without_it(
     cli, tmp_path, weights, workers
 ):
     data = make_images(tmp_path / "data", {"a": 150, "b": 150})
@@ -154,10 +175,22 @@ def test_an_image_that_does_not_decode_is_named_and_the_run_goes_on_when_it_is_m
         "--workers",
         workers,
     )
-    check(cli(*arguments), 1, str(broken), "does not decode")
+    remedy = "leave it out with --on-error skip, which goes on after what is committed"
+    check(cli(*arguments, "--batch-size", 48), 1, f"image {broken} does not decode (", remedy)
     state = json.loads(cli("ls", "--json").out)[0]["state"]
     assert state.startswith("incomplete")
     assert list((tmp_path / "root").rglob("*.partial")) == []
+    # What was begun goes on with the batches that it was begun with, whatever is asked for now or fits.
+    for asked in ((), ("--batch-size", 16)):
+        estimate = json.loads(cli(*arguments, *asked, "--on-error", "skip", "--dry-run", "--json").out)
+        assert (estimate["state"], estimate["batch_size"]) == ("unfinished", 48)
+    done = cli(*arguments, "--batch-size", 16, "--on-error", "skip")
+    assert done.status == 0, done.err
+    assert ": 128 of 300 samples are committed" in done.err
+    assert "the batch size stays 48, as it was when this cache was begun" in done.err
+    assert "note: 1 sample has no features" in done.out
+    (manifest,) = (tmp_path / "root").glob("*/*/manifest.json")
+    assert json.loads(manifest.read_text())["batch_size"] == 48
 
 
 @pytest.fixture

@@ -46,9 +46,7 @@ def test_without_room_nothing_is_begun(cli, weights, images, tmp_path, monkeypat
     arguments = extract_arguments(weights, f"imagefolder:{images}")
     done = cli(*arguments)
     assert done.status == 1
-    assert (
-        "not enough disk space: 0.00 GB are to be written, 0.00 GB are free at" in done.err.splitlines()[-1]
-    )
+    assert "not enough disk space: 0.5 MB are to be written, 0.0 MB are free at" in done.err.splitlines()[-1]
     assert not list(tmp_path.glob("root/**/*"))
     assert not estimate_of(cli, arguments)["fits"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from featcache.extract.device import choose_device, default_batch_size, forward_context
+from featcache.extract.device import autocast_dtype, choose_device, default_batch_size, forward_context
 from featcache.store.arrays import MIN_BLOCK_ROWS
 from featcache.store.errors import RequestError
 
@@ -13,7 +13,7 @@ def test_devices_by_name():
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "cpu cpu"])
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "cpu cpu", "meta"])
 def test_a_device_that_cannot_be_used(name):
     with pytest.raises(RequestError) as caught:
         choose_device(name)
@@ -28,6 +28,17 @@ def test_fp32_is_really_fp32():
         assert torch.mm(*product).dtype == torch.float32
     with forward_context(torch.device("cpu"), "mixed"):
         assert torch.mm(*product).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+)
+def test_a_gpu_without_bfloat16_units_takes_float16(monkeypatch, capability, dtype):
+    # Of the device that is asked about, not of the current one.
+    asked = {torch.device("cuda:1"): capability}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: asked[device])
+    assert autocast_dtype(torch.device("cuda:1")) == dtype
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

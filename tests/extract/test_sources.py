@@ -370,7 +370,7 @@ def test_an_image_that_does_not_decode_is_named(tmp_path, suffix, damage):
     with pytest.raises(DatasetError) as caught:
         ImageFolder(tmp_path).image("train", 0)
     assert re.fullmatch(
-        re.escape(f"image {file} does not decode (") + r".+\); mend or remove it and extract again.*",
+        re.escape(f"image {file} does not decode (") + r".+\)",
         str(caught.value),
     )
     assert str(caught.value).count(str(tmp_path)) == 1
