@@ -8,6 +8,7 @@ memory does not grow with the dataset.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +56,10 @@ class ImageInput:
         """The images of `rows` on the device, in order."""
         pin = self.device.type == "cuda"
         loader = image_batches(self.source, self.transform, rows, self.workers, pin, self.input_size)
-        return to_device(iter(loader), self.device)
+        # The thread that pins memory opens the GPU that is current when it starts.
+        with torch.cuda.device(self.device) if pin else nullcontext():
+            batches = iter(loader)
+        return to_device(batches, self.device)
 
     def refuse_or_skip(self, batch: ImageBatch) -> None:
         """Stop at an image that failed, or say that it is left out.
