@@ -485,12 +485,12 @@ BEYOND_FIELDS = {
         "'dtype'",
         "open",
     ),
-    "a final layer without tokens": Broken(
+    "a tap without layers": Broken(
         both(
-            both(array("final", "shape", to=[130]), array("final", "dimension_names", to=["sample"])),
-            both(array("final", "layers", to=[]), array("final", "tokens", to=[])),
+            both(array("norm2", "shape", to=[130]), array("norm2", "dimension_names", to=["sample"])),
+            both(array("norm2", "layers", to=[]), array("norm2", "tokens", to=[])),
         ),
-        "array 'final': field 'layers' is empty",
+        "array 'norm2': field 'layers' is empty",
         "open",
     ),
     "two widths": Broken(manifest("spec", "backbone", "width", to=9), "'width'", "open"),
