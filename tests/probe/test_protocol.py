@@ -24,7 +24,7 @@ from featcache.probe.protocol import (
     training_batch_size,
 )
 from featcache.probe.split import stratified_holdout
-from featcache.probe.sweep import run_sweep, select_best
+from featcache.probe.sweep import Sweep, SweepOptions, plan_sweep, run_sweep, select_best
 from featcache.probe.tokens import InMemoryTokens
 from featcache.probe.trainer import fit_members
 from featcache.store.errors import RequestError, UnknownNameError
@@ -215,6 +215,20 @@ def test_selection_keeps_the_earlier_of_a_tie() -> None:
 SHORT = replace(QUICK, min_epochs=1, min_steps=8)
 
 
+def plan_linear(
+    source: InMemoryTokens, labels: np.ndarray, seed: int = 0, num_classes: int | None = None
+) -> Sweep:
+    return plan_sweep(
+        get_head("linear").build,
+        source,
+        labels,
+        protocol=SHORT,
+        has_dropout=False,
+        seed=seed,
+        num_classes=num_classes,
+    )
+
+
 def clusters(num_samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [N, 2, 8] of 3 classes around 3 centres, with their labels."""
     rng = np.random.default_rng(seed)
@@ -262,7 +276,7 @@ def test_sweep_tunes_on_the_training_part_only() -> None:
     """All members share the mini-batches, so the reads are: tuning, one validation per member, final fit."""
     tokens, labels = clusters(60)
     source = RecordingTokens(tokens)
-    result = run_sweep(get_head("linear"), source, labels, protocol=SHORT, seed=4)
+    result = run_sweep(plan_linear(source, labels, seed=4))
     train, held = (set(rows.tolist()) for rows in stratified_holdout(labels, 0.2, seed=4))
     steps = result.tuning.num_steps
     assert set.union(*source.calls[:steps]) == train
@@ -275,14 +289,8 @@ def test_sweep_chooses_on_validation_and_fits_on_all_of_train() -> None:
     tokens, labels = clusters(60)
     source = InMemoryTokens(tokens)
     progress: list[tuple[int, int]] = []
-    result = run_sweep(
-        get_head("linear"),
-        source,
-        labels,
-        protocol=SHORT,
-        seed=4,
-        on_progress=lambda done, total: progress.append((done, total)),
-    )
+    sweep = plan_linear(source, labels, seed=4)
+    result = run_sweep(sweep, SweepOptions(on_progress=lambda done, total: progress.append((done, total))))
     assert tuple(result.validation) == SHORT.members(has_dropout=False)
     assert result.member == select_best(result.validation)
     # 60 = 3 * 17 + 9 has no five full batches: 60 = 3 * 20 comes first; tuning has 48 = 2 * 20 + 8.
@@ -314,6 +322,6 @@ def test_sweep_refuses_what_it_cannot_use() -> None:
         (labels - 1, "count from 0, but the labels run from -1 to 1"),
     ]:
         with pytest.raises(RequestError, match=message):
-            run_sweep(get_head("linear"), source, wrong, protocol=SHORT, seed=0)
+            plan_linear(source, wrong)
     with pytest.raises(RequestError, match="count from 0 to 1, but the labels run from 0 to 2"):
-        run_sweep(get_head("linear"), source, labels, protocol=SHORT, seed=0, num_classes=2)
+        plan_linear(source, labels, num_classes=2)
