@@ -1,0 +1,64 @@
+"""The best bias for given weights, by Newton's method: what the bounds on suboptimality presuppose.
+
+Shapes: N samples, R dimensions, P penalties, C classes.
+"""
+
+import torch
+from torch import Tensor
+
+from featcache.probe.solver.loss import Evaluation, WeightedLoss
+
+MAX_STEPS = 30
+TOLERANCE = 1e-14
+
+
+def polish_bias(logits: Tensor, params: Tensor, loss: WeightedLoss) -> tuple[Tensor, Evaluation]:
+    """Minimise the loss over the bias, the last row of `params`.
+
+    Args:
+        logits: of `params`, ``[N, P, C]``, float64.
+        params: ``[R + 1, P, C]``, float64.
+        loss: targets and weights.
+
+    Returns:
+        The parameters with the best bias, and the loss there.
+    """
+    bias = torch.zeros_like(params[-1])
+    evaluation = loss.evaluate(logits)
+    for _ in range(MAX_STEPS):
+        gradient = evaluation.residual.sum(0)  # [P, C]
+        if float(gradient.abs().amax()) <= TOLERANCE:
+            break
+        step = -_solve(_hessian(evaluation, loss), gradient)
+        # Half as far until it helps: the loss is convex, but its curvature vanishes where samples are certain.
+        decrease = (gradient * step).sum(1)
+        factor = torch.ones_like(decrease)
+        for _ in range(MAX_STEPS):
+            moved = loss.evaluate(logits + (bias + factor[:, None] * step))
+            good = moved.loss <= evaluation.loss + 1e-4 * factor * decrease + 1e-15
+            if bool(good.all()):
+                break
+            factor = torch.where(good, factor, factor / 2)
+        else:
+            break
+        bias = bias + factor[:, None] * step
+        evaluation = moved
+    return torch.cat([params[:-1], (params[-1] + bias).unsqueeze(0)]), evaluation
+
+
+def _hessian(evaluation: Evaluation, loss: WeightedLoss) -> Tensor:
+    """Second derivative of the loss in the bias, ``[P, C, C]``."""
+    weighted = evaluation.residual.clone()
+    index = loss.targets[:, None, None].expand(-1, weighted.shape[1], 1)
+    weighted.scatter_add_(2, index, loss.weights[:, None, None].expand_as(index).clone())
+    outer = torch.einsum("npc,npd->pcd", weighted / loss.weights[:, None, None], weighted)
+    return torch.diag_embed(weighted.sum(0)) - outer
+
+
+def _solve(hessian: Tensor, gradient: Tensor) -> Tensor:
+    """Newton's step; the constant over classes, which changes nothing, is left alone."""
+    classes = hessian.shape[-1]
+    scale = hessian.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-300)[:, None, None]
+    ridge = 1e-12 * torch.eye(classes, dtype=hessian.dtype, device=hessian.device)
+    constant = torch.full_like(ridge, 1 / classes)
+    return torch.linalg.solve(hessian + scale * (constant + ridge), gradient.unsqueeze(2)).squeeze(2)

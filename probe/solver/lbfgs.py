@@ -1,0 +1,197 @@
+"""L-BFGS for several penalties at once, preconditioned, with a line search that costs no matrix product.
+
+Logits are linear in the parameters, so those along a search direction follow from one product, and the step can be
+as good as wanted for little. An iteration is two products: logits of the direction, gradient.
+
+Shapes: N samples, R dimensions, P penalties, C classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featcache.probe.solver.design import Design
+from featcache.probe.solver.loss import Evaluation, WeightedLoss
+
+HISTORY = 10
+MAX_LINE_STEPS = 20
+# The slope at the accepted step, as a fraction of that at its start.
+SLOPE_FRACTION = 0.3
+# Iterations without a smaller gradient after which arithmetic, not the problem, is the limit.
+PATIENCE = 30
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """When a minimisation is done: both must hold."""
+
+    gradient: float
+    """Frobenius norm of the gradient."""
+    gap: float
+    """Bound on the suboptimality, as a fraction of the objective."""
+
+    def met(self, gradient: Tensor, gap: Tensor, objective: Tensor) -> Tensor:
+        """Whether they do, ``[P]``."""
+        return (gradient <= self.gradient) & (gap <= self.gap * objective)
+
+
+def inner_product(a: Tensor, b: Tensor) -> Tensor:
+    """Products ``[P]``, float64, of ``[R, P, C]`` each."""
+    return torch.linalg.vecdot(a, b, dim=2).sum(0, dtype=torch.float64)
+
+
+class _History:
+    """The last steps and changes of the gradient."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, step: Tensor, change: Tensor) -> None:
+        """Remember a step and what it did to the gradient, ``[R + 1, P, C]`` each."""
+        curvature = inner_product(step, change)
+        # A pair that rounding has spoilt is left out by weight 0.
+        inverse = curvature.reciprocal().where(curvature > 0, 0.0)
+        self._pairs = [*self._pairs[1 - HISTORY :], (step, change, inverse)]
+
+    def keep(self, indices: Tensor) -> None:
+        """Leave only some of the P minimisations."""
+        self._pairs = [(s[:, indices], y[:, indices], rho[indices]) for s, y, rho in self._pairs]
+
+    def direction(self, gradient: Tensor, design: Design, curvature: Tensor, penalties: Tensor) -> Tensor:
+        """The quasi-Newton direction (the two-loop recursion)."""
+        q = gradient.clone()
+        alphas = []
+        for step, change, inverse in reversed(self._pairs):
+            alpha = inverse * inner_product(step, q)
+            q -= alpha.to(q.dtype)[:, None] * change
+            alphas.append(alpha)
+        q = design.precondition(q, curvature, penalties)
+        for (step, change, inverse), alpha in zip(self._pairs, reversed(alphas), strict=True):
+            beta = inverse * inner_product(change, q)
+            q += (alpha - beta).to(q.dtype)[:, None] * step
+        return q.neg_()
+
+
+class _Run:
+    """P minimisations side by side; those that are through are taken out."""
+
+    def __init__(self, design: Design, loss: WeightedLoss, penalties: Tensor, params: Tensor) -> None:
+        self.design = design
+        self.loss = loss
+        self.penalties = penalties
+        self.params = params
+        self.logits = design.logits(params)
+        self.history = _History()
+        self.evaluate()
+
+    def evaluate(self) -> None:
+        """Objective, gradient and curvature where the run stands."""
+        found: Evaluation = self.loss.evaluate(self.logits)
+        weights = self.params[:-1]
+        self.curvature = found.curvature
+        self.objective = found.loss + self.penalties * inner_product(weights, weights) / 2
+        self.gradient = self.design.adjoint(found.residual)
+        self.gradient[:-1] += self.penalties.to(weights.dtype)[:, None] * weights
+        self.norm = inner_product(self.gradient, self.gradient).sqrt()
+
+    def gap(self) -> Tensor:
+        """Bound ``[P]`` on the suboptimality, as far as the bias is at its best."""
+        body = self.gradient[:-1]
+        return inner_product(body, body) / (2 * self.penalties)
+
+    def keep(self, indices: Tensor) -> None:
+        """Leave only some of the minimisations."""
+        self.penalties, self.objective, self.norm = (
+            x[indices] for x in (self.penalties, self.objective, self.norm)
+        )
+        self.curvature = self.curvature[indices]
+        self.params, self.logits, self.gradient = (
+            x[:, indices] for x in (self.params, self.logits, self.gradient)
+        )
+        self.history.keep(indices)
+
+    def advance(self) -> None:
+        """One iteration."""
+        direction = self.history.direction(self.gradient, self.design, self.curvature, self.penalties)
+        moved = self.design.logits(direction)
+        step = self._line_search(direction, moved)
+        factor = step.to(direction.dtype)[:, None]
+        before = self.gradient
+        taken = direction.mul_(factor)
+        self.params = self.params + taken
+        self.logits.addcmul_(moved, factor.expand_as(moved))
+        self.evaluate()
+        self.history.add(taken, self.gradient - before)
+
+    def _line_search(self, direction: Tensor, moved: Tensor) -> Tensor:
+        """Step ``[P]`` at which the slope has nearly vanished: safeguarded Newton on a convex function."""
+        weights, body = self.params[:-1], direction[:-1]
+        inner, square = inner_product(weights, body), inner_product(body, body)
+        norm = inner_product(weights, weights)
+        start = inner_product(self.gradient, direction)
+        step = torch.ones_like(start)
+        low, high = torch.zeros_like(start), torch.full_like(start, torch.inf)
+        # Rounding blurs the objective of a converged run; the slope alone decides there.
+        slack = 4 * torch.finfo(direction.dtype).eps * self.objective
+        for _ in range(MAX_LINE_STEPS):
+            at = self.loss.slope(self.logits + step.to(moved.dtype)[:, None] * moved, moved)
+            first = at.first + self.penalties * (inner + step * square)
+            second = at.second + self.penalties * square
+            value = at.value + self.penalties * (norm / 2 + step * (inner + step * square / 2))
+            good = (first.abs() <= -SLOPE_FRACTION * start) & (value <= self.objective + slack)
+            if bool(good.all()):
+                break
+            low = torch.where(first < 0, step, low)
+            high = torch.where(first < 0, high, step)
+            newton = step - first / second.clamp(min=1e-300)
+            limit = torch.where(high.isinf(), 10 * step, high)
+            middle = torch.where(high.isinf(), 10 * step, (low + high) / 2)
+            inside = (newton > low) & (newton < limit)
+            step = torch.where(good, step, torch.where(inside, newton, middle))
+        return step
+
+
+def minimise(
+    design: Design,
+    loss: WeightedLoss,
+    penalties: Tensor,
+    params: Tensor,
+    tolerance: Tolerance,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor]:
+    """Minimise the objectives of P penalties, from `params` on.
+
+    Args:
+        design: the features; its type is the one that is computed in.
+        loss: targets and weights.
+        penalties: ``[P]``, float64.
+        params: ``[R + 1, P, C]``.
+        tolerance: where to stop; a minimisation also ends where rounding keeps the gradient from shrinking.
+        max_iterations: of each.
+
+    Returns:
+        Parameters ``[R + 1, P, C]``, and the iterations ``[P]`` that each took.
+    """
+    params = params.to(design.dtype).clone()
+    iterations = torch.zeros_like(penalties, dtype=torch.int64)
+    active = torch.arange(len(penalties), device=penalties.device)
+    run = _Run(design, loss, penalties, params)
+    best, since = run.norm.clone(), torch.zeros_like(active)
+    for iteration in range(max_iterations + 1):
+        done = tolerance.met(run.norm, run.gap(), run.objective) | (since >= PATIENCE)
+        if iteration == max_iterations:
+            done = torch.ones_like(done)
+        if bool(done.any()):
+            params[:, active[done]] = run.params[:, done]
+            iterations[active[done]] = iteration
+            left = (~done).nonzero().squeeze(1)
+            active, best, since = active[left], best[left], since[left]
+            if not len(left):
+                break
+            run.keep(left)
+        run.advance()
+        smaller = run.norm < best
+        best = torch.where(smaller, run.norm, best)
+        since = torch.where(smaller, 0, since + 1)
+    return params, iterations

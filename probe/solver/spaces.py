@@ -1,0 +1,234 @@
+"""The space in which a head is solved: that of the features, or of the samples where these are fewer.
+
+Weights beyond the span of the samples only cost penalty. So with fewer samples than features the problem in the
+coordinates of that span is the same problem, and all it needs of the features is their Gram matrix.
+
+Shapes: N samples, F features, M samples to fit, R dimensions, P penalties, C classes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from featcache.probe.solver.design import Design
+
+# Float64 copies of parts of the features hold at most this many values.
+CHUNK_VALUES = 2**23
+# A preconditioner is good enough from this many samples per feature.
+ROWS_PER_FEATURE = 4
+# The eigenvalues of larger matrices take longer than they save.
+MAX_EIGEN = 8192
+# Rows of one block of the Gram matrix: what lies above the diagonal is not computed twice.
+GRAM_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Heads of P penalties in the terms of a space, whatever samples they were fitted to."""
+
+    body: Tensor
+    """Weights of features ``[F, P, C]``, or of samples ``[N, P, C]``: a head is the sum of samples times these."""
+    bias: Tensor
+    """``[P, C]``."""
+
+
+class Fitting(Protocol):
+    """The first M samples of a space, to fit heads to."""
+
+    @property
+    def design(self) -> Design:
+        """What the solver multiplies with, R dimensions."""
+
+    def coefficients(self, params: Tensor) -> Coefficients:
+        """Turn parameters ``[R + 1, P, C]`` of the design into coefficients."""
+
+    def params(self, coefficients: Coefficients) -> Tensor:
+        """Turn coefficients into the parameters ``[R + 1, P, C]`` that are nearest to them."""
+
+
+class Space(Protocol):
+    """N samples of F features."""
+
+    def fitting(self, weights: Tensor) -> Fitting:
+        """Prepare the fit to the first M samples; `weights` ``[M]``, float64, positive, sum to 1."""
+
+    def logits(self, coefficients: Coefficients, start: int) -> Tensor:
+        """Logits ``[N - start, P, C]`` of the samples from `start` on."""
+
+    def head(self, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+        """Weights ``[P, C, F]`` and biases ``[P, C]`` on the features."""
+
+
+def make_space(features: Tensor) -> Space:
+    """Choose the space for `features` ``[N, F]``, float32 or float64, which it keeps a reference to."""
+    num_samples, num_features = features.shape
+    if num_samples <= min(num_features, MAX_EIGEN):
+        return GramSpace(features)
+    return FeatureSpace(features)
+
+
+class FeatureSpace:
+    """Heads are solved in the features as they are; the eigenbasis of their covariance preconditions."""
+
+    def __init__(self, features: Tensor) -> None:
+        """Take `features` ``[N, F]``; nothing is copied."""
+        self.features = features
+
+    def fitting(self, weights: Tensor) -> "FeatureFitting":
+        """Prepare the fit to the first M samples."""
+        return FeatureFitting(_feature_design(self.features[: len(weights)], weights))
+
+    def logits(self, coefficients: Coefficients, start: int) -> Tensor:
+        """Logits ``[N - start, P, C]``."""
+        body = coefficients.body.to(self.features.dtype)
+        flat = self.features[start:] @ body.flatten(1)
+        return flat.unflatten(1, body.shape[1:]) + coefficients.bias
+
+    def head(self, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+        """Weights ``[P, C, F]`` and biases ``[P, C]``."""
+        return coefficients.body.permute(1, 2, 0), coefficients.bias
+
+
+@dataclass(frozen=True)
+class FeatureFitting:
+    """The first samples of a feature space."""
+
+    design: Design
+
+    def coefficients(self, params: Tensor) -> Coefficients:
+        """Parameters are weights; the bias is that of centred features."""
+        body = params[:-1].double()
+        return Coefficients(body, params[-1].double() - self._mean_logits(body))
+
+    def params(self, coefficients: Coefficients) -> Tensor:
+        """Return them."""
+        bias = coefficients.bias + self._mean_logits(coefficients.body)
+        return torch.cat([coefficients.body, bias.unsqueeze(0)])
+
+    def _mean_logits(self, body: Tensor) -> Tensor:
+        return torch.einsum("f,fpc->pc", self.design.mean, body)
+
+
+def _feature_design(features: Tensor, weights: Tensor) -> Design:
+    """The covariance is that of some of the samples, in the type of the features: it only preconditions."""
+    num_samples, num_features = features.shape
+    mean = torch.zeros(num_features, dtype=torch.float64, device=features.device)
+    for start, rows in _row_chunks(features):
+        mean += weights[start : start + len(rows)] @ rows
+    every = max(1, num_samples // (ROWS_PER_FEATURE * num_features))
+    chosen, chosen_weights = features[::every], weights[::every]
+    scale = (chosen_weights / chosen_weights.sum()).sqrt().to(features.dtype)
+    centred = (chosen - mean.to(features.dtype)).mul_(scale[:, None])
+    if num_features > MAX_EIGEN:
+        return Design(features, mean, centred.square().sum(0), None)
+    variances, basis = torch.linalg.eigh(_symmetric_product(centred.T))
+    return Design(features, mean, variances.clamp(min=0.0), basis)
+
+
+class GramSpace:
+    """Heads are solved in the span of the samples."""
+
+    def __init__(self, features: Tensor) -> None:
+        """Compute the Gram matrix of `features` ``[N, F]`` in float64, some features at a time."""
+        self._features = features
+        # Features that are nearly constant would drown in their means.
+        self._shift = features.mean(0, dtype=torch.float64)
+        self._gram = torch.zeros(len(features), len(features), dtype=torch.float64, device=features.device)
+        for columns in _column_chunks(features, self._shift):
+            _add_symmetric_product(self._gram, columns)
+
+    def fitting(self, weights: Tensor) -> "GramFitting":
+        """Prepare the fit to the first M samples."""
+        return GramFitting(self._gram, weights)
+
+    def logits(self, coefficients: Coefficients, start: int) -> Tensor:
+        """Logits ``[N - start, P, C]``."""
+        flat = self._gram[start:] @ coefficients.body.flatten(1)
+        return flat.unflatten(1, coefficients.bias.shape) + coefficients.bias
+
+    def head(self, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+        """Weights ``[P, C, F]`` and biases ``[P, C]``."""
+        flat = coefficients.body.flatten(1).T.contiguous()
+        columns = _column_chunks(self._features, self._shift)
+        weights = torch.cat([flat @ part for part in columns], dim=1)
+        bias = coefficients.bias - (weights @ self._shift).view(coefficients.bias.shape)
+        return weights.unflatten(0, coefficients.bias.shape), bias
+
+
+class GramFitting:
+    """The first samples of a Gram space, in coordinates in which their covariance is diagonal.
+
+    With centred features X and weights w, let ``diag(w)^1/2 X X^T diag(w)^1/2 = U S^2 U^T``. The coordinates are
+    ``Z = diag(w)^-1/2 U S``: ``Z Z^T = X X^T``, so they are X in another orthonormal basis, and ``Z^T diag(w) Z = S^2``.
+    """
+
+    def __init__(self, gram: Tensor, weights: Tensor) -> None:
+        """Prepare the fit to the first M samples of `gram` ``[N, N]``."""
+        self._gram = gram
+        self._weights = weights
+        count = len(weights)
+        part = gram[:count, :count]
+        mean = part @ weights
+        root = weights.sqrt()
+        centred = (part - mean - mean[:, None] + weights @ mean) * root * root[:, None]
+        squares, vectors = torch.linalg.eigh(centred)
+        # What rounding has left of directions that do not exist is no direction.
+        kept = squares > squares[-1].clamp(min=0.0) * count * torch.finfo(squares.dtype).eps
+        squares, vectors = squares[kept], vectors[:, kept]
+        self._lift = vectors * root[:, None] / squares.sqrt()  # [M, R]
+        coordinates = vectors / root[:, None] * squares.sqrt()
+        self.design = Design(coordinates, torch.zeros_like(squares), squares, None)
+
+    def coefficients(self, params: Tensor) -> Coefficients:
+        """Turn parameters into weights of samples."""
+        flat = self._lift @ params[:-1].double().flatten(1)
+        # The features were centred with the weighted mean.
+        flat = flat - self._weights[:, None] * flat.sum(0)
+        body = flat.new_zeros(len(self._gram), flat.shape[1])
+        body[: len(flat)] = flat
+        bias = params[-1].double() - self._mean_logits(body).view(params.shape[1:])
+        return Coefficients(body.unflatten(1, params.shape[1:]), bias)
+
+    def params(self, coefficients: Coefficients) -> Tensor:
+        """Project heads onto the span of the samples."""
+        count, flat = len(self._weights), coefficients.body.flatten(1)
+        mean = self._mean_logits(flat)
+        body = self._lift.T @ (self._gram[:count] @ flat - mean)
+        shape = coefficients.bias.shape
+        return torch.cat([body.unflatten(1, shape), (coefficients.bias + mean.view(shape)).unsqueeze(0)])
+
+    def _mean_logits(self, flat: Tensor) -> Tensor:
+        return (self._weights @ self._gram[: len(self._weights)]) @ flat
+
+
+def _row_chunks(features: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Some rows at a time, in float64."""
+    size = max(1, CHUNK_VALUES // features.shape[1])
+    for start in range(0, len(features), size):
+        yield start, features[start : start + size].double()
+
+
+def _column_chunks(features: Tensor, shift: Tensor) -> Iterator[Tensor]:
+    """Some columns at a time, in float64, less their `shift` ``[F]``."""
+    size = max(1, CHUNK_VALUES // len(features))
+    for start in range(0, features.shape[1], size):
+        yield features[:, start : start + size].double() - shift[start : start + size]
+
+
+def _symmetric_product(rows: Tensor) -> Tensor:
+    """``rows @ rows.T``."""
+    product = rows.new_zeros(len(rows), len(rows))
+    _add_symmetric_product(product, rows)
+    return product
+
+
+def _add_symmetric_product(total: Tensor, rows: Tensor) -> None:
+    """Add ``rows @ rows.T`` to `total`, computing little more than one half of it."""
+    for start in range(0, len(rows), GRAM_BLOCK):
+        stop = start + GRAM_BLOCK
+        block = rows[start:stop] @ rows[: min(stop, len(rows))].T
+        total[start:stop, : block.shape[1]] += block
+        total[:start, start:stop] += block[:, :start].T

@@ -1,0 +1,196 @@
+"""Linear heads that are solved: solutions are held against formulas written down plainly, and against scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from featcache.probe.metrics import class_weights
+from featcache.probe.solver.logistic import LinearFit, c_from_penalty, fit_logistic, penalty_from_c
+from featcache.probe.solver.spaces import FeatureSpace, GramSpace
+from featcache.store.errors import RequestError
+
+WIDE, LONG = (40, 150), (150, 12)
+
+
+def samples(num_samples: int, num_features: int, num_classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Classes of unequal size that overlap; features of unequal scale, far from the origin."""
+    random = np.random.default_rng(seed)
+    labels = np.minimum(random.geometric(0.4, num_samples) - 1, num_classes - 1)
+    labels[:num_classes] = range(num_classes)
+    centres = random.normal(size=(num_classes, num_features))
+    features = (centres[labels] * 0.5 + random.normal(size=(num_samples, num_features))) * random.exponential(
+        size=num_features
+    ) + 2
+    return torch.from_numpy(features).float() / num_features**0.5, torch.from_numpy(labels)
+
+
+def obvious_objective(
+    weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, penalty: float, weights: Tensor
+) -> Tensor:
+    """The objective as the documentation states it."""
+    losses = torch.nn.functional.cross_entropy(features @ weight.T + bias, labels, reduction="none")
+    per_sample = weights[labels]
+    return (per_sample * losses).sum() / per_sample.sum() + penalty / 2 * weight.square().sum()
+
+
+def obvious_gradients(
+    fit: LinearFit, features: Tensor, labels: Tensor, penalty: float, weights: Tensor
+) -> list[Tensor]:
+    """Gradient of the smooth part of the objective in weight and bias, in float64."""
+    point = [fit.weight.double().requires_grad_(), fit.bias.double().requires_grad_()]
+    objective = obvious_objective(*point, features.double(), labels, penalty, weights.double())
+    return list(torch.autograd.grad(objective, point))
+
+
+@pytest.mark.parametrize("shape", [WIDE, LONG])
+@pytest.mark.parametrize("penalty", [1e-1, 1e-5])
+def test_the_gradient_vanishes_at_the_solution(shape: tuple[int, int], penalty: float) -> None:
+    features, labels = samples(*shape)
+    weights = class_weights(labels, 4)
+    (fit,) = fit_logistic(features, labels, 4, [penalty], class_weights=weights, tolerance=1e-9)
+    assert fit.certificate.converged
+    gradients = obvious_gradients(fit, features, labels, penalty, weights)
+    # The head is float32: its rounding is what is left.
+    size = float(fit.weight.abs().max())
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-7 * max(1.0, size)
+    objective = float(obvious_objective(fit.weight, fit.bias, features, labels, penalty, weights))
+    assert objective == pytest.approx(fit.certificate.objective, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [WIDE, LONG])
+def test_it_finds_what_scikit_learn_finds(shape: tuple[int, int]) -> None:
+    features, labels = samples(*shape)
+    weights = class_weights(labels, 4)
+    penalties = [3e-2, 1e-4]
+    fits = fit_logistic(features, labels, 4, penalties, class_weights=weights, tolerance=1e-8)
+    for penalty, fit in zip(penalties, fits, strict=True):
+        c = c_from_penalty(penalty, float(weights[labels].sum()))
+        assert penalty_from_c(c, float(weights[labels].sum())) == pytest.approx(penalty)
+        other = LogisticRegression(C=c, tol=1e-10, max_iter=100_000, class_weight="balanced")
+        other.fit(features.double().numpy(), labels.numpy())
+        theirs = obvious_objective(
+            torch.from_numpy(other.coef_),
+            torch.from_numpy(other.intercept_),
+            features.double(),
+            labels,
+            penalty,
+            weights.double(),
+        )
+        assert fit.certificate.objective <= float(theirs) * (1 + 1e-9)
+        probabilities = (features @ fit.weight.T + fit.bias).softmax(1)
+        expected = other.predict_proba(features.double().numpy())
+        np.testing.assert_allclose(probabilities, expected, atol=2e-4)
+
+
+def test_both_spaces_give_the_same_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = samples(30, 40)
+    fits = []
+    for space in (GramSpace, FeatureSpace):
+        monkeypatch.setattr("featcache.probe.solver.logistic.make_space", space)
+        fits += fit_logistic(features, labels, 4, [1e-2], tolerance=1e-9)
+    gram, plain = fits
+    assert gram.certificate.converged
+    assert plain.certificate.converged
+    torch.testing.assert_close(gram.weight, plain.weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gram.bias, plain.bias, rtol=1e-4, atol=1e-6)
+
+
+def test_the_bound_on_suboptimality_holds_and_lack_of_convergence_is_told() -> None:
+    features, labels = samples(*LONG)
+    (best,) = fit_logistic(features, labels, 4, [1e-4], tolerance=1e-10)
+    for limit in (0, 1, 3, 8):
+        (fit,) = fit_logistic(features, labels, 4, [1e-4], max_iterations=limit)
+        certificate = fit.certificate
+        assert certificate.iterations == limit
+        excess = certificate.objective - best.certificate.objective
+        assert 0 <= excess <= certificate.suboptimality
+        assert certificate.converged == (certificate.suboptimality <= 1e-4 * certificate.objective)
+    (separable,) = fit_logistic(*samples(*WIDE), 4, [1e-14], max_iterations=30)
+    assert not separable.certificate.converged
+    assert separable.certificate.iterations == 30
+    assert separable.weight.isfinite().all()
+
+
+def test_a_path_does_not_depend_on_the_company() -> None:
+    """Side by side or one by one, and in any order, every penalty has its own solution."""
+    features, labels = samples(*LONG)
+    penalties = [1e-3, 1.0, 1e-5]
+    together = fit_logistic(features, labels, 4, penalties, tolerance=1e-8)
+    assert [fit.certificate.penalty for fit in together] == penalties
+    for fit, penalty in zip(together, penalties, strict=True):
+        (alone,) = fit_logistic(features, labels, 4, [penalty], tolerance=1e-8)
+        torch.testing.assert_close(fit.weight, alone.weight, rtol=1e-3, atol=1e-5)
+    by_default = [fit.certificate.penalty for fit in fit_logistic(features, labels, 4)]
+    assert by_default == sorted(by_default, reverse=True)
+
+
+def test_classes_without_samples_get_no_probability() -> None:
+    features, labels = samples(*LONG)
+    few, wide = (fit_logistic(features, labels, c, [1e-2], tolerance=1e-8)[0] for c in (4, 6))
+    torch.testing.assert_close(wide.weight[:4], few.weight)
+    assert not wide.weight[4:].any()
+    assert (wide.bias[4:] == -torch.inf).all()
+    (single,) = fit_logistic(features, torch.full_like(labels, 2), 6, [1e-2])
+    assert single.certificate.converged
+    assert single.certificate.objective == 0
+    assert (features @ single.weight.T + single.bias).argmax(1).eq(2).all()
+
+
+def test_odd_features() -> None:
+    """A constant feature, one that is always 0, duplicate rows, fewer samples than classes, one sample."""
+    features, labels = samples(3, 5, num_classes=3)
+    features = torch.cat([features, torch.full((3, 1), 1e3), torch.zeros(3, 1)], dim=1).repeat(2, 1)
+    (fit,) = fit_logistic(features, labels.repeat(2), 9, [1e-2], tolerance=1e-6)
+    assert fit.certificate.converged
+    assert fit.weight[:, 5:].abs().max() < 1e-6
+    assert (features @ fit.weight.T + fit.bias).argmax(1).equal(labels.repeat(2))
+    (alone,) = fit_logistic(features[:1], labels[:1], 9, [1e-2])
+    assert alone.certificate.converged
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(2, 30),
+    st.integers(1, 20),
+    st.integers(2, 5),
+    st.floats(-4, 1),
+    st.floats(-2, 2),
+    st.integers(0, 10**6),
+)
+def test_any_small_problem(n: int, f: int, c: int, log_penalty: float, log_scale: float, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    features = torch.randn(n, f, generator=random) * 10**log_scale + torch.randn(f, generator=random)
+    labels = torch.randint(0, c, (n,), generator=random)
+    penalty = 10**log_penalty
+    (fit,) = fit_logistic(features, labels, c, [penalty], tolerance=1e-7)
+    assert fit.certificate.converged
+    present = labels.unique()
+    inside = LinearFit(fit.weight[present], fit.bias[present], fit.certificate)
+    targets = torch.searchsorted(present, labels)
+    gradients = obvious_gradients(inside, features, targets, penalty, torch.ones(len(present)))
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-5 * max(1.0, 10**log_scale)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"penalties": [1.0, 0.0]}, "penalties must be positive numbers, not 0.0"),
+        ({"penalties": [float("nan")]}, "penalties must be positive numbers, not nan"),
+        ({"penalties": []}, "at least one penalty"),
+        ({"num_classes": 3}, "count from 0 to 2, but the labels run from 0 to 3"),
+        ({"class_weights": torch.ones(3)}, "4 classes need as many weights"),
+        ({"class_weights": torch.zeros(4)}, "every sample has the class weight 0"),
+        ({"labels": torch.zeros(7)}, r"150 samples need int64 labels of shape \(150,\)"),
+        ({"features": torch.zeros(150, 2, dtype=torch.int64)}, "features must be float32 or float64"),
+        ({"features": torch.zeros(150, 2).index_fill(0, torch.tensor([3]), torch.inf)}, "1 samples .* row 3"),
+    ],
+)
+def test_bad_requests(changes: dict[str, object], message: str) -> None:
+    features, labels = samples(*LONG)
+    request = {"features": features, "labels": labels, "num_classes": 4, "penalties": [1.0], **changes}
+    with pytest.raises(RequestError, match=message):
+        fit_logistic(**request)
