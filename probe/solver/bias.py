@@ -61,4 +61,5 @@ def _solve(hessian: Tensor, gradient: Tensor) -> Tensor:
     scale = hessian.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-300)[:, None, None]
     ridge = 1e-12 * torch.eye(classes, dtype=hessian.dtype, device=hessian.device)
     constant = torch.full_like(ridge, 1 / classes)
-    return torch.linalg.solve(hessian + scale * (constant + ridge), gradient.unsqueeze(2)).squeeze(2)
+    step: Tensor = torch.linalg.solve(hessian + scale * (constant + ridge), gradient.unsqueeze(2))
+    return step.squeeze(2)

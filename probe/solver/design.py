@@ -43,7 +43,7 @@ class Design:
         offset = offset.to(self.dtype)
         parts = [torch.addmm(offset, rows, flat[:-1]) for _, rows in self._chunks()]
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return logits.unflatten(1, params.shape[1:])
+        return logits.view(-1, *params.shape[1:])
 
     def adjoint(self, residual: Tensor) -> Tensor:
         """Gradient ``[R + 1, P, C]`` of the loss, from its residual ``[N, P, C]``."""
@@ -54,7 +54,7 @@ class Design:
             gradient[:-1].addmm_(rows.T, flat[start : start + len(rows)])
         gradient[:-1].sub_((self.mean[:, None] * total).to(self.dtype))
         gradient[-1] = total
-        return gradient.unflatten(1, residual.shape[1:])
+        return gradient.view(-1, *residual.shape[1:])
 
     def precondition(self, gradient: Tensor, curvature: Tensor, penalties: Tensor) -> Tensor:
         """Apply the inverse of the Hessian's approximation to `gradient` ``[R + 1, P, C]``.
@@ -66,11 +66,11 @@ class Design:
         body, bias = gradient[:-1], gradient[-1:]
         if self.basis is not None:
             basis = self.basis.to(gradient.dtype)
-            body = (basis.T @ body.flatten(1)).unflatten(1, body.shape[1:])
+            body = (basis.T @ body.flatten(1)).view(body.shape)
         variances = self.variances.to(gradient.dtype)[:, None, None]
         body = body / (variances * scale + penalties.to(gradient.dtype)[:, None])
         if self.basis is not None:
-            body = (basis @ body.flatten(1)).unflatten(1, body.shape[1:])
+            body = (basis @ body.flatten(1)).view(body.shape)
         return torch.cat([body, bias / scale])
 
     def _chunks(self) -> Iterator[tuple[int, Tensor]]:

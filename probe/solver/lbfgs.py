@@ -6,11 +6,10 @@ as good as wanted for little. An iteration is two products: logits of the direct
 Shapes: N samples, R dimensions, P penalties, C classes.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from featcache.probe.solver.certificate import Tolerance
 from featcache.probe.solver.design import Design
 from featcache.probe.solver.loss import Evaluation, WeightedLoss
 
@@ -22,23 +21,10 @@ SLOPE_FRACTION = 0.3
 PATIENCE = 30
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """When a minimisation is done: both must hold."""
-
-    gradient: float
-    """Frobenius norm of the gradient."""
-    gap: float
-    """Bound on the suboptimality, as a fraction of the objective."""
-
-    def met(self, gradient: Tensor, gap: Tensor, objective: Tensor) -> Tensor:
-        """Whether they do, ``[P]``."""
-        return (gradient <= self.gradient) & (gap <= self.gap * objective)
-
-
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
     """Products ``[P]``, float64, of ``[R, P, C]`` each."""
-    return torch.linalg.vecdot(a, b, dim=2).sum(0, dtype=torch.float64)
+    rows: Tensor = torch.linalg.vecdot(a, b, dim=2)
+    return rows.sum(0, dtype=torch.float64)
 
 
 class _History:

@@ -10,7 +10,7 @@ objective is `penalty`-strongly convex in W, so it exceeds its minimum by at mos
 Shapes: N samples, F features, P penalties, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -18,37 +18,18 @@ import torch
 from torch import Tensor
 
 from featcache.probe.solver.bias import polish_bias
+from featcache.probe.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved, Tolerance
 from featcache.probe.solver.design import Design
-from featcache.probe.solver.lbfgs import Tolerance, inner_product, minimise
+from featcache.probe.solver.lbfgs import inner_product, minimise
 from featcache.probe.solver.loss import WeightedLoss
 from featcache.probe.solver.spaces import Coefficients, Fitting, make_space
 from featcache.store.errors import RequestError
 
-TOLERANCE = 1e-4
-MAX_ITERATIONS = 1000
 # Columns of one product, penalties times classes. Narrower products wait for memory, wider ones gain nothing from
 # company and lose the warm start.
 BATCH_COLUMNS = {"cpu": 64, "cuda": 1024}
 # Penalties when none are given: the mean squared norm of the centred features times these, strong to weak.
 GRID = tuple(10.0 ** (-exponent / 2) for exponent in range(2, 15))
-
-OnSolved = Callable[[int], None]
-"""Called with the number of penalties that were just solved."""
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """How exact a solution is. All figures are of float64 arithmetic."""
-
-    penalty: float
-    objective: float
-    gradient_norm: float
-    """Frobenius norm of the gradient in weights and bias."""
-    suboptimality: float
-    """The objective is at most this far above its minimum."""
-    iterations: int
-    converged: bool
-    """Gradient and suboptimality are within the tolerance."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +130,7 @@ class Problem:
             features, labels, weights = features[kept], labels[kept], weights[kept]
             if not len(labels):
                 raise RequestError("every sample has the class weight 0; nothing is left to fit")
-        classes, targets = labels.unique(return_inverse=True)
+        classes, targets = torch.unique(labels, return_inverse=True)
         place = solver_device(features.device if device is None else device)
         loss = WeightedLoss(targets.to(place), (weights / weights.sum()).to(place))
         return cls(features.to(place), loss, classes.to(place), num_classes)
@@ -308,7 +289,9 @@ def check_features(features: Tensor) -> None:
     # A sum per row finds them without a mask of the size of the features.
     bad = (~features.sum(1, dtype=torch.float64).isfinite()).nonzero()
     if len(bad):
-        raise RequestError(f"{len(bad)} samples hold values that are not finite, the first is row {int(bad[0])}")
+        raise RequestError(
+            f"{len(bad)} samples hold values that are not finite, the first is row {int(bad[0])}"
+        )
 
 
 def check_labels(labels: Tensor, num_samples: int, num_classes: int) -> None:

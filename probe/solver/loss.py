@@ -40,6 +40,16 @@ class WeightedLoss:
     weights: Tensor
     """``[N]``, float64, positive, their sum is 1."""
 
+    def bregman(self, logits: Tensor, step: Tensor) -> Tensor:
+        """How far the loss ``[P]``, float64, is above its tangent at `logits` after `step`, ``[N, P, C]`` both.
+
+        The difference of two losses would be lost in rounding for small steps.
+        """
+        probabilities, _ = self._softmax(logits)
+        centred = step - (probabilities * step).sum(2, keepdim=True)
+        rise = torch.expm1(centred).sub_(centred).mul_(probabilities).sum(2)
+        return self.weights @ rise.clamp_(min=0.0).log1p_().double()
+
     def evaluate(self, logits: Tensor) -> Evaluation:
         """Value, gradient and curvature at `logits` ``[N, P, C]``."""
         probabilities, losses = self._softmax(logits)
@@ -69,7 +79,8 @@ class WeightedLoss:
         distribution = residual / self.weights[:, None, None]
         index = self._index(residual)
         distribution.scatter_add_(2, index, torch.ones_like(index, dtype=residual.dtype))
-        return self.weights @ torch.special.entr(distribution.clamp_(min=0.0)).sum(2)
+        mean: Tensor = self.weights @ torch.special.entr(distribution.clamp_(min=0.0)).sum(2)
+        return mean
 
     def _softmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities ``[N, P, C]``, fresh, and cross entropies ``[N, P]``."""

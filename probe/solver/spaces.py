@@ -85,7 +85,7 @@ class FeatureSpace:
         """Logits ``[N - start, P, C]``."""
         body = coefficients.body.to(self.features.dtype)
         flat = self.features[start:] @ body.flatten(1)
-        return flat.unflatten(1, body.shape[1:]) + coefficients.bias
+        return flat.view(-1, *body.shape[1:]) + coefficients.bias
 
     def head(self, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Weights ``[P, C, F]`` and biases ``[P, C]``."""
@@ -147,7 +147,7 @@ class GramSpace:
     def logits(self, coefficients: Coefficients, start: int) -> Tensor:
         """Logits ``[N - start, P, C]``."""
         flat = self._gram[start:] @ coefficients.body.flatten(1)
-        return flat.unflatten(1, coefficients.bias.shape) + coefficients.bias
+        return flat.view(-1, *coefficients.bias.shape) + coefficients.bias
 
     def head(self, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Weights ``[P, C, F]`` and biases ``[P, C]``."""
@@ -155,7 +155,7 @@ class GramSpace:
         columns = _column_chunks(self._features, self._shift)
         weights = torch.cat([flat @ part for part in columns], dim=1)
         bias = coefficients.bias - (weights @ self._shift).view(coefficients.bias.shape)
-        return weights.unflatten(0, coefficients.bias.shape), bias
+        return weights.view(*coefficients.bias.shape, -1), bias
 
 
 class GramFitting:
@@ -190,7 +190,7 @@ class GramFitting:
         body = flat.new_zeros(len(self._gram), flat.shape[1])
         body[: len(flat)] = flat
         bias = params[-1].double() - self._mean_logits(body).view(params.shape[1:])
-        return Coefficients(body.unflatten(1, params.shape[1:]), bias)
+        return Coefficients(body.view(-1, *params.shape[1:]), bias)
 
     def params(self, coefficients: Coefficients) -> Tensor:
         """Project heads onto the span of the samples."""
@@ -198,7 +198,7 @@ class GramFitting:
         mean = self._mean_logits(flat)
         body = self._lift.T @ (self._gram[:count] @ flat - mean)
         shape = coefficients.bias.shape
-        return torch.cat([body.unflatten(1, shape), (coefficients.bias + mean.view(shape)).unsqueeze(0)])
+        return torch.cat([body.view(-1, *shape), (coefficients.bias + mean.view(shape)).unsqueeze(0)])
 
     def _mean_logits(self, flat: Tensor) -> Tensor:
         return (self._weights @ self._gram[: len(self._weights)]) @ flat
