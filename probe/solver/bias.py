@@ -13,20 +13,20 @@ TOLERANCE = 1e-14
 
 
 def polish_bias(logits: Tensor, params: Tensor, loss: WeightedLoss) -> tuple[Tensor, Evaluation]:
-    """Minimise the loss over the bias, the last row of `params`.
+    """Minimise the loss over the bias, the last of `params`.
 
     Args:
-        logits: of `params`, ``[N, P, C]``, float64.
-        params: ``[R + 1, P, C]``, float64.
+        logits: of `params`, ``[P, C, N]``, float64.
+        params: ``[P, C, R + 1]``, float64.
         loss: targets and weights.
 
     Returns:
         The parameters with the best bias, and the loss there.
     """
-    bias = torch.zeros_like(params[-1])
+    bias = torch.zeros_like(params[..., -1])
     evaluation = loss.evaluate(logits)
     for _ in range(MAX_STEPS):
-        gradient = evaluation.residual.sum(0)  # [P, C]
+        gradient = evaluation.residual.sum(2)  # [P, C]
         if float(gradient.abs().amax()) <= TOLERANCE:
             break
         step = -_solve(_hessian(evaluation, loss), gradient)
@@ -34,7 +34,7 @@ def polish_bias(logits: Tensor, params: Tensor, loss: WeightedLoss) -> tuple[Ten
         decrease = (gradient * step).sum(1)
         factor = torch.ones_like(decrease)
         for _ in range(MAX_STEPS):
-            moved = loss.evaluate(logits + (bias + factor[:, None] * step))
+            moved = loss.evaluate(logits + (bias + factor[:, None] * step).unsqueeze(2))
             good = moved.loss <= evaluation.loss + 1e-4 * factor * decrease + 1e-15
             if bool(good.all()):
                 break
@@ -43,16 +43,16 @@ def polish_bias(logits: Tensor, params: Tensor, loss: WeightedLoss) -> tuple[Ten
             break
         bias = bias + factor[:, None] * step
         evaluation = moved
-    return torch.cat([params[:-1], (params[-1] + bias).unsqueeze(0)]), evaluation
+    return torch.cat([params[..., :-1], (params[..., -1] + bias).unsqueeze(2)], dim=2), evaluation
 
 
 def _hessian(evaluation: Evaluation, loss: WeightedLoss) -> Tensor:
     """Second derivative of the loss in the bias, ``[P, C, C]``."""
     weighted = evaluation.residual.clone()
-    index = loss.targets[:, None, None].expand(-1, weighted.shape[1], 1)
-    weighted.scatter_add_(2, index, loss.weights[:, None, None].expand_as(index).clone())
-    outer = torch.einsum("npc,npd->pcd", weighted / loss.weights[:, None, None], weighted)
-    return torch.diag_embed(weighted.sum(0)) - outer
+    index = loss.targets.expand(len(weighted), 1, -1)
+    weighted.scatter_add_(1, index, loss.weights.expand(index.shape))
+    outer = (weighted / loss.weights) @ weighted.mT
+    return torch.diag_embed(weighted.sum(2)) - outer
 
 
 def _solve(hessian: Tensor, gradient: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What the solver multiplies with: the centred features of the samples to fit, and a preconditioner.
 
-Shapes: N samples, R dimensions, P penalties, C classes. Parameters are ``[R + 1, P, C]``; the last row is the bias.
+Shapes: N samples, R dimensions, P penalties, C classes. Parameters are ``[P, C, R + 1]``; the last is the bias.
 """
 
 from collections.abc import Iterator
@@ -37,41 +37,38 @@ class Design:
         return replace(self, matrix=matrix, dtype=dtype)
 
     def logits(self, params: Tensor) -> Tensor:
-        """Logits ``[N, P, C]`` of `params`."""
-        flat = params.flatten(1)
-        offset = (params[-1].double() - torch.einsum("r,rpc->pc", self.mean, params[:-1].double())).flatten()
-        offset = offset.to(self.dtype)
-        parts = [torch.addmm(offset, rows, flat[:-1]) for _, rows in self._chunks()]
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return logits.view(-1, *params.shape[1:])
+        """Logits ``[P, C, N]`` of `params`."""
+        flat = params.flatten(0, 1)
+        offset = (flat[:, -1].double() - flat[:, :-1].double() @ self.mean).to(self.dtype)
+        parts = [torch.addmm(offset[:, None], flat[:, :-1], rows.T) for _, rows in self._chunks()]
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return logits.view(*params.shape[:2], -1)
 
     def adjoint(self, residual: Tensor) -> Tensor:
-        """Gradient ``[R + 1, P, C]`` of the loss, from its residual ``[N, P, C]``."""
-        flat = residual.flatten(1)
-        total = flat.sum(0, dtype=torch.float64)
-        gradient = flat.new_zeros(len(self.mean) + 1, flat.shape[1])
+        """Gradient ``[P, C, R + 1]`` of the loss, from its residual ``[P, C, N]``."""
+        flat = residual.flatten(0, 1)
+        total = flat.sum(1, keepdim=True, dtype=torch.float64)
+        body = (-total * self.mean).to(self.dtype)
         for start, rows in self._chunks():
-            gradient[:-1].addmm_(rows.T, flat[start : start + len(rows)])
-        gradient[:-1].sub_((self.mean[:, None] * total).to(self.dtype))
-        gradient[-1] = total
-        return gradient.view(-1, *residual.shape[1:])
+            body.addmm_(flat[:, start : start + len(rows)], rows)
+        return torch.cat([body, total.to(self.dtype)], dim=1).view(*residual.shape[:2], -1)
 
     def precondition(self, gradient: Tensor, curvature: Tensor, penalties: Tensor) -> Tensor:
-        """Apply the inverse of the Hessian's approximation to `gradient` ``[R + 1, P, C]``.
+        """Apply the inverse of the Hessian's approximation to `gradient` ``[P, C, R + 1]``.
 
         A Hessian whose weights p (1 - p) are independent of the features has a block per class: covariance times
         `curvature` ``[P, C]`` plus the penalty ``[P]``, which the eigenbasis makes diagonal.
         """
-        scale = curvature.clamp(min=1e-10).to(gradient.dtype)
-        body, bias = gradient[:-1], gradient[-1:]
-        if self.basis is not None:
-            basis = self.basis.to(gradient.dtype)
-            body = (basis.T @ body.flatten(1)).view(body.shape)
-        variances = self.variances.to(gradient.dtype)[:, None, None]
-        body = body / (variances * scale + penalties.to(gradient.dtype)[:, None])
-        if self.basis is not None:
-            body = (basis @ body.flatten(1)).view(body.shape)
-        return torch.cat([body, bias / scale])
+        dtype = gradient.dtype
+        scale = curvature.clamp(min=1e-10).to(dtype).unsqueeze(2)
+        body, bias = gradient[..., :-1], gradient[..., -1:]
+        basis = None if self.basis is None else self.basis.to(dtype)
+        if basis is not None:
+            body = body @ basis
+        body = body / (scale * self.variances.to(dtype) + penalties.to(dtype)[:, None, None])
+        if basis is not None:
+            body = body @ basis.T
+        return torch.cat([body, bias / scale], dim=2)
 
     def _chunks(self) -> Iterator[tuple[int, Tensor]]:
         if self.matrix.dtype == self.dtype:

@@ -22,9 +22,9 @@ PATIENCE = 30
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
-    """Products ``[P]``, float64, of ``[R, P, C]`` each."""
-    rows: Tensor = torch.linalg.vecdot(a, b, dim=2)
-    return rows.sum(0, dtype=torch.float64)
+    """Products ``[P]``, float64, of ``[P, C, R]`` each."""
+    rows: Tensor = torch.linalg.vecdot(a, b)
+    return rows.sum(1, dtype=torch.float64)
 
 
 class _History:
@@ -34,7 +34,7 @@ class _History:
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, step: Tensor, change: Tensor) -> None:
-        """Remember a step and what it did to the gradient, ``[R + 1, P, C]`` each."""
+        """Remember a step and what it did to the gradient, ``[P, C, R + 1]`` each."""
         curvature = inner_product(step, change)
         # A pair that rounding has spoilt is left out by weight 0.
         inverse = curvature.reciprocal().where(curvature > 0, 0.0)
@@ -42,7 +42,7 @@ class _History:
 
     def keep(self, indices: Tensor) -> None:
         """Leave only some of the P minimisations."""
-        self._pairs = [(s[:, indices], y[:, indices], rho[indices]) for s, y, rho in self._pairs]
+        self._pairs = [(s[indices], y[indices], rho[indices]) for s, y, rho in self._pairs]
 
     def direction(self, gradient: Tensor, design: Design, curvature: Tensor, penalties: Tensor) -> Tensor:
         """The quasi-Newton direction (the two-loop recursion)."""
@@ -50,12 +50,12 @@ class _History:
         alphas = []
         for step, change, inverse in reversed(self._pairs):
             alpha = inverse * inner_product(step, q)
-            q -= alpha.to(q.dtype)[:, None] * change
+            q -= alpha.to(q.dtype)[:, None, None] * change
             alphas.append(alpha)
         q = design.precondition(q, curvature, penalties)
         for (step, change, inverse), alpha in zip(self._pairs, reversed(alphas), strict=True):
             beta = inverse * inner_product(change, q)
-            q += (alpha - beta).to(q.dtype)[:, None] * step
+            q += (alpha - beta).to(q.dtype)[:, None, None] * step
         return q.neg_()
 
 
@@ -74,27 +74,22 @@ class _Run:
     def evaluate(self) -> None:
         """Objective, gradient and curvature where the run stands."""
         found: Evaluation = self.loss.evaluate(self.logits)
-        weights = self.params[:-1]
+        weights = self.params[..., :-1]
         self.curvature = found.curvature
         self.objective = found.loss + self.penalties * inner_product(weights, weights) / 2
         self.gradient = self.design.adjoint(found.residual)
-        self.gradient[:-1] += self.penalties.to(weights.dtype)[:, None] * weights
+        self.gradient[..., :-1] += self.penalties.to(weights.dtype)[:, None, None] * weights
         self.norm = inner_product(self.gradient, self.gradient).sqrt()
 
     def gap(self) -> Tensor:
         """Bound ``[P]`` on the suboptimality, as far as the bias is at its best."""
-        body = self.gradient[:-1]
+        body = self.gradient[..., :-1]
         return inner_product(body, body) / (2 * self.penalties)
 
     def keep(self, indices: Tensor) -> None:
         """Leave only some of the minimisations."""
-        self.penalties, self.objective, self.norm = (
-            x[indices] for x in (self.penalties, self.objective, self.norm)
-        )
-        self.curvature = self.curvature[indices]
-        self.params, self.logits, self.gradient = (
-            x[:, indices] for x in (self.params, self.logits, self.gradient)
-        )
+        for name in ("penalties", "objective", "norm", "curvature", "params", "logits", "gradient"):
+            setattr(self, name, getattr(self, name)[indices])
         self.history.keep(indices)
 
     def advance(self) -> None:
@@ -102,7 +97,7 @@ class _Run:
         direction = self.history.direction(self.gradient, self.design, self.curvature, self.penalties)
         moved = self.design.logits(direction)
         step = self._line_search(direction, moved)
-        factor = step.to(direction.dtype)[:, None]
+        factor = step.to(direction.dtype)[:, None, None]
         before = self.gradient
         taken = direction.mul_(factor)
         self.params = self.params + taken
@@ -112,7 +107,7 @@ class _Run:
 
     def _line_search(self, direction: Tensor, moved: Tensor) -> Tensor:
         """Step ``[P]`` at which the slope has nearly vanished: safeguarded Newton on a convex function."""
-        weights, body = self.params[:-1], direction[:-1]
+        weights, body = self.params[..., :-1], direction[..., :-1]
         inner, square = inner_product(weights, body), inner_product(body, body)
         norm = inner_product(weights, weights)
         start = inner_product(self.gradient, direction)
@@ -121,7 +116,7 @@ class _Run:
         # Rounding blurs the objective of a converged run; the slope alone decides there.
         slack = 4 * torch.finfo(direction.dtype).eps * self.objective
         for _ in range(MAX_LINE_STEPS):
-            at = self.loss.slope(self.logits + step.to(moved.dtype)[:, None] * moved, moved)
+            at = self.loss.slope(self.logits + step.to(moved.dtype)[:, None, None] * moved, moved)
             first = at.first + self.penalties * (inner + step * square)
             second = at.second + self.penalties * square
             value = at.value + self.penalties * (norm / 2 + step * (inner + step * square / 2))
@@ -152,12 +147,12 @@ def minimise(
         design: the features; its type is the one that is computed in.
         loss: targets and weights.
         penalties: ``[P]``, float64.
-        params: ``[R + 1, P, C]``.
+        params: ``[P, C, R + 1]``.
         tolerance: where to stop; a minimisation also ends where rounding keeps the gradient from shrinking.
         max_iterations: of each.
 
     Returns:
-        Parameters ``[R + 1, P, C]``, and the iterations ``[P]`` that each took.
+        Parameters ``[P, C, R + 1]``, and the iterations ``[P]`` that each took.
     """
     params = params.to(design.dtype).clone()
     iterations = torch.zeros_like(penalties, dtype=torch.int64)
@@ -169,7 +164,7 @@ def minimise(
         if iteration == max_iterations:
             done = torch.ones_like(done)
         if bool(done.any()):
-            params[:, active[done]] = run.params[:, done]
+            params[active[done]] = run.params[done]
             iterations[active[done]] = iteration
             left = (~done).nonzero().squeeze(1)
             active, best, since = active[left], best[left], since[left]

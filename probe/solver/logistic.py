@@ -181,26 +181,26 @@ def solve_path(
         penalties: positive, in any order.
         tolerance: see `fit_logistic`.
         max_iterations: of each.
-        start: a head ``[..., 1, C]`` to start from, of other samples perhaps; by default zero weights.
+        start: a head (P = 1) to start from, of other samples perhaps; by default zero weights.
         on_solved: called as penalties are solved.
     """
     design = fitting.design
     device, num_classes = design.mean.device, int(loss.targets.max()) + 1
     order = sorted(range(len(penalties)), key=lambda index: -penalties[index])
     size = max(1, BATCH_COLUMNS.get(device.type, 64) // num_classes)
-    shape = (len(design.mean) + 1, 1, num_classes)
+    shape = (1, num_classes, len(design.mean) + 1)
     last = torch.zeros(shape, dtype=torch.float64, device=device)
     limit = Tolerance(tolerance * _gradient_norm_at_zero(design, loss, num_classes), tolerance)
     if start is not None:
         last = fitting.params(start)
-    params = last.expand(-1, len(penalties), -1).clone()
+    params = last.repeat(len(penalties), 1, 1)
     certificates: dict[int, Certificate] = {}
     for part in (order[first : first + size] for first in range(0, len(order), size)):
         values = torch.tensor([penalties[index] for index in part], dtype=torch.float64, device=device)
-        found, certified = _solve(design, loss, values, last.expand(-1, len(part), -1), limit, max_iterations)
-        params[:, part] = found
+        found, certified = _solve(design, loss, values, last.expand(len(part), -1, -1), limit, max_iterations)
+        params[part] = found
         certificates.update(zip(part, certified, strict=True))
-        last = found[:, -1:]
+        last = found[-1:]
         if on_solved is not None:
             on_solved(len(part))
     return Path(fitting.coefficients(params), [certificates[index] for index in range(len(penalties))])
@@ -224,9 +224,9 @@ def _solve(
     measured = torch.zeros(4, len(penalties), dtype=torch.float64, device=penalties.device)
     for dtype in (torch.float32, torch.float64):
         left = max_iterations - int(iterations[rest].max())
-        found, taken = minimise(design.to(dtype), loss, penalties[rest], params[:, rest], inner, left)
+        found, taken = minimise(design.to(dtype), loss, penalties[rest], params[rest], inner, left)
         found, figures = _certify(exact, loss, penalties[rest], found.double(), limit)
-        params[:, rest], measured[:, rest] = found, figures
+        params[rest], measured[:, rest] = found, figures
         iterations[rest] += taken
         rest = rest[(figures[3] == 0) & (iterations[rest] < max_iterations)]
         if not len(rest):
@@ -243,20 +243,20 @@ def _certify(
 ) -> tuple[Tensor, Tensor]:
     """Bring the bias to its best, and measure objective, gradient and gap in float64: ``[4, P]`` with `converged`."""
     # The mean over classes changes no probability; without it, weights are smaller.
-    params = params - params.mean(2, keepdim=True)
+    params = params - params.mean(1, keepdim=True)
     params, evaluation = polish_bias(design.logits(params), params, loss)
-    body = params[:-1]
+    body = params[..., :-1]
     gradient = design.adjoint(evaluation.residual)
-    gradient[:-1] += penalties[:, None] * body
+    gradient[..., :-1] += penalties[:, None, None] * body
     objective = evaluation.loss + penalties * inner_product(body, body) / 2
-    squared = inner_product(gradient[:-1], gradient[:-1])
+    squared = inner_product(gradient[..., :-1], gradient[..., :-1])
     gap = squared / (2 * penalties)
-    norm = (squared + inner_product(gradient[-1:], gradient[-1:])).sqrt()
+    norm = (squared + inner_product(gradient[..., -1:], gradient[..., -1:])).sqrt()
     return params, torch.stack([objective, norm, gap, limit.met(norm, gap, objective).double()])
 
 
 def _gradient_norm_at_zero(design: Design, loss: WeightedLoss, num_classes: int) -> float:
-    logits = torch.zeros(len(loss.targets), 1, num_classes, dtype=torch.float64, device=design.mean.device)
+    logits = torch.zeros(1, num_classes, len(loss.targets), dtype=torch.float64, device=design.mean.device)
     gradient = design.to(torch.float64).adjoint(loss.evaluate(logits).residual)
     return float(torch.linalg.vector_norm(gradient))
 

@@ -1,7 +1,7 @@
 """The loss of multinomial logistic regression as a function of logits, for several penalties at once.
 
-Shapes: N samples, P penalties, C classes. Logits are ``[N, P, C]``, so that those of all penalties come out of one
-matrix product.
+Shapes: N samples, P penalties, C classes. Logits are ``[P, C, N]``: those of all penalties come out of one matrix product,
+and sums over few classes run along many samples.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Evaluation:
     loss: Tensor
     """``[P]``, float64."""
     residual: Tensor
-    """Its gradient in the logits, ``[N, P, C]``: the weight of the sample times probability minus target."""
+    """Its gradient in the logits, ``[P, C, N]``: the weight of the sample times probability minus target."""
     curvature: Tensor
     """Weighted mean of p (1 - p), ``[P, C]``: the scale of the Hessian's blocks."""
 
@@ -41,54 +41,54 @@ class WeightedLoss:
     """``[N]``, float64, positive, their sum is 1."""
 
     def bregman(self, logits: Tensor, step: Tensor) -> Tensor:
-        """How far the loss ``[P]``, float64, is above its tangent at `logits` after `step`, ``[N, P, C]`` both.
+        """How far the loss ``[P]``, float64, is above its tangent at `logits` after `step`, ``[P, C, N]`` both.
 
         The difference of two losses would be lost in rounding for small steps.
         """
         probabilities, _ = self._softmax(logits)
-        centred = step - (probabilities * step).sum(2, keepdim=True)
-        rise = torch.expm1(centred).sub_(centred).mul_(probabilities).sum(2)
-        return self.weights @ rise.clamp_(min=0.0).log1p_().double()
+        centred = step - (probabilities * step).sum(1, keepdim=True)
+        rise = torch.expm1(centred).sub_(centred).mul_(probabilities).sum(1)
+        return self._mean(rise.clamp_(min=0.0).log1p_())
 
     def evaluate(self, logits: Tensor) -> Evaluation:
-        """Value, gradient and curvature at `logits` ``[N, P, C]``."""
+        """Value, gradient and curvature at `logits` ``[P, C, N]``."""
         probabilities, losses = self._softmax(logits)
         weights = self.weights.to(logits.dtype)
-        mean = torch.einsum("n,npc->pc", weights, probabilities)
-        curvature = mean - torch.einsum("n,npc,npc->pc", weights, probabilities, probabilities)
-        residual = probabilities.mul_(weights[:, None, None])
+        curvature = probabilities @ weights - probabilities.square() @ weights
+        residual = probabilities.mul_(weights)
         index = self._index(logits)
-        residual.scatter_add_(2, index, -weights[:, None, None].expand_as(index))
-        return Evaluation(self.weights @ losses.double(), residual, curvature)
+        residual.scatter_add_(1, index, -weights.expand(index.shape))
+        return Evaluation(self._mean(losses), residual, curvature)
 
     def slope(self, logits: Tensor, direction: Tensor) -> Slope:
-        """Value and derivatives at `logits` along `direction`, ``[N, P, C]`` both."""
+        """Value and derivatives at `logits` along `direction`, ``[P, C, N]`` both."""
         probabilities, losses = self._softmax(logits)
-        at_target = direction.gather(2, self._index(logits)).squeeze(2)
+        at_target = direction.gather(1, self._index(logits)).squeeze(1)
         moved = probabilities.mul_(direction)
-        mean = moved.sum(2)
-        second = moved.mul_(direction).sum(2) - mean.square()
-        return Slope(
-            self.weights @ losses.double(),
-            self.weights @ (mean - at_target).double(),
-            self.weights @ second.double(),
-        )
+        mean = moved.sum(1)
+        second = moved.mul_(direction).sum(1) - mean.square()
+        return Slope(self._mean(losses), self._mean(mean - at_target), self._mean(second))
 
     def entropy(self, residual: Tensor) -> Tensor:
-        """Weighted mean entropy ``[P]`` of the distributions that belong to a residual ``[N, P, C]`` (the dual value)."""
-        distribution = residual / self.weights[:, None, None]
+        """Weighted mean entropy ``[P]`` of the distributions that belong to a residual ``[P, C, N]`` (the dual value)."""
+        distribution = residual / self.weights
         index = self._index(residual)
-        distribution.scatter_add_(2, index, torch.ones_like(index, dtype=residual.dtype))
-        mean: Tensor = self.weights @ torch.special.entr(distribution.clamp_(min=0.0)).sum(2)
+        distribution.scatter_add_(1, index, distribution.new_ones(index.shape))
+        return self._mean(torch.special.entr(distribution.clamp_(min=0.0)).sum(1))
+
+    def _mean(self, per_sample: Tensor) -> Tensor:
+        """Weighted means ``[P]``, float64, of ``[P, N]``."""
+        mean: Tensor = per_sample.double() @ self.weights
         return mean
 
     def _softmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities ``[N, P, C]``, fresh, and cross entropies ``[N, P]``."""
-        shifted = logits - logits.amax(2, keepdim=True)
-        at_target = shifted.gather(2, self._index(logits)).squeeze(2)
+        """Probabilities ``[P, C, N]``, fresh, and cross entropies ``[P, N]``."""
+        shifted = logits - logits.amax(1, keepdim=True)
+        at_target = shifted.gather(1, self._index(logits)).squeeze(1)
         probabilities = shifted.exp_()
-        total = probabilities.sum(2, keepdim=True)
-        return probabilities.div_(total), total.squeeze(2).log() - at_target
+        total = probabilities.sum(1, keepdim=True)
+        return probabilities.div_(total), total.squeeze(1).log() - at_target
 
     def _index(self, logits: Tensor) -> Tensor:
-        return self.targets[:, None, None].expand(-1, logits.shape[1], 1)
+        """The targets as an index into the classes, ``[P, 1, N]``."""
+        return self.targets.expand(len(logits), 1, -1)

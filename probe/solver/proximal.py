@@ -1,6 +1,6 @@
 """Accelerated proximal gradient for the group lasso, in a diagonal metric that follows the features.
 
-Shapes: N samples, R dimensions, G groups, C classes. Parameters are ``[R + 1, C]``; the last row is the bias.
+Shapes: N samples, R dimensions, G groups, C classes. Parameters are ``[C, R + 1]``; the last is the bias.
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ class GroupPenalty:
     ridge: float
 
     def norms(self, body: Tensor) -> Tensor:
-        """Norms ``[G]``, float64, of the groups of ``[R, C]``."""
-        return self._sums(body.double().square().sum(1)).sqrt()
+        """Norms ``[G]``, float64, of the groups of ``[C, R]``."""
+        return self._sums(body.double().square().sum(0)).sqrt()
 
     def value(self, body: Tensor) -> float:
-        """The penalty of weights ``[R, C]``."""
+        """The penalty of weights ``[C, R]``."""
         norms = self.norms(body)
         return float(self.thresholds @ norms + self.ridge / 2 * (norms @ norms))
 
@@ -45,8 +45,8 @@ class GroupPenalty:
         as a function of t, is concave, so from the left it never overshoots.
         """
         full = metric + self.ridge
-        pulled = (metric / full)[:, None] * point.double()
-        squares = (full[:, None] * pulled).square().sum(1)
+        pulled = (metric / full) * point.double()
+        squares = (full * pulled).square().sum(0)
         norms = self._sums(squares).sqrt()
         alive = norms > self.thresholds
         largest = torch.zeros_like(norms).scatter_reduce_(0, self.group_of, full, "amax")
@@ -62,7 +62,7 @@ class GroupPenalty:
             if bool((change.abs() <= 1e-14 * t)[alive].all()):
                 break
         scale = full / (full + self.thresholds[self.group_of] / t[self.group_of])
-        return (pulled * (scale * alive[self.group_of])[:, None]).to(point.dtype)
+        return (pulled * (scale * alive[self.group_of])).to(point.dtype)
 
     def _sums(self, rows: Tensor) -> Tensor:
         return torch.zeros_like(self.thresholds).index_add_(0, self.group_of, rows)
@@ -89,16 +89,19 @@ class ProximalRun:
 
     def advance(self) -> None:
         """One iteration, with as many trials of the metric as it takes."""
-        gradient = self.design.adjoint(self.loss.evaluate(self._ahead_logits).residual)[:, 0]
+        gradient = self.design.adjoint(self.loss.evaluate(self._ahead_logits).residual)[0]
         self.scale *= SHRINK
         while True:
             metric = self.scale * self._metric
-            point = self._ahead - gradient / metric.to(gradient.dtype)[:, None]
-            params = torch.cat([self.penalty.prox(point[:-1], metric[:-1]), point[-1:]])
+            point = self._ahead - gradient / metric.to(gradient.dtype)
+            params = torch.cat([self.penalty.prox(point[:, :-1], metric[:-1]), point[:, -1:]], dim=1)
             step = params - self._ahead
             moved = self._logits(step)
-            square = float(metric @ step.double().square().sum(1))
-            if self.scale >= self._largest or float(self.loss.bregman(self._ahead_logits, moved)) <= square / 2:
+            square = float(metric @ step.double().square().sum(0))
+            if (
+                self.scale >= self._largest
+                or float(self.loss.bregman(self._ahead_logits, moved)) <= square / 2
+            ):
                 break
             self.scale = min(2 * self.scale, self._largest)
         self._accelerate(params, self._ahead_logits + moved, metric)
@@ -106,7 +109,7 @@ class ProximalRun:
     def _accelerate(self, params: Tensor, logits: Tensor, metric: Tensor) -> None:
         """Look ahead, unless the last look went the wrong way."""
         moved = (params - self.params).double()
-        wrong = float((metric[:, None] * (self._ahead - params).double() * moved).sum()) > 0
+        wrong = float((metric * (self._ahead - params).double() * moved).sum()) > 0
         before, before_logits = self.params, self.logits
         self.params, self.logits = params, logits
         if wrong:
@@ -123,4 +126,4 @@ class ProximalRun:
         self._ahead, self._ahead_logits = self.params, self.logits
 
     def _logits(self, params: Tensor) -> Tensor:
-        return self.design.logits(params[:, None])
+        return self.design.logits(params.unsqueeze(0))

@@ -30,7 +30,7 @@ class Coefficients:
     """Heads of P penalties in the terms of a space, whatever samples they were fitted to."""
 
     body: Tensor
-    """Weights of features ``[F, P, C]``, or of samples ``[N, P, C]``: a head is the sum of samples times these."""
+    """Weights of features ``[P, C, F]``, or of samples ``[P, C, N]``: a head is the sum of samples times these."""
     bias: Tensor
     """``[P, C]``."""
 
@@ -43,10 +43,10 @@ class Fitting(Protocol):
         """What the solver multiplies with, R dimensions."""
 
     def coefficients(self, params: Tensor) -> Coefficients:
-        """Turn parameters ``[R + 1, P, C]`` of the design into coefficients."""
+        """Turn parameters ``[P, C, R + 1]`` of the design into coefficients."""
 
     def params(self, coefficients: Coefficients) -> Tensor:
-        """Turn coefficients into the parameters ``[R + 1, P, C]`` that are nearest to them."""
+        """Turn coefficients into the parameters ``[P, C, R + 1]`` that are nearest to them."""
 
 
 class Space(Protocol):
@@ -56,7 +56,7 @@ class Space(Protocol):
         """Prepare the fit to the first M samples; `weights` ``[M]``, float64, positive, sum to 1."""
 
     def logits(self, coefficients: Coefficients, start: int) -> Tensor:
-        """Logits ``[N - start, P, C]`` of the samples from `start` on."""
+        """Logits ``[P, C, N - start]`` of the samples from `start` on."""
 
     def head(self, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Weights ``[P, C, F]`` and biases ``[P, C]`` on the features."""
@@ -82,14 +82,14 @@ class FeatureSpace:
         return FeatureFitting(_feature_design(self.features[: len(weights)], weights))
 
     def logits(self, coefficients: Coefficients, start: int) -> Tensor:
-        """Logits ``[N - start, P, C]``."""
-        body = coefficients.body.to(self.features.dtype)
-        flat = self.features[start:] @ body.flatten(1)
-        return flat.view(-1, *body.shape[1:]) + coefficients.bias
+        """Logits ``[P, C, N - start]``."""
+        return coefficients.body.to(self.features.dtype) @ self.features[
+            start:
+        ].T + coefficients.bias.unsqueeze(2)
 
     def head(self, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Weights ``[P, C, F]`` and biases ``[P, C]``."""
-        return coefficients.body.permute(1, 2, 0), coefficients.bias
+        return coefficients.body, coefficients.bias
 
 
 @dataclass(frozen=True)
@@ -100,16 +100,13 @@ class FeatureFitting:
 
     def coefficients(self, params: Tensor) -> Coefficients:
         """Parameters are weights; the bias is that of centred features."""
-        body = params[:-1].double()
-        return Coefficients(body, params[-1].double() - self._mean_logits(body))
+        body = params[..., :-1].double()
+        return Coefficients(body, params[..., -1].double() - body @ self.design.mean)
 
     def params(self, coefficients: Coefficients) -> Tensor:
         """Return them."""
-        bias = coefficients.bias + self._mean_logits(coefficients.body)
-        return torch.cat([coefficients.body, bias.unsqueeze(0)])
-
-    def _mean_logits(self, body: Tensor) -> Tensor:
-        return torch.einsum("f,fpc->pc", self.design.mean, body)
+        bias = coefficients.bias + coefficients.body @ self.design.mean
+        return torch.cat([coefficients.body, bias.unsqueeze(2)], dim=2)
 
 
 def _feature_design(features: Tensor, weights: Tensor) -> Design:
@@ -145,13 +142,12 @@ class GramSpace:
         return GramFitting(self._gram, weights)
 
     def logits(self, coefficients: Coefficients, start: int) -> Tensor:
-        """Logits ``[N - start, P, C]``."""
-        flat = self._gram[start:] @ coefficients.body.flatten(1)
-        return flat.view(-1, *coefficients.bias.shape) + coefficients.bias
+        """Logits ``[P, C, N - start]``."""
+        return coefficients.body @ self._gram[:, start:] + coefficients.bias.unsqueeze(2)
 
     def head(self, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Weights ``[P, C, F]`` and biases ``[P, C]``."""
-        flat = coefficients.body.flatten(1).T.contiguous()
+        flat = coefficients.body.flatten(0, 1)
         columns = _column_chunks(self._features, self._shift)
         weights = torch.cat([flat @ part for part in columns], dim=1)
         bias = coefficients.bias - (weights @ self._shift).view(coefficients.bias.shape)
@@ -171,7 +167,8 @@ class GramFitting:
         self._weights = weights
         count = len(weights)
         part = gram[:count, :count]
-        mean = part @ weights
+        self._mean = gram[:, :count] @ weights  # [N], products with the mean
+        mean = self._mean[:count]
         root = weights.sqrt()
         centred = (part - mean - mean[:, None] + weights @ mean) * root * root[:, None]
         squares, vectors = torch.linalg.eigh(centred)
@@ -184,24 +181,18 @@ class GramFitting:
 
     def coefficients(self, params: Tensor) -> Coefficients:
         """Turn parameters into weights of samples."""
-        flat = self._lift @ params[:-1].double().flatten(1)
+        lifted = params[..., :-1].double() @ self._lift.T
         # The features were centred with the weighted mean.
-        flat = flat - self._weights[:, None] * flat.sum(0)
-        body = flat.new_zeros(len(self._gram), flat.shape[1])
-        body[: len(flat)] = flat
-        bias = params[-1].double() - self._mean_logits(body).view(params.shape[1:])
-        return Coefficients(body.view(-1, *params.shape[1:]), bias)
+        lifted = lifted - lifted.sum(2, keepdim=True) * self._weights
+        body = torch.nn.functional.pad(lifted, (0, len(self._gram) - lifted.shape[2]))
+        return Coefficients(body, params[..., -1].double() - body @ self._mean)
 
     def params(self, coefficients: Coefficients) -> Tensor:
         """Project heads onto the span of the samples."""
-        count, flat = len(self._weights), coefficients.body.flatten(1)
-        mean = self._mean_logits(flat)
-        body = self._lift.T @ (self._gram[:count] @ flat - mean)
-        shape = coefficients.bias.shape
-        return torch.cat([body.view(-1, *shape), (coefficients.bias + mean.view(shape)).unsqueeze(0)])
-
-    def _mean_logits(self, flat: Tensor) -> Tensor:
-        return (self._weights @ self._gram[: len(self._weights)]) @ flat
+        mean = coefficients.body @ self._mean
+        logits = coefficients.body @ self._gram[:, : len(self._weights)]
+        body = (logits - mean.unsqueeze(2)) @ self._lift
+        return torch.cat([body, (coefficients.bias + mean).unsqueeze(2)], dim=2)
 
 
 def _row_chunks(features: Tensor) -> Iterator[tuple[int, Tensor]]:
