@@ -7,7 +7,7 @@ The objective, for N samples with weights w that are normalised to sum 1 here an
 with the bias not penalised. How exact a solution is, a duality gap proves: the residuals of any head, shrunk until no
 group exceeds its threshold, are feasible in the dual problem, whose value no head goes below.
 
-Shapes: N samples, R dimensions, G groups, C classes. Parameters are ``[R + 1, C]``; the last row is the bias.
+Shapes: N samples, R dimensions, G groups, C classes. Parameters are ``[C, R + 1]``; the last is the bias.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class GroupSolution:
     """One head, in the basis of the groups."""
 
     params: Tensor
-    """``[R + 1, C]``, float64."""
+    """``[C, R + 1]``, float64."""
     certificate: Certificate
     kept: tuple[int, ...]
     """The groups that are left with weight."""
@@ -93,7 +93,7 @@ def solve_group_path(
         tolerance: a solution has converged when its smallest subgradient is at most this fraction of the gradient at
             zero weights, and its duality gap at most this fraction of the objective.
         max_iterations: of each.
-        start: parameters ``[R + 1, C]`` to start from; by default zero weights.
+        start: parameters ``[C, R + 1]`` to start from; by default zero weights.
         on_solved: called as penalties are solved.
 
     Returns:
@@ -117,7 +117,7 @@ def solve_group_path(
             iterations,
             measured.within(limit),
         )
-        kept = grouped.norms(params[:-1]).nonzero().squeeze(1).tolist()
+        kept = grouped.norms(params[:, :-1]).nonzero().squeeze(1).tolist()
         found[index] = GroupSolution(params, certificate, tuple(kept))
         if on_solved is not None:
             on_solved(1)
@@ -135,7 +135,7 @@ def _solve(
     """Solve with the groups that matter, and take in those that turn out to, until all is well."""
     measured = _measure(grouped.design, loss, penalty, params)
     iterations = 0
-    chosen = grouped.norms(params[:-1]) > 0
+    chosen = grouped.norms(params[:, :-1]) > 0
     dtypes = [torch.float32, torch.float64] if limit.gap >= FLOAT32_TOLERANCE else [torch.float64]
     for dtype in dtypes:
         while iterations < max_iterations and not measured.within(limit):
@@ -144,11 +144,11 @@ def _solve(
             chosen = wanted
             design, rows = grouped.part(chosen)
             part = GroupPenalty(grouped.group_of[rows], penalty.thresholds, penalty.ridge)
-            held = torch.cat([measured.params[rows], measured.params[-1:]])
+            held = torch.cat([measured.params[:, rows], measured.params[:, -1:]], dim=1)
             solved, taken = _minimise(design, dtype, loss, part, held, limit, max_iterations - iterations)
             iterations += taken
             full = torch.zeros_like(measured.params)
-            full[rows], full[-1] = solved[:-1], solved[-1]
+            full[:, rows], full[:, -1] = solved[:, :-1], solved[:, -1]
             measured = _measure(grouped.design, loss, penalty, full)
             if not grown and not bool((measured.pulls > penalty.thresholds)[~chosen].any()):
                 break
@@ -166,7 +166,7 @@ def _minimise(
 ) -> tuple[Tensor, int]:
     """Solve with the groups of `design` alone; ends at the limit, or where rounding lets nothing improve."""
     inner = Tolerance(limit.gradient / 2, limit.gap / 2)
-    run = ProximalRun(design.to(dtype), loss, penalty, params, scale=1 / params.shape[1])
+    run = ProximalRun(design.to(dtype), loss, penalty, params, scale=1 / len(params))
     best, since = float("inf"), 0
     for iteration in range(1, max_iterations + 1):
         run.advance()
@@ -182,10 +182,10 @@ def _minimise(
 
 def _measure(design: Design, loss: WeightedLoss, penalty: GroupPenalty, params: Tensor) -> _Measured:
     """Bring the bias to its best; then objective, duality gap and smallest subgradient."""
-    with_axis, evaluation = polish_bias(design.logits(params[:, None]), params[:, None], loss)
-    params, body = with_axis[:, 0], with_axis[:-1, 0]
-    gradient = design.adjoint(evaluation.residual)[:, 0]
-    pulls = penalty.norms(gradient[:-1])
+    polished, evaluation = polish_bias(design.logits(params.unsqueeze(0)), params.unsqueeze(0), loss)
+    params, body = polished[0], polished[0, :, :-1]
+    gradient = design.adjoint(evaluation.residual)[0]
+    pulls = penalty.norms(gradient[:, :-1])
     objective = float(evaluation.loss) + penalty.value(body)
     # Residuals between 0 and those found are those of distributions between targets and probabilities.
     shrink = float((penalty.thresholds / pulls.clamp(min=1e-300)).clamp(max=1.0).min()) if len(pulls) else 1.0
@@ -196,14 +196,14 @@ def _measure(design: Design, loss: WeightedLoss, penalty: GroupPenalty, params: 
     norms = penalty.norms(body)
     of_rows = norms[penalty.group_of]
     scale = (penalty.thresholds[penalty.group_of] / of_rows).where(of_rows > 0, 0.0) + penalty.ridge
-    active = gradient[:-1] + scale[:, None] * body
+    active = gradient[:, :-1] + scale * body
     idle = (pulls - penalty.thresholds).clamp(min=0.0).where(norms == 0, 0.0)
-    squares = active[of_rows > 0].square().sum() + idle.square().sum() + gradient[-1].square().sum()
+    squares = active[:, of_rows > 0].square().sum() + idle.square().sum() + gradient[:, -1].square().sum()
     return _Measured(params, objective, max(objective - dual, 0.0), float(squares.sqrt()), pulls)
 
 
 def _zero(grouped: GroupedDesign, loss: WeightedLoss) -> Tensor:
     num_classes = int(loss.targets.max()) + 1
     return torch.zeros(
-        len(grouped.group_of) + 1, num_classes, dtype=torch.float64, device=grouped.sizes.device
+        num_classes, len(grouped.group_of) + 1, dtype=torch.float64, device=grouped.sizes.device
     )

@@ -47,8 +47,8 @@ class GroupedDesign:
         return len(self.groups)
 
     def norms(self, body: Tensor) -> Tensor:
-        """Frobenius norms ``[G]``, float64, of the groups of `body` ``[R, C]``."""
-        squares = body.double().square().sum(1)
+        """Frobenius norms ``[G]``, float64, of the groups of `body` ``[C, R]``."""
+        squares = body.double().square().sum(0)
         return squares.new_zeros(self.num_groups).index_add_(0, self.group_of, squares).sqrt()
 
     def part(self, chosen: Tensor) -> "tuple[Design, Tensor]":
@@ -59,20 +59,21 @@ class GroupedDesign:
         return Design(matrix, whole.mean[rows], whole.variances[rows], None), rows
 
     def head(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights ``[C, F]`` and bias ``[C]``, float64, of parameters ``[R + 1, C]``."""
-        body, bias = params[:-1].double(), params[-1].double().clone()
-        weights = body.new_zeros(int(self.sizes.sum()), body.shape[1])
+        """Weights ``[C, F]`` and bias ``[C]``, float64, of parameters ``[C, R + 1]``."""
+        body, bias = params[:, :-1].double(), params[:, -1].double()
+        weights = body.new_zeros(len(body), int(self.sizes.sum()))
         for index, group in enumerate(self.groups):
-            part = group.basis @ body[self.group_of == index]
-            weights[group.columns] = part
-            bias -= group.mean @ part
-        return weights.T.contiguous(), bias
+            part = body[:, self.group_of == index] @ group.basis.T
+            weights[:, group.columns] = part
+            bias = bias - part @ group.mean
+        return weights, bias
 
     def params(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """Parameters ``[R + 1, C]`` of the head that is nearest to the one given (the inverse of `head`)."""
-        parts = [group.basis.T @ weight.T[group.columns] for group in self.groups]
-        moved = bias + sum(group.mean @ weight.T[group.columns] for group in self.groups)
-        return torch.cat([*parts, moved.unsqueeze(0)])
+        """Parameters ``[C, R + 1]`` of the head that is nearest to the one given (the inverse of `head`)."""
+        parts = [weight[:, group.columns] for group in self.groups]
+        moved = bias + torch.stack([part @ g.mean for part, g in zip(parts, self.groups, strict=True)]).sum(0)
+        rotated = [part @ g.basis for part, g in zip(parts, self.groups, strict=True)]
+        return torch.cat([*rotated, moved.unsqueeze(1)], dim=1)
 
 
 def make_groups(features: Tensor, weights: Tensor, groups: Sequence[Tensor]) -> GroupedDesign:

@@ -80,7 +80,7 @@ class ProximalRun:
         floor = FLOOR * variances.mean() if len(variances) else variances.sum()
         self._metric = torch.cat([variances + floor, variances.new_ones(1)])  # [R + 1]
         # The Hessian of the cross entropy is at most 1/2, and a sum of G groups has at most G times their variances.
-        self._largest = max(1, len(penalty.group_of.unique())) / 2
+        self._largest = max(1, len(torch.unique(penalty.group_of))) / 2
         self.scale = min(scale, self._largest)
         self.params = params.to(design.dtype)
         self.logits = self._logits(self.params)
