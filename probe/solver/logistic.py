@@ -120,10 +120,11 @@ class Problem:
         Raises:
             RequestError: shapes, labels or weights that do not fit, or features that are not finite.
         """
+        place = solver_device(features.device if device is None else device)
+        features, labels = features.to(place), labels.to(place)
         check_features(features)
-        labels = labels.to(features.device)
         check_labels(labels, len(features), num_classes)
-        per_class = _class_weights(class_weights, num_classes).to(features.device)
+        per_class = _class_weights(class_weights, num_classes).to(place)
         weights = per_class[labels]
         if not bool((weights > 0).all()):
             kept = weights > 0
@@ -131,9 +132,7 @@ class Problem:
             if not len(labels):
                 raise RequestError("every sample has the class weight 0; nothing is left to fit")
         classes, targets = torch.unique(labels, return_inverse=True)
-        place = solver_device(features.device if device is None else device)
-        loss = WeightedLoss(targets.to(place), (weights / weights.sum()).to(place))
-        return cls(features.to(place), loss, classes.to(place), num_classes)
+        return cls(features, WeightedLoss(targets, weights / weights.sum()), classes, num_classes)
 
     def all_classes(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and biases of the classes that occur, as those of all classes, float32."""

@@ -34,6 +34,10 @@ class Coefficients:
     bias: Tensor
     """``[P, C]``."""
 
+    def of(self, index: int) -> "Coefficients":
+        """The head of one penalty; P is 1."""
+        return Coefficients(self.body[index : index + 1], self.bias[index : index + 1])
+
 
 class Fitting(Protocol):
     """The first M samples of a space, to fit heads to."""

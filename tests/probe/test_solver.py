@@ -1,5 +1,7 @@
 """Linear heads that are solved: solutions are held against formulas written down plainly, and against scikit-learn."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,15 +10,29 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from featcache.probe.metrics import class_weights
-from featcache.probe.solver.logistic import LinearFit, c_from_penalty, fit_logistic, penalty_from_c
+from featcache.probe.metrics import balanced_accuracy, class_weights
+from featcache.probe.protocol import QUICK
+from featcache.probe.solver.exact import run_exact_sweep
+from featcache.probe.solver.group_lasso import solve_group_path, strongest_penalty
+from featcache.probe.solver.groups import make_groups
+from featcache.probe.solver.logistic import (
+    LinearFit,
+    Problem,
+    c_from_penalty,
+    fit_logistic,
+    penalty_from_c,
+)
 from featcache.probe.solver.spaces import FeatureSpace, GramSpace
+from featcache.probe.split import stratified_holdout
+from featcache.probe.tokens import InMemoryTokens
 from featcache.store.errors import RequestError
 
 WIDE, LONG = (40, 150), (150, 12)
 
 
-def samples(num_samples: int, num_features: int, num_classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+def samples(
+    num_samples: int, num_features: int, num_classes: int = 4, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Classes of unequal size that overlap; features of unequal scale, far from the origin."""
     random = np.random.default_rng(seed)
     labels = np.minimum(random.geometric(0.4, num_samples) - 1, num_classes - 1)
@@ -194,3 +210,154 @@ def test_bad_requests(changes: dict[str, object], message: str) -> None:
     request = {"features": features, "labels": labels, "num_classes": 4, "penalties": [1.0], **changes}
     with pytest.raises(RequestError, match=message):
         fit_logistic(**request)
+
+
+def grouped_problem(num_classes: int = 3) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Three groups: one that tells the classes apart, one that does a little, one of noise; more features than samples
+    in the last."""
+    features, labels = samples(60, 80, num_classes, seed=3)
+    features[:, 6:20] -= 0.8 * (features[:, 6:20] - features[:, 6:20].mean(0))
+    features[:, 20:] = features[torch.randperm(60, generator=torch.Generator().manual_seed(0)), 20:]
+    return features * 5, labels, [torch.arange(6), torch.arange(6, 20), torch.arange(20, 80)]
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-2])
+def test_a_group_lasso_meets_its_conditions(ridge: float) -> None:
+    features, labels, groups = grouped_problem()
+    weights = class_weights(labels, 3)
+    problem = Problem.make(features, labels, 3, weights)
+    grouped = make_groups(features, problem.loss.weights, groups)
+    strongest = strongest_penalty(grouped, problem.loss)
+    penalties = [1.001 * strongest, 0.999 * strongest, 0.3 * strongest, 0.01 * strongest]
+    path = solve_group_path(grouped, problem.loss, penalties, ridge=ridge, tolerance=1e-9)
+    kept = [solution.kept for solution in path]
+    assert kept[0] == ()
+    assert len(kept[1]) == 1
+    assert 1 <= len(kept[2]) < 3
+    assert kept[3] == (0, 1, 2)
+    for penalty, solution in zip(penalties, path, strict=True):
+        assert solution.certificate.converged
+        weight, bias = grouped.head(solution.params)
+        head = LinearFit(weight, bias, solution.certificate)
+        on_weight, on_bias = obvious_gradients(head, features, labels, ridge, weights)
+        assert on_bias.abs().max() < 1e-9
+        for index, columns in enumerate(groups):
+            threshold = penalty * len(columns) ** 0.5
+            part, pull = weight[:, columns], on_weight[:, columns]
+            assert bool(part.any()) == (index in solution.kept)
+            if index in solution.kept:
+                assert torch.linalg.vector_norm(pull + threshold * part / part.norm()) < 1e-6
+            else:
+                assert pull.norm() <= threshold * (1 + 1e-6)
+
+
+def test_the_duality_gap_of_a_group_lasso_bounds_the_suboptimality() -> None:
+    features, labels, groups = grouped_problem()
+    problem = Problem.make(features, labels, 3, None)
+    grouped = make_groups(features, problem.loss.weights, groups)
+    penalty = [0.05 * strongest_penalty(grouped, problem.loss)]
+    (best,) = solve_group_path(grouped, problem.loss, penalty, tolerance=1e-10)
+    for limit in (0, 2, 5):
+        (found,) = solve_group_path(grouped, problem.loss, penalty, max_iterations=limit)
+        excess = found.certificate.objective - best.certificate.objective
+        assert 0 <= excess <= found.certificate.suboptimality
+        assert not found.certificate.converged
+
+
+class MaskedTokens(InMemoryTokens):
+    """Puts nonsense in place of some rows."""
+
+    def __init__(self, array: np.ndarray, hidden: np.ndarray | None = None) -> None:
+        super().__init__(array)
+        self.hidden = hidden
+
+    def batch(self, rows: Tensor) -> Tensor:
+        tokens = super().batch(rows)
+        if self.hidden is not None:
+            tokens[torch.from_numpy(np.isin(rows.numpy(), self.hidden))] = 1.0
+        return tokens
+
+
+def token_problem(num_samples: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of which the second tells the classes apart."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, num_samples)
+    tokens = random.normal(size=(num_samples, 3, width)).astype(np.float32)
+    tokens[:, 1] += 0.7 * random.normal(size=(3, width))[labels]
+    return tokens, labels
+
+
+@pytest.mark.parametrize("width", [8, 60])
+@pytest.mark.parametrize("kind", ["l2", "group-lasso"])
+def test_sweep(width: int, kind: str) -> None:
+    array, labels = token_problem(120, width)
+    tokens, progress = InMemoryTokens(array), []
+    run = partial(run_exact_sweep, protocol=QUICK, seed=0, penalty_kind=kind, tolerance=1e-7)
+    result = run(tokens, labels, on_progress=lambda done, total: progress.append((done, total)))
+    assert list(result.validation) == list(result.tuning) == sorted(result.validation, reverse=True)
+    assert progress[-1] == (len(result.validation) + 1,) * 2
+    assert result.penalty == max(result.validation, key=lambda p: (result.validation[p], p))
+
+    train_rows, held_rows = stratified_holdout(labels, QUICK.validation_fraction, 0)
+    features = tokens.batch(torch.arange(120)).flatten(1)
+    targets = torch.from_numpy(labels)
+    if kind == "l2":
+        part = torch.from_numpy(train_rows)
+        weights = class_weights(targets[part], 3)
+        penalties = list(result.validation)
+        fits = fit_logistic(
+            features[part], targets[part], 3, penalties, class_weights=weights, tolerance=1e-7
+        )
+        for fit, penalty in zip(fits, penalties, strict=True):
+            logits = features[held_rows] @ fit.weight.T + fit.bias
+            assert result.validation[penalty] == balanced_accuracy(logits, targets[held_rows], 3)
+        weights = class_weights(targets, 3)
+        (final,) = fit_logistic(features, targets, 3, [result.penalty], class_weights=weights, tolerance=1e-7)
+        torch.testing.assert_close(result.weight, final.weight, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(result.bias, final.bias, rtol=1e-3, atol=1e-4)
+    else:
+        assert 1 in result.kept_groups
+        of_groups = result.weight.view(3, 3, width).square().sum((0, 2))
+        assert result.kept_groups == tuple(of_groups.nonzero().squeeze(1).tolist())
+    assert (features @ result.weight.T + result.bias).argmax(1).eq(targets).double().mean() > 0.9
+
+    # Held-out rows that are nonsense change scores, but neither the heads that are scored nor their certificates.
+    nonsense = run(MaskedTokens(array, held_rows), labels, penalties=list(result.validation))
+    for penalty, certificate in result.tuning.items():
+        assert nonsense.tuning[penalty].objective == pytest.approx(certificate.objective, rel=1e-6)
+    assert nonsense.validation != result.validation
+    assert nonsense.certificate.objective != pytest.approx(result.certificate.objective, rel=1e-3)
+
+
+def test_a_tie_keeps_the_stronger_penalty_and_notes_say_what_went_wrong() -> None:
+    array, labels = token_problem(60, 4)
+    labels[:] = 5
+    run = partial(run_exact_sweep, InMemoryTokens(array), protocol=QUICK, seed=0, num_classes=7)
+    tied = run(labels, penalties=[1e-3, 1e-1, 1e-2])
+    assert tied.penalty == 1e-1
+    assert tied.notes == ["the largest penalty was chosen, 0.1; a better one may lie beyond"]
+    assert tied.weight.shape == (7, 12)
+    array, labels = token_problem(60, 4)
+    short = run(labels, penalties=[1e-6], max_iterations=2)
+    assert [note.split(":")[0] for note in short.notes] == [
+        "penalty 1e-06 did not converge in 2 iterations",
+        "the final head, penalty 1e-06, did not converge in 2 iterations",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"penalties": [-1.0]}, "penalties must be positive numbers, not -1.0"),
+        ({"penalty_kind": "lasso"}, "unknown penalty kind 'lasso'; did you mean group-lasso"),
+        ({"penalty_kind": "group-lasso", "groups": [0, 2, 2]}, "each of the 3 tokens from 0 on"),
+        ({"penalty_kind": "group-lasso", "groups": [0, 1]}, "each of the 3 tokens from 0 on"),
+        ({"labels": np.arange(10)}, "10 labels of 10 samples leave 0 to hold out"),
+        ({"labels": np.zeros(9, int)}, "9 labels of 10 samples"),
+    ],
+)
+def test_bad_sweeps(changes: dict[str, object], message: str) -> None:
+    array, labels = token_problem(10, 4)
+    request = {"labels": labels, "protocol": QUICK, "seed": 0, **changes}
+    with pytest.raises(RequestError, match=message):
+        run_exact_sweep(InMemoryTokens(array), **request)
