@@ -134,7 +134,7 @@ def test_the_bound_on_suboptimality_holds_and_lack_of_convergence_is_told() -> N
 def test_a_path_does_not_depend_on_the_company() -> None:
     """Side by side or one by one, and in any order, every penalty has its own solution."""
     features, labels = samples(*LONG)
-    penalties = [1e-3, 1.0, 1e-5]
+    penalties = [1e-3, 1.0, 1e-4]
     together = fit_logistic(features, labels, 4, penalties, tolerance=1e-8)
     assert [fit.certificate.penalty for fit in together] == penalties
     for fit, penalty in zip(together, penalties, strict=True):
@@ -228,7 +228,7 @@ def test_a_group_lasso_meets_its_conditions(ridge: float) -> None:
     problem = Problem.make(features, labels, 3, weights)
     grouped = make_groups(features, problem.loss.weights, groups)
     strongest = strongest_penalty(grouped, problem.loss)
-    penalties = [1.001 * strongest, 0.999 * strongest, 0.3 * strongest, 0.01 * strongest]
+    penalties = [1.001 * strongest, 0.999 * strongest, 0.3 * strongest, 0.001 * strongest]
     path = solve_group_path(grouped, problem.loss, penalties, ridge=ridge, tolerance=1e-9)
     kept = [solution.kept for solution in path]
     assert kept[0] == ()
@@ -283,7 +283,7 @@ def token_problem(num_samples: int, width: int) -> tuple[np.ndarray, np.ndarray]
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, num_samples)
     tokens = random.normal(size=(num_samples, 3, width)).astype(np.float32)
-    tokens[:, 1] += 0.7 * random.normal(size=(3, width))[labels]
+    tokens[:, 1] += 1.2 * random.normal(size=(3, width))[labels]
     return tokens, labels
 
 
@@ -292,8 +292,11 @@ def token_problem(num_samples: int, width: int) -> tuple[np.ndarray, np.ndarray]
 def test_sweep(width: int, kind: str) -> None:
     array, labels = token_problem(120, width)
     tokens, progress = InMemoryTokens(array), []
-    run = partial(run_exact_sweep, protocol=QUICK, seed=0, penalty_kind=kind, tolerance=1e-7)
-    result = run(tokens, labels, on_progress=lambda done, total: progress.append((done, total)))
+    run = partial(run_exact_sweep, protocol=QUICK, seed=0, penalty_kind=kind, tolerance=1e-6)
+    asked = [1e-3, 1e-1, 1e-2, 1e-4] if kind == "l2" else None
+    result = run(
+        tokens, labels, penalties=asked, on_progress=lambda done, total: progress.append((done, total))
+    )
     assert list(result.validation) == list(result.tuning) == sorted(result.validation, reverse=True)
     assert progress[-1] == (len(result.validation) + 1,) * 2
     assert result.penalty == max(result.validation, key=lambda p: (result.validation[p], p))
@@ -306,7 +309,7 @@ def test_sweep(width: int, kind: str) -> None:
         weights = class_weights(targets[part], 3)
         penalties = list(result.validation)
         fits = fit_logistic(
-            features[part], targets[part], 3, penalties, class_weights=weights, tolerance=1e-7
+            features[part], targets[part], 3, penalties, class_weights=weights, tolerance=1e-6
         )
         for fit, penalty in zip(fits, penalties, strict=True):
             logits = features[held_rows] @ fit.weight.T + fit.bias
@@ -319,7 +322,7 @@ def test_sweep(width: int, kind: str) -> None:
         assert 1 in result.kept_groups
         of_groups = result.weight.view(3, 3, width).square().sum((0, 2))
         assert result.kept_groups == tuple(of_groups.nonzero().squeeze(1).tolist())
-    assert (features @ result.weight.T + result.bias).argmax(1).eq(targets).double().mean() > 0.9
+    assert (features @ result.weight.T + result.bias).argmax(1).eq(targets).double().mean() > 0.8
 
     # Held-out rows that are nonsense change scores, but neither the heads that are scored nor their certificates.
     nonsense = run(MaskedTokens(array, held_rows), labels, penalties=list(result.validation))
