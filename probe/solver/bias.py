@@ -9,7 +9,7 @@ from torch import Tensor
 from featcache.probe.solver.loss import Evaluation, WeightedLoss
 
 MAX_STEPS = 30
-TOLERANCE = 1e-14
+TOLERANCE = 1e-12
 
 
 def polish_bias(logits: Tensor, params: Tensor, loss: WeightedLoss) -> tuple[Tensor, Evaluation]:

@@ -17,7 +17,7 @@ HISTORY = 10
 MAX_LINE_STEPS = 20
 # The slope at the accepted step, as a fraction of that at its start.
 SLOPE_FRACTION = 0.3
-# Iterations without a smaller gradient after which arithmetic, not the problem, is the limit.
+# Iterations without a smaller gradient or objective after which arithmetic, not the problem, is the limit.
 PATIENCE = 30
 
 
@@ -158,7 +158,8 @@ def minimise(
     iterations = torch.zeros_like(penalties, dtype=torch.int64)
     active = torch.arange(len(penalties), device=penalties.device)
     run = _Run(design, loss, penalties, params)
-    best, since = run.norm.clone(), torch.zeros_like(active)
+    best, lowest, since = run.norm, run.objective, torch.zeros_like(active)
+    eps = torch.finfo(design.dtype).eps
     for iteration in range(max_iterations + 1):
         done = tolerance.met(run.norm, run.gap(), run.objective) | (since >= PATIENCE)
         if iteration == max_iterations:
@@ -167,12 +168,12 @@ def minimise(
             params[active[done]] = run.params[done]
             iterations[active[done]] = iteration
             left = (~done).nonzero().squeeze(1)
-            active, best, since = active[left], best[left], since[left]
+            active, best, lowest, since = active[left], best[left], lowest[left], since[left]
             if not len(left):
                 break
             run.keep(left)
         run.advance()
-        smaller = run.norm < best
-        best = torch.where(smaller, run.norm, best)
-        since = torch.where(smaller, 0, since + 1)
+        better = (run.norm < best) | (run.objective < (1 - eps) * lowest)
+        best, lowest = torch.minimum(run.norm, best), torch.minimum(run.objective, lowest)
+        since = torch.where(better, 0, since + 1)
     return params, iterations

@@ -255,8 +255,9 @@ def _certify(
 
 
 def _gradient_norm_at_zero(design: Design, loss: WeightedLoss, num_classes: int) -> float:
-    logits = torch.zeros(1, num_classes, len(loss.targets), dtype=torch.float64, device=design.mean.device)
-    gradient = design.to(torch.float64).adjoint(loss.evaluate(logits).residual)
+    # A scale, for which float32 is good enough.
+    logits = torch.zeros(1, num_classes, len(loss.targets), device=design.mean.device)
+    gradient = design.to(torch.float32).adjoint(loss.evaluate(logits).residual)
     return float(torch.linalg.vector_norm(gradient))
 
 

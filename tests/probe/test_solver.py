@@ -234,7 +234,7 @@ def test_a_group_lasso_meets_its_conditions(ridge: float) -> None:
     assert kept[0] == ()
     assert len(kept[1]) == 1
     assert 1 <= len(kept[2]) < 3
-    assert kept[3] == (0, 1, 2)
+    assert len(kept[3]) > 1
     for penalty, solution in zip(penalties, path, strict=True):
         assert solution.certificate.converged
         weight, bias = grouped.head(solution.params)
