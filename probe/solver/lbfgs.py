@@ -18,7 +18,7 @@ MAX_LINE_STEPS = 20
 # The slope at the accepted step, as a fraction of that at its start.
 SLOPE_FRACTION = 0.3
 # Iterations without a smaller gradient or objective after which arithmetic, not the problem, is the limit.
-PATIENCE = 30
+PATIENCE = 20
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:

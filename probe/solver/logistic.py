@@ -25,6 +25,8 @@ from featcache.probe.solver.loss import WeightedLoss
 from featcache.probe.solver.spaces import Coefficients, Fitting, make_space
 from featcache.store.errors import RequestError
 
+# With fewer values than this, arithmetic is not what takes the time, and all of it is float64.
+FLOAT64_VALUES = 2**20
 # Columns of one product, penalties times classes. Narrower products wait for memory, wider ones gain nothing from
 # company and lose the warm start.
 BATCH_COLUMNS = {"cpu": 64, "cuda": 1024}
@@ -213,7 +215,7 @@ def _solve(
     limit: Tolerance,
     max_iterations: int,
 ) -> tuple[Tensor, list[Certificate]]:
-    """Solve in float32 as far as that goes, then in float64 what is not good enough yet."""
+    """Solve in float32 as far as that goes (if the problem is large), then in float64 what is not good enough yet."""
     iterations = torch.zeros_like(penalties, dtype=torch.int64)
     # The bias is still polished, which moves the gradient a little.
     inner = Tolerance(limit.gradient / 2, limit.gap / 2)
@@ -221,7 +223,8 @@ def _solve(
     params = params.double().clone()
     rest = torch.arange(len(penalties), device=penalties.device)
     measured = torch.zeros(4, len(penalties), dtype=torch.float64, device=penalties.device)
-    for dtype in (torch.float32, torch.float64):
+    large = design.matrix.numel() > FLOAT64_VALUES
+    for dtype in (torch.float32, torch.float64) if large else (torch.float64,):
         left = max_iterations - int(iterations[rest].max())
         found, taken = minimise(design.to(dtype), loss, penalties[rest], params[rest], inner, left)
         found, figures = _certify(exact, loss, penalties[rest], found.double(), limit)

@@ -18,7 +18,7 @@ from featcache.probe.solver.design import Design
 # Float64 copies of parts of the features hold at most this many values.
 CHUNK_VALUES = 2**23
 # A preconditioner is good enough from this many samples per feature.
-ROWS_PER_FEATURE = 4
+ROWS_PER_FEATURE = 2
 # The eigenvalues of larger matrices take longer than they save.
 MAX_EIGEN = 8192
 # Rows of one block of the Gram matrix: what lies above the diagonal is not computed twice.

@@ -63,8 +63,12 @@ def obvious_gradients(
 
 
 @pytest.mark.parametrize("shape", [WIDE, LONG])
-@pytest.mark.parametrize("penalty", [1e-1, 1e-5])
-def test_the_gradient_vanishes_at_the_solution(shape: tuple[int, int], penalty: float) -> None:
+@pytest.mark.parametrize(("penalty", "float32_first"), [(1e-1, True), (1e-5, True), (1e-5, False)])
+def test_the_gradient_vanishes_at_the_solution(
+    shape: tuple[int, int], penalty: float, float32_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if float32_first:
+        monkeypatch.setattr("featcache.probe.solver.logistic.FLOAT64_VALUES", 0)
     features, labels = samples(*shape)
     weights = class_weights(labels, 4)
     (fit,) = fit_logistic(features, labels, 4, [penalty], class_weights=weights, tolerance=1e-9)
