@@ -17,8 +17,9 @@ HISTORY = 10
 MAX_LINE_STEPS = 20
 # The slope at the accepted step, as a fraction of that at its start.
 SLOPE_FRACTION = 0.3
-# Iterations without a smaller gradient or objective after which arithmetic, not the problem, is the limit.
-PATIENCE = 20
+# Iterations without a smaller gradient or objective after which arithmetic, not the problem, is the limit. Gradients
+# do not shrink step by step, so what comes last is given time.
+PATIENCE = {torch.float32: 20, torch.float64: 100}
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ def minimise(
     best, lowest, since = run.norm, run.objective, torch.zeros_like(active)
     eps = torch.finfo(design.dtype).eps
     for iteration in range(max_iterations + 1):
-        done = tolerance.met(run.norm, run.gap(), run.objective) | (since >= PATIENCE)
+        done = tolerance.met(run.norm, run.gap(), run.objective) | (since >= PATIENCE[design.dtype])
         if iteration == max_iterations:
             done = torch.ones_like(done)
         if bool(done.any()):
