@@ -120,6 +120,8 @@ def run_exact_sweep(
         RequestError: labels, penalties or groups that do not fit, or a train split too small to hold anything out.
     """
     started = time.perf_counter()
+    # Probabilities of sure predictions run into denormals. Threads inherit this, so entry points say it first, too.
+    torch.set_flush_denormal(True)
     if penalty_kind not in get_args(PenaltyKind):
         raise UnknownNameError("penalty kind", penalty_kind, get_args(PenaltyKind))
     labels = np.asarray(labels)
