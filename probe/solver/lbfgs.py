@@ -83,9 +83,8 @@ class _Run:
         self.norm = inner_product(self.gradient, self.gradient).sqrt()
 
     def gap(self) -> Tensor:
-        """Bound ``[P]`` on the suboptimality, as far as the bias is at its best."""
-        body = self.gradient[..., :-1]
-        return inner_product(body, body) / (2 * self.penalties)
+        """Estimate ``[P]`` of the bound on the suboptimality once the bias is at its best, which moves the gradient."""
+        return self.norm.square() / (2 * self.penalties)
 
     def keep(self, indices: Tensor) -> None:
         """Leave only some of the minimisations."""
