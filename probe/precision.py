@@ -4,22 +4,14 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from featcache.store.errors import UnknownNameError
 from featcache.store.requests import AUTO
 
 FP32 = "fp32"
 BF16 = "bf16"
-PRECISIONS = (AUTO, FP32, BF16)
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return ``fp32`` or ``bf16``; ``auto`` takes bfloat16 where the device has matrix units for it.
-
-    Raises:
-        UnknownNameError: there is no such precision.
-    """
-    if name not in PRECISIONS:
-        raise UnknownNameError("precision", name, PRECISIONS)
+    """Return ``fp32`` or ``bf16``; ``auto`` takes bfloat16 where the device has matrix units for it."""
     if name != AUTO:
         return name
     if device.type == "cpu":

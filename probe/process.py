@@ -1,11 +1,16 @@
 """Settings of the whole process that make training on a CPU several times faster. Programs make them, libraries should not."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 # Of glibc's mallopt.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+# Floating-point operations of a training step, below which a second thread costs more than it brings.
+SMALL_STEP = 3e8
 
 
 def flush_denormals() -> None:
@@ -29,3 +34,18 @@ def keep_freed_memory() -> None:
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     except (OSError, AttributeError):
         return
+
+
+@contextmanager
+def threads_for(operations: float) -> Iterator[None]:
+    """Work on one thread, if a step takes no more than a few `operations`.
+
+    Threads meet after every torch operation. Where another program is at work on the same cores, each of thousands of
+    meetings waits for it.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if operations < SMALL_STEP else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

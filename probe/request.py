@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 RESULTS = Path("featcache-results")
 PATCH_HEADS = 8
+ADAMW, EXACT = SOLVERS = ("adamw", "exact")
+PRECISIONS = (AUTO, "fp32", "bf16")
+L2, GROUP_LASSO = PENALTIES = ("l2", "group-lasso")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class ProbeRequest:
 
     Raises:
         UnknownNameError: a head or the protocol does not exist.
-        RequestError: no head or no seed is named.
+        RequestError: no head or no seed is named, or the solver cannot solve for a head.
     """
 
     heads: tuple[str, ...]
@@ -87,6 +90,10 @@ class ProbeRequest:
     protocol: str = "paper"
     precision: str = AUTO
     """Of matrix products: ``fp32``, ``bf16``, or ``auto``, which depends on the device."""
+    solver: str = ADAMW
+    """``adamw``: the protocol's members are trained; or ``exact``: linear heads are solved for, penalty by penalty."""
+    penalty: str = L2
+    """Of the exact solver: ``l2`` or ``group-lasso`` over layers."""
     memory: int | None = None
     """Bytes for tokens and members; by default what the machine has to spare."""
     seeds: tuple[int, ...] = (0,)
@@ -99,6 +106,17 @@ class ProbeRequest:
         for name in self.heads:
             get_head(name)
         get_protocol(self.protocol)
+        for what, name, valid in (
+            ("solver", self.solver, SOLVERS),
+            ("penalty", self.penalty, PENALTIES),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if name not in valid:
+                raise UnknownNameError(what, name, valid)
+        if self.solver == EXACT and set(self.heads) != {"linear"}:
+            raise RequestError(
+                "the exact solver is for linear heads alone; leave --solver out for the others"
+            )
         if not self.heads or not self.seeds:
             raise RequestError("a probe needs at least one head and one seed")
 
@@ -111,6 +129,9 @@ class Job:
     selection: Selection
     num_heads: int | None = None
     """Of a head with attention."""
+    solver: str = ADAMW
+    penalty: str = L2
+    """Of the exact solver."""
 
     def build(self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float]) -> "Head":
         """Build M heads; see `HeadInfo.build`."""
@@ -139,11 +160,11 @@ def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     for head in map(get_head, request.heads):
         kinds = _default_tokens(cache, head) if request.tokens is None else _parse_kinds(request.tokens)
         selection = _select(cache, request.layers or head.default_layers, kinds)
-        asked.append(Job(head, selection, _num_heads(head, selection, request)))
-    wanted = {(job.head.name, job.selection.parts): job for job in asked}
+        num_heads = _num_heads(head, selection, request)
+        asked.append(Job(head, selection, num_heads, request.solver, request.penalty))
     base = baseline(cache)
-    wanted.pop((base.head.name, base.selection.parts), None)
-    return [base, *wanted.values()]
+    wanted = {(job.head.name, job.selection.parts, job.solver): job for job in (base, *asked)}
+    return list(wanted.values())
 
 
 def _num_heads(head: HeadInfo, selection: Selection, request: ProbeRequest) -> int | None:

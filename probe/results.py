@@ -18,6 +18,18 @@ RESULTS_FILE = "results.jsonl"
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What was chosen on the held-out part; which fields are given depends on the solver."""
+
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    dropout: float | None = None
+    penalty: float | None = None
+    converged: bool | None = None
+    kept_layers: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
 class ResultRow:
     """The outcome of one head, selection, protocol and seed on one cache. Scores are fractions."""
 
@@ -44,9 +56,16 @@ class ResultRow:
     gain: float
     """Balanced accuracy over that of the linear probe on the last layer's class token."""
     validation_balanced_accuracy: float
-    learning_rate: float
-    weight_decay: float
-    dropout: float
+    solver: str
+    """``adamw`` or ``exact``; which of the following fields are given depends on it."""
+    learning_rate: float | None
+    weight_decay: float | None
+    dropout: float | None
+    penalty_kind: str | None
+    penalty: float | None
+    converged: bool | None
+    kept_layers: Sequence[str] | None
+    """Those that a group lasso left with weight."""
     parameters: int
     seconds: float
     train_samples: int

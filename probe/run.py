@@ -2,33 +2,29 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 
 import torch
 
 from featcache.probe.attention import mean_attention, save_attention
 from featcache.probe.data import SplitData, load_split
-from featcache.probe.estimate import estimate_sweep
+from featcache.probe.fitting import Fitted, Fitter
 from featcache.probe.memory import Budget
 from featcache.probe.metrics import scores
 from featcache.probe.precision import choose_precision
 from featcache.probe.process import flush_denormals
 from featcache.probe.protocol import Protocol, get_protocol
-from featcache.probe.request import Job, ProbeRequest, jobs
+from featcache.probe.request import EXACT, Job, ProbeRequest, jobs
 from featcache.probe.results import ResultRow, append_row, read_rows, run_id, save_predictions
 from featcache.probe.saved import CONFIG_FILE, HeadConfig, save_head
-from featcache.probe.sweep import Sweep, SweepOptions, SweepResult, group_size, plan_sweep, run_sweep
 from featcache.probe.trainer import predict
-from featcache.probe.unfinished import Unfinished
 from featcache.store.catalogue import slug
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
 
 PREDICTION_BATCH = 1024
-# A group of members is cut so that about this many seconds of work are the most that an interruption loses.
-GROUP_SECONDS = 300.0
 
 
 def probe(
@@ -69,12 +65,9 @@ def _is_kept(request: ProbeRequest, row: ResultRow) -> bool:
     return (request.out / row.folder / CONFIG_FILE).is_file()
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
 def _title(job: Job, seed: int) -> str:
-    return f"{job.head.name} on {job.selection.name}, {job.selection.token_names}, seed {seed}"
+    how = f"exact, {job.penalty}, " if job.solver == EXACT else ""
+    return f"{job.head.name} on {job.selection.name}, {job.selection.token_names}, {how}seed {seed}"
 
 
 class _Runner:
@@ -124,6 +117,7 @@ class _Runner:
                 "layers": job.selection.layers,
                 "tokens": job.selection.kinds,
                 "options": job.options,
+                "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
                 "precision": self._precision,
                 "protocol": asdict(self._protocol),
                 "seed": seed,
@@ -135,61 +129,24 @@ class _Runner:
     def _train(
         self, job: Job, seed: int, run: str, train: SplitData, test: SplitData, budget: Budget
     ) -> ResultRow:
-        sweep = plan_sweep(
-            job.build,
-            train.tokens,
-            train.labels,
-            protocol=self._protocol,
-            has_dropout=job.head.has_dropout,
-            seed=seed,
+        request = self._request
+        fitter = Fitter(
+            self._protocol, self._device, self._precision, budget, request.out, request.force, self._reporter
         )
-        result = self._sweep(_title(job, seed), sweep, run, budget, train)
+        fitted = fitter.fit(job, seed, run, _title(job, seed), train)
         rows = torch.arange(test.tokens.num_samples)
-        logits = predict(result.head, test.tokens, rows, PREDICTION_BATCH).cpu()
-        row = self._row(job, seed, run, result, logits, train, test)
-        self._save(row, job, result, logits, test)
+        logits = predict(fitted.head, test.tokens, rows, PREDICTION_BATCH).cpu()
+        row = self._row(job, seed, run, fitted, logits, train, test)
+        self._save(row, job, fitted, logits, test)
         append_row(self._request.out, row)
         return row
-
-    def _sweep(self, title: str, sweep: Sweep, run: str, budget: Budget, train: SplitData) -> SweepResult:
-        """Run a sweep, from where an earlier run was interrupted."""
-        unfinished = Unfinished(self._request.out, run)
-        finished = {} if self._request.force else unfinished.read()
-        options = SweepOptions(
-            self._device,
-            self._precision,
-            memory=budget.for_members,
-            finished=finished,
-            on_group=unfinished.write,
-        )
-        estimate = estimate_sweep(sweep, options)
-        if estimate.seconds > 2 * GROUP_SECONDS:
-            most = estimate.group_of(GROUP_SECONDS, sweep.tuning.num_steps)
-            options = replace(options, group_size=min(most, group_size(sweep, options)))
-        self._reporter.message(
-            f"{title}: {len(sweep.members)} members x {sweep.tuning.num_steps:,} updates in batches of "
-            f"{sweep.tuning.batch_size:,}, {self._precision}{', streamed' if train.streamed else ''}"
-            + (f", {len(finished)} members from an interrupted run" if finished else "")
-            + f"; about {_duration(estimate.seconds)}"
-        )
-        try:
-            with self._reporter.progress(title, "updates") as update:
-                result = run_sweep(sweep, replace(options, on_progress=update))
-        except KeyboardInterrupt:
-            kept = len(unfinished.read())
-            self._reporter.message(
-                f"{kept} of {len(sweep.members)} members are kept; the same command goes on"
-            )
-            raise
-        unfinished.remove()
-        return result
 
     def _row(
         self,
         job: Job,
         seed: int,
         run: str,
-        result: SweepResult,
+        fitted: Fitted,
         logits: torch.Tensor,
         train: SplitData,
         test: SplitData,
@@ -202,7 +159,7 @@ class _Runner:
             job.head.name,
             job.selection.name,
             job.selection.token_names,
-            self._protocol.name,
+            self._protocol.name if job.solver != EXACT else job.penalty,
         )
         return ResultRow(
             run=run,
@@ -221,12 +178,17 @@ class _Runner:
             top1=found.top1,
             top5=found.top5,
             gain=found.balanced_accuracy - self._baseline.get(seed, found.balanced_accuracy),
-            validation_balanced_accuracy=result.validation[result.member],
-            learning_rate=result.member.learning_rate,
-            weight_decay=result.member.weight_decay,
-            dropout=result.member.dropout,
-            parameters=result.num_parameters,
-            seconds=round(result.seconds, 3),
+            validation_balanced_accuracy=fitted.validation,
+            solver=job.solver,
+            penalty_kind=job.penalty if job.solver == EXACT else None,
+            learning_rate=fitted.chosen.learning_rate,
+            weight_decay=fitted.chosen.weight_decay,
+            dropout=fitted.chosen.dropout,
+            penalty=fitted.chosen.penalty,
+            converged=fitted.chosen.converged,
+            kept_layers=fitted.chosen.kept_layers,
+            parameters=fitted.parameters,
+            seconds=round(fitted.seconds, 3),
             train_samples=len(train.labels),
             test_samples=len(test.labels),
             finished_at=round(time.time(), 3),
@@ -234,9 +196,7 @@ class _Runner:
             folder="/".join(("heads", "-".join((*map(slug, words), f"s{seed}", run)))),
         )
 
-    def _save(
-        self, row: ResultRow, job: Job, result: SweepResult, logits: torch.Tensor, test: SplitData
-    ) -> None:
+    def _save(self, row: ResultRow, job: Job, fitted: Fitted, logits: torch.Tensor, test: SplitData) -> None:
         folder = self._request.out / row.folder
         folder.mkdir(parents=True, exist_ok=True)
         backbone = self._cache.spec.backbone
@@ -248,7 +208,7 @@ class _Runner:
             num_tokens=job.selection.num_tokens,
             options=job.options,
             width=backbone.width,
-            num_classes=result.num_classes,
+            num_classes=fitted.num_classes,
             class_names=class_names,
             cache_key=row.cache_key,
             architecture=backbone.architecture,
@@ -256,12 +216,12 @@ class _Runner:
             protocol=row.protocol,
             seed=row.seed,
         )
-        save_head(folder, result.head, config)
+        save_head(folder, fitted.head, config)
         save_predictions(
             folder / "predictions.csv", test.sample_ids, test.labels, logits.softmax(1).numpy(), class_names
         )
         if job.head.has_attention:
-            weights = mean_attention(result.head, test.tokens, job.selection)
+            weights = mean_attention(fitted.head, test.tokens, job.selection)
             title = f"{row.dataset}, {row.model}: attention over test images"
             save_attention(folder, weights, job.selection, title)
 

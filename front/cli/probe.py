@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("head", "layers", "tokens", "seed", "balanced acc", "top-1", "gain"),
-    *("lr", "weight decay", "dropout", "parameters", "seconds"),
+    *("chosen", "parameters", "seconds"),
 )
 
 EPILOG = """\b
@@ -29,6 +29,7 @@ Examples:
   featcache probe --head attentive
   featcache probe --head linear --head attentive --layers all --tokens cls+ap --seeds 0,1,2
   featcache probe --head attentive --layers last --tokens cls+patches
+  featcache probe --head linear --layers all --tokens cls+ap --solver exact
 """
 
 
@@ -69,6 +70,15 @@ Examples:
     help="Of matrix products: fp32, bf16, or auto: what is fast.",
 )
 @click.option(
+    "--solver",
+    default="adamw",
+    show_default=True,
+    help="adamw: train by the protocol; exact: solve for linear heads, penalty by penalty.",
+)
+@click.option(
+    "--penalty", default="l2", show_default=True, help="Of the exact solver: l2, or group-lasso over layers."
+)
+@click.option(
     "--memory",
     type=SIZE,
     help="For tokens and members, such as 2GB; tokens that do not fit are streamed.  [default: half of what is free]",
@@ -89,6 +99,8 @@ def probe_command(
     device: str,
     num_heads: int | None,
     precision: str,
+    solver: str,
+    penalty: str,
     memory: int | None,
     root: tuple[Path, ...],
     as_json: bool,
@@ -109,7 +121,18 @@ def probe_command(
     reporter = ConsoleReporter(quiet=as_json)
     reporter.message(f"cache: {entry.path}" + ("" if named else " (completed last)"))
     request = ProbeRequest(
-        heads, layers, tokens, num_heads, protocol, precision, memory, numbers, out=out, force=force
+        heads,
+        layers,
+        tokens,
+        num_heads,
+        protocol,
+        precision,
+        solver,
+        penalty,
+        memory,
+        numbers,
+        out,
+        force,
     )
     jobs(
         opened, request
@@ -126,8 +149,10 @@ def probe_command(
     if as_json:
         print_json([row.to_dict() for row in rows])
         return
-    print_table(COLUMNS, _table(rows), numeric=COLUMNS[3:])
+    print_table(COLUMNS, _table(rows), numeric=(*COLUMNS[3:7], *COLUMNS[8:]))
     for row in rows:
+        if row.kept_layers is not None:
+            click.echo(f"layers left with weight: {', '.join(row.kept_layers) or 'none'}")
         if row.learning_rate == max(get_protocol(row.protocol).learning_rates):
             click.echo(
                 f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the largest learning rate of "
@@ -151,9 +176,10 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
 def _table(rows: Sequence["ResultRow"]) -> list[list[str]]:
     """A line for every row, and where a head was trained with several seeds one for their mean."""
     lines = []
-    groups: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[ResultRow]] = {}
+    groups: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], list[ResultRow]] = {}
     for row in rows:
-        groups.setdefault((row.head, tuple(row.layer_names), tuple(row.tokens)), []).append(row)
+        key = (row.head, row.solver, tuple(row.layer_names), tuple(row.tokens))
+        groups.setdefault(key, []).append(row)
     for group in groups.values():
         lines += [_line(row) for row in group]
         if len(group) > 1:
@@ -162,7 +188,6 @@ def _table(rows: Sequence["ResultRow"]) -> list[list[str]]:
 
 
 def _line(row: "ResultRow") -> list[str]:
-    chosen = [f"{row.learning_rate:g}", f"{row.weight_decay:g}", f"{row.dropout:g}"]
     points = [f"{100 * row.balanced_accuracy:.2f}", f"{100 * row.top1:.2f}", f"{100 * row.gain:+.2f}"]
     return [
         row.head,
@@ -170,10 +195,17 @@ def _line(row: "ResultRow") -> list[str]:
         "+".join(row.tokens),
         str(row.seed),
         *points,
-        *chosen,
+        _chosen(row),
         f"{row.parameters:,}",
         f"{row.seconds:.1f}",
     ]
+
+
+def _chosen(row: "ResultRow") -> str:
+    if row.penalty is not None:
+        return f"{row.penalty_kind} {row.penalty:.2g}"
+    dropout = f", dropout {row.dropout:g}" if row.dropout else ""
+    return f"lr {row.learning_rate:g}, decay {row.weight_decay:g}{dropout}"
 
 
 def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
@@ -192,8 +224,6 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
         "+".join(first.tokens),
         "mean",
         *scores,
-        "",
-        "",
         "",
         f"{first.parameters:,}",
         f"{sum(r.seconds for r in group):.1f}",
