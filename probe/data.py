@@ -30,6 +30,8 @@ class SplitData:
     """``[N]``."""
     sample_ids: Sequence[str]
     streamed: bool
+    bytes: int
+    """Memory that the tokens take, or what is read ahead of them."""
 
 
 def load_split(
@@ -55,11 +57,13 @@ def load_split(
     labels, ids = reader.labels(), reader.sample_ids()
     if len(valid) < reader.num_samples:
         labels, ids = labels[valid], [ids[row] for row in valid]
-    if memory is not None and split_bytes(reader, selection) > memory:
-        return SplitData(StreamedTokens(reader, selection, valid, memory), labels, ids, streamed=True)
+    size = split_bytes(reader, selection)
+    if memory is not None and size > memory:
+        streamed = StreamedTokens(reader, selection, valid, memory)
+        return SplitData(streamed, labels, ids, streamed=True, bytes=memory)
     tokens = _load(reader, selection)
     tokens = tokens if len(valid) == reader.num_samples else tokens[torch.from_numpy(valid)]
-    return SplitData(InMemoryTokens(tokens, device), labels, ids, streamed=False)
+    return SplitData(InMemoryTokens(tokens, device), labels, ids, streamed=False, bytes=size)
 
 
 def split_bytes(reader: SplitReader, selection: Selection) -> int:

@@ -9,7 +9,6 @@ import torch
 from featcache.probe.data import SplitData
 from featcache.probe.estimate import estimate_sweep
 from featcache.probe.heads.base import Head
-from featcache.probe.memory import Budget
 from featcache.probe.process import threads_for
 from featcache.probe.protocol import Protocol
 from featcache.probe.request import EXACT, GROUP_LASSO, Job
@@ -43,7 +42,8 @@ class Fitter:
     protocol: Protocol
     device: torch.device
     precision: str
-    budget: Budget
+    memory: int
+    """Bytes for the members that train together."""
     out: Path
     force: bool
     reporter: Reporter
@@ -90,7 +90,7 @@ class Fitter:
         options = SweepOptions(
             self.device,
             self.precision,
-            memory=self.budget.for_members,
+            memory=self.memory,
             finished=finished,
             on_group=unfinished.write,
         )

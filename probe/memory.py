@@ -6,6 +6,7 @@ import torch
 
 from featcache.store.reading.machine import available_memory
 
+TRAIN = "train"
 # Of what is free now: others need memory too, and so do Python, torch and what a step makes on its way.
 SHARE = 0.5
 
@@ -25,12 +26,10 @@ class Budget:
             return cls(int(SHARE * torch.cuda.mem_get_info(device)[0]))
         return cls(int(SHARE * available_memory()))
 
-    @property
-    def for_tokens(self) -> int:
+    def for_tokens(self, split: str) -> int:
         """Most that the tokens of a split may take; a larger one is streamed."""
-        return self.total // 2
+        return self.total // (2 if split == TRAIN else 4)
 
-    @property
-    def for_members(self) -> int:
-        """Most that parameters and moments of the members that train together may take."""
-        return self.total // 2
+    def for_members(self, tokens: int) -> int:
+        """What `tokens` bytes of tokens leave for parameters and moments of the members that train together."""
+        return self.total - min(tokens, 3 * self.total // 4)

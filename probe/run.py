@@ -100,7 +100,9 @@ class _Runner:
                 )
             else:
                 data = data or {
-                    split: load_split(self._cache, split, job.selection, self._device, budget.for_tokens)
+                    split: load_split(
+                        self._cache, split, job.selection, self._device, budget.for_tokens(split)
+                    )
                     for split in SPLITS
                 }
                 row = self._train(job, seed, run, data["train"], data["test"], budget)
@@ -114,8 +116,7 @@ class _Runner:
                 # A partial cache gives other scores than the same cache completed.
                 "blocks": len(self._cache.manifest.blocks),
                 "head": job.head.name,
-                "layers": job.selection.layers,
-                "tokens": job.selection.kinds,
+                "tokens": [[part.group, part.layers, part.tokens] for part in job.selection.parts],
                 "options": job.options,
                 "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
                 "precision": self._precision,
@@ -130,8 +131,9 @@ class _Runner:
         self, job: Job, seed: int, run: str, train: SplitData, test: SplitData, budget: Budget
     ) -> ResultRow:
         request = self._request
+        memory = budget.for_members(train.bytes + test.bytes)
         fitter = Fitter(
-            self._protocol, self._device, self._precision, budget, request.out, request.force, self._reporter
+            self._protocol, self._device, self._precision, memory, request.out, request.force, self._reporter
         )
         fitted = fitter.fit(job, seed, run, _title(job, seed), train)
         rows = torch.arange(test.tokens.num_samples)
