@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from featcache.probe.heads import scratch
+
 # Of glibc's mallopt.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
@@ -28,12 +30,21 @@ def keep_freed_memory() -> None:
     Fresh pages are cleared by the system as they are first touched, which takes longer than most operations of a small head.
     Does nothing where there is no glibc.
     """
+    _call_glibc("mallopt", _MMAP_MAX, 0)
+    _call_glibc("mallopt", _TRIM_THRESHOLD, 2**31 - 1)
+
+
+def return_freed_memory() -> None:
+    """Give the system what was kept: between two heads, whose tokens may differ in size."""
+    scratch.release()
+    _call_glibc("malloc_trim", 0)
+
+
+def _call_glibc(function: str, *arguments: int) -> None:
     try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_MMAP_MAX, 0)
-        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
     except (OSError, AttributeError):
-        return
+        return  # another C library
 
 
 @contextmanager

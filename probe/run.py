@@ -13,7 +13,7 @@ from featcache.probe.fitting import Fitted, Fitter
 from featcache.probe.memory import Budget
 from featcache.probe.metrics import scores
 from featcache.probe.precision import choose_precision
-from featcache.probe.process import flush_denormals
+from featcache.probe.process import flush_denormals, return_freed_memory
 from featcache.probe.protocol import Protocol, get_protocol
 from featcache.probe.request import EXACT, Job, ProbeRequest, jobs
 from featcache.probe.results import ResultRow, append_row, read_rows, run_id, save_predictions
@@ -58,7 +58,11 @@ def probe(
     wanted = jobs(cache, request)
     request.out.mkdir(parents=True, exist_ok=True)
     runner = _Runner(cache, request, torch.device(device), reporter or Silent())
-    return [row for job in wanted for row in runner.run(job)]
+    rows = []
+    for job in wanted:
+        rows += runner.run(job)
+        return_freed_memory()
+    return rows
 
 
 def _is_kept(request: ProbeRequest, row: ResultRow) -> bool:
