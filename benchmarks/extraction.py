@@ -42,7 +42,7 @@ from featcache.store.writing.writer import CacheWriter
 REPO = Path(__file__).parent.parent
 WEIGHTS, IMAGES = REPO / ".demo" / "dinov2_vits14.safetensors", REPO / ".demo" / "textile"
 MODEL = "dinov2-vit-s-14"
-RUNS = 5
+RUNS = 9
 MEGABYTE = 2**20
 CPU = torch.device("cpu")
 

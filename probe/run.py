@@ -58,7 +58,7 @@ def probe(
     wanted = jobs(cache, request)
     request.out.mkdir(parents=True, exist_ok=True)
     runner = _Runner(cache, request, torch.device(device), reporter or Silent())
-    rows = []
+    rows: list[ResultRow] = []
     for job in wanted:
         rows += runner.run(job)
         return_freed_memory()
