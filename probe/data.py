@@ -61,9 +61,8 @@ def load_split(
     if memory is not None and size > memory:
         streamed = StreamedTokens(reader, selection, valid, memory)
         return SplitData(streamed, labels, ids, streamed=True, bytes=memory)
-    tokens = _load(reader, selection)
-    tokens = tokens if len(valid) == reader.num_samples else tokens[torch.from_numpy(valid)]
-    return SplitData(InMemoryTokens(tokens, device), labels, ids, streamed=False, bytes=size)
+    tokens = InMemoryTokens(_load(reader, selection, valid), device, valid)
+    return SplitData(tokens, labels, ids, streamed=False, bytes=size)
 
 
 def split_bytes(reader: SplitReader, selection: Selection) -> int:
@@ -72,16 +71,19 @@ def split_bytes(reader: SplitReader, selection: Selection) -> int:
     return reader.num_samples * selection.num_tokens * width * DTYPES[reader.dtype].stored.itemsize
 
 
-def _load(reader: SplitReader, selection: Selection) -> torch.Tensor:
-    """All rows, ``[N, T, D]`` as stored."""
-    shape = (reader.num_samples, selection.num_tokens, _width(reader, selection))
+def _load(reader: SplitReader, selection: Selection, valid: npt.NDArray[np.int64]) -> torch.Tensor:
+    """The valid rows, ``[N, T, D]`` as stored."""
+    shape = (len(valid), selection.num_tokens, _width(reader, selection))
     out = np.empty(shape, DTYPES[reader.dtype].stored)
     start = 0
     for part in selection.parts:
-        into = out[:, start : start + part.num_tokens]
+        view, into = reader.view(group=part.group), out[:, start : start + part.num_tokens]
         # Dividing an axis makes a view, so this is read straight into its place.
         place = into.reshape(len(out), len(part.layers), len(part.tokens), -1)
-        reader.view(group=part.group).load(part.layers, part.tokens, out=place)
+        if len(valid) == reader.num_samples:
+            view.load(part.layers, part.tokens, out=place)
+        else:
+            view.gather(valid, part.layers, part.tokens, out=place)
         start += part.num_tokens
     return as_tensor(out, reader.dtype)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from featcache.probe.heads import HeadInfo, get_head
 from featcache.probe.protocol import get_protocol
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.inventory import SPLITS
-from featcache.store.layers import FINAL, TOKEN_KINDS, parse_layers, parse_tokens
+from featcache.store.inventory import DEFAULT_TAP, SPLITS
+from featcache.store.layers import FINAL, TOKEN_KINDS, parse_layers
 from featcache.store.reading.reader import Cache
 from featcache.store.requests import AUTO
-from featcache.store.token_groups import POOLED, parse_groups, tap_and_group
+from featcache.store.token_groups import POOLED, array_name, parse_groups
 
 if TYPE_CHECKING:
     from featcache.probe.heads.base import Head
@@ -176,12 +176,13 @@ def _num_heads(head: HeadInfo, selection: Selection, request: ProbeRequest) -> i
 
 
 def _parse_kinds(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.replace("+", ",").split(",") if name.strip())
-    pooled = tuple(name for name in names if name in TOKEN_KINDS)
-    groups = tuple(name for name in names if name not in TOKEN_KINDS)
-    if groups or not names:
-        groups = parse_groups(text)[1:]
-    return (*(parse_tokens("+".join(pooled)) if pooled else ()), *groups)
+    """Class token and average in the order given, then the groups in that of `GROUPS`: one selection, one result."""
+    groups = parse_groups(text)[1:]
+    names = [name.strip() for name in text.replace("+", ",").split(",") if name.strip()]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise RequestError(f"token kind {', '.join(doubled)} is named more than once in {text!r}")
+    return (*(name for name in names if name in TOKEN_KINDS), *groups)
 
 
 def _default_tokens(cache: Cache, head: HeadInfo) -> tuple[str, ...]:
@@ -217,11 +218,13 @@ def _select(cache: Cache, layers: str, kinds: tuple[str, ...]) -> Selection:
 
 def _group_part(cache: Cache, group: str, names: tuple[str, ...]) -> Part:
     """All tokens of a group in those of the layers that hold it."""
-    arrays = cache.inventory.splits[SPLITS[0]].arrays.values()
-    if not any(array.layers and tap_and_group(array.name)[1] == group for array in arrays):
-        raise RequestError(
-            f"{cache.directory} holds no {group}; the same `featcache extract` with --tokens {group} adds them"
-        )
+    for split in SPLITS:
+        arrays = cache.inventory.splits[split].arrays
+        if not any(array_name(tap, group) in arrays for tap in (DEFAULT_TAP, FINAL)):
+            raise RequestError(
+                f"{cache.directory} holds no {group} of the {split} split; "
+                f"the same `featcache extract` with --tokens {group} adds them"
+            )
     held = cache[SPLITS[0]].view(group=group)
     layers = tuple(name for name in names if name in held.layers)
     if not layers:

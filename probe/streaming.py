@@ -49,7 +49,8 @@ class StreamedTokens:
 
     def batch(self, rows: Tensor) -> Tensor:
         """Return the tokens of `rows`, ``[B, T, D]`` float32, each L2-normalised."""
-        return _normalised(self._gather(self._valid[rows.numpy()]))
+        chosen = self._valid[rows.numpy()]
+        return _normalised(self._gather(chosen), chosen)
 
     def epochs(
         self, rows: Tensor, batch_size: int, num_epochs: int, seed: int
@@ -64,7 +65,7 @@ class StreamedTokens:
             for chosen, features in batches:
                 led = _flat(as_tensor(features, self._dtype))
                 tokens = led if len(self._parts) == 1 else self._gather(chosen, led)
-                yield torch.from_numpy(np.searchsorted(self._valid, chosen)), _normalised(tokens)
+                yield torch.from_numpy(np.searchsorted(self._valid, chosen)), _normalised(tokens, chosen)
 
     def _gather(self, rows: npt.NDArray[np.int64], led: Tensor | None = None) -> Tensor:
         """All parts of `rows` side by side, ``[B, T, D]`` as stored; `led` is the leading part, if it is there already."""
@@ -82,8 +83,8 @@ def _flat(features: Tensor) -> Tensor:
     return features.flatten(1, 2)
 
 
-def _normalised(tokens: Tensor) -> Tensor:
+def _normalised(tokens: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
     tokens = tokens.float()
     norms = torch.linalg.vector_norm(tokens, dim=-1)
-    check_finite(norms)
+    check_finite(norms, rows)
     return tokens.mul_(norms.reciprocal().where(norms > 0, 0.0).unsqueeze(-1))

@@ -60,8 +60,18 @@ class InMemoryTokens:
     takes no more memory than on disk and nothing is rounded twice. A zero vector stays zero.
     """
 
-    def __init__(self, array: npt.NDArray[Any] | Tensor, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        array: npt.NDArray[Any] | Tensor,
+        device: torch.device | str = "cpu",
+        rows: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         """Take over `array`, ``[N, T, D]``, float16, bfloat16 or float32, without a copy where possible.
+
+        Args:
+            array: the tokens.
+            device: where they are kept.
+            rows: ``[N]``, the rows of the split that the samples are, for errors; by default the first N.
 
         Raises:
             RequestError: another shape or dtype, or a value that is not finite.
@@ -73,7 +83,7 @@ class InMemoryTokens:
                 f"{tuple(self._tokens.shape)}"
             )
         norms = _norms(self._tokens)
-        check_finite(norms)
+        check_finite(norms, rows)
         self._scale = norms.reciprocal().where(norms > 0, 0.0)  # [N, T]
 
     @property
@@ -120,15 +130,21 @@ def _norms(tokens: Tensor) -> Tensor:
     return torch.cat([torch.linalg.vector_norm(chunk.float(), dim=-1) for chunk in chunks])
 
 
-def check_finite(norms: Tensor) -> None:
+def check_finite(norms: Tensor, rows: npt.NDArray[np.int64] | None = None) -> None:
     """Refuse norms ``[N, T]`` that are not finite: one bad value would turn every parameter into NaN, without a word.
+
+    Args:
+        norms: of the tokens of N samples.
+        rows: ``[N]``, the rows of the split that the samples are; by default the first N.
 
     Raises:
         RequestError: naming the first bad sample.
     """
-    bad = (~norms.isfinite()).any(dim=1).nonzero()
+    bad = (~norms.isfinite()).any(dim=1).nonzero().squeeze(1)
     if len(bad):
+        first = int(bad[0]) if rows is None else int(rows[int(bad[0])])
+        samples = "1 sample holds" if len(bad) == 1 else f"{len(bad)} samples hold"
         raise RequestError(
-            f"{len(bad)} samples hold values that are not finite, the first is row {int(bad[0])}; "
+            f"{samples} values that are not finite, the first is row {first}; "
             "leave them out (skipped samples are marked invalid in a cache)"
         )

@@ -297,7 +297,7 @@ def test_tokens_are_normalised_and_zeros_stay(dtype: type) -> None:
 def test_tokens_that_cannot_be_used() -> None:
     array = np.ones((4, 2, 8), dtype=np.float32)
     array[3, 1, 5] = np.nan
-    with pytest.raises(RequestError, match="1 samples hold values that are not finite, the first is row 3"):
+    with pytest.raises(RequestError, match="1 sample holds values that are not finite, the first is row 3"):
         InMemoryTokens(array)
     with pytest.raises(RequestError, match=r"shape \[N, T, D\], not torch.float64 of shape \(4, 16\)"):
         InMemoryTokens(np.ones((4, 16)))
