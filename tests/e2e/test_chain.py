@@ -38,9 +38,8 @@ def test_digits_from_images_to_table(cli, weights, tmp_path):
     result = json.loads(extracted.out)
     assert (result["cached"], result["samples"]) == (False, 600)
 
-    probed = cli(
-        "probe", "--head", "linear", "--head", "attentive", "--layers", "all", "--tokens", "cls+ap", "--json"
-    )
+    quick = ("probe", "--protocol", "quick", "--json")
+    probed = cli(*quick, "--head", "linear", "--head", "attentive", "--layers", "all", "--tokens", "cls+ap")
     assert probed.status == 0, probed.err
     rows = json.loads(probed.out)
     assert [(row["head"], row["layers"], row["tokens"]) for row in rows] == [
@@ -61,9 +60,9 @@ def test_digits_from_images_to_table(cli, weights, tmp_path):
     assert rows[1]["parameters"] == 10 * (12 * 64 + 1)
     _check_files(Path("featcache-results"), rows[2], Path(result["path"]))
 
-    again = cli("probe", "--head", "attentive", "--json")
+    again = cli(*quick, "--head", "attentive")
     assert json.loads(again.out) == [rows[0], rows[2]], "what the results hold is not trained again"
-    forced = json.loads(cli("probe", "--head", "linear", "--force", "--json").out)
+    forced = json.loads(cli(*quick, "--head", "linear", "--force").out)
     assert forced[0]["balanced_accuracy"] == rows[0]["balanced_accuracy"], "the seed fixes everything"
     assert forced[0]["finished_at"] > rows[0]["finished_at"]
 
@@ -89,8 +88,10 @@ def _check_files(out, row, cache_path):
     import torch
 
     with torch.inference_mode():
-        logits = head(tokens.batch(torch.arange(len(features))))
-    assert logits.argmax(1).tolist() == [int(p["predicted"]) for p in predictions]
+        probabilities = head(tokens.batch(torch.arange(len(features)))).squeeze(0).softmax(1)
+    assert probabilities.argmax(1).tolist() == [int(p["predicted"]) for p in predictions]
+    largest = [float(p["probability"]) for p in predictions]
+    np.testing.assert_allclose(probabilities.amax(1).numpy(), largest, atol=1e-4)
 
 
 def test_a_cached_answer_is_quick_and_needs_no_torch(cli, weights, images):
@@ -142,7 +143,7 @@ def test_own_splits_and_a_class_that_test_lacks(cli, weights, tmp_path):
     make_images(tmp_path / "data" / "train", {"a": 12, "b": 12, "c": 12})
     make_images(tmp_path / "data" / "test", {"a": 5, "b": 4}, seed=1)
     assert cli(*extract_arguments(weights, "imagefolder:data")).status == 0
-    rows = json.loads(cli("probe", "--head", "linear", "--json").out)
+    rows = json.loads(cli("probe", "--head", "linear", "--protocol", "quick", "--json").out)
     assert (rows[0]["train_samples"], rows[0]["test_samples"]) == (36, 9)
     info = json.loads(cli("info", "--json").out)
     assert info["inventory"]["class_names"] == ["a", "b", "c"]
@@ -150,7 +151,7 @@ def test_own_splits_and_a_class_that_test_lacks(cli, weights, tmp_path):
 
 def test_seeds_give_rows_and_a_mean(cli, weights, images):
     cli(*extract_arguments(weights, f"imagefolder:{images}"))
-    table = cli("probe", "--head", "linear", "--seeds", "0,1")
+    table = cli("probe", "--head", "linear", "--protocol", "quick", "--seeds", "0,1")
     assert table.status == 0
     lines = table.out.splitlines()
     assert lines[0].split() == [

@@ -74,7 +74,7 @@ def test_an_image_that_does_not_decode(cli, weights, images, tmp_path):
     assert {name for ids in cache.provenance["skipped"].values() for name in ids} == gone
     assert "skipped   2 samples without features" in cli("info").out
     assert cli("verify").status == 0
-    row = json.loads(cli("probe", "--head", "linear", "--json").out)[0]
+    row = json.loads(cli("probe", "--head", "linear", "--protocol", "quick", "--json").out)[0]
     assert row["train_samples"] + row["test_samples"] == 118
 
 
@@ -152,7 +152,7 @@ def test_a_module_of_ones_own(cli, images, tmp_path):
     assert extract(request, [tmp_path / "root"], backbone=backbone).cached
     assert cli("verify").status == 0
     assert "mine" in cli("ls").out
-    assert json.loads(cli("probe", "--head", "linear", "--json").out)[0]["test_samples"] == 30
+    assert json.loads(cli("probe", "--head", "linear", "--protocol", "quick", "--json").out)[0]["test_samples"] == 30
     with torch.no_grad():
         module.blocks[0].norm1.weight += 1
     changed = extract(
