@@ -71,11 +71,23 @@ def cli(monkeypatch, capsys) -> Callable[..., Outcome]:
     return run
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Heads this small train ten times slower on two threads that wait for each other on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def roots_of_its_own(monkeypatch, tmp_path):
     """No test sees the user's caches or leaves results in the working directory."""
     monkeypatch.setenv("FEATCACHE_ROOT", str(tmp_path / "root"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def featcache(*arguments: object, **options) -> subprocess.Popen:
