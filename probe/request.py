@@ -77,7 +77,8 @@ class ProbeRequest:
 
     Raises:
         UnknownNameError: a head or the protocol does not exist.
-        RequestError: no head or no seed is named, or the solver cannot solve for a head.
+        RequestError: no head or no seed is named, attention heads for heads without attention, or a solver that cannot
+            solve for a head.
     """
 
     heads: tuple[str, ...]
@@ -119,6 +120,8 @@ class ProbeRequest:
             )
         if not self.heads or not self.seeds:
             raise RequestError("a probe needs at least one head and one seed")
+        if self.num_heads is not None and not any(get_head(name).has_attention for name in self.heads):
+            raise RequestError("num-heads is for heads with attention, such as attentive; none is asked for")
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,8 @@ def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     asked = []
     for head in map(get_head, request.heads):
         kinds = _default_tokens(cache, head) if request.tokens is None else _parse_kinds(request.tokens)
-        selection = _select(cache, request.layers or head.default_layers, kinds)
+        layers = head.default_layers if request.layers is None else request.layers
+        selection = _select(cache, layers, kinds)
         num_heads = _num_heads(head, selection, request)
         asked.append(Job(head, selection, num_heads, request.solver, request.penalty))
     base = baseline(cache)

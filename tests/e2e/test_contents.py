@@ -152,7 +152,10 @@ def test_a_module_of_ones_own(cli, images, tmp_path):
     assert extract(request, [tmp_path / "root"], backbone=backbone).cached
     assert cli("verify").status == 0
     assert "mine" in cli("ls").out
-    assert json.loads(cli("probe", "--head", "linear", "--protocol", "quick", "--json").out)[0]["test_samples"] == 30
+    assert (
+        json.loads(cli("probe", "--head", "linear", "--protocol", "quick", "--json").out)[0]["test_samples"]
+        == 30
+    )
     with torch.no_grad():
         module.blocks[0].norm1.weight += 1
     changed = extract(

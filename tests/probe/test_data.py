@@ -74,8 +74,18 @@ def test_what_exceeds_the_memory_is_streamed(cache):
 @pytest.mark.parametrize(
     ("layers", "tokens", "error", "message"),
     [
-        ("all", "cls+grid4", RequestError, "holds no grid4 of the train split; .* extract` with --tokens grid4 adds them"),
-        ("0,2", "cls+patches", RequestError, "the cache holds patches of 1, 3, final, none of which is asked"),
+        (
+            "all",
+            "cls+grid4",
+            RequestError,
+            "holds no grid4 of the train split; .* extract` with --tokens grid4 adds them",
+        ),
+        (
+            "0,2",
+            "cls+patches",
+            RequestError,
+            "the cache holds patches of 1, 3, final, none of which is asked",
+        ),
         ("last", "cls+ap+cls", RequestError, r"token kind cls is named more than once in 'cls\+ap\+cls'"),
         ("last", "patches,cls,patches", RequestError, "token kind patches is named more than once"),
         ("last", "cls+patch", UnknownNameError, "unknown token kind 'patch'; did you mean patches"),

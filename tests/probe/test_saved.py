@@ -1,0 +1,94 @@
+"""Heads on disk are the heads that were saved, or are refused by name."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from featcache.probe.heads import get_head
+from featcache.probe.heads.base import Head
+from featcache.probe.heads.scratch import release
+from featcache.probe.protocol import QUICK, Member
+from featcache.probe.saved import CONFIG_FILE, PARAMETERS_FILE, HeadConfig, load_head, save_head
+from featcache.probe.tokens import InMemoryTokens
+from featcache.probe.trainer import fit_members, predict
+from featcache.store.errors import CacheError
+
+OPTIONS = {"linear": {}, "attentive": {"num_heads": 2}}
+
+
+def trained(name: str, num_samples: int = 40) -> tuple[Head, InMemoryTokens]:
+    """A head of 3 tokens of width 8 and 3 classes after some updates, so that no parameter is as it was drawn."""
+    array = np.random.default_rng(0).normal(size=(num_samples, 3, 8)).astype(np.float32)
+    source, info = InMemoryTokens(array), get_head(name)
+    (head,) = fit_members(
+        lambda *size: info.build(*size, **OPTIONS[name]),
+        source,
+        torch.arange(num_samples) % 3,
+        torch.arange(num_samples),
+        [Member(1e-2, 1e-4, 0.1 if info.has_dropout else 0.0)],
+        protocol=replace(QUICK, min_epochs=1, min_steps=5),
+        batch_size=20,
+        seed=0,
+        num_classes=3,
+    )
+    return head, source
+
+
+def config(name: str) -> HeadConfig:
+    return HeadConfig(
+        head=name,
+        layers=("1", "final"),
+        tokens=("cls", "patches"),
+        num_tokens=3,
+        options=OPTIONS[name],
+        width=8,
+        num_classes=3,
+        class_names=("a", "b", "c"),
+        cache_key="0123456789ab",
+        architecture="timm:tiny",
+        weights_digest="0" * 64,
+        protocol="quick",
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_there_and_back(tmp_path: Path, name: str) -> None:
+    head, source = trained(name)
+    save_head(tmp_path, head, config(name))
+    loaded, found = load_head(tmp_path)
+    assert json.loads(json.dumps(vars(found))) == json.loads(json.dumps(vars(config(name))))
+    rows = torch.arange(40)
+    torch.testing.assert_close(predict(loaded, source, rows, 16), predict(head, source, rows, 16))
+    assert not loaded.training
+    with pytest.raises(FileNotFoundError):
+        load_head(tmp_path / "elsewhere")
+
+
+def test_files_that_do_not_fit_each_other(tmp_path: Path) -> None:
+    head, _ = trained("attentive")
+    for changes in ({"options": {"num_heads": 3}}, {"head": "linear", "options": {}}, {"num_classes": 4}):
+        save_head(tmp_path, head, replace(config("attentive"), **changes))
+        with pytest.raises(CacheError, match=f"{PARAMETERS_FILE} does not fit {CONFIG_FILE}"):
+            load_head(tmp_path)
+    save_head(tmp_path, head, config("attentive"))
+    whole = (tmp_path / PARAMETERS_FILE).read_bytes()
+    (tmp_path / PARAMETERS_FILE).write_bytes(whole[:-10])
+    with pytest.raises(CacheError, match=PARAMETERS_FILE):
+        load_head(tmp_path)
+    (tmp_path / CONFIG_FILE).write_text((tmp_path / CONFIG_FILE).read_text().replace('"final"', '"2"'))
+    with pytest.raises(CacheError, match="field 'digest' does not match"):
+        load_head(tmp_path)
+
+
+def test_a_head_that_predicts_first_leaves_others_to_train(tmp_path: Path) -> None:
+    """As in a notebook: buffers that predicting made are used again by a training in the same thread."""
+    head, source = trained("attentive")
+    release()
+    predict(head, source, torch.arange(40), 40)
+    again, _ = trained("attentive")
+    torch.testing.assert_close(again.state_dict(), head.state_dict(), rtol=0, atol=0)
