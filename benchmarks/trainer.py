@@ -1,38 +1,53 @@
-"""What training a head costs, against the obvious implementation."""
+"""What training heads costs, against the obvious implementation: one module and one loop for every member.
 
-from collections.abc import Callable
+All rows or some of them: `.venv/bin/python benchmarks/trainer.py [attentive linear ...]`. With --tiny the sizes are those of a toy,
+which shows that a row runs, and nothing else.
+"""
 
-import torch
-from oracle import ObviousAttentiveHead
-from timing import Document, side_by_side
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 
-from featcache.probe.heads import get_head
+from timing import Document
+
+from featcache.probe.process import flush_denormals, keep_freed_memory
+
+ROWS = {
+    "attentive": ("trainer_sweeps", "bench_attentive"),
+    "rates": ("trainer_rates", "bench_rates"),
+    "aat": ("trainer_sweeps", "bench_aat"),
+    "linear": ("trainer_sweeps", "bench_linear"),
+    "streaming": ("trainer_caches", "bench_streaming"),
+    "gpu": ("trainer_caches", "bench_gpu"),
+    "agreement": ("trainer_scores", "bench_digits"),
+    "textile": ("trainer_scores", "bench_textile"),
+}
+"""By row: module and function. The first line of the function's docstring is the title."""
 
 
-def bench_trainer() -> Document:
-    """All rows of the trainer."""
-    return {
-        "attentive head, one training step (batch x tokens x width)": {
-            f"{batch} x {tokens} x {width}": bench_head(batch, tokens, width)
-            for batch, tokens, width in ((300, 24, 384), (204, 48, 1024))
-        }
-    }
+def bench_trainer(rows: Sequence[str] = (), tiny: bool = False) -> Document:
+    """The rows named, or all."""
+    keep_freed_memory()  # as the command line does; both sides of every comparison run in this process
+    document: Document = {}
+    for row in rows or ROWS:
+        module, name = ROWS[row]
+        function = getattr(import_module(module), name)
+        document[function.__doc__.splitlines()[0].rstrip(".")] = function(tiny)
+    return document
 
 
-def bench_head(batch: int, tokens: int, width: int) -> Document:
-    """One training step of the attentive head against the obvious module with materialised keys and values."""
-    x = torch.nn.functional.normalize(torch.randn(batch, tokens, width), dim=-1)
-    labels = torch.randint(0, 100, (batch,))
-    heads = [get_head("attentive").build(tokens, width, 100, 0.1), ObviousAttentiveHead(width, 100, tokens)]
-
-    def stepper(head: torch.nn.Module) -> Callable[[], None]:
-        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
-
-        def step() -> None:
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(head.train()(x), labels).backward()
-            optimizer.step()
-
-        return step
-
-    return side_by_side(stepper(heads[0]), stepper(heads[1]))
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="row", help=f"{', '.join(ROWS)}; all if none is named")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes: only whether it runs")
+    arguments = parser.parse_args()
+    unknown = [row for row in arguments.rows if row not in ROWS]
+    if unknown:
+        parser.error(f"unknown row {unknown[0]!r}; there are {', '.join(ROWS)}")
+    tests = Path(__file__).parent.parent / "tests"
+    sys.path[:0] = [str(tests), str(tests / "probe")]
+    flush_denormals()
+    print(json.dumps(bench_trainer(arguments.rows, arguments.tiny), indent=1))
