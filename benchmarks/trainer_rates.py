@@ -37,7 +37,10 @@ def bench_rates(tiny: bool) -> Document:
         peak = 2 * side**3 / _seconds(lambda a=a, b=b: torch.mm(a, b), 10)
         document[f"GFLOP/s of {side} x {side} x {side}, {precision}"] = _giga(peak)
         for setting in TINY if tiny else ATTENTIVE:
-            work, seconds = sum(step_work(setting).values()), float(str(compare(setting, precision)["seconds"]))
+            work, seconds = (
+                sum(step_work(setting).values()),
+                float(str(compare(setting, precision)["seconds"])),
+            )
             document[f"{setting.name}, {precision}"] = {
                 "GFLOP of an update": _giga(work),
                 "GFLOP/s": _giga(work / seconds),
@@ -66,9 +69,7 @@ def step_work(setting: Setting) -> dict[str, float]:
 
 
 def _products(setting: Setting, kind: torch.dtype) -> Document:
-    return {
-        name: _giga(work / _seconds(run, 5)) for name, work, run in _product_list(setting, kind)
-    }
+    return {name: _giga(work / _seconds(run, 5)) for name, work, run in _product_list(setting, kind)}
 
 
 def _product_list(setting: Setting, kind: torch.dtype) -> Iterator[tuple[str, float, Callable[[], object]]]:
