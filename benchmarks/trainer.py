@@ -33,6 +33,7 @@ def bench_trainer(rows: Sequence[str] = (), tiny: bool = False) -> Document:
     keep_freed_memory()  # as the command line does; both sides of every comparison run in this process
     document: Document = {}
     for row in rows or ROWS:
+        print(f"measuring: trainer, {row}", file=sys.stderr, flush=True)
         module, name = ROWS[row]
         function = getattr(import_module(module), name)
         document[function.__doc__.splitlines()[0].rstrip(".")] = function(tiny)

@@ -90,7 +90,7 @@ def bench_gpu(tiny: bool) -> Document | str:
         rows = {"train": 50_000, "test": 10_000}
         return _paper_table(rows, 24, 1024, 100, "cuda", "paper")
     if tiny:
-        return _paper_table({"train": 200, "test": 100}, 4, 32, 10, "cpu", "quick")
+        return _paper_table({"train": 200, "test": 100}, 8, 32, 10, "cpu", "quick")
     return "not measured: no CUDA device"
 
 

@@ -15,6 +15,7 @@ from trainer_sweeps import PRECISIONS
 
 from featcache.probe.data import load_split
 from featcache.probe.heads import get_head
+from featcache.probe.heads.scratch import release
 from featcache.probe.metrics import balanced_accuracy
 from featcache.probe.protocol import QUICK, Member, Protocol, batch_size
 from featcache.probe.request import ProbeRequest, jobs
@@ -99,7 +100,9 @@ def _fast(
         precision=precision,
     )
     rows = torch.arange(test.num_samples)
-    return [balanced_accuracy(predict(head, test, rows, 256), wanted, classes) for head in heads]
+    scores = [balanced_accuracy(predict(head, test, rows, 256), wanted, classes) for head in heads]
+    release()
+    return scores
 
 
 def _obvious(
