@@ -103,7 +103,7 @@ class Sweep:
 
 
 @cache
-def compare(setting: Setting, precision: str, measured: int = 1, runs: int = 5) -> Document:
+def compare(setting: Setting, precision: str, measured: int = 1, runs: int = 3) -> Document:
     """Seconds of an update of all members, both ways; `measured` members stand for all on the obvious side."""
     features, labels = setting.samples()
     member = next(member for member in setting.members if member.dropout or setting.head != "attentive")
@@ -143,11 +143,11 @@ def bench_attentive(tiny: bool) -> Document:
 def bench_aat(tiny: bool) -> Document:
     """One update of one attentive head with 8 heads on all tokens of a layer, against the obvious module in fp32."""
     batch, tokens, width = (8, 17, 64) if tiny else (64, 257, 1024)
-    return _table((Setting(batch, tokens, width, 100, (ONE,), num_heads=8),))
+    return _table((Setting(batch, tokens, width, 100, (ONE,), num_heads=8),), runs=7)
 
 
 def bench_linear(tiny: bool) -> Document:
     """One update of the linear sweep of `paper`, against one head after another in fp32."""
     batch, tokens, width = (20, 6, 32) if tiny else (204, 48, 1024)
     members = PAPER.members(has_dropout=False)
-    return _table((Setting(batch, tokens, width, 102, members, head="linear"),), measured=3)
+    return _table((Setting(batch, tokens, width, 102, members, head="linear"),), measured=3, runs=7)
