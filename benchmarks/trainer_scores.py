@@ -54,7 +54,7 @@ def bench_textile(tiny: bool) -> Document | str:
         splits.append((data.tokens, torch.from_numpy(data.labels)))
     steps = 2 if tiny else 60
     protocol = replace(QUICK, min_epochs=1, min_steps=steps)
-    return _scores(splits, (Member(1e-3, 1e-2, 0.1),), protocol, range(2 if tiny else 3))
+    return _scores(splits, (Member(1e-3, 1e-2, 0.1),), protocol, range(2 if tiny else 5))
 
 
 def _scores(
