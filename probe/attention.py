@@ -11,10 +11,10 @@ import torch
 from featcache.probe.heads.base import Head
 from featcache.probe.request import Selection
 from featcache.probe.tokens import TokenSource
+from featcache.probe.trainer import prediction_batch
 from featcache.store.files import write_atomic
 
 HEATMAP_FILE = "attention.png"
-BATCH = 512
 
 
 @torch.inference_mode()
@@ -31,7 +31,7 @@ def mean_attention(head: Head, tokens: TokenSource, selection: Selection) -> npt
     """
     device = next(head.parameters()).device
     total = torch.zeros(tokens.num_tokens, dtype=torch.float64)
-    for rows in torch.split(torch.arange(tokens.num_samples), BATCH):
+    for rows in torch.split(torch.arange(tokens.num_samples), prediction_batch(tokens)):
         # [1, B, H, T] -> [T]
         weights = head.attention(tokens.batch(rows).to(device))
         total += weights.cpu().double().mean(2).sum((0, 1))

@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 
 from featcache.probe.dataset import as_tensor
+from featcache.probe.memory import TRAIN, Budget
 from featcache.probe.request import Selection
 from featcache.probe.streaming import StreamedTokens
 from featcache.probe.tokens import InMemoryTokens, TokenSource
 from featcache.store.arrays import DTYPES
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, RequestError
 from featcache.store.reading.reader import Cache
 from featcache.store.reading.split import SplitReader
 
@@ -57,12 +58,39 @@ def load_split(
     labels, ids = reader.labels(), reader.sample_ids()
     if len(valid) < reader.num_samples:
         labels, ids = labels[valid], [ids[row] for row in valid]
+    window = stream_window(reader, selection, memory)
+    if window is not None:
+        streamed = StreamedTokens(reader, selection, valid, window)
+        return SplitData(streamed, labels, ids, streamed=True, bytes=window)
     size = split_bytes(reader, selection)
-    if memory is not None and size > memory:
-        streamed = StreamedTokens(reader, selection, valid, memory)
-        return SplitData(streamed, labels, ids, streamed=True, bytes=memory)
     tokens = InMemoryTokens(_load(reader, selection, valid), device, valid)
     return SplitData(tokens, labels, ids, streamed=False, bytes=size)
+
+
+def stream_window(reader: SplitReader, selection: Selection, memory: int | None) -> int | None:
+    """Bytes that are read ahead where the tokens of a split do not fit into `memory`; None where they fit.
+
+    A power of two: the order of the rows depends on it, and should not change with every byte that is free.
+    """
+    if memory is None or split_bytes(reader, selection) <= memory:
+        return None
+    return 1 << max(0, memory.bit_length() - 1)
+
+
+def check_memory(reader: SplitReader, selection: Selection, batch_size: int, budget: Budget) -> None:
+    """Refuse a budget in which not even three mini-batches of a streamed train split fit.
+
+    Raises:
+        RequestError: naming the least budget.
+    """
+    window = stream_window(reader, selection, budget.for_tokens(TRAIN))
+    least = 3 * batch_size * split_bytes(reader, selection) // max(1, reader.num_samples)
+    if window is not None and window < least:
+        needed = 2 * (1 << least.bit_length())
+        raise RequestError(
+            f"three mini-batches of {batch_size:,} samples, {selection.num_tokens} tokens each, do not fit into a memory of "
+            f"{budget.total / 1e6:,.0f} MB; give at least {needed / 1e6:,.0f} MB, or ask for fewer layers or tokens"
+        )
 
 
 def split_bytes(reader: SplitReader, selection: Selection) -> int:

@@ -9,7 +9,7 @@ import torch
 from featcache.probe.data import SplitData
 from featcache.probe.estimate import estimate_sweep
 from featcache.probe.heads.base import Head
-from featcache.probe.process import threads_for
+from featcache.probe.process import threads
 from featcache.probe.protocol import Protocol
 from featcache.probe.request import EXACT, GROUP_LASSO, Job
 from featcache.probe.results import Chosen
@@ -20,6 +20,9 @@ from featcache.store.progress import Reporter
 
 # A group of members is cut so that about this many seconds of work are the most that an interruption loses.
 GROUP_SECONDS = 300.0
+# Floating-point operations of a training step, below which one thread does it. Threads meet after every operation: two bring
+# little where operations are small, and where another program is at work on the same cores they are many times slower.
+SMALL_STEP = 3e9
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,7 @@ class Fitter:
             has_dropout=job.head.has_dropout,
             seed=seed,
         )
-        # Forward and twice that backward, a product and a sum for each parameter.
-        operations = 6.0 * sweep.num_parameters * sweep.batch_size * len(sweep.members)
-        with threads_for(operations):
+        with threads(_threads(sweep)):
             result = self._sweep(title, sweep, Unfinished(self.out, run), train.streamed)
         member = result.member
         return Fitted(
@@ -140,6 +141,13 @@ class Fitter:
         score = result.validation[result.penalty]
         parameters = result.weight.numel() + result.bias.numel()
         return Fitted(head.eval(), result.num_classes, parameters, score, chosen, result.seconds)
+
+
+def _threads(sweep: Sweep) -> int:
+    """How many threads suit a sweep; not a matter of timing, so that the same command gives the same result."""
+    # Forward and twice that backward, a product and a sum for each parameter.
+    operations = 6.0 * sweep.num_parameters * sweep.batch_size * len(sweep.members)
+    return 1 if operations < SMALL_STEP else torch.get_num_threads()
 
 
 def _duration(seconds: float) -> str:

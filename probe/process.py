@@ -11,9 +11,6 @@ from featcache.probe.heads import scratch
 # Of glibc's mallopt.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
-# Floating-point operations of a training step, below which a second thread costs more than it brings.
-SMALL_STEP = 3e8
-
 
 def flush_denormals() -> None:
     """Let the CPU treat denormal numbers as 0, which it otherwise computes with many times slower.
@@ -48,14 +45,10 @@ def _call_glibc(function: str, *arguments: int) -> None:
 
 
 @contextmanager
-def threads_for(operations: float) -> Iterator[None]:
-    """Work on one thread, if a step takes no more than a few `operations`.
-
-    Threads meet after every torch operation. Where another program is at work on the same cores, each of thousands of
-    meetings waits for it.
-    """
+def threads(number: int) -> Iterator[None]:
+    """Let torch work on so many threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if operations < SMALL_STEP else before)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

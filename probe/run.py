@@ -8,23 +8,21 @@ from importlib.metadata import version
 import torch
 
 from featcache.probe.attention import mean_attention, save_attention
-from featcache.probe.data import SplitData, load_split
+from featcache.probe.data import SplitData, check_memory, load_split, stream_window
 from featcache.probe.fitting import Fitted, Fitter
-from featcache.probe.memory import Budget
+from featcache.probe.memory import TRAIN, Budget
 from featcache.probe.metrics import scores
 from featcache.probe.precision import choose_precision
 from featcache.probe.process import flush_denormals, return_freed_memory
-from featcache.probe.protocol import Protocol, get_protocol
+from featcache.probe.protocol import Protocol, batch_size, get_protocol
 from featcache.probe.request import EXACT, Job, ProbeRequest, jobs
 from featcache.probe.results import ResultRow, append_row, read_rows, run_id, save_predictions
 from featcache.probe.saved import CONFIG_FILE, HeadConfig, save_head
-from featcache.probe.trainer import predict
+from featcache.probe.trainer import predict, prediction_batch
 from featcache.store.catalogue import slug
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
-
-PREDICTION_BATCH = 1024
 
 
 def probe(
@@ -58,6 +56,8 @@ def probe(
     wanted = jobs(cache, request)
     request.out.mkdir(parents=True, exist_ok=True)
     runner = _Runner(cache, request, torch.device(device), reporter or Silent())
+    for job in wanted:
+        runner.check(job)
     rows: list[ResultRow] = []
     for job in wanted:
         rows += runner.run(job)
@@ -83,6 +83,7 @@ class _Runner:
         self._protocol: Protocol = get_protocol(request.protocol)
         self._device = device
         self._precision = choose_precision(request.precision, device)
+        self._budget = Budget.of(request.memory, device)
         self._reporter = reporter
         self._baseline: dict[int, float] = {}
         self._earlier = (
@@ -91,10 +92,19 @@ class _Runner:
             else {row.run: row for row in read_rows(request.out) if _is_kept(request, row)}
         )
 
+    def check(self, job: Job) -> None:
+        """Refuse what cannot be trained before anything is."""
+        reader, backbone = self._cache["train"], self._cache.spec.backbone
+        with torch.device("meta"):
+            job.build(
+                job.selection.num_tokens, backbone.width, len(self._cache.inventory.class_names), (0.0,)
+            )
+        if job.solver != EXACT:
+            check_memory(reader, job.selection, batch_size(reader.num_samples, self._protocol), self._budget)
+
     def run(self, job: Job) -> Iterator[ResultRow]:
         """Train a job with every seed; the first job must be the baseline."""
         data: dict[str, SplitData] = {}
-        budget = Budget.of(self._request.memory, self._device)
         for seed in self._request.seeds:
             run = self._run_id(job, seed)
             row = self._earlier.get(run)
@@ -105,11 +115,11 @@ class _Runner:
             else:
                 data = data or {
                     split: load_split(
-                        self._cache, split, job.selection, self._device, budget.for_tokens(split)
+                        self._cache, split, job.selection, self._device, self._budget.for_tokens(split)
                     )
                     for split in SPLITS
                 }
-                row = self._train(job, seed, run, data["train"], data["test"], budget)
+                row = self._train(job, seed, run, data["train"], data["test"])
             self._baseline.setdefault(seed, row.balanced_accuracy)
             yield row
 
@@ -124,6 +134,8 @@ class _Runner:
                 "options": job.options,
                 "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
                 "precision": self._precision,
+                # The order of the rows depends on it.
+                "window": stream_window(self._cache["train"], job.selection, self._budget.for_tokens(TRAIN)),
                 "protocol": asdict(self._protocol),
                 "seed": seed,
                 "device": self._device.type,
@@ -131,17 +143,15 @@ class _Runner:
             }
         )
 
-    def _train(
-        self, job: Job, seed: int, run: str, train: SplitData, test: SplitData, budget: Budget
-    ) -> ResultRow:
+    def _train(self, job: Job, seed: int, run: str, train: SplitData, test: SplitData) -> ResultRow:
         request = self._request
-        memory = budget.for_members(train.bytes + test.bytes)
+        memory = self._budget.for_members(train.bytes + test.bytes)
         fitter = Fitter(
             self._protocol, self._device, self._precision, memory, request.out, request.force, self._reporter
         )
         fitted = fitter.fit(job, seed, run, _title(job, seed), train)
         rows = torch.arange(test.tokens.num_samples)
-        logits = predict(fitted.head, test.tokens, rows, PREDICTION_BATCH).cpu()
+        logits = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens)).cpu()
         row = self._row(job, seed, run, fitted, logits, train, test)
         self._save(row, job, fitted, logits, test)
         append_row(self._request.out, row)

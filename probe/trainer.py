@@ -28,6 +28,8 @@ BuildHead = Callable[[int, int, int, Sequence[float]], Head]
 # the allocator to hand out the same memory again, which is much faster than fresh pages from the system.
 STEP_BYTES = {"cpu": 2**25}
 DEFAULT_STEP_BYTES = 2**40
+# Bytes of tokens in float32 that are predicted from at once.
+PREDICTION_BYTES = 2**26
 
 
 def initial_head(
@@ -174,6 +176,11 @@ def num_parameters(build: BuildHead, tokens: TokenSource, num_classes: int) -> i
 def divide(members: Sequence[Member], size: int) -> list[Sequence[Member]]:
     """Cut members into parts of `size`, the last one perhaps smaller."""
     return [members[start : start + size] for start in range(0, len(members), size)]
+
+
+def prediction_batch(tokens: TokenSource) -> int:
+    """Samples whose tokens are worked on at once outside training."""
+    return max(1, PREDICTION_BYTES // (4 * tokens.num_tokens * tokens.width))
 
 
 @torch.inference_mode()

@@ -150,16 +150,19 @@ def probe_command(
         print_json([row.to_dict() for row in rows])
         return
     print_table(COLUMNS, _table(rows), numeric=(*COLUMNS[3:7], *COLUMNS[8:]))
+    notes: set[str] = set()
     for row in rows:
         if row.kept_layers is not None:
             click.echo(f"layers left with weight: {', '.join(row.kept_layers) or 'none'}")
         if row.learning_rate == max(get_protocol(row.protocol).learning_rates):
-            click.echo(
+            notes.add(
                 f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the largest learning rate of "
                 f"{row.protocol}; it may not have converged"
             )
         if (out / row.folder / HEATMAP_FILE).exists():
             click.echo(f"attention heatmap: {out / row.folder / HEATMAP_FILE}")
+    for note in sorted(notes):
+        click.echo(note)
     click.echo(f"results: {out / RESULTS_FILE}")
 
 

@@ -23,7 +23,8 @@ def scratch(name: str, numel: int, like: Tensor) -> Tensor:
     key = (name, like.dtype, like.device)
     held = _buffers.by_key.get(key)
     if held is None or len(held) < numel:
-        held = _buffers.by_key[key] = torch.empty(numel, dtype=like.dtype, device=like.device)
+        with torch.inference_mode(False):  # what a prediction makes, training may use
+            held = _buffers.by_key[key] = torch.empty(numel, dtype=like.dtype, device=like.device)
     return held[:numel]
 
 
