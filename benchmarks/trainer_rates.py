@@ -24,9 +24,10 @@ from featcache.probe.trainer import initial_head, members_together
 SIDE = 2048
 ROUNDS = 9
 BOUND = (
-    "The sums over tokens are products of inner dimension T, whose result is larger than what goes in: they are bound by "
-    "how fast it is stored, as are the copies between the order of samples and that of heads. AdamW is bound by memory: "
-    "it reads four numbers a parameter and writes three."
+    "Products over a small dimension (T tokens in the sums, h channels of a head in the values) move almost as much as they "
+    "compute: they are bound by loads and stores, and the faster the matrix unit, the less of its rate they reach. So are the "
+    "copies between the order of samples and that of heads. AdamW is bound by memory: it reads five numbers a parameter, "
+    "with the norm of the gradient, and writes three."
 )
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -101,7 +101,7 @@ def _fast(
     )
     rows = torch.arange(test.num_samples)
     scores = [balanced_accuracy(predict(head, test, rows, 256), wanted, classes) for head in heads]
-    release()
+    release()  # predictions leave inference tensors in the buffers, which training could not write to
     return scores
 
 
