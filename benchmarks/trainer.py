@@ -13,6 +13,7 @@ from pathlib import Path
 
 from timing import Document
 
+from featcache.probe.heads.scratch import release
 from featcache.probe.process import flush_denormals, keep_freed_memory
 
 ROWS = {
@@ -34,6 +35,7 @@ def bench_trainer(rows: Sequence[str] = (), tiny: bool = False) -> Document:
     document: Document = {}
     for row in rows or ROWS:
         print(f"measuring: trainer, {row}", file=sys.stderr, flush=True)
+        release()  # what one row leaves in the buffers is no part of the next
         module, name = ROWS[row]
         function = getattr(import_module(module), name)
         document[function.__doc__.splitlines()[0].rstrip(".")] = function(tiny)

@@ -85,6 +85,7 @@ def _spread(scores: Sequence[float]) -> Document:
 def _fast(
     splits: Sequence[Split], members: Sequence[Member], protocol: Protocol, seed: int, precision: str
 ) -> list[float]:
+    release()  # predictions leave inference tensors in the buffers, which training could not write to
     (train, labels), (test, wanted) = splits
     classes = int(labels.max()) + 1
     heads = fit_members(
@@ -100,9 +101,7 @@ def _fast(
         precision=precision,
     )
     rows = torch.arange(test.num_samples)
-    scores = [balanced_accuracy(predict(head, test, rows, 256), wanted, classes) for head in heads]
-    release()  # predictions leave inference tensors in the buffers, which training could not write to
-    return scores
+    return [balanced_accuracy(predict(head, test, rows, 256), wanted, classes) for head in heads]
 
 
 def _obvious(
