@@ -15,9 +15,9 @@ from torch import Tensor
 from trainer_sweeps import ATTENTIVE, CPU, PRECISIONS, TINY, Setting, compare
 
 from featcache.probe.heads.pooling import _Sums
-from featcache.probe.heads.scratch import release
 from featcache.probe.optimizer import MemberAdamW
 from featcache.probe.protocol import PAPER
+from featcache.probe.scratch import release
 from featcache.probe.tokens import InMemoryTokens
 from featcache.probe.trainer import initial_head, members_together
 

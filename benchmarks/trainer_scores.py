@@ -15,10 +15,10 @@ from trainer_sweeps import PRECISIONS
 
 from featcache.probe.data import load_split
 from featcache.probe.heads import get_head
-from featcache.probe.heads.scratch import release
 from featcache.probe.metrics import balanced_accuracy
 from featcache.probe.protocol import QUICK, Member, Protocol, batch_size
 from featcache.probe.request import ProbeRequest, jobs
+from featcache.probe.scratch import release
 from featcache.probe.tokens import InMemoryTokens, TokenSource
 from featcache.probe.trainer import fit_members, predict
 from featcache.store.reading.reader import open_cache

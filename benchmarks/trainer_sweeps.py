@@ -16,9 +16,9 @@ from trainer_obvious import ObviousTraining
 from featcache.probe.batches import Batch, Seeds, mini_batches
 from featcache.probe.heads import get_head
 from featcache.probe.heads.base import Head
-from featcache.probe.heads.scratch import release
 from featcache.probe.metrics import class_weights
 from featcache.probe.protocol import PAPER, Member, Plan
+from featcache.probe.scratch import release
 from featcache.probe.tokens import InMemoryTokens
 from featcache.probe.trainer import Training, divide, initial_head, members_together
 

@@ -4,6 +4,7 @@ Shapes: N samples, R training rows, T tokens, D width, B batch.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,12 @@ import torch
 from torch import Tensor
 
 from featcache.probe.protocol import Plan, Protocol
+from featcache.probe.scratch import scratch
 from featcache.probe.tokens import TokenSource
+
+STREAMS = 16
+# Numbers that one thread draws in less time than others take to start.
+SMALL_NOISE = 2**18
 
 
 @dataclass(frozen=True)
@@ -39,22 +45,39 @@ class Batch:
     """``[B]``, int64."""
 
 
-def jitter_(tokens: Tensor, probability: float, std: float, generator: torch.Generator) -> Tensor:
-    """Add Gaussian noise to every element of some samples, in place.
+class Jitter:
+    """Gaussian noise on the elements of some samples, from a seed.
 
-    Noise is drawn for the chosen samples only: on a CPU it takes longer than to read the batch.
+    Drawing it takes longer than reading the batch, so on a CPU it is drawn for the chosen samples only, and in several streams,
+    each on a thread of its own. Their number is fixed, so the noise does not depend on the number of cores.
 
     Args:
-        tokens: ``[B, T, D]``; changed and returned.
         probability: that a sample is chosen.
         std: deviation of the noise.
-        generator: on the device of `tokens`.
+        seed: of all draws.
+        device: where they are made.
     """
-    draws = torch.rand(len(tokens), generator=generator, device=tokens.device)
-    chosen = (draws < probability).nonzero().squeeze(1)
-    shape = (len(chosen), *tokens.shape[1:])
-    noise = torch.randn(shape, generator=generator, dtype=tokens.dtype, device=tokens.device)
-    return tokens.index_add_(0, chosen, noise, alpha=std)
+
+    def __init__(self, probability: float, std: float, seed: int, device: torch.device | str) -> None:
+        self._probability = probability
+        self._std = std
+        streams = STREAMS if torch.device(device).type == "cpu" else 1
+        seeds = np.random.SeedSequence(seed).generate_state(1 + streams).tolist()
+        self._choice, *self._noise = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def add_(self, tokens: Tensor) -> Tensor:
+        """Add noise to about that part of the samples of `tokens` ``[B, T, D]``, in place."""
+        draws = torch.rand(len(tokens), generator=self._choice, device=tokens.device)
+        chosen = (draws < self._probability).nonzero().squeeze(1)
+        noise = scratch("jitter", len(chosen) * tokens[0].numel(), tokens)
+        parts = zip(noise.tensor_split(len(self._noise)), self._noise, strict=True)
+        if len(self._noise) == 1 or len(noise) < SMALL_NOISE:
+            for part, generator in parts:
+                part.normal_(generator=generator)
+        else:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                list(pool.map(lambda pair: pair[0].normal_(generator=pair[1]), parts))
+        return tokens.index_add_(0, chosen, noise.view(-1, *tokens.shape[1:]), alpha=self._std)
 
 
 def mini_batches(
@@ -77,8 +100,6 @@ def mini_batches(
         seeds: for order and jitter.
         device: where the batches are wanted; noise is drawn there.
     """
-    noise = torch.Generator(device).manual_seed(seeds.jitter)
+    jitter = Jitter(protocol.jitter_probability, protocol.jitter_std, seeds.jitter, device)
     for chosen, x in tokens.epochs(rows, plan.batch_size, plan.num_epochs, seeds.order):
-        x = x.to(device)
-        jitter_(x, protocol.jitter_probability, protocol.jitter_std, noise)
-        yield Batch(x, labels[chosen].to(device))
+        yield Batch(jitter.add_(x.to(device)), labels[chosen].to(device))

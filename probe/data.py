@@ -68,13 +68,9 @@ def load_split(
 
 
 def stream_window(reader: SplitReader, selection: Selection, memory: int | None) -> int | None:
-    """Bytes that are read ahead where the tokens of a split do not fit into `memory`; None where they fit.
-
-    A power of two: the order of the rows depends on it, and should not change with every byte that is free.
-    """
-    if memory is None or split_bytes(reader, selection) <= memory:
-        return None
-    return 1 << max(0, memory.bit_length() - 1)
+    """Bytes that are read ahead where the tokens of a split do not fit into `memory`; None where they fit."""
+    fits = memory is None or split_bytes(reader, selection) <= memory
+    return None if fits else memory
 
 
 def check_memory(reader: SplitReader, selection: Selection, batch_size: int, budget: Budget) -> None:
@@ -86,10 +82,9 @@ def check_memory(reader: SplitReader, selection: Selection, batch_size: int, bud
     window = stream_window(reader, selection, budget.for_tokens(TRAIN))
     least = 3 * batch_size * split_bytes(reader, selection) // max(1, reader.num_samples)
     if window is not None and window < least:
-        needed = 2 * (1 << least.bit_length())
         raise RequestError(
             f"three mini-batches of {batch_size:,} samples, {selection.num_tokens} tokens each, do not fit into a memory of "
-            f"{budget.total / 1e6:,.0f} MB; give at least {needed / 1e6:,.0f} MB, or ask for fewer layers or tokens"
+            f"{budget.total / 1e6:,.1f} MB; give at least {2 * least / 1e6:,.1f} MB, or ask for fewer layers or tokens"
         )
 
 

@@ -1,5 +1,6 @@
 """How much memory a probe may take, and for what."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,15 @@ class Budget:
 
     @classmethod
     def of(cls, memory: int | None, device: torch.device) -> "Budget":
-        """What was asked for, or half of what `device` has to spare."""
+        """What was asked for, or about half of what `device` has to spare.
+
+        The default is a power of two: the order in which rows are streamed depends on it, and should not change with every
+        byte that is free.
+        """
         if memory is not None:
             return cls(memory)
-        if device.type == "cuda":
-            return cls(int(SHARE * torch.cuda.mem_get_info(device)[0]))
-        return cls(int(SHARE * available_memory()))
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+        return cls(2 ** round(math.log2(SHARE * free)))
 
     def for_tokens(self, split: str) -> int:
         """Most that the tokens of a split may take; a larger one is streamed."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from featcache.probe.heads import scratch
+from featcache.probe import scratch
 
 # Of glibc's mallopt.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4

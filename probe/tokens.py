@@ -126,8 +126,15 @@ def _as_tensor(array: npt.NDArray[Any] | Tensor) -> Tensor:
 
 
 def _norms(tokens: Tensor) -> Tensor:
-    chunks = torch.split(tokens, NORM_CHUNK)
-    return torch.cat([torch.linalg.vector_norm(chunk.float(), dim=-1) for chunk in chunks])
+    norms = tokens.new_empty(tokens.shape[:2], dtype=torch.float32)
+    # One buffer for all chunks: between results that stay, the memory of chunks that go is not used again.
+    buffer = torch.empty_like(tokens[:NORM_CHUNK], dtype=torch.float32)
+    for start in range(0, len(tokens), NORM_CHUNK):
+        chunk = tokens[start : start + NORM_CHUNK]
+        norms[start : start + len(chunk)] = torch.linalg.vector_norm(
+            buffer[: len(chunk)].copy_(chunk), dim=-1
+        )
+    return norms
 
 
 def check_finite(norms: Tensor, rows: npt.NDArray[np.int64] | None = None) -> None:

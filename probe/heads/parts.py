@@ -5,9 +5,14 @@ Every part is initialised as its namesake in torch.nn, from the same draws; all 
 Shapes: M members, B batch, I and O input and output features.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from featcache.probe.scratch import scratch
 
 
 def replicate(tensor: Tensor, num_members: int) -> nn.Parameter:
@@ -35,11 +40,38 @@ class Linear(nn.Module):
     def multiply(self, x: Tensor) -> Tensor:
         """The matrix product alone, from and to the shapes of `forward`."""
         weight = self.weight
+        if x.ndim == 2 and x.dtype is not weight.dtype and not x.requires_grad:
+            with torch.autocast(x.device.type, enabled=False):  # the types are given
+                product: Tensor = _SharedProduct.apply(x, weight)
+            return product.view(len(x), *weight.shape[:2]).transpose(0, 1)
         if x.ndim == 2:
             # One product for all members: [B, I] @ [I, M * O] -> [M, B, O]
             return (x @ weight.flatten(0, 1).T).view(len(x), *weight.shape[:2]).transpose(0, 1)
         # This way round, the gradient of the weight comes as the weight lies in memory.
         return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2)
+
+
+class _SharedProduct(torch.autograd.Function):
+    """``x @ weight^T`` for M weights of float32, in the narrower type of `x`: ``[B, I]`` to ``[B, M * O]``.
+
+    What autocast does, but casts go through buffers that are used again: a weight of all layers is so large, and so little is
+    done with it, that fresh memory would take longer than the product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        narrow = scratch("weight", weight.numel(), x).view(-1, weight.shape[2]).copy_(weight.flatten(0, 1))
+        ctx.save_for_backward(x)
+        ctx.shape, ctx.dtype = weight.shape, weight.dtype
+        return x @ narrow.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        (x,) = ctx.saved_tensors
+        narrow = scratch("gradient", ctx.shape.numel(), x).view(-1, ctx.shape[2])
+        torch.mm(grad.T, x, out=narrow)
+        return None, narrow.to(ctx.dtype).view(ctx.shape)
 
 
 class LayerNorm(nn.Module):

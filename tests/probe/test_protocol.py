@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.probe.batches import jitter_
+from featcache.probe import batches
+from featcache.probe.batches import Jitter
 from featcache.probe.heads import get_head
 from featcache.probe.metrics import class_weights
 from featcache.probe.protocol import (
@@ -159,7 +160,7 @@ def test_class_weights() -> None:
 def test_jitter() -> None:
     tokens = torch.zeros(2000, 3, 8)
     tokens[:, 0, 0] = 1
-    noisy = jitter_(tokens.clone(), 0.5, 0.05, torch.Generator().manual_seed(0))
+    noisy = Jitter(0.5, 0.05, 0, "cpu").add_(tokens.clone())
     noise = noisy - tokens
     changed = noise.flatten(1).any(dim=1)
     # 2,000 fair coins deviate by 4 times 22.4 once in 16,000 seeds.
@@ -168,9 +169,20 @@ def test_jitter() -> None:
     # About 24,000 draws: the deviation is known to 0.5 %, the mean to 0.0003.
     assert noise[changed].std().item() == pytest.approx(0.05, rel=0.02)
     assert noise[changed].mean().item() == pytest.approx(0, abs=0.0013)
-    again = jitter_(tokens.clone(), 0.5, 0.05, torch.Generator().manual_seed(0))
+    again = Jitter(0.5, 0.05, 0, "cpu").add_(tokens.clone())
     assert torch.equal(noisy, again)
-    assert torch.equal(jitter_(tokens.clone(), 0.0, 0.05, torch.Generator()), tokens)
+    assert torch.equal(Jitter(0.0, 0.05, 0, "cpu").add_(tokens.clone()), tokens)
+
+
+def test_jitter_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = torch.zeros(300, 3, 8)
+    drawn = []
+    for small in (batches.SMALL_NOISE, 1):  # one thread, then several
+        monkeypatch.setattr(batches, "SMALL_NOISE", small)
+        jitter = Jitter(0.5, 0.05, 0, "cpu")
+        drawn.append([jitter.add_(tokens.clone()) for _ in range(3)])
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=0)
+    assert not torch.equal(drawn[0][0], drawn[0][1]), "every mini-batch has noise of its own"
 
 
 def test_stratified_holdout_by_hand() -> None:

@@ -10,9 +10,9 @@ import torch
 
 from featcache.probe.heads import get_head
 from featcache.probe.heads.base import Head
-from featcache.probe.heads.scratch import release
 from featcache.probe.protocol import QUICK, Member
 from featcache.probe.saved import CONFIG_FILE, PARAMETERS_FILE, HeadConfig, load_head, save_head
+from featcache.probe.scratch import release
 from featcache.probe.tokens import InMemoryTokens
 from featcache.probe.trainer import fit_members, predict
 from featcache.store.errors import CacheError

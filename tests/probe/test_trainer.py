@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featcache.probe import trainer
-from featcache.probe.batches import Seeds, jitter_
+from featcache.probe.batches import Jitter, Seeds
 from featcache.probe.heads import HeadInfo, get_head
 from featcache.probe.heads.base import Head
 from featcache.probe.metrics import balanced_accuracy, scores, top_k
@@ -96,7 +96,7 @@ def plain_loop(head_info: HeadInfo, member: Member, seed: int, dtype: torch.dtyp
         weight_decay=member.weight_decay,
     )
     order = torch.Generator().manual_seed(seeds.order)
-    noise = torch.Generator().manual_seed(seeds.jitter)
+    noise = Jitter(0.5, 0.05, seeds.jitter, "cpu")
     dropout = torch.Generator().manual_seed(seeds.dropout)
     counts = [int((labels[ROWS] == c).sum()) for c in range(NUM_CLASSES)]
     weight = torch.tensor([83 / (NUM_CLASSES * count) if count else 0.0 for count in counts]).to(dtype)
@@ -104,7 +104,7 @@ def plain_loop(head_info: HeadInfo, member: Member, seed: int, dtype: torch.dtyp
         if step % 5 == 0:
             permuted = ROWS[torch.randperm(83, generator=order)]
         rows = permuted[step % 5 * BATCH_SIZE :][:BATCH_SIZE]
-        x = jitter_(x_all[rows].clone(), 0.5, 0.05, noise)
+        x = noise.add_(x_all[rows].clone())
         arguments = []
         if attends:
             draws = torch.rand((len(rows), 3, 3), generator=dropout, dtype=dtype)
