@@ -163,10 +163,7 @@ def test_seeds_give_rows_and_a_mean(cli, weights, images):
         "acc",
         "top-1",
         "gain",
-        "lr",
-        "weight",
-        "decay",
-        "dropout",
+        "chosen",
         "parameters",
         "seconds",
     ]

@@ -120,7 +120,7 @@ def test_what_is_asked_for_is_wrong(cli, made):
         (("--tokens", "patches"), ["holds no patches of the train split", "--tokens patches adds them"]),
         (
             ("--layers", "all", "--tokens", "cls+ap", "--memory", "20kB"),
-            ["memory must hold 3 batches of 60 rows"],
+            ["three mini-batches of 60 samples, 6 tokens each, do not fit into a memory of"],
         ),
     ):
         check(cli(*linear, *arguments), 2, *parts)
