@@ -81,7 +81,8 @@ Examples:
 @click.option(
     "--memory",
     type=SIZE,
-    help="For tokens and members, such as 2GB; tokens that do not fit are streamed.  [default: half of what is free]",
+    help="For tokens and members that train, such as 2GB; tokens that do not fit are streamed.  "
+    "[default: about half of what is free]",
 )
 @common_options
 def probe_command(
@@ -117,26 +118,24 @@ def probe_command(
         else completed_last(search)
     )
     opened = open_cache(entry.path, allow_partial=allow_partial)
-    numbers = _parse_seeds(seeds)
     reporter = ConsoleReporter(quiet=as_json)
     reporter.message(f"cache: {entry.path}" + ("" if named else " (completed last)"))
     request = ProbeRequest(
-        heads,
-        layers,
-        tokens,
-        num_heads,
-        protocol,
-        precision,
-        solver,
-        penalty,
-        memory,
-        numbers,
-        out,
-        force,
+        heads=heads,
+        layers=layers,
+        tokens=tokens,
+        num_heads=num_heads,
+        protocol=protocol,
+        precision=precision,
+        solver=solver,
+        penalty=penalty,
+        memory=memory,
+        seeds=_parse_seeds(seeds),
+        out=out,
+        force=force,
     )
-    jobs(
-        opened, request
-    )  # what is wrong with the request shows before torch, which takes seconds, is imported
+    # What is wrong with the request shows before torch, which takes seconds, is imported.
+    jobs(opened, request)
 
     from featcache.extract.device import choose_device
     from featcache.probe.attention import HEATMAP_FILE
