@@ -129,7 +129,7 @@ class AttentiveHead(Head):
         if draws is None or not any(self.dropouts):
             return None
         p = draws.new_tensor(self.dropouts).unsqueeze(1)
-        return ((draws.unsqueeze(2) >= p) / (1 - p)).flatten(2)
+        return torch.where(draws.unsqueeze(2) >= p, 1 / (1 - p), 0.0).flatten(2)
 
 
 class AttentionInputs(NamedTuple):

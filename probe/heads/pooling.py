@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from featcache.probe.scratch import scratch
 
 # Bytes of the sums over tokens of one tile: on a CPU they should stay in the cache.
-TILE_BYTES = {"cpu": 2**24}
+TILE_BYTES = {"cpu": 2**23}
 DEFAULT_TILE_BYTES = 2**30
 
 
@@ -116,17 +116,18 @@ class _AttentionPool(torch.autograd.Function):
         scores = tokens.flatten(0, 1) @ keys.to(kind).view(n, width).T
         weights = scores.view(batch, -1, n).softmax(1, dtype=keys.dtype)  # [B, T, n]
         dropped = weights if mask is None else weights * mask
+        factors = dropped.to(kind)
         scaled = _scaled(value, scale, tokens).view(n, -1, width)  # [n, h, D]
         transposed = scaled.transpose(1, 2).contiguous()
         pooled = tokens.new_empty((n, batch, scaled.shape[1]))
         sums = _Sums(tokens, n)
         for samples in sums.tiles():
-            pooled[:, samples] = torch.bmm(sums.pool(dropped[samples].to(kind), samples), transposed)
+            pooled[:, samples] = torch.bmm(sums.pool(factors[samples], samples), transposed)
         offset = torch.bmm(value, bias.unsqueeze(2)).squeeze(2)
         total = keys.new_empty(0)
         if mask is not None:
             total = dropped.sum(1).view(batch, members, heads).transpose(0, 1)
-        ctx.save_for_backward(tokens, value, scale, bias, weights, mask)
+        ctx.save_for_backward(tokens, value, scale, bias, weights, factors, mask)
         return pooled.view(members, heads, batch, -1), offset, total
 
     @staticmethod
@@ -134,9 +135,8 @@ class _AttentionPool(torch.autograd.Function):
     def backward(
         ctx: Any, grad_pooled: Tensor, grad_offset: Tensor, grad_total: Tensor
     ) -> tuple[Tensor | None, ...]:
-        tokens, value, scale, bias, weights, mask = ctx.saved_tensors
+        tokens, value, scale, bias, weights, factors, mask = ctx.saved_tensors
         (members, _, width), (batch, _, n), kind = value.shape, weights.shape, tokens.dtype
-        dropped = weights if mask is None else weights * mask
         scaled = _scaled(value, scale, tokens).view(n, -1, width)
         grad_pooled = grad_pooled.reshape(n, batch, -1)
         grad_value = torch.zeros_like(value)
@@ -144,7 +144,7 @@ class _AttentionPool(torch.autograd.Function):
         sums = _Sums(tokens, n)
         for samples in sums.tiles():
             grad = grad_pooled[:, samples].contiguous()
-            pooled = sums.pool(dropped[samples].to(kind), samples)
+            pooled = sums.pool(factors[samples], samples)
             grad_value.view(n, -1, width).add_(torch.bmm(grad.transpose(1, 2), pooled))
             grad_weights[samples] = sums.backward(grad, scaled, samples)
         if mask is not None:
