@@ -51,7 +51,7 @@ def main() -> None:
     unknown = [row for row in arguments.rows if row not in BENCHMARKS]
     if unknown:
         parser.error(f"unknown row {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
-    sys.path[:0] = [str(TESTS), str(TESTS / "probe")]
+    sys.path += [str(TESTS), str(TESTS / "probe")]
     torch.set_flush_denormal(True)  # before any operation has started threads, which inherit it
     document: Document = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

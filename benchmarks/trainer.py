@@ -51,6 +51,6 @@ if __name__ == "__main__":
     if unknown:
         parser.error(f"unknown row {unknown[0]!r}; there are {', '.join(ROWS)}")
     tests = Path(__file__).parent.parent / "tests"
-    sys.path[:0] = [str(tests), str(tests / "probe")]
+    sys.path += [str(tests), str(tests / "probe")]
     flush_denormals()
     print(json.dumps(bench_trainer(arguments.rows, arguments.tiny), indent=1))
