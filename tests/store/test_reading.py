@@ -89,10 +89,8 @@ def split(tmp_path, plan, content):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_row_twice_does_not_hide_a_gap(tmp_path, method):
+def test_a_row_twice_does_not_hide_a_gap(split, method):
     """Three rows asked for and three rows between the first and the last of them, yet not the same."""
-    plan = make_plan({"train": 20, "test": 1})
-    split = write_cache(tmp_path, plan, make_content(plan))["train"]
     rows = [6, 6, 8]
     everything = split.load(split.layers, split.tokens)
     got = split.gather(rows, split.layers, split.tokens, method=method)
