@@ -129,14 +129,16 @@ def _devices() -> Iterator[Finding]:
 def _describe(device: "torch.device", cores: int) -> str:
     import torch
 
+    from featcache.extract.device import bfloat16_units
+
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         free, total = torch.cuda.mem_get_info(device)
         return f"{properties.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     if device.type == "mps":
         return "Apple GPU"
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return f"{cores} cores, {'with' if tiles else 'without'} matrix units (AMX)"
+    units = bfloat16_units()
+    return f"{cores} cores, " + (f"with {units}" if units else "without units for bfloat16")
 
 
 def _without(device: str) -> str:

@@ -11,12 +11,12 @@ BF16 = "bf16"
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return ``fp32`` or ``bf16``; ``auto`` takes bfloat16 where the device has matrix units for it."""
+    """Return ``fp32`` or ``bf16``; ``auto`` takes bfloat16 where the device multiplies it faster."""
     if name != AUTO:
         return name
     if device.type == "cpu":
-        has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        return BF16 if has_tiles() else FP32
+        units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return BF16 if any(getattr(torch.cpu, unit, lambda: False)() for unit in units) else FP32
     # Without tensor cores for bfloat16, torch imitates it.
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return BF16 if fast else FP32
