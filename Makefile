@@ -23,8 +23,9 @@ $(VENV)/.package: $(VENV)/.dependencies $(SOURCES)
 demo: $(VENV)/.package
 	demo/run.sh $(BIN)
 
+# A worker for every core, each with one thread: workers wait for children, disks and kills most of the time.
 test: $(VENV)/.package
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # The tests that kill writing processes, fail their disk and forge metadata, far more often than in the suite.
 stress: $(VENV)/.package
