@@ -4,9 +4,11 @@ Either side reads its mini-batch from float16 tokens in memory, normalises and j
 members are updated, and the seconds multiplied.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from statistics import median
 
 import torch
 from timing import Document, side_by_side
@@ -150,4 +152,26 @@ def bench_linear(tiny: bool) -> Document:
     """One update of the linear sweep of `paper`, against one head after another in fp32."""
     batch, tokens, width = (20, 6, 32) if tiny else (204, 48, 1024)
     members = PAPER.members(has_dropout=False)
-    return _table((Setting(batch, tokens, width, 102, members, head="linear"),), measured=3, runs=7)
+    setting = Setting(batch, tokens, width, 102, members, head="linear")
+    document = _table((setting,), measured=3, runs=7)
+    alone = {f"{precision}, seconds": _linear_products(setting, precision) for precision in PRECISIONS}
+    return {**document, "its matrix products alone, which no order of work avoids": alone}
+
+
+def _linear_products(setting: Setting, precision: str, runs: int = 7) -> float:
+    """Median seconds of the products of an update: logits of all members, and the gradients of their weights."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    shapes = (
+        (setting.batch, setting.tokens * setting.width),
+        (setting.classes, setting.tokens * setting.width),
+    )
+    x, weight = (torch.randn(shape).to(dtype) for shape in shapes)
+    gradient, out = torch.randn(setting.classes, setting.batch).to(dtype), torch.empty_like(weight)
+    times = []
+    for _ in range(runs + 1):
+        started = time.perf_counter()
+        for _ in setting.members:
+            torch.mm(x, weight.T)
+            torch.mm(gradient, x, out=out)
+        times.append(time.perf_counter() - started)
+    return round(median(times[1:]), 4)
