@@ -56,6 +56,11 @@ class _Images(Dataset[tuple[Tensor, bytes] | DatasetError]):
         tensor: Tensor = self._transform(image)
         return tensor, content_digest(image)
 
+    def __getitems__(self, spots: Sequence[tuple[str, int]]) -> list[tuple[Tensor, bytes] | DatasetError]:
+        # The loader asks for a whole batch at once where it can: rows of one split.
+        self._source.prepare(spots[0][0], [row for _, row in spots])
+        return [self[spot] for spot in spots]
+
     def _rgb(self, split: str, row: int) -> Image:
         image = self._source.image(split, row)
         try:

@@ -15,7 +15,7 @@ from featcache.extract.forward import FeatureExtractor
 from featcache.extract.pipeline import ImageInput, run_blocks, sample_columns
 from featcache.extract.planning import plan_inventory
 from featcache.extract.sources import ImageFolder
-from featcache.extract.sources.base import Sample
+from featcache.extract.sources.base import Sample, Source
 from featcache.extract.taps import Taps
 from featcache.store.errors import BackboneError, DatasetError
 from featcache.store.inventory import Block
@@ -24,6 +24,7 @@ from featcache.store.layers import TOKEN_KINDS
 from featcache.store.planning import plan_split
 from featcache.store.reading.reader import as_float32, open_cache
 from featcache.store.spec import CacheSpec
+from featcache.store.targets import SINGLE_LABEL, Targets
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files
 
@@ -134,11 +135,11 @@ BATCH_SIZE = 48
 
 
 @dataclass
-class InMemory:
+class InMemory(Source):
     """Random 8 x 8 images under names of many alphabets; those in `broken` do not decode."""
 
     name = "made"
-    class_names = ("eins", "zwei", "drei")
+    targets = Targets(SINGLE_LABEL, ("eins", "zwei", "drei"))
     identity = {"kind": "made"}  # noqa: RUF012
     broken: set[tuple[str, int]] = field(default_factory=set)
 
