@@ -136,13 +136,15 @@ class _First(Source):
     source: Source
     rows: int
     name: str = "bench"
-    splits: Mapping[str, Sequence[Sample]] = field(init=False)
-    targets: Targets = field(init=False)
     identity: Mapping[str, object] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.splits = {"train": self.source.splits["train"][: self.rows]}
-        self.targets = self.source.targets
+    @property
+    def splits(self) -> Mapping[str, Sequence[Sample]]:
+        return {"train": self.source.splits["train"][: self.rows]}
+
+    @property
+    def targets(self) -> Targets:
+        return self.source.targets
 
     def image(self, split: str, row: int) -> Image.Image:
         return self.source.image(split, row)
@@ -315,8 +317,12 @@ class Synthetic(Source):
     identity: Mapping[str, object] = {}
 
     def __init__(self, rows: int, size: int) -> None:
-        self.splits = {"train": [Sample(f"image-{row}", 0) for row in range(rows)]}
+        self._samples = {"train": [Sample(f"image-{row}", 0) for row in range(rows)]}
         self._image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8))
+
+    @property
+    def splits(self) -> dict[str, list[Sample]]:
+        return self._samples
 
     def image(self, split: str, row: int) -> Image.Image:
         """The one image."""

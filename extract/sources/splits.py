@@ -41,11 +41,11 @@ def strata_of(labels: Labels, kind: str) -> Rows:
     values the tenth of the first quantity.
     """
     if kind == SINGLE_LABEL:
-        return labels.astype(np.int64)
+        return np.asarray(labels, np.int64)
     if kind == MULTI_LABEL:
         rarity = np.argsort(labels.sum(0, dtype=np.int64), kind="stable")
         first = labels[:, rarity].argmax(1)
-        return np.where(labels.any(1), rarity[first], labels.shape[1]).astype(np.int64)
+        return np.asarray(np.where(labels.any(1), rarity[first], labels.shape[1]), np.int64)
     ranks = np.argsort(np.argsort(labels[:, 0], kind="stable"), kind="stable")
     tenths: Rows = ranks * QUANTILES // max(len(labels), 1)
     return tenths

@@ -184,7 +184,7 @@ def _samples(path: Path, index: TarIndex, descriptor: int) -> _Shard:
     shard, sizes, offsets = _Shard(), index.sizes.tolist(), index.offsets.tolist()
     problems: list[str] = []
     for key, own in members.items():
-        images = [suffix for suffix in own if os.path.splitext(suffix)[1] in EXTENSIONS]
+        images = [suffix for suffix in own if f".{suffix.rpartition('.')[2]}" in EXTENSIONS]
         label = CLASS if CLASS in own else ARRAY if ARRAY in own else None
         if label is None and not images:
             continue  # texts, for example

@@ -45,8 +45,12 @@ class Synthetic(Source):
     identity: Mapping[str, object] = {"kind": "synthetic"}
 
     def __init__(self, rows: int) -> None:
-        self.splits = {"train": [Sample(f"image-{row}", 0) for row in range(rows)]}
+        self._samples = {"train": [Sample(f"image-{row}", 0) for row in range(rows)]}
         self._pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+
+    @property
+    def splits(self) -> dict[str, list[Sample]]:
+        return self._samples
 
     def image(self, split: str, row: int) -> Image.Image:
         """The one image."""

@@ -14,7 +14,7 @@ from featcache.extract.device import forward_context
 from featcache.extract.forward import FeatureExtractor
 from featcache.extract.pipeline import ImageInput, run_blocks, sample_columns
 from featcache.extract.planning import plan_inventory
-from featcache.extract.sources import ImageFolder
+from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Sample, Source
 from featcache.extract.taps import Taps
 from featcache.store.errors import BackboneError, DatasetError
@@ -148,10 +148,14 @@ class InMemory(Source):
         self._pixels = {
             split: pixels.integers(0, 256, (rows, 8, 8, 3), np.uint8) for split, rows in ROWS.items()
         }
-        self.splits = {
+        self._samples = {
             split: [Sample(f"{split}/{'äß写真🙂'[row % 5]}-{row}", row * row % 3) for row in range(rows)]
             for split, rows in ROWS.items()
         }
+
+    @property
+    def splits(self):
+        return self._samples
 
     def image(self, split, row):
         if (split, row) in self.broken:
@@ -253,12 +257,12 @@ def folder(tmp_path_factory):
 
 def test_a_worker_process_changes_no_byte(tmp_path, folder):
     for workers in (0, 1):
-        fill(tmp_path / str(workers), ImageFolder(folder), workers=workers)
+        fill(tmp_path / str(workers), resolve_source(f"imagefolder:{folder}"), workers=workers)
     assert all_files(tmp_path / "0") == all_files(tmp_path / "1")
 
 
 def test_an_error_in_a_worker_process_stays_one_line(tmp_path, folder):
-    source = ImageFolder(folder)
+    source = resolve_source(f"imagefolder:{folder}")
     broken = folder / source.splits["test"][40].id
     content = broken.read_bytes()
     broken.write_bytes(content[:40])

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featcache.extract.images import Rows, image_batches, to_rgb
+from featcache.extract.images import Rows, image_batches
+from featcache.extract.rgb import to_rgb
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.dataset import DatasetOptions, SplitDataset
 from featcache.extract.sources.digits import Digits as DigitsSource
