@@ -37,6 +37,7 @@ from featcache.store.journal import Plan
 from featcache.store.planning import TokenArray, plan_arrays
 from featcache.store.reading.machine import usable_cpus
 from featcache.store.spec import CacheSpec
+from featcache.store.targets import SINGLE_LABEL, Targets
 from featcache.store.writing.writer import CacheWriter
 
 REPO = Path(__file__).parent.parent
@@ -129,19 +130,21 @@ class Bench:
 
 
 @dataclass
-class _First:
+class _First(Source):
     """The first rows of a source's train split."""
 
     source: Source
     rows: int
     name: str = "bench"
-    splits: Mapping[str, Sequence[Sample]] = field(init=False)
-    class_names: Sequence[str] = field(init=False)
     identity: Mapping[str, object] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.splits = {"train": self.source.splits["train"][: self.rows]}
-        self.class_names = self.source.class_names
+    @property
+    def splits(self) -> Mapping[str, Sequence[Sample]]:
+        return {"train": self.source.splits["train"][: self.rows]}
+
+    @property
+    def targets(self) -> Targets:
+        return self.source.targets
 
     def image(self, split: str, row: int) -> Image.Image:
         return self.source.image(split, row)
@@ -306,16 +309,20 @@ def _grown(rows: int) -> dict[str, int]:
     return grown
 
 
-class Synthetic:
+class Synthetic(Source):
     """As many copies of one image as wanted, decoded already."""
 
     name = "synthetic"
-    class_names = ("one",)
+    targets = Targets(SINGLE_LABEL, ("one",))
     identity: Mapping[str, object] = {}
 
     def __init__(self, rows: int, size: int) -> None:
-        self.splits = {"train": [Sample(f"image-{row}", 0) for row in range(rows)]}
+        self._samples = {"train": [Sample(f"image-{row}", 0) for row in range(rows)]}
         self._image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8))
+
+    @property
+    def splits(self) -> dict[str, list[Sample]]:
+        return self._samples
 
     def image(self, split: str, row: int) -> Image.Image:
         """The one image."""

@@ -9,12 +9,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL.Image import Image, fromarray
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from featcache.extract.rgb import to_rgb
 from featcache.extract.sources.base import Source
 from featcache.store.errors import DatasetError
 from featcache.store.planning import CONTENT_DIGEST_BYTES
@@ -56,6 +56,11 @@ class _Images(Dataset[tuple[Tensor, bytes] | DatasetError]):
         tensor: Tensor = self._transform(image)
         return tensor, content_digest(image)
 
+    def __getitems__(self, spots: Sequence[tuple[str, int]]) -> list[tuple[Tensor, bytes] | DatasetError]:
+        # The loader asks for a whole batch at once where it can: rows of one split.
+        self._source.prepare(spots[0][0], [row for _, row in spots])
+        return [self[spot] for spot in spots]
+
     def _rgb(self, split: str, row: int) -> Image:
         image = self._source.image(split, row)
         try:
@@ -69,24 +74,6 @@ def content_digest(image: Image) -> bytes:
     digest = hashlib.sha256(f"{image.width}x{image.height}\n".encode())
     digest.update(image.tobytes())
     return digest.digest()[:CONTENT_DIGEST_BYTES]
-
-
-def to_rgb(image: Image) -> Image:
-    """Convert an image of any mode to 8-bit RGB; transparency is dropped.
-
-    Pillow alone clips what is deeper than 8 bits: 16-bit greyscale comes out white, floating point black.
-
-    Raises:
-        ValueError: the range of the pixels is not known.
-    """
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("its pixels are neither 8-bit nor 16-bit; convert it to one of these first")
-        return fromarray((values // 256).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the way that Pillow asks for
-    return image.convert("RGB")
 
 
 def image_batches(

@@ -255,7 +255,7 @@ def sample_columns(
         failed: rows of those that could not be decoded.
 
     Returns:
-        ``label [B]``, ``sample_id [B, bytes]``, ``valid [B]`` and ``content_digest [B, 16]``.
+        ``label [B, ...]``, ``sample_id [B, bytes]``, ``valid [B]`` and ``content_digest [B, 16]``.
     """
     if "sample_id" not in split.arrays:
         return {}
@@ -265,5 +265,5 @@ def sample_columns(
         ids[row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
     valid = np.ones(len(samples), np.bool_)
     valid[list(failed)] = False
-    labels = np.array([sample.label for sample in samples], "<i8")
+    labels = np.array([sample.label for sample in samples], split.arrays["label"].stored_dtype)
     return {"label": labels, "sample_id": ids, "valid": valid, CONTENT_DIGEST: content}

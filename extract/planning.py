@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from featcache.extract.contents import Contents
 from featcache.extract.sources.base import Source
+from featcache.extract.sources.samples import max_id_bytes
 from featcache.store.inventory import Inventory
 from featcache.store.planning import plan_arrays
 
@@ -26,13 +27,21 @@ def plan_inventory(backbone: "Backbone", source: Source, contents: Contents, dty
     """
     arrays = contents.token_arrays(backbone)
     # Over all splits, so that a split that is added later has the same layout.
-    id_bytes = max(len(sample.id.encode()) for part in source.splits.values() for sample in part)
+    id_bytes = max(max_id_bytes(part) for part in source.splits.values())
+    targets = source.targets
     splits = {
         name: plan_arrays(
-            name, len(source.splits[name]), arrays, backbone.spec.width, dtype, id_bytes, content_digest=True
+            name,
+            len(source.splits[name]),
+            arrays,
+            backbone.spec.width,
+            dtype,
+            id_bytes,
+            content_digest=True,
+            targets=targets,
         )
         for name in contents.choose_splits(list(source.splits))
     }
     projection = backbone.projection
     shape = None if projection is None else (projection.shape[0], projection.shape[1])
-    return Inventory(splits, tuple(source.class_names), shape)
+    return Inventory(splits, targets.names, shape, targets.kind, targets.units)

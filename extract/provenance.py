@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from featcache.extract.device import autocast_dtype
+from featcache.extract.sources import KINDS
 from featcache.store.files import JsonObject
 from featcache.store.journal import FEATURES, Plan
 from featcache.store.planning import CONTENT_DIGEST
@@ -81,8 +82,14 @@ def _content(writer: CacheWriter) -> JsonObject:
     return {"content_sha256": digests, "skipped": skipped}
 
 
-def card(plan: Plan, names: Mapping[str, Sequence[str]]) -> str:
-    """Return the README.md of a cache: what it is and how to use it, for a person who finds the folder."""
+def card(plan: Plan, names: Mapping[str, Sequence[str]], about: str = "") -> str:
+    """Return the README.md of a cache: what it is and how to use it, for a person who finds the folder.
+
+    Args:
+        plan: what the cache holds.
+        names: of model and dataset.
+        about: sections on the dataset.
+    """
     backbone = plan.spec.backbone
     rows = "\n".join(f"| {split.name} | {split.num_samples} |" for split in plan.inventory.splits.values())
     return f"""# {names["dataset"][0]}, features of {names["model"][0]}
@@ -100,12 +107,12 @@ extracted by featcache. Read it with `featcache probe`, `featcache.open(DIR)`, o
 | split | samples |
 |---|---|
 {rows}
-"""
+{about}"""
 
 
 def _without_path(argument: str) -> str:
     """Reduce a path, also one behind ``kind:``, to its last part: a teammate may not be meant to see the rest."""
     kind, separator, path = argument.partition(":")
-    if separator and kind == "imagefolder":
-        return f"{kind}:{Path(path).name}"
+    if separator and kind in KINDS and kind != "hf":  # a repository is no path
+        return f"{kind}:{Path(path.partition('?')[0]).name}"
     return Path(argument).name if argument.startswith(("/", "~", ".")) else argument

@@ -1,12 +1,13 @@
 """What the user asks of an extraction, and its literal form that a cache remembers."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from featcache.extract.contents import Contents
 from featcache.extract.models import ModelName
+from featcache.extract.sources.dataset import DatasetOptions
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import JsonObject, sha256_file
 from featcache.store.manifest import MAX_BATCH_SIZE
@@ -28,7 +29,7 @@ class ExtractRequest:
     model: str
     """Alias or explicit name."""
     dataset: str
-    """``digits`` or ``imagefolder:DIR``."""
+    """An alias such as ``flowers``, or ``KIND:PLACE`` such as ``imagefolder:DIR``."""
     weights: Path | None = None
     """Local weights instead of the hub's."""
     dtype: str = "float16"
@@ -41,6 +42,18 @@ class ExtractRequest:
     """At most this many samples of each split, stratified by class."""
     split_seed: int = 0
     """Seed of the 75/25 split of a dataset that has none of its own."""
+    test_splits: tuple[str, ...] = ()
+    """The dataset's own splits to test on; its ``test`` if empty."""
+    group_by: str | None = None
+    """Column whose groups are in train or in test, never in both."""
+    resplit: bool = False
+    """Put the dataset's own splits together and split anew."""
+    target: str = AUTO
+    """Kind of the targets: ``single-label``, ``multi-label``, ``regression``, or what they look like."""
+    data: Path | None = None
+    """Folder of a local copy of the dataset."""
+    revision: str | None = None
+    """Commit, branch or tag of the dataset on the Hub; what a local copy is of."""
     batch_size: int | None = None
     """Samples in a forward pass; chosen by device if not given. Provenance, not part of the key."""
     workers: int | None = None
@@ -60,6 +73,7 @@ class ExtractRequest:
         ):
             if value not in valid:
                 raise UnknownNameError(what, value, valid)
+        _ = self.dataset_options  # which checks them
         if self.weights is not None and not self.weights.is_file():
             what = "is not a file" if self.weights.exists() else "does not exist"
             raise RequestError(f"weights file {self.weights} {what}")
@@ -72,6 +86,12 @@ class ExtractRequest:
                 raise RequestError(f"{what} must be at least {least}, got {number}")
         if self.batch_size is not None and self.batch_size > MAX_BATCH_SIZE:
             raise RequestError(f"batch size must be at most {MAX_BATCH_SIZE}, got {self.batch_size}")
+
+    @property
+    def dataset_options(self) -> DatasetOptions:
+        """How the dataset is read and split."""
+        names = (field.name for field in fields(DatasetOptions))
+        return DatasetOptions(**{name: getattr(self, name) for name in names})
 
     def literals(self, model: ModelName, dataset_identity: Mapping[str, Any]) -> Iterator[JsonObject]:
         """What leads to the cache's key, as the cache remembers it: nothing that needs torch, and not the contents.

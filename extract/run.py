@@ -81,6 +81,7 @@ def extract(
     search: Sequence[Path],
     *,
     backbone: "Backbone | None" = None,
+    source: Source | None = None,
     reporter: Reporter | None = None,
     command: str = "",
 ) -> ExtractResult:
@@ -94,6 +95,7 @@ def extract(
         request: what is wanted.
         search: roots to look in; a new cache goes under the first.
         backbone: one's own, made by `custom_backbone`; the request's `model` is then just its name.
+        source: one's own dataset, made by `python_dataset`; the request's `dataset` is then just its name.
         reporter: receives messages and progress.
         command: the command line, for provenance.
 
@@ -103,7 +105,7 @@ def extract(
         BackboneError: the backbone cannot be loaded or its features would be wrong.
         InterruptedRunError: Ctrl-C; committed blocks stay.
     """
-    extraction = _Extraction(request, search, reporter or Silent(), command, backbone)
+    extraction = _Extraction(request, search, reporter or Silent(), command, backbone, source)
     found = extraction.find_literally()
     return extraction.cached(found) if found is not None else extraction.run()
 
@@ -138,6 +140,7 @@ class _Extraction:
         reporter: Reporter,
         command: str,
         backbone: "Backbone | None" = None,
+        source: Source | None = None,
     ) -> None:
         self._request = request
         self._search = search
@@ -150,7 +153,9 @@ class _Extraction:
             if backbone is None
             else ModelName(request.model, "custom", request.model)
         )
-        self._source = resolve_source(request.dataset, request.split_seed, request.limit)
+        self._source = source or resolve_source(request.dataset, request.dataset_options, reporter)
+        for note in self._source.notes:
+            reporter.message(f"note: {note}")
         self._literals: list[JsonObject] = []
 
     def find_literally(self) -> Entry | None:
@@ -361,6 +366,7 @@ class _Extraction:
     def _finish(
         self, writer: CacheWriter, samples: int, seconds: float, backbone: "Backbone", device: "torch.device"
     ) -> None:
+        from featcache.extract.dataset_card import about_dataset
         from featcache.extract.provenance import card, provenance
 
         names = {
@@ -374,7 +380,7 @@ class _Extraction:
             "seconds": seconds,
         }
         document = provenance(writer, backbone.loaded.weights_source, device, names, run)
-        writer.finish(document, card(writer.plan, names))
+        writer.finish(document, card(writer.plan, names, about_dataset(writer, self._source.citation)))
 
 
 def _recorded_batch_size(path: Path) -> int | None:

@@ -35,6 +35,8 @@ class RecomputeRequest:
     """Number K of rows; all valid ones if there are fewer."""
     dataset: str
     """The dataset that the cache was extracted from, ``imagefolder:DIR`` for example."""
+    data: Path | None = None
+    """Folder of a local copy of it."""
     model: str | None = None
     """Model name; the one in provenance.json if not given."""
     weights: Path | None = None
@@ -55,7 +57,7 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     """
     reporter = reporter or Silent()
     model = resolve_model(request.model or model_of(cache))
-    source = source_of(cache, request.dataset)
+    source = source_of(cache, request.dataset, request.data)
     rows = _choose(cache, request.samples, request.seed)
     device = choose_device(request.device)
     reporter.message(f"recomputing {sum(map(len, rows.values()))} samples with {model.explicit} on {device}")
@@ -129,7 +131,7 @@ def _other_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]
     ids, labels = cache[split].sample_ids(), cache[split].labels()
     for row in rows:
         sample = source.splits[split][row]
-        if (ids[row], labels[row]) != (sample.id, sample.label):
+        if ids[row] != sample.id or not np.array_equal(labels[row], sample.label):
             yield f"{split} row {row}: {ids[row]!r} of class {labels[row]}, must be {sample.id!r} of class {sample.label}"
 
 

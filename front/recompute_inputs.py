@@ -1,13 +1,17 @@
 """What a cache was made from, found again and held to what its spec says."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
+from featcache.extract.sources.dataset import AUTO, DatasetOptions
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.layers import TOKEN_KINDS, layer_set
 from featcache.store.reading.reader import Cache
+from featcache.store.targets import TARGET_KINDS
 
 
 def model_of(cache: Cache) -> str:
@@ -27,7 +31,7 @@ def model_of(cache: Cache) -> str:
     return explicit[-1]
 
 
-def source_of(cache: Cache, dataset: str) -> Source:
+def source_of(cache: Cache, dataset: str, data: Path | None = None) -> Source:
     """The dataset, split and cut as the cache's own identity says.
 
     Raises:
@@ -35,14 +39,30 @@ def source_of(cache: Cache, dataset: str) -> Source:
         DatasetError: it cannot be used.
     """
     identity = cache.spec.dataset
+    source = resolve_source(dataset, replace(_options_of(identity), data=data))
+    refuse_difference(f"dataset {dataset}", identity, source.identity)
+    return source
+
+
+def _options_of(identity: Mapping[str, Any]) -> DatasetOptions:
+    """How the dataset of a cache was split, as far as its identity tells; it may come from anywhere."""
     seed, limit = identity.get("split_seed"), identity.get("limit")
     if isinstance(limit, list) and len(limit) == 2:
         limit, seed = limit
-    source = resolve_source(
-        dataset, seed if isinstance(seed, int) else 0, limit if isinstance(limit, int) else None
+    tests, target = identity.get("test_splits"), identity.get("targets")
+    group_by, revision = (
+        value if isinstance(value, str) else None
+        for value in (identity.get("group_by"), identity.get("revision"))
     )
-    refuse_difference(f"dataset {dataset}", identity, source.identity)
-    return source
+    return DatasetOptions(
+        seed if isinstance(seed, int) else 0,
+        limit if isinstance(limit, int) else None,
+        tuple(name for name in tests if isinstance(name, str)) if isinstance(tests, list) else (),
+        resplit=identity.get("resplit") is True,
+        target=target if target in TARGET_KINDS else AUTO,
+        group_by=group_by,
+        revision=revision,
+    )
 
 
 def check_inventory(cache: Cache, source: Source) -> None:

@@ -4,24 +4,6 @@ import numpy as np
 import numpy.typing as npt
 
 
-def label_misfit(
-    labels: npt.NDArray[np.int64], valid: npt.NDArray[np.bool_], num_classes: int, first_row: int = 0
-) -> str | None:
-    """Why labels ``[N]`` cannot be; None if every row that holds features has the index of a class.
-
-    Args:
-        labels: class indices.
-        valid: which rows hold features, ``[N]``; the labels of others mean nothing.
-        num_classes: number of class names C.
-        first_row: row of the split that the first label belongs to.
-    """
-    wrong = np.flatnonzero(valid & ((labels < 0) | (labels >= num_classes)))
-    if not wrong.size:
-        return None
-    row = int(wrong[0])
-    return f"row {first_row + row} has label {labels[row]}, there are {num_classes} class names"
-
-
 def valid_misfit(valid: npt.NDArray[np.bool_], first_row: int = 0) -> str | None:
     """Why ``valid`` ``[N]`` cannot be; None if every byte is 0 or 1, the only ones that numpy computes with."""
     stored = valid.view(np.uint8)

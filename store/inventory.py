@@ -10,6 +10,7 @@ from featcache.store.arrays import DTYPES, MAX_BLOCK_ROWS, MIN_BLOCK_ROWS, Array
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field
 from featcache.store.layers import FINAL
+from featcache.store.targets import SINGLE_LABEL, Targets
 
 DEFAULT_TAP = "norm2"
 SPLITS = ("train", "test")
@@ -76,9 +77,18 @@ class Inventory:
 
     splits: Mapping[str, SplitInventory]
     class_names: tuple[str, ...]
-    """Name of every class, in label order."""
+    """Name of every class, in label order; of every quantity, where targets are real values."""
     projection: tuple[int, int] | None = None
     """Shape ``[D, E]`` of the matrix that the model multiplies its pooled token with, if it has one."""
+    target_kind: str = SINGLE_LABEL
+    """``single-label``, ``multi-label`` or ``regression``."""
+    units: tuple[str, ...] = ()
+    """Unit of every quantity of a regression, where known."""
+
+    @property
+    def targets(self) -> Targets:
+        """Kind, names and units of the targets, and how labels are stored."""
+        return Targets(self.target_kind, self.class_names, self.units)
 
     @property
     def projection_array(self) -> ArrayInfo | None:
@@ -153,7 +163,12 @@ class Inventory:
             for split in self.splits.values()
         }
         projection = {"projection": list(self.projection)} if self.projection else {}
-        return {"splits": splits, "class_names": list(self.class_names), **projection}
+        return {
+            "splits": splits,
+            "class_names": list(self.class_names),
+            **self.targets.to_dict(),
+            **projection,
+        }
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], where: str, *, whole: bool = True) -> Self:
@@ -169,10 +184,13 @@ class Inventory:
             CacheError: a field is missing, of the wrong type or out of range.
         """
         splits = field(document, "splits", dict, where)
+        targets = Targets.from_dict(document, _texts(document, "class_names", where), where)
         inventory = cls(
             splits={name: _split_from_dict(name, splits, where) for name in splits},
-            class_names=_texts(document, "class_names", where),
+            class_names=targets.names,
             projection=_projection(document, where),
+            target_kind=targets.kind,
+            units=targets.units,
         )
         if sum(split.num_blocks for split in inventory.splits.values()) > MAX_SPLIT_BLOCKS:
             raise CacheError(f"{where}: field 'splits' makes more than 2**17 blocks in all")
@@ -212,7 +230,7 @@ class Inventory:
             CacheError: one does.
         """
         for split in self.splits.values():
-            _require_columns(split.arrays, f"{where}: split {split.name!r}")
+            _require_columns(split.arrays, self.targets, f"{where}: split {split.name!r}")
 
 
 def _projection(document: Mapping[str, Any], where: str) -> tuple[int, int] | None:
@@ -283,7 +301,7 @@ def _split_from_dict(name: str, splits: Mapping[str, Any], where: str) -> SplitI
     return SplitInventory(name, num_samples, rows, arrays)
 
 
-def _require_columns(arrays: Mapping[str, ArrayInfo], where: str) -> None:
+def _require_columns(arrays: Mapping[str, ArrayInfo], targets: Targets, where: str) -> None:
     """Every split has the final layer, a label, an id and a validity for each row, in these types."""
     width = (
         arrays["sample_id"].shape[1] if "sample_id" in arrays and len(arrays["sample_id"].shape) == 2 else 0
@@ -292,10 +310,19 @@ def _require_columns(arrays: Mapping[str, ArrayInfo], where: str) -> None:
         raise CacheError(
             f"{where}: array 'sample_id' has ids of {width} bytes, more than {MAX_SAMPLE_ID_BYTES}"
         )
-    for name, dtype, rank in (("label", "int64", 1), ("sample_id", "uint8", 2), ("valid", "bool", 1)):
+    label_rank = 1 + len(targets.row_shape)
+    for name, dtype, rank in (
+        ("label", targets.dtype, label_rank),
+        ("sample_id", "uint8", 2),
+        ("valid", "bool", 1),
+    ):
         array = arrays.get(name)
         if array is None or array.dtype != dtype or len(array.shape) != rank or array.layers:
             raise CacheError(f"{where}: array {name!r} must be there, {dtype} with {rank} dimensions")
+    if arrays["label"].row_shape != targets.row_shape:
+        raise CacheError(
+            f"{where}: array 'label' has {arrays['label'].row_shape[0]} columns, there are {len(targets.names)} names"
+        )
     final = arrays.get(FINAL)
     if final is None or final.layers != (FINAL,):
         raise CacheError(f"{where}: array {FINAL!r} must be there, with the one layer {FINAL!r}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from featcache.store.arrays import ArrayInfo, block_rows
 from featcache.store.inventory import DEFAULT_TAP, SplitInventory
 from featcache.store.layers import FINAL
+from featcache.store.targets import SINGLE_LABEL, Targets
 from featcache.store.token_groups import EMBEDDING, POOLED, array_name, tap_and_group
 
 CONTENT_DIGEST = "content_digest"
@@ -41,6 +42,7 @@ def plan_split(
     dtype: str,
     sample_id_bytes: int,
     num_layers: int | None = None,
+    targets: Targets | None = None,
 ) -> SplitInventory:
     """Lay out one split of N = `num_samples` rows with the paper's features: `norm2` of some blocks, and `final`.
 
@@ -53,13 +55,14 @@ def plan_split(
         dtype: stored type of the features.
         sample_id_bytes: bytes of the longest sample id.
         num_layers: number of blocks L of the backbone; as many as there are `layers` if not given.
+        targets: what labels are; class indices if not given.
     """
     kinds, depth = tuple(tokens), num_layers or len(layers)
     arrays = [
         *([TokenArray(DEFAULT_TAP, POOLED, tuple(layers), depth, kinds, width)] if layers else []),
         TokenArray(FINAL, POOLED, (FINAL,), 1, kinds, width),
     ]
-    return plan_arrays(name, num_samples, arrays, width, dtype, sample_id_bytes)
+    return plan_arrays(name, num_samples, arrays, width, dtype, sample_id_bytes, targets=targets)
 
 
 def plan_arrays(
@@ -71,6 +74,7 @@ def plan_arrays(
     sample_id_bytes: int,
     *,
     content_digest: bool = False,
+    targets: Targets | None = None,
 ) -> SplitInventory:
     """Lay out one split of N = `num_samples` rows; arguments as for `plan_split`.
 
@@ -82,8 +86,9 @@ def plan_arrays(
         dtype: stored type of the features.
         sample_id_bytes: bytes of the longest sample id.
         content_digest: whether every row tells the digest of the decoded image.
+        targets: what labels are; class indices if not given.
     """
-    rows = block_rows(num_samples)
+    rows, labels = block_rows(num_samples), targets or Targets(SINGLE_LABEL, ())
 
     def column(array: str, shape: tuple[int, ...], stored: str, *names: str) -> ArrayInfo:
         return ArrayInfo(array, (num_samples, *shape), rows, stored, ("sample", *names))
@@ -101,7 +106,7 @@ def plan_arrays(
         for wanted in arrays
     ]
     planned += [
-        column("label", (), "int64"),
+        column("label", labels.row_shape, labels.dtype, *labels.dimension_names),
         column("sample_id", (sample_id_bytes,), "uint8", "byte"),
         column("valid", (), "bool"),
     ]

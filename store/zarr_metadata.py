@@ -100,7 +100,7 @@ def array_attributes(array: ArrayInfo, inventory: Inventory) -> JsonObject:
     if array.dtype == "bfloat16":
         attributes["logical_dtype"] = "bfloat16"
     if array.name == "label":
-        attributes["class_names"] = list(inventory.class_names)
+        attributes |= {"class_names": list(inventory.class_names), **inventory.targets.to_dict()}
     return attributes
 
 

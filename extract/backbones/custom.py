@@ -16,10 +16,11 @@ from featcache.extract.backbones.base import (
     TokenLayout,
     no_such_tap,
 )
-from featcache.extract.backbones.weights import reason, state_digest
+from featcache.extract.backbones.weights import state_digest
 from featcache.extract.contents import TAPS
 from featcache.store.errors import BackboneError, UnknownNameError
 from featcache.store.spec import BackboneSpec
+from featcache.store.text import reason
 
 _INPUT = ":input"
 

@@ -15,7 +15,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from featcache.extract.backbones.base import Backbone, Check, LoadedModel, TapPoint, TokenLayout
-from featcache.extract.backbones.hub import hub_source, load_failure, offline_if_unreachable
+from featcache.extract.backbones.hub import hub_source, load_failure
 from featcache.extract.backbones.prenorm import PreNormBlock
 from featcache.extract.backbones.timm_vit import TimmViT, follows_from_tokens, layout_of, why_not_supported
 from featcache.extract.backbones.weights import (
@@ -27,6 +27,7 @@ from featcache.extract.backbones.weights import (
     state_digest,
     without_storage,
 )
+from featcache.extract.hub import offline_if_unreachable
 from featcache.extract.models import ModelName
 from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 from featcache.store.files import JsonObject

@@ -19,7 +19,7 @@ from featcache.extract.backbones.base import (
     TokenLayout,
     no_such_tap,
 )
-from featcache.extract.backbones.hub import load_failure, offline_if_unreachable
+from featcache.extract.backbones.hub import load_failure
 from featcache.extract.backbones.prenorm import PreNormBlock
 from featcache.extract.backbones.timm_weights import (
     form_of,
@@ -30,6 +30,7 @@ from featcache.extract.backbones.timm_weights import (
 )
 from featcache.extract.backbones.weights import state_digest
 from featcache.extract.contents import TAPS
+from featcache.extract.hub import offline_if_unreachable
 from featcache.extract.models import ModelName
 from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 from featcache.store.spec import BackboneSpec

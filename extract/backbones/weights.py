@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from featcache.store.errors import BackboneError
 from featcache.store.files import JsonObject, sha256_file
+from featcache.store.text import reason
 
 AS_STORED = "as stored"
 RESIZED = "bicubic, antialiased"
@@ -105,14 +105,3 @@ def fit_position_embedding(stored: Tensor, num_prefix_tokens: int, grid: tuple[i
     squares = patches.double().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(squares, size=grid, mode="bicubic", align_corners=False, antialias=True)
     return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(stored.dtype)], 1)
-
-
-def reason(error: BaseException) -> str:
-    """What a library raised, in one line of at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # torch's first line ends in a colon and says nothing yet.
-    line = next((line for line in lines if not line.endswith(":")), "")
-    # The text of a KeyError, for one, is just the key.
-    return textwrap.shorten(
-        line if " " in line else f"{type(error).__name__} {line}".rstrip(), 200, placeholder=" ..."
-    )

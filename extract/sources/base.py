@@ -1,11 +1,19 @@
-"""The protocol of a dataset source: samples known up front, images read by row, an identity that is content."""
+"""What an extraction reads: samples known up front, images read by row, an identity that is content."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from featcache.store.targets import Targets
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Rows = npt.NDArray[np.int64]
+Labels = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +22,19 @@ class Sample:
 
     id: str
     """Stable and unique within the dataset, such as a relative path."""
-    label: int
-    """Index into the class names."""
+    label: Any
+    """Index into the class names; uint8 ``[C]`` or float32 ``[T]`` where targets are of another kind."""
+
+
+@dataclass(frozen=True)
+class Citation:
+    """What whoever uses a dataset should know of it, as far as it is known."""
+
+    licence: str | None = None
+    """Name of the licence, or the terms in a few words."""
+    text: str | None = None
+    """How to cite it."""
+    homepage: str | None = None
 
 
 class Source(Protocol):
@@ -26,12 +45,12 @@ class Source(Protocol):
         """Name for people and folders, such as ``textile``."""
 
     @property
-    def class_names(self) -> Sequence[str]:
-        """Name of every class, in label order."""
+    def targets(self) -> Targets:
+        """Kind, names and units of the targets."""
 
     @property
     def splits(self) -> Mapping[str, Sequence[Sample]]:
-        """The samples of ``train`` and ``test``, in row order, the same every time."""
+        """The samples of every split, in row order, the same every time."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -43,3 +62,22 @@ class Source(Protocol):
         Raises:
             DatasetError: it does not decode; the message names it.
         """
+
+    def prepare(self, split: str, rows: Sequence[int]) -> None:
+        """Be told that these rows are read next, in this order: what is stored in pieces is read piece by piece."""
+        return
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the targets, in label order."""
+        return self.targets.names
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What people should know about the dataset before they use it, a line each."""
+        return ()
+
+    @property
+    def citation(self) -> Citation:
+        """Licence and citation, as far as they are known."""
+        return Citation()

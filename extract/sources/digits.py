@@ -1,13 +1,16 @@
 """scikit-learn's digits: 1,797 real scans of handwriting, 8 x 8 pixels, always there."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from featcache.extract.sources.base import Sample
-from featcache.extract.sources.splits import split_by_class, stratified_part
-from featcache.store.errors import DatasetError
+from featcache.extract.sources.base import Citation, Source
+from featcache.extract.sources.collection import Collection, Listing
+from featcache.extract.sources.dataset import DatasetOptions, SplitDataset
+from featcache.extract.sources.samples import Samples, Texts
+from featcache.store.errors import DatasetError, RequestError
+from featcache.store.targets import SINGLE_LABEL, Targets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,50 +21,78 @@ if TYPE_CHECKING:
 # known without importing scikit-learn, and checked when the images are read. The train part is as large for every seed.
 NUM_TRAIN = 1347
 DIGEST = "65e5b4619795efb40c1082f4c350c049e4ad552200d369b6ae99e21eef5e72c5"
+TARGETS = Targets(SINGLE_LABEL, tuple("0123456789"))
 
 
-class Digits:
-    """The digits dataset, split 75/25 by class."""
+class Digits(Source):
+    """The digits dataset, split 75/25 by class; ids are ``digit-0000`` to ``digit-1796``, in the published order.
+
+    Raises:
+        RequestError: an option for which it has nothing.
+    """
 
     name = "digits"
-    class_names: Sequence[str] = tuple("0123456789")
+    targets = TARGETS
+    citation = Citation(
+        "CC BY 4.0",
+        "E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits. UCI Machine Learning Repository, 1998.",
+        "https://archive.ics.uci.edu/dataset/80",
+    )
 
-    def __init__(self, split_seed: int = 0, limit: int | None = None) -> None:
-        self._split_seed = split_seed
-        # A limit that cuts nothing must not change the identity.
-        self._limit = None if limit is not None and limit >= NUM_TRAIN else limit
+    def __init__(self, options: DatasetOptions | None = None) -> None:
+        self._options = options or DatasetOptions()
+        self._options.require_target(SINGLE_LABEL, self.name)
+        for option, value in (
+            ("group-by", self._options.group_by),
+            ("test-split", self._options.test_splits),
+        ):
+            if value:
+                raise RequestError(f"digits has neither columns nor splits of its own; leave --{option} out")
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """Digest of pixels and labels, and the split."""
-        return {"kind": "digits", "digest": DIGEST, "split_seed": self._split_seed, "limit": self._limit}
+        seed, limit = self._options.split_seed, self._options.limit
+        # A limit that cuts nothing must not change the identity.
+        limit = None if limit is not None and limit >= NUM_TRAIN else limit
+        return {"kind": "digits", "digest": DIGEST, "split_seed": seed, "limit": limit}
 
-    @cached_property
-    def splits(self) -> Mapping[str, Sequence[Sample]]:
-        """Train and test; ids are ``digit-0000`` to ``digit-1796``, in the published order."""
-        samples = [Sample(f"digit-{row:04d}", int(label)) for row, label in enumerate(self._arrays[1])]
-        train, test = split_by_class(samples, self.class_names, self._split_seed)
-        parts = {"train": train, "test": test}
-        if self._limit is None:
-            return parts
-        return {name: stratified_part(part, self._limit, self._split_seed) for name, part in parts.items()}
+    @property
+    def splits(self) -> Mapping[str, Samples]:
+        """Train and test."""
+        return self._dataset.splits
 
     def image(self, split: str, row: int) -> "Image":
         """Return one scan as an 8 x 8 greyscale image."""
-        from PIL import Image
-
-        index = int(self.splits[split][row].id.removeprefix("digit-"))
-        return Image.fromarray(self._arrays[0][index])
+        return self._dataset.image(split, row)
 
     @cached_property
-    def _arrays(self) -> "tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]":
-        """Pixels ``[1797, 8, 8]`` scaled from 0..16 to 0..255, and labels ``[1797]``."""
-        import numpy as np
-        from sklearn.datasets import load_digits  # a second to import
+    def _dataset(self) -> SplitDataset:
+        return SplitDataset(_Scans(), self._options)
 
-        data = load_digits()
-        pixels = data.images.astype(np.uint8)
-        labels = data.target.astype("<i8")
-        if hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest() != DIGEST:
-            raise DatasetError("scikit-learn's digits differ from the published set; reinstall scikit-learn")
-        return (pixels.astype(np.float64) * (255 / 16)).round().astype(np.uint8), labels
+
+class _Scans(Collection):
+    kind, name = "digits", "digits"
+
+    def __init__(self) -> None:
+        self._pixels, labels = _arrays()
+        ids = Texts.of(f"digit-{row:04d}" for row in range(len(labels)))
+        self.listing = Listing(ids, labels, TARGETS, DIGEST)
+
+    def image(self, row: int) -> "Image":
+        from PIL import Image
+
+        return Image.fromarray(self._pixels[row])
+
+
+def _arrays() -> "tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]":
+    """Pixels ``[1797, 8, 8]`` scaled from 0..16 to 0..255, and labels ``[1797]``."""
+    import numpy as np
+    from sklearn.datasets import load_digits  # a second to import
+
+    data = load_digits()
+    pixels = data.images.astype(np.uint8)
+    labels = data.target.astype("<i8")
+    if hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest() != DIGEST:
+        raise DatasetError("scikit-learn's digits differ from the published set; reinstall scikit-learn")
+    return (pixels.astype(np.float64) * (255 / 16)).round().astype(np.uint8), labels

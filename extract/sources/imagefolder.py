@@ -1,169 +1,159 @@
-"""A folder of images: ``DIR/<class>/...`` split 75/25 by class, or ``DIR/train/<class>/...`` and ``DIR/test/<class>/...``."""
+"""A folder of images: ``DIR/<class>/...``, or ``DIR/train/<class>/...`` and ``DIR/test/<class>/...``."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from featcache.extract.sources.base import Sample
-from featcache.extract.sources.splits import split_by_class, stratified_part
+import numpy as np
+
+from featcache.extract.sources.argument import Argument
+from featcache.extract.sources.base import Rows
+from featcache.extract.sources.collection import Collection, Listing, listing_digest
+from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extract.sources.decode import EXTENSIONS, decode
+from featcache.extract.sources.samples import Texts
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.inventory import SPLITS
+from featcache.store.progress import Reporter
+from featcache.store.targets import SINGLE_LABEL, Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2")
-)
-
 MAX_DEPTH = 32
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: str
-    """Relative to the dataset's folder, with forward slashes."""
-    size: int
-
-
-class ImageFolder:
+class ImageFolder(Collection):
     """A folder with one folder of images per class.
 
-    Files that are not images by their extension, and hidden ones, are passed over.
+    Files that are not images by their extension, and hidden ones, are passed over. Names and sizes are kept, a few dozen
+    bytes a file.
 
     Args:
         directory: the dataset's folder.
-        split_seed: seed of the 75/25 split where there are no ``train/`` and ``test/``.
-        limit: at most this many samples of each split, stratified by class.
+        wanted: its splits to read, if it has ``train/`` or ``test/``.
 
     Raises:
-        RequestError: the folder does not exist, or `limit` is smaller than the number of classes.
-        DatasetError: a class has no images, or test has a class that train lacks.
+        RequestError: the folder does not exist.
+        DatasetError: a class has no images, or a split has a class that train lacks.
     """
 
-    def __init__(self, directory: Path, split_seed: int = 0, limit: int | None = None) -> None:
+    kind = "imagefolder"
+
+    def __init__(self, directory: Path, wanted: Sequence[str] = SPLITS) -> None:
         if not directory.is_dir():
             raise RequestError(f"image folder {directory} does not exist or is not a folder")
         self._directory = directory.resolve()
         self.name = self._directory.name
-        self._sizes: dict[str, int] = {}
-        self.class_names: Sequence[str]
-        self.splits: Mapping[str, Sequence[Sample]]
-        own_splits = any((directory / split).is_dir() for split in SPLITS)
-        if own_splits:
-            self._read_splits()
-        else:
-            self._read_and_split(split_seed)
-        digest = self._digest
-        if limit is not None and all(len(part) <= limit for part in self.splits.values()):
-            limit = None  # it cuts nothing, so it must not change the identity
-        if limit is not None:
-            self.splits = {
-                name: stratified_part(part, limit, split_seed) for name, part in self.splits.items()
-            }
-        self.identity: Mapping[str, Any] = {
-            "kind": "imagefolder",
-            "digest": digest,
-            "split_seed": None if own_splits else split_seed,
-            # The part that a limit takes is chosen by the seed too.
-            "limit": None if limit is None else [limit, split_seed],
-        }
-
-    def image(self, split: str, row: int) -> "Image":
-        """Decode one image; see `Source.image`."""
-        from PIL import Image
-
-        path = self._directory / self.splits[split][row].id
-        try:
-            with Image.open(path) as image:
-                image.load()
-                return image
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = str(error).replace(f"'{path}'", "it").splitlines()
-            raise DatasetError(
-                f"image {path} does not decode ({reason[0] if reason else type(error).__name__})"
-            ) from None
-
-    def _read_splits(self) -> None:
-        for split in SPLITS:
-            if not (self._directory / split).is_dir():
-                others = [
-                    name for name in ("val", "valid", "validation") if (self._directory / name).is_dir()
-                ]
-                hint = f" (rename or link {others[0]}/ to test/)" if others else ""
-                raise DatasetError(
-                    f"{self._directory} has no {split}/ folder; it needs both train/ and test/, or neither{hint}"
-                )
-        classes = {split: self._classes(split) for split in SPLITS}
-        self.class_names = tuple(classes["train"])
-        unknown = [name for name in classes["test"] if name not in classes["train"]]
-        if unknown:
-            lacking = [name for name in classes["train"] if name not in classes["test"]]
-            raise DatasetError(
-                f"{self._directory}: test has classes that train lacks: {', '.join(unknown[:10])}"
-                + (f" (train has, and test lacks: {', '.join(lacking[:10])})" if lacking else "")
-                + "; class folders must have the same names in train/ and test/"
-            )
-        self.splits = {split: self._samples(classes[split]) for split in SPLITS}
-
-    def _read_and_split(self, split_seed: int) -> None:
-        classes = self._classes("")
-        self.class_names = tuple(classes)
-        train, test = split_by_class(self._samples(classes), self.class_names, split_seed)
-        self.splits = {"train": train, "test": test}
-
-    def _classes(self, folder: str) -> dict[str, list[_File]]:
-        """Files of every class below `folder`, classes and files in sorted order."""
-        root = self._directory / folder
-        names = sorted(
-            entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
+        self._ids: list[bytes] = []
+        self._sizes: list[Rows] = []
+        self._lengths: list[Rows] = []
+        self._labels: list[Rows] = []
+        own = any((directory / split).is_dir() for split in SPLITS)
+        splits = self._require_splits(wanted) if own else [""]
+        names = {split: self._class_folders(split) for split in splits}
+        classes = tuple(names[splits[0]])
+        if own:
+            self._refuse_unknown_classes(names)
+        parts, start = {}, 0
+        for split in splits:
+            count = self._read(split, names[split], classes)
+            parts[split] = np.arange(start, start + count)
+            start += count
+        lengths = np.concatenate(self._lengths)
+        ids = Texts(b"".join(self._ids), np.cumsum(lengths))
+        labels, sizes = np.concatenate(self._labels), np.concatenate(self._sizes)
+        del self._ids, self._sizes, self._lengths, self._labels
+        digest = listing_digest(classes, ids, sizes.tolist(), labels)
+        unread = self._others(splits) if own else ()
+        self.listing = Listing(
+            ids, labels, Targets(SINGLE_LABEL, classes), digest, parts if own else {}, unread
         )
+
+    def image(self, row: int) -> "Image":
+        """Decode one image."""
+        path = self._directory / self.listing.ids[row]
+        return decode(path, path)
+
+    def _require_splits(self, wanted: Sequence[str]) -> list[str]:
+        for split in wanted:
+            if not (self._directory / split).is_dir():
+                others = self._others(wanted)
+                hint = f"; or name one with --test-split: {', '.join(others)}" if others else ""
+                needed = " and ".join(f"{name}/" for name in wanted)
+                raise DatasetError(
+                    f"{self._directory} has no {split}/ folder; it needs both {needed}, or neither{hint}"
+                )
+        return list(wanted)
+
+    def _others(self, splits: Sequence[str]) -> list[str]:
+        return [name for name in self._folders("") if name not in splits]
+
+    def _refuse_unknown_classes(self, names: dict[str, list[str]]) -> None:
+        train, *others = names
+        for split in others:
+            unknown = [name for name in names[split] if name not in names[train]]
+            if unknown:
+                lacking = [name for name in names[train] if name not in names[split]]
+                raise DatasetError(
+                    f"{self._directory}: {split} has classes that {train} lacks: {', '.join(unknown[:10])}"
+                    + (f" ({train} has, and {split} lacks: {', '.join(lacking[:10])})" if lacking else "")
+                    + f"; class folders must have the same names in {train}/ and {split}/"
+                )
+
+    def _folders(self, folder: str) -> list[str]:
+        with os.scandir(self._directory / folder) as entries:
+            return sorted(
+                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+            )
+
+    def _class_folders(self, split: str) -> list[str]:
+        names = self._folders(split)
         if not names:
-            raise DatasetError(f"{root} has no class folders; it needs one folder of images per class")
-        classes = {
-            name: sorted(_images(root / name, f"{folder}/{name}".lstrip("/")), key=lambda f: f.path)
-            for name in names
-        }
-        empty = [name for name, files in classes.items() if not files]
+            raise DatasetError(
+                f"{self._directory / split} has no class folders; it needs one folder of images per class"
+            )
+        return names
+
+    def _read(self, split: str, names: Sequence[str], classes: Sequence[str]) -> int:
+        """Take over the files of one split, classes and files in sorted order; returns how many."""
+        labels = {name: label for label, name in enumerate(classes)}
+        root, empty, total = self._directory / split, [], 0
+        for name in names:
+            files = sorted(_images(root / name, f"{split}/{name}".lstrip("/")))
+            if not files:
+                empty.append(name)
+            encoded = [path.encode() for path, _ in files]
+            # One class at a time: a million strings take far more memory than their bytes.
+            self._ids.append(b"".join(encoded))
+            self._lengths.append(np.array([len(one) for one in encoded], np.int64))
+            self._sizes.append(np.array([size for _, size in files], np.int64))
+            self._labels.append(np.full(len(files), labels[name], np.int64))
+            total += len(files)
         if empty:
             raise DatasetError(
                 f"{root}: no images in class folder {', '.join(empty[:10])}; add images or remove the folder"
             )
-        return classes
-
-    def _samples(self, classes: Mapping[str, Iterable[_File]]) -> list[Sample]:
-        labels = {name: label for label, name in enumerate(self.class_names)}
-        self._sizes.update((file.path, file.size) for files in classes.values() for file in files)
-        return [Sample(file.path, labels[name]) for name, files in classes.items() for file in files]
-
-    @property
-    def _digest(self) -> str:
-        """SHA-256 over the sorted list of (relative path, size, label) of all files."""
-        digest = hashlib.sha256("\0".join(self.class_names).encode() + b"\n")
-        for sample in sorted(
-            (s for part in self.splits.values() for s in part), key=lambda sample: sample.id
-        ):
-            digest.update(f"{sample.id}\0{self._sizes[sample.id]}\0{sample.label}\n".encode())
-        return digest.hexdigest()
+        return total
 
 
-def _images(directory: Path, relative: str) -> Iterator[_File]:
+def _images(directory: Path, relative: str) -> Iterator[tuple[str, int]]:
+    """Path relative to the dataset's folder, with forward slashes, and size of every image below `directory`."""
     with os.scandir(directory) as entries:
         for entry in entries:
-            path = f"{relative}/{entry.name}"
-            if entry.name.startswith("."):
+            name = entry.name
+            if name.startswith("."):
                 continue
+            path = f"{relative}/{name}"
             if entry.is_dir():
                 if path.count("/") > MAX_DEPTH:
                     raise DatasetError(
                         f"{directory} lies {MAX_DEPTH} folders deep; does a folder link to itself?"
                     )
-                yield from _images(directory / entry.name, path)
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                yield _File(_utf8(path, directory), _size(entry))
+                yield from _images(directory / name, path)
+            elif os.path.splitext(name)[1].lower() in EXTENSIONS:
+                yield _utf8(path, directory), _size(entry)
 
 
 def _utf8(path: str, directory: Path) -> str:
@@ -183,3 +173,9 @@ def _size(entry: os.DirEntry[str]) -> int:
         raise DatasetError(
             f"{entry.path} cannot be read ({error.strerror}); restore the file or remove it"
         ) from None
+
+
+def open_folder(argument: Argument, options: DatasetOptions, reporter: Reporter) -> ImageFolder:
+    """Open a folder as a dataset; see `ImageFolder`."""
+    argument.require_fields()
+    return ImageFolder(argument.path, options.own_splits)

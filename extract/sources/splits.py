@@ -1,81 +1,139 @@
 """Reproducible choices of samples: the 75/25 split of a dataset that has none, and a stratified part of one.
 
-The order within a class is that of SHA-256 over seed and sample id, so it depends on no library's random numbers,
-and adding a file moves at most one other between the parts.
+The order within a stratum is that of SHA-256 over seed and sample id, so it depends on no library's random numbers,
+and adding a file moves at most one other between the parts. Shapes: N samples.
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 
-from featcache.extract.sources.base import Sample
-from featcache.store.errors import DatasetError, RequestError
+import numpy as np
+import numpy.typing as npt
+
+from featcache.extract.sources.base import Labels, Rows
+from featcache.store.errors import RequestError
+from featcache.store.targets import MULTI_LABEL, SINGLE_LABEL
 
 TEST_FRACTION = Fraction(1, 4)
+QUANTILES = 10
+"""Strata of a regression."""
+
+Keys = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
 
 
-def split_by_class(
-    samples: Sequence[Sample], class_names: Sequence[str], seed: int
-) -> tuple[list[Sample], list[Sample]]:
-    """Split 75/25 within every class; both parts keep the order of `samples`.
+def order_keys(ids: Iterable[str], seed: int) -> Keys:
+    """A number for every id, ``[N]``: the first eight bytes of SHA-256 over ``seed:id``; smaller ones come first."""
+    prefix = hashlib.sha256(f"{seed}:".encode())
+    digests = []
+    for one in ids:
+        digest = prefix.copy()
+        digest.update(one.encode())
+        digests.append(digest.digest()[:8])
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
-    Every class of at least two samples is in both parts.
+
+def strata_of(labels: Labels, kind: str) -> Rows:
+    """The stratum of every sample, ``[N]``, which parts keep in proportion.
+
+    The class; of several classes the rarest, counted over all samples (one more stratum for those of none); of real
+    values the tenth of the first quantity.
+    """
+    if kind == SINGLE_LABEL:
+        return np.asarray(labels, np.int64)
+    if kind == MULTI_LABEL:
+        rarity = np.argsort(labels.sum(0, dtype=np.int64), kind="stable")
+        first = labels[:, rarity].argmax(1)
+        return np.asarray(np.where(labels.any(1), rarity[first], labels.shape[1]), np.int64)
+    ranks = np.argsort(np.argsort(labels[:, 0], kind="stable"), kind="stable")
+    tenths: Rows = ranks * QUANTILES // max(len(labels), 1)
+    return tenths
+
+
+def split_off_test(keys: Keys, strata: Rows) -> Mask:
+    """Which samples are the test part, ``[N]``: a quarter of every stratum, but one at least of each that has two."""
+    sizes = np.bincount(strata)
+    counts = np.maximum(1, np.rint(sizes * float(TEST_FRACTION)).astype(np.int64))
+    counts[sizes < 2] = 0
+    return _first_of_each(keys, strata, counts)
+
+
+def split_off_test_groups(groups: Rows, group_names: Iterable[str], strata: Rows, seed: int) -> Mask:
+    """Which samples are the test part, ``[N]``, where the samples of one group stay together.
+
+    Groups are taken in the order of their keys; one goes to the test part if that brings the strata nearer to a quarter
+    of each, and leaves in train something of every stratum.
+
+    Args:
+        groups: index of the group of every sample, ``[N]``.
+        group_names: names of the groups, in index order.
+        strata: ``[N]``.
+        seed: of the order.
+    """
+    num_groups, num_strata = int(groups.max()) + 1, int(strata.max()) + 1
+    sizes = np.bincount(strata, minlength=num_strata)
+    wanted = sizes * float(TEST_FRACTION)
+    weight = 1 / np.maximum(sizes, 1)
+    by_group = np.argsort(groups, kind="stable")
+    ends = np.cumsum(np.bincount(groups, minlength=num_groups))
+    test, taken = np.zeros(num_groups, np.bool_), np.zeros(num_strata, np.int64)
+    for group in np.argsort(order_keys(group_names, seed), kind="stable").tolist():
+        members = by_group[ends[group - 1] if group else 0 : ends[group]]
+        found, counts = np.unique(strata[members], return_counts=True)
+        before, after = np.abs(taken[found] - wanted[found]), np.abs(taken[found] + counts - wanted[found])
+        nearer = ((before - after) * weight[found]).sum() > 0
+        if nearer and (taken[found] + counts < sizes[found]).all():
+            test[group] = True
+            taken[found] += counts
+    return test[groups]
+
+
+def stratified_part(keys: Keys, strata: Rows, limit: int, *, each: bool = True) -> Mask:
+    """Which samples are in a part of at most `limit`, ``[N]``, with strata in proportion.
+
+    Args:
+        keys: as from `order_keys`.
+        strata: ``[N]``.
+        limit: how many.
+        each: whether there must be one of each stratum at least.
 
     Raises:
-        DatasetError: a class has a single sample.
+        RequestError: `each`, and `limit` is smaller than the number of strata.
     """
-    test: set[str] = set()
-    for label, members in _by_class(samples).items():
-        if len(members) < 2:
-            raise DatasetError(
-                f"class {class_names[label]!r} has a single image, so it cannot be in both train and test; "
-                "add images, remove the class, or provide train/ and test/ folders"
-            )
-        count = max(1, round(len(members) * TEST_FRACTION))
-        test.update(sample.id for sample in _shuffled(members, seed)[:count])
-    return [s for s in samples if s.id not in test], [s for s in samples if s.id in test]
-
-
-def stratified_part(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
-    """Return at most `limit` samples, classes in proportion and at least one of each, in the order of `samples`.
-
-    Raises:
-        RequestError: `limit` is smaller than the number of classes.
-    """
-    if limit >= len(samples):
-        return list(samples)
-    classes = _by_class(samples)
-    if limit < len(classes):
-        raise RequestError(
-            f"limit {limit} is smaller than the number of classes ({len(classes)}); give at least {len(classes)}"
-        )
-    counts = _proportional({label: len(members) for label, members in classes.items()}, limit)
-    kept = {
-        sample.id
-        for label, members in classes.items()
-        for sample in _shuffled(members, seed)[: counts[label]]
+    if limit >= len(keys):
+        return np.ones(len(keys), np.bool_)
+    sizes = {
+        int(stratum): int(size) for stratum, size in zip(*np.unique(strata, return_counts=True), strict=True)
     }
-    return [sample for sample in samples if sample.id in kept]
+    if limit < len(sizes):
+        if each:
+            raise RequestError(
+                f"limit {limit} is smaller than the number of classes ({len(sizes)}); give at least {len(sizes)}"
+            )
+        strata, sizes = np.zeros_like(strata), {0: len(strata)}
+    counts = np.zeros(int(strata.max()) + 1, np.int64)
+    for stratum, count in _proportional(sizes, limit).items():
+        counts[stratum] = count
+    return _first_of_each(keys, strata, counts)
 
 
-def _by_class(samples: Sequence[Sample]) -> dict[int, list[Sample]]:
-    classes: dict[int, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        classes[sample.label].append(sample)
-    return dict(sorted(classes.items()))
-
-
-def _shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    return sorted(samples, key=lambda sample: hashlib.sha256(f"{seed}:{sample.id}".encode()).digest())
+def _first_of_each(keys: Keys, strata: Rows, counts: Rows) -> Mask:
+    """The first ``counts[s]`` samples of every stratum s in the order of their keys."""
+    order = np.lexsort((keys, strata))
+    sizes = np.bincount(strata, minlength=len(counts))
+    ranks = np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    chosen = np.empty(len(keys), np.bool_)
+    chosen[order] = ranks < counts[strata[order]]
+    return chosen
 
 
 def _proportional(sizes: dict[int, int], total: int) -> dict[int, int]:
-    """Largest remainders over what is left once every class has one; no class gets more than it has."""
+    """Largest remainders over what is left once every stratum has one; none gets more than it has."""
     rest, everything = total - len(sizes), sum(sizes.values()) - len(sizes)
-    shares = {label: Fraction(rest * (size - 1), max(everything, 1)) for label, size in sizes.items()}
-    counts = {label: 1 + int(share) for label, share in shares.items()}
-    by_remainder = sorted(sizes, key=lambda label: (int(shares[label]) - shares[label], label))
-    for label in by_remainder[: total - sum(counts.values())]:
-        counts[label] += 1
+    shares = {stratum: Fraction(rest * (size - 1), max(everything, 1)) for stratum, size in sizes.items()}
+    counts = {stratum: 1 + int(share) for stratum, share in shares.items()}
+    by_remainder = sorted(sizes, key=lambda stratum: (int(shares[stratum]) - shares[stratum], stratum))
+    for stratum in by_remainder[: total - sum(counts.values())]:
+        counts[stratum] += 1
     return counts

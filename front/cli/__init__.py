@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from featcache.cli.datasets import datasets_command
 from featcache.cli.doctor import doctor_command
 from featcache.cli.export import export_command
 from featcache.cli.extract import extract_command
@@ -40,6 +41,7 @@ for _command in (extract_command, probe_command, ls_command, info_command, verif
 for _command in (rm_command, gc_command, export_command, import_command):
     cli.add_command(_command)
 cli.add_command(models_command)
+cli.add_command(datasets_command)
 cli.add_command(doctor_command)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from featcache.cli.estimate import print_estimate
-from featcache.cli.options import common_options
+from featcache.cli.options import common_options, dataset_options, names_of
 from featcache.console import ConsoleReporter, duration, print_json
 from featcache.extract.contents import TAPS, Contents
 from featcache.extract.request import STOP, ExtractRequest
@@ -22,6 +22,8 @@ EPILOG = """\b
 Examples:
   featcache extract --model vit-l-14 --dataset imagefolder:photos
   featcache extract --model vit-l-14 --dataset imagefolder:photos --dry-run
+  featcache extract --model vit-l-14 --dataset flowers
+  featcache extract --model vit-l-14 --dataset csv:scans.csv --group-by patient
 """
 
 
@@ -29,7 +31,11 @@ Examples:
 @click.option(
     "--model", required=True, help="An alias such as vit-l-14, or timm:NAME, or open_clip:ARCHITECTURE/TAG."
 )
-@click.option("--dataset", required=True, help="digits, or imagefolder:DIR.")
+@click.option(
+    "--dataset",
+    required=True,
+    help="An alias such as flowers (see featcache datasets), or KIND:PLACE such as imagefolder:DIR.",
+)
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
@@ -52,16 +58,7 @@ Examples:
 )
 @click.option("--patches", help="Layers whose patch tokens are cached, such as final or 5,11,final.")
 @click.option("--split", "splits", help="Splits to cache, such as test.  [default: all]")
-@click.option(
-    "--limit", type=int, help="At most this many samples of each split, stratified by class, for a trial."
-)
-@click.option(
-    "--split-seed",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Seed of the 75/25 split where the dataset has none of its own.",
-)
+@dataset_options
 @click.option(
     "--dtype", default="float16", show_default=True, help=f"Stored type: {', '.join(STORED_DTYPES)}."
 )
@@ -99,6 +96,7 @@ def extract_command(
     tokens: str,
     patches: str | None,
     splits: str | None,
+    test_split: str | None,
     **options: object,
 ) -> None:
     """Run a backbone over a dataset once and cache the tokens of all its layers.
@@ -106,8 +104,9 @@ def extract_command(
     A request that a cache already answers ends at once; a run that was stopped goes on at its last committed block.
     What a cache lacks of the taps, layers, tokens and splits that are asked for is added to it.
     """
-    contents = Contents(_names(tap), layers, tokens, patches, _names(splits or ""))
-    request = ExtractRequest(contents=contents, **options)  # type: ignore[arg-type]  # click's values have the fields' types
+    contents = Contents(names_of(tap), layers, tokens, patches, names_of(splits or ""))
+    tests = names_of(test_split or "")
+    request = ExtractRequest(contents=contents, test_splits=tests, **options)  # type: ignore[arg-type]  # click's values have the fields' types
     reporter = ConsoleReporter(quiet=as_json)
     if dry_run:
         print_estimate(estimate_extraction(request, roots(root), reporter=reporter), as_json)
@@ -120,10 +119,6 @@ def extract_command(
         click.echo(_summary(result))
         for note in _notes(result):
             click.echo(note)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _notes(result: ExtractResult) -> list[str]:

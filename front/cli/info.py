@@ -1,6 +1,7 @@
 """``featcache info``: one cache in full."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from featcache.console import print_json, size
 from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, select
 from featcache.store.files import JsonObject
 from featcache.store.reading.content import shared_images
+from featcache.store.targets import REGRESSION, SINGLE_LABEL
 from featcache.store.text import printable
 from featcache.store.writing.writer import ADDITIONS
 
@@ -46,12 +48,39 @@ def _describe(entry: Entry) -> JsonObject:
         "bytes": cache.inventory.num_bytes,
         "spec": cache.spec.to_dict(),
         "inventory": cache.inventory.to_dict(),
+        "targets": asdict(cache.inventory.targets),
+        "class_counts": _class_counts(entry),
         "skipped": sum(int((~cache[name].valid()).sum()) for name in cache.inventory.splits)
         if entry.complete
         else None,
         "shared_images": [shared.to_dict() for shared in found],
         "provenance": cache.provenance,
     }
+
+
+def _class_counts(entry: Entry) -> dict[str, list[int]]:
+    """Samples of every class, by split; of a complete cache that has classes."""
+    cache = entry.cache
+    if not entry.complete or cache.inventory.target_kind == REGRESSION:
+        return {}
+    readers = {name: cache[name] for name in cache.inventory.splits}
+    return {
+        name: cache.inventory.targets.counts(reader.labels(), reader.valid()).tolist()
+        for name, reader in readers.items()
+    }
+
+
+def _target_lines(document: JsonObject) -> Iterator[str]:
+    """Kind, names and units of the targets, and how many samples classes have."""
+    targets = document["targets"]
+    units = targets["units"] or [""] * len(targets["names"])
+    names = [f"{name} [{unit}]" if unit else name for name, unit in zip(targets["names"], units, strict=True)]
+    title = "targets" if targets["kind"] == REGRESSION else "classes"
+    kind = "" if targets["kind"] == SINGLE_LABEL else f" ({targets['kind']})"
+    yield f"{title:<10}{len(names)}{kind}: {', '.join(names[:8])}" + (", ..." if len(names) > 8 else "")
+    for split, counts in document["class_counts"].items():
+        if counts:
+            yield f"          {split}: {min(counts)} to {max(counts)} samples of a class"
 
 
 def _lines(document: JsonObject) -> list[str]:
@@ -75,10 +104,7 @@ def _lines(document: JsonObject) -> list[str]:
                 lines.append(
                     f"          {array}: {info['dtype']} {info['shape']}, layers {layers}, tokens {tokens}"
                 )
-    lines.append(
-        f"classes   {len(inventory['class_names'])}: {', '.join(inventory['class_names'][:8])}"
-        + (", ..." if len(inventory["class_names"]) > 8 else "")
-    )
+    lines += _target_lines(document)
     if document["skipped"]:
         lines.append(f"skipped   {document['skipped']} samples without features")
     for shared in document["shared_images"]:

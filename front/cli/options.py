@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from featcache.store.targets import TARGET_KINDS
+
 Command = Callable[..., Any]
 
 _UNITS = {
@@ -51,6 +53,56 @@ _OPTIONS = (
     # Only main() looks at it, on the command line itself.
     click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
 )
+
+
+_DATASET_OPTIONS = (
+    click.option(
+        "--data",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Folder of a local copy, laid out as on the Hub.",
+    ),
+    click.option(
+        "--revision",
+        help="Commit, branch or tag on the Hub; with --data, what the copy is of.  [default: main]",
+    ),
+    click.option("--target", default="auto", show_default=True, help=f"{', '.join(TARGET_KINDS)}, or auto."),
+    click.option(
+        "--limit", type=int, help="At most this many samples of each split, stratified, for a trial."
+    ),
+    click.option(
+        "--split-seed",
+        type=int,
+        default=0,
+        show_default=True,
+        help="Seed of the 75/25 split where the dataset has none of its own.",
+    ),
+    click.option(
+        "--test-split",
+        metavar="NAMES",
+        help="The dataset's own splits to test on, with commas; where none is called test, the first goes by that name.",
+    ),
+    click.option(
+        "--group-by",
+        metavar="COLUMN",
+        help="Keep samples of one group, such as a patient, in one split.",
+    ),
+    click.option(
+        "--resplit", is_flag=True, help="Put the dataset's own splits together and split 75/25 anew."
+    ),
+)
+
+
+def dataset_options(function: Command) -> Command:
+    """Add the options of a dataset to a command; ``--test-split`` comes as one text."""
+    for option in reversed(_DATASET_OPTIONS):
+        function = option(function)
+    return function
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """The names in a list with commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def common_options(function: Command) -> Command:

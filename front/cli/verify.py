@@ -41,6 +41,9 @@ Examples:
     help="Run K rows through the backbone again.",
 )
 @click.option("--dataset", help="Of --recompute: the dataset that the cache was extracted from.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Of --recompute: folder of a local copy of the dataset."
+)
 @click.option("--model", help="Of --recompute.  [default: the one in the cache's provenance]")
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="Of --recompute: local weights instead of the hub's."
@@ -107,7 +110,7 @@ def _check_request(cache: str | None, every: bool, samples: int | None, options:
         raise RequestError("--all goes with neither CACHE nor --recompute; name one cache for these")
     if samples and not options["dataset"]:
         raise RequestError("--recompute needs the images; give --dataset, for example imagefolder:DIR")
-    given = [name for name in ("dataset", "model", "weights") if options[name] is not None]
+    given = [name for name in ("dataset", "data", "model", "weights") if options[name] is not None]
     if given and not samples:
         raise RequestError(f"--{given[0]} is for --recompute; give --recompute K as well")
 

@@ -8,7 +8,7 @@ import numpy as np
 from featcache.store.arrays import ArrayInfo
 from featcache.store.checking.damage import Damage, Kind, Place
 from featcache.store.checking.links import behind
-from featcache.store.columns import id_misfit, label_misfit, valid_misfit
+from featcache.store.columns import id_misfit, valid_misfit
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import Manifest
@@ -23,7 +23,7 @@ def column_damages(
 
     Blocks with files in `bad`, or behind the links in `linked`, are passed over.
     """
-    num_classes = len(manifest.inventory.class_names)
+    targets = manifest.inventory.targets
     for record in manifest.blocks:
         block = record.block
         split = manifest.inventory.splits[block.split]
@@ -35,7 +35,7 @@ def column_damages(
             _read(directory / path, array, block) for path, array in zip(paths, arrays, strict=True)
         )
         misfits = (
-            label_misfit(label, valid, num_classes, block.start),
+            targets.misfit(label, valid, block.start),
             valid_misfit(valid, block.start),
             id_misfit(ids, block.start),
         )

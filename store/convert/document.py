@@ -10,6 +10,7 @@ from featcache.store.files import JsonObject, field
 from featcache.store.reading.reader import Cache
 from featcache.store.requests import recorded_requests
 from featcache.store.spec import CacheSpec
+from featcache.store.targets import Targets
 
 EXPORT_FORMAT = "featcache-export"
 EXPORT_VERSION = 1
@@ -22,7 +23,8 @@ class ExportDocument:
     """The cache behind an export."""
 
     spec: CacheSpec
-    class_names: tuple[str, ...]
+    targets: Targets
+    """Kind, names and units of the targets."""
     batch_size: int
     names: Mapping[str, str]
     """Names for people of ``dataset`` and ``model``."""
@@ -45,7 +47,7 @@ class ExportDocument:
         names = {"dataset": folder.parent.name, "model": folder.name.removesuffix(f"-{cache.key}")}
         return cls(
             cache.spec,
-            cache.inventory.class_names,
+            cache.inventory.targets,
             cache.manifest.batch_size,
             names,
             provenance,
@@ -63,7 +65,8 @@ class ExportDocument:
             "version": EXPORT_VERSION,
             "key": self.spec.key,
             "spec": self.spec.to_dict(),
-            "class_names": list(self.class_names),
+            "class_names": list(self.targets.names),
+            **self.targets.to_dict(),
             "batch_size": self.batch_size,
             "names": dict(self.names),
             "provenance": dict(self.provenance),
@@ -93,7 +96,7 @@ class ExportDocument:
         requests = field(document, "requests", list, where)
         return cls(
             CacheSpec.from_dict(field(document, "spec", dict, where), where),
-            _texts(document, "class_names", where),
+            Targets.from_dict(document, _texts(document, "class_names", where), where),
             _count(document, "batch_size", where),
             {name: field(names, name, str, where) for name in ("dataset", "model")},
             field(document, "provenance", dict, where),

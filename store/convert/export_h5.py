@@ -18,6 +18,7 @@ from featcache.store.convert.steps import ContentDigest
 from featcache.store.progress import Update
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.reader import Cache
+from featcache.store.targets import SINGLE_LABEL, Targets
 
 if TYPE_CHECKING:
     import h5py
@@ -57,12 +58,12 @@ def _create_file(path: Path, cache: Cache, parts: Sequence[Part]) -> dict[str, i
         size = len(_bytes_of(unsigned))
         places[DOCUMENT] = _allocate(file, DOCUMENT, (1,), h5py.string_dtype("utf-8", size)).id.get_offset()
         for part in parts:
-            for dataset in _create_part(file.create_group(part.name), part, cache.inventory.class_names):
+            for dataset in _create_part(file.create_group(part.name), part, cache.inventory.targets):
                 places[dataset.name.lstrip("/")] = dataset.id.get_offset()
     return places
 
 
-def _create_part(group: "h5py.Group", part: Part, class_names: Sequence[str]) -> "list[h5py.Dataset]":
+def _create_part(group: "h5py.Group", part: Part, targets: Targets) -> "list[h5py.Dataset]":
     import h5py
 
     text, datasets = h5py.string_dtype(), []
@@ -73,8 +74,11 @@ def _create_part(group: "h5py.Group", part: Part, class_names: Sequence[str]) ->
         dataset.attrs["tokens"] = np.array(part.tokens, text)
         dataset.attrs["logical_dtype"] = part.dtype
         datasets.append(dataset)
-    labels = _allocate(group, "label", (part.num_samples,), np.dtype("<i8"))
-    labels.attrs["class_names"] = np.array(class_names, text)
+    labels = _allocate(group, "label", part.label.shape, part.label.stored_dtype)
+    labels.attrs["class_names"] = np.array(targets.names, text)
+    if targets.kind != SINGLE_LABEL:
+        labels.attrs["targets"] = targets.kind
+        labels.attrs["units"] = np.array(targets.units, text)
     ids = _allocate(group, "sample_id", (part.num_samples,), h5py.string_dtype("utf-8", part.id_bytes))
     # HDF5 has no bool: h5py's own enumeration is strange to everybody else.
     valid = _allocate(group, "valid", (part.num_samples,), np.dtype("u1"))

@@ -47,12 +47,15 @@ def export_safetensors(cache: Cache, parts: Sequence[Part], path: Path, update: 
             with (partial / f"{part.name}.safetensors").open("wb") as file:
                 file.write(_header(cache, part, columns))
                 # The widest type first: then every tensor begins at a multiple of its own width.
-                file.write(columns["label"].astype("<i8").tobytes())
+                if _label_first(columns):
+                    file.write(columns["label"].tobytes())
                 for layer in part.layers:
                     for _, _, values in part.read([layer]):
                         file.write(np.ascontiguousarray(values).data.cast("B"))
                     done += part.num_samples
                     update(done, total)
+                if not _label_first(columns):
+                    file.write(columns["label"].tobytes())
                 file.write(columns["sample_id"].tobytes())
                 file.write(columns["valid"].tobytes())
 
@@ -60,9 +63,11 @@ def export_safetensors(cache: Cache, parts: Sequence[Part], path: Path, update: 
 def _header(cache: Cache, part: Part, columns: dict[str, Array]) -> bytes:
     rows = part.num_samples
     feature_shape = (rows, len(part.tokens), part.reader.width)
+    label, first = ("label", part.label.dtype, columns["label"].shape), _label_first(columns)
     tensors: list[tuple[str, str, tuple[int, ...]]] = [
-        ("label", "int64", (rows,)),
+        *([label] if first else []),
         *((f"layer.{layer}", part.dtype, feature_shape) for layer in part.layers),
+        *([] if first else [label]),
         ("sample_id", "uint8", columns["sample_id"].shape),
         ("valid", "bool", (rows,)),
     ]
@@ -80,6 +85,10 @@ def _header(cache: Cache, part: Part, columns: dict[str, Array]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def _label_first(columns: dict[str, Array]) -> bool:
+    return columns["label"].dtype.itemsize > 1
+
+
 def _metadata(cache: Cache, part: Part) -> dict[str, str]:
     """The format allows strings only."""
     return {
@@ -89,5 +98,6 @@ def _metadata(cache: Cache, part: Part) -> dict[str, str]:
         "layers": json.dumps(part.layers),
         "tokens": json.dumps(part.tokens),
         "class_names": json.dumps(cache.inventory.class_names, ensure_ascii=False),
+        **{name: json.dumps(value) for name, value in cache.inventory.targets.to_dict().items()},
         "spec": json.dumps(cache.spec.to_dict(), ensure_ascii=False),
     }

@@ -42,7 +42,7 @@ def foreign_spec(source: ImportSource, digests: dict[str, str], model: str) -> C
         input_size=1,
         preprocessing={"unknown": True},
     )
-    identity = {"kind": "imported", "content": columns, "class_names": list(source.class_names)}
+    identity = {"kind": "imported", "content": columns, "class_names": list(source.targets.names)}
     return CacheSpec(backbone, identity, features.stored, "fp32")
 
 
@@ -68,7 +68,7 @@ Imported by featcache from {source.where}. Read it with `featcache probe`, `feat
 | backbone | {spec.backbone.architecture} (width {spec.backbone.width}) |
 | key | {spec.key} |
 | stored as | {spec.dtype} |
-| classes | {len(source.class_names)} |
+| classes | {len(source.targets.names)} |
 
 | split | samples |
 |---|---|

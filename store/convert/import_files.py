@@ -14,7 +14,7 @@ from featcache.store.convert.selection import ids_as_bytes
 from featcache.store.convert.source import (
     ImportSource,
     ImportSplit,
-    check_class_names,
+    class_targets,
     layer_names,
     make_columns,
 )
@@ -49,8 +49,8 @@ def folder_source(folder: Path, choice: Choice, openers: Mapping[str, Opener]) -
         )
     splits = [_split(folder / name, choice, openers, document) for name in names]
     if document is not None:
-        return ImportSource(folder.name, splits, document.class_names, document)
-    return ImportSource(folder.name, splits, check_class_names(splits, choice.class_names, str(folder)), None)
+        return ImportSource(folder.name, splits, document.targets, document)
+    return ImportSource(folder.name, splits, class_targets(splits, choice.class_names, str(folder)), None)
 
 
 def _document(folder: Path) -> ExportDocument | None:
@@ -85,7 +85,8 @@ def _split(
         raise DatasetError(f"{folder} has no labels; there must be a file such as labels.npy")
     ids = _ids(folder, openers)
     encoded = ids_as_bytes(ids, document.id_bytes.get(folder.name)) if document and ids else ids
-    columns = make_columns(labels, encoded, _valid(folder, openers), features.num_samples)
+    valid, targets = _valid(folder, openers), document.targets if document else None
+    columns = make_columns(labels, encoded, valid, features.num_samples, targets)
     return ImportSplit(folder.name, features, layers, tokens, columns)
 
 

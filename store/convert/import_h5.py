@@ -14,7 +14,7 @@ from featcache.store.convert.rows import Features, SlicedRows
 from featcache.store.convert.source import (
     ImportSource,
     ImportSplit,
-    check_class_names,
+    class_targets,
     layer_names,
     make_columns,
 )
@@ -69,7 +69,7 @@ def h5_source(file: "h5py.File", path: Path, choice: Choice) -> ImportSource:
         known = _texts(_dataset(file, path, ids[split][0])) if split in ids else None
         columns = make_columns(label_dataset, known, None, read.num_samples)
         splits.append(ImportSplit(split, read, layer_names(read.num_layers), choice.tokens, columns))
-    return ImportSource(path.name, splits, check_class_names(splits, names, str(path)), None)
+    return ImportSource(path.name, splits, class_targets(splits, names, str(path)), None)
 
 
 def _own(file: "h5py.File", path: Path) -> ImportSource:
@@ -91,9 +91,9 @@ def _own(file: "h5py.File", path: Path) -> ImportSource:
         encoded = np.ascontiguousarray(ids).view(np.uint8).reshape(len(ids), -1)
         valid = _dataset(file, path, f"{split}/valid").array[:]
         labels = _dataset(file, path, f"{split}/label")
-        columns = make_columns(labels, encoded, valid, features.num_samples)
+        columns = make_columns(labels, encoded, valid, features.num_samples, document.targets)
         splits.append(ImportSplit(split, features, layers, document.tokens[split], columns))
-    return ImportSource(path.name, splits, document.class_names, document)
+    return ImportSource(path.name, splits, document.targets, document)
 
 
 def _by_split(names: Sequence[str]) -> Mapping[str, list[str]]:

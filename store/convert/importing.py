@@ -16,6 +16,7 @@ from featcache.store.planning import plan_split
 from featcache.store.progress import Reporter, Silent, Update
 from featcache.store.requests import record_request
 from featcache.store.spec import CacheSpec
+from featcache.store.targets import Targets
 from featcache.store.writing.writer import CacheWriter
 
 FOREIGN_BATCH = 1
@@ -73,9 +74,11 @@ def import_source(
         _check_covered(entry, source)
         return ImportResult(entry.path, spec.key, True, total)
     path = entry.path if entry else cache_directory(search[0], names["dataset"], names["model"], spec)
-    splits = {split.name: _plan(split, spec) for split in source.splits}
+    splits = {split.name: _plan(split, spec, source.targets) for split in source.splits}
     batch_size = source.document.batch_size if source.document else FOREIGN_BATCH
-    plan = Plan(spec, Inventory(splits, source.class_names), batch_size)
+    targets = source.targets
+    inventory = Inventory(splits, targets.names, target_kind=targets.kind, units=targets.units)
+    plan = Plan(spec, inventory, batch_size)
     with CacheWriter(path, plan) as writer:
         with reporter.progress("importing", "rows") as update:
             _fill(writer, source, update)
@@ -120,7 +123,7 @@ def _fill(writer: CacheWriter, source: ImportSource, update: Update) -> None:
             return
 
 
-def _plan(split: ImportSplit, spec: CacheSpec) -> SplitInventory:
+def _plan(split: ImportSplit, spec: CacheSpec, targets: Targets) -> SplitInventory:
     if split.layers[-1] != FINAL:
         raise DatasetError(
             f"split {split.name} lacks layer final, which every cache holds; export it as well"
@@ -134,4 +137,5 @@ def _plan(split: ImportSplit, spec: CacheSpec) -> SplitInventory:
         dtype=spec.dtype,
         sample_id_bytes=split.columns["sample_id"].shape[1],
         num_layers=spec.backbone.num_layers,
+        targets=targets,
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.store.arrays import DTYPES
+from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.convert.steps import row_steps
 from featcache.store.errors import UnknownNameError
 from featcache.store.layers import parse_layers, parse_tokens
@@ -49,9 +49,19 @@ class Part:
         return self.reader.inventory.arrays["sample_id"].shape[1]
 
     @property
+    def label(self) -> ArrayInfo:
+        """How labels are stored."""
+        return self.reader.inventory.arrays["label"]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the split, columns included."""
-        return self.num_samples * (self.layer_bytes * len(self.layers) + self.id_bytes + 9)
+        return self.num_samples * (
+            self.layer_bytes * len(self.layers)
+            + self.id_bytes
+            + 1
+            + self.label.chunk_bytes // self.label.block_rows
+        )
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """The chosen layers by the array that holds them: ``{"norm2": ("0", ...), "final": ("final",)}``."""
@@ -68,7 +78,7 @@ class Part:
             yield start, stop, self.reader.gather(np.arange(start, stop), layers, self.tokens, method="read")
 
     def columns(self) -> dict[str, Array]:
-        """``label`` int64 ``[N]``, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
+        """``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
         return {
             "label": self.reader.labels(),
             "sample_id": ids_as_bytes(self.reader.sample_ids(), self.id_bytes),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featcache.store.arrays import DTYPES
 from featcache.store.convert.document import ExportDocument
 from featcache.store.convert.rows import Features, RowArray
 from featcache.store.convert.selection import ids_as_bytes
@@ -14,6 +15,7 @@ from featcache.store.layers import FINAL
 from featcache.store.progress import Update
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.reader import as_float32
+from featcache.store.targets import SINGLE_LABEL, Targets
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class ImportSplit:
     layers: tuple[str, ...]
     tokens: tuple[str, ...]
     columns: dict[str, Array]
-    """``label`` int64 ``[N]``, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
+    """``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
 
     def digest(self, update: Update, before: int, total: int) -> str:
         """Read everything once: check the values and return the `ContentDigest`.
@@ -60,7 +62,7 @@ class ImportSource:
     where: str
     """The source's name, without its folder."""
     splits: Sequence[ImportSplit]
-    class_names: tuple[str, ...]
+    targets: Targets
     document: ExportDocument | None
     """The cache that featcache exported this from; None for foreign data."""
 
@@ -71,19 +73,27 @@ def layer_names(count: int) -> tuple[str, ...]:
 
 
 def make_columns(
-    labels: RowArray, ids: Sequence[str] | Array | None, valid: Array | None, num_samples: int
+    labels: RowArray,
+    ids: Sequence[str] | Array | None,
+    valid: Array | None,
+    num_samples: int,
+    targets: Targets | None = None,
 ) -> dict[str, Array]:
     """Return the columns of a split of N = `num_samples` rows; ids are row numbers where there are none.
+
+    Labels are class indices, or what `targets` says where featcache exported them.
 
     Raises:
         DatasetError: labels, ids or valid have other rows than the features, or labels are no class indices.
     """
     values = labels.rows(0, labels.shape[0]) if labels.shape else np.zeros(0)
-    if values.ndim != 1 or len(values) != num_samples:
+    row_shape = targets.row_shape if targets else ()
+    if values.shape != (num_samples, *row_shape):
         raise DatasetError(
             f"{labels.where} is {list(labels.shape)}, the features have {num_samples} rows: there must be one label a row"
         )
-    if values.dtype.kind not in "iu":
+    single = targets is None or targets.kind == SINGLE_LABEL
+    if single and values.dtype.kind not in "iu":
         raise DatasetError(f"{labels.where} is {labels.dtype}; labels must be integers from 0")
     if ids is None:
         ids = [str(row) for row in range(num_samples)]
@@ -92,25 +102,24 @@ def make_columns(
     for what, column in (("sample ids", encoded), ("valid", valid)):
         if len(column) != num_samples:
             raise DatasetError(f"{labels.where}: {len(column)} {what}, the features have {num_samples} rows")
-    if values[valid].min(initial=0) < 0:
+    if single and values[valid].min(initial=0) < 0:
         raise DatasetError(f"{labels.where}: label {values[valid].min()}; labels must be integers from 0")
-    return {"label": values.astype("<i8"), "sample_id": encoded, "valid": valid}
+    stored = DTYPES[targets.dtype if targets else "int64"].stored
+    return {"label": values.astype(stored), "sample_id": encoded, "valid": valid}
 
 
-def check_class_names(
-    splits: Sequence[ImportSplit], names: Sequence[str] | None, where: str
-) -> tuple[str, ...]:
-    """Return the class names: those given, or numbers.
+def class_targets(splits: Sequence[ImportSplit], names: Sequence[str] | None, where: str) -> Targets:
+    """Return the classes: by the names given, or numbers.
 
     Raises:
         DatasetError: a label has no name.
     """
     highest = max(int(split.columns["label"].max()) for split in splits)
     if names is None:
-        return tuple(str(label) for label in range(highest + 1))
+        return Targets(SINGLE_LABEL, tuple(str(label) for label in range(highest + 1)))
     if highest >= len(names):
         raise DatasetError(f"{where}: label {highest}, but there are {len(names)} class names (--classes)")
-    return tuple(names)
+    return Targets(SINGLE_LABEL, tuple(names))
 
 
 def check_agreement(source: ImportSource) -> None:

@@ -1,25 +1,28 @@
 """What a split says about its rows, and about the features that it holds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store.columns import id_misfit, label_misfit, valid_misfit
+from featcache.store.columns import id_misfit, valid_misfit
 from featcache.store.errors import CacheError
 from featcache.store.planning import CONTENT_DIGEST
 from featcache.store.reading.chunks import ChunkFiles
 from featcache.store.reading.reads import read_column
+from featcache.store.targets import Targets
 
 
 class SplitColumns:
     """Labels, ids and validity of N rows, and the names, width and type of their features."""
 
-    def __init__(self, files: ChunkFiles, folder: Path, num_classes: int | None) -> None:
-        """Read from these files in `folder`; labels are indices of so many classes, where that is known."""
+    def __init__(self, files: ChunkFiles, folder: Path, targets: Targets | None) -> None:
+        """Read from these files in `folder`; labels are what `targets` says, where that is known."""
         self._files = files
         self._folder = folder
-        self._num_classes = num_classes
+        self.targets = targets
+        """Kind, names and units of the targets, where known."""
         self.inventory = files.inventory
         self.num_samples = files.inventory.num_samples
 
@@ -43,15 +46,18 @@ class SplitColumns:
         """Layer names that are cached, in order."""
         return self._files.layers
 
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Class index of every row: int64 ``[N]``, -1 in rows that are not committed.
+    def labels(self) -> npt.NDArray[Any]:
+        """Target of every row; what it is, `targets` says.
+
+        int64 ``[N]``, index of the class (single-label); uint8 ``[N, C]``, 0 or 1 (multi-label); float32 ``[N, T]``
+        (regression). Rows that are not committed have -1, 0 or NaN.
 
         Raises:
-            CacheError: a row that holds features has a label that is no class; or as for `valid`.
+            CacheError: a row that holds features has a label that cannot be; or as for `valid`.
         """
-        labels: npt.NDArray[np.int64] = read_column(self._files, "label")
-        if self._num_classes is not None:
-            self._refuse("label", label_misfit(labels, self.valid(), self._num_classes))
+        labels = read_column(self._files, "label")
+        if self.targets is not None:
+            self._refuse("label", self.targets.misfit(labels, self.valid()))
         return labels
 
     def valid(self) -> npt.NDArray[np.bool_]:

@@ -71,7 +71,7 @@ class Cache:
                 self.directory / FEATURES,
                 self.inventory.splits[split],
                 committed,
-                len(self.inventory.class_names),
+                self.inventory.targets,
             )
             self._splits[split] = reader
         return self._splits[split]

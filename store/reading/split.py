@@ -18,6 +18,7 @@ from featcache.store.reading.chunks import Array, ChunkFiles
 from featcache.store.reading.columns import SplitColumns
 from featcache.store.reading.copying import Method, RowCopier, Selection, checked_buffer, checked_rows
 from featcache.store.reading.reads import read_all
+from featcache.store.targets import Targets
 from featcache.store.token_groups import POOLED
 
 DEFAULT_MEMORY = 2**30
@@ -35,7 +36,7 @@ class SplitReader(SplitColumns):
         features: Path,
         inventory: SplitInventory,
         committed: Sequence[Block],
-        num_classes: int | None = None,
+        targets: Targets | None = None,
         tap: str = DEFAULT_TAP,
         group: str = POOLED,
     ) -> None:
@@ -46,9 +47,9 @@ class SplitReader(SplitColumns):
             CacheError: the arrays with layers do not fit together.
         """
         super().__init__(
-            ChunkFiles(features, inventory, committed, tap, group), features / inventory.name, num_classes
+            ChunkFiles(features, inventory, committed, tap, group), features / inventory.name, targets
         )
-        self._arguments = (features, inventory, tuple(committed), num_classes, tap, group)
+        self._arguments = (features, inventory, tuple(committed), targets, tap, group)
         self._copier = RowCopier(self._files)
 
     def __reduce__(self) -> tuple[Any, ...]:

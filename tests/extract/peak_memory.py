@@ -21,9 +21,10 @@ from featcache.extract.contents import Contents
 from featcache.extract.extractors import Forward
 from featcache.extract.pipeline import ImageInput, run_blocks
 from featcache.extract.planning import plan_inventory
-from featcache.extract.sources.base import Sample
+from featcache.extract.sources.base import Sample, Source
 from featcache.store.journal import Plan
 from featcache.store.spec import CacheSpec
+from featcache.store.targets import SINGLE_LABEL, Targets
 from featcache.store.writing import writer as writer_module
 from featcache.store.writing.block import BlockWriter
 from featcache.store.writing.writer import CacheWriter
@@ -36,16 +37,20 @@ BATCH_SIZE, WORKERS = 16, 1
 SLOW_S = 0.03
 
 
-class Synthetic:
+class Synthetic(Source):
     """As many copies of one image as wanted."""
 
     name = "synthetic"
-    class_names = ("one",)
+    targets = Targets(SINGLE_LABEL, ("one",))
     identity: Mapping[str, object] = {"kind": "synthetic"}
 
     def __init__(self, rows: int) -> None:
-        self.splits = {"train": [Sample(f"image-{row}", 0) for row in range(rows)]}
+        self._samples = {"train": [Sample(f"image-{row}", 0) for row in range(rows)]}
         self._pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+
+    @property
+    def splits(self) -> dict[str, list[Sample]]:
+        return self._samples
 
     def image(self, split: str, row: int) -> Image.Image:
         """The one image."""

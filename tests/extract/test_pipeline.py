@@ -14,8 +14,8 @@ from featcache.extract.device import forward_context
 from featcache.extract.forward import FeatureExtractor
 from featcache.extract.pipeline import ImageInput, run_blocks, sample_columns
 from featcache.extract.planning import plan_inventory
-from featcache.extract.sources import ImageFolder
-from featcache.extract.sources.base import Sample
+from featcache.extract.sources import resolve_source
+from featcache.extract.sources.base import Sample, Source
 from featcache.extract.taps import Taps
 from featcache.store.errors import BackboneError, DatasetError
 from featcache.store.inventory import Block
@@ -24,6 +24,7 @@ from featcache.store.layers import TOKEN_KINDS
 from featcache.store.planning import plan_split
 from featcache.store.reading.reader import as_float32, open_cache
 from featcache.store.spec import CacheSpec
+from featcache.store.targets import SINGLE_LABEL, Targets
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files
 
@@ -134,11 +135,11 @@ BATCH_SIZE = 48
 
 
 @dataclass
-class InMemory:
+class InMemory(Source):
     """Random 8 x 8 images under names of many alphabets; those in `broken` do not decode."""
 
     name = "made"
-    class_names = ("eins", "zwei", "drei")
+    targets = Targets(SINGLE_LABEL, ("eins", "zwei", "drei"))
     identity = {"kind": "made"}  # noqa: RUF012
     broken: set[tuple[str, int]] = field(default_factory=set)
 
@@ -147,10 +148,14 @@ class InMemory:
         self._pixels = {
             split: pixels.integers(0, 256, (rows, 8, 8, 3), np.uint8) for split, rows in ROWS.items()
         }
-        self.splits = {
+        self._samples = {
             split: [Sample(f"{split}/{'äß写真🙂'[row % 5]}-{row}", row * row % 3) for row in range(rows)]
             for split, rows in ROWS.items()
         }
+
+    @property
+    def splits(self):
+        return self._samples
 
     def image(self, split, row):
         if (split, row) in self.broken:
@@ -252,12 +257,12 @@ def folder(tmp_path_factory):
 
 def test_a_worker_process_changes_no_byte(tmp_path, folder):
     for workers in (0, 1):
-        fill(tmp_path / str(workers), ImageFolder(folder), workers=workers)
+        fill(tmp_path / str(workers), resolve_source(f"imagefolder:{folder}"), workers=workers)
     assert all_files(tmp_path / "0") == all_files(tmp_path / "1")
 
 
 def test_an_error_in_a_worker_process_stays_one_line(tmp_path, folder):
-    source = ImageFolder(folder)
+    source = resolve_source(f"imagefolder:{folder}")
     broken = folder / source.splits["test"][40].id
     content = broken.read_bytes()
     broken.write_bytes(content[:40])

@@ -17,10 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featcache.extract.images import Rows, image_batches, to_rgb
-from featcache.extract.sources import Digits, ImageFolder, resolve_source
-from featcache.extract.sources.base import Sample
-from featcache.extract.sources.splits import split_by_class, stratified_part
+from featcache.extract.images import Rows, image_batches
+from featcache.extract.rgb import to_rgb
+from featcache.extract.sources import resolve_source
+from featcache.extract.sources.dataset import DatasetOptions, SplitDataset
+from featcache.extract.sources.digits import Digits as DigitsSource
+from featcache.extract.sources.imagefolder import ImageFolder as FolderCollection
+from featcache.extract.sources.splits import (
+    order_keys,
+    split_off_test,
+    split_off_test_groups,
+    stratified_part,
+)
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 
 
@@ -28,16 +36,25 @@ def ids(samples):
     return [sample.id for sample in samples]
 
 
+def Digits(**options):  # noqa: N802
+    return DigitsSource(DatasetOptions(**options))
+
+
+def ImageFolder(directory, **options):  # noqa: N802
+    chosen = DatasetOptions(**options)
+    return SplitDataset(FolderCollection(directory, chosen.own_splits), chosen)
+
+
 # Names.
 
 
 def test_sources_by_name(tmp_path):
     make_folder(tmp_path, "a/1.png", "a/2.png")
-    assert isinstance(resolve_source("digits"), Digits)
+    assert isinstance(resolve_source("digits"), DigitsSource)
     assert resolve_source(f"imagefolder:{tmp_path}").class_names == ("a",)
     with pytest.raises(UnknownNameError, match="unknown dataset 'digit'; did you mean digits"):
         resolve_source("digit")
-    with pytest.raises(RequestError, match="imagefolder needs a folder: imagefolder:DIR"):
+    with pytest.raises(RequestError, match="imagefolder needs an argument: imagefolder:DIR"):
         resolve_source("imagefolder:")
 
 
@@ -80,7 +97,7 @@ def test_digits_depend_on_seed_and_limit_and_say_so(digits):
 
 def test_digits_identity_needs_neither_sklearn_nor_torch():
     code = (
-        "import sys; from featcache.extract.sources import resolve_source; resolve_source('digits', 0, 20).identity; "
+        "import sys; from featcache.extract.sources import resolve_source; resolve_source('digits').identity; "
         "print(sorted({'sklearn', 'torch', 'PIL'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -99,96 +116,98 @@ CLASS_SIZES = st.lists(st.integers(2, 30), min_size=1, max_size=8)
 
 
 def samples_of(sizes, rng=None):
-    """Samples ``<label>/<number>`` of classes of these sizes, in an order of their own."""
-    samples = [Sample(f"{label}/{i}", label) for label, size in enumerate(sizes) for i in range(size)]
+    """Ids ``<label>/<number>`` and labels of classes of these sizes, in an order of their own."""
+    names = [f"{label}/{i}" for label, size in enumerate(sizes) for i in range(size)]
     if rng is not None:
-        rng.shuffle(samples)
-    return samples
+        rng.shuffle(names)
+    return names, np.array([int(name.partition("/")[0]) for name in names])
 
 
-def names_of(sizes):
-    return [f"class {label}" for label in range(len(sizes))]
-
-
-def is_in_order(part, whole):
-    places = {sample.id: place for place, sample in enumerate(whole)}
-    return [places[sample.id] for sample in part] == sorted(places[sample.id] for sample in part)
+def split(names, labels, seed):
+    test = split_off_test(order_keys(names, seed), labels)
+    return test, {name for name, chosen in zip(names, test, strict=True) if chosen}
 
 
 @given(sizes=CLASS_SIZES, seed=st.integers(0, 5), rng=st.randoms())
-def test_the_split_is_a_partition_by_class(sizes, seed, rng):
-    samples = samples_of(sizes, rng)
-    train, test = split_by_class(samples, names_of(sizes), seed)
-    assert sorted(ids(train) + ids(test)) == sorted(ids(samples))
-    assert is_in_order(train, samples)
-    assert is_in_order(test, samples)
+def test_the_split_is_a_part_of_every_class(sizes, seed, rng):
+    names, labels = samples_of(sizes, rng)
+    test, _ = split(names, labels, seed)
     for label, size in enumerate(sizes):
-        in_test = sum(sample.label == label for sample in test)
+        in_test = int(test[labels == label].sum())
         assert 1 <= in_test < size
         assert in_test == 1 or abs(in_test - size / 4) <= 0.5
 
 
 @given(sizes=CLASS_SIZES, seed=st.integers(0, 5), rng=st.randoms())
 def test_the_split_does_not_depend_on_the_order(sizes, seed, rng):
-    parts = split_by_class(samples_of(sizes), names_of(sizes), seed)
-    shuffled = split_by_class(samples_of(sizes, rng), names_of(sizes), seed)
-    assert [set(ids(part)) for part in parts] == [set(ids(part)) for part in shuffled]
+    assert split(*samples_of(sizes), seed)[1] == split(*samples_of(sizes, rng), seed)[1]
 
 
 @given(sizes=CLASS_SIZES, label=st.integers(0, 7), seed=st.integers(0, 5))
 def test_adding_a_file_moves_at_most_one_other_and_none_of_another_class(sizes, label, seed):
     """The counts are exact, so a file that enters the test part may push one other out."""
     label %= len(sizes)
-    _, before = split_by_class(samples_of(sizes), names_of(sizes), seed)
-    added = [*samples_of(sizes), Sample(f"{label}/new", label)]
-    _, after = split_by_class(added, names_of(sizes), seed)
-    moved = (set(before) ^ set(after)) - {added[-1]}
+    names, labels = samples_of(sizes)
+    _, before = split(names, labels, seed)
+    added = f"{label}/new"
+    _, after = split([*names, added], np.append(labels, label), seed)
+    moved = (before ^ after) - {added}
     assert len(moved) <= 1
-    assert all(sample.label == label for sample in moved)
+    assert all(int(name.partition("/")[0]) == label for name in moved)
 
 
 def test_seeds_give_different_splits_and_a_seed_the_same_on_every_machine():
     """The expected ids are the first two by SHA-256 over ``0:0/<i>``, so they depend on no library's generator."""
-    split = [ids(split_by_class(samples_of([8]), ["a"], seed)[1]) for seed in range(4)]
-    assert len({tuple(part) for part in split}) > 1
-    assert split[0] == ["0/3", "0/5"]
-
-
-def test_a_class_with_a_single_image_is_named():
-    with pytest.raises(
-        DatasetError, match=r"^class 'class 1' has a single image, .*; add images, remove the"
-    ):
-        split_by_class(samples_of([3, 1]), names_of([3, 1]), 0)
+    parts = [split(*samples_of([8]), seed)[1] for seed in range(4)]
+    assert len({frozenset(part) for part in parts}) > 1
+    assert parts[0] == {"0/3", "0/5"}
 
 
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8), data=st.data(), seed=st.integers(0, 5))
 def test_a_stratified_part_is_in_proportion(sizes, data, seed):
-    samples = samples_of(sizes)
-    limit = data.draw(st.integers(len(sizes), len(samples) + 3))
-    part = stratified_part(samples, limit, seed)
-    assert len(part) == min(limit, len(samples))
-    assert len(set(ids(part))) == len(part)
-    assert is_in_order(part, samples)
-    counts = Counter(sample.label for sample in part)
-    spare = max(len(samples) - len(sizes), 1)
+    names, labels = samples_of(sizes)
+    limit = data.draw(st.integers(len(sizes), len(names) + 3))
+    part = stratified_part(order_keys(names, seed), labels, limit)
+    assert part.sum() == min(limit, len(names))
+    spare = max(len(names) - len(sizes), 1)
     for label, size in enumerate(sizes):
-        assert 1 <= counts[label] <= size
+        count = int(part[labels == label].sum())
+        assert 1 <= count <= size
         # One of each class, and the rest in proportion to what each has left.
-        share = 1 + Fraction((len(part) - len(sizes)) * (size - 1), spare)
-        assert abs(counts[label] - share) < 1
+        share = 1 + Fraction((int(part.sum()) - len(sizes)) * (size - 1), spare)
+        assert abs(count - share) < 1
 
 
 @settings(max_examples=30)
 @given(sizes=CLASS_SIZES, seed=st.integers(0, 5))
 def test_a_larger_part_of_a_class_holds_the_smaller(sizes, seed):
-    samples = samples_of(sizes[:1])
-    small, large = (set(ids(stratified_part(samples, limit, seed))) for limit in (1, 2))
-    assert small < large
+    names, labels = samples_of(sizes[:1])
+    small, large = (stratified_part(order_keys(names, seed), labels, limit) for limit in (1, 2))
+    assert (small <= large).all()
+    assert small.sum() < large.sum()
 
 
 def test_a_limit_below_the_number_of_classes():
+    names, labels = samples_of([4, 4, 4])
     with pytest.raises(RequestError, match=r"^limit 2 is smaller than the number of classes \(3\); give at"):
-        stratified_part(samples_of([4, 4, 4]), 2, 0)
+        stratified_part(order_keys(names, 0), labels, 2)
+    assert stratified_part(order_keys(names, 0), labels, 2, each=False).sum() == 2
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=8, max_size=60),
+    num_classes=st.integers(1, 4),
+    seed=st.integers(0, 5),
+    rng=st.randoms(),
+)
+def test_groups_stay_together_and_every_class_stays_in_train(sizes, num_classes, seed, rng):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    strata = np.array([rng.randrange(num_classes) for _ in groups])
+    test = split_off_test_groups(groups, [f"patient {g}" for g in range(len(sizes))], strata, seed)
+    assert all(len(set(test[groups == group])) == 1 for group in range(len(sizes)))
+    assert set(strata[~test]) == set(strata)
+    # Nearer to a quarter than none would be, and than half.
+    assert test.mean() < 0.5
 
 
 # Folders.
@@ -234,7 +253,7 @@ def test_train_and_test_folders_are_taken_as_they_are(tmp_path):
     assert [sample.label for sample in source.splits["test"]] == [0, 1]
     # The seed has nothing to do with it, unless a limit lets it choose.
     assert ImageFolder(tmp_path, split_seed=1).identity == source.identity
-    part, other = (ImageFolder(tmp_path, seed, limit=2) for seed in (0, 1))
+    part, other = (ImageFolder(tmp_path, split_seed=seed, limit=2) for seed in (0, 1))
     assert part.identity != other.identity
 
 

@@ -25,6 +25,7 @@ from featcache.store.errors import CacheError, DatasetError, FeatcacheError, Req
 from featcache.store.reading.reader import open_cache
 from featcache.store.reading.split import SplitReader
 from featcache.store.requests import record_request, recorded_requests
+from featcache.store.targets import TARGET_KINDS
 from featcache.torch_files import open_tensor
 from support.caches import all_files, cache_folder, make_content, make_plan, write_cache
 
@@ -71,11 +72,15 @@ def same_values(directory):
     tokens=st.sampled_from([("cls",), ("ap",), ("cls", "ap")]),
     num_layers=st.integers(1, 4),
     step_bytes=st.integers(300, 5000),
+    target_kind=st.sampled_from(TARGET_KINDS),
 )
-def test_a_cache_comes_back_the_same(tmp_path_factory, dtype, to, rows, tokens, num_layers, step_bytes):
+def test_a_cache_comes_back_the_same(
+    tmp_path_factory, dtype, to, rows, tokens, num_layers, step_bytes, target_kind
+):
     root = tmp_path_factory.mktemp("trip")
     samples = {"train": rows[0], "test": rows[1]}
-    cache, _ = make(root / "a", samples=samples, dtype=dtype, tokens=tokens, num_layers=num_layers)
+    options = {"dtype": dtype, "tokens": tokens, "num_layers": num_layers, "target_kind": target_kind}
+    cache, _ = make(root / "a", samples=samples, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "STEP_BYTES", step_bytes)
         export_cache(cache, to, root / "out")
@@ -112,9 +117,9 @@ def test_hdf5_is_plain_and_can_be_mapped(tmp_path, dtype):
         assert json.loads(file.attrs["spec"]) == cache.spec.to_dict()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_npy_and_safetensors_are_what_their_libraries_read(tmp_path, dtype):
-    cache, content = make(tmp_path, dtype=dtype)
+@pytest.mark.parametrize(("dtype", "target_kind"), list(zip(DTYPES, TARGET_KINDS, strict=True)))
+def test_npy_and_safetensors_are_what_their_libraries_read(tmp_path, dtype, target_kind):
+    cache, content = make(tmp_path, dtype=dtype, target_kind=target_kind)
     for to in ("npy", "safetensors"):
         export_cache(cache, to, tmp_path / to, layers="0,final", tokens="ap", splits=["test"])
     columns = content["test"]

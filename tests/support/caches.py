@@ -10,6 +10,7 @@ from featcache.store.journal import Plan
 from featcache.store.planning import plan_split
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import BackboneSpec, CacheSpec
+from featcache.store.targets import Targets
 from featcache.store.writing.block import BlockWriter
 from featcache.store.writing.writer import CacheWriter
 
@@ -38,20 +39,31 @@ def make_plan(
     tokens=("cls", "ap"),
     dtype="float16",
     num_classes=3,
+    target_kind="single-label",
     batch_size=32,
     **changes,
 ) -> Plan:
     """A plan for `samples`, rows per split; by default two splits, the first of three blocks."""
     samples = samples or {"train": 300, "test": 90}
     layers = [str(layer) for layer in range(num_layers)]
+    names = tuple(f"class {c}" for c in range(num_classes))
+    units = ("mm",) * num_classes if target_kind == "regression" else ()
+    targets = Targets(target_kind, names, units)
     splits = {
         name: plan_split(
-            name, rows, layers=layers, tokens=tokens, width=width, dtype=dtype, sample_id_bytes=12
+            name,
+            rows,
+            layers=layers,
+            tokens=tokens,
+            width=width,
+            dtype=dtype,
+            sample_id_bytes=12,
+            targets=targets,
         )
         for name, rows in samples.items()
     }
     spec = make_spec(num_layers, width, dtype, **changes)
-    return Plan(spec, Inventory(splits, tuple(f"class {c}" for c in range(num_classes))), batch_size)
+    return Plan(spec, Inventory(splits, names, target_kind=target_kind, units=units), batch_size)
 
 
 def make_content(plan: Plan, seed=0) -> Content:
@@ -61,7 +73,9 @@ def make_content(plan: Plan, seed=0) -> Content:
     for split in plan.inventory.splits.values():
         columns = {}
         for array in split.arrays.values():
-            if array.name == "label":
+            if array.name == "label" and array.dtype == "uint8":
+                values = rng.integers(0, 2, array.shape)
+            elif array.name == "label" and array.dtype == "int64":
                 values = np.arange(split.num_samples) % len(plan.inventory.class_names)
             elif array.name == "sample_id":
                 ids = [f"{split.name}-{row}".encode().ljust(12, b"\0") for row in range(split.num_samples)]

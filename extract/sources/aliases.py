@@ -1,0 +1,57 @@
+"""The datasets that have a short name: the twenty of arXiv 2601.09322. No network and no heavy import here."""
+
+import csv
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from featcache.extract.sources.base import Citation
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A dataset with a short name, as a repository of WebDataset shards on the Hub."""
+
+    name: str
+    repository: str
+    display_name: str
+    domain: str
+    num_classes: int
+    train_images: int
+    test_images: int | None
+    """None where it could not be confirmed."""
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """Samples of every split."""
+        return {"train": self.train_images, "test": self.test_images}
+
+    @property
+    def citation(self) -> Citation:
+        """Licence and citation, as far as they are known."""
+        found = _citations().get(self.name, {})
+        return Citation(found.get("licence"), found.get("cite"), found.get("homepage"))
+
+
+@cache
+def aliases() -> dict[str, Alias]:
+    """All of them by name, in the paper's order."""
+    with (files(__package__) / "datasets.csv").open(encoding="utf-8") as file:
+        return {
+            row["alias"]: Alias(
+                row["alias"],
+                row["hub_repo"],
+                row["display_name"],
+                row["domain"],
+                int(row["classes"]),
+                int(row["train_images"]),
+                int(row["test_images"]) if row["test_images"] else None,
+            )
+            for row in csv.DictReader(file)
+        }
+
+
+@cache
+def _citations() -> dict[str, dict[str, str]]:
+    return tomllib.loads((files(__package__) / "citations.toml").read_text(encoding="utf-8"))

@@ -1,0 +1,71 @@
+"""What stands behind ``KIND:`` on the command line: a place, and ``?name=value&...``."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from featcache.store.errors import RequestError, UnknownNameError
+
+
+@dataclass
+class Argument:
+    """The argument of one kind of source."""
+
+    kind: str
+    place: str
+    fields: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, kind: str, text: str, example: str) -> "Argument":
+        """Take an argument apart.
+
+        Raises:
+            RequestError: there is none.
+        """
+        # The question mark of a glob is followed by no name=value.
+        place, mark, query = text.rpartition("?")
+        if not mark or "=" not in query:
+            place, query = text, ""
+        if not place:
+            raise RequestError(f"{kind} needs an argument: {example}")
+        # An address may have a plus sign, a column has one rather often.
+        return cls(kind, place, dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)))
+
+    @property
+    def path(self) -> Path:
+        """The place as a path."""
+        return Path(self.place).expanduser()
+
+    def file(self) -> Path:
+        """The place as a file that is there.
+
+        Raises:
+            RequestError: it is not.
+        """
+        if not self.path.is_file():
+            raise RequestError(f"{self.kind} file {self.path} does not exist or is not a file")
+        return self.path
+
+    def folder(self) -> Path:
+        """The place as a folder that is there.
+
+        Raises:
+            RequestError: it is not.
+        """
+        if not self.path.is_dir():
+            raise RequestError(f"{self.kind} folder {self.path} does not exist or is not a folder")
+        return self.path
+
+    def require_fields(self, *known: str) -> None:
+        """Refuse fields that mean nothing.
+
+        Raises:
+            UnknownNameError: there is one.
+        """
+        for name in self.fields:
+            if name not in known:
+                raise UnknownNameError(f"field of {self.kind}", name, known or ("none",))
+
+    def names(self, name: str) -> list[str]:
+        """A field that is a list with commas."""
+        return [one for one in self.fields.get(name, "").split(",") if one]

@@ -1,0 +1,131 @@
+"""What one source file gives: everything that a place holds, with its own splits if it has any.
+
+How that becomes the splits of an extraction is the same for all of them: `SplitDataset`. Shapes: N samples in all.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.extract.sources.base import Citation, Labels, Rows
+from featcache.extract.sources.samples import Texts
+from featcache.store.errors import DatasetError, UnknownNameError
+from featcache.store.targets import SINGLE_LABEL, Targets
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass
+class Listing:
+    """The samples of a collection."""
+
+    ids: Texts
+    """N ids, unique."""
+    labels: Labels
+    """``[N, ...]`` in the stored type of `targets`."""
+    targets: Targets
+    digest: str
+    """SHA-256 over what fixes content, order and labels."""
+    parts: Mapping[str, Rows] = field(default_factory=dict)
+    """Rows of its own splits, in order; empty if it has none."""
+    unread: Sequence[str] = ()
+    """Splits that are there and were not asked for."""
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Further columns of N values, by which samples can be grouped."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else belongs into the identity, such as repository and revision."""
+    notes: Sequence[str] = ()
+    """What people should know."""
+
+
+class Collection(ABC):
+    """All that a place holds. Picklable: worker processes read images from it."""
+
+    kind: str
+    """How it is named on the command line, such as ``wds``."""
+    name: str
+    """Name for people and folders."""
+    listing: Listing
+    citation: Citation = Citation()
+
+    @abstractmethod
+    def image(self, row: int) -> "Image":
+        """Decode one image.
+
+        Raises:
+            DatasetError: it does not decode; the message names it.
+        """
+
+    def prepare(self, rows: Sequence[int]) -> None:
+        """Be told that these rows are read next, in this order; by default that changes nothing."""
+        return
+
+
+def listing_digest(
+    names: Iterable[str], ids: Sequence[str], contents: Iterable[object], labels: Labels
+) -> str:
+    """SHA-256 over names and the sorted list of (id, content, label); content is a size or a digest."""
+    digest = hashlib.sha256("\0".join(names).encode() + b"\n")
+    shown = labels.tolist() if labels.ndim == 1 else [row.tobytes().hex() for row in labels]
+    entries: Iterable[tuple[str, object, object]] = zip(ids, contents, shown, strict=True)
+    if not _is_sorted(ids):
+        entries = sorted(entries, key=lambda entry: entry[0])
+    for one, content, label in entries:
+        digest.update(f"{one}\0{content}\0{label}\n".encode())
+    return digest.hexdigest()
+
+
+def class_labels(values: Sequence[Any]) -> tuple[Labels, tuple[str, ...]]:
+    """Labels ``[N]`` and class names of values of any kind: sorted, numbers as numbers."""
+    distinct = sorted(set(values), key=lambda value: (_number(value), str(value)))
+    index = {value: label for label, value in enumerate(distinct)}
+    return np.array([index[value] for value in values], np.int64), tuple(str(value) for value in distinct)
+
+
+def indexed_targets(labels: Labels, names: Sequence[str] | None = None) -> Targets:
+    """The classes behind class indices: those named, and numbers for what a list of names lacks."""
+    count = int(labels.max(initial=-1)) + 1
+    known = tuple(names or ())
+    return Targets(SINGLE_LABEL, (*known, *(str(label) for label in range(len(known), count))))
+
+
+def group_column(listing: Listing, column: str, where: str) -> list[str]:
+    """The values of a column, as text.
+
+    Raises:
+        UnknownNameError: there is no such column.
+    """
+    if column not in listing.columns:
+        has = "" if listing.columns else f"({where} has no columns besides image and label)"
+        raise UnknownNameError("column", column, listing.columns, has)
+    return [str(value) for value in listing.columns[column]]
+
+
+def refuse_repeated(ids: Sequence[str], where: str) -> None:
+    """Refuse ids that are not unique.
+
+    Raises:
+        DatasetError: some are not; the first ten are named.
+    """
+    if len(set(ids)) == len(ids):
+        return
+    seen: set[str] = set()
+    repeated = list(dict.fromkeys(one for one in ids if one in seen or seen.add(one)))  # type: ignore[func-returns-value]
+    raise DatasetError(f"{where}: {len(repeated)} ids appear more than once: {', '.join(repeated[:10])}")
+
+
+def _is_sorted(ids: Iterable[str]) -> bool:
+    return all(a <= b for a, b in pairwise(ids))
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("inf")

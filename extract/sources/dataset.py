@@ -1,0 +1,261 @@
+"""From a collection to the splits of an extraction: its own, or a reproducible one, whole or a stratified part."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.extract.sources.base import Citation, Rows, Source
+from featcache.extract.sources.collection import Collection, group_column
+from featcache.extract.sources.samples import Samples
+from featcache.extract.sources.splits import (
+    order_keys,
+    split_off_test,
+    split_off_test_groups,
+    strata_of,
+    stratified_part,
+)
+from featcache.store.errors import DatasetError, RequestError, UnknownNameError
+from featcache.store.targets import REGRESSION, SINGLE_LABEL, TARGET_KINDS, Targets
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TRAIN, TEST = "train", "test"
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """How a dataset is read and split.
+
+    Raises:
+        UnknownNameError: there is no such kind of target.
+        RequestError: options that do not go together.
+    """
+
+    split_seed: int = 0
+    """Seed of the 75/25 split of a dataset that has none of its own."""
+    limit: int | None = None
+    """At most this many samples of each split, stratified."""
+    test_splits: tuple[str, ...] = ()
+    """The dataset's own splits to test on; its ``test`` if empty."""
+    group_by: str | None = None
+    """Column whose groups are in train or in test, never in both."""
+    resplit: bool = False
+    """Put the dataset's own splits together and split anew."""
+    target: str = AUTO
+    """Kind of the targets; by what they look like if ``auto``."""
+    data: Path | None = None
+    """Folder of a local copy."""
+    revision: str | None = None
+    """Commit, branch or tag on the Hub; what a local copy is of."""
+
+    def __post_init__(self) -> None:
+        if self.target not in (AUTO, *TARGET_KINDS):
+            raise UnknownNameError("kind of target", self.target, (AUTO, *TARGET_KINDS))
+        if TRAIN in self.test_splits:
+            raise RequestError("--test-split train: what is trained on cannot be tested on")
+
+    @property
+    def own_splits(self) -> tuple[str, ...]:
+        """The dataset's own splits that are read."""
+        return (TRAIN, *(self.test_splits or (TEST,)))
+
+    def require_target(self, kind: str, where: str) -> None:
+        """Refuse another kind of target than the one asked for.
+
+        Raises:
+            RequestError: it is another.
+        """
+        if self.target not in (AUTO, kind):
+            raise RequestError(f"{where} has {kind} targets, not {self.target}; leave --target out")
+
+
+class SplitDataset(Source):
+    """A collection with its splits.
+
+    Args:
+        collection: what is there.
+        options: how to split it.
+
+    Raises:
+        RequestError: a limit smaller than the number of classes, or a split or column that is not there.
+        DatasetError: it cannot be split, or train and test do not fit together.
+    """
+
+    def __init__(self, collection: Collection, options: DatasetOptions | None = None) -> None:
+        self._collection = collection
+        self._options = options or DatasetOptions()
+        self._notes = list(collection.listing.notes)
+        self._own = not self._options.resplit and len(collection.listing.parts) > 0
+        if not len(collection.listing.ids):
+            raise DatasetError(f"{collection.name} holds no samples")
+        rows = self._own_splits() if self._own else self._new_splits()
+        self._check_agreement(rows)
+        self._limit = self._options.limit
+        if self._limit is not None and all(len(part) <= self._limit for part in rows.values()):
+            self._limit = None  # it cuts nothing, so it must not change the identity
+        if self._limit is not None:
+            rows = {name: self._part(part, self._limit) for name, part in rows.items()}
+        listing = collection.listing
+        self._splits = {name: Samples(listing.ids, listing.labels, part) for name, part in rows.items()}
+
+    @property
+    def name(self) -> str:
+        """Name for people and folders."""
+        return self._collection.name
+
+    @property
+    def targets(self) -> Targets:
+        """Kind, names and units of the targets."""
+        return self._collection.listing.targets
+
+    @property
+    def splits(self) -> Mapping[str, Samples]:
+        """The samples of every split."""
+        return self._splits
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What people should know."""
+        return self._notes
+
+    @property
+    def citation(self) -> Citation:
+        """Licence and citation."""
+        return self._collection.citation
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """Digest of the content, and how it is split."""
+        listing, options = self._collection.listing, self._options
+        # What was not asked for is left out, so that more options do not change the key of what was there before.
+        extra = {
+            **({} if listing.targets.kind == SINGLE_LABEL else {"targets": listing.targets.kind}),
+            **({"group_by": options.group_by} if options.group_by and not self._own else {}),
+            **({"test_splits": list(options.test_splits)} if options.test_splits and self._own else {}),
+            **({"resplit": True} if options.resplit and listing.parts else {}),
+        }
+        return {
+            "kind": self._collection.kind,
+            "digest": listing.digest,
+            "split_seed": None if self._own else options.split_seed,
+            # The part that a limit takes is chosen by the seed too.
+            "limit": None if self._limit is None else [self._limit, options.split_seed],
+            **extra,
+            **listing.facts,
+        }
+
+    def image(self, split: str, row: int) -> "Image":
+        """Decode one image; see `Source.image`."""
+        return self._collection.image(int(self._splits[split].rows[row]))
+
+    def prepare(self, split: str, rows: Sequence[int]) -> None:
+        """See `Source.prepare`."""
+        self._collection.prepare([int(row) for row in self._splits[split].rows[list(rows)]])
+
+    def _own_splits(self) -> dict[str, Rows]:
+        """Those of the dataset; where none of those to test on is called ``test``, the first of them is."""
+        listing, wanted = self._collection.listing, self._options.test_splits
+        everything = (*listing.parts, *listing.unread)
+        for name in wanted:
+            if name not in listing.parts:
+                raise UnknownNameError("split", name, everything)
+        if list(everything) == [TRAIN]:
+            self._own = False
+            return self._new_splits()
+        if not wanted and TEST not in listing.parts:
+            raise DatasetError(
+                f"{self.name} has no split test; it has {', '.join(everything)}: name one with --test-split, or split "
+                "it anew with --resplit"
+            )
+        if TRAIN not in listing.parts:
+            self._notes.append(
+                f"{self.name} has no train split: {', '.join(listing.parts)} alone (--resplit splits anew)"
+            )
+        # In the order asked for; what else is there is not read.
+        rows = {name: listing.parts[name] for name in self._options.own_splits if name in listing.parts}
+        if wanted and TEST not in rows:
+            rows = {TEST if name == wanted[0] else name: part for name, part in rows.items()}
+            self._notes.append(f"split {wanted[0]} of {self.name} goes by the name test in the cache")
+        if listing.unread and not wanted:
+            self._notes.append(f"not read: split {', '.join(listing.unread)} (--test-split)")
+        if self._options.group_by:
+            self._refuse_shared_groups(rows, self._options.group_by)
+        return rows
+
+    def _new_splits(self) -> dict[str, Rows]:
+        listing, options = self._collection.listing, self._options
+        rows = (
+            np.sort(np.concatenate(list(listing.parts.values())))
+            if listing.parts
+            else np.arange(len(listing.ids))
+        )
+        labels = listing.labels[rows]
+        strata = strata_of(labels, listing.targets.kind)
+        if options.group_by:
+            names = group_column(listing, options.group_by, self.name)
+            distinct, groups = np.unique([names[row] for row in rows], return_inverse=True)
+            test = split_off_test_groups(groups, distinct.tolist(), strata, options.split_seed)
+            if not test.any():
+                raise DatasetError(
+                    f"{self.name}: no group of {options.group_by} can go to test and leave its classes in train; "
+                    f"there are {len(distinct)} groups"
+                )
+        else:
+            self._refuse_single_images(strata)
+            ids = (listing.ids[int(row)] for row in rows)
+            test = split_off_test(order_keys(ids, options.split_seed), strata)
+        return {TRAIN: rows[~test], TEST: rows[test]}
+
+    def _refuse_single_images(self, strata: Rows) -> None:
+        if self.targets.kind != SINGLE_LABEL:
+            return
+        single = np.flatnonzero(np.bincount(strata) == 1)
+        if single.size:
+            raise DatasetError(
+                f"class {self.class_names[int(single[0])]!r} has a single image, so it cannot be in both train and test; "
+                "add images, remove the class, or provide train/ and test/ folders"
+            )
+
+    def _refuse_shared_groups(self, rows: Mapping[str, Rows], column: str) -> None:
+        names = group_column(self._collection.listing, column, self.name)
+        train = {names[row] for row in rows.get(TRAIN, ())}
+        for split, part in rows.items():
+            shared = [] if split == TRAIN else sorted(train & {names[row] for row in part})
+            if shared:
+                raise DatasetError(
+                    f"{self.name}: {len(shared)} groups of {column} are in both train and {split}: "
+                    f"{', '.join(shared[:10])}; --resplit splits anew by {column}"
+                )
+
+    def _part(self, rows: Rows, limit: int) -> Rows:
+        listing = self._collection.listing
+        keys = order_keys((listing.ids[int(row)] for row in rows), self._options.split_seed)
+        strata = strata_of(listing.labels[rows], listing.targets.kind)
+        return rows[stratified_part(keys, strata, limit, each=listing.targets.kind == SINGLE_LABEL)]
+
+    def _check_agreement(self, rows: Mapping[str, Rows]) -> None:
+        """Say what of test a head that is trained on train cannot know."""
+        labels, targets = self._collection.listing.labels, self.targets
+        for name, part in rows.items():
+            if not len(part):
+                raise DatasetError(f"{self.name}: split {name} is empty")
+            if name == TRAIN or TRAIN not in rows:
+                continue
+            train, test = labels[rows[TRAIN]], labels[part]
+            if targets.kind == REGRESSION:
+                outside = ((test < train.min(0)) | (test > train.max(0))).any(1).sum()
+                what = (
+                    f"{outside} of {len(part)} targets lie outside of the range of train" if outside else ""
+                )
+            else:
+                unknown = np.flatnonzero((targets.counts(train) == 0) & (targets.counts(test) > 0))
+                shown = ", ".join(targets.names[int(label)] for label in unknown[:10])
+                what = f"classes that train lacks: {shown}" if unknown.size else ""
+            if what:
+                self._notes.append(f"split {name} of {self.name}: {what}")

@@ -1,0 +1,217 @@
+"""Files of a dataset repository on the Hugging Face Hub, through huggingface_hub: in parallel, with progress, resume and digests.
+
+They lie in the Hub client's own cache, which other tools share. What lies there already is found without a network, and
+without importing the client.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from threading import Event, Lock
+from typing import TYPE_CHECKING, Any
+
+from featcache.extract.hub import hub_problem, offline_if_unreachable
+from featcache.extract.sources.places import derived
+from featcache.store.errors import DatasetError, UnknownNameError
+from featcache.store.files import read_sealed, sha256_file, write_sealed
+from featcache.store.progress import Reporter, Update
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+THREADS = 8
+MAIN = "main"
+MB = 10**6
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Files of a repository at one commit."""
+
+    folder: Path
+    commit: str
+
+
+def hub_folder(repository: str) -> Path:
+    """Where the Hub's client keeps a dataset repository."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}"
+
+
+def cached_snapshot(repository: str, revision: str | None, enough: Callable[[Path], bool]) -> Snapshot | None:
+    """What was downloaded of a revision, if it was all of it, by featcache's own notes or by `enough`."""
+    folder, commit = hub_folder(repository), revision or MAIN
+    reference = folder / "refs" / commit
+    if reference.is_file():
+        commit = reference.read_text().strip()
+    snapshot = folder / "snapshots" / commit
+    if not snapshot.is_dir():
+        return None
+    note = _note(repository, commit)
+    if note.is_file():
+        return (
+            Snapshot(snapshot, commit)
+            if all((snapshot / name).is_file() for name in read_sealed(note)["files"])
+            else None
+        )
+    return Snapshot(snapshot, commit) if enough(snapshot) else None
+
+
+def fetch(
+    repository: str,
+    revision: str | None,
+    choose: Callable[[Sequence[str]], Sequence[str]],
+    reporter: Reporter,
+    remedy: str,
+) -> Snapshot:
+    """Download what `choose` takes of the names of a repository's files; what is there already is left alone.
+
+    Raises:
+        UnknownNameError: there is no such repository; the nearest names are in the message.
+        DatasetError: it cannot be had, or a file is not what the Hub says it is. `remedy` ends the message.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    with offline_if_unreachable():
+        try:
+            info = HfApi().dataset_info(repository, revision=revision, files_metadata=True)
+        except RevisionNotFoundError:
+            raise DatasetError(
+                f"{repository} has no revision {revision!r}; leave --revision out for the newest"
+            ) from None
+        except RepositoryNotFoundError as error:
+            near = _nearest(repository)
+            if near:
+                raise UnknownNameError("dataset repository", repository, near) from None
+            raise _failure(repository, error, remedy) from None
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise _failure(repository, error, remedy) from None
+        files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        chosen = list(choose(list(files)))
+        commit = info.sha or MAIN
+        try:
+            _Download(repository, revision or MAIN, commit, reporter).run([files[name] for name in chosen])
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise _failure(repository, error, remedy) from None
+    note = _note(repository, commit)
+    earlier = read_sealed(note)["files"] if note.is_file() else []
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_sealed(note, {"files": sorted({*earlier, *chosen})})
+    return Snapshot(hub_folder(repository) / "snapshots" / commit, commit)
+
+
+def _note(repository: str, commit: str) -> Path:
+    return derived("hub", f"{repository}@{commit}", f"{repository.rpartition('/')[2]}.json")
+
+
+def _failure(repository: str, error: Exception, remedy: str) -> DatasetError:
+    what, todo = hub_problem(error, f"datasets/{repository}")
+    return DatasetError(f"dataset {repository} could not be fetched ({what}); {todo}{remedy}")
+
+
+def _nearest(repository: str) -> list[str]:
+    """Names of repositories on the Hub that are like this one."""
+    from huggingface_hub import HfApi
+
+    name = repository.rpartition("/")[2]
+    try:
+        found = [
+            one.id for one in HfApi().list_datasets(search=name[: max(4, len(name) * 2 // 3)], limit=100)
+        ]
+    except Exception:  # it is only a hint
+        return []
+    near = get_close_matches(repository, found, n=3, cutoff=0.5)
+    return near or [one for one in found if get_close_matches(name, [one.rpartition("/")[2]], cutoff=0.5)][:3]
+
+
+class _Download:
+    """Some files of one commit."""
+
+    def __init__(self, repository: str, revision: str, commit: str, reporter: Reporter) -> None:
+        self._repository = repository
+        self._revision = revision
+        self._commit = commit
+        self._reporter = reporter
+        self._stop = Event()
+        self._lock = Lock()
+        self._bytes = 0
+
+    def run(self, files: "Sequence[RepoSibling]") -> None:
+        """Fetch them, the smallest first: what a repository says of itself comes before its shards."""
+        ordered = sorted(files, key=lambda file: file.size or 0)
+        total = sum(file.size or 0 for file in ordered)
+        with self._reporter.progress("downloading", "MB") as update, ThreadPoolExecutor(THREADS) as pool:
+            counter = self._counter(update, total)
+            try:
+                # Under the name of the revision, so that the client remembers which commit that was.
+                for file in ordered[:1]:
+                    self._one(file, self._revision, counter)
+                for done in [pool.submit(self._one, file, self._commit, counter) for file in ordered]:
+                    done.result()
+            finally:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+
+    def _one(self, file: "RepoSibling", revision: str, counter: type[Any]) -> None:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        known = try_to_load_from_cache(
+            self._repository, file.rfilename, repo_type="dataset", revision=self._commit
+        )
+        if isinstance(known, str):
+            return
+        path = Path(
+            hf_hub_download(
+                self._repository, file.rfilename, repo_type="dataset", revision=revision, tqdm_class=counter
+            )
+        )
+        if not _is_intact(path, file):
+            # Both, or the next run would take it for whole.
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            raise DatasetError(
+                f"{self._repository}: {file.rfilename} is not what the Hub says it is (digest); run the same command again"
+            )
+
+    def _counter(self, update: Update, total: int) -> type[Any]:
+        """What the client shall report its progress to."""
+        from tqdm import tqdm
+
+        download = self
+
+        class Counter(tqdm):  # type: ignore[misc]  # tqdm has no types
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                options.pop("name", None)
+                super().__init__(*arguments, **(options | {"disable": True}))
+                self.update(options.get("initial", 0))
+
+            def update(self, n: float | None = 1) -> bool | None:
+                if download._stop.is_set():
+                    raise InterruptedError("stopped")
+                with download._lock:
+                    download._bytes += int(n or 0)
+                    update(download._bytes // MB, max(total // MB, 1))
+                return None
+
+        return Counter
+
+
+def _is_intact(path: Path, file: "RepoSibling") -> bool:
+    """Whether a file has the digest that the Hub lists: SHA-256 of large files, git's SHA-1 of small ones."""
+    if file.size is not None and path.stat().st_size != file.size:
+        return False
+    if file.lfs is not None:
+        return sha256_file(path) == file.lfs.sha256
+    if file.blob_id is None:
+        return True
+    content = path.read_bytes()
+    return (
+        hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == file.blob_id
+    )

@@ -1,0 +1,141 @@
+"""Datasets by alias: a local copy, what the Hub's client has already, or a download."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from featcache.extract.sources.aliases import Alias
+from featcache.extract.sources.collection import Collection
+from featcache.extract.sources.dataset import TRAIN, DatasetOptions
+from featcache.extract.sources.hub_files import Snapshot, cached_snapshot, fetch
+from featcache.extract.sources.places import data_folder
+from featcache.extract.sources.shards import (
+    CLASSES_FILE,
+    COUNT_FILE,
+    class_names,
+    folder_shards,
+    is_shard_folder,
+    natural,
+)
+from featcache.extract.sources.webdataset import WebDataset
+from featcache.store.errors import DatasetError
+from featcache.store.progress import Reporter
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def open_alias(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Collection:
+    """Find or fetch a dataset and index its shards.
+
+    Raises:
+        DatasetError: there is no copy where one was named, it cannot be fetched, or it is damaged.
+    """
+    found = _local(alias, options) or _downloaded(alias, options) or _fetched(alias, options, reporter)
+    splits, unread = folder_shards(found.folder, options.own_splits)
+    collection = WebDataset(
+        alias.name,
+        splits,
+        class_names(found.folder),
+        target=options.target,
+        unread=unread,
+        facts={"repository": alias.repository, "revision": found.commit or None},
+        citation=alias.citation,
+        reporter=reporter,
+    )
+    collection.listing.notes = (*collection.listing.notes, *_differences(alias, collection))
+    return collection
+
+
+def on_disk(alias: Alias) -> Path | None:
+    """Where a copy lies, in the data folder or the Hub client's cache; whether it is whole shows when it is read."""
+    local = next((path for path in _candidates(alias, data_folder()) if is_shard_folder(path)), None)
+    if local is not None:
+        return local
+    found = cached_snapshot(alias.repository, None, _has_both)
+    return found.folder if found else None
+
+
+def places(alias: Alias, base: Path) -> str:
+    """Where a local copy is looked for, for messages."""
+    return " or ".join(str(path) for path in _candidates(alias, base))
+
+
+def _candidates(alias: Alias, base: Path) -> list[Path]:
+    return [base / alias.name, base / alias.repository.rpartition("/")[2]]
+
+
+def _local(alias: Alias, options: DatasetOptions) -> Snapshot | None:
+    base = options.data or data_folder()
+    # A folder that is named may be the dataset itself; the data folder never is.
+    for folder in [*([base] if options.data else []), *_candidates(alias, base)]:
+        if is_shard_folder(folder):
+            return Snapshot(folder, options.revision or _commit_of(folder))
+    if options.data:
+        raise DatasetError(
+            f"no copy of {alias.name} in {base}: there must be train/0.tar, ... and test/0.tar, ... in it, or in "
+            f"{places(alias, base)}"
+        )
+    return None
+
+
+def _downloaded(alias: Alias, options: DatasetOptions) -> Snapshot | None:
+    found = cached_snapshot(alias.repository, options.revision, _has_both)
+    # What was downloaded may be other splits.
+    if found is None or any(not (found.folder / split).is_dir() for split in options.test_splits):
+        return None
+    return found
+
+
+def _fetched(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Snapshot:
+    reporter.message(f"fetching {alias.name} from the Hugging Face Hub ({alias.repository})")
+
+    def choose(names: Sequence[str]) -> list[str]:
+        texts = [name for name in names if name.rpartition("/")[2] in (CLASSES_FILE, COUNT_FILE)]
+        splits = options.own_splits
+        if options.resplit or not any(name.startswith(f"{TRAIN}/") for name in names):
+            splits = tuple({name.partition("/")[0]: None for name in names if name.endswith(".tar")})
+        tars = [name for name in names if name.endswith(".tar") and name.partition("/")[0] in splits]
+        return [*texts, *sorted(tars, key=lambda name: (name.partition("/")[0], natural(Path(name))))]
+
+    remedy = (
+        f"; or put a copy, laid out as there (train/0.tar, ..., classnames.txt), into {places(alias, data_folder())}, or "
+        "name its folder with --data DIR"
+    )
+    return fetch(alias.repository, options.revision, choose, reporter, remedy)
+
+
+def _has_both(folder: Path) -> bool:
+    try:
+        splits, _ = folder_shards(folder, ("train", "test"))
+    except DatasetError:  # a shard that nshards.txt counts is missing
+        return False
+    return len(splits) == 2 and all((folder / split / COUNT_FILE).is_file() for split in splits)
+
+
+def _commit_of(folder: Path) -> str:
+    """The commit that a copy is of, where the Hub's client left it: in the path of its cache, or beside a download."""
+    if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name):
+        return folder.name
+    notes = folder / ".cache" / "huggingface" / "download"
+    for note in sorted(notes.rglob("*.metadata")) if notes.is_dir() else ():
+        lines = note.read_text(encoding="utf-8", errors="replace").splitlines()
+        if lines and _COMMIT.fullmatch(lines[0].strip()):
+            return lines[0].strip()
+    return ""
+
+
+def _differences(alias: Alias, collection: Collection) -> list[str]:
+    """Where sizes are not those of the table."""
+    notes = []
+    for split, wanted in alias.sizes.items():
+        rows = collection.listing.parts.get(split)
+        if rows is not None and wanted is not None and len(rows) != wanted:
+            notes.append(
+                f"{alias.name} has {len(rows)} {split} images, the table of the paper's datasets {wanted}"
+            )
+    if len(collection.listing.targets.names) != alias.num_classes:
+        found = len(collection.listing.targets.names)
+        notes.append(
+            f"{alias.name} has {found} classes, the table of the paper's datasets {alias.num_classes}"
+        )
+    return notes

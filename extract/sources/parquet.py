@@ -1,0 +1,318 @@
+"""``hf:REPO``: image datasets of the Hugging Face Hub in parquet files, the Hub's own conversion included.
+
+A column of images holds ``{bytes, path}``; a column of labels integers, whose names stand in the file's metadata. Rows are
+read a row group at a time, so what is read next is asked for in order.
+"""
+
+import io
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.extract.sources.argument import Argument
+from featcache.extract.sources.arrays import array_targets
+from featcache.extract.sources.collection import Collection, Listing, class_labels, listing_digest
+from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extract.sources.decode import decode
+from featcache.extract.sources.hub_files import cached_snapshot, fetch
+from featcache.extract.sources.places import data_folder
+from featcache.extract.sources.samples import Texts
+from featcache.extract.sources.shards import natural
+from featcache.store.errors import DatasetError, RequestError, UnknownNameError
+from featcache.store.progress import Reporter
+from featcache.store.targets import SINGLE_LABEL, Targets
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+CONVERTED = "refs/convert/parquet"
+FIELDS = ("image", "label", "config")
+IMAGE_COLUMNS, LABEL_COLUMNS = (
+    ("image", "img", "images", "picture"),
+    ("label", "labels", "fine_label", "target", "class"),
+)
+KEPT_GROUPS = 2
+_SPLIT = re.compile(r"(.+?)(-\d+-of-\d+|[-_]\d+)?")
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class ParquetImages(Collection):
+    """Images in parquet files.
+
+    Args:
+        name: of the dataset.
+        splits: files of every split, in order.
+        argument: may name the columns.
+        options: kind of the targets, and the column of groups.
+        unread: other splits that are there.
+        facts: further parts of the identity.
+    """
+
+    kind = "hf"
+
+    def __init__(
+        self,
+        name: str,
+        splits: Mapping[str, Sequence[Path]],
+        argument: Argument,
+        options: DatasetOptions,
+        unread: Sequence[str],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.name = name
+        self._paths = [path for paths in splits.values() for path in paths]
+        self._files: dict[int, pq.ParquetFile] = {}
+        self._groups: OrderedDict[tuple[int, int], list[Any]] = OrderedDict()
+        first = self._file(0)
+        names = first.schema_arrow.names
+        self._image = _column("image", argument, IMAGE_COLUMNS, names, self._paths[0])
+        label = _column("label", argument, LABEL_COLUMNS, names, self._paths[0])
+        places, values, groups, sizes = [], [], [], []
+        parts, start = {}, 0
+        files = iter(range(len(self._paths)))
+        for split, paths in splits.items():
+            for _ in paths:
+                number = next(files)
+                file = self._file(number)
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    places += [(number, group, row) for row in range(rows)]
+                values += self._read_column(number, label)
+                sizes += self._lengths(number)
+                groups += self._read_column(number, options.group_by) if options.group_by else []
+            parts[split], start = np.arange(start, len(places)), len(places)
+        self._places = np.array(places, np.int64).reshape(-1, 3)
+        ids = [f"{split}/{row}" for split, rows in parts.items() for row in range(len(rows))]
+        known = _features(first).get(label, {}).get("names", ())
+        labels, targets = _targets(values, options.target, known, name)
+        self.listing = Listing(
+            Texts.of(ids),
+            labels,
+            targets,
+            listing_digest(targets.names, ids, sizes, labels),
+            parts,
+            unread,
+            {options.group_by: groups} if options.group_by else {},
+            facts,
+        )
+
+    def image(self, row: int) -> "Any":
+        """Decode one image."""
+        number, group, place = (int(one) for one in self._places[row])
+        stored = self._group(number, group)[place]
+        content = stored.get("bytes") if isinstance(stored, dict) else stored
+        where = f"{self.listing.ids[row]} in {self._paths[number]}"
+        if not isinstance(content, bytes):
+            raise DatasetError(f"image {where} is not in the file (column {self._image!r} holds no bytes)")
+        return decode(io.BytesIO(content), where)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out open files and what was read of them."""
+        return {**self.__dict__, "_files": {}, "_groups": OrderedDict()}
+
+    def _group(self, number: int, group: int) -> list[Any]:
+        found = self._groups.pop((number, group), None)
+        if found is None:
+            table = self._file(number).read_row_group(group, columns=[self._image])
+            found = table.column(0).to_pylist()
+            while len(self._groups) >= KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups[number, group] = found
+        return found
+
+    def _file(self, number: int) -> "pq.ParquetFile":
+        if number not in self._files:
+            self._files[number] = open_parquet(self._paths[number])
+        return self._files[number]
+
+    def _read_column(self, number: int, name: str) -> list[Any]:
+        names = self._file(number).schema_arrow.names
+        if name not in names:
+            raise UnknownNameError("column", name, names, f"({self._paths[number]})")
+        values: list[Any] = self._file(number).read(columns=[name]).column(0).to_pylist()
+        return values
+
+    def _lengths(self, number: int) -> list[int]:
+        """Bytes of every image, for the identity."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        lengths: list[int] = []
+        file = self._file(number)
+        for batch in file.iter_batches(columns=[self._image], batch_size=1024):
+            column = batch.column(0)
+            content = column.field("bytes") if pa.types.is_struct(column.type) else column
+            lengths += pc.fill_null(pc.binary_length(content), -1).to_pylist()
+        return lengths
+
+
+def open_hf(argument: Argument, options: DatasetOptions, reporter: Reporter) -> ParquetImages:
+    """Open a repository of the Hub, or with ``--data DIR`` a local copy, as a dataset.
+
+    Columns are ``image`` and ``label``, or other usual names, or those of ``?image=NAME&label=NAME``; ``?config=NAME``
+    chooses among several configurations.
+
+    Raises:
+        UnknownNameError: there is no such repository, configuration, split or column.
+        DatasetError: it cannot be fetched, or holds no images in parquet files.
+    """
+    argument.require_fields(*FIELDS)
+    _require_pyarrow()
+    repository = argument.place
+    if not _REPOSITORY.fullmatch(repository):
+        raise RequestError(f"hf:{repository} is no repository of the Hub; write hf:OWNER/NAME")
+    folder, commit, choice = _find(repository, argument, options, reporter)
+    splits = {split: [folder / name for name in names] for split, names in choice.splits.items()}
+    facts = {"repository": repository, "revision": commit or None}
+    if "config" in argument.fields:
+        facts["config"] = argument.fields["config"]
+    return ParquetImages(repository.rpartition("/")[2], splits, argument, options, choice.unread, facts)
+
+
+def open_parquet(path: Path) -> "pq.ParquetFile":
+    """Open a parquet file.
+
+    Raises:
+        DatasetError: it is none.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DatasetError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]})") from None
+
+
+def _require_pyarrow() -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise RequestError("hf: reads parquet files with pyarrow; run: pip install 'featcache[hf]'") from None
+
+
+def _find(
+    repository: str, argument: Argument, options: DatasetOptions, reporter: Reporter
+) -> tuple[Path, str, "_Choice"]:
+    """The folder of a copy, its commit, and what of it is read."""
+    local = data_folder() / repository
+    copy = options.data or local
+    names = _parquet_below(copy)
+    if names:
+        return copy, options.revision or "", _choose(names, argument, options)
+    if options.data:
+        raise DatasetError(f"no copy of {repository} in {copy}: there are no parquet files in it")
+    revisions = [options.revision] if options.revision else [None, CONVERTED]
+    for revision in revisions:
+        found = cached_snapshot(repository, revision, lambda folder: False)
+        names = _parquet_below(found.folder) if found else []
+        if found and names:
+            # What was downloaded may be another configuration, or other splits.
+            with suppress(RequestError):
+                return found.folder, found.commit, _choose(names, argument, options)
+    remedy = f"; or put a copy into {local}, or name its folder with --data DIR"
+    for revision in revisions:
+        reporter.message(f"fetching {repository} from the Hugging Face Hub")
+        chosen: list[_Choice] = []
+
+        def choose(every: Sequence[str], chosen: "list[_Choice]" = chosen) -> Sequence[str]:
+            parquet = [name for name in every if name.endswith(".parquet")]
+            if parquet:
+                chosen.append(_choose(parquet, argument, options))
+            return [name for choice in chosen for names in choice.splits.values() for name in names]
+
+        fetched = fetch(repository, revision, choose, reporter, remedy)
+        if chosen:
+            return fetched.folder, fetched.commit, chosen[0]
+    raise DatasetError(f"{repository} has no parquet files, and the Hub has not converted it")
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which files of a repository are read."""
+
+    splits: Mapping[str, Sequence[str]]
+    """By split, in order."""
+    unread: Sequence[str]
+    """Other splits."""
+
+
+def _parquet_below(folder: Path) -> list[str]:
+    return (
+        [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")] if folder.is_dir() else []
+    )
+
+
+def _choose(names: Sequence[str], argument: Argument, options: DatasetOptions) -> _Choice:
+    """By the names of files: ``data/train-00000-of-00002.parquet``, ``CONFIG/train/0000.parquet``."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for path in sorted(map(PurePosixPath, names), key=lambda path: (str(path.parent), natural(path))):
+        folders = list(path.parts[:-1])
+        match = _SPLIT.fullmatch(path.stem)
+        split = match[1] if match else path.stem
+        if split.isdigit():
+            split = folders.pop() if folders else "train"
+        config = "/".join(one for one in folders if one != "data")
+        found.setdefault(config, {}).setdefault(split, []).append(str(path))
+    config = argument.fields.get("config", "default" if "default" in found else next(iter(found)))
+    if config not in found:
+        raise UnknownNameError("configuration", config, found)
+    if len(found) > 1 and "config" not in argument.fields and config != "default":
+        raise RequestError(
+            f"{argument.place} has configurations {', '.join(found)}; choose one with hf:REPO?config=NAME"
+        )
+    splits = found[config]
+    wanted = {name: splits[name] for name in options.own_splits if name in splits}
+    for name in options.test_splits or ([] if wanted else [options.own_splits[-1]]):
+        if name not in wanted:
+            raise UnknownNameError("split", name, splits, "(--test-split)")
+    return _Choice(wanted, [name for name in splits if name not in wanted])
+
+
+def _column(what: str, argument: Argument, usual: Iterable[str], names: Sequence[str], path: Path) -> str:
+    given = argument.fields.get(what)
+    if given and given not in names:
+        raise UnknownNameError("column", given, names, f"({path})")
+    found = given or next((name for name in usual if name in names), None)
+    if found is None:
+        raise RequestError(
+            f"{path} has no column {what}; it has {', '.join(names)}: name it as in hf:REPO?{what}=NAME"
+        )
+    return found
+
+
+def _features(file: "pq.ParquetFile") -> dict[str, Any]:
+    """What the library `datasets` noted of the columns."""
+    metadata = file.schema_arrow.metadata or {}
+    try:
+        found = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return (
+        {name: value for name, value in found.items() if isinstance(value, dict)}
+        if isinstance(found, dict)
+        else {}
+    )
+
+
+def _targets(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> tuple[Any, Targets]:
+    if any(value is None for value in values):
+        row = next(row for row, value in enumerate(values) if value is None)
+        raise DatasetError(f"{where}: row {row} has no label")
+    if isinstance(values[0], str):
+        labels, found = class_labels(values)
+        if target not in ("auto", SINGLE_LABEL):
+            raise DatasetError(f"{where}: labels are texts, so they are not {target}")
+        return labels, Targets(SINGLE_LABEL, found)
+    try:
+        table = np.array(values)
+    except ValueError:
+        raise DatasetError(f"{where}: labels are lists of different lengths") from None
+    return array_targets([table], target, names, where)

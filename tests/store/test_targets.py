@@ -1,0 +1,77 @@
+"""Targets of every kind: how they are stored, what they may not be, and that caches without the field are single-label."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import zarr
+
+from featcache.store.checking.verify import verify
+from featcache.store.errors import CacheError
+from featcache.store.inventory import Inventory
+from featcache.store.reading.reader import open_cache
+from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TARGET_KINDS, Targets
+from support.caches import make_content, make_plan, write_cache
+
+BAD = {
+    SINGLE_LABEL: (3, "row 7 has label 3, there are 3 class names"),
+    MULTI_LABEL: (2, "row 7 has 2 for 'class 1', must be 0 or 1"),
+    REGRESSION: (np.inf, "row 7 has inf for 'class 1', must be a finite number"),
+}
+
+
+@pytest.mark.parametrize("kind", TARGET_KINDS)
+def test_targets_survive_and_any_zarr_reader_sees_them(tmp_path, kind):
+    plan = make_plan({"train": 130, "test": 9}, target_kind=kind)
+    content = make_content(plan)
+    cache = write_cache(tmp_path, plan, content)
+    assert cache.inventory == plan.inventory
+    assert cache["test"].targets == cache.inventory.targets == plan.inventory.targets
+    labels = cache["train"].labels()
+    np.testing.assert_array_equal(labels, content["train"]["label"])
+    array = zarr.open_group(tmp_path / "features.zarr", mode="r")["train/label"]
+    np.testing.assert_array_equal(array[:], labels)
+    said = {} if kind == SINGLE_LABEL else {"kind": kind, "units": ["mm"] * 3 if kind == REGRESSION else []}
+    assert array.attrs.get("targets", {}) == said
+    assert json.loads((tmp_path / "manifest.json").read_text())["inventory"].get("targets", {}) == said
+
+
+@pytest.mark.parametrize("kind", TARGET_KINDS)
+def test_labels_that_cannot_be_are_refused_by_name(tmp_path, kind):
+    plan = make_plan({"train": 130, "test": 9}, target_kind=kind)
+    content = make_content(plan)
+    value, message = BAD[kind]
+    content["train"]["label"][(7,) if kind == SINGLE_LABEL else (7, 1)] = value
+    write_cache(tmp_path, plan, content)
+    with pytest.raises(CacheError, match=message):
+        open_cache(tmp_path)["train"].labels()
+    assert [damage.reason for damage in verify(tmp_path).damages] == [message]
+    # A row without features has no label either.
+    valid = np.arange(130) != 7
+    assert plan.inventory.targets.misfit(content["train"]["label"], valid) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": {"kind": "ranking", "units": []}}, "field 'targets': kind must be one of single-label"),
+        ({"targets": {"kind": MULTI_LABEL, "units": ["mm"]}}, "there are 1 units for 3 names, multi-label"),
+        ({"targets": {"kind": REGRESSION, "units": ["\n"] * 3}}, "must be a list of printable strings"),
+        ({"targets": {"kind": REGRESSION, "units": []}}, "array 'label' must be there, float32 with 2"),
+        ({"class_names": ["a"]}, "array 'label' has 3 columns, there are 1 names"),
+    ],
+)
+def test_forged_targets(change, message):
+    document = make_plan(target_kind=MULTI_LABEL).inventory.to_dict() | change
+    with pytest.raises(CacheError, match=message):
+        Inventory.from_dict(document, "manifest")
+
+
+def test_counts():
+    labels = np.array([0, 2, 2])
+    assert Targets(SINGLE_LABEL, ("a", "b", "c")).counts(labels).tolist() == [1, 0, 2]
+    both = Targets(MULTI_LABEL, ("a", "b"))
+    assert both.counts(np.array([[1, 1], [0, 1]], np.uint8), np.array([True, False])).tolist() == [1, 1]
+    with pytest.raises(ValueError, match="2 units for 2 names, multi-label"):
+        replace(both, units=("m", "m"))
