@@ -44,7 +44,8 @@ def attention_by_class_figure(
     shown, note = _most_unlike(weights, present)
     with style():
         percent = 100 * weights[shown]
-        figure = new_figure(max(3.4, len(kinds) * (0.27 * len(layers) + 0.5) + 1.6), 0.19 * len(shown) + 1.2)
+        width = max(3.4, len(kinds) * (0.27 * len(layers) + 0.5) + 1.6)
+        figure = new_figure(width, 0.19 * len(shown) + 1.2)
         panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         high = float(np.nanmax(percent))
         names = [_short(classes[label]) for label in shown]
