@@ -15,6 +15,7 @@ import numpy.typing as npt
 from featcache.store.files import JsonObject, canonical_json, sha256_hex, write_atomic
 
 RESULTS_FILE = "results.jsonl"
+PREDICTIONS_FILE = "predictions.csv"
 
 
 @dataclass(frozen=True)

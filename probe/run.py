@@ -16,7 +16,14 @@ from featcache.probe.precision import choose_precision
 from featcache.probe.process import flush_denormals, return_freed_memory
 from featcache.probe.protocol import Protocol, batch_size, get_protocol
 from featcache.probe.request import EXACT, Job, ProbeRequest, jobs
-from featcache.probe.results import ResultRow, append_row, read_rows, run_id, save_predictions
+from featcache.probe.results import (
+    PREDICTIONS_FILE,
+    ResultRow,
+    append_row,
+    read_rows,
+    run_id,
+    save_predictions,
+)
 from featcache.probe.saved import CONFIG_FILE, HeadConfig, describe_parts, features_digest, save_head
 from featcache.probe.trainer import predict, prediction_batch
 from featcache.store.catalogue import slug
@@ -236,12 +243,12 @@ class _Runner:
         )
         save_head(folder, fitted.head, config)
         save_predictions(
-            folder / "predictions.csv", test.sample_ids, test.labels, logits.softmax(1).numpy(), class_names
+            folder / PREDICTIONS_FILE, test.sample_ids, test.labels, logits.softmax(1).numpy(), class_names
         )
         if job.head.has_attention:
-            weights = mean_attention(fitted.head, test.tokens, job.selection)
+            record = mean_attention(fitted.head, test.tokens, job.selection, test.labels, class_names)
             title = f"{row.dataset}, {row.model}: attention over test images"
-            save_attention(folder, weights, job.selection, title)
+            save_attention(folder, record, title)
 
     def _names(self) -> tuple[str, str]:
         provenance = self._cache.provenance

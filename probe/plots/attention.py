@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from featcache.probe.plots.style import colour_bar, heatmap, new_figure, style, wrapped
+from featcache.probe.plots.style import colour_bar, heatmap, new_figure, style
 
 MAX_CLASSES = 24
 """Classes that fit a page; of more, those are shown whose attention is the most unlike the average."""
@@ -18,13 +18,12 @@ def attention_figure(
     """Draw the attention ``[L, K]`` that all images pay to layers and token kinds; NaN where a layer has no such token."""
     with style():
         percent = 100 * weights.T
-        figure = new_figure(max(3.4, 0.42 * len(layers) + 1.5), 0.36 * len(kinds) + 1.0)
+        figure = new_figure(max(3.4, 0.42 * len(layers) + 1.5), 0.36 * len(kinds) + 0.85, title)
         axes = figure.subplots()
         high = float(np.nanmax(percent))
         names = [kind.upper() if len(kind) < 4 else kind for kind in kinds]
         image = heatmap(axes, percent, list(layers), names, low=0, high=high, numbers=".1f")
         axes.set_xlabel("layer")
-        axes.set_title(wrapped(title, 0.42 * len(layers)))
         colour_bar(figure, image, axes, "attention, %")
         return figure
 
@@ -45,7 +44,7 @@ def attention_by_class_figure(
     with style():
         percent = 100 * weights[shown]
         width = max(3.4, len(kinds) * (0.27 * len(layers) + 0.5) + 1.6)
-        figure = new_figure(width, 0.19 * len(shown) + 1.2)
+        figure = new_figure(width, 0.19 * len(shown) + 0.95, title + note)
         panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         high = float(np.nanmax(percent))
         names = [_short(classes[label]) for label in shown]
@@ -53,7 +52,6 @@ def attention_by_class_figure(
             image = heatmap(axes, percent[:, :, index], list(layers), names, low=0, high=high)
             axes.set_title(kind.upper() if len(kind) < 4 else kind)
             axes.set_xlabel("layer")
-        figure.suptitle(wrapped(title + note, width), x=0.01, ha="left", fontsize=8.5)
         colour_bar(figure, image, list(panels), "attention, %")
         return figure
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from featcache.probe.plots.style import NEUTRAL, PALETTE, new_figure, style, wrapped
+from featcache.probe.plots.style import NEUTRAL, PALETTE, new_figure, style
 
 NUM_BINS = 15
 
@@ -50,7 +50,8 @@ def reliability(
 def calibration_figure(found: Reliability, title: str) -> Figure:
     """Draw accuracy against probability, and below how many samples each bin has."""
     with style():
-        figure = new_figure(3.2, 3.3)
+        title += f"\nexpected calibration error {100 * found.expected_error:.1f} %"
+        figure = new_figure(3.2, 3.0, title)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         filled = found.counts > 0
         confidence, accuracy = 100 * found.confidence[filled], 100 * found.accuracy[filled]
@@ -66,8 +67,6 @@ def calibration_figure(found: Reliability, title: str) -> Figure:
         above.plot(confidence, accuracy, marker="o", markersize=3.5, color=PALETTE[0], label="accuracy")
         above.set_ylabel("accuracy, %")
         above.set_ylim(-3, 103)
-        title += f"\nexpected calibration error {100 * found.expected_error:.1f} %"
-        above.set_title(wrapped(title, 2.7))
         above.legend(loc="upper left")
         centres = 50 * (found.edges[1:] + found.edges[:-1])
         below.bar(centres, 100 * found.counts / found.counts.sum(), width=90 / len(centres), color=PALETTE[0])

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from featcache.probe.plots.style import PALETTE, new_figure, style, wrapped
+from featcache.probe.plots.style import PALETTE, new_figure, style
 
 
 def curves_figure(losses: Mapping[int, tuple[Sequence[int], Sequence[float]]], title: str) -> Figure:
@@ -17,18 +17,19 @@ def curves_figure(losses: Mapping[int, tuple[Sequence[int], Sequence[float]]], t
         title: what was trained.
     """
     with style():
-        figure = new_figure(3.6, 2.4)
-        axes = figure.subplots()
+        every = list(losses.values())
         alone = len(losses) == 1
+        alike = len({tuple(steps) for steps, _ in every}) == 1
+        if alike and not alone:
+            title += f"\nthin: {len(losses)} seeds, bold: their mean"
+        figure = new_figure(3.6, 2.1, title)
+        axes = figure.subplots()
         for steps, loss in losses.values():
             axes.plot(
                 steps, loss, color=PALETTE[0], alpha=1.0 if alone else 0.35, linewidth=1.3 if alone else 0.8
             )
-        every = list(losses.values())
-        if not alone and len({tuple(steps) for steps, _ in every}) == 1:
+        if alike and not alone:
             axes.plot(every[0][0], np.mean([loss for _, loss in every], axis=0), color=PALETTE[0])
-            title += f"\nthin: {len(losses)} seeds, bold: their mean"
-        axes.set_title(wrapped(title, 3.0))
         if min(min(loss) for _, loss in every) > 0:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

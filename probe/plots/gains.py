@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from featcache.probe.plots.style import MARKERS, NEUTRAL, PALETTE, new_figure, style, wrapped
+from featcache.probe.plots.style import MARKERS, NEUTRAL, PALETTE, new_figure, style
 from featcache.probe.report.pivot import Pivot
 
 
@@ -18,7 +18,7 @@ def gains_figure(pivot: Pivot, title: str) -> Figure:
     spread = 0.7 / max(1, len(pivot.columns))
     looks = _looks(pivot.columns)
     with style():
-        figure = new_figure(5.6, max(1.9, (0.12 * len(pivot.columns) + 0.1) * len(rows) + 1.1))
+        figure = new_figure(5.6, max(1.9, (0.12 * len(pivot.columns) + 0.1) * len(rows) + 0.9), title)
         axes = figure.subplots()
         axes.axvline(0, color=NEUTRAL, linewidth=0.8)
         for index, column in enumerate(pivot.columns):
@@ -47,7 +47,6 @@ def gains_figure(pivot: Pivot, title: str) -> Figure:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("points over the baseline")
-        axes.set_title(wrapped(title, 3.4))
         # Above or beside the points, never over them.
         figure.legend(loc="outside right upper", handletextpad=0.3)
         return figure

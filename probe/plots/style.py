@@ -26,10 +26,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 AMOUNTS = "Blues"
 NEUTRAL = "#767676"
 MISSING = "#e6e6e6"
+TITLE_SIZE = 8.5
 SUFFIXES = (".png", ".svg")
 _RC: Any = {
     "font.size": 8,
-    "axes.titlesize": 8.5,
+    "axes.titlesize": 8,
     "axes.titlelocation": "left",
     "axes.labelsize": 8,
     "axes.spines.top": False,
@@ -54,15 +55,13 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of a size in inches, laid out by its content."""
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def wrapped(title: str, width: float) -> str:
-    """Break a title into lines that fit a width in inches."""
-    most = int(15 * width)
-    return "\n".join(line for part in title.split("\n") for line in textwrap.wrap(part, most) or [""])
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """Return an empty figure of a size in inches, laid out by its content; the title, wrapped, adds to the height."""
+    most = int(17 * width)
+    lines = [line for part in title.split("\n") for line in textwrap.wrap(part, most) or [""]]
+    figure = Figure(figsize=(width, height + 0.15 * len(lines)), layout="constrained")
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=TITLE_SIZE)
+    return figure
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
