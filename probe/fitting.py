@@ -73,7 +73,7 @@ class Fitter:
             has_dropout=job.head.has_dropout,
             seed=seed,
         )
-        with threads(_threads(sweep)):
+        with threads(step_threads(sweep)):
             result = self._sweep(title, sweep, Unfinished(self.out, run), train.streamed)
         member = result.member
         return Fitted(
@@ -143,7 +143,7 @@ class Fitter:
         return Fitted(head.eval(), result.num_classes, parameters, score, chosen, result.seconds)
 
 
-def _threads(sweep: Sweep) -> int:
+def step_threads(sweep: Sweep) -> int:
     """How many threads suit a sweep; not a matter of timing, so that the same command gives the same result."""
     # Forward and twice that backward, a product and a sum for each parameter.
     operations = 6.0 * sweep.num_parameters * sweep.batch_size * len(sweep.members)
