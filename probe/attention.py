@@ -30,6 +30,7 @@ def mean_attention(head: Head, tokens: TokenSource, selection: Selection) -> npt
         ``[L, K]``, summing to 1; NaN where a layer has no such token.
     """
     device = next(head.parameters()).device
+    tokens = tokens.with_stage(head.stage)
     total = torch.zeros(tokens.num_tokens, dtype=torch.float64)
     for rows in torch.split(torch.arange(tokens.num_samples), prediction_batch(tokens)):
         # [1, B, H, T] -> [T]
