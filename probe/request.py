@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from featcache.probe.heads import HeadInfo, get_head
 from featcache.probe.protocol import get_protocol
+from featcache.probe.table import TABLES, TableRow
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, SPLITS
 from featcache.store.layers import FINAL, TOKEN_KINDS, parse_layers
@@ -77,11 +78,11 @@ class ProbeRequest:
 
     Raises:
         UnknownNameError: a head or the protocol does not exist.
-        RequestError: no head or no seed is named, attention heads for heads without attention, or a solver that cannot
-            solve for a head.
+        RequestError: no head or no seed is named, attention heads for heads without attention, a solver that cannot
+            solve for a head, or a table together with heads, layers or tokens.
     """
 
-    heads: tuple[str, ...]
+    heads: tuple[str, ...] = ()
     layers: str | None = None
     """Layer set or list; each head's own default if not given."""
     tokens: str | None = None
@@ -102,9 +103,13 @@ class ProbeRequest:
     """Folder of the results."""
     force: bool = False
     """Train again what the results hold already."""
+    table: str | None = None
+    """A table's rows instead of heads, layers and tokens: ``paper`` for those of arXiv 2601.09322."""
 
     def __post_init__(self) -> None:
-        for name in self.heads:
+        self._check_table()
+        names = {row.head for row in self.rows}
+        for name in names:
             get_head(name)
         get_protocol(self.protocol)
         for what, name, valid in (
@@ -114,14 +119,30 @@ class ProbeRequest:
         ):
             if name not in valid:
                 raise UnknownNameError(what, name, valid)
-        if self.solver == EXACT and set(self.heads) != {"linear"}:
+        if self.solver == EXACT and names != {"linear"}:
             raise RequestError(
                 "the exact solver is for linear heads alone; leave --solver out for the others"
             )
-        if not self.heads or not self.seeds:
-            raise RequestError("a probe needs at least one head and one seed")
-        if self.num_heads is not None and not any(get_head(name).has_attention for name in self.heads):
+        if not names or not self.seeds:
+            raise RequestError("a probe needs at least one head (or a table) and one seed")
+        if self.num_heads is not None and not any(get_head(name).has_attention for name in names):
             raise RequestError("num-heads is for heads with attention, such as attentive; none is asked for")
+
+    @property
+    def rows(self) -> tuple[TableRow, ...]:
+        """What is asked for, head by head; layers and tokens that are not given are the head's own."""
+        if self.table is not None:
+            return TABLES[self.table]
+        return tuple(TableRow(head, self.layers, self.tokens) for head in self.heads)
+
+    def _check_table(self) -> None:
+        if self.table is None:
+            return
+        if self.table not in TABLES:
+            raise UnknownNameError("table", self.table, TABLES)
+        for what, given in (("heads", self.heads), ("layers", self.layers), ("tokens", self.tokens)):
+            if given:
+                raise RequestError(f"the table {self.table} says which {what} it has; leave them out")
 
 
 @dataclass(frozen=True)
@@ -155,20 +176,47 @@ def baseline(cache: Cache) -> Job:
 def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     """What a request means for a cache: the baseline, then the heads asked for, none twice.
 
+    Rows of a table whose tokens the cache does not hold are left out; see `left_out`.
+
     Raises:
         UnknownNameError: a layer or token kind does not exist or is not cached.
         RequestError: the cache lacks a split.
     """
     asked = []
-    for head in map(get_head, request.heads):
-        kinds = _default_tokens(cache, head) if request.tokens is None else _parse_kinds(request.tokens)
-        layers = head.default_layers if request.layers is None else request.layers
+    for row in request.rows:
+        head = get_head(row.head)
+        kinds = _default_tokens(cache, head) if row.tokens is None else parse_kinds(row.tokens)
+        if request.table is not None and missing_tokens(cache, kinds):
+            continue
+        layers = head.default_layers if row.layers is None else row.layers
         selection = _select(cache, layers, kinds)
         num_heads = _num_heads(head, selection, request)
         asked.append(Job(head, selection, num_heads, request.solver, request.penalty))
     base = baseline(cache)
     wanted = {(job.head.name, job.selection.parts, job.solver): job for job in (base, *asked)}
     return list(wanted.values())
+
+
+def left_out(cache: Cache, request: ProbeRequest) -> list[tuple[TableRow, str]]:
+    """The rows of a table whose tokens the cache does not hold on the last layer, and which tokens those are."""
+    if request.table is None:
+        return []
+    missing = [(row, missing_tokens(cache, parse_kinds(row.tokens or ""))) for row in request.rows]
+    return [(row, "+".join(kinds)) for row, kinds in missing if kinds]
+
+
+def missing_tokens(cache: Cache, kinds: Sequence[str]) -> list[str]:
+    """Those of `kinds` that a split lacks on the last layer."""
+    return [
+        kind
+        for kind in kinds
+        if not all(
+            kind in split.arrays[FINAL].tokens
+            if kind in TOKEN_KINDS
+            else array_name(FINAL, kind) in split.arrays
+            for split in cache.inventory.splits.values()
+        )
+    ]
 
 
 def _num_heads(head: HeadInfo, selection: Selection, request: ProbeRequest) -> int | None:
@@ -179,7 +227,7 @@ def _num_heads(head: HeadInfo, selection: Selection, request: ProbeRequest) -> i
     return request.num_heads or (selection.num_tokens if pooled else PATCH_HEADS)
 
 
-def _parse_kinds(text: str) -> tuple[str, ...]:
+def parse_kinds(text: str) -> tuple[str, ...]:
     """Class token and average in the order given, then the groups in that of `GROUPS`: one selection, one result."""
     groups = parse_groups(text)[1:]
     names = [name.strip() for name in text.replace("+", ",").split(",") if name.strip()]

@@ -17,7 +17,7 @@ from featcache.probe.process import flush_denormals, return_freed_memory
 from featcache.probe.protocol import Protocol, batch_size, get_protocol
 from featcache.probe.request import EXACT, Job, ProbeRequest, jobs
 from featcache.probe.results import ResultRow, append_row, read_rows, run_id, save_predictions
-from featcache.probe.saved import CONFIG_FILE, HeadConfig, save_head
+from featcache.probe.saved import CONFIG_FILE, HeadConfig, describe_parts, features_digest, save_head
 from featcache.probe.trainer import predict, prediction_batch
 from featcache.store.catalogue import slug
 from featcache.store.inventory import SPLITS
@@ -231,6 +231,8 @@ class _Runner:
             weights_digest=backbone.weights_digest,
             protocol=row.protocol,
             seed=row.seed,
+            parts=describe_parts(job.selection),
+            features=features_digest(backbone),
         )
         save_head(folder, fitted.head, config)
         save_predictions(
