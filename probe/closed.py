@@ -8,6 +8,7 @@ Shapes: N samples, R held-out samples, C classes, O outputs.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,8 @@ def run_closed_sweep(
     head_class: type[ClosedHead] = info.load()
     fitter = _Fitter(head_class, tokens, as_tensor(labels), task, protocol, solver_device(device))
     splits = make_splits(labels, task, protocol, seed)
+    if not splits:
+        return _without_choice(fitter, head_class.default(), task, started)
     settings = head_class.grid(min(len(train) for train, _ in splits))
     pieces: list[list[Tensor]] = [[] for _ in settings]
     for number, split in enumerate(splits, 1):
@@ -112,6 +115,13 @@ def run_closed_sweep(
     validation = tuple(zip(settings, scores, strict=True))
     seconds = time.perf_counter() - started
     return ClosedResult(chosen, validation, held_out, head, task.num_outputs, seconds)
+
+
+def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: float) -> ClosedResult:
+    head = fitter.fit(torch.arange(fitter.tokens.num_samples), [settings])
+    empty = torch.empty(0, task.num_outputs)
+    seconds = time.perf_counter() - started
+    return ClosedResult(settings, ((settings, nan),), empty, head, task.num_outputs, seconds)
 
 
 @dataclass(frozen=True)

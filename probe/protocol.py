@@ -12,6 +12,8 @@ from featcache.probe.protocol_files import BASE, parse, read_text
 from featcache.store.errors import RequestError
 
 L2_INPUT, STANDARD_INPUT, L2_STANDARD_INPUT = INPUTS = ("l2", "standard", "l2+standard")
+NO_FOLDS = 0
+"""Of a protocol in which nothing is held out."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,22 @@ class Protocol:
             )
         )
 
+    def without_choice(self) -> "Protocol":
+        """One member, the middle one of the sweep, and nothing held out: where there is nothing to choose with."""
+        rates, decays, dropouts = (
+            (values[len(values) // 2],) for values in (self.learning_rates, self.weight_decays, self.dropouts)
+        )
+        return replace(
+            self,
+            learning_rates=rates,
+            weight_decays=decays,
+            dropouts=dropouts,
+            folds=NO_FOLDS,
+            folds_below=None,
+        )
+
     def num_folds(self, num_train: int) -> int:
-        """Folds for a train split of so many samples; 1 for a held-out part."""
+        """Folds for a train split of so many samples; 1 for a held-out part, 0 for nothing held out."""
         return self.folds if self.folds_below is None or num_train < self.folds_below else 1
 
 

@@ -61,7 +61,8 @@ class InputStage:
 
     def to(self, device: torch.device | str) -> "InputStage":
         """Return the stage with its tensors on a device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
+        tensors = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return InputStage(self.l2, self.over_tokens, **tensors)
 
     def state(self) -> dict[str, Tensor]:
         """Return the stage as tensors to save; none for the plain one."""

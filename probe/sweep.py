@@ -8,6 +8,7 @@ successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all members 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from featcache.probe.batches import Jitter, Seeds
 from featcache.probe.heads.base import Head
 from featcache.probe.precision import FP32
-from featcache.probe.protocol import Member, Plan, Protocol, batch_size, plan_training
+from featcache.probe.protocol import NO_FOLDS, Member, Plan, Protocol, batch_size, plan_training
 from featcache.probe.tasks import Targets, Task, as_tensor, make_task
 from featcache.probe.tokens import TokenSource
 from featcache.probe.trainer import BuildHead, divide, fit_members, members_together, num_parameters, predict
@@ -62,7 +63,8 @@ class Tuning:
     member: Member
     """The chosen one."""
     validation: dict[Member, float]
-    """The task's score on held-out samples for every member, in the order of the protocol; of a halving, in its last round."""
+    """The task's score on held-out samples for every member, in the order of the protocol; of a halving, in its last round; not a
+    number where nothing was held out."""
     held_out: Tensor
     """Outputs ``[R, O]`` of the chosen member on the held-out samples, in the order of `Sweep.held_rows`; empty where an earlier run
     trained it."""
@@ -120,13 +122,14 @@ class Sweep:
 
     @property
     def train_rows(self) -> Tensor:
-        """Those to train on, of the first split."""
-        return self.splits[0][0]
+        """Those to train on, of the first split; all where nothing is held out."""
+        return self.splits[0][0] if self.splits else torch.arange(self.tokens.num_samples)
 
     @property
     def held_rows(self) -> Tensor:
         """Those held out, split after split."""
-        return torch.cat([held for _, held in self.splits])
+        empty = torch.empty(0, dtype=torch.int64)
+        return torch.cat([empty, *(held for _, held in self.splits)])
 
     @property
     def tuning(self) -> Plan:
@@ -142,7 +145,11 @@ class Sweep:
         """The rounds of the sweep, the last one of whole trainings."""
         eta, number, factor = self.protocol.halving, len(self.members), 1.0
         factors = [factor]
-        while eta > 1 and number >= eta and self.tuning.num_steps * factor / eta >= self.protocol.halving_min_steps:
+        while (
+            eta > 1
+            and number >= eta
+            and self.tuning.num_steps * factor / eta >= self.protocol.halving_min_steps
+        ):
             number, factor = number // eta, factor / eta
             factors.insert(0, factor)
         counts = [len(self.members)]
@@ -219,12 +226,14 @@ def check_number(labels: Targets, num_samples: int) -> None:
 
 
 def make_splits(labels: Targets, task: Task, protocol: Protocol, seed: int) -> tuple[Split, ...]:
-    """Divide train for the choice: once, or into folds.
+    """Divide train for the choice: once, or into folds; not at all where the protocol holds nothing out.
 
     Raises:
         RequestError: nothing can be held out.
     """
     folds = protocol.num_folds(len(labels))
+    if folds == NO_FOLDS:
+        return ()
     if folds > 1:
         pairs = task.folds(labels, folds, seed)
     else:
@@ -279,6 +288,9 @@ class _Counter:
 def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -> Tuning:
     """Choose the best member on held-out samples."""
     counter = counter or _Counter(options.on_progress, sweep, final=False)
+    empty = torch.empty(0, sweep.num_classes)
+    if not sweep.splits:
+        return Tuning(sweep.members[0], {sweep.members[0]: nan}, empty)
     rounds: list[dict[Member, float]] = []
     members: Sequence[Member] = sweep.members
     for index, one in enumerate(sweep.rounds):
@@ -301,12 +313,21 @@ def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -
             kept = sorted(members, key=lambda member: -scores[member])[: sweep.rounds[index + 1].num_members]
             members = [member for member in members if member in kept]
     chosen = select_best(rounds[-1])
-    empty = torch.empty(0, sweep.num_classes)
     return Tuning(chosen, rounds[-1], outputs.get(chosen, empty))
 
 
+def held_out_outputs(sweep: Sweep, member: Member, options: SweepOptions) -> Tensor:
+    """Train one member on every split again: its outputs ``[R, O]`` on the held-out samples, split after split."""
+    found = _held_out(sweep, [member], 1.0, options, lambda updates: None)
+    return found[member][0].cpu()
+
+
 def _held_out(
-    sweep: Sweep, group: Sequence[Member], factor: float, options: SweepOptions, counter: _Counter
+    sweep: Sweep,
+    group: Sequence[Member],
+    factor: float,
+    options: SweepOptions,
+    counter: Callable[[int], None],
 ) -> dict[Member, tuple[Tensor, Tensor]]:
     """Train some members on every split: outputs and targets of all held-out samples, split after split."""
     pieces: dict[Member, list[Tensor]] = {member: [] for member in group}

@@ -38,7 +38,19 @@ class ClosedHead(Head):
 
     @classmethod
     @abstractmethod
-    def fit(cls, features: Tensor, targets: Tensor, size: tuple[int, int], task: Task, settings: Sequence[Settings]) -> Self:
+    def default(cls) -> Settings:
+        """Settings that are taken where nothing can be held out to choose with."""
+
+    @classmethod
+    @abstractmethod
+    def fit(
+        cls,
+        features: Tensor,
+        targets: Tensor,
+        size: tuple[int, int],
+        task: Task,
+        settings: Sequence[Settings],
+    ) -> Self:
         """Fit a head for each of the settings.
 
         Args:
@@ -56,7 +68,9 @@ class ClosedHead(Head):
 class ClosedLinearHead(ClosedHead):
     """M affine maps of the concatenated tokens, computed by formula."""
 
-    def __init__(self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float] = (0.0,)) -> None:
+    def __init__(
+        self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float] = (0.0,)
+    ) -> None:
         """Build M heads to load parameters into."""
         super().__init__(num_tokens, width, num_classes, dropouts)
         self.classifier = Linear(self.num_members, num_tokens * width, num_classes)

@@ -70,9 +70,10 @@ class EfficientHead(Head):
     def attention(self, x: Tensor) -> Tensor:
         """Return the attention weights ``[M, B, Q, T]`` of tokens `x`; they sum to 1."""
         weights = self._weights(normalise(x))
-        return weights.unflatten(2, (self.num_members, -1)).permute(2, 0, 3, 1)
+        return weights.view(*weights.shape[:2], self.num_members, -1).permute(2, 0, 3, 1)
 
     def _weights(self, tokens: Tensor) -> Tensor:
         """``[B, T, M * Q]``."""
         queries = self.queries.flatten(0, 1) * self.width**-0.5
-        return (tokens @ queries.T.to(tokens.dtype)).softmax(1, dtype=self.queries.dtype)
+        weights: Tensor = (tokens @ queries.T.to(tokens.dtype)).softmax(1, dtype=self.queries.dtype)
+        return weights

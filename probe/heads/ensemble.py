@@ -57,5 +57,6 @@ class EnsembleHead(Head):
         # [M, L, C, KD] -> [L, M * C, KD]
         weight = self.weight.transpose(0, 1).flatten(1, 2).to(inputs.dtype)
         logits = torch.bmm(inputs, weight.transpose(1, 2)).to(self.bias.dtype)  # [L, B, M * C]
-        logits = logits.unflatten(2, (self.num_members, -1)).permute(2, 0, 1, 3) + self.bias.unsqueeze(2)
+        logits = logits.view(*logits.shape[:2], self.num_members, -1).permute(2, 0, 1, 3)
+        logits = logits + self.bias.unsqueeze(2)
         return logits.flatten(0, 1) if self.training else logits.mean(1)

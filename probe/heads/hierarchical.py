@@ -82,7 +82,7 @@ class HierarchicalHead(Head):
         """Weights inside every group ``[B, M, t]``, across groups ``[B, M, G]``, and the groups ``[B, M, G, D]``."""
         scale, dtype = self.width**-0.5, self.query.dtype
         inside, groups = [], []
-        for index, part in enumerate(tokens.split(self._tokens, dim=1)):
+        for index, part in enumerate(torch.split(tokens, self._tokens, dim=1)):
             scores = part @ (self.queries[:, index] * scale).T.to(part.dtype)  # [B, t, M]
             weights = scores.softmax(1, dtype=dtype).transpose(1, 2)
             inside.append(weights)

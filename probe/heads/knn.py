@@ -72,8 +72,18 @@ class KnnHead(ClosedHead):
         return tuple({"k": k, "temperature": temperature} for k, temperature in pairs)
 
     @classmethod
+    def default(cls) -> Settings:
+        """A cautious choice for one sample of each class."""
+        return {"k": 1, "temperature": 0.07}
+
+    @classmethod
     def fit(
-        cls, features: Tensor, targets: Tensor, size: tuple[int, int], task: Task, settings: Sequence[Settings]
+        cls,
+        features: Tensor,
+        targets: Tensor,
+        size: tuple[int, int],
+        task: Task,
+        settings: Sequence[Settings],
     ) -> Self:
         """Keep the samples, once for all members."""
         with torch.device("meta"):

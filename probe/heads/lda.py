@@ -32,8 +32,18 @@ class LdaHead(ClosedLinearHead):
         return tuple({"shrinkage": shrinkage} for shrinkage in SHRINKAGES)
 
     @classmethod
+    def default(cls) -> Settings:
+        """A cautious choice for one sample of each class."""
+        return {"shrinkage": 0.5}
+
+    @classmethod
     def fit(
-        cls, features: Tensor, targets: Tensor, size: tuple[int, int], task: Task, settings: Sequence[Settings]
+        cls,
+        features: Tensor,
+        targets: Tensor,
+        size: tuple[int, int],
+        task: Task,
+        settings: Sequence[Settings],
     ) -> Self:
         """Decompose the covariance; a class without samples gets a bias of minus infinity."""
         means, counts = class_means(features, targets, task.num_outputs)

@@ -31,8 +31,18 @@ class NcmHead(ClosedLinearHead):
         return tuple({"temperature": temperature} for temperature in TEMPERATURES)
 
     @classmethod
+    def default(cls) -> Settings:
+        """A cautious choice for one sample of each class."""
+        return {"temperature": 0.1}
+
+    @classmethod
     def fit(
-        cls, features: Tensor, targets: Tensor, size: tuple[int, int], task: Task, settings: Sequence[Settings]
+        cls,
+        features: Tensor,
+        targets: Tensor,
+        size: tuple[int, int],
+        task: Task,
+        settings: Sequence[Settings],
     ) -> Self:
         """Take the means; a class without samples gets a bias of minus infinity."""
         means, counts = class_means(features, targets, task.num_outputs)

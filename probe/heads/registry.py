@@ -1,6 +1,6 @@
 """The registry of heads: one entry for each module beside this one."""
 
-from featcache.probe.heads.info import CLOSED, EXACT, HeadInfo
+from featcache.probe.heads.info import AUTO, CLOSED, EXACT, HeadInfo
 from featcache.probe.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.store.errors import UnknownNameError
 
@@ -174,6 +174,28 @@ _ENTRIES = (
         size="C * (T * D + 1)",
         swept={"penalty": "13 values, 1e-1 ... 1e-7 of the total variance"},
         kinds=(SINGLE_LABEL,),
+    ),
+    HeadInfo(
+        name="auto",
+        factory=f"{_PACKAGE}.blend:BlendHead",
+        fitting=AUTO,
+        default_layers="all",
+        default_tokens=("cls", "ap"),
+        summary="the best of several heads and input stages on held-out samples, or their average",
+        source="model selection by validation; averages, Caruana et al. 2004",
+        size="of what is chosen",
+        swept={"head, input": "logreg on l2, standard and l2+standard; lda; attentive on l2 and standard"},
+    ),
+    HeadInfo(
+        name="blend",
+        factory=f"{_PACKAGE}.blend:BlendHead",
+        fitting=AUTO,
+        default_layers="all",
+        default_tokens=("cls", "ap"),
+        summary="the average that auto may choose",
+        source="Caruana et al. 2004",
+        size="of its parts",
+        listed=False,
     ),
 )
 

@@ -34,8 +34,18 @@ class RidgeHead(ClosedLinearHead):
         return tuple({"penalty": factor} for factor in FACTORS)
 
     @classmethod
+    def default(cls) -> Settings:
+        """A cautious choice for one sample of each class."""
+        return {"penalty": 1e-2}
+
+    @classmethod
     def fit(
-        cls, features: Tensor, targets: Tensor, size: tuple[int, int], task: Task, settings: Sequence[Settings]
+        cls,
+        features: Tensor,
+        targets: Tensor,
+        size: tuple[int, int],
+        task: Task,
+        settings: Sequence[Settings],
     ) -> Self:
         """Solve in the directions of the features; a class without samples gets a bias of minus infinity."""
         weights = sample_weights(targets, task)
@@ -48,7 +58,9 @@ class RidgeHead(ClosedLinearHead):
         # [R, O]: products of features and targets along every direction.
         along = directions.basis.T @ (centred.T @ (weights[:, None] * (wanted - level)))
         penalties = torch.tensor([one["penalty"] for one in settings], device=features.device).double()
-        shrunk = directions.squares + penalties[:, None] * directions.squares.sum().clamp(min=1e-300)  # [M, R]
+        shrunk = directions.squares + penalties[:, None] * directions.squares.sum().clamp(
+            min=1e-300
+        )  # [M, R]
         solved = [(directions.basis @ (along / row[:, None])).T for row in shrunk]
         weight = torch.stack([one.float() for one in solved])
         bias = torch.stack([level - one @ centre for one in solved])

@@ -83,7 +83,8 @@ class StatsHead(Head):
         batch, count, _ = tokens.shape
         hidden = self.score_proj(tokens.flatten(0, 1)).tanh()  # [M, B * T, R]
         scores = (hidden * self.score.unsqueeze(1).to(hidden.dtype)).sum(2).view(-1, batch, count)
-        return scores.softmax(2, dtype=self.score.dtype).transpose(0, 1)
+        weights: Tensor = scores.softmax(2, dtype=self.score.dtype)
+        return weights.transpose(0, 1)
 
 
 class StatsInputs(NamedTuple):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import nan
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor
 
 from featcache.probe.metrics import balanced_accuracy
-from featcache.probe.protocol import Protocol
+from featcache.probe.protocol import NO_FOLDS, Protocol
 from featcache.probe.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved
 from featcache.probe.solver.logistic import check_penalties, solver_device
-from featcache.probe.solver.methods import Data, GroupLassoSolver, L2Solver, Limits, Tuned
+from featcache.probe.solver.methods import Data, Final, GroupLassoSolver, L2Solver, Limits, Tuned
 from featcache.probe.split import Rows, stratified_folds, stratified_holdout
 from featcache.probe.stages import PLAIN, InputStage, fit_stage
 from featcache.probe.tokens import TokenSource, read_features
@@ -163,6 +164,8 @@ def _splits(
     labels: npt.NDArray[np.integer], num_samples: int, protocol: Protocol, seed: int
 ) -> list[tuple[Rows, Rows]]:
     folds = protocol.num_folds(len(labels))
+    if folds == NO_FOLDS and labels.shape == (num_samples,):
+        return []
     if folds > 1 and labels.shape == (num_samples,):
         return stratified_folds(labels, folds, seed)
     train_rows, held_rows = stratified_holdout(labels, protocol.validation_fraction, seed)
@@ -191,6 +194,8 @@ class _Sweep:
 
     def run(self, kind: PenaltyKind) -> ExactResult:
         """Tune on every split, then fit on everything."""
+        if not self.splits:
+            return self._without_choice(kind)
         tuned: list[Tuned] = []
         for train_rows, held_rows in self.splits:
             data = self._read(train_rows, held_rows)
@@ -217,22 +222,48 @@ class _Sweep:
             solver, start = self.solver(self._read(everything, everything[:0])), None
         final = solver.final(chosen, start, report, self.limits)
         worst = [
-            max((one.certificates[at] for one in tuned), key=lambda found: (not found.converged, found.suboptimality))
+            max(
+                (one.certificates[at] for one in tuned),
+                key=lambda found: (not found.converged, found.suboptimality),
+            )
             for at in range(len(penalties))
         ]
+        tuning = dict(zip(penalties, worst, strict=True))
+        return self._result(kind, chosen, validation, tuning, final, solver.stage, outputs[index])
+
+    def _without_choice(self, kind: PenaltyKind) -> ExactResult:
+        """Fit to everything with the penalty in the middle of the grid."""
+        everything = np.arange(len(self.labels))
+        solver = self.solver(self._read(everything, everything[:0]))
+        penalties = sorted(self.penalties or solver.default_penalties(), reverse=True)
+        chosen = penalties[len(penalties) // 2]
+        final = solver.final(chosen, None, self._counter(1), self.limits)
+        empty = torch.empty(0, self.num_classes)
+        return self._result(kind, chosen, {chosen: nan}, {}, final, solver.stage, empty)
+
+    def _result(
+        self,
+        kind: PenaltyKind,
+        chosen: float,
+        validation: dict[float, float],
+        tuning: dict[float, Certificate],
+        final: Final,
+        stage: InputStage,
+        held_out: Tensor,
+    ) -> ExactResult:
         return ExactResult(
             kind,
             chosen,
             validation,
-            dict(zip(penalties, worst, strict=True)),
+            tuning,
             final.certificate,
             final.weight,
             final.bias,
             final.kept,
             self.num_classes,
             seconds=0.0,
-            stage=solver.stage,
-            held_out=outputs[index],
+            stage=stage,
+            held_out=held_out,
         )
 
     def _read(self, train_rows: Rows, held_rows: Rows) -> Data:
