@@ -14,9 +14,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featcache.probe.array_fit import fit_array
+from featcache.probe.fitting import array_job, fit_head
 from featcache.probe.heads import HeadInfo, get_head
+from featcache.probe.precision import choose_precision
 from featcache.probe.protocol import Protocol, get_protocol
+from featcache.probe.request import Job
 from featcache.probe.tokens import InMemoryTokens
 from featcache.probe.trainer import predict, prediction_batch
 from featcache.store.errors import RequestError
@@ -25,7 +27,6 @@ from featcache.store.reading.reader import as_float32
 from featcache.store.reading.split import SplitReader
 
 Array = npt.NDArray[Any]
-MAX_HEADS = 64
 
 
 class HeadProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -109,19 +110,17 @@ class HeadProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, labels = np.unique(y, return_inverse=True)
         self._shape = array.shape[1:]
         source = InMemoryTokens(_as_tokens(array), self.device)
-        fitted = fit_array(
-            info,
+        fitted = fit_head(
+            self._job(info, source, array),
             source,
             labels.reshape(-1),
-            num_classes=len(self.classes_),
             protocol=self._protocol(info.has_dropout),
             seed=_seed(self.random_state),
-            options=self._options(info, source),
             device=self.device,
-            precision=self.precision,
+            precision=choose_precision(self.precision, torch.device(self.device)),
         )
         self.head_ = fitted.head
-        self.chosen_ = fitted.chosen
+        self.chosen_ = {name: value for name, value in vars(fitted.chosen).items() if value is not None}
         self.validation_score_ = fitted.validation
         return self
 
@@ -165,18 +164,21 @@ class HeadProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _protocol(self, has_dropout: bool) -> Protocol:
         protocol = get_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol
-        single = {
+        single: dict[str, Any] = {
             "learning_rates": self.learning_rate,
             "weight_decays": self.weight_decay,
             "dropouts": self.dropout if has_dropout else None,
         }
         return replace(protocol, **{name: (value,) for name, value in single.items() if value is not None})
 
-    def _options(self, info: HeadInfo, source: InMemoryTokens) -> dict[str, Any]:
-        if not info.has_attention:
-            return {}
-        # One for each token, as in arXiv 2601.09322, as far as there are channels for them.
-        return {"num_heads": self.num_heads or min(source.num_tokens, source.width, MAX_HEADS)}
+    def _job(self, info: HeadInfo, source: InMemoryTokens, array: Array) -> Job:
+        """What to fit: X of two axes is one layer, of three a layer for each token."""
+        num_layers = array.shape[1] if array.ndim == 4 else None
+        # One attention head for each token, as in arXiv 2601.09322, as far as there are channels for them.
+        num_heads = self.num_heads or min(source.num_tokens, source.width)
+        return array_job(
+            info, source.num_tokens, num_layers, num_heads if "num_heads" in info.options else None
+        )
 
 
 class LinearProbe(HeadProbe):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -37,12 +37,18 @@ class HeadConfig:
     """Token kinds, such as ``cls`` or ``patches``."""
     num_tokens: int
     """T."""
-    options: Mapping[str, int]
+    options: Mapping[str, Any]
     """What the head takes besides its size, such as ``num_heads``."""
+    input: str
+    """Input stage; its numbers are among the parameters."""
+    target_kind: str
+    """``single-label``, ``multi-label`` or ``regression``."""
     width: int
     """Token width D."""
     num_classes: int
+    """Or outputs of a regression."""
     class_names: Sequence[str]
+    """Or names of the quantities."""
     cache_key: str
     architecture: str
     """Of the backbone."""

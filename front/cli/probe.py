@@ -210,7 +210,7 @@ def _table(rows: Sequence["ResultRow"], names: "Callable[[ResultRow], list[str]]
 
 
 def _line(row: "ResultRow") -> list[str]:
-    points = [f"{100 * row.balanced_accuracy:.2f}", f"{100 * row.top1:.2f}", f"{100 * row.gain:+.2f}"]
+    points = [f"{100 * row.score:.2f}", _points([row.top1]), f"{100 * row.gain:+.2f}"]
     return [
         row.head,
         row.layers,
@@ -231,13 +231,10 @@ def _chosen(row: "ResultRow") -> str:
 
 
 def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
-    def points(values: list[float], sign: str = "") -> str:
-        return f"{100 * mean(values):{sign}.2f} ± {100 * stdev(values):.2f}"
-
     scores = [
-        points([r.balanced_accuracy for r in group]),
-        points([r.top1 for r in group]),
-        points([r.gain for r in group], "+"),
+        _points([row.score for row in group]),
+        _points([row.top1 for row in group]),
+        _points([row.gain for row in group], "+"),
     ]
     first = group[0]
     return [
@@ -250,3 +247,11 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
         f"{first.parameters:,}",
         f"{sum(r.seconds for r in group):.1f}",
     ]
+
+
+def _points(values: Sequence[float | None], sign: str = "") -> str:
+    """Percent: one value, or mean and deviation of several; nothing where there is no such score."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return ""
+    return f"{mean(known):{sign}.2f}" + (f" ± {stdev(known):.2f}" if len(known) > 1 else "")

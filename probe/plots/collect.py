@@ -16,7 +16,7 @@ from featcache.probe.records import AttentionRecord, read_attention, read_curve,
 from featcache.probe.report.groups import Group
 from featcache.probe.report.pivot import column_names, pivot_differences
 from featcache.probe.report.views import Against, score_words
-from featcache.probe.results import PREDICTIONS_FILE
+from featcache.probe.results import PREDICTIONS_FILE, ResultRow
 from featcache.store.catalogue import slug
 from featcache.store.errors import RequestError
 from featcache.store.plain import open_plain
@@ -90,16 +90,27 @@ def _mean_attention(folder: Path, group: Group) -> AttentionRecord | None:
 
 
 def _curves(folder: Path, group: Group, title: str) -> Named:
-    curves = {row.seed: curve for row in group.rows if (curve := read_curve(folder / row.folder)) is not None}
+    curves = {
+        (row.seed, row.draw): curve
+        for row in group.rows
+        if (curve := read_curve(folder / row.folder)) is not None
+    }
     if curves:
         yield "curve", curves_figure(curves, title)
 
 
 def _sweeps(folder: Path, group: Group, title: str) -> Named:
     for row in group.rows:
-        record = read_sweep(folder / row.folder)
+        record = read_sweep(folder / row.folder, row)
         if record is not None and len(record.trials) > 1:
-            yield f"sweep-s{row.seed}", sweep_figure(record, f"{title}, seed {row.seed}")
+            yield (
+                f"sweep-s{row.seed}{_draw(row)}",
+                sweep_figure(record, f"{title}, seed {row.seed}{_draw(row, ', draw ')}"),
+            )
+
+
+def _draw(row: ResultRow, words: str = "-d") -> str:
+    return "" if row.shots is None else f"{words}{row.draw}"
 
 
 def _calibration(folder: Path, group: Group, title: str) -> Named:
