@@ -266,7 +266,8 @@ class Fitter:
         for note in result.notes:
             self.reporter.message(f"note: {work.title}: {note}")
         size = (work.train.tokens.num_tokens, work.train.tokens.width, result.num_classes)
-        head = job.head.build(*size).to(result.weight.device)
+        with torch.device("meta"):  # nothing is drawn
+            head = job.head.build(*size)
         head.load_member({"classifier.weight": result.weight, "classifier.bias": result.bias})
         head.stage = result.stage
         kept = [names[group] for group in result.kept_groups] if job.penalty == GROUP_LASSO else None
