@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-SOURCES := $(shell git ls-files 'front/*.py' 'store/*.py' 'extract/*.py' 'probe/*.py' 'extract/*.csv' 'extract/*.toml')
+SOURCES := $(shell git ls-files 'front/*' 'store/*' 'extract/*' 'probe/*')
 
 .PHONY: demo test stress check format bench clean
 .DELETE_ON_ERROR:

@@ -4,7 +4,8 @@ Shapes: N samples, T tokens, D width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +13,17 @@ import torch
 
 from featcache.probe.dataset import as_tensor
 from featcache.probe.memory import TRAIN, Budget
+from featcache.probe.protocol import Protocol
 from featcache.probe.request import Selection
+from featcache.probe.stages import PLAIN, InputStage
 from featcache.probe.streaming import StreamedTokens
 from featcache.probe.tokens import InMemoryTokens, TokenSource
 from featcache.store.arrays import DTYPES
 from featcache.store.errors import CacheError, RequestError
+from featcache.store.layers import FINAL
 from featcache.store.reading.reader import Cache
 from featcache.store.reading.split import SplitReader
+from featcache.store.token_groups import PATCHES
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,18 @@ class SplitData:
 
     tokens: TokenSource
     """T tokens a sample, in the order of the selection."""
-    labels: npt.NDArray[np.int64]
-    """``[N]``."""
+    labels: npt.NDArray[Any]
+    """Class indices ``[N]``, int64; or other targets, ``[N, O]``."""
     sample_ids: Sequence[str]
     streamed: bool
     bytes: int
     """Memory that the tokens take, or what is read ahead of them."""
+
+    def subset(self, rows: npt.NDArray[np.int64]) -> "SplitData":
+        """Return some of the rows, ascending."""
+        ids = [self.sample_ids[row] for row in rows]
+        tokens = self.tokens.subset(torch.from_numpy(rows))
+        return replace(self, tokens=tokens, labels=self.labels[rows], sample_ids=ids)
 
 
 def load_split(
@@ -65,6 +76,23 @@ def load_split(
     size = split_bytes(reader, selection)
     tokens = InMemoryTokens(_load(reader, selection, valid), device, valid)
     return SplitData(tokens, labels, ids, streamed=False, bytes=size)
+
+
+def base_stage(cache: Cache, selection: Selection, protocol: Protocol) -> InputStage:
+    """What a protocol does to the tokens of a cache before any statistics: L2 normalisation, or the quirks of the published runs."""
+    over_tokens = protocol.patch_norm_over_tokens and any(part.group == PATCHES for part in selection.parts)
+    matrix = cache.projection() if protocol.projected_final else None
+    projected = [place for place, (layer, _) in enumerate(selection.places()) if layer == FINAL]
+    if matrix is None or not projected:
+        return InputStage(over_tokens=over_tokens) if over_tokens else PLAIN
+    width = matrix.shape[0]
+    padded = torch.zeros(width, max(width, matrix.shape[1]))
+    padded[:, : matrix.shape[1]] = torch.from_numpy(matrix.copy())
+    if padded.shape[1] != width:
+        raise RequestError(
+            f"the model projects to {padded.shape[1]} channels, more than the {width} of a token; set projected_final = false"
+        )
+    return InputStage(over_tokens=over_tokens, projection=padded, projected=torch.tensor(projected))
 
 
 def stream_window(reader: SplitReader, selection: Selection, memory: int | None) -> int | None:

@@ -7,7 +7,6 @@ from itertools import islice
 import torch
 
 from featcache.probe.batches import Seeds, mini_batches
-from featcache.probe.metrics import class_weights
 from featcache.probe.sweep import Sweep, SweepOptions, group_size
 from featcache.probe.trainer import Training, initial_head, members_together
 
@@ -34,15 +33,16 @@ def estimate_sweep(sweep: Sweep, options: SweepOptions) -> Estimate:
     """Time two updates of as many members as go through a step together, after one to warm up."""
     device = torch.device(options.device)
     together = members_together(sweep.build, sweep.tokens, sweep.num_classes, device)
-    left = [member for member in sweep.members if member not in options.finished]
+    last = options.finished[-1] if options.finished else {}
+    left = [member for member in sweep.members if member not in last]
     members = (left or list(sweep.members))[-min(together, group_size(sweep, options)) :]
     seeds = Seeds.derive(sweep.seed)
     dropouts = [member.dropout for member in members]
     head = initial_head(sweep.build, sweep.tokens, sweep.num_classes, dropouts, seeds.init).to(device)
-    weights = class_weights(sweep.targets[sweep.train_rows], sweep.num_classes).to(device)
+    loss = sweep.task.loss(sweep.targets[sweep.train_rows], device)
     steps = sweep.tuning.num_steps
     generator = torch.Generator(device).manual_seed(0)
-    training = Training([head], members, sweep.protocol, weights, steps, options.precision, generator)
+    training = Training([head], members, sweep.protocol, loss, steps, options.precision, generator)
     rows = (sweep.tokens, sweep.targets, sweep.train_rows)
     batches = mini_batches(*rows, sweep.tuning, sweep.protocol, seeds, device)
     reading, updating = [], []
@@ -58,8 +58,11 @@ def estimate_sweep(sweep: Sweep, options: SweepOptions) -> Estimate:
         reading.append(read - start)
         updating.append(time.perf_counter() - read)
     per_batch, per_member = min(reading), min(updating) / len(members)
-    groups = -(-len(left) // group_size(sweep, options))
-    tuning = steps * (groups * per_batch + len(left) * per_member)
+    tuning = 0.0
+    for index, one in enumerate(sweep.rounds):
+        number = one.num_members - (len(options.finished[index]) if index < len(options.finished) else 0)
+        groups = -(-number // group_size(sweep, options))
+        tuning += sweep.updates(one.factor) * (groups * per_batch + number * per_member)
     final = sweep.final.num_steps * (per_batch + per_member)
     return Estimate(per_batch, per_member, tuning + final)
 

@@ -1,22 +1,57 @@
-"""One head, chosen and fitted on train: by training the members of a protocol, or by solving for a linear head exactly."""
+"""One head, chosen and fitted on train: by training the members of a protocol, by formula, by the exact solver, or the best of these."""
 
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from featcache.probe.auto import CANDIDATES, Candidate, choose
+from featcache.probe.closed import run_closed_sweep
 from featcache.probe.data import SplitData
 from featcache.probe.estimate import estimate_sweep
+from featcache.probe.heads import HeadInfo, get_head
 from featcache.probe.heads.base import Head
+from featcache.probe.heads.blend import BlendHead
+from featcache.probe.kinds import REGRESSION_LOSSES, SINGLE_LABEL
+from featcache.probe.precision import FP32
 from featcache.probe.process import threads
-from featcache.probe.protocol import Protocol
-from featcache.probe.request import EXACT, GROUP_LASSO, Job
+from featcache.probe.protocol import NO_FOLDS, Member, Protocol
+from featcache.probe.request import (
+    ADAMW,
+    CHOICE,
+    CLOSED,
+    EXACT,
+    GROUP_LASSO,
+    Job,
+    ProbeRequest,
+    array_selection,
+    make_job,
+)
 from featcache.probe.results import Chosen
 from featcache.probe.solver.exact import PenaltyKind, run_exact_sweep
-from featcache.probe.sweep import Sweep, SweepOptions, SweepResult, group_size, plan_sweep, run_sweep
+from featcache.probe.sweep import (
+    Sweep,
+    SweepOptions,
+    SweepResult,
+    Tuning,
+    finish,
+    group_size,
+    held_out_outputs,
+    make_splits,
+    plan_sweep,
+    run_sweep,
+    tune,
+)
+from featcache.probe.tasks import Task, as_tensor, make_task
+from featcache.probe.tokens import TokenSource
 from featcache.probe.unfinished import Unfinished
-from featcache.store.progress import Reporter
+from featcache.store.progress import Reporter, Silent
 
 # A group of members is cut so that about this many seconds of work are the most that an interruption loses.
 GROUP_SECONDS = 300.0
@@ -24,18 +59,32 @@ GROUP_SECONDS = 300.0
 # little where operations are small, and where another program is at work on the same cores they are many times slower.
 SMALL_STEP = 3e9
 
+Outcome = TypeVar("Outcome", SweepResult, Tuning)
+Trials = tuple[Mapping[str, Any], ...]
+"""Settings and score of everything that validation compared."""
+
 
 @dataclass(frozen=True)
 class Fitted:
     """A head, fitted on all of train, and how it was chosen."""
 
     head: Head
-    num_classes: int
+    task: Task
     parameters: int
     validation: float
-    """Balanced accuracy of the chosen settings on the held-out part."""
+    """The task's score of the chosen settings on held-out samples."""
     chosen: Chosen
     seconds: float
+    name: str
+    """Of the head: that of the request, unless that was ``auto``."""
+    input: str
+    """Input stage; of an average, those of its parts."""
+    trials: Trials = ()
+
+    @property
+    def num_classes(self) -> int:
+        """C, or outputs of a regression."""
+        return self.task.num_outputs
 
 
 @dataclass(frozen=True)
@@ -47,9 +96,12 @@ class Fitter:
     precision: str
     memory: int
     """Bytes for the members that train together."""
-    out: Path
-    force: bool
-    reporter: Reporter
+    out: Path | None = None
+    """Folder of the results, where unfinished sweeps are kept; None keeps none."""
+    force: bool = False
+    reporter: Reporter = field(default_factory=Silent)
+    target_kind: str | None = None
+    regression_loss: str = REGRESSION_LOSSES[0]
 
     def fit(self, job: Job, seed: int, run: str, title: str, train: SplitData) -> Fitted:
         """Choose and fit a head.
@@ -60,87 +112,314 @@ class Fitter:
             run: id of the run, under which unfinished work is kept.
             title: what the user is shown.
             train: the train split.
+
+        Raises:
+            RequestError: the train split is too small, or its targets are not for this head.
         """
-        how = self._solve if job.solver == EXACT else self._train
-        return how(job, seed, run, title, train)
+        task, targets = make_task(train.labels, self.target_kind, loss=self.regression_loss)
+        work = _Work(job, seed, run, title, train, task, targets)
+        if job.solver != CHOICE:
+            job.head.check_kind(task.kind)
+        fitter = self
+        if task.kind == SINGLE_LABEL and len(targets) and int(np.bincount(targets).max()) < 2:
+            self.reporter.message(
+                f"note: {title}: one sample of each class leaves none to choose with; the settings are the middle ones of the sweep"
+            )
+            fitter = replace(self, protocol=self.protocol.without_choice())
+        how = {EXACT: fitter._solve, CLOSED: fitter._compute, CHOICE: fitter._choose, ADAMW: fitter._train}
+        return how[job.solver](work)
 
-    def _train(self, job: Job, seed: int, run: str, title: str, train: SplitData) -> Fitted:
-        sweep = plan_sweep(
-            job.build,
-            train.tokens,
-            train.labels,
-            protocol=self.protocol,
-            has_dropout=job.head.has_dropout,
-            seed=seed,
-        )
+    def _train(self, work: "_Work") -> Fitted:
+        sweep = self._plan(work)
         with threads(_threads(sweep)):
-            result = self._sweep(title, sweep, Unfinished(self.out, run), train.streamed)
-        member = result.member
-        return Fitted(
-            result.head,
-            result.num_classes,
-            result.num_parameters,
-            result.validation[member],
-            Chosen(member.learning_rate, member.weight_decay, member.dropout),
-            result.seconds,
+            result, _ = self._sweep(work, sweep, self._unfinished(work), run_sweep)
+        return self._trained(work, result.member, result.validation, result.head, result.seconds)
+
+    def _unfinished(self, work: "_Work") -> Unfinished | None:
+        return None if self.out is None else Unfinished(self.out, work.run)
+
+    def _plan(self, work: "_Work") -> Sweep:
+        return plan_sweep(
+            work.job.build,
+            work.train.tokens,
+            work.targets,
+            protocol=self.protocol,
+            has_dropout=work.job.head.has_dropout,
+            seed=work.seed,
+            task=work.task,
         )
 
-    def _sweep(self, title: str, sweep: Sweep, unfinished: Unfinished, streamed: bool) -> SweepResult:
-        """Run a sweep, from where an earlier run was interrupted."""
-        finished = {} if self.force else unfinished.read()
+    def _trained(
+        self, work: "_Work", member: Member, validation: Mapping[Member, float], head: Head, seconds: float
+    ) -> Fitted:
+        return Fitted(
+            head,
+            work.task,
+            _count(head),
+            validation[member],
+            Chosen(member.learning_rate, member.weight_decay, member.dropout),
+            seconds,
+            work.job.head.name,
+            self.protocol.input,
+            tuple({**vars(one), "score": score} for one, score in validation.items()),
+        )
+
+    def _sweep(
+        self,
+        work: "_Work",
+        sweep: Sweep,
+        unfinished: Unfinished | None,
+        run: Callable[[Sweep, SweepOptions], Outcome],
+    ) -> tuple[Outcome, SweepOptions]:
+        """Run a sweep, or its choice alone, from where an earlier run was interrupted; also what it ran with."""
+        finished = [] if self.force or unfinished is None else unfinished.read()
         options = SweepOptions(
             self.device,
             self.precision,
             memory=self.memory,
             finished=finished,
-            on_group=unfinished.write,
+            on_group=None if unfinished is None else unfinished.write,
         )
+        options, number = self._announce(work, sweep, options)
+        try:
+            with self.reporter.progress(work.title, "updates") as update:
+                result = run(sweep, replace(options, on_progress=update))
+        except KeyboardInterrupt:
+            if unfinished is not None:
+                kept = sum(map(len, unfinished.read()))
+                self.reporter.message(f"{kept} of {number} members are kept; the same command goes on")
+            raise
+        if unfinished is not None:
+            unfinished.remove()
+        return result, replace(options, finished=(), on_group=None)
+
+    def _announce(self, work: "_Work", sweep: Sweep, options: SweepOptions) -> tuple[SweepOptions, int]:
+        """Say how long a sweep will take, and cut groups that would take too long; also the trainings of the sweep."""
         estimate = estimate_sweep(sweep, options)
         if estimate.seconds > 2 * GROUP_SECONDS:
             most = estimate.group_of(GROUP_SECONDS, sweep.tuning.num_steps)
             options = replace(options, group_size=min(most, group_size(sweep, options)))
+        number = sum(one.num_members for one in sweep.rounds)
+        finished = sum(map(len, options.finished))
+        rounds = f" in {len(sweep.rounds)} rounds" if len(sweep.rounds) > 1 else ""
+        folds = f" x {len(sweep.splits)} folds" if len(sweep.splits) > 1 else ""
         self.reporter.message(
-            f"{title}: {len(sweep.members)} members x {sweep.tuning.num_steps:,} updates in batches of "
-            f"{sweep.tuning.batch_size:,}, {self.precision}{', streamed' if streamed else ''}"
-            + (f", {len(finished)} members from an interrupted run" if finished else "")
+            f"{work.title}: {number} members{rounds}{folds} x {sweep.tuning.num_steps:,} updates in batches of "
+            f"{sweep.tuning.batch_size:,}, {self.precision}{', streamed' if work.train.streamed else ''}"
+            + (f", {finished} members from an interrupted run" if finished else "")
             + f"; about {_duration(estimate.seconds)}"
         )
-        try:
-            with self.reporter.progress(title, "updates") as update:
-                result = run_sweep(sweep, replace(options, on_progress=update))
-        except KeyboardInterrupt:
-            kept = len(unfinished.read())
-            self.reporter.message(
-                f"{kept} of {len(sweep.members)} members are kept; the same command goes on"
-            )
-            raise
-        unfinished.remove()
-        return result
+        return options, number
 
-    def _solve(self, job: Job, seed: int, run: str, title: str, train: SplitData) -> Fitted:
+    def _compute(self, work: "_Work") -> Fitted:
+        return self._computed(work)[0]
+
+    def _computed(self, work: "_Work") -> tuple[Fitted, Tensor]:
+        """Fit by formula; also the outputs on held-out samples."""
+        with self.reporter.progress(work.title, "fits") as update:
+            result = run_closed_sweep(
+                work.job.head,
+                work.train.tokens,
+                work.targets,
+                protocol=self.protocol,
+                seed=work.seed,
+                task=work.task,
+                device=self.device,
+                on_progress=update,
+            )
+        # A head's own factor, which makes logits of its outputs, is not part of what was compared.
+        chosen = {name: value for name, value in result.settings.items() if name != "factor"}
+        fitted = Fitted(
+            result.head,
+            work.task,
+            _count(result.head),
+            next(score for settings, score in result.validation if dict(settings) == chosen),
+            Chosen(settings=dict(result.settings)),
+            result.seconds,
+            work.job.head.name,
+            self.protocol.input,
+            tuple({**settings, "score": score} for settings, score in result.validation),
+        )
+        return fitted, result.held_out
+
+    def _solve(self, work: "_Work") -> Fitted:
+        return self._solved(work)[0]
+
+    def _solved(self, work: "_Work") -> tuple[Fitted, Tensor]:
+        """Solve exactly; also the outputs on held-out samples."""
+        job = work.job
+        get_head("logreg").check_kind(work.task.kind)
         layers = [layer for layer, _ in job.selection.places()]
         names = list(dict.fromkeys(layers))
-        with self.reporter.progress(title, "solutions") as update:
+        with self.reporter.progress(work.title, "solutions") as update:
             result = run_exact_sweep(
-                train.tokens,
-                train.labels,
+                work.train.tokens,
+                work.targets,
                 protocol=self.protocol,
-                seed=seed,
+                seed=work.seed,
+                num_classes=work.task.num_outputs,
                 penalty_kind=cast(PenaltyKind, job.penalty),
                 groups=[names.index(layer) for layer in layers],
                 device=self.device,
                 on_progress=update,
             )
         for note in result.notes:
-            self.reporter.message(f"note: {title}: {note}")
-        size = (train.tokens.num_tokens, train.tokens.width, result.num_classes)
-        head = job.head.build(*size).to(result.weight.device)
+            self.reporter.message(f"note: {work.title}: {note}")
+        size = (work.train.tokens.num_tokens, work.train.tokens.width, result.num_classes)
+        with torch.device("meta"):  # nothing is drawn
+            head = job.head.build(*size)
         head.load_member({"classifier.weight": result.weight, "classifier.bias": result.bias})
+        head.stage = result.stage
         kept = [names[group] for group in result.kept_groups] if job.penalty == GROUP_LASSO else None
-        chosen = Chosen(penalty=result.penalty, converged=result.certificate.converged, kept_layers=kept)
-        score = result.validation[result.penalty]
-        parameters = result.weight.numel() + result.bias.numel()
-        return Fitted(head.eval(), result.num_classes, parameters, score, chosen, result.seconds)
+        fitted = Fitted(
+            head.eval(),
+            work.task,
+            _count(head),
+            result.validation[result.penalty],
+            Chosen(penalty=result.penalty, converged=result.certificate.converged, kept_layers=kept),
+            result.seconds,
+            job.head.name,
+            self.protocol.input,
+            tuple({"penalty": penalty, "score": score} for penalty, score in result.validation.items()),
+        )
+        return fitted, result.held_out
+
+    def _choose(self, work: "_Work") -> Fitted:
+        """Let heads and input stages compete."""
+        candidates: list[Candidate] = []
+        if self.protocol.folds == NO_FOLDS:
+            name, stage = CANDIDATES[work.task.kind][0]
+            job = make_job(get_head(name), work.job.selection, ProbeRequest(("auto",)))
+            return replace(self, protocol=replace(self.protocol, input=stage))._solve(replace(work, job=job))
+        for name, stage in CANDIDATES[work.task.kind]:
+            fitter = replace(self, protocol=replace(self.protocol, input=stage))
+            title = f"{work.title}: {name} on {stage}"
+            job = make_job(get_head(name), work.job.selection, ProbeRequest(("auto",)))
+            candidates.append(fitter._candidate(replace(work, job=job, title=title)))
+            self.reporter.message(
+                f"{title}: {work.task.metric} {candidates[-1].score:.4f} on held-out samples"
+            )
+        splits = make_splits(work.targets, work.task, self.protocol, work.seed)
+        targets = as_tensor(work.targets)[torch.cat([held for _, held in splits])]
+        choice, reason = choose(candidates, targets, work.task)
+        self.reporter.message(f"{work.title} chose {reason}")
+        parts = [part.finish() for part in choice.parts]
+        trials = tuple({"head": one.head, "input": one.input, "score": one.score} for one in candidates)
+        if len(parts) == 1:
+            return replace(parts[0], trials=trials)
+        head = BlendHead.of([part.name for part in parts], [part.head for part in parts], work.task.kind)
+        return Fitted(
+            head,
+            work.task,
+            sum(part.parameters for part in parts),
+            choice.score,
+            Chosen(),
+            sum(part.seconds for part in parts),
+            "blend",
+            " + ".join(f"{part.name} on {part.input}" for part in parts),
+            trials,
+        )
+
+    def _candidate(self, work: "_Work") -> Candidate:
+        name, stage = work.job.head.name, self.protocol.input
+        if work.job.solver in (EXACT, CLOSED):
+            # These are fitted in seconds, so the final fit is not put off.
+            fitted, held_out = (self._solved if work.job.solver == EXACT else self._computed)(work)
+            return Candidate(name, stage, fitted.validation, held_out.cpu(), lambda: fitted)
+        sweep, started = self._plan(work), time.perf_counter()
+        with threads(_threads(sweep)):
+            unfinished = self._unfinished(replace(work, run=f"{work.run}-{name}-{stage}"))
+            found, options = self._sweep(work, sweep, unfinished, tune)
+            # Of members that an earlier run trained only the score is known.
+            held_out = (
+                found.held_out if len(found.held_out) else held_out_outputs(sweep, found.member, options)
+            )
+        seconds = time.perf_counter() - started
+
+        def finish_it() -> Fitted:
+            with threads(_threads(sweep)):
+                head = finish(sweep, found.member, options)
+            return self._trained(work, found.member, found.validation, head, seconds)
+
+        return Candidate(name, stage, found.validation[found.member], held_out, finish_it)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One fit."""
+
+    job: Job
+    seed: int
+    run: str
+    title: str
+    train: SplitData
+    task: Task
+    targets: npt.NDArray[Any]
+
+
+def fit_head(
+    job: Job,
+    tokens: TokenSource,
+    targets: npt.NDArray[Any],
+    *,
+    protocol: Protocol,
+    seed: int = 0,
+    target_kind: str | None = None,
+    regression_loss: str = REGRESSION_LOSSES[0],
+    device: torch.device | str = "cpu",
+    precision: str = FP32,
+    memory: int = 2**31,
+    reporter: Reporter | None = None,
+) -> Fitted:
+    """Choose and fit a head on arrays instead of a cache.
+
+    Args:
+        job: head and tokens; `featcache.probe.request.make_job` makes one.
+        tokens: N samples.
+        targets: as `make_task` takes them.
+        protocol: what is swept over, and how.
+        seed: fixes everything that is drawn.
+        target_kind: what the targets are; by default what their type says.
+        regression_loss: ``mse`` or ``mae``.
+        device: where to fit.
+        precision: of matrix products in training, ``fp32`` or ``bf16``.
+        memory: bytes for the members that train together.
+        reporter: receives messages and progress.
+
+    Raises:
+        RequestError: targets that do not fit the samples or the head, or too few samples.
+    """
+    fitter = Fitter(
+        protocol,
+        torch.device(device),
+        precision,
+        memory,
+        reporter=reporter or Silent(),
+        target_kind=target_kind,
+        regression_loss=regression_loss,
+    )
+    train = SplitData(tokens, targets, (), streamed=False, bytes=0)
+    return fitter.fit(job, seed, "", job.head.name, train)
+
+
+def array_job(
+    info: HeadInfo,
+    num_tokens: int,
+    num_layers: int | None = None,
+    num_heads: int | None = None,
+    **options: int,
+) -> Job:
+    """A job for arrays: T tokens, layer by layer, of L layers (by default T).
+
+    Raises:
+        RequestError: the tokens do not divide among the layers.
+    """
+    request = ProbeRequest((info.name,), num_heads=num_heads, options=options)
+    return make_job(info, array_selection(num_tokens, num_layers), request)
+
+
+def _count(head: Head) -> int:
+    return sum(parameter.numel() for parameter in head.parameters())
 
 
 def _threads(sweep: Sweep) -> int:

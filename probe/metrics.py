@@ -1,12 +1,20 @@
-"""Scores of a classifier, and the class weights of its loss.
+"""Scores on one split, for every kind of target, and the class weights of a classifier's loss.
 
-Shapes: N samples, C classes. Scores are fractions between 0 and 1.
+Shapes: N samples, C classes, O outputs. Accuracies and the like are fractions between 0 and 1.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+ECE_BINS = 15
+# Of probabilities, so that one sample that was thought impossible does not make a mean infinite.
+FLOOR = float(torch.finfo(torch.float32).eps)
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,156 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
         top1=top_k(logits, labels, 1),
         top5=top_k(logits, labels, 5) if enough_classes else None,
     )
+
+
+@dataclass(frozen=True)
+class Report:
+    """All scores on one split."""
+
+    scores: Mapping[str, float | None]
+    """By name; None where one is not defined, such as top-5 of fewer than 6 classes."""
+    per_class: Sequence[Mapping[str, float | int | None]] = field(default=())
+    """For every class: its number of samples, recall and precision or average precision; None where there are none."""
+    confusion: Sequence[Sequence[int]] | None = None
+    """``[label][predicted]``, counts; of single-label targets."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"scores": dict(self.scores), "per_class": list(self.per_class), "confusion": self.confusion}
+
+
+def single_label_report(logits: Tensor, labels: Tensor) -> Report:
+    """Score `logits` ``[N, C]`` against `labels` ``[N]`` (int64); labels beyond C were unknown in training.
+
+    ``macro_f1`` is the mean over the classes that occur in labels or predictions; ``nll`` the mean negative log-likelihood, with
+    probabilities not below the least of float32; ``ece`` the expected calibration error with 15 bins of equal width
+    (Guo et al. 2017, arXiv 1706.04599).
+    """
+    logits, labels = logits.cpu(), labels.cpu()
+    found = scores(logits, labels)
+    num_classes = max(logits.shape[1], int(labels.max()) + 1)
+    predicted = logits.argmax(1)
+    confusion = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(
+        num_classes, num_classes
+    )
+    hits, actual, guessed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    occurs = (actual + guessed) > 0
+    f1 = 2 * hits[occurs].double() / (actual + guessed)[occurs]
+    values: dict[str, float | None] = {
+        "balanced_accuracy": found.balanced_accuracy,
+        "top1": found.top1,
+        "top5": found.top5,
+        "macro_f1": float(f1.mean()),
+        "nll": negative_log_likelihood(logits, labels),
+        "ece": calibration_error(logits, labels),
+    }
+    per_class = [
+        {
+            "samples": samples,
+            "recall": right / samples if samples else None,
+            "precision": right / number if number else None,
+        }
+        for right, samples, number in zip(hits.tolist(), actual.tolist(), guessed.tolist(), strict=True)
+    ]
+    return Report(values, per_class, confusion.tolist())
+
+
+def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
+    """Mean of -log p(label), p not below the least of float32; logits ``[N, C]``, labels ``[N]``."""
+    probabilities = logits.double().softmax(1)
+    known = labels < logits.shape[1]
+    of_label = torch.zeros(len(labels), dtype=torch.float64)
+    of_label[known] = probabilities[known, labels[known]]
+    return float(-of_label.clamp(min=FLOOR).log().mean())
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
+    """Expected calibration error: how far the largest probability is from the accuracy, bin by bin of equal width."""
+    confidence, predicted = logits.double().softmax(1).max(1)
+    right = (predicted == labels).double()
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, confidence - right)
+    return float(gaps.abs().sum() / len(labels))
+
+
+def multi_label_report(logits: Tensor, targets: Tensor) -> Report:
+    """Score `logits` ``[N, C]`` against `targets` ``[N, C]`` of 0 and 1; a class is predicted where its logit is positive.
+
+    Means over classes are over those with at least one positive sample.
+    """
+    from sklearn.metrics import f1_score
+
+    precisions = average_precisions(logits, targets)
+    predicted, actual = logits.cpu().numpy() > 0, targets.cpu().numpy() > 0
+    present = actual.any(0)
+    macro = f1_score(actual[:, present], predicted[:, present], average="macro", zero_division=0.0)
+    micro = f1_score(actual, predicted, average="micro", zero_division=0.0)
+    log_likelihood = torch.nn.functional.binary_cross_entropy_with_logits(logits.cpu(), targets.cpu().float())
+    values: dict[str, float | None] = {
+        "mean_average_precision": _mean(precisions),
+        "macro_f1": float(macro) if present.any() else None,
+        "micro_f1": float(micro),
+        "nll": float(log_likelihood),
+    }
+    per_class = [
+        {"samples": int(count), "average_precision": precision}
+        for count, precision in zip(actual.sum(0), precisions, strict=True)
+    ]
+    return Report(values, per_class)
+
+
+def average_precisions(logits: Tensor, targets: Tensor) -> list[float | None]:
+    """Average precision of every class (scikit-learn's: no interpolation); None for one without positive samples."""
+    from sklearn.metrics import average_precision_score
+
+    scored, actual = logits.cpu().numpy(), targets.cpu().numpy() > 0
+    return [
+        float(average_precision_score(actual[:, index], scored[:, index])) if actual[:, index].any() else None
+        for index in range(actual.shape[1])
+    ]
+
+
+def mean_average_precision(logits: Tensor, targets: Tensor) -> float:
+    """Mean average precision over the classes with a positive sample; 0 if there is none."""
+    return _mean(average_precisions(logits, targets)) or 0.0
+
+
+def regression_report(outputs: Tensor, targets: Tensor) -> Report:
+    """Score `outputs` ``[N, O]`` against `targets` ``[N, O]``: each score is the mean over outputs."""
+    guessed, actual = outputs.cpu().double().numpy(), targets.cpu().double().numpy()
+    error = guessed - actual
+    correlations = [_spearman(guessed[:, index], actual[:, index]) for index in range(actual.shape[1])]
+    return Report(
+        {
+            "r2": r2(outputs, targets),
+            "spearman": _mean(correlations),
+            "mse": float(np.square(error).mean()),
+            "mae": float(np.abs(error).mean()),
+        }
+    )
+
+
+def r2(outputs: Tensor, targets: Tensor) -> float:
+    """Coefficient of determination, the mean over outputs; minus infinity for outputs that are not finite."""
+    from sklearn.metrics import r2_score
+
+    if not bool(outputs.isfinite().all()):
+        return -float("inf")
+    return float(r2_score(targets.cpu().double().numpy(), outputs.cpu().double().numpy()))
+
+
+def _spearman(guessed: npt.NDArray[np.float64], actual: npt.NDArray[np.float64]) -> float | None:
+    """Rank correlation; None where one side is constant."""
+    from scipy.stats import rankdata
+
+    if np.ptp(guessed) == 0 or np.ptp(actual) == 0 or not np.isfinite(guessed).all():
+        return None
+    return float(np.corrcoef(rankdata(guessed), rankdata(actual))[0, 1])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def balanced_accuracy(logits_or_pred: Tensor, labels: Tensor, num_classes: int) -> float:

@@ -62,6 +62,8 @@ class MemberAdamW:
             gradients: in the form and order of the parameters; changed where they are clipped.
             learning_rates: one for each member.
         """
+        # torch's fused update reads memory in the order of the parameter, whatever the strides of the gradient.
+        gradients = [gradient.contiguous() for gradient in gradients]
         scales = self._clip_scales(gradients)
         beta1, beta2 = self._protocol.betas
         for index, (member, learning_rate) in enumerate(zip(self._members, learning_rates, strict=True)):

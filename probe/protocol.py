@@ -1,15 +1,19 @@
 """How heads are trained: the constants of a protocol, its sweep, and the rules for batches, epochs and rates.
 
-The preset ``paper`` is the protocol of "Beyond the final layer: Attentive multilayer fusion for vision
-transformers" (arXiv 2601.09322); ``quick`` is a small sweep of ours for a first look. No torch here, so that
-the command line can list protocols at once.
+Protocols are TOML files; see `featcache.probe.protocol_files`. No torch here, so that the command line can list them at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from math import ceil, cos, pi
+from typing import Any
 
-from featcache.store.errors import RequestError, UnknownNameError
+from featcache.probe.protocol_files import BASE, parse, read_text
+from featcache.store.errors import RequestError
+
+L2_INPUT, STANDARD_INPUT, L2_STANDARD_INPUT = INPUTS = ("l2", "standard", "l2+standard")
+NO_FOLDS = 0
+"""Of a protocol in which nothing is held out."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,27 @@ class Protocol:
     grad_clip_norm: float = 5.0
     jitter_probability: float = 0.5
     jitter_std: float = 0.05
+    """Of the noise on every element of a chosen sample, after the input stage."""
     validation_fraction: float = 0.2
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    input: str = L2_INPUT
+    """Input stage: ``l2`` (every token to length 1), ``standard`` (mean and deviation per token and channel of the samples that
+    are trained on) or ``l2+standard``."""
+    folds: int = 1
+    """1 chooses on a held-out part; more, on all of train, each fold held out once."""
+    folds_below: int | None = None
+    """Train splits of fewer samples are divided into folds, others are not; None for no such limit."""
+    halving: int = 1
+    """Of successive halving: a round keeps one in so many members and trains them as many times longer; 1 trains all in full."""
+    halving_min_steps: int = 50
+    """The first round trains no shorter."""
+    jitter_validation: bool = False
+    """Whether held-out features are jittered as well, as in the published runs."""
+    projected_final: bool = False
+    """Whether the final layer's tokens go through the model's projection where it has one, zero-padded, as in the published runs."""
+    patch_norm_over_tokens: bool = False
+    """Whether selections with patches are L2-normalised along the token axis, as in the published runs."""
 
     def members(self, has_dropout: bool) -> tuple[Member, ...]:
         """All trainings of the sweep: dropout outermost, then learning rate, then weight decay.
@@ -58,37 +80,58 @@ class Protocol:
             )
         )
 
+    def without_choice(self) -> "Protocol":
+        """One member, the middle one of the sweep, and nothing held out: where there is nothing to choose with."""
+        rates, decays, dropouts = (
+            (values[len(values) // 2],) for values in (self.learning_rates, self.weight_decays, self.dropouts)
+        )
+        return replace(
+            self,
+            learning_rates=rates,
+            weight_decays=decays,
+            dropouts=dropouts,
+            folds=NO_FOLDS,
+            folds_below=None,
+        )
 
-PAPER = Protocol(
-    name="paper",
-    learning_rates=(1e-1, 1e-2, 1e-3),
-    weight_decays=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1e0),
-    dropouts=(0.0, 0.1, 0.3),
-    min_epochs=40,
-    min_steps=1000,
-)
-
-QUICK = Protocol(
-    name="quick",
-    learning_rates=(1e-2, 1e-3),
-    weight_decays=(1e-4, 1e-2),
-    dropouts=(0.1,),
-    min_epochs=20,
-    min_steps=300,
-)
-
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (PAPER, QUICK)}
+    def num_folds(self, num_train: int) -> int:
+        """Folds for a train split of so many samples; 1 for a held-out part, 0 for nothing held out."""
+        return self.folds if self.folds_below is None or num_train < self.folds_below else 1
 
 
 def get_protocol(name: str) -> Protocol:
-    """Return the preset called `name`.
+    """Return a preset (``paper``, ``paper-parity``, ``quick``), or the protocol of a file whose name ends with ``.toml``.
 
     Raises:
-        UnknownNameError: there is none.
+        UnknownNameError: there is no such preset, field or input stage.
+        RequestError: a file that cannot be read, is no TOML, or has a value of the wrong type or out of range.
     """
-    if name not in PROTOCOLS:
-        raise UnknownNameError("protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]
+    return _load(name, ())
+
+
+def _load(name: str, above: tuple[str, ...]) -> Protocol:
+    if name in above:
+        raise RequestError(f"the protocols {' and '.join((*above, name))} are each other's base")
+    stem, text = read_text(name)
+    found = parse(text, f"protocol {name}", _DEFAULTS, INPUTS)
+    base = found.pop(BASE, None if name == PAPER_NAME else PAPER_NAME)
+    given = found if base is None else vars(_load(base, (*above, name))) | found
+    return Protocol(**(given | {"name": stem}))
+
+
+PAPER_NAME = "paper"
+_EXAMPLES: dict[str, Any] = {
+    "learning_rates": (0.0,),
+    "weight_decays": (0.0,),
+    "dropouts": (0.0,),
+    "min_epochs": 1,
+    "min_steps": 1,
+    "folds_below": 1,
+}
+# A value of the right type for every field of a file.
+_DEFAULTS = {field.name: _EXAMPLES.get(field.name, field.default) for field in fields(Protocol)[1:]}
+
+PAPER, QUICK = get_protocol(PAPER_NAME), get_protocol("quick")
 
 
 @dataclass(frozen=True)
@@ -104,6 +147,10 @@ class Plan:
     def num_steps(self) -> int:
         """Updates of each member."""
         return self.num_batches * self.num_epochs
+
+    def shortened(self, factor: float) -> "Plan":
+        """A training of so many times as many epochs, at least one."""
+        return replace(self, num_epochs=max(1, round(self.num_epochs * factor)))
 
 
 def plan_training(num_part: int, batch_size: int, protocol: Protocol) -> Plan:

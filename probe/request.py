@@ -1,12 +1,17 @@
 """What is to be trained: the request, and what it means for a cache. No torch, so that a wrong name shows at once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featcache.probe.heads import HeadInfo, get_head
-from featcache.probe.protocol import get_protocol
+from featcache.probe.heads.info import AUTO as AUTO_HEAD
+from featcache.probe.heads.info import CLOSED as CLOSED_HEAD
+from featcache.probe.heads.info import EXACT as EXACT_HEAD
+from featcache.probe.kinds import KINDS, REGRESSION_LOSSES
+from featcache.probe.protocol import INPUTS, Protocol, get_protocol
+from featcache.probe.table import TABLES, TableRow
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, SPLITS
 from featcache.store.layers import FINAL, TOKEN_KINDS, parse_layers
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
 RESULTS = Path("featcache-results")
 PATCH_HEADS = 8
 ADAMW, EXACT = SOLVERS = ("adamw", "exact")
+CLOSED, CHOICE = "closed", "auto"
+"""Solvers of the heads that are fitted by formula, and of the head that is chosen."""
 PRECISIONS = (AUTO, "fp32", "bf16")
 L2, GROUP_LASSO = PENALTIES = ("l2", "group-lasso")
 
@@ -71,17 +78,31 @@ class Selection:
         ]
 
 
+def array_selection(num_tokens: int, num_layers: int | None = None) -> Selection:
+    """Name the T tokens of an array: those of L layers, layer by layer (by default L = T).
+
+    Raises:
+        RequestError: the tokens do not divide among the layers.
+    """
+    layers = num_layers or num_tokens
+    if num_tokens % layers:
+        raise RequestError(f"{num_tokens} tokens do not divide among {layers} layers")
+    kinds = tuple(f"token{index}" for index in range(num_tokens // layers))
+    names = tuple(str(index) for index in range(layers))
+    return Selection("all", names, kinds, (Part(POOLED, names, kinds),))
+
+
 @dataclass(frozen=True)
 class ProbeRequest:
     """What to train.
 
     Raises:
         UnknownNameError: a head or the protocol does not exist.
-        RequestError: no head or no seed is named, attention heads for heads without attention, or a solver that cannot
-            solve for a head.
+        RequestError: no head or no seed is named, attention heads for heads without attention, a solver that cannot
+            solve for a head, or a table together with heads, layers or tokens.
     """
 
-    heads: tuple[str, ...]
+    heads: tuple[str, ...] = ()
     layers: str | None = None
     """Layer set or list; each head's own default if not given."""
     tokens: str | None = None
@@ -102,11 +123,31 @@ class ProbeRequest:
     """Folder of the results."""
     force: bool = False
     """Train again what the results hold already."""
+    input: str | None = None
+    """Input stage: ``l2``, ``standard`` or ``l2+standard``; the protocol's if not given."""
+    folds: int | None = None
+    """Choose by so many folds of train, or by a held-out part if 1; as the protocol has it if not given."""
+    halving: int | None = None
+    """Successive halving keeps one in so many members; as the protocol has it if not given."""
+    shots: tuple[int, ...] = ()
+    """Train on so many samples of each class; on all if none is given."""
+    draws: int = 1
+    """How often the samples of a few-shot run are drawn."""
+    target_kind: str | None = None
+    """``single-label``, ``multi-label`` or ``regression``; what the cache's targets are if not given."""
+    regression_loss: str = REGRESSION_LOSSES[0]
+    """``mse`` or ``mae``."""
+    options: Mapping[str, int] = field(default_factory=dict)
+    """What heads take besides, such as ``hidden``; each takes those that it knows."""
+    table: str | None = None
+    """A table's rows instead of heads, layers and tokens: ``paper`` for those of arXiv 2601.09322."""
 
     def __post_init__(self) -> None:
-        for name in self.heads:
+        self._check_table()
+        names = {row.head for row in self.rows}
+        for name in names:
             get_head(name)
-        get_protocol(self.protocol)
+        self._check_settings(names)
         for what, name, valid in (
             ("solver", self.solver, SOLVERS),
             ("penalty", self.penalty, PENALTIES),
@@ -114,14 +155,60 @@ class ProbeRequest:
         ):
             if name not in valid:
                 raise UnknownNameError(what, name, valid)
-        if self.solver == EXACT and set(self.heads) != {"linear"}:
+        if self.solver == EXACT and not names <= {"linear", "logreg"}:
             raise RequestError(
                 "the exact solver is for linear heads alone; leave --solver out for the others"
             )
-        if not self.heads or not self.seeds:
-            raise RequestError("a probe needs at least one head and one seed")
-        if self.num_heads is not None and not any(get_head(name).has_attention for name in self.heads):
+        if not names or not self.seeds:
+            raise RequestError("a probe needs at least one head (or a table) and one seed")
+        if self.num_heads is not None and not any("num_heads" in get_head(name).options for name in names):
             raise RequestError("num-heads is for heads with attention, such as attentive; none is asked for")
+
+    def settings(self) -> Protocol:
+        """The protocol, with what the request changes of it for the baseline too: everything but the input stage."""
+        protocol = get_protocol(self.protocol)
+        if self.folds is not None:
+            protocol = replace(protocol, folds=self.folds, folds_below=None)
+        return protocol if self.halving is None else replace(protocol, halving=self.halving)
+
+    def _check_settings(self, names: set[str]) -> None:
+        get_protocol(self.protocol)
+        for what, name, valid in (
+            ("input stage", self.input, INPUTS),
+            ("kind of targets", self.target_kind, KINDS),
+            ("regression loss", self.regression_loss, REGRESSION_LOSSES),
+        ):
+            if name is not None and name not in valid:
+                raise UnknownNameError(what, name, valid)
+        for what, numbers in (("folds", [self.folds]), ("halving", [self.halving]), ("draws", [self.draws])):
+            if any(number is not None and number < 1 for number in numbers):
+                raise RequestError(f"{what} must be at least 1, not {numbers[0]}")
+        if any(number < 1 for number in self.shots):
+            raise RequestError(f"shots are samples of every class, at least 1, not {min(self.shots)}")
+        if self.draws > 1 and not self.shots:
+            raise RequestError("draws are for few-shot runs; say how many samples of each class with shots")
+        known = {option for name in names for option in get_head(name).options}
+        for option, number in self.options.items():
+            if option not in known:
+                raise UnknownNameError("option", option, known, f"(of {', '.join(sorted(names))})")
+            if number < 1:
+                raise RequestError(f"{option} must be at least 1, not {number}")
+
+    @property
+    def rows(self) -> tuple[TableRow, ...]:
+        """What is asked for, head by head; layers and tokens that are not given are the head's own."""
+        if self.table is not None:
+            return TABLES[self.table]
+        return tuple(TableRow(head, self.layers, self.tokens) for head in self.heads)
+
+    def _check_table(self) -> None:
+        if self.table is None:
+            return
+        if self.table not in TABLES:
+            raise UnknownNameError("table", self.table, TABLES)
+        for what, given in (("heads", self.heads), ("layers", self.layers), ("tokens", self.tokens)):
+            if given:
+                raise RequestError(f"the table {self.table} says which {what} it has; leave them out")
 
 
 @dataclass(frozen=True)
@@ -130,20 +217,36 @@ class Job:
 
     head: HeadInfo
     selection: Selection
-    num_heads: int | None = None
-    """Of a head with attention."""
+    options: Mapping[str, int] = field(default_factory=dict)
+    """What the head takes besides its size."""
     solver: str = ADAMW
     penalty: str = L2
     """Of the exact solver."""
+    input: str | None = None
+    """Input stage; that of the protocol if not given."""
+
+    @property
+    def num_heads(self) -> int | None:
+        """Attention heads, of a head that has their number as an option."""
+        return self.options.get("num_heads")
 
     def build(self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float]) -> "Head":
         """Build M heads; see `HeadInfo.build`."""
         return self.head.build(num_tokens, width, num_classes, dropouts, **self.options)
 
-    @property
-    def options(self) -> dict[str, int]:
-        """What the head takes besides its size."""
-        return {} if self.num_heads is None else {"num_heads": self.num_heads}
+    def of(self, head: HeadInfo, request: ProbeRequest) -> "Job":
+        """Another head on the same tokens."""
+        return make_job(head, self.selection, request)
+
+
+def make_job(head: HeadInfo, selection: Selection, request: ProbeRequest) -> Job:
+    """Say how a head is fitted to a selection.
+
+    Raises:
+        RequestError: the head needs the same tokens of every layer, and the selection has others.
+    """
+    solver = {CLOSED_HEAD: CLOSED, EXACT_HEAD: EXACT, AUTO_HEAD: CHOICE}.get(head.fitting, request.solver)
+    return Job(head, selection, _options(head, selection, request), solver, request.penalty, request.input)
 
 
 def baseline(cache: Cache) -> Job:
@@ -155,31 +258,70 @@ def baseline(cache: Cache) -> Job:
 def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     """What a request means for a cache: the baseline, then the heads asked for, none twice.
 
+    Rows of a table whose tokens the cache does not hold are left out; see `left_out`.
+
     Raises:
         UnknownNameError: a layer or token kind does not exist or is not cached.
         RequestError: the cache lacks a split.
     """
     asked = []
-    for head in map(get_head, request.heads):
-        kinds = _default_tokens(cache, head) if request.tokens is None else _parse_kinds(request.tokens)
-        layers = head.default_layers if request.layers is None else request.layers
+    for row in request.rows:
+        head = get_head(row.head)
+        kinds = _default_tokens(cache, head) if row.tokens is None else parse_kinds(row.tokens)
+        if request.table is not None and missing_tokens(cache, kinds):
+            continue
+        layers = head.default_layers if row.layers is None else row.layers
         selection = _select(cache, layers, kinds)
-        num_heads = _num_heads(head, selection, request)
-        asked.append(Job(head, selection, num_heads, request.solver, request.penalty))
+        asked.append(make_job(head, selection, request))
     base = baseline(cache)
-    wanted = {(job.head.name, job.selection.parts, job.solver): job for job in (base, *asked)}
+    wanted = {(job.head.name, job.selection.parts, job.solver, job.input): job for job in (base, *asked)}
     return list(wanted.values())
 
 
-def _num_heads(head: HeadInfo, selection: Selection, request: ProbeRequest) -> int | None:
+def left_out(cache: Cache, request: ProbeRequest) -> list[tuple[TableRow, str]]:
+    """The rows of a table whose tokens the cache does not hold on the last layer, and which tokens those are."""
+    if request.table is None:
+        return []
+    missing = [(row, missing_tokens(cache, parse_kinds(row.tokens or ""))) for row in request.rows]
+    return [(row, "+".join(kinds)) for row, kinds in missing if kinds]
+
+
+def missing_tokens(cache: Cache, kinds: Sequence[str]) -> list[str]:
+    """Those of `kinds` that a split lacks on the last layer."""
+    return [
+        kind
+        for kind in kinds
+        if not all(
+            kind in split.arrays[FINAL].tokens
+            if kind in TOKEN_KINDS
+            else array_name(FINAL, kind) in split.arrays
+            for split in cache.inventory.splits.values()
+        )
+    ]
+
+
+def _options(head: HeadInfo, selection: Selection, request: ProbeRequest) -> dict[str, Any]:
+    """What a head takes: asked for, or following from the tokens."""
+    options = {name: value for name, value in request.options.items() if name in head.options}
+    if "num_heads" in head.options:
+        options["num_heads"] = request.num_heads or _num_heads(selection)
+    if head.by_layer:
+        if [part.group for part in selection.parts] != [POOLED]:
+            raise RequestError(
+                f"head {head.name!r} needs the same tokens of every layer; ask for --tokens cls, ap or cls+ap, "
+                f"not {selection.token_names}"
+            )
+        options["num_layers"] = len(selection.layers)
+    return options
+
+
+def _num_heads(selection: Selection) -> int:
     """The number of heads of arXiv 2601.09322: one for each pooled token, 8 for the patches of a layer."""
-    if not head.has_attention:
-        return None
     pooled = all(part.group == POOLED for part in selection.parts)
-    return request.num_heads or (selection.num_tokens if pooled else PATCH_HEADS)
+    return selection.num_tokens if pooled else PATCH_HEADS
 
 
-def _parse_kinds(text: str) -> tuple[str, ...]:
+def parse_kinds(text: str) -> tuple[str, ...]:
     """Class token and average in the order given, then the groups in that of `GROUPS`: one selection, one result."""
     groups = parse_groups(text)[1:]
     names = [name.strip() for name in text.replace("+", ",").split(",") if name.strip()]

@@ -7,14 +7,21 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from featcache.probe.kinds import SINGLE_LABEL
 from featcache.store.files import JsonObject, canonical_json, sha256_hex, write_atomic
 
+if TYPE_CHECKING:
+    from featcache.probe.metrics import Report
+
 RESULTS_FILE = "results.jsonl"
+PREDICTIONS_FILE = "predictions.csv"
+SCORES_FILE = "scores.json"
+VALIDATION_FILE = "validation.json"
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class Chosen:
     penalty: float | None = None
     converged: bool | None = None
     kept_layers: Sequence[str] | None = None
+    settings: Mapping[str, float] | None = None
+    """Of a head that is fitted by formula, such as ``k`` and ``temperature``."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +58,37 @@ class ResultRow:
     precision: str
     """Of matrix products."""
     protocol: str
+    input: str
+    """Input stage: ``l2``, ``standard`` or ``l2+standard``; of an average, those of its parts."""
     seed: int
-    balanced_accuracy: float
-    top1: float
+    shots: int | None
+    """Training samples of each class; None for all."""
+    draw: int
+    """Of a few-shot run: which draw of the samples."""
+    folds: int
+    """1 for a held-out part."""
+    target_kind: str
+    """``single-label``, ``multi-label`` or ``regression``."""
+    metric: str
+    """Name of the score that was chosen by, and that gains are of."""
+    score: float
+    """Its value on test."""
+    scores: Mapping[str, float | None]
+    """All scores on test, by name."""
+    score_interval: Sequence[float] | None
+    """The 95 % bootstrap interval of `score` over test samples; None where it was not computed."""
+    balanced_accuracy: float | None
+    top1: float | None
     top5: float | None
+    """These three of single-label targets alone."""
     gain: float
-    """Balanced accuracy over that of the linear probe on the last layer's class token."""
-    validation_balanced_accuracy: float
+    """Score over that of the linear probe on the last layer's class token."""
+    validation_score: float | None
+    """Score on held-out samples of train, of what was chosen; None where nothing could be held out."""
+    chosen_head: str
+    """The head that was fitted: `head` itself, unless that is ``auto``."""
     solver: str
-    """``adamw`` or ``exact``; which of the following fields are given depends on it."""
+    """``adamw``, ``exact``, ``closed`` or ``auto``; which of the following fields are given depends on it."""
     learning_rate: float | None
     weight_decay: float | None
     dropout: float | None
@@ -66,6 +97,8 @@ class ResultRow:
     converged: bool | None
     kept_layers: Sequence[str] | None
     """Those that a group lasso left with weight."""
+    settings: Mapping[str, float] | None
+    """Of a head that is fitted by formula."""
     parameters: int
     seconds: float
     train_samples: int
@@ -129,25 +162,44 @@ def read_rows(out: Path) -> list[ResultRow]:
 def save_predictions(
     path: Path,
     sample_ids: Sequence[str],
-    labels: npt.NDArray[np.int64],
-    probabilities: npt.NDArray[np.float32],
-    class_names: Sequence[str],
+    labels: npt.NDArray[Any],
+    outputs: npt.NDArray[np.float32],
+    names: Sequence[str],
+    kind: str = SINGLE_LABEL,
 ) -> None:
-    """Write a CSV of test predictions: sample id, label, prediction and its probability.
+    """Write a CSV of test predictions.
+
+    Of single labels: sample id, label, prediction and its probability. Otherwise sample id and, for every class or quantity, the
+    target and the prediction (a probability, or a number in the target's unit).
 
     Args:
         path: the file.
         sample_ids: N ids.
-        labels: ``[N]``.
-        probabilities: ``[N, C]``.
-        class_names: names in label order.
+        labels: ``[N]``, or targets ``[N, O]``.
+        outputs: probabilities ``[N, C]``, or numbers ``[N, O]``.
+        names: of classes, in label order, or of quantities.
+        kind: of targets.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("sample_id", "label", "predicted", "probability", "label_name", "predicted_name"))
-    predicted = probabilities.argmax(1)
-    for sample_id, label, guess, row in zip(sample_ids, labels, predicted, probabilities, strict=True):
-        writer.writerow(
-            (sample_id, label, guess, f"{row[guess]:.6f}", class_names[label], class_names[guess])
-        )
+    rows = zip(sample_ids, labels, outputs, strict=True)
+    if kind == SINGLE_LABEL:
+        writer.writerow(("sample_id", "label", "predicted", "probability", "label_name", "predicted_name"))
+        for sample_id, label, row in rows:
+            guess = int(row.argmax())
+            writer.writerow((sample_id, label, guess, f"{row[guess]:.6f}", names[label], names[guess]))
+    else:
+        named = [names[index] if index < len(names) else str(index) for index in range(outputs.shape[1])]
+        writer.writerow(("sample_id", *named, *(f"predicted {name}" for name in named)))
+        for sample_id, targets, row in rows:
+            writer.writerow(
+                (sample_id, *(f"{value:g}" for value in targets), *(f"{value:.6g}" for value in row))
+            )
     write_atomic(path, buffer.getvalue().encode())
+
+
+def save_scores(directory: Path, report: "Report", validation: Sequence[Mapping[str, Any]]) -> None:
+    """Write scores.json (all scores, per class, confusion matrix) and validation.json (what the choice compared)."""
+    write_atomic(directory / SCORES_FILE, json.dumps(report.to_dict(), indent=1).encode() + b"\n")
+    document = [dict(trial) for trial in validation]
+    write_atomic(directory / VALIDATION_FILE, json.dumps(document, indent=1).encode() + b"\n")

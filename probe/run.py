@@ -2,27 +2,47 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from math import isnan
 
+import numpy as np
 import torch
 
 from featcache.probe.attention import mean_attention, save_attention
-from featcache.probe.data import SplitData, check_memory, load_split, stream_window
+from featcache.probe.bootstrap import score_interval
+from featcache.probe.data import SplitData, base_stage, check_memory, load_split, stream_window
 from featcache.probe.fitting import Fitted, Fitter
+from featcache.probe.heads import get_head
+from featcache.probe.kinds import SINGLE_LABEL
 from featcache.probe.memory import TRAIN, Budget
-from featcache.probe.metrics import scores
+from featcache.probe.metrics import Report
 from featcache.probe.precision import choose_precision
 from featcache.probe.process import flush_denormals, return_freed_memory
-from featcache.probe.protocol import Protocol, batch_size, get_protocol
-from featcache.probe.request import EXACT, Job, ProbeRequest, jobs
-from featcache.probe.results import ResultRow, append_row, read_rows, run_id, save_predictions
-from featcache.probe.saved import CONFIG_FILE, HeadConfig, save_head
+from featcache.probe.protocol import Protocol, batch_size
+from featcache.probe.records import save_curve
+from featcache.probe.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
+from featcache.probe.results import (
+    PREDICTIONS_FILE,
+    ResultRow,
+    append_row,
+    read_rows,
+    run_id,
+    save_predictions,
+    save_scores,
+)
+from featcache.probe.saved import CONFIG_FILE, HeadConfig, describe_parts, features_digest, save_head
+from featcache.probe.split import draw_shots
+from featcache.probe.tasks import as_tensor, make_task
 from featcache.probe.trainer import predict, prediction_batch
 from featcache.store.catalogue import slug
+from featcache.store.errors import RequestError
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
+
+FEW_SHOTS, FEW_SHOT_FOLDS = 10, 5
+"""With fewer samples of each class the choice is by folds, at most so many."""
 
 
 def probe(
@@ -69,9 +89,35 @@ def _is_kept(request: ProbeRequest, row: ResultRow) -> bool:
     return (request.out / row.folder / CONFIG_FILE).is_file()
 
 
-def _title(job: Job, seed: int) -> str:
+@dataclass(frozen=True)
+class _Trial:
+    """One repetition of a job."""
+
+    seed: int
+    shots: int | None = None
+    draw: int = 0
+
+    def __str__(self) -> str:
+        """For titles."""
+        few = "" if self.shots is None else f"{self.shots} shots, draw {self.draw}, "
+        return f"{few}seed {self.seed}"
+
+
+def _trials(request: ProbeRequest) -> list[_Trial]:
+    if not request.shots:
+        return [_Trial(seed) for seed in request.seeds]
+    return [
+        _Trial(seed, shots, draw)
+        for shots in request.shots
+        for draw in range(request.draws)
+        for seed in request.seeds
+    ]
+
+
+def _title(job: Job, trial: _Trial) -> str:
     how = f"exact, {job.penalty}, " if job.solver == EXACT else ""
-    return f"{job.head.name} on {job.selection.name}, {job.selection.token_names}, {how}seed {seed}"
+    stage = f"{job.input}, " if job.input else ""
+    return f"{job.head.name} on {job.selection.name}, {job.selection.token_names}, {stage}{how}{trial}"
 
 
 class _Runner:
@@ -80,12 +126,12 @@ class _Runner:
     def __init__(self, cache: Cache, request: ProbeRequest, device: torch.device, reporter: Reporter) -> None:
         self._cache = cache
         self._request = request
-        self._protocol: Protocol = get_protocol(request.protocol)
+        self._protocol: Protocol = request.settings()
         self._device = device
         self._precision = choose_precision(request.precision, device)
         self._budget = Budget.of(request.memory, device)
         self._reporter = reporter
-        self._baseline: dict[int, float] = {}
+        self._baseline: dict[_Trial, float] = {}
         self._earlier = (
             {}
             if request.force
@@ -99,31 +145,38 @@ class _Runner:
             job.build(
                 job.selection.num_tokens, backbone.width, len(self._cache.inventory.class_names), (0.0,)
             )
-        if job.solver != EXACT:
+        if job.solver in (ADAMW, CHOICE):
             check_memory(reader, job.selection, batch_size(reader.num_samples, self._protocol), self._budget)
 
     def run(self, job: Job) -> Iterator[ResultRow]:
-        """Train a job with every seed; the first job must be the baseline."""
+        """Train a job with every seed, and every draw of every number of shots; the first job must be the baseline."""
         data: dict[str, SplitData] = {}
-        for seed in self._request.seeds:
-            run = self._run_id(job, seed)
+        for trial in _trials(self._request):
+            run = self._run_id(job, trial)
             row = self._earlier.get(run)
             if row is not None:
                 self._reporter.message(
-                    f"{_title(job, seed)}: taken from earlier results (--force trains it again)"
+                    f"{_title(job, trial)}: taken from earlier results (--force trains it again)"
                 )
             else:
-                data = data or {
-                    split: load_split(
-                        self._cache, split, job.selection, self._device, self._budget.for_tokens(split)
-                    )
-                    for split in SPLITS
-                }
-                row = self._train(job, seed, run, data["train"], data["test"])
-            self._baseline.setdefault(seed, row.balanced_accuracy)
+                data = data or {split: self._load(split, job) for split in SPLITS}
+                row = self._train(job, trial, run, _few(data["train"], trial), data["test"])
+            self._baseline.setdefault(trial, row.score)
             yield row
 
-    def _run_id(self, job: Job, seed: int) -> str:
+    def _load(self, split: str, job: Job) -> SplitData:
+        data = load_split(self._cache, split, job.selection, self._device, self._budget.for_tokens(split))
+        stage = base_stage(self._cache, job.selection, self._protocol)
+        return replace(data, tokens=data.tokens.with_stage(stage))
+
+    def _protocol_of(self, job: Job, trial: _Trial) -> Protocol:
+        """The protocol with the job's input stage; few shots are divided into folds, unless the request says how."""
+        protocol = replace(self._protocol, input=job.input or self._protocol.input)
+        if trial.shots is None or trial.shots >= FEW_SHOTS or self._request.folds is not None:
+            return protocol
+        return replace(protocol, folds=min(FEW_SHOT_FOLDS, trial.shots), folds_below=None)
+
+    def _run_id(self, job: Job, trial: _Trial) -> str:
         return run_id(
             {
                 "cache_key": self._cache.key,
@@ -131,44 +184,58 @@ class _Runner:
                 "blocks": len(self._cache.manifest.blocks),
                 "head": job.head.name,
                 "tokens": [[part.group, part.layers, part.tokens] for part in job.selection.parts],
-                "options": job.options,
+                "options": dict(job.options),
                 "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
+                "targets": [self._request.target_kind, self._request.regression_loss],
                 "precision": self._precision,
                 # The order of the rows depends on it.
                 "window": stream_window(self._cache["train"], job.selection, self._budget.for_tokens(TRAIN)),
-                "protocol": asdict(self._protocol),
-                "seed": seed,
+                "protocol": asdict(self._protocol_of(job, trial)),
+                "trial": asdict(trial),
                 "device": self._device.type,
                 "version": version("featcache"),
             }
         )
 
-    def _train(self, job: Job, seed: int, run: str, train: SplitData, test: SplitData) -> ResultRow:
+    def _train(self, job: Job, trial: _Trial, run: str, train: SplitData, test: SplitData) -> ResultRow:
         request = self._request
-        memory = self._budget.for_members(train.bytes + test.bytes)
         fitter = Fitter(
-            self._protocol, self._device, self._precision, memory, request.out, request.force, self._reporter
+            self._protocol_of(job, trial),
+            self._device,
+            self._precision,
+            self._budget.for_members(train.bytes + test.bytes),
+            request.out,
+            request.force,
+            self._reporter,
+            request.target_kind,
+            request.regression_loss,
         )
-        fitted = fitter.fit(job, seed, run, _title(job, seed), train)
+        fitted = fitter.fit(job, trial.seed, run, _title(job, trial), train)
         rows = torch.arange(test.tokens.num_samples)
-        logits = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens)).cpu()
-        row = self._row(job, seed, run, fitted, logits, train, test)
-        self._save(row, job, fitted, logits, test)
-        append_row(self._request.out, row)
+        outputs = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens)).cpu()
+        _, targets = make_task(test.labels, fitted.task.kind)
+        report = fitted.task.scores(outputs, as_tensor(targets))
+        interval = score_interval(outputs, as_tensor(targets), fitted.task)
+        row = self._row(job, trial, run, fitted, report, interval, train, test)
+        self._save(row, job, fitted, outputs, report, test)
+        append_row(request.out, row)
         return row
 
     def _row(
         self,
         job: Job,
-        seed: int,
+        trial: _Trial,
         run: str,
         fitted: Fitted,
-        logits: torch.Tensor,
+        report: Report,
+        interval: tuple[float, float] | None,
         train: SplitData,
         test: SplitData,
     ) -> ResultRow:
-        found = scores(logits, torch.from_numpy(test.labels))
         model, dataset = self._names()
+        score = report.scores[fitted.task.metric] or 0.0
+        protocol = self._protocol_of(job, trial)
+        few = [] if trial.shots is None else [f"shots{trial.shots}", f"draw{trial.draw}"]
         words = (
             dataset,
             model,
@@ -176,6 +243,7 @@ class _Runner:
             job.selection.name,
             job.selection.token_names,
             self._protocol.name if job.solver != EXACT else job.penalty,
+            *few,
         )
         return ResultRow(
             run=run,
@@ -189,12 +257,22 @@ class _Runner:
             num_heads=job.num_heads,
             precision=self._precision,
             protocol=self._protocol.name,
-            seed=seed,
-            balanced_accuracy=found.balanced_accuracy,
-            top1=found.top1,
-            top5=found.top5,
-            gain=found.balanced_accuracy - self._baseline.get(seed, found.balanced_accuracy),
-            validation_balanced_accuracy=fitted.validation,
+            input=fitted.input,
+            seed=trial.seed,
+            shots=trial.shots,
+            draw=trial.draw,
+            folds=protocol.num_folds(len(train.labels)),
+            target_kind=fitted.task.kind,
+            metric=fitted.task.metric,
+            score=score,
+            scores=report.scores,
+            score_interval=interval,
+            balanced_accuracy=report.scores.get("balanced_accuracy"),
+            top1=report.scores.get("top1"),
+            top5=report.scores.get("top5"),
+            gain=score - self._baseline.get(trial, score),
+            validation_score=None if isnan(fitted.validation) else fitted.validation,
+            chosen_head=fitted.name,
             solver=job.solver,
             penalty_kind=job.penalty if job.solver == EXACT else None,
             learning_rate=fitted.chosen.learning_rate,
@@ -203,26 +281,37 @@ class _Runner:
             penalty=fitted.chosen.penalty,
             converged=fitted.chosen.converged,
             kept_layers=fitted.chosen.kept_layers,
+            settings=fitted.chosen.settings,
             parameters=fitted.parameters,
             seconds=round(fitted.seconds, 3),
             train_samples=len(train.labels),
             test_samples=len(test.labels),
             finished_at=round(time.time(), 3),
             version=version("featcache"),
-            folder="/".join(("heads", "-".join((*map(slug, words), f"s{seed}", run)))),
+            folder="/".join(("heads", "-".join((*map(slug, words), f"s{trial.seed}", run)))),
         )
 
-    def _save(self, row: ResultRow, job: Job, fitted: Fitted, logits: torch.Tensor, test: SplitData) -> None:
+    def _save(
+        self,
+        row: ResultRow,
+        job: Job,
+        fitted: Fitted,
+        outputs: torch.Tensor,
+        report: Report,
+        test: SplitData,
+    ) -> None:
         folder = self._request.out / row.folder
         folder.mkdir(parents=True, exist_ok=True)
         backbone = self._cache.spec.backbone
         class_names = self._cache.inventory.class_names
         config = HeadConfig(
-            head=row.head,
+            head=fitted.name,
             layers=row.layer_names,
             tokens=row.tokens,
             num_tokens=job.selection.num_tokens,
-            options=job.options,
+            options=fitted.head.options,
+            input=fitted.input,
+            target_kind=row.target_kind,
             width=backbone.width,
             num_classes=fitted.num_classes,
             class_names=class_names,
@@ -231,18 +320,40 @@ class _Runner:
             weights_digest=backbone.weights_digest,
             protocol=row.protocol,
             seed=row.seed,
+            parts=describe_parts(job.selection),
+            features=features_digest(backbone),
         )
         save_head(folder, fitted.head, config)
+        answers = fitted.task.probabilities(outputs).numpy()
         save_predictions(
-            folder / "predictions.csv", test.sample_ids, test.labels, logits.softmax(1).numpy(), class_names
+            folder / PREDICTIONS_FILE, test.sample_ids, test.labels, answers, class_names, row.target_kind
         )
-        if job.head.has_attention:
-            weights = mean_attention(fitted.head, test.tokens, job.selection)
+        save_scores(folder, report, fitted.trials)
+        if fitted.head.losses is not None:
+            save_curve(folder, fitted.head.losses.tolist())
+        if get_head(fitted.name).has_attention:
+            labels = test.labels if row.target_kind == SINGLE_LABEL else None
+            record = mean_attention(fitted.head, test.tokens, job.selection, labels, class_names)
             title = f"{row.dataset}, {row.model}: attention over test images"
-            save_attention(folder, weights, job.selection, title)
+            save_attention(folder, record, title)
 
     def _names(self) -> tuple[str, str]:
         provenance = self._cache.provenance
         names = [provenance.get(f"{what}_names") or [""] for what in ("model", "dataset")]
         folder = self._cache.directory
         return str(names[0][0]) or folder.name, str(names[1][0]) or folder.parent.name
+
+
+def _few(train: SplitData, trial: _Trial) -> SplitData:
+    """The samples that a trial trains on: nothing else of train is seen, neither in training nor in the choice.
+
+    Raises:
+        RequestError: shots of targets that are not single labels.
+    """
+    if trial.shots is None:
+        return train
+    if train.labels.ndim != 1 or not np.issubdtype(train.labels.dtype, np.integer):
+        raise RequestError(
+            "shots are samples of every class, which only single-label targets have; leave --shots out"
+        )
+    return train.subset(draw_shots(train.labels, trial.shots, trial.draw))

@@ -3,15 +3,25 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from featcache.probe.heads import get_head
 from featcache.probe.heads.base import Head
+from featcache.probe.request import Part, Selection
 from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, field, read_sealed, write_atomic, write_sealed
+from featcache.store.files import (
+    JsonObject,
+    canonical_json,
+    field,
+    read_sealed,
+    sha256_hex,
+    write_atomic,
+    write_sealed,
+)
+from featcache.store.spec import BackboneSpec
 
 CONFIG_FILE = "head.json"
 PARAMETERS_FILE = "head.safetensors"
@@ -27,12 +37,18 @@ class HeadConfig:
     """Token kinds, such as ``cls`` or ``patches``."""
     num_tokens: int
     """T."""
-    options: Mapping[str, int]
+    options: Mapping[str, Any]
     """What the head takes besides its size, such as ``num_heads``."""
+    input: str
+    """Input stage; its numbers are among the parameters."""
+    target_kind: str
+    """``single-label``, ``multi-label`` or ``regression``."""
     width: int
     """Token width D."""
     num_classes: int
+    """Or outputs of a regression."""
     class_names: Sequence[str]
+    """Or names of the quantities."""
     cache_key: str
     architecture: str
     """Of the backbone."""
@@ -40,6 +56,16 @@ class HeadConfig:
     """Of the backbone."""
     protocol: str
     seed: int
+    parts: Sequence[tuple[str, Sequence[str], Sequence[str]]]
+    """Group, layers and tokens of each part of the T tokens, in the order in which the head sees them."""
+    features: str
+    """What stands for the function from image to tokens; see `features_digest`."""
+
+    @property
+    def selection(self) -> Selection:
+        """The tokens that the head sees."""
+        parts = tuple(Part(group, tuple(layers), tuple(tokens)) for group, layers, tokens in self.parts)
+        return Selection(",".join(self.layers), tuple(self.layers), tuple(self.tokens), parts)
 
     @classmethod
     def from_dict(cls, document: JsonObject, where: str) -> Self:
@@ -49,10 +75,35 @@ class HeadConfig:
             CacheError: a field is missing or of the wrong type.
         """
         kinds: dict[str, type] = dict.fromkeys(cls.__dataclass_fields__, str)
-        kinds |= dict.fromkeys(("layers", "tokens", "class_names"), list)
+        kinds |= dict.fromkeys(("layers", "tokens", "class_names", "parts"), list)
         kinds |= dict.fromkeys(("num_tokens", "width", "num_classes", "seed"), int)
         kinds["options"] = dict
-        return cls(**{name: field(document, name, kind, where) for name, kind in kinds.items()})
+        config = cls(**{name: field(document, name, kind, where) for name, kind in kinds.items()})
+        _check_parts(config, where)
+        return config
+
+
+def features_digest(backbone: BackboneSpec) -> str:
+    """Digest of everything that fixes the function from image to tokens: caches that share it have tokens that mean the same."""
+    return sha256_hex(canonical_json(asdict(backbone)))
+
+
+def describe_parts(selection: Selection) -> list[tuple[str, Sequence[str], Sequence[str]]]:
+    """The parts of a selection, as a head's config holds them."""
+    return [(part.group, part.layers, part.tokens) for part in selection.parts]
+
+
+def _check_parts(config: HeadConfig, where: str) -> None:
+    """Hold the parts to the rest: a config may come from anywhere."""
+    try:
+        texts = [text for group, layers, tokens in config.parts for text in (group, *layers, *tokens)]
+        fits = all(isinstance(text, str) for text in texts) and (
+            config.selection.num_tokens == config.num_tokens
+        )
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise CacheError(f"{where}: field 'parts' does not make the {config.num_tokens} tokens of the head")
 
 
 def save_head(directory: Path, head: Head, config: HeadConfig) -> None:

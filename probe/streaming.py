@@ -4,6 +4,8 @@ Shapes: N samples, T tokens, D width, B batch, R rows.
 """
 
 from collections.abc import Iterator
+from copy import copy
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from featcache.probe.dataset import as_tensor
 from featcache.probe.request import Selection
+from featcache.probe.stages import PLAIN, InputStage
 from featcache.probe.tokens import check_finite
 from featcache.store.reading.split import SplitReader
 
@@ -39,6 +42,7 @@ class StreamedTokens:
         self._valid = valid
         self._memory = memory
         self._dtype = split.dtype
+        self.stage = PLAIN
         self.num_tokens = selection.num_tokens
         self.width = self._gather(valid[:1]).shape[2]
 
@@ -48,9 +52,9 @@ class StreamedTokens:
         return len(self._valid)
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Return the tokens of `rows`, ``[B, T, D]`` float32, each L2-normalised."""
+        """Return the tokens of `rows`, ``[B, T, D]`` float32, through the stage."""
         chosen = self._valid[rows.numpy()]
-        return _normalised(self._gather(chosen), chosen)
+        return self._staged(self._gather(chosen), chosen)
 
     def epochs(
         self, rows: Tensor, batch_size: int, num_epochs: int, seed: int
@@ -65,7 +69,27 @@ class StreamedTokens:
             for chosen, features in batches:
                 led = _flat(as_tensor(features, self._dtype))
                 tokens = led if len(self._parts) == 1 else self._gather(chosen, led)
-                yield torch.from_numpy(np.searchsorted(self._valid, chosen)), _normalised(tokens, chosen)
+                yield torch.from_numpy(np.searchsorted(self._valid, chosen)), self._staged(tokens, chosen)
+
+    def with_stage(self, stage: InputStage) -> Self:
+        """Return the same tokens through another stage."""
+        other = copy(self)
+        other.stage = stage
+        return other
+
+    def subset(self, rows: Tensor) -> Self:
+        """Return a source of some samples."""
+        other = copy(self)
+        other._valid = self._valid[rows.numpy()]
+        return other
+
+    def _staged(self, tokens: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+        tokens = tokens.float()
+        norms = torch.linalg.vector_norm(tokens, dim=-1)
+        check_finite(norms, rows)
+        if self.stage.is_plain:
+            return tokens.mul_(norms.reciprocal().where(norms > 0, 0.0).unsqueeze(-1))
+        return self.stage.apply_(tokens)
 
     def _gather(self, rows: npt.NDArray[np.int64], led: Tensor | None = None) -> Tensor:
         """All parts of `rows` side by side, ``[B, T, D]`` as stored; `led` is the leading part, if it is there already."""
@@ -81,10 +105,3 @@ class StreamedTokens:
 def _flat(features: Tensor) -> Tensor:
     """``[B, L, K, D]`` to ``[B, L * K, D]``."""
     return features.flatten(1, 2)
-
-
-def _normalised(tokens: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
-    tokens = tokens.float()
-    norms = torch.linalg.vector_norm(tokens, dim=-1)
-    check_finite(norms, rows)
-    return tokens.mul_(norms.reciprocal().where(norms > 0, 0.0).unsqueeze(-1))

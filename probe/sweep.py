@@ -1,24 +1,26 @@
-"""A sweep over the members of a protocol: choose on a held-out part of train, then fit on all of it.
+"""A sweep over the members of a protocol: choose on held-out samples of train, then fit on all of it.
 
 The selection of arXiv 2601.09322, except that the held-out features are clean: in the published runs they
-carried the jitter of the training part.
+carried the jitter of the training part (a protocol can have it so). A protocol can also choose by folds, each held out once, and by
+successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all members train shortly, the best of them longer, and so on.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.probe.batches import Jitter, Seeds
 from featcache.probe.heads.base import Head
-from featcache.probe.metrics import balanced_accuracy
 from featcache.probe.precision import FP32
-from featcache.probe.protocol import Member, Plan, Protocol, batch_size, plan_training
-from featcache.probe.split import stratified_holdout
+from featcache.probe.protocol import NO_FOLDS, Member, Plan, Protocol, batch_size, plan_training
+from featcache.probe.tasks import Targets, Task, as_tensor, make_task
 from featcache.probe.tokens import TokenSource
 from featcache.probe.trainer import BuildHead, divide, fit_members, members_together, num_parameters, predict
 from featcache.store.errors import RequestError
@@ -26,8 +28,12 @@ from featcache.store.errors import RequestError
 # Bytes that a parameter takes while its member trains: itself and Adam's two moments; its gradient is one of few at a time.
 BYTES_PER_PARAMETER = 3 * 4
 
+Rounds = Sequence[Mapping[Member, float]]
+"""Validation scores, round by round of a halving; without one there is a single round."""
 OnProgress = Callable[[int, int], None]
-OnGroup = Callable[[Mapping[Member, float]], None]
+OnGroup = Callable[[Rounds], None]
+Split = tuple[Tensor, Tensor]
+"""Rows to train on and rows held out, int64, sorted."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,26 @@ class SweepOptions:
     """How many members train together at most; by default as many as fit into `memory`."""
     memory: int = 2**31
     """Bytes for the members that train together."""
-    finished: Mapping[Member, float] = field(default_factory=dict)
+    finished: Rounds = ()
     """Validation scores of members that an earlier run trained: they are not trained again."""
     on_group: OnGroup | None = None
     """Called with the validation scores of all members so far, whenever a group is through."""
     on_progress: OnProgress | None = None
     """Called with the updates done and to be done, counted over members, sweep and final fit."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What validation found."""
+
+    member: Member
+    """The chosen one."""
+    validation: dict[Member, float]
+    """The task's score on held-out samples for every member, in the order of the protocol; of a halving, in its last round; not a
+    number where nothing was held out."""
+    held_out: Tensor
+    """Outputs ``[R, O]`` of the chosen member on the held-out samples, in the order of `Sweep.held_rows`; empty where an earlier run
+    trained it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class SweepResult:
     member: Member
     """The chosen one."""
     validation: dict[Member, float]
-    """Balanced accuracy on the held-out part for every member, in the order of the protocol."""
+    """See `Tuning`."""
     head: Head
     """Fitted on all of train, in eval mode."""
     num_parameters: int
@@ -69,103 +89,173 @@ class SweepResult:
 
 
 @dataclass(frozen=True)
+class Round:
+    """One round of a sweep."""
+
+    num_members: int
+    factor: float
+    """Of the epochs of a whole training."""
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A sweep, planned: which rows train and which choose, and how long every training is."""
 
     build: BuildHead
     tokens: TokenSource
     targets: Tensor
-    """``[N]``, int64."""
-    num_classes: int
+    """``[N]``, int64, or as the task has them."""
+    task: Task
     protocol: Protocol
     members: tuple[Member, ...]
     seed: int
-    train_rows: Tensor
-    held_rows: Tensor
+    splits: tuple[Split, ...]
     batch_size: int
-    tuning: Plan
     final: Plan
     num_parameters: int
     """Of one member."""
+
+    @property
+    def num_classes(self) -> int:
+        """C, or outputs of a regression."""
+        return self.task.num_outputs
+
+    @property
+    def train_rows(self) -> Tensor:
+        """Those to train on, of the first split; all where nothing is held out."""
+        return self.splits[0][0] if self.splits else torch.arange(self.tokens.num_samples)
+
+    @property
+    def held_rows(self) -> Tensor:
+        """Those held out, split after split."""
+        empty = torch.empty(0, dtype=torch.int64)
+        return torch.cat([empty, *(held for _, held in self.splits)])
+
+    @property
+    def tuning(self) -> Plan:
+        """Of the first split; those of others differ by a sample or so."""
+        return self.plan(self.train_rows)
+
+    def plan(self, rows: Tensor, factor: float = 1.0) -> Plan:
+        """A training on some rows."""
+        return plan_training(len(rows), self.batch_size, self.protocol).shortened(factor)
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The rounds of the sweep, the last one of whole trainings."""
+        eta, number, factor = self.protocol.halving, len(self.members), 1.0
+        factors = [factor]
+        while (
+            eta > 1
+            and number >= eta
+            and self.tuning.num_steps * factor / eta >= self.protocol.halving_min_steps
+        ):
+            number, factor = number // eta, factor / eta
+            factors.insert(0, factor)
+        counts = [len(self.members)]
+        for _ in factors[1:]:
+            counts.append(max(1, counts[-1] // eta))
+        return [Round(count, factor) for count, factor in zip(counts, factors, strict=True)]
+
+    def updates(self, factor: float) -> int:
+        """Updates of one member in a round, over all splits."""
+        return sum(self.plan(rows, factor).num_steps for rows, _ in self.splits)
 
 
 def plan_sweep(
     build: BuildHead,
     tokens: TokenSource,
-    labels: npt.NDArray[np.integer],
+    labels: npt.NDArray[Any],
     *,
     protocol: Protocol,
     has_dropout: bool,
     seed: int,
     num_classes: int | None = None,
+    task: Task | None = None,
 ) -> Sweep:
     """Plan the choice of the best member of `protocol` and its fit on the whole train split.
 
     Args:
         build: makes a head of T, D, C and the members' dropouts.
         tokens: the train split, N samples. The test split has no business here.
-        labels: class indices, ``[N]``.
+        labels: class indices ``[N]``, or other targets, as `make_task` takes them.
         protocol: the members and all constants.
         has_dropout: whether the head has; otherwise the dropouts of the protocol do not multiply its members.
         seed: fixes split, initialisation, order, jitter and dropout.
         num_classes: C; by default the largest label + 1.
+        task: what the targets are; by default what `make_task` makes of them.
 
     Raises:
         RequestError: labels that do not fit, a train split too small to hold anything out, or a head that cannot
             have this size.
     """
-    labels, num_classes = _check_labels(labels, tokens.num_samples, num_classes)
-    train_rows, held_rows = _split(labels, protocol, seed)
+    if task is None:
+        task, labels = make_task(np.asarray(labels), num_outputs=num_classes)
+    check_number(labels, tokens.num_samples)
+    splits = make_splits(labels, task, protocol, seed)
     size = batch_size(tokens.num_samples, protocol)
     return Sweep(
         build=build,
         tokens=tokens,
-        targets=torch.from_numpy(labels),
-        num_classes=num_classes,
+        targets=as_tensor(labels),
+        task=task,
         protocol=protocol,
         members=protocol.members(has_dropout),
         seed=seed,
-        train_rows=train_rows,
-        held_rows=held_rows,
+        splits=splits,
         batch_size=size,
-        tuning=plan_training(len(train_rows), size, protocol),
         final=plan_training(tokens.num_samples, size, protocol),
-        num_parameters=num_parameters(build, tokens, num_classes),
+        num_parameters=num_parameters(build, tokens, task.num_outputs),
     )
+
+
+def check_number(labels: Targets, num_samples: int) -> None:
+    """Refuse targets that are not one for each sample, and fewer samples than can be divided.
+
+    Raises:
+        RequestError: saying so.
+    """
+    if len(labels) != num_samples:
+        raise RequestError(
+            f"{num_samples} samples need labels of shape ({num_samples},), not {labels.shape}"
+            if labels.ndim == 1
+            else f"{num_samples} samples need as many targets, not {len(labels)}"
+        )
+    if num_samples < 2:
+        raise RequestError(f"a sweep needs at least 2 samples, not {num_samples}")
+
+
+def make_splits(labels: Targets, task: Task, protocol: Protocol, seed: int) -> tuple[Split, ...]:
+    """Divide train for the choice: once, or into folds; not at all where the protocol holds nothing out.
+
+    Raises:
+        RequestError: nothing can be held out.
+    """
+    folds = protocol.num_folds(len(labels))
+    if folds == NO_FOLDS:
+        return ()
+    if folds > 1:
+        pairs = task.folds(labels, folds, seed)
+    else:
+        pairs = [task.holdout(labels, protocol.validation_fraction, seed)]
+        if not len(pairs[0][1]):
+            raise RequestError(
+                f"a train split of {len(labels)} samples leaves nothing to hold out for the choice of hyperparameters "
+                "(a class keeps its last sample); use a larger one"
+            )
+    return tuple((torch.from_numpy(train), torch.from_numpy(held)) for train, held in pairs)
 
 
 def run_sweep(sweep: Sweep, options: SweepOptions | None = None) -> SweepResult:
-    """Choose the best member on the held-out part, then fit it on all of train."""
+    """Choose the best member on held-out samples, then fit it on all of train."""
     options = options or SweepOptions()
     start = time.perf_counter()
-    validation = {member: score for member, score in options.finished.items() if member in sweep.members}
-    left = [member for member in sweep.members if member not in validation]
-    report = _counter(options.on_progress, sweep, len(validation))
-    fit = partial(
-        fit_members,
-        sweep.build,
-        sweep.tokens,
-        sweep.targets,
-        protocol=sweep.protocol,
-        batch_size=sweep.batch_size,
-        seed=sweep.seed,
-        num_classes=sweep.num_classes,
-        device=options.device,
-        precision=options.precision,
-        on_step=report,
-    )
-    # Group by group, so that only one group's heads are alive.
-    for group in divide(left, group_size(sweep, options)):
-        for member, head in zip(group, fit(sweep.train_rows, group), strict=True):
-            validation[member] = _validate(sweep, head)
-        if options.on_group is not None:
-            options.on_group(validation)
-    validation = {member: validation[member] for member in sweep.members}
-    chosen = select_best(validation)
-    (head,) = fit(torch.arange(sweep.tokens.num_samples), [chosen])
+    counter = _Counter(options.on_progress, sweep)
+    tuning = tune(sweep, options, counter)
+    head = finish(sweep, tuning.member, options, counter)
     return SweepResult(
-        chosen,
-        validation,
+        tuning.member,
+        tuning.validation,
         head,
         sweep.num_parameters,
         sweep.num_classes,
@@ -175,64 +265,134 @@ def run_sweep(sweep: Sweep, options: SweepOptions | None = None) -> SweepResult:
     )
 
 
+class _Counter:
+    """Counts updates over sweep and final fit."""
+
+    def __init__(self, on_progress: OnProgress | None, sweep: Sweep, final: bool = True) -> None:
+        self._on_progress = on_progress
+        self._done = 0
+        self._total = sum(one.num_members * sweep.updates(one.factor) for one in sweep.rounds)
+        self._total += sweep.final.num_steps if final else 0
+
+    def skip(self, updates: int) -> None:
+        """Count what an earlier run did."""
+        self._done += updates
+
+    def __call__(self, updates: int) -> None:
+        """Count and report."""
+        self._done += updates
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._total)
+
+
+def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -> Tuning:
+    """Choose the best member on held-out samples."""
+    counter = counter or _Counter(options.on_progress, sweep, final=False)
+    empty = torch.empty(0, sweep.num_classes)
+    if not sweep.splits:
+        return Tuning(sweep.members[0], {sweep.members[0]: nan}, empty)
+    rounds: list[dict[Member, float]] = []
+    members: Sequence[Member] = sweep.members
+    for index, one in enumerate(sweep.rounds):
+        known = options.finished[index] if index < len(options.finished) else {}
+        scores = {member: known[member] for member in members if member in known}
+        counter.skip(len(scores) * sweep.updates(one.factor))
+        rounds.append(scores)
+        outputs: dict[Member, Tensor] = {}
+        left = [member for member in members if member not in scores]
+        for group in divide(left, group_size(sweep, options)):
+            found = _held_out(sweep, group, one.factor, options, counter)
+            scores.update((member, sweep.task.score(*pair)) for member, pair in found.items())
+            best = select_best({member: scores[member] for member in members if member in scores})
+            outputs = {member: pair[0].cpu() for member, pair in found.items() if member == best} or outputs
+            if options.on_group is not None:
+                options.on_group(rounds)
+        scores = {member: scores[member] for member in members}
+        rounds[index] = scores
+        if index + 1 < len(sweep.rounds):
+            kept = sorted(members, key=lambda member: -scores[member])[: sweep.rounds[index + 1].num_members]
+            members = [member for member in members if member in kept]
+    chosen = select_best(rounds[-1])
+    return Tuning(chosen, rounds[-1], outputs.get(chosen, empty))
+
+
+def held_out_outputs(sweep: Sweep, member: Member, options: SweepOptions) -> Tensor:
+    """Train one member on every split again: its outputs ``[R, O]`` on the held-out samples, split after split."""
+    found = _held_out(sweep, [member], 1.0, options, lambda updates: None)
+    return found[member][0].cpu()
+
+
+def _held_out(
+    sweep: Sweep,
+    group: Sequence[Member],
+    factor: float,
+    options: SweepOptions,
+    counter: Callable[[int], None],
+) -> dict[Member, tuple[Tensor, Tensor]]:
+    """Train some members on every split: outputs and targets of all held-out samples, split after split."""
+    pieces: dict[Member, list[Tensor]] = {member: [] for member in group}
+    for train_rows, held_rows in sweep.splits:
+        heads = _fit(sweep, train_rows, group, sweep.plan(train_rows, factor), options, counter)
+        for member, head in zip(group, heads, strict=True):
+            jitter = _validation_jitter(sweep, options.device)
+            pieces[member].append(predict(head, sweep.tokens, held_rows, sweep.batch_size, jitter))
+    device = next(iter(pieces.values()))[0].device
+    targets = sweep.targets[sweep.held_rows].to(device)
+    return {member: (torch.cat(parts), targets) for member, parts in pieces.items()}
+
+
+def finish(sweep: Sweep, member: Member, options: SweepOptions, counter: _Counter | None = None) -> Head:
+    """Fit a member on all of train."""
+    rows = torch.arange(sweep.tokens.num_samples)
+    (head,) = _fit(sweep, rows, [member], sweep.final, options, counter or (lambda updates: None))
+    return head
+
+
+def _fit(
+    sweep: Sweep,
+    rows: Tensor,
+    members: Sequence[Member],
+    plan: Plan,
+    options: SweepOptions,
+    on_step: Callable[[int], None],
+) -> list[Head]:
+    return fit_members(
+        sweep.build,
+        sweep.tokens,
+        sweep.targets,
+        rows,
+        members,
+        protocol=sweep.protocol,
+        batch_size=sweep.batch_size,
+        seed=sweep.seed,
+        num_classes=sweep.num_classes,
+        task=sweep.task,
+        plan=plan,
+        device=options.device,
+        precision=options.precision,
+        on_step=on_step,
+    )
+
+
+def _validation_jitter(sweep: Sweep, device: torch.device | str) -> Jitter | None:
+    """The noise of the published runs on held-out samples, the same for every member."""
+    protocol = sweep.protocol
+    if not protocol.jitter_validation:
+        return None
+    seed = Seeds.derive(sweep.seed).jitter ^ 1
+    return Jitter(protocol.jitter_probability, protocol.jitter_std, seed, device)
+
+
 def group_size(sweep: Sweep, options: SweepOptions) -> int:
     """How many members train together."""
     if options.group_size is not None:
         return options.group_size
     together = members_together(sweep.build, sweep.tokens, sweep.num_classes, torch.device(options.device))
-    fitting = options.memory // (BYTES_PER_PARAMETER * sweep.num_parameters)
+    fitting = options.memory // (BYTES_PER_PARAMETER * max(1, sweep.num_parameters))
     # Full heads, where more than one of them fits.
     return max(1, fitting // together * together if fitting > together else fitting)
 
 
-def select_best(validation: dict[Member, float]) -> Member:
+def select_best(validation: Mapping[Member, float]) -> Member:
     """Return the member with the best score; a tie keeps the earlier one."""
     return max(validation, key=lambda member: validation[member])
-
-
-def _validate(sweep: Sweep, head: Head) -> float:
-    logits = predict(head, sweep.tokens, sweep.held_rows, sweep.batch_size)
-    labels = sweep.targets[sweep.held_rows].to(logits.device)
-    return balanced_accuracy(logits, labels, sweep.num_classes)
-
-
-def _check_labels(
-    labels: npt.NDArray[np.integer], num_samples: int, num_classes: int | None
-) -> tuple[npt.NDArray[np.int64], int]:
-    labels = np.asarray(labels)
-    if labels.shape != (num_samples,):
-        raise RequestError(f"{num_samples} samples need labels of shape ({num_samples},), not {labels.shape}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise RequestError(f"labels must be class indices (integers), not {labels.dtype}")
-    if num_samples < 2:
-        raise RequestError(f"a sweep needs at least 2 samples, not {num_samples}")
-    smallest, largest = int(labels.min()), int(labels.max())
-    if smallest < 0 or (num_classes is not None and largest >= num_classes):
-        limit = "" if num_classes is None else f" to {num_classes - 1}"
-        raise RequestError(
-            f"class indices count from 0{limit}, but the labels run from {smallest} to {largest}"
-        )
-    return labels.astype(np.int64), largest + 1 if num_classes is None else num_classes
-
-
-def _split(labels: npt.NDArray[np.int64], protocol: Protocol, seed: int) -> tuple[Tensor, Tensor]:
-    train_rows, held_rows = stratified_holdout(labels, protocol.validation_fraction, seed)
-    if not len(held_rows):
-        raise RequestError(
-            f"a train split of {len(labels)} samples leaves nothing to hold out for the choice of hyperparameters "
-            "(a class keeps its last sample); use a larger one"
-        )
-    return torch.from_numpy(train_rows), torch.from_numpy(held_rows)
-
-
-def _counter(on_progress: OnProgress | None, sweep: Sweep, finished: int) -> Callable[[int], None]:
-    done = sweep.tuning.num_steps * finished
-    total = sweep.tuning.num_steps * len(sweep.members) + sweep.final.num_steps
-
-    def count(steps: int) -> None:
-        nonlocal done
-        done += steps
-        if on_progress is not None:
-            on_progress(done, total)
-
-    return count

@@ -1,16 +1,18 @@
-"""Tokens as the heads take them: one L2-normalised vector per sample, layer and token kind.
+"""Tokens as the heads take them: one vector per sample, layer and token kind, L2-normalised unless another stage is asked for.
 
 Shapes: N samples, T tokens, D width, B batch.
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from copy import copy
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.probe.stages import PLAIN, READ_ROWS, InputStage
 from featcache.store.errors import RequestError
 
 # Samples whose norms are computed at once: bounds the float32 copy of a float16 array.
@@ -19,7 +21,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class TokenSource(Protocol):
-    """Anything that hands out normalised tokens by row."""
+    """Anything that hands out tokens by row, through an input stage."""
+
+    stage: InputStage
+    """By default, tokens are L2-normalised."""
 
     @property
     def num_samples(self) -> int:
@@ -34,7 +39,7 @@ class TokenSource(Protocol):
         """D."""
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Return the tokens of `rows` (``[B]``, int64, on the CPU), each L2-normalised.
+        """Return the tokens of `rows` (``[B]``, int64, on the CPU), through the stage.
 
         Returns:
             ``[B, T, D]``, float32, a fresh tensor that the caller may change.
@@ -51,6 +56,12 @@ class TokenSource(Protocol):
             num_epochs: how many.
             seed: fixes the order, whatever the device.
         """
+
+    def with_stage(self, stage: InputStage) -> Self:
+        """Return the same tokens through another stage; nothing is copied."""
+
+    def subset(self, rows: Tensor) -> Self:
+        """Return a source of the samples `rows` (``[R]``, int64, on the CPU) alone, numbered anew."""
 
 
 class InMemoryTokens:
@@ -85,6 +96,7 @@ class InMemoryTokens:
         norms = _norms(self._tokens)
         check_finite(norms, rows)
         self._scale = norms.reciprocal().where(norms > 0, 0.0)  # [N, T]
+        self.stage = PLAIN
 
     @property
     def num_samples(self) -> int:
@@ -102,10 +114,13 @@ class InMemoryTokens:
         return self._tokens.shape[2]
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Return the tokens of `rows`, ``[B, T, D]`` float32, each L2-normalised."""
+        """Return the tokens of `rows`, ``[B, T, D]`` float32, through the stage."""
         rows = rows.to(self._tokens.device)
         # index_select copies, so multiplying in place leaves the stored tokens alone.
-        return self._tokens.index_select(0, rows).float().mul_(self._scale[rows].unsqueeze(-1))
+        tokens = self._tokens.index_select(0, rows).float()
+        if self.stage.is_plain:  # the lengths are known
+            return tokens.mul_(self._scale[rows].unsqueeze(-1))
+        return self.stage.apply_(tokens)
 
     def epochs(
         self, rows: Tensor, batch_size: int, num_epochs: int, seed: int
@@ -116,6 +131,29 @@ class InMemoryTokens:
             permuted = rows[torch.randperm(len(rows), generator=order)]
             for chosen in torch.split(permuted, batch_size):
                 yield chosen, self.batch(chosen)
+
+    def with_stage(self, stage: InputStage) -> Self:
+        """Return the same tokens through another stage."""
+        if stage is self.stage or (stage.is_plain and self.stage.is_plain):
+            return self
+        other = copy(self)
+        other.stage = stage.to(self._tokens.device)
+        return other
+
+    def subset(self, rows: Tensor) -> Self:
+        """Return a source of some samples, which are copied."""
+        other, rows = copy(self), rows.to(self._tokens.device)
+        other._tokens, other._scale = self._tokens[rows], self._scale[rows]
+        return other
+
+
+def read_features(tokens: TokenSource, rows: Tensor, device: torch.device | str) -> Tensor:
+    """Concatenate the tokens of `rows` ``[M]``: ``[M, T * D]``, float32, on `device`."""
+    features = torch.empty(len(rows), tokens.num_tokens * tokens.width, device=device)
+    for start in range(0, len(rows), READ_ROWS):
+        part = rows[start : start + READ_ROWS]
+        features[start : start + len(part)] = tokens.batch(part).flatten(1)
+    return features
 
 
 def _as_tensor(array: npt.NDArray[Any] | Tensor) -> Tensor:

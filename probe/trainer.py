@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from featcache.probe.batches import Batch, Seeds, mini_batches
+from featcache.probe.batches import Batch, Jitter, Seeds, mini_batches
 from featcache.probe.heads.base import Head
-from featcache.probe.metrics import class_weights
+from featcache.probe.losses import Loss
 from featcache.probe.optimizer import MemberAdamW
 from featcache.probe.precision import FP32, products
-from featcache.probe.protocol import Member, Protocol, learning_rate_at, plan_training
+from featcache.probe.protocol import Member, Plan, Protocol, learning_rate_at, plan_training
+from featcache.probe.stages import fit_stage
+from featcache.probe.tasks import SingleLabel, Task
 from featcache.probe.tokens import TokenSource
 
 BuildHead = Callable[[int, int, int, Sequence[float]], Head]
@@ -28,6 +29,9 @@ BuildHead = Callable[[int, int, int, Sequence[float]], Head]
 # the allocator to hand out the same memory again, which is much faster than fresh pages from the system.
 STEP_BYTES = {"cpu": 2**25}
 DEFAULT_STEP_BYTES = 2**40
+# Bytes of what a step keeps of a batch of usual size, for the members that go through it as one head.
+ACTIVATION_BYTES = 2**28
+LARGE_BATCH = 2048
 # Bytes of tokens in float32 that are predicted from at once.
 PREDICTION_BYTES = 2**26
 
@@ -48,7 +52,7 @@ class Training:
         heads: initialised, each with some of the members, in order.
         members: what they do not share.
         protocol: every other constant.
-        weights: ``[C]``, of the classes in the loss.
+        loss: of outputs and targets; see `featcache.probe.losses`.
         num_steps: updates in all, for the schedule.
         precision: of matrix products, ``fp32`` or ``bf16``.
         generator: where dropout masks are drawn from.
@@ -59,14 +63,16 @@ class Training:
         heads: Sequence[Head],
         members: Sequence[Member],
         protocol: Protocol,
-        weights: Tensor,
+        loss: Loss,
         num_steps: int,
         precision: str,
         generator: torch.Generator | None = None,
     ) -> None:
         self.heads = [head.train() for head in heads]
+        self.losses: list[Tensor] = []
+        """Of every update, ``[M]``."""
         self._floor = protocol.lr_floor
-        self._weights = weights
+        self._losses = loss
         self._num_steps = num_steps
         self._precision = precision
         self._generator = generator
@@ -83,28 +89,24 @@ class Training:
         """Update every member on one mini-batch."""
         with products(self._precision, batch.tokens.device):
             inputs = self.heads[0].prepare(batch.tokens, self._drops, self._generator)
+        found: list[Tensor] = []
         for head, members, optimizer in zip(self.heads, self._parts, self._optimizers, strict=True):
             with products(self._precision, batch.tokens.device):
                 logits = head.classify(inputs)
+            losses = self._losses(logits, batch.labels)
             # The members share nothing, so the gradient of the sum is the gradient of each.
-            loss = self._losses(logits, batch.labels).sum()
             gradients = torch.autograd.grad(
-                loss, optimizer.parameters, allow_unused=True, materialize_grads=True
+                losses.sum(), optimizer.parameters, allow_unused=True, materialize_grads=True
             )
+            # A member may have several classifiers, each with its loss.
+            found.append(losses.detach().view(len(members), -1).mean(1))
             optimizer.step(gradients, [self._learning_rate(member) for member in members])
+        # They stay on the device: reading them would make it wait.
+        self.losses.append(torch.cat(found))
         self._done += 1
 
     def _learning_rate(self, member: Member) -> float:
         return learning_rate_at(self._done, self._num_steps, member.learning_rate, self._floor)
-
-    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted cross-entropy of every member, ``[M]``, from logits ``[M, B, C]`` and labels ``[B]``."""
-        weights = self._weights.to(logits.dtype) if logits.dtype is torch.float64 else self._weights
-        logits = logits.to(weights.dtype)
-        repeated = labels.expand(len(logits), -1).flatten()
-        losses = F.cross_entropy(logits.flatten(0, 1), repeated, weights, reduction="none")
-        # The weighted mean divides by the sum of the weights in the batch.
-        return losses.view(len(logits), -1).sum(1) / weights[labels].sum()
 
 
 def fit_members(
@@ -118,6 +120,8 @@ def fit_members(
     batch_size: int,
     seed: int,
     num_classes: int,
+    task: Task | None = None,
+    plan: Plan | None = None,
     device: torch.device | str = "cpu",
     precision: str = FP32,
     on_step: Callable[[int], None] | None = None,
@@ -127,49 +131,72 @@ def fit_members(
     Args:
         build: makes a head of T, D, C and dropouts.
         tokens: the token source of N samples; only `rows` are read.
-        labels: ``[N]``, int64, on the CPU.
-        rows: ``[R]``, int64, on the CPU: the samples to train on.
+        labels: ``[N]``, int64, on the CPU; or other targets, as `task` has them.
+        rows: ``[R]``, int64, on the CPU: the samples to train on, and to fit the protocol's input stage to.
         members: what to train; no member's result depends on the others.
         protocol: every other constant.
         batch_size: as found for the full train split; enlarged where the last batch would hold one sample.
         seed: fixes initialisation, order, jitter and dropout, the same for every member.
-        num_classes: C.
+        num_classes: C, or outputs of a regression.
+        task: what the targets are; by default single labels.
+        plan: batches and epochs; by default those of the protocol.
         device: where to train; the tokens may live elsewhere.
         precision: of matrix products, ``fp32`` or ``bf16``; parameters, statistics, softmax and loss are float32.
         on_step: called after every mini-batch with the number of members that it updated.
 
     Returns:
-        The trained heads in the order of `members`, in eval mode.
+        The trained heads in the order of `members`, in eval mode, each with its input stage.
 
     Raises:
         RequestError: fewer than 2 rows, or the head cannot have this size.
     """
     seeds = Seeds.derive(seed)
-    plan = plan_training(len(rows), batch_size, protocol)
-    weights = class_weights(labels[rows], num_classes).to(device)
+    task = task or SingleLabel(num_classes)
+    plan = plan or plan_training(len(rows), batch_size, protocol)
+    stage = fit_stage(protocol.input, tokens, rows)
+    tokens = tokens.with_stage(stage)
+    scale = task.scale(labels[rows])
+    targets = labels if scale is None else scale.undo(labels)
     heads = [
         initial_head(build, tokens, num_classes, [member.dropout for member in part], seeds.init).to(device)
         for part in divide(members, members_together(build, tokens, num_classes, torch.device(device)))
     ]
     dropout = torch.Generator(device).manual_seed(seeds.dropout)
-    training = Training(heads, members, protocol, weights, plan.num_steps, precision, dropout)
-    for batch in mini_batches(tokens, labels, rows, plan, protocol, seeds, device):
+    loss = task.loss(targets[rows], device)
+    training = Training(heads, members, protocol, loss, plan.num_steps, precision, dropout)
+    for batch in mini_batches(tokens, targets, rows, plan, protocol, seeds, device):
         training.step(batch)
         if on_step is not None:
             on_step(len(members))
-    return [head.eval().member(index) for head in heads for index in range(head.num_members)]
+    for head in heads:
+        head.stage, head.output = stage, scale
+    alone = [head.eval().member(index) for head in heads for index in range(head.num_members)]
+    for head, losses in zip(alone, torch.stack(training.losses, 1).cpu(), strict=True):
+        head.losses = losses
+    return alone
 
 
 def members_together(build: BuildHead, tokens: TokenSource, num_classes: int, device: torch.device) -> int:
     """Members that go through a step as one head: so few that what they need of memory on the way is used again."""
     most = STEP_BYTES.get(device.type, DEFAULT_STEP_BYTES)
-    return max(1, most // (4 * num_parameters(build, tokens, num_classes)))
+    head = _abstract_head(build, tokens, num_classes)
+    fitting = max(1, most // (4 * _count(head)))
+    if head.activations:
+        fitting = min(fitting, max(1, ACTIVATION_BYTES // (4 * LARGE_BATCH * head.activations)))
+    return fitting
 
 
 def num_parameters(build: BuildHead, tokens: TokenSource, num_classes: int) -> int:
     """Parameters of one member."""
+    return _count(_abstract_head(build, tokens, num_classes))
+
+
+def _abstract_head(build: BuildHead, tokens: TokenSource, num_classes: int) -> Head:
     with torch.device("meta"):  # nothing is allocated and nothing is drawn
-        head = build(tokens.num_tokens, tokens.width, num_classes, (0.0,))
+        return build(tokens.num_tokens, tokens.width, num_classes, (0.0,))
+
+
+def _count(head: Head) -> int:
     return sum(parameter.numel() for parameter in head.parameters())
 
 
@@ -184,17 +211,27 @@ def prediction_batch(tokens: TokenSource) -> int:
 
 
 @torch.inference_mode()
-def predict(head: Head, tokens: TokenSource, rows: Tensor, batch_size: int) -> Tensor:
-    """Compute the logits ``[R, C]`` of `rows` (``[R]``, int64, on the CPU), in float32.
+def predict(
+    head: Head, tokens: TokenSource, rows: Tensor, batch_size: int, jitter: Jitter | None = None
+) -> Tensor:
+    """Compute the outputs ``[R, C]`` of `rows` (``[R]``, int64, on the CPU), in float32.
 
     Args:
-        head: one member; left in eval mode.
+        head: one member; left in eval mode. Its input stage takes the place of that of `tokens`.
         tokens: the token source.
         rows: which samples.
         batch_size: samples at a time.
+        jitter: noise that is added to the tokens.
+
+    Returns:
+        Logits, or numbers in the units of the targets.
     """
     head.eval()
-    device = next(head.parameters()).device
-    return torch.cat(
-        [head(tokens.batch(part).to(device)).squeeze(0) for part in torch.split(rows, batch_size)]
-    )
+    device = next(iter(head.state_dict().values())).device
+    tokens = tokens.with_stage(head.stage)
+    outputs = []
+    for part in torch.split(rows, batch_size):
+        x = tokens.batch(part).to(device)
+        outputs.append(head(x if jitter is None else jitter.add_(x)).squeeze(0))
+    joined = torch.cat(outputs)
+    return joined if head.output is None else head.output.apply(joined)

@@ -1,6 +1,6 @@
 """What a sweep has found out so far, on disk, so that an interrupted run loses only the members that were training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,19 +22,25 @@ class Unfinished:
     def __init__(self, out: Path, run: str) -> None:
         self._path = out / FOLDER / f"{run}.json"
 
-    def read(self) -> dict[Member, float]:
-        """Scores of the members that are through; none where nothing was kept, or what was is damaged."""
+    def read(self) -> list[dict[Member, float]]:
+        """Scores of the members that are through, round by round; none where nothing was kept, or what was is damaged."""
         try:
             document = read_sealed(self._path)
-            return {Member(**entry["member"]): float(entry["score"]) for entry in document["members"]}
+            return [
+                {Member(**entry["member"]): float(entry["score"]) for entry in entries}
+                for entries in document["rounds"]
+            ]
         except (OSError, CacheError, KeyError, TypeError, ValueError):
-            return {}
+            return []
 
-    def write(self, scores: Mapping[Member, float]) -> None:
+    def write(self, rounds: Sequence[Mapping[Member, float]]) -> None:
         """Keep the scores of all members so far."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        entries = [{"member": asdict(member), "score": score} for member, score in scores.items()]
-        write_sealed(self._path, {"members": entries})
+        entries = [
+            [{"member": asdict(member), "score": score} for member, score in scores.items()]
+            for scores in rounds
+        ]
+        write_sealed(self._path, {"rounds": entries})
 
     def remove(self) -> None:
         """The run has a result."""

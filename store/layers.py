@@ -37,13 +37,18 @@ def parse_layers(text: str, num_layers: int) -> tuple[str, ...]:
 
     Raises:
         UnknownNameError: a name is neither a set nor a layer of the backbone.
-        RequestError: a layer is named twice, or none is named.
+        RequestError: a layer is named twice, a set is part of a list, or none is named.
     """
     if text in LAYER_SETS:
         return layer_set(text, num_layers)
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     valid = layer_set("every", num_layers)
     for name in names:
+        if name in LAYER_SETS and len(names) > 1:
+            raise RequestError(
+                f"the layer set {name!r} stands alone, not in a list such as {text!r}; it is "
+                f"{','.join(layer_set(name, num_layers))}, to which further blocks can be added"
+            )
         if name not in valid:
             raise UnknownNameError(
                 "layer", name, (*LAYER_SETS, *valid), f"(blocks 0 to {num_layers - 1}, or final)"

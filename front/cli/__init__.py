@@ -17,7 +17,9 @@ from featcache.cli.import_ import import_command
 from featcache.cli.info import info_command
 from featcache.cli.ls import ls_command
 from featcache.cli.models import models_command
+from featcache.cli.plot import plot_command
 from featcache.cli.probe import probe_command
+from featcache.cli.results import results_command
 from featcache.cli.rm import rm_command
 from featcache.cli.verify import verify_command
 from featcache.store.errors import FeatcacheError
@@ -36,7 +38,15 @@ def cli() -> None:
     """
 
 
-for _command in (extract_command, probe_command, ls_command, info_command, verify_command):
+for _command in (
+    extract_command,
+    probe_command,
+    results_command,
+    plot_command,
+    ls_command,
+    info_command,
+    verify_command,
+):
     cli.add_command(_command)
 for _command in (rm_command, gc_command, export_command, import_command):
     cli.add_command(_command)

@@ -1,20 +1,21 @@
 """``featcache probe``: heads trained on a cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 import click
 
+from featcache.cli.grid import GridError, open_caches
 from featcache.cli.options import SIZE, common_options
 from featcache.console import ConsoleReporter, print_json, print_table
-from featcache.extract.models import model_names
 from featcache.probe.protocol import get_protocol
-from featcache.probe.request import ProbeRequest, jobs
-from featcache.store.catalogue import completed_last, roots, select
+from featcache.probe.request import ProbeRequest, jobs, left_out
+from featcache.probe.table import TableRow
+from featcache.store.catalogue import roots
 from featcache.store.errors import RequestError
-from featcache.store.reading.reader import open_cache
+from featcache.store.reading.reader import Cache
 
 if TYPE_CHECKING:
     from featcache.probe.results import ResultRow
@@ -30,11 +31,13 @@ Examples:
   featcache probe --head linear --head attentive --layers all --tokens cls+ap --seeds 0,1,2
   featcache probe --head attentive --layers last --tokens cls+patches
   featcache probe --head linear --layers all --tokens cls+ap --solver exact
+  featcache probe --table paper --model dinov2-vit-s-14,vit-l-14 --dataset photos,flowers
 """
 
 
 @click.command("probe", epilog=EPILOG)
-@click.option("--head", "heads", multiple=True, required=True, help="linear or attentive; may be repeated.")
+@click.option("--head", "heads", multiple=True, help="linear or attentive; may be repeated, or a list.")
+@click.option("--table", help="paper: the ten rows of the paper, instead of --head, --layers and --tokens.")
 @click.option(
     "--layers", help="last, mid+last, quarters, all, every, or a list such as 0,3,final.  [default: by head]"
 )
@@ -51,8 +54,8 @@ Examples:
 @click.option(
     "--cache", help="Folder or key of a cache, or DATASET/MODEL-KEY.  [default: the one completed last]"
 )
-@click.option("--model", help="Take the cache of this model.")
-@click.option("--dataset", help="Take the cache of this dataset.")
+@click.option("--model", help="Take the cache of this model, or of these: x,y.")
+@click.option("--dataset", help="Take the cache of this dataset, or of these: a,b.")
 @click.option("--allow-partial", is_flag=True, help="Also take a cache whose extraction has not finished.")
 @click.option(
     "--out",
@@ -87,6 +90,7 @@ Examples:
 @common_options
 def probe_command(
     heads: tuple[str, ...],
+    table: str | None,
     layers: str | None,
     tokens: str | None,
     protocol: str,
@@ -110,18 +114,13 @@ def probe_command(
 
     Trained along is the linear probe on the last layer's class token, over which gains are measured.
     """
-    search = roots(root)
-    named = cache or model or dataset
-    entry = (
-        select(search, cache, model_names(model) if model else (), dataset)
-        if named
-        else completed_last(search)
-    )
-    opened = open_cache(entry.path, allow_partial=allow_partial)
+    caches = open_caches(roots(root), cache, model, dataset, allow_partial)
     reporter = ConsoleReporter(quiet=as_json)
-    reporter.message(f"cache: {entry.path}" + ("" if named else " (completed last)"))
+    if len(caches) == 1:
+        named = cache or model or dataset
+        reporter.message(f"cache: {caches[0].directory}" + ("" if named else " (completed last)"))
     request = ProbeRequest(
-        heads=heads,
+        heads=tuple(name.strip() for given in heads for name in given.split(",") if name.strip()),
         layers=layers,
         tokens=tokens,
         num_heads=num_heads,
@@ -133,22 +132,43 @@ def probe_command(
         seeds=_parse_seeds(seeds),
         out=out,
         force=force,
+        table=table,
     )
     # What is wrong with the request shows before torch, which takes seconds, is imported.
-    jobs(opened, request)
+    for opened in caches:
+        jobs(opened, request)
+        for row, missing in left_out(opened, request):
+            reporter.message(_left_out(opened, row, missing))
 
     from featcache.extract.device import choose_device
-    from featcache.probe.attention import HEATMAP_FILE
+    from featcache.probe.grid import probe_grid
     from featcache.probe.process import keep_freed_memory
-    from featcache.probe.results import RESULTS_FILE
-    from featcache.probe.run import probe
 
     keep_freed_memory()
-    rows = probe(opened, request, device=choose_device(device), reporter=reporter)
+    result = probe_grid(caches, request, device=choose_device(device), reporter=reporter)
     if as_json:
-        print_json([row.to_dict() for row in rows])
-        return
-    print_table(COLUMNS, _table(rows), numeric=(*COLUMNS[3:7], *COLUMNS[8:]))
+        print_json([row.to_dict() for row in result.rows])
+    else:
+        _print(result.rows, out, grid=len(caches) > 1)
+    if result.failures:
+        raise GridError(result.failures)
+
+
+def _left_out(cache: Cache, row: TableRow, missing: str) -> str:
+    reason = f"{cache.directory} holds no {missing} of the last layer"
+    if missing == "patches":
+        reason += "; the same `featcache extract` with --tokens patches adds them"
+    return f"row left out: {row}: {reason}"
+
+
+def _print(rows: Sequence["ResultRow"], out: Path, grid: bool) -> None:
+    """The table, and what there is to say about its rows."""
+    from featcache.probe.attention import HEATMAP_FILE
+    from featcache.probe.results import RESULTS_FILE
+
+    names = (lambda row: [row.dataset, row.model]) if grid else (lambda row: [])
+    columns = (*(("dataset", "model") if grid else ()), *COLUMNS)
+    print_table(columns, _table(rows, names), numeric=(*COLUMNS[3:7], *COLUMNS[8:]))
     notes: set[str] = set()
     for row in rows:
         if row.kept_layers is not None:
@@ -158,11 +178,11 @@ def probe_command(
                 f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the largest learning rate of "
                 f"{row.protocol}; it may not have converged"
             )
-        if (out / row.folder / HEATMAP_FILE).exists():
+        if not grid and (out / row.folder / HEATMAP_FILE).exists():
             click.echo(f"attention heatmap: {out / row.folder / HEATMAP_FILE}")
     for note in sorted(notes):
         click.echo(note)
-    click.echo(f"results: {out / RESULTS_FILE}")
+    click.echo(f"results: {out / RESULTS_FILE}; `featcache results` shows them again, side by side")
 
 
 def _parse_seeds(text: str) -> tuple[int, ...]:
@@ -175,22 +195,22 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def _table(rows: Sequence["ResultRow"]) -> list[list[str]]:
+def _table(rows: Sequence["ResultRow"], names: "Callable[[ResultRow], list[str]]") -> list[list[str]]:
     """A line for every row, and where a head was trained with several seeds one for their mean."""
     lines = []
-    groups: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], list[ResultRow]] = {}
+    groups: dict[tuple[object, ...], list[ResultRow]] = {}
     for row in rows:
-        key = (row.head, row.solver, tuple(row.layer_names), tuple(row.tokens))
+        key = (row.cache_key, row.head, row.solver, tuple(row.layer_names), tuple(row.tokens))
         groups.setdefault(key, []).append(row)
     for group in groups.values():
-        lines += [_line(row) for row in group]
+        lines += [names(row) + _line(row) for row in group]
         if len(group) > 1:
-            lines.append(_mean_line(group))
+            lines.append(names(group[0]) + _mean_line(group))
     return lines
 
 
 def _line(row: "ResultRow") -> list[str]:
-    points = [f"{100 * row.balanced_accuracy:.2f}", f"{100 * row.top1:.2f}", f"{100 * row.gain:+.2f}"]
+    points = [f"{100 * row.score:.2f}", _points([row.top1]), f"{100 * row.gain:+.2f}"]
     return [
         row.head,
         row.layers,
@@ -211,13 +231,10 @@ def _chosen(row: "ResultRow") -> str:
 
 
 def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
-    def points(values: list[float], sign: str = "") -> str:
-        return f"{100 * mean(values):{sign}.2f} ± {100 * stdev(values):.2f}"
-
     scores = [
-        points([r.balanced_accuracy for r in group]),
-        points([r.top1 for r in group]),
-        points([r.gain for r in group], "+"),
+        _points([row.score for row in group]),
+        _points([row.top1 for row in group]),
+        _points([row.gain for row in group], "+"),
     ]
     first = group[0]
     return [
@@ -230,3 +247,11 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
         f"{first.parameters:,}",
         f"{sum(r.seconds for r in group):.1f}",
     ]
+
+
+def _points(values: Sequence[float | None], sign: str = "") -> str:
+    """Percent: one value, or mean and deviation of several; nothing where there is no such score."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return ""
+    return f"{mean(known):{sign}.2f}" + (f" ± {stdev(known):.2f}" if len(known) > 1 else "")

@@ -19,10 +19,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from featcache.probe.heads.base import Head
-from featcache.probe.heads.parts import BatchNorm, LayerNorm, Linear, replicate
+from featcache.probe.heads.parts import BatchNorm, LayerNorm, Linear, as_products, normalise, replicate
 from featcache.probe.heads.pooling import attention_pool, attention_weights
 from featcache.store.errors import RequestError
 
@@ -71,17 +70,19 @@ class AttentiveHead(Head):
         self.batch_norm = BatchNorm(members, width)
         self.classifier = Linear(members, width, num_classes)
 
+    @property
+    def options(self) -> dict[str, int]:
+        """The number of heads."""
+        return {"num_heads": self.num_heads}
+
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> "AttentionInputs":
         """Normalise the tokens as both norms see them, and draw for dropout: all members drop by the same draws."""
-        tokens = _normalise(x)
+        tokens = normalise(x)
         draws = None
         if dropout:
             shape = (*x.shape[:2], self.num_heads)
             draws = torch.rand(shape, generator=generator, dtype=x.dtype, device=x.device)
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            tokens = tokens.to(torch.get_autocast_dtype(device))
-        return AttentionInputs(tokens, draws)
+        return AttentionInputs(as_products(tokens), draws)
 
     def classify(self, inputs: "AttentionInputs") -> Tensor:
         """Map prepared tokens to logits ``[M, B, C]``."""
@@ -107,13 +108,7 @@ class AttentiveHead(Head):
 
     def attention(self, x: Tensor) -> Tensor:
         """Return the attention weights ``[M, B, H, T]`` of tokens `x` ``[B, T, D]``, without dropout; they sum to 1."""
-        return attention_weights(_normalise(x), self._folded_keys()).permute(2, 0, 3, 1)
-
-    def like(self, dropouts: Sequence[float]) -> Head:
-        """Build a head of the same form and size for other members."""
-        return AttentiveHead(
-            self.num_tokens, self.width, self.num_classes, dropouts, num_heads=self.num_heads
-        )
+        return attention_weights(normalise(x), self._folded_keys()).permute(2, 0, 3, 1)
 
     def _folded_keys(self) -> Tensor:
         """``W_k^T q`` of every head, with the scale of scores and of the norm: ``[M, H, D]``."""
@@ -139,8 +134,3 @@ class AttentionInputs(NamedTuple):
     """``[B, T, D]``, in the type of matrix products."""
     draws: Tensor | None
     """Uniform, ``[B, T, H]``, for dropout."""
-
-
-def _normalise(x: Tensor) -> Tensor:
-    """The tokens as both of their norms see them, before the affine part."""
-    return F.layer_norm(x, x.shape[-1:], eps=LayerNorm.eps)

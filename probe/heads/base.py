@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featcache.probe.stages import PLAIN, InputStage, OutputScale
+
 
 class Head(nn.Module):
-    """M small classifiers of one form, over the same L2-normalised tokens; a trained head alone has M = 1.
+    """M small classifiers of one form, over the same tokens; a trained head alone has M = 1.
 
     Every parameter and every buffer has the member axis first, and no operation mixes members, so each of them is
     what it would be alone. A subclass takes exactly these arguments first, builds itself from the parts in
@@ -23,6 +25,13 @@ class Head(nn.Module):
         num_classes: C.
         dropouts: one probability for each of the M members.
     """
+
+    stage: InputStage = PLAIN
+    """What stored tokens go through before the head: `forward` takes what comes out of it."""
+    output: OutputScale | None = None
+    """Of a regression: maps what `forward` gives to the units of the targets."""
+    losses: Tensor | None = None
+    """Of a member that was just trained: the loss of every update, ``[S]``; not saved with it."""
 
     def __init__(self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float]) -> None:
         super().__init__()
@@ -36,11 +45,21 @@ class Head(nn.Module):
         """M."""
         return len(self.dropouts)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the head takes besides its size, as plain JSON values; with them it can be built again."""
+        return {}
+
+    @property
+    def activations(self) -> int:
+        """About how many values a step keeps for each sample and member, besides logits; small where not given."""
+        return 0
+
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map tokens to logits.
 
         Args:
-            x: ``[B, T, D]``, L2-normalised and perhaps jittered.
+            x: ``[B, T, D]``, through the input stage and perhaps jittered.
             generator: where dropout masks are drawn from in training; None is torch's global one.
 
         Returns:
@@ -59,7 +78,11 @@ class Head(nn.Module):
         return x
 
     def classify(self, inputs: Any) -> Tensor:
-        """Map what `prepare` returned to logits ``[M, B, C]``."""
+        """Map what `prepare` returned to logits ``[M, B, C]``.
+
+        In training mode, a head of several classifiers that are trained independently may give K sets of logits for every
+        member, ``[M * K, B, C]``: each has its own loss.
+        """
         raise NotImplementedError
 
     def attention(self, x: Tensor) -> Tensor:
@@ -68,18 +91,22 @@ class Head(nn.Module):
 
     def like(self, dropouts: Sequence[float]) -> "Head":
         """Build a head of the same form and size for other members."""
-        return type(self)(self.num_tokens, self.width, self.num_classes, dropouts)
+        return type(self)(self.num_tokens, self.width, self.num_classes, dropouts, **self.options)
 
     def member(self, index: int) -> "Head":
         """Return one member, M = 1, on the same memory."""
         with torch.device("meta"):  # nothing is drawn, nothing is allocated
             alone = self.like(self.dropouts[index : index + 1])
-        alone.load_member({name: tensor[index] for name, tensor in self.state_dict().items()})
+        alone.load_state_dict(
+            {name: tensor[index : index + 1] for name, tensor in self.state_dict().items()}, assign=True
+        )
+        alone.stage, alone.output = self.stage, self.output
         return alone.train(self.training)
 
     def member_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the only member, without the member axis."""
-        return {name: tensor.squeeze(0) for name, tensor in self.state_dict().items()}
+        """Parameters and buffers of the only member, without the member axis, and those of its input stage and output scale."""
+        own = {name: tensor.squeeze(0) for name, tensor in self.state_dict().items()}
+        return own | self.stage.state() | ({} if self.output is None else self.output.state())
 
     def load_member(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `member_state` gave, as the only member.
@@ -87,4 +114,6 @@ class Head(nn.Module):
         Raises:
             RuntimeError: names or shapes do not fit.
         """
-        self.load_state_dict({name: tensor.unsqueeze(0) for name, tensor in state.items()}, assign=True)
+        self.stage, rest = InputStage.from_state(state)
+        self.output, rest = OutputScale.from_state(rest)
+        self.load_state_dict({name: tensor.unsqueeze(0) for name, tensor in rest.items()}, assign=True)

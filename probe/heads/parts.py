@@ -13,11 +13,36 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from featcache.probe.scratch import scratch
+from featcache.store.errors import RequestError
 
 
 def replicate(tensor: Tensor, num_members: int) -> nn.Parameter:
     """Return a parameter that holds `tensor` once for every member."""
     return nn.Parameter(tensor.detach().expand(num_members, *tensor.shape).clone())
+
+
+def as_products(x: Tensor) -> Tensor:
+    """Bring `x` into the type that matrix products run in, once for all members."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Layer norm over the last axis, without the affine part: the same for all members."""
+    return F.layer_norm(x, x.shape[-1:], eps=LayerNorm.eps)
+
+
+def by_layer(num_tokens: int, num_layers: int, head: str) -> int:
+    """Token kinds K of every layer, where T tokens are those of L layers, layer by layer.
+
+    Raises:
+        RequestError: the tokens do not divide evenly.
+    """
+    if num_layers < 1 or num_tokens % num_layers:
+        raise RequestError(
+            f"the {head} head needs the same tokens of every layer; {num_tokens} tokens do not divide among {num_layers} layers"
+        )
+    return num_tokens // num_layers
 
 
 class Linear(nn.Module):

@@ -7,8 +7,9 @@ Shapes: N samples, T tokens, D width, F = T * D features, P penalties, C classes
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import nan
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,26 +17,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.metrics import balanced_accuracy, class_weights
-from featcache.probe.protocol import Protocol
+from featcache.probe.metrics import balanced_accuracy
+from featcache.probe.protocol import NO_FOLDS, Protocol
 from featcache.probe.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved
-from featcache.probe.solver.group_lasso import default_group_penalties, solve_group_path
-from featcache.probe.solver.groups import make_groups
-from featcache.probe.solver.logistic import (
-    Problem,
-    check_penalties,
-    default_penalties,
-    solve_path,
-    solver_device,
-)
-from featcache.probe.solver.spaces import make_space
-from featcache.probe.split import stratified_holdout
-from featcache.probe.tokens import TokenSource
+from featcache.probe.solver.logistic import check_penalties, solver_device
+from featcache.probe.solver.methods import Data, Final, GroupLassoSolver, L2Solver, Limits, Tuned
+from featcache.probe.split import Rows, stratified_folds, stratified_holdout
+from featcache.probe.stages import PLAIN, InputStage, fit_stage
+from featcache.probe.tokens import TokenSource, read_features
 from featcache.store.errors import RequestError, UnknownNameError
 
 PenaltyKind = Literal["l2", "group-lasso"]
-# Samples whose tokens are read at once.
-READ_ROWS = 1024
 
 OnProgress = Callable[[int, int], None]
 
@@ -61,6 +53,10 @@ class ExactResult:
     """Groups that are left with weight; with an L2 penalty, all."""
     num_classes: int
     seconds: float
+    stage: InputStage = PLAIN
+    """What stored tokens go through before the head."""
+    held_out: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    """Logits ``[M, C]`` with the chosen penalty on the held-out samples, of the heads it was chosen from."""
 
     @property
     def notes(self) -> list[str]:
@@ -104,7 +100,7 @@ def run_exact_sweep(
     Args:
         tokens: the train split, N samples. The test split has no business here.
         labels: class indices, ``[N]``.
-        protocol: how much is held out.
+        protocol: how much is held out, and the input stage.
         seed: fixes the held-out part; nothing else is random.
         penalties: positive; by default a grid that suits the features.
         penalty_kind: ``l2`` or ``group-lasso``.
@@ -125,39 +121,21 @@ def run_exact_sweep(
     if penalty_kind not in get_args(PenaltyKind):
         raise UnknownNameError("penalty kind", penalty_kind, get_args(PenaltyKind))
     labels = np.asarray(labels)
-    train_rows, held_rows = stratified_holdout(labels, protocol.validation_fraction, seed)
-    if labels.shape != (tokens.num_samples,) or not len(held_rows):
-        raise RequestError(
-            f"{len(labels)} labels of {tokens.num_samples} samples leave {len(held_rows)} to hold out; both must agree, and "
-            "some class needs several samples"
-        )
-    classes = int(labels.max()) + 1 if num_classes is None else num_classes
-    # The part to tune on comes first, so that it is a view.
-    order = torch.from_numpy(np.concatenate([train_rows, held_rows]))
     sweep = _Sweep(
-        features=read_features(tokens, order, solver_device(device)),
-        labels=torch.from_numpy(labels.astype(np.int64))[order],
-        num_train=len(train_rows),
-        num_classes=classes,
+        tokens=tokens,
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        splits=_splits(labels, tokens.num_samples, protocol, seed),
+        num_classes=int(labels.max()) + 1 if num_classes is None else num_classes,
+        input=protocol.input,
+        solver=partial(L2Solver, tuple(range(tokens.num_tokens)))
+        if penalty_kind == "l2"
+        else partial(GroupLassoSolver, _columns(tokens, groups)),
         penalties=None if penalties is None else check_penalties(penalties),
-        tolerance=tolerance,
-        max_iterations=max_iterations,
+        device=solver_device(device),
+        limits={"tolerance": tolerance, "max_iterations": max_iterations},
         on_progress=on_progress,
     )
-    if penalty_kind == "l2":
-        result = sweep.l2(tuple(range(tokens.num_tokens)))
-    else:
-        result = sweep.group_lasso(_columns(tokens, groups))
-    return replace(result, seconds=time.perf_counter() - started)
-
-
-def read_features(tokens: TokenSource, rows: Tensor, device: torch.device | str) -> Tensor:
-    """Concatenate the tokens of `rows` ``[M]``: ``[M, T * D]``, float32, on `device`."""
-    features = torch.empty(len(rows), tokens.num_tokens * tokens.width, device=device)
-    for start in range(0, len(rows), READ_ROWS):
-        part = rows[start : start + READ_ROWS]
-        features[start : start + len(part)] = tokens.batch(part).flatten(1)
-    return features
+    return replace(sweep.run(penalty_kind), seconds=time.perf_counter() - started)
 
 
 def select_penalty(validation: dict[float, float]) -> float:
@@ -182,84 +160,86 @@ def _columns(tokens: TokenSource, groups: Sequence[int] | None) -> list[Tensor]:
     return [(of_column == group).nonzero().squeeze(1) for group in range(int(of_token.max()) + 1)]
 
 
+def _splits(
+    labels: npt.NDArray[np.integer], num_samples: int, protocol: Protocol, seed: int
+) -> list[tuple[Rows, Rows]]:
+    folds = protocol.num_folds(len(labels))
+    if folds == NO_FOLDS and labels.shape == (num_samples,):
+        return []
+    if folds > 1 and labels.shape == (num_samples,):
+        return stratified_folds(labels, folds, seed)
+    train_rows, held_rows = stratified_holdout(labels, protocol.validation_fraction, seed)
+    if labels.shape != (num_samples,) or not len(held_rows):
+        raise RequestError(
+            f"{len(labels)} labels of {num_samples} samples leave {len(held_rows)} to hold out; both must agree, and "
+            "some class needs several samples"
+        )
+    return [(train_rows, held_rows)]
+
+
 @dataclass
 class _Sweep:
-    """The features of train, the part to tune on first, and what is asked for."""
+    """The train split, and what is asked for."""
 
-    features: Tensor
+    tokens: TokenSource
     labels: Tensor
-    num_train: int
+    splits: list[tuple[Rows, Rows]]
     num_classes: int
+    input: str
+    solver: Callable[[Data], L2Solver | GroupLassoSolver]
     penalties: list[float] | None
-    tolerance: float
-    max_iterations: int
+    device: torch.device
+    limits: Limits
     on_progress: OnProgress | None
 
-    def problem(self, count: int) -> Problem:
-        """The first samples, balanced."""
-        labels = self.labels[:count]
-        weights = class_weights(labels, self.num_classes)
-        return Problem.make(self.features[:count], labels, self.num_classes, weights)
-
-    def l2(self, groups: tuple[int, ...]) -> ExactResult:
-        """Sweep over L2 penalties."""
-        # No class loses its last sample to the held-out part, so the classes of both problems are the same.
-        part, whole = self.problem(self.num_train), self.problem(len(self.labels))
-        space = make_space(self.features)
-        fitting = space.fitting(part.loss.weights)
-        penalties = self._grid(self.penalties or default_penalties(fitting))
-        report = self._counter(len(penalties))
-        solve = partial(
-            solve_path, tolerance=self.tolerance, max_iterations=self.max_iterations, on_solved=report
-        )
-        path = solve(fitting, part.loss, penalties)
-        logits = space.logits(path.coefficients, self.num_train)
-        validation = self._validate(penalties, logits, part)
+    def run(self, kind: PenaltyKind) -> ExactResult:
+        """Tune on every split, then fit on everything."""
+        if not self.splits:
+            return self._without_choice(kind)
+        tuned: list[Tuned] = []
+        for train_rows, held_rows in self.splits:
+            data = self._read(train_rows, held_rows)
+            solver = self.solver(data)
+            if not tuned:
+                penalties = sorted(set(self.penalties or solver.default_penalties()), reverse=True)
+                report = self._counter(len(penalties) * len(self.splits) + 1)
+            tuned.append(solver.tune(penalties, report, self.limits))
+        held = np.concatenate([held_rows for _, held_rows in self.splits])
+        outputs = [
+            torch.cat([one.outputs(index, self.num_classes) for one in tuned])
+            for index in range(len(penalties))
+        ]
+        labels = self.labels[torch.from_numpy(held)]
+        scores = [balanced_accuracy(one, labels, self.num_classes) for one in outputs]
+        validation = dict(zip(penalties, scores, strict=True))
         chosen = select_penalty(validation)
-        start = path.coefficients.of(penalties.index(chosen))
-        del fitting
-        fitting = space.fitting(whole.loss.weights)
-        final = solve(fitting, whole.loss, [chosen], start=start)
-        weights, biases = space.head(final.coefficients)
-        tuning = dict(zip(penalties, path.certificates, strict=True))
-        weight, bias = whole.all_classes(weights[0], biases[0])
-        return self._result("l2", chosen, validation, tuning, final.certificates[0], weight, bias, groups)
+        index = penalties.index(chosen)
+        # Held-out samples were read along, so this is all of train, unless its statistics are others.
+        start = tuned[0].starts[index]
+        if len(self.splits) > 1 or data.stage.mean is not None:
+            del data, solver
+            everything = np.arange(len(self.labels))
+            solver, start = self.solver(self._read(everything, everything[:0])), None
+        final = solver.final(chosen, start, report, self.limits)
+        worst = [
+            max(
+                (one.certificates[at] for one in tuned),
+                key=lambda found: (not found.converged, found.suboptimality),
+            )
+            for at in range(len(penalties))
+        ]
+        tuning = dict(zip(penalties, worst, strict=True))
+        return self._result(kind, chosen, validation, tuning, final, solver.stage, outputs[index])
 
-    def group_lasso(self, groups: list[Tensor]) -> ExactResult:
-        """Sweep over group lasso penalties."""
-        part, whole = self.problem(self.num_train), self.problem(len(self.labels))
-        columns = [group.to(self.features.device) for group in groups]
-        grouped = make_groups(part.features, part.loss.weights, columns)
-        penalties = self._grid(self.penalties or default_group_penalties(grouped, part.loss))
-        report = self._counter(len(penalties))
-        solve = partial(
-            solve_group_path, tolerance=self.tolerance, max_iterations=self.max_iterations, on_solved=report
-        )
-        path = solve(grouped, part.loss, penalties)
-        heads = [grouped.head(solution.params) for solution in path]
-        held = self.features[self.num_train :]
-        logits = [weight.float() @ held.T + bias.float().unsqueeze(1) for weight, bias in heads]
-        validation = self._validate(penalties, torch.stack(logits), part)
-        chosen = select_penalty(validation)
-        head = heads[penalties.index(chosen)]
-        del grouped
-        grouped = make_groups(whole.features, whole.loss.weights, columns)
-        (final,) = solve(grouped, whole.loss, [chosen], start=grouped.params(*head))
-        weight, bias = whole.all_classes(*grouped.head(final.params))
-        tuning = {penalty: found.certificate for penalty, found in zip(penalties, path, strict=True)}
-        return self._result(
-            "group-lasso", chosen, validation, tuning, final.certificate, weight, bias, final.kept
-        )
-
-    def _grid(self, penalties: list[float]) -> list[float]:
-        return sorted(set(penalties), reverse=True)
-
-    def _validate(self, penalties: list[float], logits: Tensor, part: Problem) -> dict[float, float]:
-        """Score held-out logits ``[P, C', M]`` of the classes that occur."""
-        labels = self.labels[self.num_train :].to(logits.device)
-        predicted = part.classes[logits.argmax(1)]
-        scores = [balanced_accuracy(row, labels, self.num_classes) for row in predicted]
-        return dict(zip(penalties, scores, strict=True))
+    def _without_choice(self, kind: PenaltyKind) -> ExactResult:
+        """Fit to everything with the penalty in the middle of the grid."""
+        everything = np.arange(len(self.labels))
+        solver = self.solver(self._read(everything, everything[:0]))
+        penalties = sorted(self.penalties or solver.default_penalties(), reverse=True)
+        chosen = penalties[len(penalties) // 2]
+        final = solver.final(chosen, None, self._counter(1), self.limits)
+        empty = torch.empty(0, self.num_classes)
+        return self._result(kind, chosen, {chosen: nan}, {}, final, solver.stage, empty)
 
     def _result(
         self,
@@ -267,22 +247,39 @@ class _Sweep:
         chosen: float,
         validation: dict[float, float],
         tuning: dict[float, Certificate],
-        certificate: Certificate,
-        weight: Tensor,
-        bias: Tensor,
-        kept: tuple[int, ...],
+        final: Final,
+        stage: InputStage,
+        held_out: Tensor,
     ) -> ExactResult:
         return ExactResult(
-            kind, chosen, validation, tuning, certificate, weight, bias, kept, self.num_classes, seconds=0.0
+            kind,
+            chosen,
+            validation,
+            tuning,
+            final.certificate,
+            final.weight,
+            final.bias,
+            final.kept,
+            self.num_classes,
+            seconds=0.0,
+            stage=stage,
+            held_out=held_out,
         )
 
-    def _counter(self, num_penalties: int) -> OnSolved:
+    def _read(self, train_rows: Rows, held_rows: Rows) -> Data:
+        stage = fit_stage(self.input, self.tokens, torch.from_numpy(train_rows))
+        # The part to tune on comes first, so that it is a view.
+        order = torch.from_numpy(np.concatenate([train_rows, held_rows]))
+        features = read_features(self.tokens.with_stage(stage), order, self.device)
+        return Data(features, self.labels[order], len(train_rows), self.num_classes, stage)
+
+    def _counter(self, total: int) -> OnSolved:
         done = 0
 
         def count(solved: int) -> None:
             nonlocal done
             done += solved
             if self.on_progress is not None:
-                self.on_progress(done, num_penalties + 1)
+                self.on_progress(done, total)
 
         return count

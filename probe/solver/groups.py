@@ -85,7 +85,7 @@ def make_groups(features: Tensor, weights: Tensor, groups: Sequence[Tensor]) -> 
         part = features[:, columns].double()
         mean = weights @ part
         part -= mean
-        squares, basis = _basis(part, weights)
+        squares, basis = principal_directions(part, weights)
         found.append(_Group(columns, basis, mean))
         matrices.append((part @ basis).to(kept_type))
         variances.append(squares)
@@ -97,7 +97,7 @@ def make_groups(features: Tensor, weights: Tensor, groups: Sequence[Tensor]) -> 
     return GroupedDesign(design, group_of, sizes, tuple(found))
 
 
-def _basis(centred: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def principal_directions(centred: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Variances ``[R]`` and orthonormal basis ``[F, R]`` of centred features ``[N, F]``."""
     num_samples, num_features = centred.shape
     scaled = centred * weights.sqrt()[:, None]

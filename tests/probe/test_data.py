@@ -91,7 +91,7 @@ def test_what_exceeds_the_memory_is_streamed(cache):
         ("last", "cls+patch", UnknownNameError, "unknown token kind 'patch'; did you mean patches"),
         ("last", "pooled", UnknownNameError, "unknown token kind 'pooled'"),
         ("last", " + ", RequestError, "no token kind is named"),
-        ("last,4", "cls", UnknownNameError, "unknown layer 'last'"),
+        ("last,3", "cls", RequestError, "the layer set 'last' stands alone, not in a list such as 'last,3'"),
     ],
 )
 def test_what_there_is_not(cache, layers, tokens, error, message):

@@ -42,7 +42,7 @@ def config(name: str) -> HeadConfig:
     return HeadConfig(
         head=name,
         layers=("1", "final"),
-        tokens=("cls", "patches"),
+        tokens=("cls", "registers"),
         num_tokens=3,
         options=OPTIONS[name],
         width=8,
@@ -53,6 +53,8 @@ def config(name: str) -> HeadConfig:
         weights_digest="0" * 64,
         protocol="quick",
         seed=0,
+        parts=[("pooled", ("final",), ("cls",)), ("registers", ("1",), ("register0", "register1"))],
+        features="0" * 64,
     )
 
 

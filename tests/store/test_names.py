@@ -41,6 +41,10 @@ def test_all_of_a_large_backbone_is_one_layer_per_block():
         ("-1", "unknown layer '-1'"),
         ("3,3", "layer 3 is named more than once"),
         (",", "no layer is named"),
+        (
+            "quarters,1",
+            "the layer set 'quarters' stands alone, not in a list such as 'quarters,1'; it is 3,6,9,final",
+        ),
     ],
 )
 def test_bad_layers(text, message):

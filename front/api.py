@@ -1,0 +1,232 @@
+"""The public functions, for Python and notebooks: what the commands do, with the same names and defaults."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featcache.console import ConsoleReporter
+from featcache.store.catalogue import roots, select
+from featcache.store.reading.reader import Cache, open_cache
+
+if TYPE_CHECKING:
+    from featcache.extract.backbones.base import Backbone
+    from featcache.probe.results import ResultRow
+    from featcache.probe.trained import TrainedHead
+
+PathLike = str | Path
+
+
+def open(directory: PathLike, *, allow_partial: bool = False) -> Cache:
+    """Open a cache for reading; nothing is loaded until it is asked for.
+
+    Args:
+        directory: folder of the cache, the one that holds manifest.json (`featcache ls` prints it).
+        allow_partial: also open a cache whose extraction has not finished.
+
+    Raises:
+        CacheNotFoundError: there is no cache.
+        IncompleteCacheError: the extraction has not finished.
+        CacheError: its metadata are damaged.
+
+    Example:
+        >>> train = featcache.open("caches/flowers/vit-l-14-0123456789ab")["train"]  # doctest: +SKIP
+        >>> features = train.load(["11", "final"], ["cls"])  # [N, 2, 1, D]          # doctest: +SKIP
+    """
+    return open_cache(directory, allow_partial=allow_partial)
+
+
+def extract(
+    model: str,
+    dataset: str,
+    *,
+    weights: PathLike | None = None,
+    taps: Sequence[str] = ("norm2",),
+    layers: str = "every",
+    tokens: str = "cls,ap",
+    patches: str | None = None,
+    splits: Sequence[str] = (),
+    dtype: str = "float16",
+    precision: str = "auto",
+    limit: int | None = None,
+    split_seed: int = 0,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    on_error: str = "stop",
+    root: PathLike | None = None,
+    backbone: "Backbone | None" = None,
+    progress: bool = True,
+) -> Cache:
+    """Make sure that the tokens of a backbone on a dataset are cached, and open the cache.
+
+    Args:
+        model: alias or explicit name (`featcache models`); just a name where `backbone` is given.
+        dataset: ``digits`` or ``imagefolder:DIR``.
+        weights: local weights instead of the hub's.
+        taps: what to record in a block: ``norm2``, ``block``, ``attn``, ``mlp``, ``norm1``.
+        layers: a layer set, or a list of blocks.
+        tokens: kinds of tokens, such as ``cls,ap,registers,grid2``.
+        patches: layers whose patch tokens are cached.
+        splits: which splits; all if empty.
+        dtype: stored type: ``float16``, ``bfloat16`` or ``float32``.
+        precision: of the forward pass: ``fp32``, ``mixed`` or ``auto``.
+        limit: at most this many samples of each split, stratified by class.
+        split_seed: of the 75/25 split of a dataset that has none.
+        batch_size: samples in a forward pass; chosen by device if not given.
+        workers: processes that decode images.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        on_error: ``stop`` at an image that does not decode, or ``skip`` it.
+        root: where the cache is looked for and written to; by default as on the command line.
+        backbone: one's own, made by `featcache.extract.backbones.custom.custom_backbone`.
+        progress: show messages and progress on stderr.
+
+    Raises:
+        RequestError: the request is wrong; `UnknownNameError` for a name that does not exist.
+        DatasetError: the dataset cannot be used.
+        BackboneError: the backbone cannot be loaded or its features would be wrong.
+        InterruptedRunError: Ctrl-C; what was committed stays, and the same call goes on.
+
+    Example:
+        >>> cache = featcache.extract("dinov2-vit-s-14", "imagefolder:photos")  # doctest: +SKIP
+    """
+    from featcache.extract.contents import Contents
+    from featcache.extract.request import ExtractRequest
+    from featcache.extract.run import extract as run_extract
+
+    request = ExtractRequest(
+        model=model,
+        dataset=dataset,
+        weights=None if weights is None else Path(weights),
+        dtype=dtype,
+        precision=precision,
+        contents=Contents(tuple(taps), layers, tokens, patches, tuple(splits)),
+        limit=limit,
+        split_seed=split_seed,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        on_error=on_error,
+    )
+    search = roots([] if root is None else [Path(root)])
+    reporter = ConsoleReporter(quiet=not progress)
+    return open_cache(run_extract(request, search, backbone=backbone, reporter=reporter).path)
+
+
+def probe(
+    cache: Cache | PathLike,
+    head: str | Sequence[str] = "attentive",
+    *,
+    layers: str | None = None,
+    tokens: str | None = None,
+    table: str | None = None,
+    num_heads: int | None = None,
+    protocol: str = "paper",
+    solver: str = "adamw",
+    penalty: str = "l2",
+    input: str | None = None,
+    folds: int | None = None,
+    halving: int | None = None,
+    shots: Sequence[int] = (),
+    draws: int = 1,
+    target_kind: str | None = None,
+    regression_loss: str = "mse",
+    options: Mapping[str, int] | None = None,
+    seeds: Sequence[int] = (0,),
+    precision: str = "auto",
+    device: str = "auto",
+    memory: int | None = None,
+    out: PathLike = "featcache-results",
+    force: bool = False,
+    progress: bool = True,
+) -> "list[ResultRow]":
+    """Train heads on a cache, score them on the test split, and keep heads and results in `out`.
+
+    Args:
+        cache: an open cache; or its folder, key or ``DATASET/MODEL-KEY``.
+        head: one head, or several.
+        layers: layer set or list; by default each head's own.
+        tokens: token kinds, such as ``cls+ap``; by default each head's own.
+        table: the rows of a table instead of `head`, `layers` and `tokens`: ``paper``.
+        num_heads: attention heads.
+        protocol: name, or TOML file, of what is swept over and how heads are trained.
+        solver: ``adamw``, or ``exact`` for linear heads.
+        penalty: of the exact solver: ``l2`` or ``group-lasso``.
+        input: input stage: ``l2``, ``standard`` or ``l2+standard``; the protocol's if not given.
+        folds: choose by so many folds of train; as the protocol has it if not given.
+        halving: successive halving keeps one in so many members.
+        shots: train on so many samples of each class; on all if none is given.
+        draws: how often the samples of a few-shot run are drawn.
+        target_kind: ``single-label``, ``multi-label`` or ``regression``; the cache's if not given.
+        regression_loss: ``mse`` or ``mae``.
+        options: what heads take besides, such as ``{"hidden": 256}``.
+        seeds: each is a run of its own.
+        precision: of matrix products: ``fp32``, ``bf16`` or ``auto``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        memory: bytes for tokens and members that train.
+        out: folder of the results; what it holds already is not trained again.
+        force: train it again nevertheless.
+        progress: show messages and progress on stderr.
+
+    Returns:
+        The baseline's rows first (the linear probe on the last layer's class token), then those asked for.
+
+    Raises:
+        RequestError: the request is wrong; `UnknownNameError` for a name that does not exist.
+        CacheError: the cache is damaged; `CacheNotFoundError` if there is none.
+
+    Example:
+        >>> rows = featcache.probe(cache, ["linear", "attentive"], layers="all", tokens="cls+ap")  # doctest: +SKIP
+        >>> {row.head: row.score for row in rows}                                      # doctest: +SKIP
+    """
+    from featcache.probe.request import ProbeRequest
+
+    named = (head,) if isinstance(head, str) else tuple(head)
+    request = ProbeRequest(
+        heads=named if table is None else (),
+        layers=layers,
+        tokens=tokens,
+        table=table,
+        num_heads=num_heads,
+        protocol=protocol,
+        solver=solver,
+        penalty=penalty,
+        input=input,
+        folds=folds,
+        halving=halving,
+        shots=tuple(shots),
+        draws=draws,
+        target_kind=target_kind,
+        regression_loss=regression_loss,
+        options=options or {},
+        seeds=tuple(seeds),
+        precision=precision,
+        memory=memory,
+        out=Path(out),
+        force=force,
+    )
+    opened = cache if isinstance(cache, Cache) else open_cache(select(roots(), str(cache)).path)
+
+    from featcache.extract.device import choose_device
+    from featcache.probe.run import probe as run_probe
+
+    reporter = ConsoleReporter(quiet=not progress)
+    return run_probe(opened, request, device=choose_device(device), reporter=reporter)
+
+
+def load_head(folder: PathLike) -> "TrainedHead":
+    """Load a head that `probe` saved, to score new features with; no cache is needed.
+
+    Args:
+        folder: of the head, under the results' ``heads/``: `ResultRow.folder`.
+
+    Raises:
+        FileNotFoundError: there is no head.
+        CacheError: its files are damaged or do not fit each other.
+
+    Example:
+        >>> head = featcache.load_head("featcache-results/heads/...")                       # doctest: +SKIP
+        >>> head.predict_proba(features, layers=head.layers)  # [N, L, K, D] -> [N, C]      # doctest: +SKIP
+    """
+    from featcache.probe.trained import TrainedHead
+
+    return TrainedHead.load(folder)

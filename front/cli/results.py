@@ -1,0 +1,122 @@
+"""``featcache results``: what probes gave, side by side."""
+
+from pathlib import Path
+
+import click
+
+from featcache.cli.options import common_options
+from featcache.console import print_json, print_table
+from featcache.probe.report.groups import SCORES, filter_rows, group_rows
+from featcache.probe.report.tables import FORMATS, SUFFIXES, to_records
+from featcache.probe.report.views import VIEWS, Against, parse_reference
+from featcache.probe.results import RESULTS_FILE, ResultRow, read_rows
+from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.files import write_atomic
+
+EPILOG = """\b
+Examples:
+  featcache results
+  featcache results --view pivot --layers all --to table.tex
+  featcache results --view gains --against linear:all:cls+ap
+  featcache results --view published --protocol paper
+"""
+FILTERS = ("model", "dataset", "head", "layers", "tokens", "protocol", "solver", "seed")
+
+
+def filter_options(function: click.decorators.FC) -> click.decorators.FC:
+    """Add an option for every field that results are chosen by."""
+    for name in reversed(FILTERS):
+        split = "" if name == "layers" else ", or of these: a,b"
+        text = f"Only results of this {name}{split}; may be repeated."
+        function = click.option(f"--{name}", multiple=True, metavar="NAME", help=text)(function)
+    return function
+
+
+def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[ResultRow]:
+    """The rows of a folder of results that the options choose.
+
+    Raises:
+        RequestError: there are none.
+    """
+    rows = read_rows(folder)
+    if not rows:
+        what = "no results that this version can read" if (folder / RESULTS_FILE).exists() else "no results"
+        raise RequestError(f"{folder} holds {what}; `featcache probe --out {folder}` makes some")
+    wanted = {
+        # A list of layers is one name.
+        name: list(values) if name == "layers" else [part for value in values for part in value.split(",")]
+        for name, values in given.items()
+    }
+    return filter_rows(rows, wanted)
+
+
+@click.command("results", epilog=EPILOG)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="featcache-results")
+@click.option(
+    "--view",
+    default="summary",
+    show_default=True,
+    metavar="VIEW",
+    help="summary: a row for each head over its seeds; runs: each seed; pivot: datasets x heads; gains: the same over "
+    "--against, with significance; published: next to the paper's scores.",
+)
+@click.option(
+    "--score", default=SCORES[0], show_default=True, help=f"Which score: {', '.join(SCORES)}.", metavar="NAME"
+)
+@click.option(
+    "--against",
+    metavar="HEAD:LAYERS:TOKENS",
+    help="What gains are taken over.  [default: linear:last:cls]",
+)
+@filter_options
+@click.option("--format", "form", metavar="FORMAT", help=f"{', '.join(FORMATS)}.  [default: as --to ends]")
+@click.option("--to", type=click.Path(path_type=Path, dir_okay=False), help="Write into this file instead.")
+@common_options
+def results_command(
+    folder: Path,
+    view: str,
+    score: str,
+    against: str | None,
+    form: str | None,
+    to: Path | None,
+    root: tuple[Path, ...],
+    as_json: bool,
+    **given: tuple[str, ...],
+) -> None:
+    """Show what probes gave: filtered, pivoted, compared, as a table for people or for a paper.
+
+    FOLDER is what was given to `featcache probe --out`.  [default: featcache-results]
+    """
+    if view not in VIEWS:
+        raise UnknownNameError("view", view, VIEWS)
+    write_as = _format(form, to)
+    reference = parse_reference(against)
+    rows = chosen_rows(folder, given)
+    groups = group_rows(rows, score)
+    if not groups:
+        raise RequestError(f"no result has the score {score}")
+    if as_json and view == "runs":
+        print_json([row.to_dict() for row in rows])
+        return
+    table = VIEWS[view](groups, Against(reference, group_rows(read_rows(folder), score)))
+    if as_json:
+        print_json(to_records(table))
+    elif write_as is None:
+        print_table(table.columns, table.cells(), numeric=table.numeric)
+        for note in table.notes:
+            click.echo(note)
+    elif to is None:
+        click.echo(FORMATS[write_as](table), nl=False)
+    else:
+        write_atomic(to, FORMATS[write_as](table).encode())
+        click.echo(f"written: {to}", err=True)
+
+
+def _format(form: str | None, to: Path | None) -> str | None:
+    if form is not None and form not in FORMATS:
+        raise UnknownNameError("format", form, FORMATS)
+    if form is None and to is not None:
+        if to.suffix not in SUFFIXES:
+            raise RequestError(f"{to} ends in none of {', '.join(SUFFIXES)}; say --format")
+        return SUFFIXES[to.suffix]
+    return form

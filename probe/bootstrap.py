@@ -1,0 +1,68 @@
+"""How sure a score on test is: bootstrap over the test samples (Efron 1979).
+
+Shapes: N samples, O outputs, S resamples.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featcache.probe.tasks import MultiLabel, SingleLabel, Task
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+def score_interval(
+    outputs: Tensor, targets: Tensor, task: Task, level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Return the percentile interval of the task's score over resampled test samples.
+
+    It tells how far another test set of this size might give another score; what another seed of the training gives, it does not
+    tell. Of single labels, samples are drawn class by class, as balanced accuracy weighs them.
+
+    Args:
+        outputs: ``[N, O]``.
+        targets: as the task has them.
+        task: what is scored.
+        level: of the interval.
+
+    Returns:
+        Low and high; None for label sets, whose mean average precision takes too long to compute a thousand times, and for outputs
+        that are not finite.
+    """
+    rng = np.random.Generator(np.random.PCG64(0))
+    if isinstance(task, MultiLabel) or not bool(outputs.isfinite().any(-1).all()):
+        return None
+    if isinstance(task, SingleLabel):
+        scores = _balanced_accuracies(outputs.argmax(1) == targets, targets, rng)
+    else:
+        scores = _r2(outputs.double().numpy(), targets.double().numpy(), rng)
+    tail = (1 - level) / 2
+    low, high = np.quantile(scores, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def _balanced_accuracies(hits: Tensor, labels: Tensor, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """``[S]``: the recall of a resampled class is a binomial share."""
+    counts = torch.bincount(labels)
+    right = torch.bincount(labels[hits], minlength=len(counts))
+    present = counts > 0
+    number, share = counts[present].numpy(), (right[present] / counts[present]).double().numpy()
+    drawn = rng.binomial(number, np.clip(share, 0, 1), size=(RESAMPLES, len(number)))
+    means: npt.NDArray[np.float64] = (drawn / number).mean(1)
+    return means
+
+
+def _r2(
+    guessed: npt.NDArray[np.float64], actual: npt.NDArray[np.float64], rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """``[S]``, the mean over outputs."""
+    errors = np.square(guessed - actual)
+    scores = []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(0, len(actual), len(actual))
+        spread = np.square(actual[rows] - actual[rows].mean(0)).sum(0)
+        scores.append((1 - errors[rows].sum(0) / np.maximum(spread, 1e-300)).mean())
+    return np.array(scores)

@@ -1,0 +1,165 @@
+"""Heads that are fitted by formula: choose the settings on held-out samples of train, then fit on all of it.
+
+The held-out samples are those of the trained heads (`featcache.probe.sweep`); there is no jitter here.
+
+Shapes: N samples, R held-out samples, C classes, O outputs.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featcache.probe.heads.base import Head
+from featcache.probe.heads.closed import ClosedHead, ClosedLinearHead, Settings
+from featcache.probe.heads.info import HeadInfo
+from featcache.probe.metrics import negative_log_likelihood
+from featcache.probe.protocol import Protocol
+from featcache.probe.solver.logistic import solver_device
+from featcache.probe.stages import InputStage, fit_stage
+from featcache.probe.sweep import Split, check_number, make_splits
+from featcache.probe.tasks import SingleLabel, Task, as_tensor, make_task
+from featcache.probe.tokens import TokenSource, read_features
+from featcache.probe.trainer import predict, prediction_batch
+
+# Factors that least-squares outputs are multiplied with to become logits.
+FACTORS = tuple(10.0 ** (exponent / 8) for exponent in range(-4, 21))
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ClosedResult:
+    """The outcome of one choice among settings."""
+
+    settings: Settings
+    """The chosen ones."""
+    validation: tuple[tuple[Settings, float], ...]
+    """The task's score on held-out samples for all settings."""
+    held_out: Tensor
+    """Outputs ``[R, O]`` under the chosen settings on held-out samples, split after split."""
+    head: Head
+    """Fitted on all of train, in eval mode."""
+    num_classes: int
+    seconds: float
+
+
+def run_closed_sweep(
+    info: HeadInfo,
+    tokens: TokenSource,
+    labels: npt.NDArray[Any],
+    *,
+    protocol: Protocol,
+    seed: int,
+    task: Task | None = None,
+    device: torch.device | str = "cpu",
+    on_progress: OnProgress | None = None,
+) -> ClosedResult:
+    """Choose among the settings of a head and fit it on the whole train split.
+
+    The features exist once in float32, and during a fit once more in float64. A tie goes to the likelier labels, then to the
+    earlier settings.
+
+    Args:
+        info: a head of the registry that is fitted by formula.
+        tokens: the train split, N samples. The test split has no business here.
+        labels: class indices ``[N]``, or other targets, as `make_task` takes them.
+        protocol: how much is held out, and the input stage.
+        seed: fixes the held-out samples; nothing else is random.
+        task: what the targets are; by default what `make_task` makes of them.
+        device: where to compute (Apple's GPUs have no float64: there it is the CPU).
+        on_progress: called with the fits done and to be done.
+
+    Raises:
+        RequestError: targets that do not fit the samples or the head, a train split too small to hold anything out, or data too
+            large for the method.
+    """
+    started = time.perf_counter()
+    torch.set_flush_denormal(True)
+    if task is None:
+        task, labels = make_task(np.asarray(labels))
+    info.check_kind(task.kind)
+    check_number(labels, tokens.num_samples)
+    head_class: type[ClosedHead] = info.load()
+    fitter = _Fitter(head_class, tokens, as_tensor(labels), task, protocol, solver_device(device))
+    splits = make_splits(labels, task, protocol, seed)
+    if not splits:
+        return _without_choice(fitter, head_class.default(), task, started)
+    settings = head_class.grid(min(len(train) for train, _ in splits))
+    pieces: list[list[Tensor]] = [[] for _ in settings]
+    for number, split in enumerate(splits, 1):
+        for outputs, piece in zip(fitter.held_out(split, settings), pieces, strict=True):
+            piece.append(outputs)
+        if on_progress is not None:
+            on_progress(number, len(splits) + 1)
+    targets = fitter.targets[torch.cat([held for _, held in splits])]
+    joined = [torch.cat(piece) for piece in pieces]
+    scores = [task.score(outputs, targets) for outputs in joined]
+    best = max(
+        range(len(settings)), key=lambda index: (scores[index], _likelihood(joined[index], targets, task))
+    )
+    chosen, held_out = dict(settings[best]), joined[best]
+    head = fitter.fit(torch.arange(tokens.num_samples), [settings[best]])
+    if isinstance(task, SingleLabel) and not head.calibrated:
+        factor = max(FACTORS, key=lambda factor: _likelihood(held_out * factor, targets, task))
+        chosen["factor"], held_out = factor, held_out * factor
+        _multiply(head, factor)
+    if on_progress is not None:
+        on_progress(len(splits) + 1, len(splits) + 1)
+    validation = tuple(zip(settings, scores, strict=True))
+    seconds = time.perf_counter() - started
+    return ClosedResult(chosen, validation, held_out, head, task.num_outputs, seconds)
+
+
+def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: float) -> ClosedResult:
+    head = fitter.fit(torch.arange(fitter.tokens.num_samples), [settings])
+    empty = torch.empty(0, task.num_outputs)
+    seconds = time.perf_counter() - started
+    return ClosedResult(settings, ((settings, nan),), empty, head, task.num_outputs, seconds)
+
+
+@dataclass(frozen=True)
+class _Fitter:
+    """What all fits share."""
+
+    head_class: type[ClosedHead]
+    tokens: TokenSource
+    targets: Tensor
+    task: Task
+    protocol: Protocol
+    device: torch.device
+
+    def fit(self, rows: Tensor, settings: list[Settings] | tuple[Settings, ...]) -> ClosedHead:
+        """Fit a head of all settings on some samples."""
+        stage: InputStage = fit_stage(self.protocol.input, self.tokens, rows)
+        source = self.tokens.with_stage(stage)
+        features = read_features(source, rows, self.device)
+        size = (self.tokens.num_tokens, self.tokens.width)
+        head = self.head_class.fit(features, self.targets[rows].to(self.device), size, self.task, settings)
+        head.stage = stage
+        return head
+
+    def held_out(self, split: Split, settings: tuple[Settings, ...]) -> list[Tensor]:
+        """Outputs on the held-out part for all settings, of heads fitted on the other."""
+        head = self.fit(split[0], settings)
+        batch = prediction_batch(self.tokens)
+        return [
+            predict(head.member(index), self.tokens, split[1], batch).cpu() for index in range(len(settings))
+        ]
+
+
+def _likelihood(outputs: Tensor, targets: Tensor, task: Task) -> float:
+    return -negative_log_likelihood(outputs, targets) if isinstance(task, SingleLabel) else 0.0
+
+
+@torch.no_grad()
+def _multiply(head: ClosedHead, factor: float) -> None:
+    assert isinstance(head, ClosedLinearHead)
+    for parameter in head.classifier.parameters():
+        parameter.mul_(factor)

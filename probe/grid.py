@@ -1,0 +1,63 @@
+"""One request over several caches: a grid of datasets and backbones."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from featcache.probe.request import ProbeRequest
+from featcache.probe.results import ResultRow
+from featcache.probe.run import probe
+from featcache.store.errors import FeatcacheError
+from featcache.store.progress import Reporter, Silent
+from featcache.store.reading.reader import Cache
+
+
+@dataclass(frozen=True)
+class GridResult:
+    """What a grid gave."""
+
+    rows: list[ResultRow] = field(default_factory=list)
+    """Cache by cache, as `probe` returns them."""
+    failures: dict[str, FeatcacheError] = field(default_factory=dict)
+    """What went wrong, by the folder of the cache."""
+
+
+def probe_grid(
+    caches: Sequence[Cache],
+    request: ProbeRequest,
+    *,
+    device: torch.device | str = "cpu",
+    reporter: Reporter | None = None,
+) -> GridResult:
+    """Probe several caches in turn; one that cannot be probed does not keep the others from it.
+
+    What the results hold already is not trained again, so the same call goes on after an interruption.
+
+    Args:
+        caches: open caches, each with the splits ``train`` and ``test``.
+        request: what to train on each.
+        device: where to train.
+        reporter: receives messages and progress.
+    """
+    reporter = reporter or Silent()
+    result = GridResult()
+    started = time.monotonic()
+    for number, cache in enumerate(caches):
+        if len(caches) > 1:
+            left = (time.monotonic() - started) / number * (len(caches) - number) if number else 0.0
+            about = f", about {_minutes(left)} left" if left > 0 else ""
+            reporter.message(f"cache {number + 1} of {len(caches)}{about}: {cache.directory}")
+        try:
+            result.rows.extend(probe(cache, request, device=device, reporter=reporter))
+        except FeatcacheError as error:
+            if len(caches) == 1:
+                raise
+            reporter.message(f"{cache.directory} is passed over: {error}")
+            result.failures[str(cache.directory)] = error
+    return result
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,127 @@
+"""What the heads that are not trained have in common: they are fitted by formula, for all settings at once.
+
+Shapes: M members (settings), N samples, F = T * D features, C classes, R directions.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from featcache.probe.heads.base import Head
+from featcache.probe.heads.parts import Linear, as_products
+from featcache.probe.metrics import class_weights
+from featcache.probe.solver.groups import principal_directions
+from featcache.probe.tasks import SingleLabel, Task
+from featcache.store.errors import RequestError
+
+Settings = Mapping[str, float]
+"""One member: what validation chooses, by name."""
+
+# Samples or features, whichever are fewer: the decomposition of a larger matrix takes hours and tens of gigabytes.
+MAX_DIRECTIONS = 16384
+
+
+class ClosedHead(Head):
+    """M heads that differ in their settings, computed from the training samples."""
+
+    calibrated = True
+    """Whether the outputs of a classifier are logits; if not, validation also chooses a factor for them."""
+
+    @classmethod
+    @abstractmethod
+    def grid(cls, num_samples: int) -> tuple[Settings, ...]:
+        """All settings that make sense with so many training samples; a tie keeps the earlier one."""
+
+    @classmethod
+    @abstractmethod
+    def default(cls) -> Settings:
+        """Settings that are taken where nothing can be held out to choose with."""
+
+    @classmethod
+    @abstractmethod
+    def fit(
+        cls,
+        features: Tensor,
+        targets: Tensor,
+        size: tuple[int, int],
+        task: Task,
+        settings: Sequence[Settings],
+    ) -> Self:
+        """Fit a head for each of the settings.
+
+        Args:
+            features: concatenated tokens ``[N, F]``, float32.
+            targets: ``[N]`` or ``[N, O]``, on the same device.
+            size: T and D.
+            task: what the targets are.
+            settings: one for each member.
+
+        Raises:
+            RequestError: the data are too large for the method.
+        """
+
+
+class ClosedLinearHead(ClosedHead):
+    """M affine maps of the concatenated tokens, computed by formula."""
+
+    def __init__(
+        self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float] = (0.0,)
+    ) -> None:
+        """Build M heads to load parameters into."""
+        super().__init__(num_tokens, width, num_classes, dropouts)
+        self.classifier = Linear(self.num_members, num_tokens * width, num_classes)
+
+    def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> Tensor:
+        """Concatenate the tokens: ``[B, F]``."""
+        return as_products(x.flatten(1))
+
+    def classify(self, inputs: Tensor) -> Tensor:
+        """Map concatenated tokens to logits ``[M, B, C]``."""
+        logits: Tensor = self.classifier(inputs)
+        return logits
+
+    @classmethod
+    def of(cls, size: tuple[int, int], weight: Tensor, bias: Tensor) -> Self:
+        """Make heads of T and D from weights ``[M, C, F]`` and biases ``[M, C]``."""
+        with torch.device("meta"):  # nothing is drawn, nothing is allocated
+            head = cls(*size, weight.shape[1], (0.0,) * len(weight))
+        state = {"classifier.weight": weight.float(), "classifier.bias": bias.float()}
+        head.load_state_dict(state, assign=True)
+        return head.eval()
+
+
+def sample_weights(targets: Tensor, task: Task) -> Tensor:
+    """Weights ``[N]``, float64, of sum 1: every class counts alike; without classes, every sample."""
+    if isinstance(task, SingleLabel):
+        weights = class_weights(targets, task.num_outputs).double()[targets]
+    else:
+        weights = torch.ones(len(targets), dtype=torch.float64, device=targets.device)
+    return weights / weights.sum()
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Weighted principal directions of centred features."""
+
+    squares: Tensor
+    """Variance along each, ``[R]``, ascending."""
+    basis: Tensor
+    """Orthonormal, ``[F, R]``, float64."""
+
+    @classmethod
+    def of(cls, centred: Tensor, weights: Tensor, method: str) -> "Directions":
+        """Decompose centred features ``[N, F]``, float64, of samples with weights ``[N]``.
+
+        Raises:
+            RequestError: both N and F are too large; `method` is named.
+        """
+        if min(centred.shape) > MAX_DIRECTIONS:
+            raise RequestError(
+                f"{method} decomposes a matrix of {min(centred.shape):,} samples or features, whichever are fewer, and takes at "
+                f"most {MAX_DIRECTIONS:,}; ask for fewer layers, or for logreg"
+            )
+        return cls(*principal_directions(centred, weights))

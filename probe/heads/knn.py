@@ -1,0 +1,127 @@
+"""Nearest neighbours by cosine, with votes that fall off with distance.
+
+Source: the weighted vote of Wu et al. 2018 (arXiv 1805.01978), which DINO made the usual test of features without training
+(Caron et al. 2021, arXiv 2104.14294)::
+
+    p(c) ~ sum over the k nearest i of exp(cos(x, x_i) / temperature) [y_i = c]
+
+on the concatenated tokens. For label sets the vote is taken class by class; numbers are averaged with the same weights.
+
+Shapes: M members, N training samples, F = T * D features, B batch, C classes, O outputs.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from featcache.probe.heads.closed import ClosedHead, Settings
+from featcache.probe.kinds import REGRESSION, SINGLE_LABEL
+from featcache.probe.tasks import Task
+
+NEIGHBOURS = (20, 10, 5, 1, 50, 100, 200)
+TEMPERATURES = (0.07, 0.02, 0.2, 1.0)
+# Of a probability: no vote for a class is not proof against it.
+FLOOR = 1e-4
+
+
+class KnnHead(ClosedHead):
+    """M votes over the same training samples, which the head keeps."""
+
+    gallery: Tensor
+    targets: Tensor
+    k: Tensor
+    temperature: Tensor
+
+    def __init__(
+        self,
+        num_tokens: int,
+        width: int,
+        num_classes: int,
+        dropouts: Sequence[float] = (0.0,),
+        *,
+        num_samples: int = 1,
+        kind: str = SINGLE_LABEL,
+    ) -> None:
+        """Build M heads for N training samples and targets of a kind, to load them into."""
+        super().__init__(num_tokens, width, num_classes, dropouts)
+        self.num_samples, self.kind = num_samples, kind
+        members = self.num_members
+        targets = (
+            torch.zeros(members, num_samples, dtype=torch.int64)
+            if kind == SINGLE_LABEL
+            else torch.zeros(members, num_samples, num_classes)
+        )
+        self.register_buffer("gallery", torch.zeros(members, num_samples, num_tokens * width))
+        self.register_buffer("targets", targets)
+        self.register_buffer("k", torch.ones(members, dtype=torch.int64))
+        self.register_buffer("temperature", torch.ones(members))
+
+    @property
+    def options(self) -> dict[str, int | str]:
+        """The number of training samples and the kind of targets."""
+        return {"num_samples": self.num_samples, "kind": self.kind}
+
+    @classmethod
+    def grid(cls, num_samples: int) -> tuple[Settings, ...]:
+        """The usual 20 neighbours and temperature 0.07 first."""
+        pairs = product([k for k in NEIGHBOURS if k <= max(1, num_samples)], TEMPERATURES)
+        return tuple({"k": k, "temperature": temperature} for k, temperature in pairs)
+
+    @classmethod
+    def default(cls) -> Settings:
+        """A cautious choice for one sample of each class."""
+        return {"k": 1, "temperature": 0.07}
+
+    @classmethod
+    def fit(
+        cls,
+        features: Tensor,
+        targets: Tensor,
+        size: tuple[int, int],
+        task: Task,
+        settings: Sequence[Settings],
+    ) -> Self:
+        """Keep the samples, once for all members."""
+        with torch.device("meta"):
+            head = cls(
+                *size, task.num_outputs, (0.0,) * len(settings), num_samples=len(features), kind=task.kind
+            )
+        members = len(settings)
+        state = {
+            "gallery": F.normalize(features, dim=1).expand(members, -1, -1),
+            "targets": targets.expand(members, *targets.shape),
+            "k": torch.tensor([int(one["k"]) for one in settings], device=features.device),
+            "temperature": torch.tensor([one["temperature"] for one in settings], device=features.device),
+        }
+        head.load_state_dict(state, assign=True)
+        return head.eval()
+
+    def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> Tensor:
+        """Bring the concatenated tokens to length 1: ``[B, F]``."""
+        return F.normalize(x.flatten(1), dim=1)
+
+    def classify(self, inputs: Tensor) -> Tensor:
+        """Vote: logits, or averages of numbers, ``[M, B, O]``."""
+        # The members' copies are one: they were fitted together, or there is one member.
+        similarity = inputs @ self.gallery[0].T.to(inputs.dtype)
+        nearest = similarity.topk(min(int(self.k.max()), self.num_samples), dim=1)
+        return torch.stack(
+            [
+                self._vote(nearest.values[:, :k], nearest.indices[:, :k], temperature)
+                for k, temperature in zip(self.k.tolist(), self.temperature.tolist(), strict=True)
+            ]
+        )
+
+    def _vote(self, similarity: Tensor, neighbours: Tensor, temperature: float) -> Tensor:
+        """``[B, O]`` from the k nearest of B samples."""
+        weights = (similarity / temperature).softmax(1)
+        if self.kind == SINGLE_LABEL:
+            votes = weights.new_zeros(len(weights), self.num_classes)
+            votes.scatter_add_(1, self.targets[0][neighbours], weights)
+            return ((1 - FLOOR) * votes + FLOOR / self.num_classes).log()
+        average = torch.einsum("bk,bko->bo", weights, self.targets[0][neighbours].to(weights.dtype))
+        return average if self.kind == REGRESSION else average.logit(eps=FLOOR)

@@ -1,0 +1,69 @@
+"""Least squares with an L2 penalty, solved for all penalties by one decomposition.
+
+Source: ridge regression (Hoerl and Kennard 1970); on 0/1 targets it is the few-shot probe of Big Transfer and big_vision (Kolesnikov
+et al. 2020, arXiv 1912.11370)::
+
+    minimise  sum_i w_i |W x_i + b - y_i|^2 + penalty |W|^2        W = Y^T Z (Z^T Z + penalty)^-1
+
+with Z and Y the features and targets after their weighted means are taken off, rows times sqrt(w_i). Every class has the same weight.
+
+Shapes: M members, N samples, F = T * D features, C classes, O outputs, R directions.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from featcache.probe.heads.closed import ClosedLinearHead, Directions, Settings, sample_weights
+from featcache.probe.tasks import SingleLabel, Task
+
+FACTORS = tuple(10.0 ** (-exponent / 2) for exponent in range(15))
+
+
+class RidgeHead(ClosedLinearHead):
+    """M affine maps, fitted by least squares under different penalties."""
+
+    calibrated = False
+
+    @classmethod
+    def grid(cls, num_samples: int) -> tuple[Settings, ...]:
+        """Penalties as fractions of the total variance of the features, strong to weak."""
+        return tuple({"penalty": factor} for factor in FACTORS)
+
+    @classmethod
+    def default(cls) -> Settings:
+        """A cautious choice for one sample of each class."""
+        return {"penalty": 1e-2}
+
+    @classmethod
+    def fit(
+        cls,
+        features: Tensor,
+        targets: Tensor,
+        size: tuple[int, int],
+        task: Task,
+        settings: Sequence[Settings],
+    ) -> Self:
+        """Solve in the directions of the features; a class without samples gets a bias of minus infinity."""
+        weights = sample_weights(targets, task)
+        wanted = targets.double()
+        if isinstance(task, SingleLabel):
+            wanted = F.one_hot(targets, task.num_outputs).double()
+        centre, level = weights @ features.double(), weights @ wanted
+        centred = features.double() - centre
+        directions = Directions.of(centred, weights, "ridge")
+        # [R, O]: products of features and targets along every direction.
+        along = directions.basis.T @ (centred.T @ (weights[:, None] * (wanted - level)))
+        penalties = torch.tensor([one["penalty"] for one in settings], device=features.device).double()
+        shrunk = directions.squares + penalties[:, None] * directions.squares.sum().clamp(
+            min=1e-300
+        )  # [M, R]
+        solved = [(directions.basis @ (along / row[:, None])).T for row in shrunk]
+        weight = torch.stack([one.float() for one in solved])
+        bias = torch.stack([level - one @ centre for one in solved])
+        if isinstance(task, SingleLabel):
+            bias = bias.where(level > 0, -torch.inf)
+        return cls.of(size, weight, bias)

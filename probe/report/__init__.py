@@ -1,0 +1,1 @@
+"""Results side by side: chosen, grouped over seeds, compared, and written as tables. No torch."""

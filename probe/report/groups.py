@@ -1,0 +1,134 @@
+"""Runs that differ in nothing but their seed, and which runs are meant at all."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import mean, stdev
+
+from featcache.probe.report.significance import mean_interval
+from featcache.probe.request import CHOICE
+from featcache.probe.results import ResultRow
+from featcache.store.errors import RequestError, UnknownNameError
+
+MAIN = "main"
+"""Stands for the score that a run was chosen by: balanced accuracy, mean average precision or R2."""
+SCORES = (
+    *(MAIN, "balanced_accuracy", "top1", "top5", "macro_f1", "nll", "ece"),
+    *("mean_average_precision", "micro_f1", "r2", "spearman", "mse", "mae"),
+)
+LESS_IS_BETTER = ("nll", "ece", "mse", "mae")
+NO_FRACTION = ("nll", "mse", "mae")
+"""Scores that percent mean nothing of."""
+SETTINGS = (
+    *("cache_key", "model", "dataset", "head", "layers", "layer_names", "tokens", "num_heads"),
+    *("solver", "penalty_kind", "protocol", "input", "shots", "folds", "precision"),
+    *("target_kind", "metric", "train_samples", "test_samples"),
+)
+"""Fields of a row that a group has in common."""
+SHOWN = ("shots", "input", "solver", "penalty_kind", "protocol", "folds", "num_heads", "precision")
+"""Settings that name a column where two columns differ in nothing else."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same settings, one for each seed (of few-shot runs: for each draw and seed)."""
+
+    rows: tuple[ResultRow, ...]
+    """By draw and seed."""
+    asked: str
+    """Which score is looked at, as asked for."""
+
+    @property
+    def score(self) -> str:
+        """Which score is looked at."""
+        return self.first.metric if self.asked == MAIN else self.asked
+
+    @property
+    def first(self) -> ResultRow:
+        """Any row: for what they have in common."""
+        return self.rows[0]
+
+    @property
+    def name(self) -> str:
+        """Head, layers and tokens."""
+        return f"{self.first.head} {self.first.layers} {'+'.join(self.first.tokens)}"
+
+    @cached_property
+    def by_seed(self) -> dict[tuple[int, int], float]:
+        """The score of every draw and seed."""
+        values = {(row.draw, row.seed): row.scores.get(self.score) for row in self.rows}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return mean(self.by_seed.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over seeds; None for a single one."""
+        return stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the mean over seeds; None for a single one."""
+        return mean_interval(list(self.by_seed.values()))
+
+
+def group_rows(rows: Iterable[ResultRow], score: str = MAIN) -> list[Group]:
+    """Group rows over draws and seeds; of several runs of one seed the last counts. Groups without the score are left out.
+
+    Raises:
+        UnknownNameError: there is no such score.
+    """
+    if score not in SCORES:
+        raise UnknownNameError("score", score, SCORES)
+    found: dict[tuple[object, ...], dict[tuple[int, int], ResultRow]] = {}
+    for row in rows:
+        found.setdefault(settings(row), {})[row.draw, row.seed] = row
+    groups = [Group(tuple(seeds[seed] for seed in sorted(seeds)), score) for seeds in found.values()]
+    return [group for group in groups if group.by_seed]
+
+
+def settings(row: ResultRow, names: Sequence[str] = SETTINGS) -> tuple[object, ...]:
+    """The values of a row's settings, fit for a key."""
+    return tuple(_setting(row, name) for name in names)
+
+
+def _setting(row: ResultRow, name: str) -> object:
+    if name == "input" and row.solver == CHOICE:
+        return None  # an outcome: what auto chooses may differ from seed to seed
+    value = getattr(row, name)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) -> list[ResultRow]:
+    """Return the rows whose fields have one of the values wanted; a field without any is not looked at.
+
+    Args:
+        rows: all of the results.
+        wanted: values by field: ``model``, ``dataset``, ``head``, ``layers``, ``tokens``, ``protocol``, ``solver``, ``seed``.
+
+    Raises:
+        UnknownNameError: no row has a value that is wanted.
+        RequestError: rows have each, but none has all.
+    """
+    found = list(rows)
+    for field, values in wanted.items():
+        text = _text(field)
+        valid = sorted({text(row) for row in rows})
+        for value in values:
+            if value not in valid:
+                raise UnknownNameError(field, value, valid, "(of those in the results)")
+        if values:
+            found = [row for row in found if text(row) in values]
+    if rows and not found:
+        asked = ", ".join(f"{field} {','.join(values)}" for field, values in wanted.items() if values)
+        raise RequestError(f"no result has {asked} together; fewer conditions find more")
+    return found
+
+
+def _text(field: str) -> Callable[[ResultRow], str]:
+    if field == "tokens":
+        return lambda row: "+".join(row.tokens)
+    return lambda row: str(getattr(row, field))

@@ -1,0 +1,183 @@
+"""A table as text: for a terminal, or as CSV, Markdown or LaTeX."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from featcache.store.files import JsonObject
+from featcache.store.text import printable
+
+
+@dataclass(frozen=True)
+class Number:
+    """A value with what is known of its spread."""
+
+    value: float
+    deviation: float | None = None
+    p_value: float | None = None
+    signed: bool = False
+    """Whether it is a difference."""
+    best: bool = False
+    """Whether it stands out in its row."""
+    decimals: int = 2
+
+    @property
+    def text(self) -> str:
+        """The value alone; what rounds to zero has no sign of less."""
+        # + 0.0 turns a negative zero into a positive one.
+        return f"{round(self.value, self.decimals) + 0.0:{'+' if self.signed else ''}.{self.decimals}f}"
+
+    @property
+    def spread(self) -> str | None:
+        """The deviation alone."""
+        return None if self.deviation is None else f"{self.deviation:.{self.decimals}f}"
+
+    @property
+    def mark(self) -> str:
+        """Stars of significance."""
+        if self.p_value is None:
+            return ""
+        return "**" if self.p_value < 0.01 else "*" if self.p_value < 0.05 else ""
+
+
+Value = str | int | Number | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, and rows of values."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Value]]
+    notes: Sequence[str] = field(default=())
+    """Lines below the table."""
+
+    @property
+    def numeric(self) -> list[str]:
+        """Columns that hold numbers, which are aligned to the right."""
+        return [
+            name
+            for index, name in enumerate(self.columns)
+            if any(isinstance(row[index], Number | int) for row in self.rows)
+        ]
+
+    def cells(self) -> list[list[str]]:
+        """The values as plain text."""
+        return [[_plain(value) for value in row] for row in self.rows]
+
+
+def _plain(value: Value) -> str:
+    if not isinstance(value, Number):
+        return "" if value is None else f"{value:,}" if isinstance(value, int) else value
+    spread = f" ± {value.spread}" if value.spread is not None else ""
+    return f"{value.text}{spread}" + (f" {value.mark}" if value.mark else "")
+
+
+def to_records(table: Table) -> list[JsonObject]:
+    """The rows as JSON objects by column; a number with a spread is an object of value, sd and p."""
+
+    def record(value: Value) -> object:
+        if not isinstance(value, Number) or (value.deviation is None and value.p_value is None):
+            return _bare(value)
+        return {"value": value.value, "sd": value.deviation, "p": value.p_value}
+
+    return [
+        {name: record(value) for name, value in zip(table.columns, row, strict=True)} for row in table.rows
+    ]
+
+
+def to_csv(table: Table) -> str:
+    """Comma-separated values; a column with spreads or p values has columns ``... sd`` and ``... p`` beside it."""
+    parts: list[list[tuple[str, Callable[[Value], object]]]] = []
+    for index, name in enumerate(table.columns):
+        numbers = [row[index] for row in table.rows if isinstance(row[index], Number)]
+        columns: list[tuple[str, Callable[[Value], object]]] = [(name, _bare)]
+        if any(isinstance(number, Number) and number.deviation is not None for number in numbers):
+            columns.append((f"{name} sd", lambda v: v.deviation if isinstance(v, Number) else None))
+        if any(isinstance(number, Number) and number.p_value is not None for number in numbers):
+            columns.append((f"{name} p", lambda v: v.p_value if isinstance(v, Number) else None))
+        parts.append(columns)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([name for columns in parts for name, _ in columns])
+    for row in table.rows:
+        writer.writerow(
+            [_short(of(value)) for columns, value in zip(parts, row, strict=True) for _, of in columns]
+        )
+    return buffer.getvalue()
+
+
+def _bare(value: Value) -> object:
+    return value.value if isinstance(value, Number) else value
+
+
+def _short(value: object) -> object:
+    """Ten digits are enough for anyone, and hide what rounding left."""
+    return f"{value:.10g}" if isinstance(value, float) else value
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table, the best of a row in bold, with the notes below."""
+
+    def cell(value: Value) -> str:
+        text = printable(_plain(value)).replace("|", r"\|").replace("*", r"\*")
+        return f"**{text}**" if isinstance(value, Number) and value.best else text
+
+    right = table.numeric
+    lines = [
+        list(table.columns),
+        ["---:" if name in right else "---" for name in table.columns],
+        *([cell(value) for value in row] for row in table.rows),
+    ]
+    notes = "".join(f"\n{_escape_markdown(note)}\n" for note in table.notes)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + notes
+
+
+def _escape_markdown(text: str) -> str:
+    return text.replace("*", r"\*")
+
+
+_LATEX: Mapping[str, str] = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "–": "--",
+}
+
+
+def to_latex(table: Table) -> str:
+    """A ``tabular`` with the rules of booktabs, the best of a row in bold; notes become comments."""
+    right = table.numeric
+    lines = [
+        *(f"% {printable(note)}" for note in table.notes),
+        r"% needs \usepackage{booktabs}",
+        r"\begin{tabular}{" + "".join("r" if name in right else "l" for name in table.columns) + "}",
+        r"\toprule",
+        " & ".join(_escape_latex(name) for name in table.columns) + r" \\",
+        r"\midrule",
+        *(" & ".join(_latex_cell(value) for value in row) + r" \\" for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(value: Value) -> str:
+    if not isinstance(value, Number):
+        return _escape_latex(_plain(value))
+    inner = f"\\mathbf{{{value.text}}}" if value.best else value.text
+    spread = f" \\pm {value.spread}" if value.spread is not None else ""
+    mark = f"^{{{value.mark}}}" if value.mark else ""
+    return f"${inner}{spread}{mark}$"
+
+
+def _escape_latex(text: str) -> str:
+    return re.sub(r"[&%$#_{}~^\\±–]", lambda match: _LATEX[match[0]], printable(text))
+
+
+FORMATS: Mapping[str, Callable[[Table], str]] = {"csv": to_csv, "markdown": to_markdown, "latex": to_latex}
+SUFFIXES: Mapping[str, str] = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
