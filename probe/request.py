@@ -191,7 +191,7 @@ def _parse_kinds(text: str) -> tuple[str, ...]:
 
 def _default_tokens(cache: Cache, head: HeadInfo) -> tuple[str, ...]:
     """A head's own token kinds, as far as the backbone has them: some have no class token."""
-    held = next(iter(cache.inventory.splits.values())).arrays[FINAL].tokens
+    held = next(iter(cache.manifest.full_inventory.splits.values())).arrays[FINAL].tokens
     return tuple(kind for kind in head.default_tokens if kind in held) or held
 
 

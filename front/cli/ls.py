@@ -53,7 +53,7 @@ def _describe(entry: Entry) -> JsonObject:
     inventory = summary.inventory
     return {
         **document,
-        "state": "complete" if entry.complete else _progress(summary),
+        "state": _state(entry, summary),
         "samples": {split.name: split.num_samples for split in inventory.splits.values()},
         "layers": summary.num_layers,
         "bytes": inventory.num_bytes,
@@ -61,7 +61,9 @@ def _describe(entry: Entry) -> JsonObject:
     }
 
 
-def _progress(summary: Summary) -> str:
+def _state(entry: Entry, summary: Summary) -> str:
+    if entry.complete:
+        return f"partial ({summary.part})" if summary.part else "complete"
     total = len(summary.inventory.blocks())
     return f"incomplete ({total - summary.missing_blocks} of {total} blocks)"
 

@@ -30,7 +30,7 @@ MAX_TIME = 2**40
 def find_key(search: Sequence[Path], key: str) -> Entry | None:
     """Return the cache with this key, a complete one if there is one."""
     found = [entry for entry in scan(search) if entry.key == key]
-    return max(found, key=lambda entry: entry.complete, default=None)
+    return max(found, key=lambda entry: entry.worth, default=None)
 
 
 def find_request(search: Sequence[Path], request: Mapping[str, Any]) -> Entry | None:
@@ -38,7 +38,7 @@ def find_request(search: Sequence[Path], request: Mapping[str, Any]) -> Entry | 
     found = [
         entry for entry in scan(search) if any(answers(r, request) for r in recorded_requests(entry.path))
     ]
-    return max(found, key=lambda entry: entry.complete, default=None)
+    return max(found, key=lambda entry: entry.worth, default=None)
 
 
 def select(

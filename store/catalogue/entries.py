@@ -12,6 +12,7 @@ from pathlib import Path
 
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, read_sealed
+from featcache.store.held import HELD_FILE
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.reading.reader import Cache, open_cache
@@ -38,6 +39,11 @@ class Entry:
     def root(self) -> Path:
         """The root it was found under."""
         return self.path.parent.parent
+
+    @cached_property
+    def worth(self) -> int:
+        """2 for a complete cache, 1 for a copy that may be partial, 0 for one that is not complete."""
+        return 0 if not self.complete else 1 if (self.path / HELD_FILE).exists() else 2
 
     @cached_property
     def cache(self) -> Cache:
@@ -98,17 +104,19 @@ def folders(root: Path) -> Iterator[tuple[Path, re.Match[str]]]:
 def scan(search: Sequence[Path]) -> Iterator[Entry]:
     """All caches under the roots, complete or not; each once per dataset folder.
 
-    The first root that holds a cache wins, but a complete one goes before one that is still being extracted.
+    The first root that holds a cache wins, but a complete one goes before one that is still being extracted, and a
+    copy that is surely whole before one that may be partial.
     """
     found: dict[tuple[str, str], Entry] = {}
     for root in search:
         for folder, match in folders(root):
             complete = (folder / MANIFEST_FILE).exists()
             place = (folder.parent.name, folder.name)
-            if place in found and (found[place].complete or not complete):
+            if not complete and not (folder / JOURNAL / PLAN_FILE).exists():
                 continue
-            if complete or (folder / JOURNAL / PLAN_FILE).exists():
-                found[place] = Entry(folder, folder.parent.name, match["model"], match["key"], complete)
+            entry = Entry(folder, folder.parent.name, match["model"], match["key"], complete)
+            if place not in found or entry.worth > found[place].worth:
+                found[place] = entry
     yield from found.values()
 
 
