@@ -8,8 +8,8 @@ from pathlib import Path
 from featcache.store.checking.damage import Damage, Kind, Place, reason
 from featcache.store.errors import CacheError, CacheNotFoundError
 from featcache.store.files import MAX_DOCUMENT_BYTES, read_sealed, sealed_bytes
-from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.held import read_held_manifest
+from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.plain import kind_misfit, sha256_plain
 from featcache.store.reading.reader import read_partial
