@@ -4,6 +4,8 @@ The manifest of a partial copy is that of the whole cache, so its digests hold; 
 without held.json holds everything.
 """
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -92,6 +94,12 @@ def require_whole(directory: Path, what: str) -> None:
         raise PartialCacheError(
             f"{directory} is a partial copy and cannot be {what}; complete it first: featcache pull {held.origin}"
         )
+
+
+def touch(directory: Path) -> None:
+    """Note that a borrowed copy is used just now; those that were not for the longest time go first."""
+    with suppress(OSError):  # of a root that one may only read
+        os.utime(directory / HELD_FILE)
 
 
 def describe_part(inventory: Inventory, whole: Inventory) -> str:

@@ -17,6 +17,8 @@ from featcache.cli.info import info_command
 from featcache.cli.ls import ls_command
 from featcache.cli.models import models_command
 from featcache.cli.probe import probe_command
+from featcache.cli.pull import pull_command
+from featcache.cli.push import push_command
 from featcache.cli.rm import rm_command
 from featcache.cli.verify import verify_command
 from featcache.store.errors import FeatcacheError
@@ -36,6 +38,8 @@ def cli() -> None:
 
 
 for _command in (extract_command, probe_command, ls_command, info_command, verify_command):
+    cli.add_command(_command)
+for _command in (push_command, pull_command):
     cli.add_command(_command)
 for _command in (rm_command, gc_command, export_command, import_command):
     cli.add_command(_command)

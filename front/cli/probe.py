@@ -11,10 +11,11 @@ from featcache.cli.options import SIZE, common_options
 from featcache.console import ConsoleReporter, print_json, print_table
 from featcache.extract.models import model_names
 from featcache.probe.protocol import get_protocol
-from featcache.probe.request import ProbeRequest, jobs
+from featcache.probe.request import ProbeRequest, jobs, needed
 from featcache.store.catalogue import completed_last, roots, select
 from featcache.store.errors import RequestError
 from featcache.store.reading.reader import open_cache
+from featcache.store.transfer.address import is_address
 
 if TYPE_CHECKING:
     from featcache.probe.results import ResultRow
@@ -30,6 +31,7 @@ Examples:
   featcache probe --head linear --head attentive --layers all --tokens cls+ap --seeds 0,1,2
   featcache probe --head attentive --layers last --tokens cls+patches
   featcache probe --head linear --layers all --tokens cls+ap --solver exact
+  featcache probe --head linear --cache s3://bucket/team/flowers/vit-l-14-0123456789ab
 """
 
 
@@ -49,7 +51,9 @@ Examples:
 )
 @click.option("--seeds", default="0", show_default=True, help="Seeds, such as 0,1,2.")
 @click.option(
-    "--cache", help="Folder or key of a cache, or DATASET/MODEL-KEY.  [default: the one completed last]"
+    "--cache",
+    help="Folder or key of a cache, DATASET/MODEL-KEY, or REMOTE/CACHE, of which only what is needed is fetched.  "
+    "[default: the one completed last]",
 )
 @click.option("--model", help="Take the cache of this model.")
 @click.option("--dataset", help="Take the cache of this dataset.")
@@ -112,14 +116,7 @@ def probe_command(
     """
     search = roots(root)
     named = cache or model or dataset
-    entry = (
-        select(search, cache, model_names(model) if model else (), dataset)
-        if named
-        else completed_last(search)
-    )
-    opened = open_cache(entry.path, allow_partial=allow_partial)
     reporter = ConsoleReporter(quiet=as_json)
-    reporter.message(f"cache: {entry.path}" + ("" if named else " (completed last)"))
     request = ProbeRequest(
         heads=heads,
         layers=layers,
@@ -134,6 +131,14 @@ def probe_command(
         out=out,
         force=force,
     )
+    if cache and is_address(cache):
+        path = borrow_for_probe(cache, search, request, reporter)
+    elif named:
+        path = select(search, cache, model_names(model) if model else (), dataset).path
+    else:
+        path = completed_last(search).path
+    opened = open_cache(path, allow_partial=allow_partial)
+    reporter.message(f"cache: {path}" + ("" if named else " (completed last)"))
     # What is wrong with the request shows before torch, which takes seconds, is imported.
     jobs(opened, request)
 
@@ -163,6 +168,16 @@ def probe_command(
     for note in sorted(notes):
         click.echo(note)
     click.echo(f"results: {out / RESULTS_FILE}")
+
+
+def borrow_for_probe(
+    cache: str, search: Sequence[Path], request: ProbeRequest, reporter: ConsoleReporter
+) -> Path:
+    """Fetch what a probe needs of a cache on a remote; returns where it is then."""
+    from featcache.store.transfer.address import parse_address
+    from featcache.store.transfer.borrow import borrow
+
+    return borrow(parse_address(cache), search, lambda whole: needed(whole, request), reporter=reporter)
 
 
 def _parse_seeds(text: str) -> tuple[int, ...]:

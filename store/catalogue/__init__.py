@@ -5,7 +5,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featcache.store.catalogue.entries import Entry, cache_directory, folder_entry, folders, roots, scan, slug
+from featcache.store.catalogue.entries import (
+    Entry,
+    cache_directory,
+    folder_entry,
+    folders,
+    remote_roots,
+    roots,
+    scan,
+    slug,
+)
 from featcache.store.errors import CacheNotFoundError, RequestError
 from featcache.store.requests import answers, recorded_requests
 
@@ -16,6 +25,7 @@ __all__ = [
     "find_key",
     "find_request",
     "folders",
+    "remote_roots",
     "roots",
     "scan",
     "select",

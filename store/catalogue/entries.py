@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, RequestError
 from featcache.store.files import JsonObject, read_sealed
 from featcache.store.held import HELD_FILE
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import KEY_DIGITS, CacheSpec
+from featcache.store.transfer.address import Address, is_address, parse_address, redacted, split_roots
 from featcache.store.writing.writer import PROVENANCE_FILE
 
 ROOT_VARIABLE = "FEATCACHE_ROOT"
@@ -74,12 +75,31 @@ class Entry:
 
 
 def roots(given: Sequence[Path] = ()) -> list[Path]:
-    """Return the roots: those given, else ``FEATCACHE_ROOT`` (several separated by ``:``), else the user's cache folder."""
+    """Return the roots: those given, else ``FEATCACHE_ROOT`` (several separated by ``:``), else the user's cache folder.
+
+    Raises:
+        RequestError: ``FEATCACHE_ROOT`` begins with a remote.
+    """
     if given:
         return list(given)
-    named = [Path(part) for part in os.environ.get(ROOT_VARIABLE, "").split(os.pathsep) if part]
+    parts = split_roots(os.environ.get(ROOT_VARIABLE, ""))
+    if parts and is_address(parts[0]):
+        raise RequestError(
+            f"{ROOT_VARIABLE} must begin with a folder, where new caches go; {redacted(parts[0])} can come after it"
+        )
+    named = [Path(part) for part in parts if not is_address(part)]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return [root.expanduser() for root in named] or [home / "featcache"]
+
+
+def remote_roots(given: Sequence[Path] = ()) -> list[Address]:
+    """The remotes that ``FEATCACHE_ROOT`` names after its folders; none where roots are given.
+
+    Raises:
+        RequestError, UnknownNameError: one is no address.
+    """
+    parts = [] if given else split_roots(os.environ.get(ROOT_VARIABLE, ""))
+    return [parse_address(part) for part in parts if is_address(part)]
 
 
 def slug(name: str) -> str:

@@ -192,11 +192,17 @@ class _Copy:
         """Fetch what goes with the data, record what is held, and let it count; returns the bytes that moved."""
         features = self.directory / FEATURES
         metadata, manifest = united_metadata(self.manifest, self._ours, self._theirs.manifest)
-        fetched = {
-            path: receive_bytes(remote, f"{name}/{FEATURES}/{path}", record)
+        lacking = {
+            path: record
             for path, record in manifest.metadata.items()
             if path not in metadata and _misfit(features / path, record)
         }
+        fetched: dict[str, bytes] = {}
+
+        def receive(path: str, record: FileRecord) -> None:
+            fetched[path] = receive_bytes(remote, f"{name}/{FEATURES}/{path}", record)
+
+        fly([partial(receive, path, record) for path, record in lacking.items()], IN_FLIGHT)
         moved = sum(map(len, fetched.values()))
         if manifest == self._theirs.manifest != self._ours:
             moved += fetch_documents(remote, name, self.directory)
