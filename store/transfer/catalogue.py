@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from featcache.store.errors import CacheNotFoundError, RemoteError, RequestError
+from featcache.store.errors import CacheNotFoundError, FeatcacheError, RemoteError, RequestError
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.manifest import Manifest
 from featcache.store.transfer.address import Address, CacheName, cache_name, key_beginning
+from featcache.store.transfer.receive import retried
 from featcache.store.transfer.remotes import open_remote
 from featcache.store.transfer.remotes.base import Listed, Remote
 
@@ -161,7 +162,11 @@ def find_cache(address: Address) -> tuple[Remote, CacheName]:
         return open_remote(place), name
     begins = key_beginning(address)
     remote = open_remote(begins[0] if begins else place)
-    entries = read_catalogue(remote).entries
+    try:
+        entries = retried(lambda: read_catalogue(remote)).entries
+    except FeatcacheError:
+        remote.close()
+        raise
     found = [entry.name for entry in entries if begins and entry.name.key.startswith(begins[1])]
     if len(found) == 1:
         return remote, found[0]

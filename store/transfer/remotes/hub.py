@@ -192,6 +192,8 @@ class HubRemote(Remote):
         if isinstance(error, FeatcacheError):
             return error
         where = self.where(path)
+        while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # what the client met, not which of its steps it was in
         status = getattr(getattr(error, "response", None), "status_code", None)
         missing = (errors.EntryNotFoundError, errors.RevisionNotFoundError)
         if isinstance(error, missing):

@@ -122,9 +122,11 @@ class SshRemote(Remote):
             self._call(path, remove(self._full(path)))
 
     def close(self) -> None:
+        if self._loop.is_closed():
+            return
         if self._connection is not None:
-            self._connection.abort()
-            self._connection = None
+            with suppress(RemoteError):
+                self._call("", self._disconnect())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -156,6 +158,13 @@ class SshRemote(Remote):
             **options,
         )
         self._sftp = await self._connection.start_sftp_client()
+
+    async def _disconnect(self) -> None:
+        self._sftp.exit()
+        self._connection.close()
+        await self._connection.wait_closed()
+        await asyncio.sleep(0)  # the transport closes its socket in the next round
+        self._connection = None
 
     def _call(self, path: str, work: Coroutine[Any, Any, T]) -> T:
         """Do something on the connection's thread and wait for it."""
