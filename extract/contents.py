@@ -1,7 +1,7 @@
 """What of a backbone's features a cache is to hold: taps, layers, groups of tokens, splits."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from featcache.store.errors import RequestError, UnknownNameError
@@ -83,6 +83,23 @@ class Contents:
             for name in self.choose_splits(splits)
             for array, layers in wanted
         )
+
+    def part_of(self, inventory: Inventory, num_layers: int, splits: Collection[str]) -> Inventory | None:
+        """The part of a cache that holds all this, with the columns of its splits; None if the cache lacks some of it."""
+        if not self.are_held(inventory, num_layers, splits):
+            return None
+        wanted = dict(self._names_and_layers(num_layers))
+        chosen = {}
+        for name in self.choose_splits(splits):
+            arrays = {
+                array.name: replace(array, layers=tuple(x for x in array.layers if x in wanted[array.name]))
+                if array.name in wanted
+                else array
+                for array in inventory.splits[name].arrays.values()
+                if not array.layers or array.name in wanted
+            }
+            chosen[name] = replace(inventory.splits[name], arrays=arrays)
+        return replace(inventory, splits=chosen)
 
     def require_of(self, name: str, num_layers: int, num_registers: int) -> None:
         """Refuse what a backbone of L = `num_layers` blocks cannot give, told without loading it.

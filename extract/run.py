@@ -16,10 +16,12 @@ from featcache.extract.remaining import remaining, require_space
 from featcache.extract.request import SKIP, ExtractRequest
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
+from featcache.extract.teammates import Teammates
 from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
 from featcache.store.catalogue.removal import remove_journal
 from featcache.store.errors import CacheCompletedError, CacheError, InterruptedRunError
 from featcache.store.files import JsonObject
+from featcache.store.held import require_whole
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
@@ -28,6 +30,7 @@ from featcache.store.reading.content import SharedImages, shared_images
 from featcache.store.reading.reader import open_cache, require_files
 from featcache.store.requests import AUTO, record_request
 from featcache.store.spec import PRECISIONS, CacheSpec
+from featcache.store.transfer.address import Address
 from featcache.store.writing.writer import CacheWriter
 
 if TYPE_CHECKING:
@@ -84,6 +87,7 @@ def extract(
     source: Source | None = None,
     reporter: Reporter | None = None,
     command: str = "",
+    remotes: Sequence[Address] = (),
 ) -> ExtractResult:
     """Make sure that a complete cache answers `request`.
 
@@ -98,6 +102,7 @@ def extract(
         source: one's own dataset, made by `python_dataset`; the request's `dataset` is then just its name.
         reporter: receives messages and progress.
         command: the command line, for provenance.
+        remotes: where teammates may have pushed the answer; it is pulled from there instead of being computed.
 
     Raises:
         RequestError, UnknownNameError: the request is wrong.
@@ -105,7 +110,7 @@ def extract(
         BackboneError: the backbone cannot be loaded or its features would be wrong.
         InterruptedRunError: Ctrl-C; committed blocks stay.
     """
-    extraction = _Extraction(request, search, reporter or Silent(), command, backbone, source)
+    extraction = _Extraction(request, search, reporter or Silent(), command, backbone, source, remotes)
     found = extraction.find_literally()
     return extraction.cached(found) if found is not None else extraction.run()
 
@@ -141,7 +146,9 @@ class _Extraction:
         command: str,
         backbone: "Backbone | None" = None,
         source: Source | None = None,
+        remotes: Sequence[Address] = (),
     ) -> None:
+        self._teammates = Teammates(remotes, search, reporter)
         self._request = request
         self._search = search
         self._reporter = reporter
@@ -166,14 +173,25 @@ class _Extraction:
         ):
             self._literals.append(literal)
             found = find_request(self._search, literal)
-            if found is not None and found.complete and _holds(found, self._request, self._source):
+            if (
+                found is not None
+                and found.complete
+                and (
+                    _holds(found, self._request, self._source) or self._teammates.complete(found, self._part)
+                )
+            ):
                 return found
         # What is wrong with the request shows before the backbone is loaded, perhaps over the network.
         self._request.contents.choose_splits(list(self._source.splits))
         if self._own is None and self._model.explicit in TABLE:
             num_layers, _, _, num_registers, *_ = TABLE[self._model.explicit]
             self._request.contents.require_of(self._model.explicit, num_layers, num_registers)
-        return None
+        return self._teammates.find_request(self._literals, self._source.name, self._part)
+
+    def _part(self, whole: Manifest) -> Inventory | None:
+        """The part of a cache that answers the request; None if it does not hold all of it."""
+        num_layers = whole.spec.backbone.num_layers
+        return self._request.contents.part_of(whole.inventory, num_layers, list(self._source.splits))
 
     def cached(self, entry: Entry) -> ExtractResult:
         """The answer that a complete cache is, once its files are seen to be there.
@@ -205,7 +223,11 @@ class _Extraction:
         wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)
         if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
             return self.cached(entry)
+        fetched = self._teammates.find_key(spec.key, entry, self._part)
+        if fetched is not None:
+            return self.cached(fetched)
         path, plan = self._prepare(spec, entry, wanted, backbone, device)
+        require_whole(path, "added to")
         return self._fill(path, plan, backbone, device)
 
     def estimate(self) -> Estimate:

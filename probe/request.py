@@ -13,8 +13,9 @@ from featcache.probe.kinds import KINDS, REGRESSION_LOSSES
 from featcache.probe.protocol import INPUTS, Protocol, get_protocol
 from featcache.probe.table import TABLES, TableRow
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.inventory import DEFAULT_TAP, SPLITS
+from featcache.store.inventory import DEFAULT_TAP, SPLITS, Inventory
 from featcache.store.layers import FINAL, TOKEN_KINDS, parse_layers
+from featcache.store.manifest import Manifest
 from featcache.store.reading.reader import Cache
 from featcache.store.requests import AUTO
 from featcache.store.token_groups import POOLED, array_name, parse_groups
@@ -255,6 +256,32 @@ def baseline(cache: Cache) -> Job:
     return Job(head, _select(cache, head.default_layers, _default_tokens(cache, head)))
 
 
+def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
+    """The part of a cache that a request needs, told from its manifest alone.
+
+    Raises:
+        UnknownNameError, RequestError: as for `jobs`.
+    """
+    parts = [part for job in _jobs(Cache(Path(), whole), request) for part in job.selection.parts]
+    wanted: dict[str, set[str]] = {}
+    for part in parts:
+        for layer in part.layers:
+            tap = FINAL if layer == FINAL else DEFAULT_TAP
+            wanted.setdefault(array_name(tap, part.group), set()).add(layer)
+    splits = {}
+    for name in SPLITS:
+        split = whole.inventory.splits[name]
+        arrays = {
+            array.name: replace(array, layers=tuple(x for x in array.layers if x in wanted[array.name]))
+            if array.layers
+            else array
+            for array in split.arrays.values()
+            if not array.layers or array.name in wanted
+        }
+        splits[name] = replace(split, arrays=arrays)
+    return replace(whole.inventory, splits=splits)
+
+
 def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     """What a request means for a cache: the baseline, then the heads asked for, none twice.
 
@@ -263,7 +290,15 @@ def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     Raises:
         UnknownNameError: a layer or token kind does not exist or is not cached.
         RequestError: the cache lacks a split.
+        PartialCacheError: it is a partial copy that lacks some of it; the message has the command that fetches it.
     """
+    if cache.partial:
+        whole = replace(cache.manifest, inventory=cache.manifest.full_inventory, whole=None)
+        cache.require(needed(whole, request))
+    return _jobs(cache, request)
+
+
+def _jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     asked = []
     for row in request.rows:
         head = get_head(row.head)
@@ -333,7 +368,7 @@ def parse_kinds(text: str) -> tuple[str, ...]:
 
 def _default_tokens(cache: Cache, head: HeadInfo) -> tuple[str, ...]:
     """A head's own token kinds, as far as the backbone has them: some have no class token."""
-    held = next(iter(cache.inventory.splits.values())).arrays[FINAL].tokens
+    held = next(iter(cache.manifest.full_inventory.splits.values())).arrays[FINAL].tokens
     return tuple(kind for kind in head.default_tokens if kind in held) or held
 
 

@@ -59,6 +59,14 @@ class IncompleteCacheError(CacheError):
     """The extraction of a cache has not finished, so it cannot be read yet."""
 
 
+class PartialCacheError(CacheError):
+    """The cache is a partial copy, and more of it is needed; the message has the command that fetches the rest."""
+
+
+class RemoteError(FeatcacheError, ConnectionError):
+    """A remote cannot be reached, refuses, or sends something other than it should."""
+
+
 class CacheBusyError(FeatcacheError, BlockingIOError):
     """Another process is writing the cache."""
 

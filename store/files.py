@@ -143,7 +143,15 @@ def read_sealed(path: Path) -> JsonObject:
         FileNotFoundError: there is no such file.
         CacheError: it is not JSON, not an object, too large, or its digest does not match.
     """
-    document = read_json(path)
+    return unseal(read_json(path), str(path))
+
+
+def unseal(document: JsonObject, where: str) -> JsonObject:
+    """Take the ``digest`` out of a sealed document.
+
+    Raises:
+        CacheError: it does not match the content; `where` names the file.
+    """
     digest = document.pop("digest", None)
     try:
         content = sha256_hex(canonical_json(document))
@@ -151,7 +159,7 @@ def read_sealed(path: Path) -> JsonObject:
         content = None
     if content is None or digest != content:
         raise CacheError(
-            f"{path}: field 'digest' does not match the content; the file is damaged or was edited"
+            f"{where}: field 'digest' does not match the content; the file is damaged or was edited"
         )
     return document
 

@@ -143,6 +143,14 @@ class Inventory:
         splits = {name: _plus(self.splits.get(name), news.get(name)) for name in names}
         return replace(self, splits=splits, projection=self.projection or added.projection)
 
+    def common(self, other: "Inventory") -> "Inventory":
+        """What both hold.
+
+        Raises:
+            CacheError: as for `minus`.
+        """
+        return self.minus(self.minus(other))
+
     def to_dict(self) -> JsonObject:
         """Return the inventory as plain JSON values."""
         splits = {

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from stat import S_ISLNK, S_ISREG
 from typing import Any, Self
@@ -100,6 +100,28 @@ class Manifest:
     blocks: Sequence[BlockRecord]
     metadata: Mapping[str, FileRecord]
     """The Zarr metadata files."""
+    whole: Inventory | None = None
+    """Of a partial copy, all that the cache holds elsewhere; `inventory` and `blocks` are then what is held here."""
+
+    @property
+    def full_inventory(self) -> Inventory:
+        """What the cache holds where it is whole; the Zarr metadata describe all of it."""
+        return self.inventory if self.whole is None else self.whole
+
+    def part(self, inventory: Inventory) -> "Manifest":
+        """The manifest of a copy that holds `inventory` alone, as far as this one has it.
+
+        Raises:
+            CacheError: an array is of another form.
+        """
+        held = self.inventory.common(inventory)
+        records = []
+        for record in self.blocks:
+            split = held.splits.get(record.block.split)
+            if split is not None:
+                paths = (path for _, path in split.chunk_files(record.block.index))
+                records.append(BlockRecord(record.block, {path: record.files[path] for path in paths}))
+        return replace(self, inventory=held, blocks=records, whole=self.inventory)
 
     def missing_blocks(self) -> list[Block]:
         """Blocks of the inventory without a record."""
@@ -130,18 +152,19 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Write manifest.json: from now on the cache is complete."""
-        write_sealed(
-            directory / MANIFEST_FILE,
-            {
-                "format": FORMAT,
-                "key": self.spec.key,
-                "spec": self.spec.to_dict(),
-                "inventory": self.inventory.to_dict(),
-                "batch_size": self.batch_size,
-                "blocks": [record.to_dict() for record in self.blocks],
-                "metadata": {path: asdict(record) for path, record in self.metadata.items()},
-            },
-        )
+        write_sealed(directory / MANIFEST_FILE, self.to_dict())
+
+    def to_dict(self) -> JsonObject:
+        """Return the manifest as plain JSON values, without its digest."""
+        return {
+            "format": FORMAT,
+            "key": self.spec.key,
+            "spec": self.spec.to_dict(),
+            "inventory": self.inventory.to_dict(),
+            "batch_size": self.batch_size,
+            "blocks": [record.to_dict() for record in self.blocks],
+            "metadata": {path: asdict(record) for path, record in self.metadata.items()},
+        }
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -152,7 +175,15 @@ class Manifest:
             CacheError: it is damaged, foreign, or lacks a block.
         """
         path = directory / MANIFEST_FILE
-        document, where = read_sealed(path), str(path)
+        return cls.from_dict(read_sealed(path), str(path))
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], where: str) -> Self:
+        """Read a manifest back, without its digest; `where` names the file in errors.
+
+        Raises:
+            CacheError: it is foreign, or lacks a block.
+        """
         if document.get("format") != FORMAT:
             raise CacheError(
                 f"{where}: field 'format' must be {FORMAT!r}, got {str(document.get('format'))[:40]!r}"

@@ -1,6 +1,26 @@
-"""Text from elsewhere, made fit for a terminal."""
+"""Text from elsewhere, made fit for a terminal; sizes as people write them."""
 
+import re
 import textwrap
+
+_UNITS = {
+    "": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+
+
+def parse_size(text: str) -> int | None:
+    """The bytes that a size such as ``2GB`` or ``500 MiB`` stands for; None if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in _UNITS:
+        return None
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -26,3 +46,8 @@ def reason(error: BaseException) -> str:
     return textwrap.shorten(
         line if " " in line else f"{type(error).__name__} {line}".rstrip(), 200, placeholder=" ..."
     )
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a list with commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))

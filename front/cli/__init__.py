@@ -19,6 +19,8 @@ from featcache.cli.ls import ls_command
 from featcache.cli.models import models_command
 from featcache.cli.plot import plot_command
 from featcache.cli.probe import probe_command
+from featcache.cli.pull import pull_command
+from featcache.cli.push import push_command
 from featcache.cli.results import results_command
 from featcache.cli.rm import rm_command
 from featcache.cli.verify import verify_command
@@ -47,6 +49,8 @@ for _command in (
     info_command,
     verify_command,
 ):
+    cli.add_command(_command)
+for _command in (push_command, pull_command):
     cli.add_command(_command)
 for _command in (rm_command, gc_command, export_command, import_command):
     cli.add_command(_command)

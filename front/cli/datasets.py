@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from featcache.cli.options import dataset_options, names_of
+from featcache.cli.options import dataset_options
 from featcache.console import ConsoleReporter, print_json, print_table
 from featcache.extract.dataset_list import ListedDataset, listed_datasets
 from featcache.extract.sources import KINDS, resolve_source
@@ -14,6 +14,7 @@ from featcache.extract.sources.samples import labels_of
 from featcache.store.catalogue import slug
 from featcache.store.files import JsonObject
 from featcache.store.targets import REGRESSION
+from featcache.store.text import split_names
 
 COLUMNS = ("dataset", "name", "classes", "train", "test", "domain", "on disk")
 NUMERIC = COLUMNS[2:5]
@@ -72,7 +73,7 @@ def show_command(
     NAME is an alias, or KIND:PLACE as for extract.
     """
     reporter = ConsoleReporter(quiet=as_json)
-    chosen = DatasetOptions(test_splits=names_of(test_split or ""), **options)  # type: ignore[arg-type]  # click's values have the fields' types
+    chosen = DatasetOptions(test_splits=split_names(test_split or ""), **options)  # type: ignore[arg-type]  # click's values have the fields' types
     source = resolve_source(name, chosen, reporter)
     document = _describe(source)
     if not no_sheet:

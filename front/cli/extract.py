@@ -7,16 +7,17 @@ from pathlib import Path
 import click
 
 from featcache.cli.estimate import print_estimate
-from featcache.cli.options import common_options, dataset_options, names_of
+from featcache.cli.options import common_options, dataset_options
 from featcache.console import ConsoleReporter, duration, print_json
 from featcache.extract.contents import TAPS, Contents
 from featcache.extract.request import STOP, ExtractRequest
 from featcache.extract.run import ExtractResult, extract
 from featcache.extract.run import dry_run as estimate_extraction
-from featcache.store.catalogue import roots
+from featcache.store.catalogue import remote_roots, roots
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.requests import AUTO
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
+from featcache.store.text import split_names
 
 EPILOG = """\b
 Examples:
@@ -81,6 +82,7 @@ Examples:
     show_default=True,
     help="An image that does not decode: stop, or skip it and go on; its row then has no features.",
 )
+@click.option("--force", is_flag=True, help="Extract even what a teammate has on a remote in FEATCACHE_ROOT.")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -91,6 +93,7 @@ def extract_command(
     root: tuple[Path, ...],
     as_json: bool,
     dry_run: bool,
+    force: bool,
     tap: str,
     layers: str,
     tokens: str,
@@ -102,17 +105,19 @@ def extract_command(
     """Run a backbone over a dataset once and cache the tokens of all its layers.
 
     A request that a cache already answers ends at once; a run that was stopped goes on at its last committed block.
-    What a cache lacks of the taps, layers, tokens and splits that are asked for is added to it.
+    What a cache lacks of the taps, layers, tokens and splits that are asked for is added to it. What a teammate has
+    pushed to a remote that FEATCACHE_ROOT names is pulled from there.
     """
-    contents = Contents(names_of(tap), layers, tokens, patches, names_of(splits or ""))
-    tests = names_of(test_split or "")
+    contents = Contents(split_names(tap), layers, tokens, patches, split_names(splits or ""))
+    tests = split_names(test_split or "")
     request = ExtractRequest(contents=contents, test_splits=tests, **options)  # type: ignore[arg-type]  # click's values have the fields' types
     reporter = ConsoleReporter(quiet=as_json)
     if dry_run:
         print_estimate(estimate_extraction(request, roots(root), reporter=reporter), as_json)
         return
     command = shlex.join(["featcache", *sys.argv[1:]])
-    result = extract(request, roots(root), reporter=reporter, command=command)
+    remotes = [] if force else remote_roots(root)
+    result = extract(request, roots(root), reporter=reporter, command=command, remotes=remotes)
     if as_json:
         print_json(result.to_dict())
     else:

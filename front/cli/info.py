@@ -9,25 +9,38 @@ from typing import Any
 import click
 
 from featcache.cli.options import common_options
+from featcache.cli.remote import describe_remote
 from featcache.console import print_json, size
 from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, select
 from featcache.store.files import JsonObject
+from featcache.store.held import Held, describe_part
 from featcache.store.reading.content import shared_images
 from featcache.store.targets import REGRESSION, SINGLE_LABEL
 from featcache.store.text import printable
+from featcache.store.transfer.address import is_address
 from featcache.store.writing.writer import ADDITIONS
 
+EPILOG = """\b
+Examples:
+  featcache info 0123456789ab
+  featcache info s3://bucket/team/flowers/vit-l-14-0123456789ab
+"""
 
-@click.command("info", epilog="\b\nExample:\n  featcache info 0123456789ab\n")
+
+@click.command("info", epilog=EPILOG)
 @click.argument("cache", required=False)
 @common_options
 def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> None:
     """Show what a cache is, holds and comes from.
 
-    CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY; without it the cache completed last.
+    CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY; without it the cache completed last. For
+    REMOTE/CACHE only the manifest and the provenance are fetched.
     """
-    search = roots(root)
-    document = _describe(select(search, cache) if cache else completed_last(search))
+    if cache and is_address(cache):
+        document = describe_remote(cache)
+    else:
+        search = roots(root)
+        document = _describe(select(search, cache) if cache else completed_last(search))
     if as_json:
         print_json(document)
     else:
@@ -43,6 +56,7 @@ def _describe(entry: Entry) -> JsonObject:
         "path": str(entry.path),
         "key": cache.key,
         "complete": entry.complete,
+        **_part(entry),
         "blocks": len(cache.inventory.blocks()),
         "missing_blocks": [[block.split, block.index] for block in missing],
         "bytes": cache.inventory.num_bytes,
@@ -83,9 +97,20 @@ def _target_lines(document: JsonObject) -> Iterator[str]:
             yield f"          {split}: {min(counts)} to {max(counts)} samples of a class"
 
 
+def _part(entry: Entry) -> JsonObject:
+    """Of a partial or borrowed copy: what it holds, and where the rest is."""
+    held = Held.read(entry.path)
+    if held is None:
+        return {}
+    manifest = entry.cache.manifest
+    what = describe_part(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
+    state = f"{'borrowed' if held.borrowed else 'a partial copy'}: {what}"
+    return {"state": state, "origin": held.origin, "borrowed": held.borrowed}
+
+
 def _lines(document: JsonObject) -> list[str]:
     inventory, missing = document["inventory"], document["missing_blocks"]
-    state = (
+    state = document.get("state") or (
         "complete"
         if document["complete"]
         else f"incomplete, {len(missing)} of {document['blocks']} blocks are missing"
@@ -96,6 +121,10 @@ def _lines(document: JsonObject) -> list[str]:
         f"state     {state}",
         f"size      {size(document['bytes'])}",
     ]
+    if "origin" in document:
+        lines.append(f"from      {document['origin']}")
+    if "digest" in document:
+        lines.append(f"digest    {document['digest']}")
     for name, split in inventory["splits"].items():
         lines.append(f"{name:<10}{split['num_samples']} samples in blocks of {split['block_rows']}")
         for array, info in split["arrays"].items():

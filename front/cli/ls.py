@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
+from featcache.cli.remote import list_remote
 from featcache.console import duration, print_json, print_table, size
 from featcache.store.catalogue import Entry, roots, scan
 from featcache.store.catalogue.summary import Summary, summarise
@@ -16,17 +17,36 @@ COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size"
 NUMERIC = COLUMNS[4:]
 
 
-@click.command(
-    "ls", epilog="\b\nExamples:\n  featcache ls\n  featcache ls --root ~/caches --root /team/caches\n"
-)
+EPILOG = """\b
+Examples:
+  featcache ls
+  featcache ls --root ~/caches --root /team/caches
+  featcache ls s3://bucket/team --model vit-l --dataset flowers
+"""
+
+
+@click.command("ls", epilog=EPILOG)
+@click.argument("remote", required=False)
+@click.option("--model", help="Those whose model's name contains this.")
+@click.option("--dataset", help="Those whose dataset's name contains this.")
 @common_options
-def ls_command(root: tuple[Path, ...], as_json: bool) -> None:
+def ls_command(
+    remote: str | None, model: str | None, dataset: str | None, root: tuple[Path, ...], as_json: bool
+) -> None:
     """List the caches: dataset, model, key, state, samples, layers, size and age.
 
+    With REMOTE, what teammates have pushed there: s3://, gs://, az://, hf://, ssh://, https:// or a shared folder.
     With several roots, a cache that two of them hold is listed once, where it is read from.
     """
+    if remote is not None:
+        list_remote(remote, model, dataset, as_json)
+        return
     search = roots(root)
-    documents = [_describe(entry) for entry in scan(search)]
+    documents = [
+        _describe(entry)
+        for entry in scan(search)
+        if (model or "").lower() in entry.model and (dataset or "").lower() in entry.dataset.lower()
+    ]
     if as_json:
         print_json(documents)
     elif documents:
@@ -53,7 +73,7 @@ def _describe(entry: Entry) -> JsonObject:
     inventory = summary.inventory
     return {
         **document,
-        "state": "complete" if entry.complete else _progress(summary),
+        "state": _state(entry, summary),
         "samples": {split.name: split.num_samples for split in inventory.splits.values()},
         "layers": summary.num_layers,
         "bytes": inventory.num_bytes,
@@ -61,7 +81,9 @@ def _describe(entry: Entry) -> JsonObject:
     }
 
 
-def _progress(summary: Summary) -> str:
+def _state(entry: Entry, summary: Summary) -> str:
+    if entry.complete:
+        return f"partial ({summary.part})" if summary.part else "complete"
     total = len(summary.inventory.blocks())
     return f"incomplete ({total - summary.missing_blocks} of {total} blocks)"
 

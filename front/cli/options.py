@@ -1,6 +1,5 @@
 """Options that all commands share."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,9 @@ from typing import Any
 import click
 
 from featcache.store.targets import TARGET_KINDS
+from featcache.store.text import parse_size
 
 Command = Callable[..., Any]
-
-_UNITS = {
-    "": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-}
 
 
 class _Size(click.ParamType[int]):
@@ -32,10 +21,10 @@ class _Size(click.ParamType[int]):
         """Return the bytes."""
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
-        if match is None or match[2] not in _UNITS:
+        size = parse_size(value)
+        if size is None:
             self.fail(f"{value!r} is not a size; write such as 2GB or 500MB", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2]])
+        return size
 
 
 SIZE = _Size()
@@ -98,11 +87,6 @@ def dataset_options(function: Command) -> Command:
     for option in reversed(_DATASET_OPTIONS):
         function = option(function)
     return function
-
-
-def names_of(text: str) -> tuple[str, ...]:
-    """The names in a list with commas, each once."""
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def common_options(function: Command) -> Command:

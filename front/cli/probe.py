@@ -11,11 +11,12 @@ from featcache.cli.grid import GridError, open_caches
 from featcache.cli.options import SIZE, common_options
 from featcache.console import ConsoleReporter, print_json, print_table
 from featcache.probe.protocol import get_protocol
-from featcache.probe.request import ProbeRequest, jobs, left_out
+from featcache.probe.request import ProbeRequest, jobs, left_out, needed
 from featcache.probe.table import TableRow
 from featcache.store.catalogue import roots
 from featcache.store.errors import RequestError
-from featcache.store.reading.reader import Cache
+from featcache.store.reading.reader import Cache, open_cache
+from featcache.store.transfer.address import is_address
 
 if TYPE_CHECKING:
     from featcache.probe.results import ResultRow
@@ -32,6 +33,7 @@ Examples:
   featcache probe --head attentive --layers last --tokens cls+patches
   featcache probe --head linear --layers all --tokens cls+ap --solver exact
   featcache probe --table paper --model dinov2-vit-s-14,vit-l-14 --dataset photos,flowers
+  featcache probe --head linear --cache s3://bucket/team/flowers/vit-l-14-0123456789ab
 """
 
 
@@ -52,7 +54,9 @@ Examples:
 )
 @click.option("--seeds", default="0", show_default=True, help="Seeds, such as 0,1,2.")
 @click.option(
-    "--cache", help="Folder or key of a cache, or DATASET/MODEL-KEY.  [default: the one completed last]"
+    "--cache",
+    help="Folder or key of a cache, DATASET/MODEL-KEY, or REMOTE/CACHE, of which only what is needed is fetched.  "
+    "[default: the one completed last]",
 )
 @click.option("--model", help="Take the cache of this model, or of these: x,y.")
 @click.option("--dataset", help="Take the cache of this dataset, or of these: a,b.")
@@ -114,11 +118,7 @@ def probe_command(
 
     Trained along is the linear probe on the last layer's class token, over which gains are measured.
     """
-    caches = open_caches(roots(root), cache, model, dataset, allow_partial)
     reporter = ConsoleReporter(quiet=as_json)
-    if len(caches) == 1:
-        named = cache or model or dataset
-        reporter.message(f"cache: {caches[0].directory}" + ("" if named else " (completed last)"))
     request = ProbeRequest(
         heads=tuple(name.strip() for given in heads for name in given.split(",") if name.strip()),
         layers=layers,
@@ -134,6 +134,13 @@ def probe_command(
         force=force,
         table=table,
     )
+    if cache and is_address(cache):
+        caches = [open_cache(borrow_for_probe(cache, roots(root), request, reporter))]
+    else:
+        caches = open_caches(roots(root), cache, model, dataset, allow_partial)
+    if len(caches) == 1:
+        named = cache or model or dataset
+        reporter.message(f"cache: {caches[0].directory}" + ("" if named else " (completed last)"))
     # What is wrong with the request shows before torch, which takes seconds, is imported.
     for opened in caches:
         jobs(opened, request)
@@ -183,6 +190,16 @@ def _print(rows: Sequence["ResultRow"], out: Path, grid: bool) -> None:
     for note in sorted(notes):
         click.echo(note)
     click.echo(f"results: {out / RESULTS_FILE}; `featcache results` shows them again, side by side")
+
+
+def borrow_for_probe(
+    cache: str, search: Sequence[Path], request: ProbeRequest, reporter: ConsoleReporter
+) -> Path:
+    """Fetch what a probe needs of a cache on a remote; returns where it is then."""
+    from featcache.store.transfer.address import parse_address
+    from featcache.store.transfer.borrow import borrow
+
+    return borrow(parse_address(cache), search, lambda whole: needed(whole, request), reporter=reporter)
 
 
 def _parse_seeds(text: str) -> tuple[int, ...]:

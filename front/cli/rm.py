@@ -6,11 +6,13 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
+from featcache.cli.remote import remove_remote
 from featcache.console import print_json, size
 from featcache.store.catalogue import Entry, roots, select
 from featcache.store.catalogue.removal import check_removable, remove_cache
 from featcache.store.catalogue.usage import Usage, usage
 from featcache.store.errors import CacheNotFoundError, RequestError
+from featcache.store.transfer.address import is_address
 
 
 @click.command("rm", epilog="\b\nExample:\n  featcache rm flowers/vit-l-14-0123456789ab\n")
@@ -20,8 +22,12 @@ from featcache.store.errors import CacheNotFoundError, RequestError
 def rm_command(cache: str, yes: bool, root: tuple[Path, ...], as_json: bool) -> None:
     """Remove a cache, after showing what it is and asking.
 
-    CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY. What is being written is refused.
+    CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY, or REMOTE/CACHE, which goes for all
+    teammates. What is being written is refused.
     """
+    if is_address(cache):
+        remove_remote(cache, yes, as_json)
+        return
     entry = _select(roots(root), cache)
     check_removable(entry.path)
     taken = usage(entry.path)

@@ -5,7 +5,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featcache.store.catalogue.entries import Entry, cache_directory, folder_entry, folders, roots, scan, slug
+from featcache.store.catalogue.entries import (
+    Entry,
+    cache_directory,
+    folder_entry,
+    folders,
+    remote_roots,
+    roots,
+    scan,
+    slug,
+)
 from featcache.store.errors import CacheNotFoundError, RequestError
 from featcache.store.requests import answers, recorded_requests
 
@@ -16,6 +25,7 @@ __all__ = [
     "find_key",
     "find_request",
     "folders",
+    "remote_roots",
     "roots",
     "scan",
     "select",
@@ -30,7 +40,7 @@ MAX_TIME = 2**40
 def find_key(search: Sequence[Path], key: str) -> Entry | None:
     """Return the cache with this key, a complete one if there is one."""
     found = [entry for entry in scan(search) if entry.key == key]
-    return max(found, key=lambda entry: entry.complete, default=None)
+    return max(found, key=lambda entry: entry.worth, default=None)
 
 
 def find_request(search: Sequence[Path], request: Mapping[str, Any]) -> Entry | None:
@@ -38,7 +48,7 @@ def find_request(search: Sequence[Path], request: Mapping[str, Any]) -> Entry | 
     found = [
         entry for entry in scan(search) if any(answers(r, request) for r in recorded_requests(entry.path))
     ]
-    return max(found, key=lambda entry: entry.complete, default=None)
+    return max(found, key=lambda entry: entry.worth, default=None)
 
 
 def select(

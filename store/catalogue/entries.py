@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, RequestError
 from featcache.store.files import JsonObject, read_sealed
+from featcache.store.held import HELD_FILE
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import KEY_DIGITS, CacheSpec
+from featcache.store.transfer.address import Address, is_address, parse_address, redacted, split_roots
 from featcache.store.writing.writer import PROVENANCE_FILE
 
 ROOT_VARIABLE = "FEATCACHE_ROOT"
@@ -38,6 +40,11 @@ class Entry:
     def root(self) -> Path:
         """The root it was found under."""
         return self.path.parent.parent
+
+    @cached_property
+    def worth(self) -> int:
+        """2 for a complete cache, 1 for a copy that may be partial, 0 for one that is not complete."""
+        return 0 if not self.complete else 1 if (self.path / HELD_FILE).exists() else 2
 
     @cached_property
     def cache(self) -> Cache:
@@ -68,12 +75,31 @@ class Entry:
 
 
 def roots(given: Sequence[Path] = ()) -> list[Path]:
-    """Return the roots: those given, else ``FEATCACHE_ROOT`` (several separated by ``:``), else the user's cache folder."""
+    """Return the roots: those given, else ``FEATCACHE_ROOT`` (several separated by ``:``), else the user's cache folder.
+
+    Raises:
+        RequestError: ``FEATCACHE_ROOT`` begins with a remote.
+    """
     if given:
         return list(given)
-    named = [Path(part) for part in os.environ.get(ROOT_VARIABLE, "").split(os.pathsep) if part]
+    parts = split_roots(os.environ.get(ROOT_VARIABLE, ""))
+    if parts and is_address(parts[0]):
+        raise RequestError(
+            f"{ROOT_VARIABLE} must begin with a folder, where new caches go; {redacted(parts[0])} can come after it"
+        )
+    named = [Path(part) for part in parts if not is_address(part)]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return [root.expanduser() for root in named] or [home / "featcache"]
+
+
+def remote_roots(given: Sequence[Path] = ()) -> list[Address]:
+    """The remotes that ``FEATCACHE_ROOT`` names after its folders; none where roots are given.
+
+    Raises:
+        RequestError, UnknownNameError: one is no address.
+    """
+    parts = [] if given else split_roots(os.environ.get(ROOT_VARIABLE, ""))
+    return [parse_address(part) for part in parts if is_address(part)]
 
 
 def slug(name: str) -> str:
@@ -98,17 +124,19 @@ def folders(root: Path) -> Iterator[tuple[Path, re.Match[str]]]:
 def scan(search: Sequence[Path]) -> Iterator[Entry]:
     """All caches under the roots, complete or not; each once per dataset folder.
 
-    The first root that holds a cache wins, but a complete one goes before one that is still being extracted.
+    The first root that holds a cache wins, but a complete one goes before one that is still being extracted, and a
+    copy that is surely whole before one that may be partial.
     """
     found: dict[tuple[str, str], Entry] = {}
     for root in search:
         for folder, match in folders(root):
             complete = (folder / MANIFEST_FILE).exists()
             place = (folder.parent.name, folder.name)
-            if place in found and (found[place].complete or not complete):
+            if not complete and not (folder / JOURNAL / PLAN_FILE).exists():
                 continue
-            if complete or (folder / JOURNAL / PLAN_FILE).exists():
-                found[place] = Entry(folder, folder.parent.name, match["model"], match["key"], complete)
+            entry = Entry(folder, folder.parent.name, match["model"], match["key"], complete)
+            if place not in found or entry.worth > found[place].worth:
+                found[place] = entry
     yield from found.values()
 
 

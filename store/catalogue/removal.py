@@ -15,6 +15,7 @@ from featcache.store import journal
 from featcache.store.checking.addition import unfinished_addition
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import PARTIAL_SUFFIX, sync_directory
+from featcache.store.held import HELD_FILE
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.reading.reader import open_cache
 from featcache.store.requests import REQUEST_FILE
@@ -22,7 +23,15 @@ from featcache.store.writing.claims import STALE_S, SUFFIX, live_claims, sole_ow
 from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
 
 REMOVING_PREFIX = ".removing-"
-_PARTS = (journal.FEATURES, journal.JOURNAL, MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE)
+_PARTS = (
+    journal.FEATURES,
+    journal.JOURNAL,
+    MANIFEST_FILE,
+    PROVENANCE_FILE,
+    REQUEST_FILE,
+    CARD_FILE,
+    HELD_FILE,
+)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 

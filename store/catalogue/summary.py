@@ -12,6 +12,7 @@ from pathlib import Path
 from featcache.store.catalogue.entries import Entry
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, parse_json
+from featcache.store.held import Held, describe_part
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.plain import open_plain
@@ -33,14 +34,15 @@ class Summary:
     dtype: str
     missing_blocks: int
     """Blocks that are not committed; 0 for a complete cache."""
+    part: str = ""
+    """Of a partial copy, what it holds; `inventory` is that alone."""
 
     @property
     def num_layers(self) -> int:
         """Layers that are cached: the most that any split has."""
-        return max(
-            len({layer for array in split.arrays.values() for layer in array.layers})
-            for split in self.inventory.splits.values()
-        )
+        splits = self.inventory.splits.values()
+        layers = ({layer for array in split.arrays.values() for layer in array.layers} for split in splits)
+        return max(map(len, layers), default=0)
 
 
 def summarise(entry: Entry) -> Summary:
@@ -56,7 +58,7 @@ def summarise(entry: Entry) -> Summary:
     if head is None:
         # Not laid out as featcache does it, which is no fault: read all of it, and complain where it is damaged.
         manifest = Manifest.read(entry.path)
-        return Summary(manifest.inventory, manifest.spec.dtype, 0)
+        return _summary(entry.path, manifest.inventory, manifest.spec.dtype)
     where = str(entry.path / MANIFEST_FILE)
     spec = CacheSpec.from_dict(field(head, "spec", dict, where), where)
     if head.get("key") != spec.key:
@@ -64,7 +66,13 @@ def summarise(entry: Entry) -> Summary:
     inventory = Inventory.from_dict(field(head, "inventory", dict, where), where)
     if not inventory.splits:
         raise CacheError(f"{where}: field 'inventory' names no split")
-    return Summary(inventory, spec.dtype, 0)
+    return _summary(entry.path, inventory, spec.dtype)
+
+
+def _summary(directory: Path, whole: Inventory, dtype: str) -> Summary:
+    held = Held.read(directory)
+    here = whole if held is None else whole.common(held.inventory)
+    return Summary(here, dtype, 0) if here == whole else Summary(here, dtype, 0, describe_part(here, whole))
 
 
 def _head(path: Path) -> JsonObject | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from featcache.store.checking.damage import Damage, Kind, Place, reason
 from featcache.store.errors import CacheError, CacheNotFoundError
 from featcache.store.files import MAX_DOCUMENT_BYTES, read_sealed, sealed_bytes
+from featcache.store.held import read_held_manifest
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.plain import kind_misfit, sha256_plain
@@ -39,7 +40,7 @@ def read_contents(directory: Path) -> tuple[bool, Manifest | None, list[Damage]]
     complete = os.path.lexists(directory / MANIFEST_FILE)  # also where it is a link to nowhere
     name = MANIFEST_FILE if complete else f"{JOURNAL}/{PLAN_FILE}"
     try:
-        manifest = Manifest.read(directory) if complete else read_partial(directory)
+        manifest = read_held_manifest(directory) if complete else read_partial(directory)
         if complete:
             _check_metadata_table(manifest)
     except CacheNotFoundError:
@@ -98,6 +99,6 @@ def _card_holds(directory: Path) -> bool:
 
 def _check_metadata_table(manifest: Manifest) -> None:
     # Its paths are going to be opened, so they must be the ones that the inventory calls for.
-    odd = sorted(set(recorded_paths(manifest.inventory)) ^ set(manifest.metadata))
+    odd = sorted(set(recorded_paths(manifest.full_inventory)) ^ set(manifest.metadata))
     if odd:
         raise CacheError(f"field 'metadata' does not fit the inventory at {odd[0]!r}")

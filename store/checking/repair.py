@@ -15,7 +15,7 @@ from featcache.store.checking.addition import unfinished_addition
 from featcache.store.checking.damage import Damage, Kind
 from featcache.store.checking.documents import read_contents
 from featcache.store.checking.verify import Verification
-from featcache.store.errors import CacheBusyError, CacheError
+from featcache.store.errors import CacheBusyError, CacheError, PartialCacheError
 from featcache.store.files import JsonObject, read_sealed, sync_directory, write_sealed
 from featcache.store.inventory import Block
 from featcache.store.journal import JOURNAL, Plan
@@ -75,6 +75,8 @@ def repair(found: Verification) -> Repair:
     if manifest is None:
         raise CacheError(f"{directory} cannot be repaired: {found.damages[0]}; {found.remedy}")
     _refuse_what_is_no_file(found)
+    if manifest.whole is not None:
+        raise PartialCacheError(f"{directory} is a partial copy and cannot be repaired here; {found.remedy}")
     if found.complete and unfinished_addition(directory, manifest) is not None:
         raise CacheError(
             f"{directory} is being added to: finish that extraction first, or drop it with `featcache gc --older-than 0`"

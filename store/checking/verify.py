@@ -21,6 +21,7 @@ from featcache.store.checking.strangers import strangers
 from featcache.store.checking.zarr_agreement import check_metadata
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
+from featcache.store.held import Held
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import Manifest
@@ -66,6 +67,8 @@ class Verification:
             return "remove the links, or make a copy without them with `cp -rL`, and run the command again"
         if all(damage.place.kind == Kind.STRANGER for damage in self.damages):
             return "move away what does not belong there; the data are intact"
+        if self.manifest.whole is not None:
+            return f"run `{_pull(self.directory)}` to fetch what is damaged again"
         return f"run `featcache verify --repair {self.directory}` to drop what is damaged"
 
     def to_dict(self) -> JsonObject:
@@ -115,7 +118,8 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
         addition = unfinished_addition(directory, manifest) if complete else None
         if addition is not None:
             damages = without_new_groups(directory, manifest, addition, damages)
-        held = manifest.inventory.plus(addition.inventory) if addition else manifest.inventory
+        whole = manifest.full_inventory
+        held = whole.plus(addition.inventory) if addition else whole
         damages += strangers(directory, held, complete and addition is None, linked)
         damages += name_damages(directory, manifest)
         checked += [directory / place.path for place, _ in recorded]
@@ -124,16 +128,21 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
     return Verification(directory, complete, manifest, damages, len(checked), num_bytes, seconds)
 
 
+def _pull(directory: Path) -> str:
+    held = Held.read(directory)
+    return f"featcache pull {held.origin if held else 'REMOTE/CACHE'} --check"
+
+
 def _disagreements(
     directory: Path, manifest: Manifest, complete: bool, bad: Collection[str], linked: Sequence[str]
 ) -> Iterator[Damage]:
-    for path in metadata_paths(manifest.inventory):
+    for path in metadata_paths(manifest.full_inventory):
         place = Place(f"{FEATURES}/{path}", Kind.METADATA)
         full = directory / place.path
         # An unfinished cache may not have come to writing it.
         if place.path in bad or behind(place.path, linked) or (not complete and not os.path.lexists(full)):
             continue
         try:
-            check_metadata(directory / FEATURES, path, manifest.inventory)
+            check_metadata(directory / FEATURES, path, manifest.full_inventory)
         except (CacheError, OSError) as error:
             yield Damage(place, reason(full, error))

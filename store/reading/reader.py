@@ -11,8 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.store import journal
-from featcache.store.errors import CacheError, CacheNotFoundError, IncompleteCacheError, UnknownNameError
+from featcache.store.errors import (
+    CacheError,
+    CacheNotFoundError,
+    IncompleteCacheError,
+    PartialCacheError,
+    UnknownNameError,
+)
 from featcache.store.files import JsonObject, read_sealed
+from featcache.store.held import Held, describe_part, missing_command, read_held_manifest
+from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.plain import refuse_link
@@ -57,6 +65,27 @@ class Cache:
         """
         return read_projection(self.directory / FEATURES, self.inventory)
 
+    @property
+    def partial(self) -> bool:
+        """Whether this is a partial copy; `inventory` then is what it holds."""
+        return self.manifest.whole is not None
+
+    def require(self, needed: Inventory) -> None:
+        """Refuse to go on with a partial copy that lacks some of `needed`, which the whole cache has.
+
+        Raises:
+            PartialCacheError: it lacks some; the message has the command that fetches it.
+        """
+        lacking = needed.minus(self.inventory)
+        if not self.partial or not (lacking.splits or lacking.projection):
+            return
+        held = Held.read(self.directory)
+        origin = held.origin if held else ""
+        raise PartialCacheError(
+            f"{self.directory} holds only a part of the cache ({describe_part(self.inventory, self.manifest.full_inventory)}); "
+            f"fetch what is missing first: {missing_command(lacking, origin)}"
+        )
+
     def __getitem__(self, split: str) -> SplitReader:
         """Return one split, the same object every time: it keeps its maps.
 
@@ -64,7 +93,8 @@ class Cache:
             UnknownNameError: the cache does not hold it.
         """
         if split not in self.inventory.splits:
-            raise UnknownNameError("split", split, self.inventory.splits)
+            hint = "(the others are not in this partial copy)" if self.partial else ""
+            raise UnknownNameError("split", split, self.inventory.splits, hint)
         if split not in self._splits:
             committed = [record.block for record in self.manifest.blocks if record.block.split == split]
             reader = SplitReader(
@@ -102,7 +132,7 @@ def open_cache(directory: str | Path, *, allow_partial: bool = False) -> Cache:
     """
     directory = Path(directory).expanduser()
     try:
-        return Cache(directory, Manifest.read(directory))
+        return Cache(directory, read_held_manifest(directory))
     except FileNotFoundError:
         pass
     try:
@@ -112,7 +142,7 @@ def open_cache(directory: str | Path, *, allow_partial: bool = False) -> Cache:
             raise
     # A writer completes the cache first and takes the journal away then, perhaps while it was read.
     if (directory / MANIFEST_FILE).exists():
-        return Cache(directory, Manifest.read(directory))
+        return Cache(directory, read_held_manifest(directory))
     if not allow_partial:
         raise IncompleteCacheError(describe_missing(directory, partial))
     return Cache(directory, partial)

@@ -28,6 +28,7 @@ from featcache.store.files import (
     write_atomic,
     write_sealed,
 )
+from featcache.store.held import require_whole
 from featcache.store.inventory import PROJECTION, Block
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import Manifest
@@ -85,6 +86,7 @@ class CacheWriter:
         self._checkpoint_s = checkpoint_s
         self._projection = projection
         self._manifest = ManifestFile(directory)
+        require_whole(directory, "added to")
         (directory / JOURNAL).mkdir(parents=True, exist_ok=True)
         self._claims = Claims(directory / JOURNAL)
         self._threads = ThreadPoolExecutor(THREADS, "featcache-write")

@@ -3,21 +3,15 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from support.running import Outcome, command_line
+
 MODEL = "timm:test_vit.r160_in1k"
-
-
-@dataclass
-class Outcome:
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="session")
@@ -55,20 +49,7 @@ def images(tmp_path_factory) -> Path:
 @pytest.fixture
 def cli(monkeypatch, capsys) -> Callable[..., Outcome]:
     """Runs the real entry point in this process, where torch is imported once."""
-    from featcache.cli import main
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["featcache", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        captured = capsys.readouterr()
-        return Outcome(status, captured.out, captured.err)
-
-    return run
+    return command_line(monkeypatch, capsys)
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -1,0 +1,65 @@
+"""``featcache pull``: a teammate's cache, or the part of it that is wanted."""
+
+from pathlib import Path
+
+import click
+
+from featcache.cli.options import common_options
+from featcache.console import ConsoleReporter, duration, print_json, size
+from featcache.store.catalogue import roots
+from featcache.store.text import split_names
+from featcache.store.transfer.address import parse_address
+
+EPILOG = """\b
+Examples:
+  featcache ls s3://bucket/team
+  featcache pull s3://bucket/team/flowers/vit-l-14-0123456789ab
+  featcache pull s3://bucket/team/0123456789ab --layers last
+  featcache pull hf://org/name/flowers/vit-l-14-0123456789ab --split test --layers 0,6,final
+"""
+
+
+@click.command("pull", epilog=EPILOG)
+@click.argument("cache", metavar="REMOTE/CACHE")
+@click.option("--split", "splits", default="", help="Splits, such as test.  [default: all]")
+@click.option(
+    "--layers",
+    help="last, mid+last, quarters, all, every, or a list such as 0,6,final.  [default: what there is]",
+)
+@click.option("--tap", "taps", default="", help="Taps, such as norm2 or mlp.  [default: all]")
+@click.option("--no-patches", is_flag=True, help="Leave patch tokens out.")
+@click.option(
+    "--check", is_flag=True, help="Hold what is here to its digests too, and fetch again what is damaged."
+)
+@common_options
+def pull_command(
+    cache: str,
+    splits: str,
+    layers: str | None,
+    taps: str,
+    no_patches: bool,
+    check: bool,
+    root: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Fetch a cache from a remote, or a part of it; every file is checked against its digest as it arrives.
+
+    CACHE is the address of a remote, then DATASET/MODEL-KEY or the beginning of a key. A part can be completed later
+    by another pull; what is here already does not move again. Interrupted, the same command goes on.
+    """
+    from featcache.store.transfer.plan import Choice
+    from featcache.store.transfer.pull import pull
+
+    choice = Choice(split_names(splits), layers, split_names(taps), not no_patches)
+    reporter = ConsoleReporter(quiet=as_json)
+    done = pull(parse_address(cache), roots(root), choice, check=check, reporter=reporter)
+    if as_json:
+        print_json(done.to_dict())
+        return
+    part = "" if done.whole else " (a part; `featcache info` says which)"
+    if done.num_bytes:
+        click.echo(
+            f"pulled {size(done.num_bytes)} in {done.files} files of data, {duration(done.seconds)}\ncache: {done.path}{part}"
+        )
+    else:
+        click.echo(f"already here: {done.path}{part}")

@@ -1,0 +1,47 @@
+"""``featcache push``: a cache to where teammates find it."""
+
+from pathlib import Path
+
+import click
+
+from featcache.cli.options import common_options
+from featcache.console import ConsoleReporter, duration, print_json, size
+from featcache.store.catalogue import roots, select
+from featcache.store.transfer.address import parse_address
+
+EPILOG = """\b
+Examples:
+  featcache push 0123456789ab s3://bucket/team
+  featcache push flowers/vit-l-14-0123456789ab hf://org/name
+  featcache push 0123456789ab ssh://host/data/caches
+  featcache push 0123456789ab /nfs/team/caches
+
+\b
+Credentials are those of each store's own tools: AWS_PROFILE or AWS_ACCESS_KEY_ID ..., `hf auth login`,
+~/.ssh, `gcloud auth application-default login`, AZURE_STORAGE_ACCOUNT_NAME ...
+"""
+
+
+@click.command("push", epilog=EPILOG)
+@click.argument("cache")
+@click.argument("remote")
+@click.option("--force", is_flag=True, help="Replace other values that the remote has under the same key.")
+@common_options
+def push_command(cache: str, remote: str, force: bool, root: tuple[Path, ...], as_json: bool) -> None:
+    """Copy a cache to a remote, where it counts when the last file has arrived.
+
+    CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY. REMOTE is s3://, gs://, az://, hf://, ssh://
+    or a shared folder. What is there already does not move again.
+    """
+    from featcache.store.transfer.push import push
+
+    address = parse_address(remote)
+    entry = select(roots(root), cache, exact=True)
+    done = push(entry.path, address, force=force, reporter=ConsoleReporter(quiet=as_json))
+    if as_json:
+        print_json(done.to_dict())
+    elif done.there:
+        click.echo(f"already there: {done.address}")
+    else:
+        click.echo(f"pushed {size(done.num_bytes)} in {done.files} files, {duration(done.seconds)}")
+        click.echo(f"featcache pull {done.address}")

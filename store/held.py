@@ -1,0 +1,141 @@
+"""held.json: which part of a cache a partial copy holds, and where the rest is.
+
+The manifest of a partial copy is that of the whole cache, so its digests hold; what is not held has no files. A copy
+without held.json holds everything.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from featcache.store.errors import PartialCacheError
+from featcache.store.files import field, read_sealed, write_sealed
+from featcache.store.inventory import Inventory
+from featcache.store.layers import FINAL
+from featcache.store.manifest import MANIFEST_FILE, Manifest
+
+HELD_FILE = "held.json"
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a copy holds, and where it came from."""
+
+    inventory: Inventory
+    origin: str
+    """Address of the cache that it was copied from, without credentials."""
+    version: str = ""
+    """What the remote called its manifest's version when it was last looked at, such as an ETag."""
+    borrowed: bool = False
+    """Fetched along the way: it may go when others need the room."""
+
+    @classmethod
+    def read(cls, directory: Path) -> Self | None:
+        """Read what the copy at `directory` holds; None if it holds everything.
+
+        Raises:
+            CacheError: the file is damaged.
+        """
+        path = directory / HELD_FILE
+        try:
+            document, where = read_sealed(path), str(path)
+        except FileNotFoundError:
+            return None
+        return cls(
+            Inventory.from_dict(field(document, "inventory", dict, where), where, whole=False),
+            field(document, "origin", str, where),
+            field(document, "version", str, where),
+            field(document, "borrowed", bool, where),
+        )
+
+    def write(self, directory: Path) -> None:
+        """Write it, atomically."""
+        document = {
+            "inventory": self.inventory.to_dict(),
+            "origin": self.origin,
+            "version": self.version,
+            "borrowed": self.borrowed,
+        }
+        write_sealed(directory / HELD_FILE, document)
+
+
+def read_held_manifest(directory: Path) -> Manifest:
+    """Read the manifest of the cache at `directory`, cut down to what is held here.
+
+    Raises:
+        FileNotFoundError: there is none, so the cache is not complete.
+        CacheError: manifest or held.json is damaged.
+    """
+    manifest = Manifest.read(directory)
+    held = Held.read(directory)
+    if held is None:
+        return manifest
+    part = manifest.part(held.inventory)
+    return part if part.inventory != manifest.inventory else manifest
+
+
+def require_whole(directory: Path, what: str) -> None:
+    """Refuse a partial copy for something that takes all of the cache.
+
+    Args:
+        directory: folder of the cache.
+        what: the thing that cannot be done, such as ``added to``.
+
+    Raises:
+        PartialCacheError: it is one; the message has the command that completes it.
+        CacheError: its metadata are damaged.
+    """
+    held = Held.read(directory)
+    if held is None or not (directory / MANIFEST_FILE).exists():
+        return
+    if read_held_manifest(directory).whole is not None:
+        raise PartialCacheError(
+            f"{directory} is a partial copy and cannot be {what}; complete it first: featcache pull {held.origin}"
+        )
+
+
+def touch(directory: Path) -> None:
+    """Note that a borrowed copy is used just now; those that were not for the longest time go first."""
+    with suppress(OSError):  # of a root that one may only read
+        os.utime(directory / HELD_FILE)
+
+
+def describe_part(inventory: Inventory, whole: Inventory) -> str:
+    """Say in a few words what a partial copy holds, such as ``test, 1 of 25 layers``."""
+    parts = []
+    if inventory.splits.keys() != whole.splits.keys():
+        parts.append("+".join(inventory.splits) or "no split")
+    held, there = _layers(inventory), _layers(whole)
+    if held != there:
+        parts.append(f"{len(held)} of {len(there)} layers")
+    lacking = sorted(_arrays(whole) - _arrays(inventory))
+    if lacking and held == there:
+        parts.append(f"without {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}")
+    return ", ".join(parts) or "some layers"
+
+
+def _layers(inventory: Inventory) -> set[str]:
+    """Layers of any array; where the final norm is not the only one, it counts as one more."""
+    return {
+        layer
+        for split in inventory.splits.values()
+        for array in split.arrays.values()
+        for layer in array.layers
+    }
+
+
+def _arrays(inventory: Inventory) -> set[str]:
+    return {
+        array.name for split in inventory.splits.values() for array in split.arrays.values() if array.layers
+    }
+
+
+def missing_command(lacking: Inventory, origin: str) -> str:
+    """The command that fetches what a partial copy lacks of what is needed."""
+    layers = _layers(lacking)
+    blocks = sorted(layers - {FINAL}, key=int)
+    named = ",".join([*blocks, *([FINAL] if FINAL in layers else [])])
+    splits = f" --split {','.join(lacking.splits)}" if lacking.splits else ""
+    return f"featcache pull {origin}{splits}" + (f" --layers {named}" if named else "")

@@ -1,0 +1,230 @@
+"""Straight from the remote: what is needed is fetched into the local root, and may go again when others need the room.
+
+A borrowed copy is an ordinary partial one with a mark. Whoever uses it holds a shared lock on its folder, so it is
+never evicted underneath; the kernel drops the lock with the process.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from featcache.store.catalogue.entries import folders
+from featcache.store.catalogue.removal import remove_cache
+from featcache.store.errors import CacheError, FeatcacheError, RemoteError, RequestError
+from featcache.store.files import try_lock
+from featcache.store.held import HELD_FILE, Held, read_held_manifest, touch
+from featcache.store.inventory import Inventory
+from featcache.store.manifest import Manifest
+from featcache.store.progress import Reporter, Silent
+from featcache.store.text import parse_size
+from featcache.store.transfer.address import Address, CacheName
+from featcache.store.transfer.catalogue import find_cache, not_found
+from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, manifest_version, unite
+from featcache.store.transfer.pull import Pulled, directory_of, fetch
+from featcache.store.transfer.remotes.base import Remote
+
+LIMIT_VARIABLE = "FEATCACHE_BORROWED"
+DEFAULT_LIMIT = 50 * 10**9
+
+Needed = Callable[[Manifest], Inventory]
+"""Says which part of a cache is needed, given the manifest of the whole."""
+
+_leases: dict[Path, int] = {}
+
+
+def borrow(
+    address: Address, search: Sequence[Path], needed: Needed, *, reporter: Reporter | None = None
+) -> Path:
+    """Make sure that what is needed of a remote cache is in a local root; returns the folder.
+
+    A copy that has everything costs one small request, which asks whether the remote still has the same; without a
+    network it is used as it is.
+
+    Args:
+        address: of the cache.
+        search: roots; the first takes what is fetched.
+        needed: the part that is needed.
+        reporter: receives messages and progress.
+
+    Raises:
+        RequestError: it is more than may be borrowed; pull it.
+        Exception: as for `pull`, and what `needed` raises.
+    """
+    reporter = reporter or Silent()
+    remote, name = find_cache(address)
+    with remote:
+        directory = directory_of(search, name)
+        if _is_fresh(remote, name, directory, needed, reporter):
+            _lease(directory)
+            touch(directory)
+            return directory
+        theirs = fetch_manifest(remote, name)
+        if theirs is None:
+            raise not_found(remote, name)
+        wanted = needed(theirs.manifest)
+        done = _fetch(remote, name, theirs, wanted, directory, search[0], reporter)
+        touch(directory)
+        reporter.message(
+            f"borrowed from {remote.where(str(name))}: {done.num_bytes / 1e6:,.1f} MB in {done.seconds:.1f} s"
+        )
+        return directory
+
+
+def limit() -> int:
+    """Bytes that borrowed copies may take under a root.
+
+    Raises:
+        RequestError: the environment's value is no size.
+    """
+    text = os.environ.get(LIMIT_VARIABLE)
+    size = parse_size(text) if text else DEFAULT_LIMIT
+    if size is None:
+        raise RequestError(f"{LIMIT_VARIABLE} is {text!r}, which is no size; write such as 50GB")
+    return size
+
+
+def _fetch(
+    remote: Remote,
+    name: CacheName,
+    theirs: RemoteManifest,
+    wanted: Inventory,
+    directory: Path,
+    root: Path,
+    reporter: Reporter,
+) -> Pulled:
+    held = _held(directory)
+    if held is None or held.borrowed:
+        make_room(root, wanted, directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    _lease(directory)
+    try:
+        return fetch(remote, name, theirs, wanted, directory, borrowed=True, reporter=reporter)
+    except CacheError:
+        # The remote's copy was replaced by one with other values; a borrowed copy of the old one is of no use.
+        ours = _manifest(directory)
+        if held is None or not held.borrowed or ours is None or _agree(ours, theirs.manifest):
+            raise
+    reporter.message(f"{remote.where(str(name))} has changed; the copy here is fetched anew")
+    release(directory)
+    remove_cache(directory)
+    directory.mkdir(parents=True)
+    _lease(directory)
+    return fetch(remote, name, theirs, wanted, directory, borrowed=True, reporter=reporter)
+
+
+def _is_fresh(remote: Remote, name: CacheName, directory: Path, needed: Needed, reporter: Reporter) -> bool:
+    """Whether the copy here has what is needed, and the remote has nothing newer."""
+    ours = _manifest(directory)
+    if ours is None:
+        return False
+    held = read_held_manifest(directory).inventory
+    wanted = needed(replace(ours, whole=None))
+    if not held.covers(wanted):
+        return False
+    record = _held(directory)
+    if record is None:
+        return True  # pulled in full: it is what somebody chose to have
+    try:
+        return manifest_version(remote, name) == record.version
+    except RemoteError as error:
+        reporter.message(
+            f"could not ask whether {remote.where(str(name))} has changed ({error}); using the copy here"
+        )
+        return True
+
+
+def make_room(root: Path, wanted: Inventory, keep: Path) -> None:
+    """Evict borrowed copies, those that were not used for the longest time first, until `wanted` fits the limit.
+
+    Raises:
+        RequestError: it does not fit at all.
+    """
+    allowed = limit()
+    if wanted.num_bytes > allowed:
+        raise RequestError(
+            f"{wanted.num_bytes / 1e9:,.2f} GB are needed, more than borrowed caches may take ({allowed / 1e9:,.2f} GB): "
+            f"ask for fewer layers, set {LIMIT_VARIABLE}, or fetch it to stay with `featcache pull`"
+        )
+    copies = sorted((c for c in borrowed(root) if c.directory != keep), key=lambda copy: copy.used)
+    taken = wanted.num_bytes + sum(copy.num_bytes for copy in copies)
+    for copy in copies:
+        if taken <= allowed:
+            return
+        if _evict(copy.directory):
+            taken -= copy.num_bytes
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """A borrowed copy."""
+
+    directory: Path
+    num_bytes: int
+    used: float
+    """Seconds since the epoch when it was used last."""
+
+
+def borrowed(root: Path) -> list[Borrowed]:
+    """The borrowed copies under a root."""
+    found = []
+    for folder, _ in folders(root):
+        held = _held(folder)
+        if held is not None and held.borrowed:
+            used = (folder / HELD_FILE).stat().st_mtime
+            found.append(Borrowed(folder, held.inventory.num_bytes, used))
+    return found
+
+
+def _evict(directory: Path) -> bool:
+    """Remove a copy that nobody uses."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        if not try_lock(descriptor):
+            return False
+        remove_cache(directory)
+        return True
+    except FeatcacheError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _lease(directory: Path) -> None:
+    """Keep a copy from being evicted as long as this process lives."""
+    if directory not in _leases:
+        descriptor = os.open(directory, os.O_RDONLY)
+        with suppress(OSError):  # without locks, or just being evicted: then what is missing shows at once
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _leases[directory] = descriptor
+
+
+def release(directory: Path) -> None:
+    """Let a copy be evicted again."""
+    descriptor = _leases.pop(directory, None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _manifest(directory: Path) -> Manifest | None:
+    try:
+        return Manifest.read(directory)
+    except FileNotFoundError:
+        return None
+
+
+def _held(directory: Path) -> Held | None:
+    try:
+        return Held.read(directory)
+    except CacheError:
+        return None
+
+
+def _agree(ours: Manifest, theirs: Manifest) -> bool:
+    try:
+        unite(ours, theirs, "the copies")
+    except CacheError:
+        return False
+    return True

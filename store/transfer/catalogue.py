@@ -1,0 +1,220 @@
+"""What a remote holds, told by one listing: an empty file for every cache, whose name says what there is to say.
+
+Pushes that run at the same time write different files, so none can lose another's. Names have a few parts with ``@``
+between them; whatever does not read as one is passed over.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from featcache.store.errors import CacheNotFoundError, FeatcacheError, RemoteError, RequestError
+from featcache.store.files import JsonObject, canonical_json, sha256_hex
+from featcache.store.manifest import Manifest
+from featcache.store.transfer.address import Address, CacheName, cache_name, key_beginning
+from featcache.store.transfer.receive import retried
+from featcache.store.transfer.remotes import open_remote
+from featcache.store.transfer.remotes.base import Listed, Remote
+
+CATALOGUE = "_catalogue"
+"""No dataset's folder can have this name, since it begins with a bar."""
+PUSHING = "pushing"
+DIGEST_DIGITS = 16
+_NUMBER = r"[0-9]{1,15}"
+_STATE = re.compile(
+    rf"(?P<digest>[0-9a-f]{{16}})@(?P<bytes>{_NUMBER})@(?P<layers>{_NUMBER})@(?P<train>{_NUMBER})@(?P<test>{_NUMBER})"
+)
+_PUSH = re.compile(rf"{PUSHING}@(?P<digest>[0-9a-f]{{16}})")
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """A short digest of all that a manifest says."""
+    return sha256_hex(canonical_json(manifest.to_dict()))[:DIGEST_DIGITS]
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """One cache on a remote."""
+
+    name: CacheName
+    digest: str
+    """`manifest_digest` of what was pushed."""
+    num_bytes: int
+    num_layers: int
+    train: int
+    """Samples of the train split; 0 if there is none."""
+    test: int
+    modified: float | None = None
+    """Seconds since the epoch when it was pushed, where the remote tells."""
+
+    @classmethod
+    def of(cls, name: CacheName, manifest: Manifest) -> Self:
+        """The entry of a whole cache."""
+        inventory = manifest.inventory
+        layers = {
+            layer
+            for split in inventory.splits.values()
+            for array in split.arrays.values()
+            for layer in array.layers
+        }
+        samples = {split.name: split.num_samples for split in inventory.splits.values()}
+        return cls(
+            name,
+            manifest_digest(manifest),
+            inventory.num_bytes,
+            len(layers),
+            samples.get("train", 0),
+            samples.get("test", 0),
+        )
+
+    @property
+    def path(self) -> str:
+        """Path of its file on the remote."""
+        numbers = (self.num_bytes, self.num_layers, self.train, self.test)
+        return f"{_stem(self.name)}@{self.digest}@{'@'.join(map(str, numbers))}"
+
+    def to_dict(self, remote: Remote) -> JsonObject:
+        """Return the entry as plain JSON values."""
+        return {
+            "dataset": self.name.dataset,
+            "model": self.name.model,
+            "key": self.name.key,
+            "address": remote.where(str(self.name)),
+            "state": "complete",
+            "samples": {name: rows for name, rows in (("train", self.train), ("test", self.test)) if rows},
+            "layers": self.num_layers,
+            "bytes": self.num_bytes,
+            "modified": self.modified,
+        }
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The listing of one remote."""
+
+    entries: tuple[CatalogueEntry, ...]
+    """One for each cache, by name."""
+    pushing: tuple[tuple[CacheName, str], ...]
+    """Caches that are being pushed, or whose push was interrupted, with the digest of their manifest."""
+    outdated: tuple[str, ...] = ()
+    """Paths of entries that a later push has replaced."""
+
+    def of(self, name: CacheName) -> CatalogueEntry | None:
+        """The entry of one cache; None if it is not there."""
+        return next((entry for entry in self.entries if entry.name == name), None)
+
+    def paths(self, name: CacheName) -> list[str]:
+        """All files that speak of one cache."""
+        entries = [entry.path for entry in self.entries if entry.name == name]
+        pushes = [push_marker(name, digest) for pushed, digest in self.pushing if pushed == name]
+        return [*entries, *pushes, *(path for path in self.outdated if path.startswith(f"{_stem(name)}@"))]
+
+
+def push_marker(name: CacheName, digest: str) -> str:
+    """Path of the file that says that a push of this very content has begun."""
+    return f"{_stem(name)}@{PUSHING}@{digest}"
+
+
+def read_catalogue(remote: Remote) -> Catalogue:
+    """List a remote.
+
+    Raises:
+        RemoteError: it cannot be reached, refuses, or cannot list.
+    """
+    newest: dict[CacheName, CatalogueEntry] = {}
+    outdated: list[str] = []
+    pushing = []
+    for file, listed in remote.files(CATALOGUE).items():
+        read = _parse(file, listed)
+        if isinstance(read, CatalogueEntry):
+            other = newest.get(read.name)
+            first, second = (read, other) if other is None or _rank(read) > _rank(other) else (other, read)
+            newest[read.name] = first
+            outdated += [second.path] if second else []
+        elif read is not None:
+            pushing.append(read)
+    entries = sorted(newest.values(), key=lambda entry: str(entry.name))
+    return Catalogue(tuple(entries), tuple(pushing), tuple(outdated))
+
+
+def search(
+    entries: Sequence[CatalogueEntry], model: str | None, dataset: str | None
+) -> Iterator[CatalogueEntry]:
+    """Entries whose names contain what is given, in any case."""
+    for entry in entries:
+        if (model or "").lower() in entry.name.model.lower() and (
+            dataset or ""
+        ).lower() in entry.name.dataset.lower():
+            yield entry
+
+
+def find_cache(address: Address) -> tuple[Remote, CacheName]:
+    """Open the remote of a cache and find the name that its address means: in full, or with the beginning of a key.
+
+    Raises:
+        CacheNotFoundError: nothing matches; the message lists what there is.
+        RequestError: several match, or the address names no cache.
+        RemoteError: the remote cannot be reached.
+    """
+    place, name = cache_name(address)
+    if name is not None:
+        return open_remote(place), name
+    begins = key_beginning(address)
+    remote = open_remote(begins[0] if begins else place)
+    try:
+        entries = retried(lambda: read_catalogue(remote)).entries
+    except FeatcacheError:
+        remote.close()
+        raise
+    found = [entry.name for entry in entries if begins and entry.name.key.startswith(begins[1])]
+    if len(found) == 1:
+        return remote, found[0]
+    remote.close()
+    listed = "".join(f"\n  {remote.where(str(name))}" for name in (found or [e.name for e in entries])[:10])
+    if found:
+        raise RequestError(f"{len(found)} caches match; name one in full:{listed}")
+    if begins:
+        raise CacheNotFoundError(
+            f"{remote.where()} has no cache whose key begins with {begins[1]}; there are:{listed or ' none'}"
+        )
+    raise RequestError(
+        f"{address} names no cache; write REMOTE/DATASET/MODEL-KEY{'; there are:' + listed if listed else ''}"
+    )
+
+
+def not_found(remote: Remote, name: CacheName) -> CacheNotFoundError:
+    """The error of a cache that is not on a remote, with what there is, as far as that can be told."""
+    try:
+        there = [entry.name for entry in read_catalogue(remote).entries]
+    except RemoteError:
+        there = []
+    near = [other for other in there if other.dataset == name.dataset or other.key == name.key] or there
+    listed = "".join(f"\n  {remote.where(str(other))}" for other in near[:10])
+    return CacheNotFoundError(
+        f"there is no cache {remote.where(str(name))}" + (f"; there are:{listed}" if listed else "")
+    )
+
+
+def _stem(name: CacheName) -> str:
+    return f"{CATALOGUE}/{name.dataset}@{name.folder}"
+
+
+def _rank(entry: CatalogueEntry) -> tuple[float, int, str]:
+    return entry.modified or 0.0, entry.num_bytes, entry.digest
+
+
+def _parse(file: str, listed: Listed) -> CatalogueEntry | tuple[CacheName, str] | None:
+    dataset, _, rest = file.partition("@")
+    folder, _, state = rest.partition("@")
+    name = CacheName.parse(dataset, folder)
+    if name is None:
+        return None
+    push = _PUSH.fullmatch(state)
+    if push:
+        return name, push["digest"]
+    match = _STATE.fullmatch(state)
+    if match is None:
+        return None
+    num_bytes, layers, train, test = (int(match[field]) for field in ("bytes", "layers", "train", "test"))
+    return CatalogueEntry(name, match["digest"], num_bytes, layers, train, test, listed.modified)

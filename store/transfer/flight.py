@@ -1,0 +1,118 @@
+"""Many transfers at the same time, each tried again when it fails, all stopped together."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from threading import Event, Lock, local
+
+from featcache.store.errors import CacheError
+from featcache.store.progress import Reporter, Update
+
+MB, KB = 10**6, 10**3
+UPDATE_S = 0.1
+TRIES = 6
+"""Without any progress; a transfer that moves is never given up."""
+FIRST_WAIT_S, MAX_WAIT_S = 0.2, 10.0
+_NEVER = Event()
+
+
+class StoppedError(Exception):
+    """Raised inside a transfer, because another one has failed or the user has had enough."""
+
+
+_of_thread = local()
+
+
+def check_stop() -> None:
+    """Leave a transfer that is to be stopped; called between pieces."""
+    if _stop().is_set():
+        raise StoppedError
+
+
+def _stop() -> Event:
+    """The event that stops what this thread does; none ever does outside of `fly`."""
+    event: Event = getattr(_of_thread, "stop", _NEVER)
+    return event
+
+
+def back_off(attempt: int) -> None:
+    """Wait before trying again, the longer the more often it has failed, and never at the same time as all others."""
+    wait_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0)
+    if _stop().wait(wait_s):
+        raise StoppedError
+
+
+def fly(tasks: Sequence[Callable[[], None]], threads: int) -> None:
+    """Run tasks, several at a time. What is wrong with one file does not keep the others back; anything else does.
+
+    Raises:
+        CacheError: the first file that is wrong; the message counts the others.
+        Exception: whatever else went wrong first.
+    """
+    wrong: list[CacheError] = []
+    stop = Event()
+    pool = ThreadPoolExecutor(threads, "featcache-transfer", lambda: setattr(_of_thread, "stop", stop))
+    try:
+        pending = {pool.submit(task) for task in tasks}
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                error = future.exception()
+                if isinstance(error, CacheError):
+                    wrong.append(error)
+                elif error is not None:
+                    raise error
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+    if wrong:
+        raise type(wrong[0])(
+            f"{wrong[0]}" + (f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else "")
+        )
+
+
+class ByteCounter:
+    """Adds up what threads move and tells a reporter now and then."""
+
+    def __init__(self, update: Update, total: int) -> None:
+        self._update, self._total = update, total
+        self._unit = MB if total >= 10 * MB else KB
+        self._lock = Lock()
+        self._shown = 0.0
+        self.done = 0
+
+    def __call__(self, num_bytes: int) -> None:
+        """Count bytes that have moved; negative ones are to move again."""
+        with self._lock:
+            self.done += num_bytes
+            now = time.monotonic()
+            if now - self._shown < UPDATE_S:
+                return
+            self._shown = now
+            self.show()
+
+    def show(self) -> None:
+        """Tell the reporter."""
+        self._update(min(self.done, self._total) // self._unit, self._total // self._unit)
+
+
+def moving(
+    reporter: Reporter, title: str, total: int, work: Callable[[ByteCounter], None], done: int = 0
+) -> int:
+    """Do `work`, which counts its bytes, under a progress bar; returns the bytes moved by it.
+
+    Args:
+        reporter: shows the progress.
+        title: what is going on.
+        total: bytes in all.
+        work: is given the counter.
+        done: bytes of the total that had moved before.
+    """
+    with reporter.progress(title, "MB" if total >= 10 * MB else "kB") as update:
+        counter = ByteCounter(update, total)
+        counter.done = done
+        counter.show()
+        work(counter)
+        counter.show()
+    return counter.done - done

@@ -1,0 +1,275 @@
+"""`featcache pull`, as a function: fetch a cache, or the part of it that is wanted, and nothing that is here already.
+
+Data first: a file gets its name when its digest is seen to be right. Then what is held is recorded, and the manifest is
+written last. Interrupted at any point, the cache that was here before is as it was, and the next pull goes on.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from featcache.store.catalogue import find_key
+from featcache.store.errors import CacheError
+from featcache.store.files import JsonObject, sync_directory
+from featcache.store.held import HELD_FILE, Held
+from featcache.store.inventory import Inventory
+from featcache.store.journal import FEATURES, JOURNAL, PLAN_FILE
+from featcache.store.manifest import FileRecord, Manifest
+from featcache.store.plain import refuse_link, sha256_plain
+from featcache.store.progress import Reporter, Silent
+from featcache.store.transfer.address import Address, CacheName
+from featcache.store.transfer.catalogue import find_cache, not_found
+from featcache.store.transfer.documents import fetch_documents, united_metadata
+from featcache.store.transfer.flight import ByteCounter, fly, moving
+from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, unite
+from featcache.store.transfer.plan import Choice, data_files
+from featcache.store.transfer.receive import receive_bytes, receive_file
+from featcache.store.transfer.remotes.base import IN_FLIGHT, Remote
+from featcache.store.transfer.space import require_room
+from featcache.store.writing.claims import sole_owner
+from featcache.store.writing.metadata import write_metadata
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull did."""
+
+    path: Path
+    key: str
+    origin: str
+    num_bytes: int
+    """Bytes that moved; 0 if everything was here."""
+    files: int
+    whole: bool
+    """Whether the copy holds all of the cache."""
+    seconds: float
+
+    def to_dict(self) -> JsonObject:
+        """Return the result as plain JSON values."""
+        return {
+            "path": str(self.path),
+            "key": self.key,
+            "origin": self.origin,
+            "bytes": self.num_bytes,
+            "files": self.files,
+            "whole": self.whole,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def pull(
+    address: Address,
+    search: Sequence[Path],
+    choice: Choice | None = None,
+    *,
+    check: bool = False,
+    reporter: Reporter | None = None,
+) -> Pulled:
+    """Fetch a cache into the first root, or what is wanted of it; to a copy that is there goes what it lacks.
+
+    Args:
+        address: ``REMOTE/DATASET/MODEL-KEY``, or ``REMOTE/`` and the beginning of the key.
+        search: roots; where one has the cache already, it is completed there.
+        choice: what is wanted; everything if not given.
+        check: hold what is here already to its digests, and fetch again what is damaged.
+        reporter: is told the bytes that move.
+
+    Raises:
+        CacheNotFoundError: the remote has no such cache; the message lists what there is.
+        RequestError: the address or the choice is wrong.
+        RemoteError: the remote cannot be reached, refuses, or breaks off for too long.
+        CacheError: what the remote sends is not what it should be; it is named, and nothing of it was kept.
+        CacheBusyError: another process is at work on the cache.
+    """
+    remote, name = find_cache(address)
+    with remote:
+        theirs = fetch_manifest(remote, name)
+        if theirs is None:
+            raise not_found(remote, name)
+        wanted = (choice or Choice()).of(theirs.manifest.inventory, theirs.manifest.spec.backbone.num_layers)
+        return fetch(remote, name, theirs, wanted, directory_of(search, name), check=check, reporter=reporter)
+
+
+def directory_of(search: Sequence[Path], name: CacheName) -> Path:
+    """Where a cache is, or would be put: an entry of the same key counts, whatever it is called here."""
+    found = find_key(search, name.key)
+    return found.path if found is not None and found.complete else search[0] / name.dataset / name.folder
+
+
+def fetch(
+    remote: Remote,
+    name: CacheName,
+    theirs: RemoteManifest,
+    wanted: Inventory,
+    directory: Path,
+    *,
+    check: bool = False,
+    borrowed: bool = False,
+    reporter: Reporter | None = None,
+) -> Pulled:
+    """Fetch what `directory` lacks of `wanted`; see `pull`.
+
+    Args:
+        remote: where the cache is.
+        name: its name there.
+        theirs: its manifest there.
+        wanted: the part that is wanted.
+        directory: where it goes.
+        check: as for `pull`.
+        borrowed: mark a new copy as one that may go when others need the room.
+        reporter: as for `pull`.
+    """
+    started = time.perf_counter()
+    copy = _Copy(directory, remote.where(str(name)), theirs, wanted, borrowed)
+    files = {} if copy.settled and not check else copy.lacking(check)
+    moved = 0
+    if files or not copy.settled:
+        with _writing(directory):
+            require_room(directory, files)
+            moved = _receive(remote, name, directory, files, reporter or Silent())
+            moved += copy.finish(remote, name)
+    seconds = time.perf_counter() - started
+    return Pulled(directory, name.key, copy.origin, moved, len(files), copy.whole, seconds)
+
+
+class _Copy:
+    """The local copy as it is, and as it is going to be."""
+
+    def __init__(
+        self, directory: Path, origin: str, theirs: RemoteManifest, wanted: Inventory, borrowed: bool
+    ) -> None:
+        self.directory, self.origin, self._theirs, self._wanted = directory, origin, theirs, wanted
+        self._held = Held.read(directory)
+        try:
+            self._ours: Manifest | None = Manifest.read(directory)
+        except FileNotFoundError:
+            self._ours, self._held = None, None
+        if self._ours is None:
+            self.manifest, self._have, target = theirs.manifest, None, wanted
+        else:
+            what = f"{directory} and {origin}"
+            self.manifest = unite(self._ours, theirs.manifest, what)
+            self._have = (
+                self._ours.part(self._held.inventory).inventory if self._held else self._ours.inventory
+            )
+            target = self._have.plus(wanted)
+        self.whole = target == self.manifest.inventory
+        # What somebody pulled stays theirs, and what is pulled after it was borrowed becomes so.
+        borrowed = borrowed and (self._ours is None or (self._held is not None and self._held.borrowed))
+        recorded = Held(target, origin, theirs.version, borrowed)
+        self._recorded = recorded if borrowed or not self.whole else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing to fetch and nothing to record."""
+        same = self._ours is not None and self.manifest == self._ours
+        return (
+            same
+            and self._recorded == self._held
+            and self._have is not None
+            and self._have.covers(self._wanted)
+        )
+
+    def lacking(self, check: bool) -> dict[str, FileRecord]:
+        """The data files to fetch, by path within the cache."""
+        theirs = self._theirs.manifest
+        needed = self._wanted if self._have is None or check else self._wanted.minus(self._have)
+        if check and self._have is not None:
+            needed = self._have.plus(self._wanted).common(theirs.inventory)
+        files = data_files(theirs, needed)
+        return {
+            path: record
+            for path, record in files.items()
+            if record.misfit(self.directory / path)
+            or (check and sha256_plain(self.directory / path) != record.sha256)
+        }
+
+    def finish(self, remote: Remote, name: CacheName) -> int:
+        """Fetch what goes with the data, record what is held, and let it count; returns the bytes that moved."""
+        features = self.directory / FEATURES
+        metadata, manifest = united_metadata(self.manifest, self._ours, self._theirs.manifest)
+        lacking = {
+            path: record
+            for path, record in manifest.metadata.items()
+            if path not in metadata and _misfit(features / path, record)
+        }
+        fetched: dict[str, bytes] = {}
+
+        def receive(path: str, record: FileRecord) -> None:
+            fetched[path] = receive_bytes(remote, f"{name}/{FEATURES}/{path}", record)
+
+        fly([partial(receive, path, record) for path, record in lacking.items()], IN_FLIGHT)
+        moved = sum(map(len, fetched.values()))
+        if manifest == self._theirs.manifest != self._ours:
+            moved += fetch_documents(remote, name, self.directory)
+        documents = {**metadata, **fetched}
+        for path in documents:
+            _make_folders(self.directory, f"{FEATURES}/{path}")
+        write_metadata(features, documents, sorted(documents))
+        if self._recorded is not None:
+            self._recorded.write(self.directory)
+        if manifest != self._ours:
+            manifest.write(self.directory)
+        if self._recorded is None:
+            (self.directory / HELD_FILE).unlink(missing_ok=True)
+        sync_directory(self.directory)
+        sync_directory(self.directory.parent)
+        return moved
+
+
+def _misfit(path: Path, record: FileRecord) -> bool:
+    return bool(record.misfit(path)) or sha256_plain(path) != record.sha256
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Keep other writers out of a folder; what marks the work is gone when it has ended, well or not."""
+    journal = directory / JOURNAL
+    refuse_link(journal)
+    journal.mkdir(parents=True, exist_ok=True)
+    with sole_owner(journal):
+        if (journal / PLAN_FILE).exists():
+            raise CacheError(
+                f"{directory} is being extracted, or was interrupted while it was: finish that, or drop it "
+                "(`featcache gc`), or pull under another --root"
+            )
+        try:
+            yield
+        finally:
+            shutil.rmtree(journal, ignore_errors=True)
+
+
+def _receive(
+    remote: Remote, name: CacheName, directory: Path, files: Mapping[str, FileRecord], reporter: Reporter
+) -> int:
+    if not files:
+        return 0
+    folders = {_make_folders(directory, path) for path in files}
+
+    def work(count: ByteCounter) -> None:
+        fly(
+            [
+                partial(receive_file, remote, f"{name}/{path}", record, directory / path, count)
+                for path, record in files.items()
+            ],
+            IN_FLIGHT,
+        )
+
+    moved = moving(reporter, "pulling", sum(record.bytes for record in files.values()), work)
+    for folder in sorted(folders):
+        sync_directory(folder)
+    return moved
+
+
+def _make_folders(directory: Path, path: str) -> Path:
+    """Make the folders of a file within a cache; none of them may be a link, which would lead out of it."""
+    folder = directory
+    for part in path.split("/")[:-1]:
+        folder = folder / part
+        refuse_link(folder)
+        folder.mkdir(exist_ok=True)
+    return folder

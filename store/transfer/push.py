@@ -1,0 +1,302 @@
+"""`featcache push`, as a function: a whole cache to a remote, where it counts when the last file has arrived.
+
+Data go first, then what describes them, the manifest last, and then the entry in the catalogue. A marker says whose
+bytes a half-pushed folder holds, so that two people who push different runs of the same cache never mix them.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.store.errors import CacheBusyError, CacheError, RequestError
+from featcache.store.files import JsonObject, read_sealed, sealed_bytes, sha256_hex
+from featcache.store.held import require_whole
+from featcache.store.journal import FEATURES
+from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
+from featcache.store.progress import Reporter, Silent
+from featcache.store.reading.reader import open_cache, require_files
+from featcache.store.requests import REQUEST_FILE, recorded_requests
+from featcache.store.spec import KEY_DIGITS
+from featcache.store.transfer.address import Address, CacheName, cache_name
+from featcache.store.transfer.card import MADE_BY_US, cache_card, dataset_card, known_licence
+from featcache.store.transfer.catalogue import (
+    Catalogue,
+    CatalogueEntry,
+    push_marker,
+    read_catalogue,
+)
+from featcache.store.transfer.documents import fetch_requests
+from featcache.store.transfer.flight import moving
+from featcache.store.transfer.manifests import fetch_manifest, unite
+from featcache.store.transfer.plan import data_files
+from featcache.store.transfer.receive import receive_document, retried
+from featcache.store.transfer.remotes import open_remote
+from featcache.store.transfer.remotes.base import MissingError, Remote, Upload
+from featcache.store.writing.writer import CARD_DIGEST, CARD_FILE, PROVENANCE_FILE
+
+MAX_CARD_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did."""
+
+    address: str
+    key: str
+    num_bytes: int
+    """Bytes of data that moved; 0 if they were there."""
+    files: int
+    there: bool
+    """The remote held all of it already."""
+    seconds: float
+
+    def to_dict(self) -> JsonObject:
+        """Return the result as plain JSON values."""
+        return {
+            "address": self.address,
+            "key": self.key,
+            "bytes": self.num_bytes,
+            "files": self.files,
+            "already_there": self.there,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def push(
+    directory: Path, address: Address, *, force: bool = False, reporter: Reporter | None = None
+) -> Pushed:
+    """Copy a cache to a remote; what is there already does not move again.
+
+    Args:
+        directory: folder of the cache, whole and complete.
+        address: of the remote; a cache lies at ``<dataset>/<model>-<key>`` below it.
+        force: replace other values that the remote has under this key, or a push of other values that was interrupted.
+        reporter: is told the bytes that move.
+
+    Raises:
+        IncompleteCacheError, PartialCacheError: the cache is not whole.
+        CacheError: a local file is not what its digest says, or the remote holds other values; nothing there has changed.
+        CacheBusyError: somebody else is pushing other values of this cache.
+        RequestError: the remote is read-only.
+        RemoteError: it cannot be reached, refuses, or breaks off for too long.
+    """
+    started = time.perf_counter()
+    cache = open_cache(directory)
+    require_whole(directory, "pushed")
+    require_files(cache)
+    place, given = cache_name(address)
+    name = _name(cache.directory.resolve(), cache.key)
+    if given is not None and given != name:
+        raise RequestError(f"{address} is the address of another cache; give that of the remote, {place}")
+    with open_remote(place) as remote:
+        if not remote.writable:
+            raise RequestError(
+                f"{remote.where()} is read-only; push to the folder, or the store, that it shows"
+            )
+        job = _Push(remote, name, cache.directory, cache.manifest, force, reporter or Silent())
+        files, moved = job.run()
+        seconds = time.perf_counter() - started
+        return Pushed(remote.where(str(name)), cache.key, moved, files, job.there, seconds)
+
+
+def _name(directory: Path, key: str) -> CacheName:
+    name = CacheName.parse(directory.parent.name, directory.name)
+    if name is None or name.key != key:
+        raise RequestError(
+            f"{directory} is not called DATASET/MODEL-KEY with the key {key} ({KEY_DIGITS} digits), as the folders of caches are; rename it"
+        )
+    return name
+
+
+class _Push:
+    """One push: what is to be sent, and how it comes to count."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        name: CacheName,
+        directory: Path,
+        ours: Manifest,
+        force: bool,
+        reporter: Reporter,
+    ) -> None:
+        self._remote, self._name, self._directory, self._ours = remote, name, directory, ours
+        self._force, self._reporter = force, reporter
+        self._entry = CatalogueEntry.of(name, ours)
+        self.there = False
+        """Whether the remote held all of it already."""
+
+    def run(self) -> tuple[int, int]:
+        """Push; returns files and bytes of data that moved."""
+        create = getattr(self._remote, "create", None)
+        if create is not None:
+            retried(create)
+        theirs, catalogue = self._theirs(), retried(lambda: read_catalogue(self._remote))
+        if theirs is not None:
+            united = None if self._replaces(theirs) else self._united(theirs)
+            if united is None:
+                self._clear(catalogue)
+                theirs, catalogue = None, retried(lambda: read_catalogue(self._remote))
+            elif united == theirs:
+                self.there = True
+                self._list(catalogue, CatalogueEntry.of(self._name, theirs))
+                return 0, 0
+        begun = self._begin(catalogue, theirs)
+        uploads = self._uploads(theirs, begun)
+        moved = self._send(uploads)
+        self._publish(theirs)
+        self._list(retried(lambda: read_catalogue(self._remote)), self._entry)
+        return len(uploads), moved
+
+    def _theirs(self) -> Manifest | None:
+        try:
+            found = fetch_manifest(self._remote, self._name)
+        except CacheError as error:
+            if self._force:
+                return None
+            raise CacheError(f"{error}; push with --force to replace it") from None
+        return found.manifest if found else None
+
+    def _replaces(self, theirs: Manifest) -> bool:
+        """Whether the remote's copy has to go, since it holds other values; only if that is wanted."""
+        if not self._force:
+            return False
+        try:
+            unite(self._ours, theirs, "the copies")
+        except CacheError:
+            return True
+        return False
+
+    def _united(self, theirs: Manifest) -> Manifest:
+        where = self._remote.where(str(self._name))
+        try:
+            united = unite(self._ours, theirs, f"{self._directory} and {where}")
+        except CacheError as error:
+            raise CacheError(f"{error}; push with --force to replace the one on the remote") from None
+        if united not in (self._ours, theirs):
+            raise CacheError(
+                f"{where} holds features that {self._directory} does not have; run `featcache pull {where}` first, then push again"
+            )
+        return united
+
+    def _begin(self, catalogue: Catalogue, theirs: Manifest | None) -> bool:
+        """Say that this content is being pushed; True if an interrupted push of it had begun."""
+        if self._remote.knows_digests:
+            return True
+        digest = self._entry.digest
+        others = [d for name, d in catalogue.pushing if name == self._name and d != digest]
+        mine = any(name == self._name and d == digest for name, d in catalogue.pushing)
+        if others and self._force:
+            self._clear(catalogue)
+            others, mine = [], False
+        if not mine:
+            # Files that nothing vouches for: of a removal that was interrupted.
+            if theirs is None and not others:
+                self._clear_files()
+            retried(lambda: self._remote.put_bytes(push_marker(self._name, digest), b""))
+            again = retried(lambda: read_catalogue(self._remote))
+            others = [d for name, d in again.pushing if name == self._name and d != digest]
+        if others:
+            if not mine:
+                self._remote.delete([push_marker(self._name, digest)])
+            raise CacheBusyError(
+                f"{self._remote.where(str(self._name))}: somebody is pushing this cache with other values, or was interrupted; "
+                "wait for them and pull it, or push with --force"
+            )
+        return mine
+
+    def _uploads(self, theirs: Manifest | None, begun: bool) -> list[Upload]:
+        """The data files that the remote lacks."""
+        files = data_files(self._ours, self._ours.inventory)
+        known = data_files(theirs, theirs.inventory) if theirs else {}
+        there = self._remote.files(str(self._name)) if begun else {}
+        lacking = {}
+        for path, record in files.items():
+            listed = there.get(path)
+            arrived = listed is not None and listed.size == record.bytes
+            if arrived and self._remote.knows_digests:
+                arrived = listed is not None and listed.sha256 == record.sha256
+            if path not in known and not arrived:
+                lacking[path] = record
+        return [
+            Upload(f"{self._name}/{path}", self._directory / path, record) for path, record in lacking.items()
+        ]
+
+    def _send(self, uploads: list[Upload]) -> int:
+        if not uploads:
+            return 0
+        total = sum(upload.record.bytes for upload in uploads)
+        return moving(self._reporter, "pushing", total, lambda count: self._remote.put_all(uploads, count))
+
+    def _publish(self, theirs: Manifest | None) -> None:
+        """Send what describes the data, the manifest last; on a remote with commits all in one."""
+        documents = {}
+        for path, record in self._ours.metadata.items():
+            if theirs is None or theirs.metadata.get(path) != record:
+                documents[f"{FEATURES}/{path}"] = self._read(f"{FEATURES}/{path}", record)
+        try:
+            provenance = read_sealed(self._directory / PROVENANCE_FILE)
+        except FileNotFoundError:
+            provenance = {}
+        card = cache_card(self._ours, provenance, self._remote.where(str(self._name))).encode()
+        documents[CARD_FILE] = card
+        documents[PROVENANCE_FILE] = sealed_bytes({**provenance, CARD_DIGEST: sha256_hex(card)})
+        requests = recorded_requests(self._directory)
+        requests += [r for r in fetch_requests(self._remote, self._name) if r not in requests]
+        documents[REQUEST_FILE] = sealed_bytes({"requests": requests})
+        documents[MANIFEST_FILE] = sealed_bytes(self._ours.to_dict())
+        named = {f"{self._name}/{path}": data for path, data in documents.items()}
+        if self._remote.knows_digests:
+            named = {**self._dataset_card(provenance), self._entry.path: b"", **named}
+        retried(lambda: self._remote.publish(named, f"featcache push: {self._name}"))
+
+    def _dataset_card(self, provenance: Mapping[str, object]) -> dict[str, bytes]:
+        """The card of the repository, unless somebody wrote one of their own."""
+        if self._remote.address.parts:
+            return {}
+        try:
+            before = receive_document(self._remote, CARD_FILE, MAX_CARD_BYTES).decode(errors="replace")
+            if MADE_BY_US not in before:
+                return {}
+        except MissingError:
+            pass
+        others = [e for e in read_catalogue(self._remote).entries if e.name != self._name]
+        entries = sorted([*others, self._entry], key=lambda entry: str(entry.name))
+        licence = known_licence(provenance)
+        # What the licences of the other caches are is written in their own cards alone.
+        return {
+            CARD_FILE: dataset_card(
+                entries, self._remote, [licence] if licence and not others else []
+            ).encode()
+        }
+
+    def _read(self, path: str, record: FileRecord) -> bytes:
+        data = (self._directory / path).read_bytes()
+        if (len(data), sha256_hex(data)) != (record.bytes, record.sha256):
+            raise CacheError(
+                f"{self._directory / path}: content does not match its SHA-256, so it is not pushed; "
+                "see what is wrong with `featcache verify`"
+            )
+        return data
+
+    def _list(self, catalogue: Catalogue, entry: CatalogueEntry) -> None:
+        """Enter the cache into the catalogue, and take out what spoke of it before."""
+        listed = catalogue.of(self._name)
+        if listed is None or listed.path != entry.path:
+            retried(lambda: self._remote.put_bytes(entry.path, b""))
+        mine = push_marker(self._name, entry.digest)
+        old = [
+            p for p in catalogue.paths(self._name) if p != entry.path and ("@pushing@" not in p or p == mine)
+        ]
+        if old:
+            retried(lambda: self._remote.delete(old))
+
+    def _clear(self, catalogue: Catalogue) -> None:
+        """Take what is there away, the manifest first, so that nobody reads a mixture."""
+        self._remote.delete([f"{self._name}/{MANIFEST_FILE}", *catalogue.paths(self._name)])
+        self._clear_files()
+
+    def _clear_files(self) -> None:
+        there = self._remote.files(str(self._name))
+        self._remote.delete([f"{self._name}/{path}" for path in there])

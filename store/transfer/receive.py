@@ -1,0 +1,185 @@
+"""Receiving one file: what arrives is held to its recorded size and SHA-256 before it gets its name."""
+
+import os
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+
+from featcache.store.errors import CacheError
+from featcache.store.files import PARTIAL_SUFFIX, naming
+from featcache.store.manifest import FileRecord
+from featcache.store.plain import PLAIN_FLAGS, kind_misfit
+from featcache.store.transfer.flight import TRIES, back_off, check_stop
+from featcache.store.transfer.remotes.base import PIECE_BYTES, Counter, Remote, TransientError
+
+T = TypeVar("T")
+RECEIVING = f".pull{PARTIAL_SUFFIX}"
+
+
+class WrongContentError(CacheError):
+    """A remote sent something other than the manifest says, twice."""
+
+
+def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, count: Counter) -> None:
+    """Fetch a file; `target` then holds it whole, or is as it was. What was interrupted goes on where it was.
+
+    Args:
+        remote: where it is.
+        path: its path there.
+        record: its size and digest.
+        target: where it goes.
+        count: is told the bytes that arrive.
+
+    Raises:
+        WrongContentError: it is not what it should be, also when it was fetched again.
+        RemoteError: the remote cannot be reached, or not for long enough.
+    """
+    partial = target.with_name(target.name + RECEIVING)
+    if kind_misfit(partial) not in (None, "missing"):
+        partial.unlink()  # a link would lead the bytes out of the folder
+    flags = os.O_RDWR | os.O_CREAT | PLAIN_FLAGS
+    with naming(partial), open(os.open(partial, flags, 0o644), "r+b", buffering=0) as file:
+
+        def keep(piece: bytes) -> None:
+            file.write(piece)
+
+        def restart() -> None:
+            file.seek(0)
+            file.truncate()
+
+        sink = Sink(keep, restart, count)
+        if os.fstat(file.fileno()).st_size > record.bytes:
+            restart()
+        while piece := file.read(PIECE_BYTES):  # what an interrupted pull left
+            check_stop()
+            sink.begin(piece)
+        _fetch_twice(remote, path, record, sink)
+        os.fsync(file.fileno())
+    partial.replace(target)
+
+
+def receive_bytes(remote: Remote, path: str, record: FileRecord, count: Counter = lambda _: None) -> bytes:
+    """Fetch a small file into memory; errors as for `receive_file`."""
+    pieces: list[bytes] = []
+    _fetch_twice(remote, path, record, Sink(pieces.append, pieces.clear, count))
+    return b"".join(pieces)
+
+
+def receive_document(remote: Remote, path: str, limit: int) -> bytes:
+    """Fetch a file of unknown content, of at most `limit` bytes.
+
+    Raises:
+        MissingError: it is not there.
+        CacheError: it is longer.
+        RemoteError: the remote cannot be reached.
+    """
+
+    def fetch() -> bytes:
+        data = bytearray()
+        for piece in remote.read(path):
+            data += piece
+            if len(data) > limit:
+                raise CacheError(f"{remote.where(path)}: more than {limit} bytes, not what a cache has there")
+        return bytes(data)
+
+    return retried(fetch)
+
+
+def twice(work: Callable[[], T]) -> T:
+    """Do `work`, which fetches a document, once more if what arrives is wrong: it may have been damaged on the way."""
+    try:
+        return work()
+    except CacheError:
+        return work()
+
+
+def retried(work: Callable[[], T]) -> T:
+    """Do `work`, again where it fails for a reason that may pass."""
+    for attempt in range(TRIES):
+        try:
+            return work()
+        except TransientError:
+            if attempt == TRIES - 1:
+                raise
+            back_off(attempt)
+    raise AssertionError  # the last attempt returns or raises
+
+
+class Sink:
+    """Where the bytes of one file go, with their digest."""
+
+    def __init__(
+        self, keep: Callable[[bytes], object], restart: Callable[[], object], count: Counter
+    ) -> None:
+        self._keep, self._restart, self._count = keep, restart, count
+        self._digest = sha256()
+        self.size = 0
+
+    def begin(self, piece: bytes) -> None:
+        """Take up what is there already."""
+        self._digest.update(piece)
+        self.size += len(piece)
+        self._count(len(piece))
+
+    def write(self, piece: bytes) -> None:
+        """Keep what has arrived."""
+        self._keep(piece)
+        self.begin(piece)
+
+    def restart(self) -> None:
+        """Forget everything."""
+        self._restart()
+        self._count(-self.size)
+        self._digest, self.size = sha256(), 0
+
+    def misfit(self, record: FileRecord) -> str | None:
+        """What is wrong with what has arrived; None if it is right."""
+        if self.size != record.bytes:
+            return f"{self.size} bytes arrived, must be {record.bytes}"
+        return None if self._digest.hexdigest() == record.sha256 else "content does not match its SHA-256"
+
+
+def _fetch_twice(remote: Remote, path: str, record: FileRecord, sink: Sink) -> None:
+    for _ in range(2):
+        too_long = _fetch(remote, path, record, sink)
+        misfit = "more bytes arrive than the manifest says" if too_long else sink.misfit(record)
+        if misfit is None:
+            return
+        sink.restart()
+    raise WrongContentError(f"{remote.where(path)}: {misfit}, twice; nothing of it was kept")
+
+
+def _fetch(remote: Remote, path: str, record: FileRecord, sink: Sink) -> bool:
+    """Read until the recorded size is there, from where it was; True if the remote would send more."""
+    failures = 0
+    while sink.size < record.bytes or record.bytes == 0:
+        before = sink.size
+        try:
+            too_long, error = _read_on(remote, path, record.bytes, sink), None
+        except TransientError as caught:
+            too_long, error = False, caught
+        if too_long or sink.size == record.bytes:
+            return too_long
+        failures = 0 if sink.size > before else failures + 1
+        if failures == TRIES:
+            if error is None:
+                return False  # it ends too early, every time
+            raise error
+        back_off(failures)
+    return False
+
+
+def _read_on(remote: Remote, path: str, size: int, sink: Sink) -> bool:
+    pieces: Iterator[bytes] = remote.read(path, sink.size)
+    try:
+        for piece in pieces:
+            check_stop()
+            if sink.size + len(piece) > size:
+                return True
+            sink.write(piece)
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            close()
+    return False

@@ -1,0 +1,128 @@
+"""What every kind of remote can do. Paths are relative to the remote, with ``/`` between their parts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from featcache.store.errors import RemoteError
+from featcache.store.manifest import FileRecord
+from featcache.store.transfer.address import Address
+from featcache.store.transfer.flight import fly
+
+PIECE_BYTES = 2**20
+IN_FLIGHT = 8
+"""Files that move at the same time."""
+TIMEOUT_S = 60.0
+"""Silence for this long is an error; a transfer as a whole may take as long as it takes."""
+
+
+class MissingError(RemoteError):
+    """There is nothing at this path."""
+
+
+class TransientError(RemoteError):
+    """Something that may well work when it is tried again."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a remote tells about one of its files."""
+
+    size: int
+    version: str = ""
+    """Changes when the file does: an ETag, or a time."""
+    modified: float | None = None
+    """Seconds since the epoch, where it is known."""
+    sha256: str | None = None
+    """Where the remote knows it."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file on its way to a remote."""
+
+    path: str
+    source: Path
+    record: FileRecord
+
+
+Counter = Callable[[int], None]
+"""Called with bytes that have moved, from any thread."""
+
+
+class Remote(ABC):
+    """A place for caches. Safe to use from several threads."""
+
+    writable = True
+    knows_digests = False
+    """Whether `files` tells the SHA-256 of files, so that what is there can be trusted."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+    def where(self, path: str = "") -> str:
+        """Name something on this remote in messages, without credentials."""
+        return f"{self.address}/{path}".rstrip("/")
+
+    @abstractmethod
+    def stat(self, path: str) -> Listed:
+        """Ask about one file.
+
+        Raises:
+            MissingError: it is not there.
+            RemoteError: the remote cannot be reached or refuses.
+        """
+
+    @abstractmethod
+    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+        """Read a file from `offset` on, in pieces; closing the iterator ends the transfer. Errors as for `stat`."""
+
+    @abstractmethod
+    def files(self, folder: str) -> dict[str, Listed]:
+        """The files below a folder by their path within it; empty where there is none.
+
+        Raises:
+            RemoteError: the remote cannot be reached or refuses, or cannot list.
+        """
+
+    @abstractmethod
+    def put(self, upload: Upload, count: Counter) -> None:
+        """Store a file, whole or not at all.
+
+        Raises:
+            RemoteError: the remote cannot be reached or refuses.
+            CacheError: the local file is not what its record says.
+        """
+
+    @abstractmethod
+    def put_bytes(self, path: str, data: bytes) -> None:
+        """Store a small file, whole or not at all; errors as for `put`."""
+
+    @abstractmethod
+    def delete(self, paths: Sequence[str]) -> None:
+        """Delete files; those that are not there do not matter. Errors as for `files`."""
+
+    def put_all(self, uploads: Sequence[Upload], count: Counter) -> None:
+        """Store many files, several at a time; errors as for `put`."""
+        fly([partial(self.put, upload, count) for upload in uploads], IN_FLIGHT)
+
+    def publish(self, documents: Mapping[str, bytes], message: str) -> None:
+        """Store small files in this very order, so that the last one makes the others count; errors as for `put`.
+
+        Args:
+            documents: contents by path.
+            message: what happens, for remotes that keep a history.
+        """
+        for path, data in documents.items():
+            self.put_bytes(path, data)
+
+    def close(self) -> None:  # noqa: B027  # most have nothing to give back
+        """Give connections back."""
+
+    def __enter__(self) -> "Remote":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

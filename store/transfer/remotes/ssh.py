@@ -1,0 +1,250 @@
+"""A folder on another machine as a remote, over SFTP, through asyncssh.
+
+Hosts, users, keys and jumps come from ``~/.ssh`` and the agent; an unknown host key ends the connection.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from posixpath import dirname, join
+from threading import Lock, Thread
+from typing import Any, TypeVar
+
+from featcache.store.errors import FeatcacheError, RemoteError, RequestError
+from featcache.store.files import PARTIAL_SUFFIX
+from featcache.store.plain import open_plain
+from featcache.store.transfer.address import Address, redacted
+from featcache.store.transfer.flight import check_stop
+from featcache.store.transfer.remotes.base import (
+    PIECE_BYTES,
+    TIMEOUT_S,
+    Counter,
+    Listed,
+    MissingError,
+    Remote,
+    TransientError,
+    Upload,
+)
+from featcache.store.transfer.sending import changed_error
+
+T = TypeVar("T")
+_REGULAR, _FOLDER = 1, 2
+
+
+class SshRemote(Remote):
+    """A folder on a host. One connection, whose work happens on a thread of its own."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(address)
+        try:
+            import asyncssh
+        except ImportError:
+            raise RequestError("remotes over SSH need asyncssh: pip install 'featcache[ssh]'") from None
+        self._asyncssh = asyncssh
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="featcache-ssh", daemon=True)
+        self._thread.start()
+        self._connecting = Lock()
+        self._connection: Any = None
+        self._sftp: Any = None
+
+    def stat(self, path: str) -> Listed:
+        return _listed(self._call(path, self._client().lstat(self._full(path))))
+
+    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+        file = self._call(path, self._client().open(self._full(path), "rb"))
+        try:
+            while piece := self._call(path, file.read(PIECE_BYTES, offset)):
+                offset += len(piece)
+                yield piece
+        finally:
+            self._call(path, file.close())
+
+    def files(self, folder: str) -> dict[str, Listed]:
+        async def walk() -> AsyncIterator[tuple[str, Any]]:
+            pending = [""]
+            while pending:
+                below = pending.pop()
+                try:
+                    entries = await sftp.readdir(join(self._full(folder), below))
+                except self._asyncssh.SFTPNoSuchFile:
+                    continue
+                for entry in entries:
+                    name = str(entry.filename)
+                    if name not in (".", "..") and entry.attrs.type == _FOLDER:
+                        pending.append(join(below, name))
+                    elif entry.attrs.type == _REGULAR:
+                        yield join(below, name), entry.attrs
+
+        async def collect() -> dict[str, Listed]:
+            return {name: _listed(attributes) async for name, attributes in walk()}
+
+        sftp = self._client()
+        return self._call(folder, collect())
+
+    def put(self, upload: Upload, count: Counter) -> None:
+        digest, size = sha256(), 0
+        descriptor, _ = open_plain(upload.source)
+        with open(descriptor, "rb", buffering=0) as source, _Partial(self, upload.path) as partial:
+            while piece := source.read(PIECE_BYTES):
+                check_stop()
+                digest.update(piece)
+                partial.write(piece, size)
+                size += len(piece)
+                count(len(piece))
+            if (size, digest.hexdigest()) != (upload.record.bytes, upload.record.sha256):
+                raise changed_error(upload)
+            partial.keep()
+
+    def put_bytes(self, path: str, data: bytes) -> None:
+        with _Partial(self, path) as partial:
+            partial.write(data, 0)
+            partial.keep()
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Delete files, and the folders that are empty then."""
+        sftp = self._client()
+
+        async def remove(path: str) -> None:
+            try:
+                await sftp.remove(path)
+            except self._asyncssh.SFTPNoSuchFile:
+                return
+            while (path := dirname(path)).startswith(f"{self.address.path}/"):
+                try:
+                    await sftp.rmdir(path)
+                except self._asyncssh.SFTPError:
+                    return
+
+        for path in paths:
+            self._call(path, remove(self._full(path)))
+
+    def close(self) -> None:
+        if self._loop.is_closed():
+            return
+        if self._connection is not None:
+            with suppress(RemoteError):
+                self._call("", self._disconnect())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _full(self, path: str) -> str:
+        return f"{self.address.path}/{path}"
+
+    def _client(self) -> Any:
+        """The SFTP client, connected again if the connection was lost."""
+        with self._connecting:
+            if self._connection is None or self._connection.is_closed():
+                self._call("", self._connect())
+            return self._sftp
+
+    async def _connect(self) -> None:
+        user, _, password = self.address.login.partition(":")
+        if password:
+            raise RequestError(f"{self.address}: no passwords in addresses; use a key or the agent")
+        host, _, port = self.address.place.partition(":")
+        options: dict[str, Any] = {"username": user} if user else {}
+        if port:
+            options["port"] = int(port)
+        self._connection = await self._asyncssh.connect(
+            host,
+            connect_timeout=TIMEOUT_S,
+            keepalive_interval=15,
+            password_auth=False,
+            kbdint_auth=False,
+            **options,
+        )
+        self._sftp = await self._connection.start_sftp_client()
+
+    async def _disconnect(self) -> None:
+        self._sftp.exit()
+        self._connection.close()
+        await self._connection.wait_closed()
+        await asyncio.sleep(0)  # the transport closes its socket in the next round
+        self._connection = None
+
+    def _call(self, path: str, work: Coroutine[Any, Any, T]) -> T:
+        """Do something on the connection's thread and wait for it."""
+
+        async def bounded() -> T:
+            return await asyncio.wait_for(work, TIMEOUT_S)
+
+        future = asyncio.run_coroutine_threadsafe(bounded(), self._loop)
+        try:
+            return future.result()
+        except FeatcacheError:
+            raise
+        except Exception as error:
+            raise self._error(path, error) from None
+        finally:
+            future.cancel()
+
+    def _error(self, path: str, error: Exception) -> RemoteError:
+        ssh, where = self._asyncssh, self.where(path)
+        if isinstance(error, (ssh.SFTPNoSuchFile, ssh.SFTPNoSuchPath)):
+            return MissingError(f"{where}: not there")
+        if isinstance(error, (ssh.HostKeyNotVerifiable, ssh.KeyExchangeFailed)):
+            return RemoteError(
+                f"{self.address}: the key of this host is not known or has changed; connect once with `ssh` and check it"
+            )
+        if isinstance(error, ssh.PermissionDenied):
+            return RemoteError(
+                f"{self.address}: refused; keys come from ~/.ssh and the agent, try `ssh` first"
+            )
+        if isinstance(error, ssh.SFTPPermissionDenied):
+            return RemoteError(f"{where}: permission denied")
+        text = redacted(str(error)) or type(error).__name__
+        lost = isinstance(error, (OSError, TimeoutError, ssh.DisconnectError, ssh.ChannelOpenError))
+        if lost or isinstance(error, (ssh.SFTPConnectionLost, ssh.SFTPNoConnection)):
+            return TransientError(f"{where}: {text[:200]}")
+        return RemoteError(f"{where}: {text[:200]}")
+
+
+class _Partial:
+    """A file under a temporary name, given its own when it is whole, removed otherwise."""
+
+    def __init__(self, remote: SshRemote, path: str) -> None:
+        self._remote, self._path = remote, path
+        self._sftp = remote._client()
+        self._target = remote._full(path)
+        self._name = f"{self._target}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}"
+        self._file: Any = None
+
+    def __enter__(self) -> "_Partial":
+        self._call(self._sftp.makedirs(dirname(self._target), exist_ok=True))
+        self._file = self._call(self._sftp.open(self._name, "xb"))
+        return self
+
+    def write(self, data: bytes, offset: int) -> None:
+        self._call(self._file.write(data, offset))
+
+    def keep(self) -> None:
+        """Give the file its own name."""
+        self._call(self._finish())
+
+    async def _finish(self) -> None:
+        with suppress(self._remote._asyncssh.SFTPOpUnsupported):
+            await self._file.fsync()
+        await self._file.close()
+        self._file = None
+        await self._sftp.posix_rename(self._name, self._target)
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is None:
+            return
+        with suppress(RemoteError):  # the connection may be gone; what stays counts for nothing
+            self._call(self._file.close())
+            self._call(self._sftp.remove(self._name))
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._remote._call(self._path, work)
+
+
+def _listed(attributes: Any) -> Listed:
+    if attributes.type != _REGULAR:
+        raise MissingError("not a plain file")
+    size, modified = attributes.size or 0, float(attributes.mtime or 0)
+    return Listed(size, f"{modified}-{size}", modified)

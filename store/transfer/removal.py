@@ -1,0 +1,61 @@
+"""`featcache rm` of a cache on a remote."""
+
+from dataclasses import dataclass
+
+from featcache.store.errors import CacheNotFoundError, RequestError
+from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.transfer.address import Address, CacheName
+from featcache.store.transfer.catalogue import Catalogue, find_cache, not_found, read_catalogue
+from featcache.store.transfer.receive import retried
+from featcache.store.transfer.remotes.base import Remote
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A cache on a remote, and what would go with it."""
+
+    remote: Remote
+    name: CacheName
+    files: tuple[str, ...]
+    """Paths on the remote, the manifest first if it is there: without it nobody takes the rest for a cache."""
+    num_bytes: int
+    entries: tuple[str, ...]
+    """Its files in the catalogue."""
+
+    @property
+    def where(self) -> str:
+        """Its address."""
+        return self.remote.where(str(self.name))
+
+    def remove(self) -> None:
+        """Remove it: the manifest, then its entry in the catalogue, then the data.
+
+        Raises:
+            RemoteError: the remote cannot be reached or refuses; run it again.
+        """
+        manifest = f"{self.name}/{MANIFEST_FILE}"
+        retried(lambda: self.remote.delete([path for path in self.files if path == manifest]))
+        retried(lambda: self.remote.delete(list(self.entries)))
+        retried(lambda: self.remote.delete([path for path in self.files if path != manifest]))
+
+
+def find_removable(address: Address) -> Removable:
+    """Find a cache on a remote, whole or half-pushed; whoever gets it closes its remote.
+
+    Raises:
+        CacheNotFoundError: nothing of it is there; the message lists what is.
+        RequestError: the remote is read-only.
+        RemoteError: it cannot be reached.
+    """
+    remote, name = find_cache(address)
+    if not remote.writable:
+        raise RequestError(f"{remote.where()} is read-only; nothing can be removed there")
+    listed = retried(lambda: remote.files(str(name)))
+    catalogue: Catalogue = retried(lambda: read_catalogue(remote))
+    entries = tuple(catalogue.paths(name))
+    if not listed and not entries:
+        error: CacheNotFoundError = not_found(remote, name)
+        remote.close()
+        raise error
+    files = tuple(f"{name}/{path}" for path in listed)
+    return Removable(remote, name, files, sum(file.size for file in listed.values()), entries)

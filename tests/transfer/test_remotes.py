@@ -1,0 +1,127 @@
+"""What holds for every kind of remote: a cache goes there and comes back, in parts or as a whole, and nothing moves twice."""
+
+import json
+
+import numpy as np
+import pytest
+
+from featcache.store.checking.verify import verify
+from featcache.store.reading.reader import open_cache
+from support.caches import all_files
+
+
+def pulled(cli, *arguments):
+    outcome = cli("pull", *arguments, "--json")
+    assert outcome.status == 0, outcome.err
+    return json.loads(outcome.out)
+
+
+@pytest.fixture
+def there(cli, made, remote):
+    """The address of the cache, pushed."""
+    outcome = cli("push", made.directory, remote)
+    assert outcome.status == 0, outcome.err
+    return f"{remote}/{made.name}"
+
+
+def test_a_cache_comes_back_as_it_was(cli, made, there, tmp_path):
+    done = pulled(cli, there, "--root", tmp_path / "other")
+    copy = tmp_path / "other" / made.name
+    assert done["path"] == str(copy)
+    assert done["whole"]
+    assert verify(copy).intact
+    ours, theirs = all_files(made.directory), all_files(copy)
+    # The card is that of the push, and provenance vouches for it.
+    assert {path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path)} == {
+        "README.md",
+        "provenance.json",
+    }
+    assert there.removeprefix("file://") in theirs["README.md"].decode().replace("datasets/", "")
+    again = pulled(cli, there, "--root", tmp_path / "other")
+    assert again["bytes"] == 0
+    assert again["files"] == 0
+
+
+def test_a_second_push_moves_nothing(cli, made, there, remote):
+    again = json.loads(cli("push", made.directory, remote, "--json").out)
+    assert again["already_there"]
+    assert again["bytes"] == 0
+
+
+def test_parts_are_honest_and_can_be_completed(cli, made, there, tmp_path):
+    root = ("--root", tmp_path / "other")
+    copy = tmp_path / "other" / made.name
+    first = pulled(cli, there, "--layers", "last", "--split", "test", *root)
+    test = made.plan.inventory.splits["test"]
+    assert first["files"] == len(test.arrays) - 1
+    assert not first["whole"]
+    cache = open_cache(copy)
+    assert list(cache.inventory.splits) == ["test"]
+    assert cache["test"].layers == ("final",)
+    np.testing.assert_array_equal(cache["test"].load(["final"], ["cls", "ap"]), made.content["test"]["final"])
+    assert verify(copy).intact
+    row = json.loads(cli("ls", *root, "--json").out)[0]
+    assert row["state"] == "partial (test, 1 of 4 layers)"
+
+    pulled(cli, there, "--layers", "0,2", *root)
+    cache = open_cache(copy)
+    assert cache["test"].layers == ("0", "2", "final")
+    assert cache["train"].layers == ("0", "2")
+    np.testing.assert_array_equal(
+        cache["train"].load(["0", "2"], ["cls", "ap"]), made.content["train"]["norm2"][:, [0, 2]]
+    )
+    last = pulled(cli, there, *root)
+    assert last["whole"]
+    assert last["files"] == sum(s.num_blocks for s in made.plan.inventory.splits.values()) + 3
+    assert json.loads(cli("ls", *root, "--json").out)[0]["state"] == "complete"
+    assert verify(copy).intact
+
+
+def test_the_catalogue_is_one_listing(cli, made, there, remote):
+    row = json.loads(cli("ls", remote, "--json").out)[0]
+    inventory = made.plan.inventory
+    assert (row["dataset"], row["model"], row["key"]) == ("made", "tiny", made.plan.spec.key)
+    assert row["samples"] == {"train": 300, "test": 90}
+    assert row["layers"] == 4
+    assert row["bytes"] == inventory.num_bytes
+    assert json.loads(cli("ls", remote, "--model", "other", "--json").out) == []
+    assert len(json.loads(cli("ls", remote, "--model", "TIN", "--dataset", "mad", "--json").out)) == 1
+    shown = cli("ls", remote)
+    assert shown.status == 0
+    assert made.plan.spec.key in shown.out
+
+
+def test_info_tells_all_without_data(cli, made, there, remote):
+    document = json.loads(cli("info", there, "--json").out)
+    assert document["inventory"] == made.plan.inventory.to_dict()
+    assert document["provenance"]["model_names"] == ["tiny"]
+    by_key = json.loads(cli("info", f"{remote}/{made.plan.spec.key[:6]}", "--json").out)
+    assert by_key["key"] == made.plan.spec.key
+
+
+def test_removal_asks_and_leaves_nothing(cli, made, there, remote, tmp_path):
+    refused = cli("rm", there)
+    assert refused.status == 2
+    assert "--yes" in refused.err
+    assert cli("rm", there, "--yes").status == 0
+    assert json.loads(cli("ls", remote, "--json").out) == []
+    gone = cli("pull", there, "--root", tmp_path / "other")
+    assert gone.status == 2
+    assert "there is no cache" in gone.err
+    assert not (tmp_path / "other").exists()
+    assert cli("push", made.directory, remote).status == 0
+    assert verify(tmp_path / "root" / made.name).intact
+
+
+def test_what_is_not_there_lists_what_is(cli, made, there, remote):
+    wrong = cli("pull", f"{remote}/made/tiny-000000000000")
+    assert wrong.status == 2
+    assert "there is no cache" in wrong.err
+    assert made.name in wrong.err
+    bare = cli("pull", remote)
+    assert bare.status == 2
+    assert "names no cache" in bare.err
+    assert made.name in bare.err
+    key = cli("pull", f"{remote}/abcdef")
+    assert key.status == 2
+    assert "begins with abcdef" in key.err
