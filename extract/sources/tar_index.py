@@ -32,7 +32,7 @@ _SPECIAL = b"xgLKSVM"
 _SPECIAL_KINDS = tuple(bytes([kind]) for kind in _SPECIAL)
 _MAGIC = b"ustar"
 _OCTAL = 8 ** np.arange(10, -1, -1)
-_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"\x28\xb5": "unzstd"}
+_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5": "unzstd"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def index_tar(path: Path) -> TarIndex:
         DatasetError: it is no tar file, compressed, damaged or truncated; the message says where.
     """
     with path.open("rb", buffering=0) as file:
+        _refuse_compressed(file.fileno(), path)
         runs = list(_walk(file.fileno(), os.fstat(file.fileno()).st_size, path))
     names: list[str] = []
     for run in runs:
@@ -81,6 +82,15 @@ def index_tar(path: Path) -> TarIndex:
     if not plain.all():
         names = [name for name, kept in zip(names, plain.tolist(), strict=True) if kept]
     return TarIndex(names, offsets[plain] + BLOCK, sizes[plain])
+
+
+def _refuse_compressed(descriptor: int, path: Path) -> None:
+    head = os.pread(descriptor, 8, 0)
+    tool = next((tool for magic, tool in _COMPRESSED.items() if head.startswith(magic)), None)
+    if tool:
+        raise DatasetError(
+            f"{path} is no tar file; it is compressed: unpack it with {tool} first, members are read by their place"
+        )
 
 
 def _walk(descriptor: int, total: int, path: Path) -> Iterator[_Headers]:
@@ -236,11 +246,7 @@ def _size(header: bytes, path: Path, position: int) -> int:
     except ValueError:
         pass
     if position == 0:
-        tool = next((tool for magic, tool in _COMPRESSED.items() if header.startswith(magic)), None)
-        remedy = (
-            f"it is compressed: unpack it with {tool} first, members are read by their place" if tool else ""
-        )
-        raise DatasetError(f"{path} is no tar file" + (f"; {remedy}" if remedy else "")) from None
+        raise DatasetError(f"{path} is no tar file")
     raise DatasetError(f"{path} is damaged: there is no header at byte {position}; download or copy it again")
 
 
