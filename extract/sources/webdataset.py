@@ -103,6 +103,15 @@ class WebDataset(Collection):
 
     def image(self, row: int) -> "Image":
         """Decode one image."""
+        where = f"{self.listing.ids[row]} in {self._paths[int(self._shards[row])]}"
+        return decode(io.BytesIO(self.content(row)), where)
+
+    def content(self, row: int) -> bytes:
+        """The bytes of one image as they are stored.
+
+        Raises:
+            DatasetError: its shard is gone, or became shorter.
+        """
         shard = int(self._shards[row])
         size, offset = int(self._sizes[row]), int(self._offsets[row])
         content = os.pread(self._descriptor(shard), size, offset)
@@ -110,7 +119,7 @@ class WebDataset(Collection):
             raise DatasetError(
                 f"image {self.listing.ids[row]} cannot be read: {self._paths[shard]} became shorter"
             )
-        return decode(io.BytesIO(content), f"{self.listing.ids[row]} in {self._paths[shard]}")
+        return content
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open files out."""
