@@ -8,6 +8,7 @@ write them. https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html#
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,7 +21,7 @@ from featcache.store.errors import DatasetError
 Bytes = npt.NDArray[np.uint8]
 
 BLOCK = 512
-WINDOW_BYTES = 4 * 2**20
+WINDOW_BYTES = 2**20
 SPARSE_WINDOW_BYTES = 4096
 """Where members are large, reading ahead would read all of them."""
 SPARSE_MEMBER_BYTES = 256 * 2**10
@@ -70,7 +71,7 @@ def index_tar(path: Path) -> TarIndex:
     """
     with path.open("rb", buffering=0) as file:
         _refuse_compressed(file.fileno(), path)
-        runs = list(_walk(file.fileno(), os.fstat(file.fileno()).st_size, path))
+        runs = list(_walk(file, os.fstat(file.fileno()).st_size, path))
     names: list[str] = []
     for run in runs:
         _check_sums(run, path)
@@ -93,17 +94,20 @@ def _refuse_compressed(descriptor: int, path: Path) -> None:
         )
 
 
-def _walk(descriptor: int, total: int, path: Path) -> Iterator[_Headers]:
+def _walk(file: FileIO, total: int, path: Path) -> Iterator[_Headers]:
     """The headers of all members, a window at a time."""
     position, length, members = 0, WINDOW_BYTES, 0
+    # One buffer for all windows: fresh memory from the system costs more than the reading.
+    window = memoryview(bytearray(WINDOW_BYTES))
     while position + BLOCK <= total:
-        window = os.pread(descriptor, length, position)
-        blocks = np.frombuffer(window, np.uint8, len(window) // BLOCK * BLOCK).reshape(-1, BLOCK)
+        file.seek(position)
+        size = file.readinto(window[:length]) or 0
+        blocks = np.frombuffer(window, np.uint8, size // BLOCK * BLOCK).reshape(-1, BLOCK)
         if not len(blocks):
             break
         # Where members are large, a window holds one or two headers.
         run = _run_of_plain(blocks, position) if length == WINDOW_BYTES else None
-        run = run or _run_one_by_one(blocks, position, descriptor, path)
+        run = run or _run_one_by_one(blocks, position, file.fileno(), path)
         yield run
         if run.next > total:
             _refuse_truncated(path, total, run.next)
@@ -253,7 +257,11 @@ def _size(header: bytes, path: Path, position: int) -> int:
 def _check_sums(run: _Headers, path: Path) -> None:
     """Every header has the sum of its bytes, its own field counted as spaces, in octal."""
     table = run.table
-    sums = table.sum(1, dtype=np.int64) - table[:, 148:156].sum(1, dtype=np.int64) + 8 * ord(" ")
+    sums = (
+        table.sum(1, dtype=np.uint32).astype(np.int64)
+        - table[:, 148:156].sum(1, dtype=np.int64)
+        + 8 * ord(" ")
+    )
     digits = table[:, 148:154].astype(np.int64) - ord("0")
     wrong = ((digits < 0) | (digits > 7)).any(1) | (digits @ _OCTAL[-6:] != sums)
     for index in np.flatnonzero(wrong).tolist():
@@ -271,7 +279,9 @@ def _names(run: _Headers) -> list[str]:
     stored: list[bytes] = run.table[:, :100].copy().view("S100").ravel().tolist()
     if not stored:
         return []
-    names = b"\0".join(one.partition(b"\0")[0] if b"\0" in one else one for one in stored)
+    names = b"\0".join(stored)
+    if names.count(b"\0") >= len(stored):  # what follows the end of a name is rubbish
+        names = b"\0".join(one.partition(b"\0")[0] for one in stored)
     texts = names.decode("utf-8", "surrogateescape").split("\0")
     # ustar keeps the beginning of a long path apart; GNU tar has other things in its place.
     ustar = (run.table[:, 257:263] == np.frombuffer(b"ustar\0", np.uint8)).all(1) & (run.table[:, 345] != 0)

@@ -111,6 +111,7 @@ def test_a_parquet_repository(hub, address, tmp_path):
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["targets"]["names"] == ["ant", "bee", "cat"]
+    assert document["licence"] == "cc-by-4.0"
     assert (document["identity"]["revision"], document["identity"]["kind"]) == (COMMIT, "hf")
     offline = show(closed_port(), tmp_path, "hf:someone/insects", "--no-sheet", "--json")
     assert json.loads(offline.stdout) == document

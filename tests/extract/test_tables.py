@@ -178,6 +178,26 @@ def test_tables_that_cannot_be_used(tmp_path):
     refused(name, UnknownNameError, "unknown kind of target 'classes'", target="classes")
 
 
+def test_what_no_cache_could_hold_is_refused_before_the_run(tmp_path):
+    table = make_csv(tmp_path / "table.csv")
+    whole = table.read_text()
+    table.write_text(whole.replace(",test,", ",a b,", 2))
+    refused(
+        f"csv:{table}",
+        DatasetError,
+        "split 'a b' cannot have this name in a cache",
+        test_splits=("test", "a b"),
+    )
+    table.write_text(whole.replace(",ant", ",an\x01t"))
+    refused(f"csv:{table}", DatasetError, r"the name 'an\x01t' of a class or target has control characters")
+
+
+def test_numbers_as_classes_are_in_their_order(tmp_path):
+    values = ["10", "9", "nan", "-1", "b", "9"]
+    table = make_csv(tmp_path / "table.csv", {"label": lambda split, row: values[row % 6]})
+    assert open_it(f"csv:{table}").class_names == ("-1", "9", "10", "b", "nan")
+
+
 def test_semicolons_and_quotes(tmp_path):
     make_folder(tmp_path / "images")
     (tmp_path / "t.csv").write_text(
