@@ -1,12 +1,13 @@
 """The datasets that have a short name: the twenty of arXiv 2601.09322. No network and no heavy import here."""
 
 import csv
-import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from featcache.extract.sources.base import Citation
+
+FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Alias:
 @cache
 def aliases() -> dict[str, Alias]:
     """All of them by name, in the paper's order."""
-    with (files(__package__) / "datasets.csv").open(encoding="utf-8") as file:
+    with (FOLDER / "datasets.csv").open(encoding="utf-8", newline="") as file:
         return {
             row["alias"]: Alias(
                 row["alias"],
@@ -54,4 +55,6 @@ def aliases() -> dict[str, Alias]:
 
 @cache
 def _citations() -> dict[str, dict[str, str]]:
-    return tomllib.loads((files(__package__) / "citations.toml").read_text(encoding="utf-8"))
+    import tomllib  # only a card needs it
+
+    return tomllib.loads((FOLDER / "citations.toml").read_text(encoding="utf-8"))

@@ -98,6 +98,15 @@ class ArrayCollection(Collection):
         for part in sorted({part for part, _ in spots}):
             self._read_ahead(part, [index for which, index in spots if which == part])
 
+    def pixels(self, rows: Sequence[int]) -> Array:
+        """Pixels of some rows of one split, as they are stored: ``[B, ...]``; rows that follow each other in one piece."""
+        part, first = self._locate(rows[0])
+        last = first + len(rows)
+        if list(rows) == list(range(rows[0], rows[0] + len(rows))) and last <= self._images[part].shape[0]:
+            values = np.asarray(self._images[part][first:last])
+            return values if values.flags.owndata else values.copy()  # what is mapped is only looked at
+        return np.stack([self._row(*self._locate(row)) for row in rows])
+
     def _row(self, part: int, index: int) -> Array:
         return np.asarray(self._images[part][index])
 

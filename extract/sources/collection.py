@@ -126,6 +126,7 @@ def _is_sorted(ids: Iterable[str]) -> bool:
 
 def _number(value: Any) -> float:
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         return float("inf")
+    return number if np.isfinite(number) else float("inf")  # NaN is neither before nor behind anything

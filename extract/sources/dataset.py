@@ -1,5 +1,6 @@
 """From a collection to the splits of an extraction: its own, or a reproducible one, whole or a stratified part."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +20,14 @@ from featcache.extract.sources.splits import (
     stratified_part,
 )
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
+from featcache.store.inventory import MAX_SAMPLE_ID_BYTES, PROJECTION
 from featcache.store.targets import REGRESSION, SINGLE_LABEL, TARGET_KINDS, Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 TRAIN, TEST = "train", "test"
+_SAFE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 AUTO = "auto"
 
 
@@ -95,6 +98,7 @@ class SplitDataset(Source):
         if not len(collection.listing.ids):
             raise DatasetError(f"{collection.name} holds no samples")
         rows = self._own_splits() if self._own else self._new_splits()
+        self._check_storable(rows)
         self._check_agreement(rows)
         self._limit = self._options.limit
         if self._limit is not None and all(len(part) <= self._limit for part in rows.values()):
@@ -238,6 +242,24 @@ class SplitDataset(Source):
         keys = order_keys((listing.ids[int(row)] for row in rows), self._options.split_seed)
         strata = strata_of(listing.labels[rows], listing.targets.kind)
         return rows[stratified_part(keys, strata, limit, each=listing.targets.kind == SINGLE_LABEL)]
+
+    def _check_storable(self, rows: Mapping[str, Rows]) -> None:
+        """Refuse now what no cache could hold, not after the backbone has run."""
+        targets, longest = self.targets, int(self._collection.listing.ids.lengths.max())
+        for split in rows:
+            if not _SAFE.fullmatch(split) or split == PROJECTION:
+                raise DatasetError(
+                    f"{self.name}: split {split!r} cannot have this name in a cache; rename it (letters, digits, '_', '-')"
+                )
+        for name in (*targets.names, *targets.units):
+            if any(ord(character) < 32 for character in name):
+                raise DatasetError(
+                    f"{self.name}: the name {name!r} of a class or target has control characters"
+                )
+        if longest > MAX_SAMPLE_ID_BYTES:
+            raise DatasetError(
+                f"{self.name}: an id has {longest} bytes, at most {MAX_SAMPLE_ID_BYTES} are possible"
+            )
 
     def _check_agreement(self, rows: Mapping[str, Rows]) -> None:
         """Say what of test a head that is trained on train cannot know."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from featcache.extract.sources.argument import Argument
 from featcache.extract.sources.arrays import array_targets
+from featcache.extract.sources.base import Citation
 from featcache.extract.sources.collection import Collection, Listing, class_labels, listing_digest
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.decode import decode
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 CONVERTED = "refs/convert/parquet"
+CARD = "README.md"
 FIELDS = ("image", "label", "config")
 IMAGE_COLUMNS, LABEL_COLUMNS = (
     ("image", "img", "images", "picture"),
@@ -173,7 +175,9 @@ def open_hf(argument: Argument, options: DatasetOptions, reporter: Reporter) -> 
     facts = {"repository": repository, "revision": commit or None}
     if "config" in argument.fields:
         facts["config"] = argument.fields["config"]
-    return ParquetImages(repository.rpartition("/")[2], splits, argument, options, choice.unread, facts)
+    images = ParquetImages(repository.rpartition("/")[2], splits, argument, options, choice.unread, facts)
+    images.citation = Citation(_licence(folder), None, f"https://huggingface.co/datasets/{repository}")
+    return images
 
 
 def open_parquet(path: Path) -> "pq.ParquetFile":
@@ -226,12 +230,28 @@ def _find(
             parquet = [name for name in every if name.endswith(".parquet")]
             if parquet:
                 chosen.append(_choose(parquet, argument, options))
-            return [name for choice in chosen for names in choice.splits.values() for name in names]
+            wanted = [name for choice in chosen for names in choice.splits.values() for name in names]
+            return [*(name for name in every if name == CARD), *wanted]
 
         fetched = fetch(repository, revision, choose, reporter, remedy)
         if chosen:
             return fetched.folder, fetched.commit, chosen[0]
     raise DatasetError(f"{repository} has no parquet files, and the Hub has not converted it")
+
+
+def _licence(folder: Path) -> str | None:
+    """What the head of the repository's card names as its licence."""
+    if not (folder / CARD).is_file():
+        return None
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        found = (metadata_load(folder / CARD) or {}).get("license")
+    except (ValueError, OSError):  # a card may be anything
+        return None
+    return (
+        ", ".join(map(str, found)) if isinstance(found, list) else found if isinstance(found, str) else None
+    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from featcache.store.targets import MULTI_LABEL, SINGLE_LABEL
 
 TEST_FRACTION = Fraction(1, 4)
 QUANTILES = 10
-"""Strata of a regression."""
+"""Strata of a regression, fewer where there would be less than four samples in each."""
 
 Keys = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
@@ -47,8 +47,9 @@ def strata_of(labels: Labels, kind: str) -> Rows:
         first = labels[:, rarity].argmax(1)
         return np.asarray(np.where(labels.any(1), rarity[first], labels.shape[1]), np.int64)
     ranks = np.argsort(np.argsort(labels[:, 0], kind="stable"), kind="stable")
-    tenths: Rows = ranks * QUANTILES // max(len(labels), 1)
-    return tenths
+    count = min(QUANTILES, max(1, len(labels) // 4))
+    parts: Rows = ranks * count // max(len(labels), 1)
+    return parts
 
 
 def split_off_test(keys: Keys, strata: Rows) -> Mask:

@@ -6,9 +6,11 @@ write them. https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html#
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,10 @@ import numpy.typing as npt
 from featcache.extract.sources.base import Rows
 from featcache.store.errors import DatasetError
 
+Bytes = npt.NDArray[np.uint8]
+
 BLOCK = 512
-WINDOW_BYTES = 4 * 2**20
+WINDOW_BYTES = 2**20
 SPARSE_WINDOW_BYTES = 4096
 """Where members are large, reading ahead would read all of them."""
 SPARSE_MEMBER_BYTES = 256 * 2**10
@@ -26,7 +30,10 @@ MAX_SPECIAL_BYTES = 2**20
 
 _FILES = b"0\0007"
 _SPECIAL = b"xgLKSVM"
-_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"\x28\xb5": "unzstd"}
+_SPECIAL_KINDS = tuple(bytes([kind]) for kind in _SPECIAL)
+_MAGIC = b"ustar"
+_OCTAL = 8 ** np.arange(10, -1, -1)
+_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5": "unzstd"}
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,20 @@ class TarIndex:
     """Bytes of the content, ``[M]``."""
 
 
-class _Header(NamedTuple):
-    offset: int
-    size: int
+@dataclass
+class _Headers:
+    """Headers of some members in a row."""
+
+    table: Bytes
+    """``[M, 512]``."""
+    offsets: Rows
+    sizes: Rows
+    next: int
+    """Where the header behind them is."""
+    names: dict[int, str]
+    """By position, those that stand in a member of their own."""
+    ended: bool = False
+    """Whether the end of the archive follows."""
 
 
 def index_tar(path: Path) -> TarIndex:
@@ -52,70 +70,136 @@ def index_tar(path: Path) -> TarIndex:
         DatasetError: it is no tar file, compressed, damaged or truncated; the message says where.
     """
     with path.open("rb", buffering=0) as file:
-        offsets, sizes, headers, overrides = _walk(file.fileno(), os.fstat(file.fileno()).st_size, path)
-    if not offsets:
+        _refuse_compressed(file.fileno(), path)
+        runs = list(_walk(file, os.fstat(file.fileno()).st_size, path))
+    names: list[str] = []
+    for run in runs:
+        _check_sums(run, path)
+        names += _names(run)
+    if not names:
         return TarIndex([], np.zeros(0, np.int64), np.zeros(0, np.int64))
-    table = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
-    _check_sums(table, offsets, path)
-    names = _names(table, overrides)
-    plain = np.isin(table[:, 156], np.frombuffer(_FILES, np.uint8))
-    kept = np.flatnonzero(plain).tolist()
-    return TarIndex(
-        [names[index] for index in kept],
-        np.array(offsets, np.int64)[kept] + BLOCK,
-        np.array(sizes, np.int64)[kept],
-    )
+    offsets, sizes = (np.concatenate([getattr(run, what) for run in runs]) for what in ("offsets", "sizes"))
+    plain = np.concatenate([np.isin(run.table[:, 156], np.frombuffer(_FILES, np.uint8)) for run in runs])
+    if not plain.all():
+        names = [name for name, kept in zip(names, plain.tolist(), strict=True) if kept]
+    return TarIndex(names, offsets[plain] + BLOCK, sizes[plain])
 
 
-def _walk(
-    descriptor: int, total: int, path: Path
-) -> tuple[list[int], list[int], list[bytes], dict[int, str]]:
-    """Offset, size and header of every member, and the names that stand in a member of their own."""
-    offsets: list[int] = []
+def _refuse_compressed(descriptor: int, path: Path) -> None:
+    head = os.pread(descriptor, 8, 0)
+    tool = next((tool for magic, tool in _COMPRESSED.items() if head.startswith(magic)), None)
+    if tool:
+        raise DatasetError(
+            f"{path} is no tar file; it is compressed: unpack it with {tool} first, members are read by their place"
+        )
+
+
+def _walk(file: FileIO, total: int, path: Path) -> Iterator[_Headers]:
+    """The headers of all members, a window at a time."""
+    position, length, members = 0, WINDOW_BYTES, 0
+    # One buffer for all windows: fresh memory from the system costs more than the reading.
+    window = memoryview(bytearray(WINDOW_BYTES))
+    while position + BLOCK <= total:
+        file.seek(position)
+        size = file.readinto(window[:length]) or 0
+        blocks = np.frombuffer(window, np.uint8, size // BLOCK * BLOCK).reshape(-1, BLOCK)
+        if not len(blocks):
+            break
+        # Where members are large, a window holds one or two headers.
+        run = _run_of_plain(blocks, position) if length == WINDOW_BYTES else None
+        run = run or _run_one_by_one(blocks, position, file.fileno(), path)
+        yield run
+        if run.next > total:
+            _refuse_truncated(path, total, run.next)
+        if run.ended:
+            return
+        position, members = run.next, members + len(run.offsets)
+        if position > max(members, 1) * SPARSE_MEMBER_BYTES:
+            length = SPARSE_WINDOW_BYTES
+    # An end without an empty block is what a copy that broke off at a member's edge looks like.
+    _refuse_truncated(path, total, position + 2 * BLOCK)
+
+
+def _run_of_plain(blocks: Bytes, start: int) -> _Headers | None:
+    """Headers that are found all at once: every block with the magic, if their sizes lead from each to the next.
+
+    None if they do not, since content can look like a header, or if there is one of another kind.
+    """
+    magic = blocks[:, 257] == _MAGIC[0]
+    for place, value in enumerate(_MAGIC[1:], 258):
+        magic &= blocks[:, place] == value
+    found = np.flatnonzero(magic)
+    if not len(found) or found[0] != 0:
+        return None
+    table = blocks[found]
+    digits = table[:, 124:135].astype(np.int64) - ord("0")
+    if ((digits < 0) | (digits > 7)).any() or np.isin(table[:, 156], np.frombuffer(_SPECIAL, np.uint8)).any():
+        return None
+    sizes = digits @ _OCTAL
+    behind = found + 1 + -(-sizes // BLOCK)
+    if (behind[:-1] != found[1:]).any():
+        return None
+    # What follows the last one within the window has no magic: the end, which the next window tells.
+    return _Headers(table, start + found * BLOCK, sizes, start + int(behind[-1]) * BLOCK, {})
+
+
+def _run_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _Headers:
+    """Headers of all kinds, each found by the one before; the first of the window at least."""
+    found: list[int] = []
     sizes: list[int] = []
-    headers: list[bytes] = []
-    overrides: dict[int, str] = {}
-    window, start, length, position = b"", 0, WINDOW_BYTES, 0
+    names: dict[int, str] = {}
     long_name: str | None = None
     long_size: int | None = None
-    while position + BLOCK <= total:
-        at = position - start
-        if at < 0 or at + BLOCK > len(window):
-            window, start, at = os.pread(descriptor, length, position), position, 0
-            if len(window) < BLOCK:
-                break
-        header = window[at : at + BLOCK]
-        if header[156] in _SPECIAL:
+    at, last = 0, 0
+    while at < len(blocks):
+        header, position = blocks[at].tobytes(), start + at * BLOCK
+        if header[156:157] in _SPECIAL_KINDS:
             size = _special_size(header, path, position)
             content = os.pread(descriptor, size, position + BLOCK)
             name, special = _read_special(header[156:157], content, path, position)
             long_name, long_size = name or long_name, special or long_size
-            position += BLOCK + -(-size // BLOCK) * BLOCK
+            behind = at + 1 + -(-size // BLOCK)
+            if behind >= len(blocks) and not found:
+                # What it is about is in the next window, which then has to begin here.
+                blocks = _longer(descriptor, start, behind + 1, path)
+            at = behind
             continue
-        try:
-            size = int(header[124:135], 8)
-        except ValueError:
-            if not any(header):
-                return offsets, sizes, headers, overrides
-            size = _odd_size(header, path, position)
+        if not header.rstrip(b"\0"):
+            return _headers(blocks, start, found, sizes, start + at * BLOCK, names, ended=True)
+        size = _size(header, path, position)
         if long_size is not None:
             size, long_size = long_size, None
         if long_name is not None:
-            overrides[len(offsets)], long_name = long_name, None
-        offsets.append(position)
+            names[len(found)], long_name = long_name, None
+        found.append(at)
         sizes.append(size)
-        headers.append(header)
-        position += BLOCK + -(-size // BLOCK) * BLOCK
-        if position > total:
-            _refuse_truncated(path, total, position)
-        if len(offsets) == 64 and position > 64 * SPARSE_MEMBER_BYTES:
-            length = SPARSE_WINDOW_BYTES
-    # An end without the two empty blocks is what a copy that broke off at a member's edge looks like.
-    _refuse_truncated(path, total, total + 2 * BLOCK)
-    raise AssertionError
+        at = last = at + 1 + -(-size // BLOCK)
+    # Long names at the very end belong to what follows, and are read again with it.
+    return _headers(blocks, start, found, sizes, start + last * BLOCK, names)
 
 
-def _refuse_truncated(path: Path, total: int, wanted: int) -> None:
+def _longer(descriptor: int, start: int, count: int, path: Path) -> Bytes:
+    window = os.pread(descriptor, count * BLOCK, start)
+    if len(window) < count * BLOCK:
+        _refuse_truncated(path, start + len(window), start + (count + 2) * BLOCK)
+    return np.frombuffer(window, np.uint8).reshape(-1, BLOCK)
+
+
+def _headers(
+    blocks: Bytes,
+    start: int,
+    found: list[int],
+    sizes: list[int],
+    behind: int,
+    names: dict[int, str],
+    *,
+    ended: bool = False,
+) -> _Headers:
+    places = np.array(found, np.int64)
+    return _Headers(blocks[places], start + places * BLOCK, np.array(sizes, np.int64), behind, names, ended)
+
+
+def _refuse_truncated(path: Path, total: int, wanted: int) -> NoReturn:
     raise DatasetError(
         f"{path} is truncated: {total} bytes, there must be at least {wanted}; download or copy it again"
     )
@@ -156,8 +240,8 @@ def _read_special(kind: bytes, content: bytes, path: Path, position: int) -> tup
     return name, size
 
 
-def _odd_size(header: bytes, path: Path, position: int) -> int:
-    """A size that is padded, or in base 256, as GNU tar writes it from 8 GiB on; or this is no header."""
+def _size(header: bytes, path: Path, position: int) -> int:
+    """The size of a member: octal, padded or not, or in base 256, as GNU tar writes it from 8 GiB on."""
     field = header[124:136]
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
@@ -166,38 +250,44 @@ def _odd_size(header: bytes, path: Path, position: int) -> int:
     except ValueError:
         pass
     if position == 0:
-        tool = next((tool for magic, tool in _COMPRESSED.items() if header.startswith(magic)), None)
-        remedy = (
-            f"it is compressed: unpack it with {tool} first, members are read by their place" if tool else ""
-        )
-        raise DatasetError(f"{path} is no tar file" + (f"; {remedy}" if remedy else "")) from None
+        raise DatasetError(f"{path} is no tar file")
     raise DatasetError(f"{path} is damaged: there is no header at byte {position}; download or copy it again")
 
 
-def _check_sums(table: npt.NDArray[np.uint8], offsets: list[int], path: Path) -> None:
+def _check_sums(run: _Headers, path: Path) -> None:
     """Every header has the sum of its bytes, its own field counted as spaces, in octal."""
-    sums = table.sum(1, dtype=np.int64) - table[:, 148:156].sum(1, dtype=np.int64) + 8 * ord(" ")
-    field = table[:, 148:154]
-    digits = np.where((field >= ord("0")) & (field <= ord("7")), field - ord("0"), 0).astype(np.int64)
-    stored = digits @ (8 ** np.arange(5, -1, -1))
-    for index in np.flatnonzero(stored != sums).tolist():
+    table = run.table
+    sums = (
+        table.sum(1, dtype=np.uint32).astype(np.int64)
+        - table[:, 148:156].sum(1, dtype=np.int64)
+        + 8 * ord(" ")
+    )
+    digits = table[:, 148:154].astype(np.int64) - ord("0")
+    wrong = ((digits < 0) | (digits > 7)).any(1) | (digits @ _OCTAL[-6:] != sums)
+    for index in np.flatnonzero(wrong).tolist():
         text = table[index, 148:156].tobytes().strip(b"\0 ")  # written in some other way, or wrong
-        if not text.isdigit() or int(text, 8) != sums[index]:
-            what = f"is damaged: the header at byte {offsets[index]} has a wrong checksum; download or copy it again"
-            raise DatasetError(f"{path} {what if index else 'is no tar file'}")
+        if not text.isdigit() or set(text) & set(b"89") or int(text, 8) != sums[index]:
+            if run.offsets[index] == 0:
+                raise DatasetError(f"{path} is no tar file")
+            raise DatasetError(
+                f"{path} is damaged: the header at byte {run.offsets[index]} has a wrong checksum; download or copy it again"
+            )
 
 
-def _names(table: npt.NDArray[np.uint8], overrides: dict[int, str]) -> list[str]:
-    ends = table[:, :100].tobytes()
-    names = [
-        ends[at : at + 100].rstrip(b"\0").decode("utf-8", "surrogateescape")
-        for at in range(0, len(ends), 100)
-    ]
+def _names(run: _Headers) -> list[str]:
+    # numpy leaves out the zeros at the end; in a name there are none.
+    stored: list[bytes] = run.table[:, :100].copy().view("S100").ravel().tolist()
+    if not stored:
+        return []
+    names = b"\0".join(stored)
+    if names.count(b"\0") >= len(stored):  # what follows the end of a name is rubbish
+        names = b"\0".join(one.partition(b"\0")[0] for one in stored)
+    texts = names.decode("utf-8", "surrogateescape").split("\0")
     # ustar keeps the beginning of a long path apart; GNU tar has other things in its place.
-    ustar = (table[:, 257:263] == np.frombuffer(b"ustar\0", np.uint8)).all(1) & (table[:, 345] != 0)
+    ustar = (run.table[:, 257:263] == np.frombuffer(b"ustar\0", np.uint8)).all(1) & (run.table[:, 345] != 0)
     for index in np.flatnonzero(ustar).tolist():
-        prefix = table[index, 345:500].tobytes().partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        names[index] = f"{prefix}/{names[index]}"
-    for index, name in overrides.items():
-        names[index] = name
-    return names
+        prefix = run.table[index, 345:500].tobytes().partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        texts[index] = f"{prefix}/{texts[index]}"
+    for index, name in run.names.items():
+        texts[index] = name
+    return texts

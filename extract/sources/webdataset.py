@@ -10,7 +10,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from featcache.extract.sources.base import Citation, Labels
 from featcache.extract.sources.collection import Collection, Listing, indexed_targets, listing_digest
 from featcache.extract.sources.decode import EXTENSIONS, decode
 from featcache.extract.sources.samples import Texts
+from featcache.extract.sources.shard_index import Shard, keep_shard, load_shard
 from featcache.extract.sources.tar_index import TarIndex, index_tar
 from featcache.store.errors import DatasetError
 from featcache.store.progress import Reporter, Silent
@@ -33,18 +33,6 @@ OPEN_SHARDS = 64
 INDEX_THREADS = 4
 MAX_LABEL_BYTES = 2**20
 CLASS, ARRAY, RECORD = ".cls", ".npy", ".json"
-
-
-@dataclass
-class _Shard:
-    """The samples of one shard."""
-
-    keys: list[str] = field(default_factory=list)
-    suffixes: list[str] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    labels: list[Any] = field(default_factory=list)
-    records: list[Mapping[str, Any]] = field(default_factory=list)
 
 
 class WebDataset(Collection):
@@ -115,6 +103,15 @@ class WebDataset(Collection):
 
     def image(self, row: int) -> "Image":
         """Decode one image."""
+        where = f"{self.listing.ids[row]} in {self._paths[int(self._shards[row])]}"
+        return decode(io.BytesIO(self.content(row)), where)
+
+    def content(self, row: int) -> bytes:
+        """The bytes of one image as they are stored.
+
+        Raises:
+            DatasetError: its shard is gone, or became shorter.
+        """
         shard = int(self._shards[row])
         size, offset = int(self._sizes[row]), int(self._offsets[row])
         content = os.pread(self._descriptor(shard), size, offset)
@@ -122,7 +119,7 @@ class WebDataset(Collection):
             raise DatasetError(
                 f"image {self.listing.ids[row]} cannot be read: {self._paths[shard]} became shorter"
             )
-        return decode(io.BytesIO(content), f"{self.listing.ids[row]} in {self._paths[shard]}")
+        return content
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open files out."""
@@ -145,7 +142,7 @@ class WebDataset(Collection):
             os.close(descriptor)
 
 
-def _read_all(paths: Sequence[Path], reporter: Reporter) -> list[_Shard]:
+def _read_all(paths: Sequence[Path], reporter: Reporter) -> list[Shard]:
     with reporter.progress("indexing", "shards") as update, ThreadPoolExecutor(INDEX_THREADS) as pool:
         shards = []
         try:
@@ -157,16 +154,21 @@ def _read_all(paths: Sequence[Path], reporter: Reporter) -> list[_Shard]:
         return shards
 
 
-def _read(path: Path) -> _Shard:
+def _read(path: Path) -> Shard:
     try:
+        kept = load_shard(path)
+        if kept is not None:
+            return kept
         index = index_tar(path)
         with path.open("rb") as file:
-            return _samples(path, index, file.fileno())
+            shard = _samples(path, index, file.fileno())
     except OSError as error:
         raise DatasetError(f"shard {path} cannot be read ({error.strerror})") from None
+    keep_shard(path, shard)
+    return shard
 
 
-def _samples(path: Path, index: TarIndex, descriptor: int) -> _Shard:
+def _samples(path: Path, index: TarIndex, descriptor: int) -> Shard:
     """Members by key, keys in the order of the tar; every image with its label and every label with its image."""
     members: dict[str, dict[str, int]] = {}
     for number, name in enumerate(index.names):
@@ -181,7 +183,7 @@ def _samples(path: Path, index: TarIndex, descriptor: int) -> _Shard:
                 f"{path}: sample {folder}{slash}{stem} has two members {suffix}; keys must be unique"
             )
         own[suffix] = number
-    shard, sizes, offsets = _Shard(), index.sizes.tolist(), index.offsets.tolist()
+    shard, sizes, offsets = Shard(), index.sizes.tolist(), index.offsets.tolist()
     problems: list[str] = []
     for key, own in members.items():
         images = [suffix for suffix in own if f".{suffix.rpartition('.')[2]}" in EXTENSIONS]
@@ -199,7 +201,6 @@ def _samples(path: Path, index: TarIndex, descriptor: int) -> _Shard:
             continue
         number = own[images[0]]
         shard.keys.append(key)
-        shard.suffixes.append(images[0])
         shard.offsets.append(offsets[number])
         shard.sizes.append(sizes[number])
         spot = own[label]
@@ -219,9 +220,14 @@ def _samples(path: Path, index: TarIndex, descriptor: int) -> _Shard:
 def _label(content: bytes, suffix: str, where: str) -> Any:
     if suffix == ARRAY:
         try:
-            return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+            array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise DatasetError(f"{where} is no array of numbers ({error})") from None
+        if array.dtype.kind not in "biuf":
+            raise DatasetError(f"{where} is {array.dtype}; labels must be numbers")
+        if array.ndim or array.dtype.kind == "f":
+            return array.ravel()
+        content = str(array.item()).encode()
     try:
         label = int(content)
     except ValueError:

@@ -1,12 +1,12 @@
 """``featcache datasets``: the datasets that have a short name, and a look at any dataset."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from featcache.cli.options import dataset_options
 from featcache.console import ConsoleReporter, print_json, print_table
-from featcache.extract.dataset_list import ListedDataset, listed_datasets
 from featcache.extract.sources import KINDS, resolve_source
 from featcache.extract.sources.base import Source
 from featcache.extract.sources.dataset import DatasetOptions
@@ -15,6 +15,9 @@ from featcache.store.catalogue import slug
 from featcache.store.files import JsonObject
 from featcache.store.targets import REGRESSION
 from featcache.store.text import split_names
+
+if TYPE_CHECKING:
+    from featcache.extract.dataset_list import ListedDataset
 
 COLUMNS = ("dataset", "name", "classes", "train", "test", "domain", "on disk")
 NUMERIC = COLUMNS[2:5]
@@ -40,6 +43,8 @@ def datasets_command(context: click.Context, only: str, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
+    from featcache.extract.dataset_list import listed_datasets  # what reads shards; other commands do without
+
     found = list(listed_datasets(only))
     if as_json:
         print_json([one.to_dict() for one in found])
@@ -48,7 +53,7 @@ def datasets_command(context: click.Context, only: str, as_json: bool) -> None:
     click.echo("\none's own: " + "; ".join(kind.example for kind in KINDS.values()))
 
 
-def _row(one: ListedDataset) -> list[str]:
+def _row(one: "ListedDataset") -> list[str]:
     test = "?" if one.test_images is None else str(one.test_images)
     numbers = [str(one.num_classes), str(one.train_images), test]
     return [one.alias, one.display_name, *numbers, one.domain, one.on_disk or ""]

@@ -152,6 +152,7 @@ def make_parquet(folder: Path, *, row_group_size: int = 4, noted: bool = True) -
     import pyarrow.parquet as pq
 
     (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Insects\n")
     info = {
         "info": {
             "features": {"image": {"_type": "Image"}, "label": {"names": CLASSES, "_type": "ClassLabel"}}

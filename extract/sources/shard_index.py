@@ -1,0 +1,82 @@
+"""The index of a shard, kept for the next time: hundreds of gigabytes of shards take minutes to walk."""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.extract.sources.places import derived, whole_file
+from featcache.extract.sources.samples import Texts
+
+KEEP_FROM_BYTES = 64 * 2**20
+"""Smaller shards are walked as fast as their index is read."""
+
+
+@dataclass
+class Shard:
+    """The samples of one shard."""
+
+    keys: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    """Where the image begins."""
+    sizes: list[int] = field(default_factory=list)
+    """Bytes of the image."""
+    labels: list[Any] = field(default_factory=list)
+    """Class, or an array."""
+    records: list[Mapping[str, Any]] = field(default_factory=list)
+    """What its JSON says of every sample; empty where there is none."""
+
+
+def load_shard(path: Path) -> Shard | None:
+    """The index that was kept of this very file, by place, size and time of change; None if there is none."""
+    kept = _place(path)
+    if kept is None or not kept.is_file():
+        return None
+    try:
+        with np.load(kept, allow_pickle=False) as arrays:
+            texts = Texts(arrays["keys"].tobytes(), arrays["ends"])
+            labels = arrays["labels"]
+            return Shard(
+                list(texts),
+                arrays["offsets"].tolist(),
+                arrays["sizes"].tolist(),
+                labels.tolist() if labels.ndim == 1 else list(labels),
+                json.loads(arrays["records"].tobytes()) or [{}] * len(texts),
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # it is only a shortcut
+        return None
+
+
+def keep_shard(path: Path, shard: Shard) -> None:
+    """Keep the index of a large shard, where that is possible."""
+    kept = _place(path)
+    shapes = {np.shape(label) for label in shard.labels}
+    if kept is None or len(shapes) != 1:
+        return
+    texts = Texts.of(shard.keys)
+    records = json.dumps(shard.records if any(shard.records) else []).encode()
+    content = io.BytesIO()
+    np.savez(
+        content,
+        keys=np.frombuffer(texts.data, np.uint8),
+        ends=np.cumsum(texts.lengths),
+        offsets=np.array(shard.offsets, np.int64),
+        sizes=np.array(shard.sizes, np.int64),
+        labels=np.array(shard.labels),
+        records=np.frombuffer(records, np.uint8),
+    )
+    with suppress(OSError), whole_file(kept) as partial:
+        partial.write_bytes(content.getvalue())
+
+
+def _place(path: Path) -> Path | None:
+    state = path.stat()
+    if state.st_size < KEEP_FROM_BYTES:
+        return None
+    return derived("index", f"1 {path.resolve()} {state.st_size} {state.st_mtime_ns}", f"{path.stem}.npz")
