@@ -1,7 +1,7 @@
 """One head, chosen and fitted on train: by training the members of a protocol, by formula, by the exact solver, or the best of these."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,6 +22,7 @@ from featcache.probe.kinds import REGRESSION_LOSSES, SINGLE_LABEL
 from featcache.probe.precision import FP32
 from featcache.probe.process import threads
 from featcache.probe.protocol import NO_FOLDS, Member, Protocol
+from featcache.probe.records import SweepRecord, Trial
 from featcache.probe.request import (
     ADAMW,
     CHOICE,
@@ -60,8 +61,6 @@ GROUP_SECONDS = 300.0
 SMALL_STEP = 3e9
 
 Outcome = TypeVar("Outcome", SweepResult, Tuning)
-Trials = tuple[Mapping[str, Any], ...]
-"""Settings and score of everything that validation compared."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,10 @@ class Fitted:
     """Of the head: that of the request, unless that was ``auto``."""
     input: str
     """Input stage; of an average, those of its parts."""
-    trials: Trials = ()
+    sweep: SweepRecord | None = None
+    """All that validation compared, unless the head was chosen by ``auto``."""
+    candidates: tuple[Mapping[str, Any], ...] = ()
+    """Head, input stage and score of all that ``auto`` compared."""
 
     @property
     def num_classes(self) -> int:
@@ -131,7 +133,7 @@ class Fitter:
 
     def _train(self, work: "_Work") -> Fitted:
         sweep = self._plan(work)
-        with threads(_threads(sweep)):
+        with threads(step_threads(sweep)):
             result, _ = self._sweep(work, sweep, self._unfinished(work), run_sweep)
         return self._trained(work, result.member, result.validation, result.head, result.seconds)
 
@@ -161,7 +163,7 @@ class Fitter:
             seconds,
             work.job.head.name,
             self.protocol.input,
-            tuple({**vars(one), "score": score} for one, score in validation.items()),
+            _record(work.task, [(vars(one), score) for one, score in validation.items()], vars(member)),
         )
 
     def _sweep(
@@ -238,7 +240,7 @@ class Fitter:
             result.seconds,
             work.job.head.name,
             self.protocol.input,
-            tuple({**settings, "score": score} for settings, score in result.validation),
+            _record(work.task, result.validation, chosen),
         )
         return fitted, result.held_out
 
@@ -280,7 +282,11 @@ class Fitter:
             result.seconds,
             job.head.name,
             self.protocol.input,
-            tuple({"penalty": penalty, "score": score} for penalty, score in result.validation.items()),
+            _record(
+                work.task,
+                [({"penalty": penalty}, score) for penalty, score in result.validation.items()],
+                {"penalty": result.penalty},
+            ),
         )
         return fitted, result.held_out
 
@@ -304,9 +310,9 @@ class Fitter:
         choice, reason = choose(candidates, targets, work.task)
         self.reporter.message(f"{work.title} chose {reason}")
         parts = [part.finish() for part in choice.parts]
-        trials = tuple({"head": one.head, "input": one.input, "score": one.score} for one in candidates)
+        listed = tuple({"head": one.head, "input": one.input, "score": one.score} for one in candidates)
         if len(parts) == 1:
-            return replace(parts[0], trials=trials)
+            return replace(parts[0], sweep=None, candidates=listed)
         head = BlendHead.of([part.name for part in parts], [part.head for part in parts], work.task.kind)
         return Fitted(
             head,
@@ -317,7 +323,7 @@ class Fitter:
             sum(part.seconds for part in parts),
             "blend",
             " + ".join(f"{part.name} on {part.input}" for part in parts),
-            trials,
+            candidates=listed,
         )
 
     def _candidate(self, work: "_Work") -> Candidate:
@@ -327,7 +333,7 @@ class Fitter:
             fitted, held_out = (self._solved if work.job.solver == EXACT else self._computed)(work)
             return Candidate(name, stage, fitted.validation, held_out.cpu(), lambda: fitted)
         sweep, started = self._plan(work), time.perf_counter()
-        with threads(_threads(sweep)):
+        with threads(step_threads(sweep)):
             unfinished = self._unfinished(replace(work, run=f"{work.run}-{name}-{stage}"))
             found, options = self._sweep(work, sweep, unfinished, tune)
             # Of members that an earlier run trained only the score is known.
@@ -337,7 +343,7 @@ class Fitter:
         seconds = time.perf_counter() - started
 
         def finish_it() -> Fitted:
-            with threads(_threads(sweep)):
+            with threads(step_threads(sweep)):
                 head = finish(sweep, found.member, options)
             return self._trained(work, found.member, found.validation, head, seconds)
 
@@ -412,11 +418,18 @@ def array_job(info: HeadInfo, num_tokens: int, num_layers: int | None = None, **
     return make_job(info, array_selection(num_tokens, num_layers), request)
 
 
+def _record(
+    task: Task, trials: Sequence[tuple[Mapping[str, float], float]], chosen: Mapping[str, float]
+) -> SweepRecord:
+    listed = [Trial(dict(settings), score) for settings, score in trials]
+    return SweepRecord(task.metric, listed, [trial.settings for trial in listed].index(dict(chosen)))
+
+
 def _count(head: Head) -> int:
     return sum(parameter.numel() for parameter in head.parameters())
 
 
-def _threads(sweep: Sweep) -> int:
+def step_threads(sweep: Sweep) -> int:
     """How many threads suit a sweep; not a matter of timing, so that the same command gives the same result."""
     # Forward and twice that backward, a product and a sum for each parameter.
     operations = 6.0 * sweep.num_parameters * sweep.batch_size * len(sweep.members)

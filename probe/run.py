@@ -14,17 +14,21 @@ from featcache.probe.bootstrap import score_interval
 from featcache.probe.data import SplitData, base_stage, check_memory, load_split, stream_window
 from featcache.probe.fitting import Fitted, Fitter
 from featcache.probe.heads import get_head
+from featcache.probe.kinds import SINGLE_LABEL
 from featcache.probe.memory import TRAIN, Budget
 from featcache.probe.metrics import Report
 from featcache.probe.precision import choose_precision
 from featcache.probe.process import flush_denormals, return_freed_memory
 from featcache.probe.protocol import Protocol, batch_size
+from featcache.probe.records import save_sweep
 from featcache.probe.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
 from featcache.probe.results import (
+    PREDICTIONS_FILE,
     ResultRow,
     append_row,
     read_rows,
     run_id,
+    save_candidates,
     save_predictions,
     save_scores,
 )
@@ -323,13 +327,18 @@ class _Runner:
         save_head(folder, fitted.head, config)
         answers = fitted.task.probabilities(outputs).numpy()
         save_predictions(
-            folder / "predictions.csv", test.sample_ids, test.labels, answers, class_names, row.target_kind
+            folder / PREDICTIONS_FILE, test.sample_ids, test.labels, answers, class_names, row.target_kind
         )
-        save_scores(folder, report, fitted.trials)
+        save_scores(folder, report)
+        if fitted.sweep is not None:
+            save_sweep(folder, fitted.sweep)
+        if fitted.candidates:
+            save_candidates(folder, fitted.candidates)
         if get_head(fitted.name).has_attention:
-            weights = mean_attention(fitted.head, test.tokens, job.selection)
+            labels = test.labels if row.target_kind == SINGLE_LABEL else None
+            record = mean_attention(fitted.head, test.tokens, job.selection, labels, class_names)
             title = f"{row.dataset}, {row.model}: attention over test images"
-            save_attention(folder, weights, job.selection, title)
+            save_attention(folder, record, title)
 
     def _names(self) -> tuple[str, str]:
         provenance = self._cache.provenance

@@ -58,7 +58,7 @@ def summary(groups: Sequence[Group], against: Against) -> Table:
         )
     columns = (
         *("dataset", "model", "head", "layers", "tokens", *map(_words, varying), "seeds"),
-        *(_score_name(groups), "95 % interval", f"over {against.reference.head} {against.reference.layers}"),
+        *(score_words(groups), "95 % interval", f"over {against.reference.head} {against.reference.layers}"),
         *("parameters", "seconds"),
     )
     return Table(columns, lines, _notes(groups, differences))
@@ -83,20 +83,20 @@ def runs(groups: Sequence[Group], against: Against) -> Table:
     ]
     columns = (
         *("dataset", "model", "head", "layers", "tokens", *map(_words, varying), "seed"),
-        *(_score_name(groups), "run", "parameters", "seconds"),
+        *(score_words(groups), "run", "parameters", "seconds"),
     )
     return Table(columns, lines)
 
 
 def pivot(groups: Sequence[Group], against: Against) -> Table:
     """Datasets x heads: scores."""
-    return _pivot_table(pivot_scores(groups), signed=False, notes=[f"{_score_name(groups)}, in percent"])
+    return _pivot_table(pivot_scores(groups), signed=False, notes=[f"{score_words(groups)}, in percent"])
 
 
 def gains(groups: Sequence[Group], against: Against) -> Table:
     """Datasets x heads: differences from the reference, with their significance."""
     found = pivot_differences(groups, against.groups, against.reference)
-    notes = [f"{_score_name(groups)} over {against.reference}, in points", *_notes(groups, found)]
+    notes = [f"{score_words(groups)} over {against.reference}, in points", *_notes(groups, found)]
     return _pivot_table(found, signed=True, notes=notes)
 
 
@@ -228,7 +228,8 @@ def _points(fraction: float | None) -> float | None:
     return None if fraction is None else 100 * fraction
 
 
-def _score_name(groups: Sequence[Group]) -> str:
+def score_words(groups: Sequence[Group]) -> str:
+    """The score that groups are looked at by, for people."""
     return _words(groups[0].score)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from featcache.probe.attention import mean_attention, save_attention
 from featcache.probe.data import load_split
 from featcache.probe.heads import get_head
+from featcache.probe.records import AttentionRecord, read_attention
 
 from .caches import WIDTH, rich_cache, rich_plan, select
 
@@ -26,7 +27,10 @@ def test_the_tokens_of_a_layer_and_kind_add_up(tmp_path, monkeypatch, memory):
         head = get_head("attentive").build(selection.num_tokens, WIDTH, 3, num_heads=4).eval()
         torch.nn.init.normal_(head.get_parameter("query"), std=30)  # so that attention is far from even
         torch.nn.init.normal_(head.get_parameter("query_norm.weight"), std=30)
-    got = mean_attention(head, tokens, selection)
+    labels = np.arange(40) % 3
+    names = ("a", "b", "c", "none in test")
+    record = mean_attention(head, tokens, selection, labels, names)
+    got = record.weights
 
     with torch.inference_mode():
         each = head.attention(tokens.batch(torch.arange(40)))[0].double()  # [N, H, T]
@@ -36,15 +40,20 @@ def test_the_tokens_of_a_layer_and_kind_add_up(tmp_path, monkeypatch, memory):
     want[:, 1] = [float(each[:, :, 3 + 2 * index : 5 + 2 * index].sum(2).mean()) for index in range(3)]
     want[1:, 2] = [float(each[:, :, 9 + 6 * index : 15 + 6 * index].sum(2).mean()) for index in range(2)]
     np.testing.assert_allclose(got, want, rtol=1e-5)
+    assert record.by_class is not None
+    of_class_1 = [float(each[labels == 1, :, index].mean()) for index in range(3)]
+    np.testing.assert_allclose(record.by_class[1, :, 0], of_class_1, rtol=1e-5)
+    np.testing.assert_allclose(np.nansum(record.by_class, (1, 2)), [1, 1, 1, 0], rtol=1e-5)
+    assert np.isnan(record.by_class[3]).all()
+    assert mean_attention(head, tokens, selection).by_class is None
     assert np.nansum(got) == pytest.approx(1)
     assert np.nanmax(got[:, 0]) / np.nanmin(got[:, 0]) > 1.2, "not even: an order that is wrong shows"
 
 
 def test_what_is_written(tmp_path):
-    cache, _ = rich_cache(tmp_path / "cache", rich_plan())
-    selection = select(cache, "2,3,final", "cls+patches")
     weights = np.array([[0.125, np.nan], [0.125, 0.5], [0.05, 0.2]])
-    save_attention(tmp_path, weights, selection, "a title")
+    record = AttentionRecord(("2", "3", "final"), ("cls", "patches"), weights, (), None)
+    save_attention(tmp_path, record, "a title")
     document = json.loads((tmp_path / "attention.json").read_text())
     assert document == {
         "layers": ["2", "3", "final"],
@@ -58,6 +67,9 @@ def test_what_is_written(tmp_path):
     before = picture()
     assert len(np.unique(before.reshape(-1, 3), axis=0)) > 50
     weights[0, 0] += 0.1
-    save_attention(tmp_path, weights, selection, "a title")
+    save_attention(tmp_path, record, "a title")
     assert before.shape == picture().shape
     assert (before != picture()).any()
+    svg = (tmp_path / "attention.svg").read_text()
+    assert "a title" in svg, "text stays text"
+    np.testing.assert_array_equal(read_attention(tmp_path).weights, weights)

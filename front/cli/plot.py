@@ -1,0 +1,80 @@
+"""``featcache plot``: results as figures."""
+
+from pathlib import Path
+
+import click
+
+from featcache.cli.options import common_options
+from featcache.cli.results import chosen_rows, filter_options
+from featcache.console import print_json
+from featcache.probe.report.groups import SCORES, group_rows
+from featcache.probe.report.views import Against, parse_reference
+from featcache.probe.results import read_rows
+from featcache.store.errors import RequestError, UnknownNameError
+
+EPILOG = """\b
+Examples:
+  featcache plot
+  featcache plot --kind gains --layers all --layers last
+  featcache plot --kind attention,attention-by-class --dataset photos --head attentive
+"""
+
+
+@click.command("plot", epilog=EPILOG)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="featcache-results")
+@click.option(
+    "--kind",
+    "named",
+    multiple=True,
+    metavar="KIND",
+    help="gains over --against; attention per layer and token kind; attention-by-class; curves of the training loss; sweep; "
+    "calibration. May be repeated, or a list.  [default: all]",
+)
+@click.option("--score", default=SCORES[0], show_default=True, metavar="NAME", help="Of the gains.")
+@click.option(
+    "--against", metavar="HEAD:LAYERS:TOKENS", help="What gains are taken over.  [default: linear:last:cls]"
+)
+@filter_options
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the plots.  [default: plots in FOLDER]",
+)
+@common_options
+def plot_command(
+    folder: Path,
+    named: tuple[str, ...],
+    score: str,
+    against: str | None,
+    to: Path | None,
+    root: tuple[Path, ...],
+    as_json: bool,
+    **given: tuple[str, ...],
+) -> None:
+    """Draw results, as PNG and SVG: in one style, for print and for colour-blind readers.
+
+    FOLDER is what was given to `featcache probe --out`.  [default: featcache-results]
+    """
+    reference = parse_reference(against)
+    groups = group_rows(chosen_rows(folder, given), score)
+
+    from featcache.probe.plots.collect import KINDS, draw
+    from featcache.probe.plots.style import save
+
+    kinds = [part.strip() for value in named for part in value.split(",") if part.strip()] or list(KINDS)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UnknownNameError("kind of plot", kind, KINDS)
+    into = folder / "plots" if to is None else to
+    into.mkdir(parents=True, exist_ok=True)
+    every = Against(reference, group_rows(read_rows(folder), score))
+    paths: list[Path] = []
+    for kind in kinds:
+        for stem, figure in draw(kind, folder, groups, every):
+            paths += save(figure, into / stem)
+            if not as_json:
+                click.echo(f"{paths[-2]}, {paths[-1].suffix[1:]}")
+    if not paths:
+        raise RequestError(f"nothing to plot: the results that are chosen hold no {' or '.join(kinds)}")
+    if as_json:
+        print_json([str(path) for path in paths])

@@ -1,0 +1,76 @@
+"""Whether a head is as sure as it is right: accuracy of the test samples by how probable their prediction is."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from featcache.probe.plots.style import NEUTRAL, PALETTE, new_figure, style
+
+NUM_BINS = 15
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Predictions in bins of equal width by their probability; bins without samples are NaN."""
+
+    edges: npt.NDArray[np.float64]
+    confidence: npt.NDArray[np.float64]
+    """Mean probability of each bin's predictions."""
+    accuracy: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+
+    @property
+    def expected_error(self) -> float:
+        """Expected calibration error: the gap between both, averaged over samples (Naeini et al. 2015; Guo et al. 2017)."""
+        gaps = np.abs(self.accuracy - self.confidence)
+        return float(np.nansum(gaps * self.counts) / self.counts.sum())
+
+
+def reliability(
+    probability: npt.NDArray[np.float64], hit: npt.NDArray[np.bool_], num_bins: int = NUM_BINS
+) -> Reliability:
+    """Bin predictions.
+
+    Args:
+        probability: ``[N]``, of the predicted class.
+        hit: ``[N]``, whether it is the label.
+        num_bins: bins from 0 to 1; each holds its upper edge.
+    """
+    edges = np.linspace(0, 1, num_bins + 1)
+    place = np.clip(np.ceil(probability * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    counts = np.bincount(place, minlength=num_bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(place, probability, num_bins) / counts
+        accuracy = np.bincount(place, hit.astype(np.float64), num_bins) / counts
+    return Reliability(edges, confidence, accuracy, counts)
+
+
+def calibration_figure(found: Reliability, title: str) -> Figure:
+    """Draw accuracy against probability, and below how many samples each bin has."""
+    with style():
+        title += f"\nexpected calibration error {100 * found.expected_error:.1f} %"
+        figure = new_figure(3.2, 3.0, title)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        filled = found.counts > 0
+        confidence, accuracy = 100 * found.confidence[filled], 100 * found.accuracy[filled]
+        above.plot([0, 100], [0, 100], color=NEUTRAL, linewidth=0.8, linestyle="--", label="as sure as right")
+        above.vlines(
+            confidence,
+            np.minimum(confidence, accuracy),
+            np.maximum(confidence, accuracy),
+            color=PALETTE[1],
+            linewidth=1.2,
+            label="gap",
+        )
+        above.plot(confidence, accuracy, marker="o", markersize=3.5, color=PALETTE[0], label="accuracy")
+        above.set_ylabel("accuracy, %")
+        above.set_ylim(-3, 103)
+        above.legend(loc="upper left")
+        centres = 50 * (found.edges[1:] + found.edges[:-1])
+        below.bar(centres, 100 * found.counts / found.counts.sum(), width=90 / len(centres), color=PALETTE[0])
+        below.set_ylabel("samples, %")
+        below.set_xlabel("probability of the predicted class, %")
+        below.set_xlim(0, 100)
+        return figure

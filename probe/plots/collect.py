@@ -1,0 +1,134 @@
+"""From a folder of results to figures: what each plot needs is read from the rows and from what is kept beside the heads."""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from featcache.probe.plots.attention import attention_by_class_figure, attention_figure
+from featcache.probe.plots.calibration import calibration_figure, reliability
+from featcache.probe.plots.curves import curves_figure
+from featcache.probe.plots.gains import gains_figure
+from featcache.probe.plots.sweep import sweep_figure
+from featcache.probe.records import AttentionRecord, read_attention, read_curve, read_sweep
+from featcache.probe.report.groups import Group
+from featcache.probe.report.pivot import column_names, pivot_differences
+from featcache.probe.report.views import Against, score_words
+from featcache.probe.results import PREDICTIONS_FILE
+from featcache.store.catalogue import slug
+from featcache.store.errors import RequestError
+from featcache.store.plain import open_plain
+
+Named = Iterator[tuple[str, Figure]]
+"""Figures, each with the stem of its files."""
+
+
+def draw(kind: str, folder: Path, groups: Sequence[Group], against: Against) -> Named:
+    """Draw one kind of plot, one of `KINDS`, for all groups that have what it takes.
+
+    Args:
+        kind: which.
+        folder: of the results.
+        groups: what to draw.
+        against: what gains are taken over.
+
+    Raises:
+        CacheError: a file is damaged.
+    """
+    if kind == "gains":
+        yield from _gains(groups, against)
+        return
+    columns = column_names(groups)
+    for group in groups:
+        title = f"{group.first.dataset}, {group.first.model}: {columns[id(group)]}"
+        stem = "-".join(map(slug, (group.first.dataset, group.first.model, columns[id(group)])))
+        for name, figure in _OF_GROUPS[kind](folder, group, title):
+            yield f"{name}-{stem}", figure
+
+
+def _gains(groups: Sequence[Group], against: Against) -> Named:
+    try:
+        pivot = pivot_differences(groups, against.groups, against.reference)
+    except RequestError:
+        return
+    yield "gains", gains_figure(pivot, f"{score_words(groups)} over {against.reference}")
+
+
+def _attention(folder: Path, group: Group, title: str) -> Named:
+    mean = _mean_attention(folder, group)
+    if mean is not None:
+        yield (
+            "attention",
+            attention_figure(mean.weights, mean.layers, mean.tokens, f"{title}\nattention over test images"),
+        )
+
+
+def _attention_by_class(folder: Path, group: Group, title: str) -> Named:
+    mean = _mean_attention(folder, group)
+    if mean is not None and mean.by_class is not None:
+        text = f"{title}\nattention over the test images of each class"
+        figure = attention_by_class_figure(mean.by_class, mean.layers, mean.tokens, mean.class_names, text)
+        yield "attention-by-class", figure
+
+
+def _mean_attention(folder: Path, group: Group) -> AttentionRecord | None:
+    """The mean over seeds."""
+    records = [record for row in group.rows if (record := read_attention(folder / row.folder)) is not None]
+    if not records:
+        return None
+    by_class = [record.by_class for record in records if record.by_class is not None]
+    first = records[0]
+    return AttentionRecord(
+        first.layers,
+        first.tokens,
+        np.mean([record.weights for record in records], axis=0),
+        first.class_names,
+        np.mean(by_class, axis=0) if len(by_class) == len(records) else None,
+    )
+
+
+def _curves(folder: Path, group: Group, title: str) -> Named:
+    curves = {row.seed: curve for row in group.rows if (curve := read_curve(folder / row.folder)) is not None}
+    if curves:
+        yield "curve", curves_figure(curves, title)
+
+
+def _sweeps(folder: Path, group: Group, title: str) -> Named:
+    for row in group.rows:
+        record = read_sweep(folder / row.folder)
+        if record is not None and len(record.trials) > 1:
+            yield f"sweep-s{row.seed}", sweep_figure(record, f"{title}, seed {row.seed}")
+
+
+def _calibration(folder: Path, group: Group, title: str) -> Named:
+    """Of the predictions of all seeds together."""
+    probabilities, hits = [], []
+    for row in group.rows:
+        for line in _predictions(folder / row.folder / PREDICTIONS_FILE):
+            probabilities.append(float(line["probability"]))
+            hits.append(line["label"] == line["predicted"])
+    if probabilities:
+        yield "calibration", calibration_figure(reliability(np.array(probabilities), np.array(hits)), title)
+
+
+def _predictions(path: Path) -> list[dict[str, str]]:
+    """The lines of a table of predictions that have a single label each."""
+    try:
+        descriptor, _ = open_plain(path)
+    except FileNotFoundError:
+        return []
+    with open(descriptor, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        return list(reader) if {"label", "predicted", "probability"} <= {*(reader.fieldnames or ())} else []
+
+
+_OF_GROUPS: Mapping[str, Callable[[Path, Group, str], Named]] = {
+    "attention": _attention,
+    "attention-by-class": _attention_by_class,
+    "curves": _curves,
+    "sweep": _sweeps,
+    "calibration": _calibration,
+}
+KINDS = ("gains", *_OF_GROUPS)

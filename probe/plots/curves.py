@@ -1,0 +1,40 @@
+"""How training went: the loss of the chosen settings while they are fitted on all of train, seed by seed."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from featcache.probe.plots.style import PALETTE, new_figure, style
+
+
+def curves_figure(losses: Mapping[int, tuple[Sequence[int], Sequence[float]]], title: str) -> Figure:
+    """Draw the losses ``(steps, loss)`` of every seed, and the mean where their steps agree; the axis of losses is logarithmic.
+
+    Args:
+        losses: by seed: updates done, and the mean loss of the mini-batches since the point before.
+        title: what was trained.
+    """
+    with style():
+        every = list(losses.values())
+        alone = len(losses) == 1
+        alike = len({tuple(steps) for steps, _ in every}) == 1
+        if alike and not alone:
+            title += f"\nthin: {len(losses)} seeds, bold: their mean"
+        figure = new_figure(3.6, 2.1, title)
+        axes = figure.subplots()
+        for steps, loss in losses.values():
+            axes.plot(
+                steps, loss, color=PALETTE[0], alpha=1.0 if alone else 0.35, linewidth=1.3 if alone else 0.8
+            )
+        if alike and not alone:
+            axes.plot(every[0][0], np.mean([loss for _, loss in every], axis=0), color=PALETTE[0])
+        if min(min(loss) for _, loss in every) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("updates")
+        axes.set_ylabel("training loss")
+        return figure

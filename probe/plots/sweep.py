@@ -1,0 +1,107 @@
+"""A sweep as a small heatmap: learning rates down, weight decays across, a panel for each dropout; one setting alone as a curve."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from featcache.probe.plots.style import PALETTE, colour_bar, heatmap, new_figure, style
+from featcache.probe.records import SweepRecord
+
+ROLES = ("learning_rate", "weight_decay", "dropout")
+"""Rows, columns and panels, where a sweep has these; other settings follow in their own order."""
+
+
+def sweep_figure(record: SweepRecord, title: str) -> Figure:
+    """Draw what every member reached on held-out samples; what was chosen has a frame or a ring.
+
+    Of settings beyond the third, the best value is drawn.
+    """
+    names = _varied(record)
+    if len(names) < 2:
+        return _curve(record, names[0] if names else next(iter(record.trials[0].settings)), title)
+    names = [*names[:3], *[""] * (3 - len(names))]
+    axes_values = [sorted({trial.settings.get(name, 0.0) for trial in record.trials}) for name in names]
+    axes_values[0].reverse()
+    places = [
+        tuple(
+            values.index(trial.settings.get(name, 0.0))
+            for name, values in zip(names, axes_values, strict=True)
+        )
+        for trial in record.trials
+    ]
+    grid = np.full([len(values) for values in axes_values], np.nan)
+    for place, trial in zip(places, record.trials, strict=True):
+        grid[place] = np.fmax(grid[place], 100 * trial.validation)
+    return _heatmaps(record, grid, names, axes_values, places[record.chosen], title)
+
+
+def _heatmaps(
+    record: SweepRecord,
+    grid: npt.NDArray[np.float64],
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    chosen: tuple[int, ...],
+    title: str,
+) -> Figure:
+    rows, columns, panels = values
+    with style():
+        width = max(2.8, len(panels) * (0.38 * len(columns) + 0.5) + 1.2)
+        title += f"\nheld-out {_words(record.score)}, %; framed: chosen"
+        figure = new_figure(width, 0.3 * len(rows) + 1.3, title)
+        drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        known = grid[np.isfinite(grid)]
+        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+        for panel, axes in enumerate(drawn):
+            image = heatmap(
+                axes,
+                grid[:, :, panel],
+                [f"{value:g}" for value in columns],
+                [f"{value:g}" for value in rows],
+                low=low,
+                high=high,
+                numbers=".1f",
+            )
+            axes.set_xlabel(_words(names[1]))
+            axes.tick_params(axis="x", labelrotation=45 if len(columns) > 4 else 0)
+            if len(panels) > 1:
+                axes.set_title(f"{_words(names[2])} {panels[panel]:g}")
+            if panel == chosen[2]:
+                corner = chosen[1] - 0.5, chosen[0] - 0.5
+                axes.add_patch(
+                    Rectangle(corner, 1, 1, fill=False, edgecolor=PALETTE[1], linewidth=1.8, clip_on=False)
+                )
+        drawn[0].set_ylabel(_words(names[0]))
+        colour_bar(figure, image, list(drawn), "")
+        return figure
+
+
+def _curve(record: SweepRecord, name: str, title: str) -> Figure:
+    with style():
+        figure = new_figure(3.4, 2.1, title)
+        axes = figure.subplots()
+        x = np.array([trial.settings[name] for trial in record.trials])
+        y = np.array([100 * trial.validation for trial in record.trials])
+        order = np.argsort(x)
+        axes.plot(x[order], y[order], marker="o", markersize=3, color=PALETTE[0])
+        at = record.chosen
+        axes.plot(x[at], y[at], marker="o", markersize=8, fillstyle="none", color=PALETTE[1])
+        if x.min() > 0 and x.max() > 20 * x.min():
+            axes.set_xscale("log")
+        axes.set_xlabel(_words(name))
+        axes.set_ylabel(f"held-out {_words(record.score)}, %")
+        return figure
+
+
+def _varied(record: SweepRecord) -> list[str]:
+    """The settings with more than one value, those of `ROLES` first."""
+    names = [
+        name for name in record.trials[0].settings if len({t.settings.get(name) for t in record.trials}) > 1
+    ]
+    return sorted(names, key=lambda name: ROLES.index(name) if name in ROLES else len(ROLES))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
