@@ -54,7 +54,7 @@ RUNS = (
 
 def featcache(*arguments: str) -> None:
     """Run a public command."""
-    command = [str(Path(sys.executable).with_name("featcache")), *arguments]
+    command = [sys.executable, "-m", "featcache", *arguments]
     print("+ featcache", *arguments, file=sys.stderr, flush=True)
     subprocess.run(command, check=True, cwd=REPO, env={**os.environ, "FEATCACHE_ROOT": str(DEMO / "caches")})
 
