@@ -57,7 +57,7 @@ def style() -> Iterator[None]:
 
 def new_figure(width: float, height: float, title: str) -> Figure:
     """Return an empty figure of a size in inches, laid out by its content; the title, wrapped, adds to the height."""
-    most = int(17 * width)
+    most = int(15.5 * width)
     lines = [line for part in title.split("\n") for line in textwrap.wrap(part, most) or [""]]
     figure = Figure(figsize=(width, height + 0.15 * len(lines)), layout="constrained")
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=TITLE_SIZE)

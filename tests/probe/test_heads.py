@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from featcache.probe.heads import HEADS, HeadInfo
-from featcache.probe.heads.contract import Check, check_head, checks, clusters
+from featcache.probe.heads.contract import Check, check_head, checks
 from featcache.probe.heads.linear import LinearHead
 
 CASES = [
