@@ -159,7 +159,7 @@ def _pivot(groups: Sequence[Group], cell: Callable[[Group], Cell]) -> Pivot:
         for key in row:
             cells[key] = replace(cells[key], best=len(row) > 1 and cells[key].mean == best)
     whole = [place for place in places if all((place, column) in cells for column in columns)]
-    means = (
-        {column: mean(cells[place, column].mean for place in whole) for column in columns} if whole else {}
-    )
-    return Pivot(places, columns, cells, means if len(whole) > 1 else {}, len(whole))
+    # Scores of different kinds have no mean.
+    alike = len(whole) > 1 and len({cell.score for cell in cells.values()}) == 1
+    means = {column: mean(cells[place, column].mean for place in whole) for column in columns} if alike else {}
+    return Pivot(places, columns, cells, means, len(whole))
