@@ -164,13 +164,13 @@ class HeadProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _protocol(self, has_dropout: bool) -> Protocol:
         protocol = get_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol
-        if self.learning_rate is not None:
-            protocol = replace(protocol, learning_rates=(self.learning_rate,))
-        if self.weight_decay is not None:
-            protocol = replace(protocol, weight_decays=(self.weight_decay,))
-        if self.dropout is not None and has_dropout:
-            protocol = replace(protocol, dropouts=(self.dropout,))
-        return protocol
+        single = {
+            "learning_rates": self.learning_rate,
+            "weight_decays": self.weight_decay,
+            "dropouts": self.dropout if has_dropout else None,
+        }
+        given: dict[str, Any] = {name: (value,) for name, value in single.items() if value is not None}
+        return replace(protocol, **given)
 
     def _job(self, info: HeadInfo, source: InMemoryTokens, array: Array) -> Job:
         """What to fit: X of two axes is one layer, of three a layer for each token."""

@@ -1,7 +1,7 @@
 """One head, chosen and fitted on train: by training the members of a protocol, by formula, by the exact solver, or the best of these."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,6 +22,7 @@ from featcache.probe.kinds import REGRESSION_LOSSES, SINGLE_LABEL
 from featcache.probe.precision import FP32
 from featcache.probe.process import threads
 from featcache.probe.protocol import NO_FOLDS, Member, Protocol
+from featcache.probe.records import SweepRecord, Trial
 from featcache.probe.request import (
     ADAMW,
     CHOICE,
@@ -60,8 +61,6 @@ GROUP_SECONDS = 300.0
 SMALL_STEP = 3e9
 
 Outcome = TypeVar("Outcome", SweepResult, Tuning)
-Trials = tuple[Mapping[str, Any], ...]
-"""Settings and score of everything that validation compared."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,10 @@ class Fitted:
     """Of the head: that of the request, unless that was ``auto``."""
     input: str
     """Input stage; of an average, those of its parts."""
-    trials: Trials = ()
+    sweep: SweepRecord | None = None
+    """All that validation compared, unless the head was chosen by ``auto``."""
+    candidates: tuple[Mapping[str, Any], ...] = ()
+    """Head, input stage and score of all that ``auto`` compared."""
 
     @property
     def num_classes(self) -> int:
@@ -161,7 +163,7 @@ class Fitter:
             seconds,
             work.job.head.name,
             self.protocol.input,
-            tuple({**vars(one), "score": score} for one, score in validation.items()),
+            _record(work.task, [(vars(one), score) for one, score in validation.items()], vars(member)),
         )
 
     def _sweep(
@@ -238,7 +240,7 @@ class Fitter:
             result.seconds,
             work.job.head.name,
             self.protocol.input,
-            tuple({**settings, "score": score} for settings, score in result.validation),
+            _record(work.task, result.validation, chosen),
         )
         return fitted, result.held_out
 
@@ -280,7 +282,11 @@ class Fitter:
             result.seconds,
             job.head.name,
             self.protocol.input,
-            tuple({"penalty": penalty, "score": score} for penalty, score in result.validation.items()),
+            _record(
+                work.task,
+                [({"penalty": penalty}, score) for penalty, score in result.validation.items()],
+                {"penalty": result.penalty},
+            ),
         )
         return fitted, result.held_out
 
@@ -304,9 +310,9 @@ class Fitter:
         choice, reason = choose(candidates, targets, work.task)
         self.reporter.message(f"{work.title} chose {reason}")
         parts = [part.finish() for part in choice.parts]
-        trials = tuple({"head": one.head, "input": one.input, "score": one.score} for one in candidates)
+        listed = tuple({"head": one.head, "input": one.input, "score": one.score} for one in candidates)
         if len(parts) == 1:
-            return replace(parts[0], trials=trials)
+            return replace(parts[0], sweep=None, candidates=listed)
         head = BlendHead.of([part.name for part in parts], [part.head for part in parts], work.task.kind)
         return Fitted(
             head,
@@ -317,7 +323,7 @@ class Fitter:
             sum(part.seconds for part in parts),
             "blend",
             " + ".join(f"{part.name} on {part.input}" for part in parts),
-            trials,
+            candidates=listed,
         )
 
     def _candidate(self, work: "_Work") -> Candidate:
@@ -416,6 +422,13 @@ def array_job(
     """
     request = ProbeRequest((info.name,), num_heads=num_heads, options=options)
     return make_job(info, array_selection(num_tokens, num_layers), request)
+
+
+def _record(
+    task: Task, trials: Sequence[tuple[Mapping[str, float], float]], chosen: Mapping[str, float]
+) -> SweepRecord:
+    listed = [Trial(dict(settings), score) for settings, score in trials]
+    return SweepRecord(task.metric, listed, [trial.settings for trial in listed].index(dict(chosen)))
 
 
 def _count(head: Head) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.jsonl"
 PREDICTIONS_FILE = "predictions.csv"
 SCORES_FILE = "scores.json"
-VALIDATION_FILE = "validation.json"
+CANDIDATES_FILE = "candidates.json"
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,12 @@ def save_predictions(
     write_atomic(path, buffer.getvalue().encode())
 
 
-def save_scores(directory: Path, report: "Report", validation: Sequence[Mapping[str, Any]]) -> None:
-    """Write scores.json (all scores, per class, confusion matrix) and validation.json (what the choice compared)."""
+def save_scores(directory: Path, report: "Report") -> None:
+    """Write scores.json: all scores, those of each class, and the confusion matrix."""
     write_atomic(directory / SCORES_FILE, json.dumps(report.to_dict(), indent=1).encode() + b"\n")
-    document = [dict(trial) for trial in validation]
-    write_atomic(directory / VALIDATION_FILE, json.dumps(document, indent=1).encode() + b"\n")
+
+
+def save_candidates(directory: Path, candidates: Sequence[Mapping[str, Any]]) -> None:
+    """Write candidates.json: head, input stage and score of everything that ``auto`` compared."""
+    document = [dict(candidate) for candidate in candidates]
+    write_atomic(directory / CANDIDATES_FILE, json.dumps(document, indent=1).encode() + b"\n")

@@ -20,7 +20,7 @@ from featcache.probe.metrics import Report
 from featcache.probe.precision import choose_precision
 from featcache.probe.process import flush_denormals, return_freed_memory
 from featcache.probe.protocol import Protocol, batch_size
-from featcache.probe.records import save_curve
+from featcache.probe.records import save_curve, save_sweep
 from featcache.probe.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
 from featcache.probe.results import (
     PREDICTIONS_FILE,
@@ -28,6 +28,7 @@ from featcache.probe.results import (
     append_row,
     read_rows,
     run_id,
+    save_candidates,
     save_predictions,
     save_scores,
 )
@@ -328,7 +329,11 @@ class _Runner:
         save_predictions(
             folder / PREDICTIONS_FILE, test.sample_ids, test.labels, answers, class_names, row.target_kind
         )
-        save_scores(folder, report, fitted.trials)
+        save_scores(folder, report)
+        if fitted.sweep is not None:
+            save_sweep(folder, fitted.sweep)
+        if fitted.candidates:
+            save_candidates(folder, fitted.candidates)
         if fitted.head.losses is not None:
             save_curve(folder, fitted.head.losses.tolist())
         if get_head(fitted.name).has_attention:

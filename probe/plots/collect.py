@@ -101,7 +101,7 @@ def _curves(folder: Path, group: Group, title: str) -> Named:
 
 def _sweeps(folder: Path, group: Group, title: str) -> Named:
     for row in group.rows:
-        record = read_sweep(folder / row.folder, row)
+        record = read_sweep(folder / row.folder)
         if record is not None and len(record.trials) > 1:
             yield (
                 f"sweep-s{row.seed}{_draw(row)}",

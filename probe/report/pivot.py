@@ -161,5 +161,7 @@ def _pivot(groups: Sequence[Group], cell: Callable[[Group], Cell]) -> Pivot:
     whole = [place for place in places if all((place, column) in cells for column in columns)]
     # Scores of different kinds have no mean.
     alike = len(whole) > 1 and len({cell.score for cell in cells.values()}) == 1
-    means = {column: mean(cells[place, column].mean for place in whole) for column in columns} if alike else {}
+    means = (
+        {column: mean(cells[place, column].mean for place in whole) for column in columns} if alike else {}
+    )
     return Pivot(places, columns, cells, means, len(whole))

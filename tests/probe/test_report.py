@@ -220,9 +220,7 @@ def test_next_to_the_published_scores():
     assert (dataset, model, ours.value) == ("DTD", "clip-vit-l-14", pytest.approx(71))
     assert difference.value == pytest.approx(71 - theirs.value)
     assert table.notes == ["dtd: the test split here has 50 samples, the paper's 1,880"]
-    with pytest.raises(
-        RequestError, match="no result has a backbone, a dataset and a head"
-    ):
+    with pytest.raises(RequestError, match="no result has a backbone, a dataset and a head"):
         VIEWS["published"](group_rows(ROWS), Against(PAPER[0], []))
 
 
