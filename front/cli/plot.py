@@ -27,8 +27,8 @@ Examples:
     "named",
     multiple=True,
     metavar="KIND",
-    help="gains over --against; attention per layer and token kind; attention-by-class; curves of the training loss; sweep; "
-    "calibration. May be repeated, or a list.  [default: all]",
+    help="gains over --against; shots: scores from few samples; attention per layer and token kind; attention-by-class; "
+    "curves of the training loss; sweep; calibration. May be repeated, or a list.  [default: all]",
 )
 @click.option("--score", default=SCORES[0], show_default=True, metavar="NAME", help="Of the gains.")
 @click.option(

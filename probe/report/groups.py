@@ -107,7 +107,7 @@ def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) 
 
     Args:
         rows: all of the results.
-        wanted: values by field: ``model``, ``dataset``, ``head``, ``layers``, ``tokens``, ``protocol``, ``solver``, ``seed``.
+        wanted: values by field, such as ``head`` or ``layers``; ``all`` stands for the number of shots of a run that has none.
 
     Raises:
         UnknownNameError: no row has a value that is wanted.
@@ -131,4 +131,4 @@ def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) 
 def _text(field: str) -> Callable[[ResultRow], str]:
     if field == "tokens":
         return lambda row: "+".join(row.tokens)
-    return lambda row: str(getattr(row, field))
+    return lambda row: "all" if (value := getattr(row, field)) is None else str(value)
