@@ -6,7 +6,7 @@ in one hue, so that a grey copy keeps their order.
 
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,10 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as ``<stem>.png`` and ``<stem>.svg``; returns the two paths."""
+def save(figure: Figure, stem: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """Write a figure as ``<stem>.png`` and ``<stem>.svg``, or one of them; returns the paths."""
     paths = []
-    for suffix in SUFFIXES:
+    for suffix in suffixes:
         buffer = io.BytesIO()
         metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
         with style():
