@@ -159,6 +159,14 @@ def read_rows(out: Path) -> list[ResultRow]:
     return rows
 
 
+def count_lines(out: Path) -> int:
+    """Lines of results.jsonl, whatever they hold."""
+    try:
+        return len((out / RESULTS_FILE).read_bytes().splitlines())
+    except FileNotFoundError:
+        return 0
+
+
 def save_predictions(
     path: Path,
     sample_ids: Sequence[str],
