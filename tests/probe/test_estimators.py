@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
-from featcache.probe.estimators import AttentiveProbe, HeadProbe, LinearProbe
+from featcache.probe.estimators import AttentiveProbe, HeadProbe, HeadRegressor, LinearProbe
 from featcache.probe.protocol import get_protocol
 from featcache.store.errors import UnknownNameError
 from support.caches import make_content, make_plan, write_cache
@@ -20,6 +20,7 @@ ESTIMATORS = {
     "attentive": AttentiveProbe(protocol=SHORT, learning_rate=0.03, weight_decay=1e-4),
     "ridge": HeadProbe("ridge", protocol=SHORT),
 }
+REGRESSOR = HeadRegressor("ridge", protocol=SHORT)
 CHECKS = {
     "check_classifier_data_not_an_array",
     "check_classifiers_classes",
@@ -91,6 +92,28 @@ def test_scikit_learns_checks(name):
         check(estimator)
         ran.add(called)
     assert ran >= CHECKS - LEFT_OUT.get(name, set())
+
+
+def test_scikit_learns_checks_of_regressors():
+    ran = set()
+    for estimator, check in generated(REGRESSOR):
+        if check.func.__name__ not in LEFT_OUT["*"]:
+            check(estimator)
+            ran.add(check.func.__name__)
+    assert {"check_regressors_train", "check_regressor_multioutput", "check_regressors_int"} <= ran
+
+
+def test_quantities(tokens):
+    features, _ = tokens
+    flat = features[:, 1].reshape(240, -1).astype(np.float32)
+    weights = np.random.default_rng(2).normal(size=(16, 2))
+    # Tokens are divided by their length, so that is what a target can be made of.
+    tokens_seen = features[:, 1].astype(np.float64)
+    tokens_seen /= np.linalg.norm(tokens_seen, axis=-1, keepdims=True)
+    y = 100 + 7 * tokens_seen.reshape(240, -1) @ weights
+    assert cross_val_score(REGRESSOR, features[:, 1:2], y, cv=3).min() > 0.95
+    one = REGRESSOR.fit(flat, y[:, 0]).predict(flat[:5])
+    assert one.shape == (5,)
 
 
 @pytest.fixture(scope="module")

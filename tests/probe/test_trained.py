@@ -87,6 +87,21 @@ def test_other_features_are_refused(tmp_path, cache, folders):
         head.predict(cache, split="val")
 
 
+def test_quantities_have_no_classes(cache, tmp_path):
+    request = ProbeRequest(
+        ("ridge",), "final", "ap", protocol="quick", target_kind="regression", out=tmp_path
+    )
+    row = probe(cache, request)[-1]
+    head = featcache.load_head(tmp_path / row.folder)
+    values = head.predict(cache)
+    assert (values.shape, values.dtype) == ((40, 1), np.float32)
+    error = values[:, 0] - cache["test"].labels()
+    assert head.score(cache).scores["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
+    assert row.scores["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
+    with pytest.raises(RequestError, match="predicts quantities, not classes; use predict"):
+        head.predict_proba(cache)
+
+
 def changed(folder: Path, plan: Plan, **backbone) -> Cache:
     spec = replace(plan.spec, backbone=replace(plan.spec.backbone, **backbone))
     return rich_cache(folder, replace(plan, spec=spec))[0]
