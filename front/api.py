@@ -1,6 +1,6 @@
 """The public functions, for Python and notebooks: what the commands do, with the same names and defaults."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,6 +123,14 @@ def probe(
     protocol: str = "paper",
     solver: str = "adamw",
     penalty: str = "l2",
+    input: str | None = None,
+    folds: int | None = None,
+    halving: int | None = None,
+    shots: Sequence[int] = (),
+    draws: int = 1,
+    target_kind: str | None = None,
+    regression_loss: str = "mse",
+    options: Mapping[str, int] | None = None,
     seeds: Sequence[int] = (0,),
     precision: str = "auto",
     device: str = "auto",
@@ -140,9 +148,17 @@ def probe(
         tokens: token kinds, such as ``cls+ap``; by default each head's own.
         table: the rows of a table instead of `head`, `layers` and `tokens`: ``paper``.
         num_heads: attention heads.
-        protocol: what is swept over, and how heads are trained.
+        protocol: name, or TOML file, of what is swept over and how heads are trained.
         solver: ``adamw``, or ``exact`` for linear heads.
         penalty: of the exact solver: ``l2`` or ``group-lasso``.
+        input: input stage: ``l2``, ``standard`` or ``l2+standard``; the protocol's if not given.
+        folds: choose by so many folds of train; as the protocol has it if not given.
+        halving: successive halving keeps one in so many members.
+        shots: train on so many samples of each class; on all if none is given.
+        draws: how often the samples of a few-shot run are drawn.
+        target_kind: ``single-label``, ``multi-label`` or ``regression``; the cache's if not given.
+        regression_loss: ``mse`` or ``mae``.
+        options: what heads take besides, such as ``{"hidden": 256}``.
         seeds: each is a run of its own.
         precision: of matrix products: ``fp32``, ``bf16`` or ``auto``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
@@ -160,7 +176,7 @@ def probe(
 
     Example:
         >>> rows = featcache.probe(cache, ["linear", "attentive"], layers="all", tokens="cls+ap")  # doctest: +SKIP
-        >>> {row.head: row.balanced_accuracy for row in rows}                                      # doctest: +SKIP
+        >>> {row.head: row.score for row in rows}                                      # doctest: +SKIP
     """
     from featcache.probe.request import ProbeRequest
 
@@ -174,6 +190,14 @@ def probe(
         protocol=protocol,
         solver=solver,
         penalty=penalty,
+        input=input,
+        folds=folds,
+        halving=halving,
+        shots=tuple(shots),
+        draws=draws,
+        target_kind=target_kind,
+        regression_loss=regression_loss,
+        options=options or {},
         seeds=tuple(seeds),
         precision=precision,
         memory=memory,

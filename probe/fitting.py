@@ -133,7 +133,7 @@ class Fitter:
 
     def _train(self, work: "_Work") -> Fitted:
         sweep = self._plan(work)
-        with threads(step_threads(sweep)):
+        with threads(_threads(sweep)):
             result, _ = self._sweep(work, sweep, self._unfinished(work), run_sweep)
         return self._trained(work, result.member, result.validation, result.head, result.seconds)
 
@@ -333,7 +333,7 @@ class Fitter:
             fitted, held_out = (self._solved if work.job.solver == EXACT else self._computed)(work)
             return Candidate(name, stage, fitted.validation, held_out.cpu(), lambda: fitted)
         sweep, started = self._plan(work), time.perf_counter()
-        with threads(step_threads(sweep)):
+        with threads(_threads(sweep)):
             unfinished = self._unfinished(replace(work, run=f"{work.run}-{name}-{stage}"))
             found, options = self._sweep(work, sweep, unfinished, tune)
             # Of members that an earlier run trained only the score is known.
@@ -343,7 +343,7 @@ class Fitter:
         seconds = time.perf_counter() - started
 
         def finish_it() -> Fitted:
-            with threads(step_threads(sweep)):
+            with threads(_threads(sweep)):
                 head = finish(sweep, found.member, options)
             return self._trained(work, found.member, found.validation, head, seconds)
 
@@ -408,13 +408,19 @@ def fit_head(
     return fitter.fit(job, seed, "", job.head.name, train)
 
 
-def array_job(info: HeadInfo, num_tokens: int, num_layers: int | None = None, **options: int) -> Job:
+def array_job(
+    info: HeadInfo,
+    num_tokens: int,
+    num_layers: int | None = None,
+    num_heads: int | None = None,
+    **options: int,
+) -> Job:
     """A job for arrays: T tokens, layer by layer, of L layers (by default T).
 
     Raises:
         RequestError: the tokens do not divide among the layers.
     """
-    request = ProbeRequest((info.name,), options=options)
+    request = ProbeRequest((info.name,), num_heads=num_heads, options=options)
     return make_job(info, array_selection(num_tokens, num_layers), request)
 
 
@@ -429,7 +435,7 @@ def _count(head: Head) -> int:
     return sum(parameter.numel() for parameter in head.parameters())
 
 
-def step_threads(sweep: Sweep) -> int:
+def _threads(sweep: Sweep) -> int:
     """How many threads suit a sweep; not a matter of timing, so that the same command gives the same result."""
     # Forward and twice that backward, a product and a sum for each parameter.
     operations = 6.0 * sweep.num_parameters * sweep.batch_size * len(sweep.members)

@@ -159,6 +159,14 @@ def read_rows(out: Path) -> list[ResultRow]:
     return rows
 
 
+def count_lines(out: Path) -> int:
+    """Lines of results.jsonl, whatever they hold."""
+    try:
+        return len((out / RESULTS_FILE).read_bytes().splitlines())
+    except FileNotFoundError:
+        return 0
+
+
 def save_predictions(
     path: Path,
     sample_ids: Sequence[str],
@@ -191,7 +199,8 @@ def save_predictions(
     else:
         named = [names[index] if index < len(names) else str(index) for index in range(outputs.shape[1])]
         writer.writerow(("sample_id", *named, *(f"predicted {name}" for name in named)))
-        for sample_id, targets, row in rows:
+        for sample_id, target, row in rows:
+            targets = np.atleast_1d(target)
             writer.writerow(
                 (sample_id, *(f"{value:g}" for value in targets), *(f"{value:.6g}" for value in row))
             )

@@ -20,7 +20,7 @@ from featcache.probe.metrics import Report
 from featcache.probe.precision import choose_precision
 from featcache.probe.process import flush_denormals, return_freed_memory
 from featcache.probe.protocol import Protocol, batch_size
-from featcache.probe.records import save_sweep
+from featcache.probe.records import save_curve, save_sweep
 from featcache.probe.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
 from featcache.probe.results import (
     PREDICTIONS_FILE,
@@ -334,6 +334,8 @@ class _Runner:
             save_sweep(folder, fitted.sweep)
         if fitted.candidates:
             save_candidates(folder, fitted.candidates)
+        if fitted.head.losses is not None:
+            save_curve(folder, fitted.head.losses.tolist())
         if get_head(fitted.name).has_attention:
             labels = test.labels if row.target_kind == SINGLE_LABEL else None
             record = mean_attention(fitted.head, test.tokens, job.selection, labels, class_names)

@@ -13,11 +13,13 @@ import torch
 
 from featcache.probe.data import load_split
 from featcache.probe.heads.base import Head
-from featcache.probe.metrics import Scores, scores
+from featcache.probe.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from featcache.probe.metrics import Report
 from featcache.probe.saved import HeadConfig, features_digest, load_head
+from featcache.probe.tasks import MultiLabel, Regression, SingleLabel, Task, as_tensor, make_task
 from featcache.probe.tokens import InMemoryTokens, TokenSource
 from featcache.probe.trainer import predict, prediction_batch
-from featcache.store.errors import RequestError
+from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.reading.reader import Cache
 from featcache.store.token_groups import POOLED
 
@@ -41,6 +43,7 @@ class TrainedHead:
     def __init__(self, head: Head, config: HeadConfig) -> None:
         """Take a head of one member and its config, as `load_head` returns them."""
         self._head = head.eval()
+        self._task = task_of(config.target_kind, config.num_classes)
         self.config = config
 
     @classmethod
@@ -81,7 +84,7 @@ class TrainedHead:
         layers: Sequence[str] | None = None,
         tokens: Sequence[str] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Compute logits.
+        """Compute logits, or the quantities of a regression.
 
         Args:
             features: ``[N, L, K, D]``, or ``[N, T, D]`` in the order of `places`, float16, bfloat16 or float32; or an open
@@ -102,7 +105,7 @@ class TrainedHead:
             if isinstance(features, Cache)
             else self._take(features, layers, tokens)
         )
-        return self._logits(source).numpy()
+        return self._outputs(source).numpy()
 
     def predict_proba(
         self,
@@ -112,9 +115,11 @@ class TrainedHead:
         layers: Sequence[str] | None = None,
         tokens: Sequence[str] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Compute probabilities ``[N, C]``; arguments and errors as for `decision_function`."""
+        """Compute probabilities ``[N, C]``; arguments and errors as for `decision_function`, and there are none of quantities."""
+        if self.config.target_kind == REGRESSION:
+            raise RequestError("this head predicts quantities, not classes; use predict")
         logits = self.decision_function(features, split=split, layers=layers, tokens=tokens)
-        return torch.from_numpy(logits).softmax(1).numpy()
+        return self._task.probabilities(torch.from_numpy(logits)).numpy()
 
     def predict(
         self,
@@ -123,14 +128,21 @@ class TrainedHead:
         split: str = "test",
         layers: Sequence[str] | None = None,
         tokens: Sequence[str] | None = None,
-    ) -> npt.NDArray[np.int64]:
-        """Return the label ``[N]`` of the largest logit; arguments and errors as for `decision_function`."""
-        logits = self.decision_function(features, split=split, layers=layers, tokens=tokens)
-        labels: npt.NDArray[np.int64] = logits.argmax(1).astype(np.int64)
+    ) -> npt.NDArray[Any]:
+        """Return what the head predicts; arguments and errors as for `decision_function`.
+
+        Returns:
+            Labels ``[N]``, int64; of label sets ``[N, C]``, 0 and 1, int64; of quantities ``[N, O]`` in their units, float32.
+        """
+        outputs = self.decision_function(features, split=split, layers=layers, tokens=tokens)
+        if self.config.target_kind == REGRESSION:
+            return outputs
+        single = self.config.target_kind == SINGLE_LABEL
+        labels: npt.NDArray[Any] = (outputs.argmax(1) if single else outputs > 0).astype(np.int64)
         return labels
 
-    def score(self, cache: Cache, split: str = "test") -> Scores:
-        """Score the head on a split of a cache of the same classes.
+    def score(self, cache: Cache, split: str = "test") -> Report:
+        """Score the head on a split of a cache of the same classes or quantities.
 
         Raises:
             RequestError: another backbone, or other classes.
@@ -143,7 +155,8 @@ class TrainedHead:
                 "predict works all the same"
             )
         source, labels = self._read(cache, split)
-        return scores(self._logits(source), torch.from_numpy(labels))
+        _, targets = make_task(labels, self.config.target_kind)
+        return self._task.scores(self._outputs(source), as_tensor(targets))
 
     def check(self, cache: Cache) -> None:
         """Refuse a cache whose tokens mean something else: of another backbone, or of other preprocessing.
@@ -199,9 +212,21 @@ class TrainedHead:
             f"(cache {config.cache_key})"
         )
 
-    def _logits(self, source: TokenSource) -> torch.Tensor:
+    def _outputs(self, source: TokenSource) -> torch.Tensor:
         rows = torch.arange(source.num_samples)
         return predict(self._head, source, rows, prediction_batch(source)).cpu()
+
+
+def task_of(kind: str, num_outputs: int) -> Task:
+    """The task of a saved head."""
+    tasks: dict[str, type[SingleLabel | MultiLabel | Regression]] = {
+        SINGLE_LABEL: SingleLabel,
+        MULTI_LABEL: MultiLabel,
+        REGRESSION: Regression,
+    }
+    if kind not in tasks:
+        raise UnknownNameError("kind of targets", kind, tasks)
+    return tasks[kind](num_outputs)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -69,6 +69,8 @@ class Training:
         generator: torch.Generator | None = None,
     ) -> None:
         self.heads = [head.train() for head in heads]
+        self.losses: list[Tensor] = []
+        """Of every update, ``[M]``."""
         self._floor = protocol.lr_floor
         self._losses = loss
         self._num_steps = num_steps
@@ -87,15 +89,20 @@ class Training:
         """Update every member on one mini-batch."""
         with products(self._precision, batch.tokens.device):
             inputs = self.heads[0].prepare(batch.tokens, self._drops, self._generator)
+        found: list[Tensor] = []
         for head, members, optimizer in zip(self.heads, self._parts, self._optimizers, strict=True):
             with products(self._precision, batch.tokens.device):
                 logits = head.classify(inputs)
+            losses = self._losses(logits, batch.labels)
             # The members share nothing, so the gradient of the sum is the gradient of each.
-            loss = self._losses(logits, batch.labels).sum()
             gradients = torch.autograd.grad(
-                loss, optimizer.parameters, allow_unused=True, materialize_grads=True
+                losses.sum(), optimizer.parameters, allow_unused=True, materialize_grads=True
             )
+            # A member may have several classifiers, each with its loss.
+            found.append(losses.detach().view(len(members), -1).mean(1))
             optimizer.step(gradients, [self._learning_rate(member) for member in members])
+        # They stay on the device: reading them would make it wait.
+        self.losses.append(torch.cat(found))
         self._done += 1
 
     def _learning_rate(self, member: Member) -> float:
@@ -163,7 +170,10 @@ def fit_members(
             on_step(len(members))
     for head in heads:
         head.stage, head.output = stage, scale
-    return [head.eval().member(index) for head in heads for index in range(head.num_members)]
+    alone = [head.eval().member(index) for head in heads for index in range(head.num_members)]
+    for head, losses in zip(alone, torch.stack(training.losses, 1).cpu(), strict=True):
+        head.losses = losses
+    return alone
 
 
 def members_together(build: BuildHead, tokens: TokenSource, num_classes: int, device: torch.device) -> int:

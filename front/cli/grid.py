@@ -16,7 +16,8 @@ class GridError(FeatcacheError):
     def __init__(self, failures: Mapping[str, FeatcacheError]) -> None:
         """Build the message: what went wrong with which cache."""
         listed = "\n  ".join(f"{name}: {error}" for name, error in failures.items())
-        super().__init__(f"{len(failures)} caches were passed over:\n  {listed}")
+        many = "1 cache was" if len(failures) == 1 else f"{len(failures)} caches were"
+        super().__init__(f"{many} passed over:\n  {listed}")
 
 
 def open_caches(

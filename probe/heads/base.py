@@ -30,6 +30,8 @@ class Head(nn.Module):
     """What stored tokens go through before the head: `forward` takes what comes out of it."""
     output: OutputScale | None = None
     """Of a regression: maps what `forward` gives to the units of the targets."""
+    losses: Tensor | None = None
+    """Of a member that was just trained: the loss of every update, ``[S]``; not saved with it."""
 
     def __init__(self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float]) -> None:
         super().__init__()

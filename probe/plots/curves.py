@@ -1,4 +1,4 @@
-"""How training went: the loss of the chosen settings while they are fitted on all of train, seed by seed."""
+"""How training went: the loss of the chosen settings while they are fitted on all of train, run by run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,11 +9,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from featcache.probe.plots.style import PALETTE, new_figure, style
 
 
-def curves_figure(losses: Mapping[int, tuple[Sequence[int], Sequence[float]]], title: str) -> Figure:
-    """Draw the losses ``(steps, loss)`` of every seed, and the mean where their steps agree; the axis of losses is logarithmic.
+def curves_figure(
+    losses: Mapping[tuple[int, int], tuple[Sequence[int], Sequence[float]]], title: str
+) -> Figure:
+    """Draw the losses ``(steps, loss)`` of every run, and the mean where their steps agree; the axis of losses is logarithmic.
 
     Args:
-        losses: by seed: updates done, and the mean loss of the mini-batches since the point before.
+        losses: by seed and draw: updates done, and the mean loss of the mini-batches since the point before.
         title: what was trained.
     """
     with style():
@@ -21,7 +23,7 @@ def curves_figure(losses: Mapping[int, tuple[Sequence[int], Sequence[float]]], t
         alone = len(losses) == 1
         alike = len({tuple(steps) for steps, _ in every}) == 1
         if alike and not alone:
-            title += f"\nthin: {len(losses)} seeds, bold: their mean"
+            title += f"\nthin: {len(losses)} runs, bold: their mean"
         figure = new_figure(3.6, 2.1, title)
         axes = figure.subplots()
         for steps, loss in losses.values():

@@ -13,40 +13,39 @@ from featcache.probe.records import SweepRecord
 ROLES = ("learning_rate", "weight_decay", "dropout")
 """Rows, columns and panels, where a sweep has these; other settings follow in their own order."""
 
+Value = float | str
+
 
 def sweep_figure(record: SweepRecord, title: str) -> Figure:
-    """Draw what every member reached on held-out samples; what was chosen has a frame or a ring.
+    """Draw what every trial reached on held-out samples, in percent; what was chosen has a frame or a ring.
 
     Of settings beyond the third, the best value is drawn.
     """
     names = _varied(record)
-    if len(names) < 2:
-        return _curve(record, names[0] if names else next(iter(record.trials[0].settings)), title)
+    if len(names) == 1 and not any(isinstance(value, str) for value in _values(record, names[0])):
+        return _curve(record, names[0], title)
     names = [*names[:3], *[""] * (3 - len(names))]
-    axes_values = [sorted({trial.settings.get(name, 0.0) for trial in record.trials}) for name in names]
-    axes_values[0].reverse()
+    values = [_values(record, name) for name in names]
+    values[0].reverse()
     places = [
-        tuple(
-            values.index(trial.settings.get(name, 0.0))
-            for name, values in zip(names, axes_values, strict=True)
-        )
+        tuple(of.index(trial.settings.get(name, "")) for name, of in zip(names, values, strict=True))
         for trial in record.trials
     ]
-    grid = np.full([len(values) for values in axes_values], np.nan)
+    grid = np.full([len(of) for of in values], np.nan)
     for place, trial in zip(places, record.trials, strict=True):
         grid[place] = np.fmax(grid[place], 100 * trial.validation)
-    return _heatmaps(record, grid, names, axes_values, places[record.chosen], title)
+    return _heatmaps(record, grid, names, values, places[record.chosen], title)
 
 
 def _heatmaps(
     record: SweepRecord,
     grid: npt.NDArray[np.float64],
     names: Sequence[str],
-    values: Sequence[Sequence[float]],
+    values: Sequence[Sequence[Value]],
     chosen: tuple[int, ...],
     title: str,
 ) -> Figure:
-    rows, columns, panels = values
+    rows, columns, panels = ([_text(value) for value in of] for of in values)
     with style():
         width = max(2.8, len(panels) * (0.38 * len(columns) + 0.5) + 1.2)
         title += f"\nheld-out {_words(record.score)}, %; framed: chosen"
@@ -55,19 +54,11 @@ def _heatmaps(
         known = grid[np.isfinite(grid)]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
         for panel, axes in enumerate(drawn):
-            image = heatmap(
-                axes,
-                grid[:, :, panel],
-                [f"{value:g}" for value in columns],
-                [f"{value:g}" for value in rows],
-                low=low,
-                high=high,
-                numbers=".1f",
-            )
+            image = heatmap(axes, grid[:, :, panel], columns, rows, low=low, high=high, numbers=".1f")
             axes.set_xlabel(_words(names[1]))
             axes.tick_params(axis="x", labelrotation=45 if len(columns) > 4 else 0)
             if len(panels) > 1:
-                axes.set_title(f"{_words(names[2])} {panels[panel]:g}")
+                axes.set_title(f"{_words(names[2])} {panels[panel]}")
             if panel == chosen[2]:
                 corner = chosen[1] - 0.5, chosen[0] - 0.5
                 axes.add_patch(
@@ -82,7 +73,7 @@ def _curve(record: SweepRecord, name: str, title: str) -> Figure:
     with style():
         figure = new_figure(3.4, 2.1, title)
         axes = figure.subplots()
-        x = np.array([trial.settings[name] for trial in record.trials])
+        x = np.array([float(trial.settings[name]) for trial in record.trials])
         y = np.array([100 * trial.validation for trial in record.trials])
         order = np.argsort(x)
         axes.plot(x[order], y[order], marker="o", markersize=3, color=PALETTE[0])
@@ -97,10 +88,18 @@ def _curve(record: SweepRecord, name: str, title: str) -> Figure:
 
 def _varied(record: SweepRecord) -> list[str]:
     """The settings with more than one value, those of `ROLES` first."""
-    names = [
-        name for name in record.trials[0].settings if len({t.settings.get(name) for t in record.trials}) > 1
-    ]
+    names = [name for name in record.trials[0].settings if len(_values(record, name)) > 1]
     return sorted(names, key=lambda name: ROLES.index(name) if name in ROLES else len(ROLES))
+
+
+def _values(record: SweepRecord, name: str) -> list[Value]:
+    """All values of a setting: numbers in their order, words in that of the trials."""
+    values = list(dict.fromkeys(trial.settings.get(name, "") for trial in record.trials))
+    return values if any(isinstance(value, str) for value in values) else sorted(values)
+
+
+def _text(value: Value) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _words(name: str) -> str:

@@ -6,27 +6,42 @@ from functools import cached_property
 from statistics import mean, stdev
 
 from featcache.probe.report.significance import mean_interval
+from featcache.probe.request import CHOICE
 from featcache.probe.results import ResultRow
 from featcache.store.errors import RequestError, UnknownNameError
 
-SCORES = ("balanced_accuracy", "top1", "top5")
+MAIN = "main"
+"""Stands for the score that a run was chosen by: balanced accuracy, mean average precision or R2."""
+SCORES = (
+    *(MAIN, "balanced_accuracy", "top1", "top5", "macro_f1", "nll", "ece"),
+    *("mean_average_precision", "micro_f1", "r2", "spearman", "mse", "mae"),
+)
+LESS_IS_BETTER = ("nll", "ece", "mse", "mae")
+NO_FRACTION = ("nll", "mse", "mae")
+"""Scores that percent mean nothing of."""
 SETTINGS = (
     *("cache_key", "model", "dataset", "head", "layers", "layer_names", "tokens", "num_heads"),
-    *("solver", "penalty_kind", "protocol", "precision", "train_samples", "test_samples"),
+    *("solver", "penalty_kind", "protocol", "input", "shots", "folds", "precision"),
+    *("target_kind", "metric", "train_samples", "test_samples"),
 )
 """Fields of a row that a group has in common."""
-SHOWN = ("solver", "penalty_kind", "protocol", "num_heads", "precision")
+SHOWN = ("shots", "input", "solver", "penalty_kind", "protocol", "folds", "num_heads", "precision")
 """Settings that name a column where two columns differ in nothing else."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with the same settings, one for each seed."""
+    """Runs with the same settings, one for each seed (of few-shot runs: for each draw and seed)."""
 
     rows: tuple[ResultRow, ...]
-    """By seed."""
-    score: str
-    """Which score is looked at."""
+    """By draw and seed."""
+    asked: str
+    """Which score is looked at, as asked for."""
+
+    @property
+    def score(self) -> str:
+        """Which score is looked at."""
+        return self.first.metric if self.asked == MAIN else self.asked
 
     @property
     def first(self) -> ResultRow:
@@ -39,9 +54,9 @@ class Group:
         return f"{self.first.head} {self.first.layers} {'+'.join(self.first.tokens)}"
 
     @cached_property
-    def by_seed(self) -> dict[int, float]:
-        """The score of every seed, a fraction."""
-        values = {row.seed: score_of(row, self.score) for row in self.rows}
+    def by_seed(self) -> dict[tuple[int, int], float]:
+        """The score of every draw and seed."""
+        values = {(row.draw, row.seed): row.scores.get(self.score) for row in self.rows}
         return {seed: value for seed, value in values.items() if value is not None}
 
     @property
@@ -60,31 +75,31 @@ class Group:
         return mean_interval(list(self.by_seed.values()))
 
 
-def score_of(row: ResultRow, score: str) -> float | None:
-    """A row's score by name; None where it has none, as top-5 of few classes."""
-    value: float | None = getattr(row, score)
-    return value
-
-
-def group_rows(rows: Iterable[ResultRow], score: str = "balanced_accuracy") -> list[Group]:
-    """Group rows over seeds; of several runs of one seed the last counts. Groups without the score are left out.
+def group_rows(rows: Iterable[ResultRow], score: str = MAIN) -> list[Group]:
+    """Group rows over draws and seeds; of several runs of one seed the last counts. Groups without the score are left out.
 
     Raises:
         UnknownNameError: there is no such score.
     """
     if score not in SCORES:
         raise UnknownNameError("score", score, SCORES)
-    found: dict[tuple[object, ...], dict[int, ResultRow]] = {}
+    found: dict[tuple[object, ...], dict[tuple[int, int], ResultRow]] = {}
     for row in rows:
-        found.setdefault(settings(row), {})[row.seed] = row
+        found.setdefault(settings(row), {})[row.draw, row.seed] = row
     groups = [Group(tuple(seeds[seed] for seed in sorted(seeds)), score) for seeds in found.values()]
     return [group for group in groups if group.by_seed]
 
 
 def settings(row: ResultRow, names: Sequence[str] = SETTINGS) -> tuple[object, ...]:
     """The values of a row's settings, fit for a key."""
-    values = (getattr(row, name) for name in names)
-    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+    return tuple(_setting(row, name) for name in names)
+
+
+def _setting(row: ResultRow, name: str) -> object:
+    if name == "input" and row.solver == CHOICE:
+        return None  # an outcome: what auto chooses may differ from seed to seed
+    value = getattr(row, name)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) -> list[ResultRow]:
@@ -92,7 +107,7 @@ def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) 
 
     Args:
         rows: all of the results.
-        wanted: values by field: ``model``, ``dataset``, ``head``, ``layers``, ``tokens``, ``protocol``, ``solver``, ``seed``.
+        wanted: values by field, such as ``head`` or ``layers``; ``all`` stands for the number of shots of a run that has none.
 
     Raises:
         UnknownNameError: no row has a value that is wanted.
@@ -116,4 +131,4 @@ def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) 
 def _text(field: str) -> Callable[[ResultRow], str]:
     if field == "tokens":
         return lambda row: "+".join(row.tokens)
-    return lambda row: str(getattr(row, field))
+    return lambda row: "all" if (value := getattr(row, field)) is None else str(value)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from featcache.probe.report.groups import SHOWN, Group, settings
+from featcache.probe.report.groups import LESS_IS_BETTER, SHOWN, Group, settings
 from featcache.probe.report.significance import holm, paired_p_value
 from featcache.probe.table import TableRow
 from featcache.store.errors import RequestError
@@ -23,7 +23,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a pivot, a fraction."""
+    """One number of a pivot, in the unit of its score."""
 
     mean: float
     deviation: float | None
@@ -32,7 +32,9 @@ class Cell:
     p_value: float | None = None
     """Of a difference: paired over seeds, corrected for all comparisons of the table."""
     best: bool = False
-    """Whether it is the largest of its row."""
+    """Whether it is the best of its row."""
+    score: str = ""
+    """What it is a number of."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,16 @@ class Pivot:
     columns: list[str]
     cells: dict[tuple[Place, str], Cell]
     means: dict[str, float]
-    """Of each column, over the places that have all columns; empty where there are fewer than two."""
+    """Of each column, over the places that have all columns; empty where there are fewer than two, or scores differ."""
     complete: int
     """How many places have all columns."""
 
 
 def pivot_scores(groups: Sequence[Group]) -> Pivot:
     """Put scores side by side."""
-    return _pivot(groups, lambda group: Cell(group.mean, group.deviation, len(group.by_seed)))
+    return _pivot(
+        groups, lambda group: Cell(group.mean, group.deviation, len(group.by_seed), score=group.score)
+    )
 
 
 def pivot_differences(
@@ -86,7 +90,7 @@ def pivot_differences(
     def cell(group: Group) -> Cell:
         values = compared[id(group)]
         deviation = stdev(values) if len(values) > 1 else None
-        return Cell(mean(values), deviation, len(values), p_values.get(id(group)))
+        return Cell(mean(values), deviation, len(values), p_values.get(id(group)), score=group.score)
 
     return _pivot([group for group in groups if id(group) in compared], cell)
 
@@ -114,9 +118,12 @@ def column_names(groups: Sequence[Group]) -> dict[int, str]:
 
 
 def _values(group: Group, names: Sequence[str]) -> list[str]:
-    values = ((name, getattr(group.first, name)) for name in names)
+    values = zip(names, settings(group.first, names), strict=True)
+    units = {"num_heads": "heads", "shots": "shots", "folds": "folds"}
     return [
-        f"{value} heads" if name == "num_heads" else str(value) for name, value in values if value is not None
+        f"{value} {units[name]}" if name in units else str(value)
+        for name, value in values
+        if value is not None
     ]
 
 
@@ -132,7 +139,7 @@ def _reference_of(group: Group, references: Sequence[Group]) -> Group | None:
     for other in same:
         if other.rows == group.rows:
             return other
-    alike = ("protocol", "train_samples", "precision", "solver")
+    alike = ("shots", "protocol", "folds", "train_samples", "precision", "solver")
     wanted = settings(group.first, alike)
 
     def agreement(other: Group) -> tuple[bool, ...]:
@@ -148,11 +155,13 @@ def _pivot(groups: Sequence[Group], cell: Callable[[Group], Cell]) -> Pivot:
     cells = {(place_of(group), names[id(group)]): cell(group) for group in groups}
     for place in places:
         row = [key for key in cells if key[0] == place]
-        best = max(cells[key].mean for key in row)
+        best = (min if cells[row[0]].score in LESS_IS_BETTER else max)(cells[key].mean for key in row)
         for key in row:
             cells[key] = replace(cells[key], best=len(row) > 1 and cells[key].mean == best)
     whole = [place for place in places if all((place, column) in cells for column in columns)]
+    # Scores of different kinds have no mean.
+    alike = len(whole) > 1 and len({cell.score for cell in cells.values()}) == 1
     means = (
-        {column: mean(cells[place, column].mean for place in whole) for column in columns} if whole else {}
+        {column: mean(cells[place, column].mean for place in whole) for column in columns} if alike else {}
     )
-    return Pivot(places, columns, cells, means if len(whole) > 1 else {}, len(whole))
+    return Pivot(places, columns, cells, means, len(whole))

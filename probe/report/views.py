@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from featcache.probe.published import published_dataset, published_model, published_score
-from featcache.probe.report.groups import SHOWN, Group, score_of, settings
+from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION, SHOWN, Group, settings
 from featcache.probe.report.pivot import (
     BASELINE,
     Pivot,
@@ -43,25 +43,24 @@ def summary(groups: Sequence[Group], against: Against) -> Table:
     lines: list[list[Value]] = []
     for group in groups:
         gain = differences.cells.get((place_of(group), names[id(group)])) if differences else None
-        low_high = group.interval
         lines.append(
             [
                 *_where_and_what(group),
                 *(_setting(group, name) for name in varying),
                 len(group.by_seed),
-                Number(100 * group.mean, _points(group.deviation)),
-                f"{100 * low_high[0]:.2f} – {min(100.0, 100 * low_high[1]):.2f}" if low_high else None,
-                Number(100 * gain.mean, _points(gain.deviation), gain.p_value, signed=True) if gain else None,
+                _number(group.score, group.mean, group.deviation),
+                _interval(group),
+                _number(group.score, gain.mean, gain.deviation, gain.p_value, signed=True) if gain else None,
                 group.first.parameters,
                 Number(sum(row.seconds for row in group.rows), decimals=1),
             ]
         )
     columns = (
-        *("dataset", "model", "head", "layers", "tokens", *map(_words, varying), "seeds"),
+        *("dataset", "model", "head", "layers", "tokens", *map(_words, varying), "runs"),
         *(score_words(groups), "95 % interval", f"over {against.reference.head} {against.reference.layers}"),
         *("parameters", "seconds"),
     )
-    return Table(columns, lines, _notes(groups, differences))
+    return Table(columns, lines, _notes(differences))
 
 
 def runs(groups: Sequence[Group], against: Against) -> Table:
@@ -71,15 +70,15 @@ def runs(groups: Sequence[Group], against: Against) -> Table:
         [
             *_where_and_what(group),
             *(_setting(group, name) for name in varying),
-            row.seed,
-            Number(100 * value),
+            row.seed if row.shots is None else f"{row.seed}, draw {row.draw}",
+            _number(group.score, value),
             row.run,
             row.parameters,
             Number(row.seconds, decimals=1),
         ]
         for group in groups
         for row in group.rows
-        if (value := score_of(row, group.score)) is not None
+        if (value := group.by_seed.get((row.draw, row.seed))) is not None
     ]
     columns = (
         *("dataset", "model", "head", "layers", "tokens", *map(_words, varying), "seed"),
@@ -90,13 +89,13 @@ def runs(groups: Sequence[Group], against: Against) -> Table:
 
 def pivot(groups: Sequence[Group], against: Against) -> Table:
     """Datasets x heads: scores."""
-    return _pivot_table(pivot_scores(groups), signed=False, notes=[f"{score_words(groups)}, in percent"])
+    return _pivot_table(pivot_scores(groups), signed=False, notes=[score_words(groups) + _unit(groups)])
 
 
 def gains(groups: Sequence[Group], against: Against) -> Table:
     """Datasets x heads: differences from the reference, with their significance."""
     found = pivot_differences(groups, against.groups, against.reference)
-    notes = [f"{score_words(groups)} over {against.reference}, in points", *_notes(groups, found)]
+    notes = [f"{score_words(groups)} over {against.reference}{_unit(groups)}", *_notes(found)]
     return _pivot_table(found, signed=True, notes=notes)
 
 
@@ -121,9 +120,9 @@ def published(groups: Sequence[Group], against: Against) -> Table:
             [
                 *(dataset.name, model, first.head, first.layers, "+".join(first.tokens), first.protocol),
                 len(group.by_seed),
-                Number(100 * group.mean, _points(group.deviation)),
-                Number(100 * score),
-                Number(100 * (group.mean - score), signed=True),
+                _number(group.score, group.mean, group.deviation),
+                _number(group.score, score),
+                _number(group.score, group.mean - score, signed=True),
             ]
         )
     if not lines:
@@ -138,7 +137,7 @@ def published(groups: Sequence[Group], against: Against) -> Table:
     if any(group.first.protocol not in ("paper", "paper-parity") for group in groups):
         notes.append("the published scores are those of the protocol paper-parity")
     columns = (
-        *("dataset", "model", "head", "layers", "tokens", "protocol", "seeds"),
+        *("dataset", "model", "head", "layers", "tokens", "protocol", "runs"),
         *("balanced accuracy", "published", "difference"),
     )
     return Table(columns, lines, list(dict.fromkeys(notes)))
@@ -178,7 +177,7 @@ def _pivot_table(found: Pivot, *, signed: bool, notes: Sequence[str]) -> Table:
         for column in found.columns:
             cell = found.cells.get((place, column))
             line.append(
-                Number(100 * cell.mean, _points(cell.deviation), cell.p_value, signed, cell.best)
+                _number(cell.score, cell.mean, cell.deviation, cell.p_value, signed=signed, best=cell.best)
                 if cell
                 else None
             )
@@ -187,10 +186,11 @@ def _pivot_table(found: Pivot, *, signed: bool, notes: Sequence[str]) -> Table:
         rest: list[Value] = [None] * (several + doubled)
         whole = found.complete == len(found.places)
         title = "mean" if whole else f"mean of the {found.complete} rows with all columns"
-        best = max(found.means.values())
+        score = next(iter(found.cells.values())).score
+        best = (min if score in LESS_IS_BETTER else max)(found.means.values())
         lines.append(
             [title, *rest]
-            + [Number(100 * mean, signed=signed, best=mean == best) for mean in found.means.values()]
+            + [_number(score, mean, signed=signed, best=mean == best) for mean in found.means.values()]
         )
     columns = ("dataset", *(["model"] if several else []), *(["cache"] if doubled else []), *found.columns)
     return Table(columns, lines, notes)
@@ -215,23 +215,49 @@ def _varying(groups: Sequence[Group]) -> list[str]:
 
 
 def _setting(group: Group, name: str) -> Value:
-    value: Value = getattr(group.first, name)
-    return value
+    (value,) = settings(group.first, (name,))
+    return value if isinstance(value, str | int) else None
 
 
-def _notes(groups: Sequence[Group], differences: Pivot | None) -> list[str]:
+def _notes(differences: Pivot | None) -> list[str]:
     tested = differences is not None and any(cell.p_value is not None for cell in differences.cells.values())
     return [STARS] if tested else []
 
 
-def _points(fraction: float | None) -> float | None:
-    return None if fraction is None else 100 * fraction
+def _number(
+    score: str,
+    value: float,
+    deviation: float | None = None,
+    p_value: float | None = None,
+    *,
+    signed: bool = False,
+    best: bool = False,
+) -> Number:
+    """A score as it is shown: fractions in percent, others as they are."""
+    scale, decimals = (1, 4) if score in NO_FRACTION else (100, 2)
+    spread = None if deviation is None else scale * deviation
+    return Number(scale * value, spread, p_value, signed, best, decimals)
+
+
+def _interval(group: Group) -> str | None:
+    if group.interval is None:
+        return None
+    low, high = group.interval
+    high = high if group.score in NO_FRACTION else min(1.0, high)
+    return f"{_number(group.score, low).text} – {_number(group.score, high).text}"
+
+
+def _unit(groups: Sequence[Group]) -> str:
+    return "" if all(group.score in NO_FRACTION for group in groups) else ", in percent"
 
 
 def score_words(groups: Sequence[Group]) -> str:
     """The score that groups are looked at by, for people."""
-    return _words(groups[0].score)
+    names = {group.score for group in groups}
+    return _words(names.pop()) if len(names) == 1 else "score"
 
 
 def _words(name: str) -> str:
-    return {"top1": "top-1", "top5": "top-5", "num_heads": "heads"}.get(name, name.replace("_", " "))
+    return {"top1": "top-1", "top5": "top-5", "num_heads": "heads", "r2": "R2"}.get(
+        name, name.replace("_", " ")
+    )
