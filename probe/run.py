@@ -146,6 +146,10 @@ class _Runner:
             job.build(
                 job.selection.num_tokens, backbone.width, len(self._cache.inventory.class_names), (0.0,)
             )
+        labels = reader.labels()
+        kind = make_task(labels[:0] if labels.ndim > 1 else labels, self._request.target_kind)[0].kind
+        if job.solver != CHOICE:
+            get_head("logreg" if job.solver == EXACT else job.head.name).check_kind(kind)
         if job.solver in (ADAMW, CHOICE):
             check_memory(reader, job.selection, batch_size(reader.num_samples, self._protocol), self._budget)
 
