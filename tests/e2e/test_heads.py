@@ -94,7 +94,10 @@ def test_few_shots(cli, made):
         assert row["train_samples"] == 3 * row["shots"]
         assert row["folds"] == (1 if row["shots"] == 1 else 5)
         assert (row["validation_score"] is None) == (row["shots"] == 1)
-    assert "one sample of each class leaves none to choose with" in cli(*PROBE[:3], "--head", "ncm", "--shots", "1").err
+    assert (
+        "one sample of each class leaves none to choose with"
+        in cli(*PROBE[:3], "--head", "ncm", "--shots", "1").err
+    )
     losses = {(row["shots"], row["draw"]): row["scores"]["nll"] for row in rows if row["head"] == "logreg"}
     assert losses[5, 0] != losses[5, 1]
     assert [row["gain"] for row in rows if row["head"] == "linear"] == [0.0] * 4
