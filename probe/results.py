@@ -5,7 +5,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -109,6 +109,10 @@ class ResultRow:
     """Of featcache."""
     folder: str
     """Folder of the trained head, relative to the results."""
+    setup: str = ""
+    """Digest of everything that was asked for but seed and draw: runs that share it are repetitions. Early rows have none."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the head took besides its size."""
 
     def to_dict(self) -> JsonObject:
         """Return the row as plain JSON values."""
@@ -117,9 +121,14 @@ class ResultRow:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self | None:
         """Read a row back; None for a row of another version's fields."""
-        if document.keys() != cls.__dataclass_fields__.keys():
+        needed = {name for name, one in cls.__dataclass_fields__.items() if _has_no_default(one)}
+        if not needed <= document.keys() <= cls.__dataclass_fields__.keys():
             return None
         return cls(**document)
+
+
+def _has_no_default(one: Field[Any]) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
 
 
 def run_id(settings: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ from featcache.probe.tasks import as_tensor, make_task
 from featcache.probe.trainer import predict, prediction_batch
 from featcache.store.catalogue import slug
 from featcache.store.errors import RequestError
+from featcache.store.files import JsonObject
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
@@ -181,22 +182,28 @@ class _Runner:
             return protocol
         return replace(protocol, folds=min(FEW_SHOT_FOLDS, trial.shots), folds_below=None)
 
+    def _setup(self, job: Job, trial: _Trial) -> JsonObject:
+        """Everything that is asked for, but the repetition."""
+        return {
+            "cache_key": self._cache.key,
+            # A partial cache gives other scores than the same cache completed.
+            "blocks": len(self._cache.manifest.blocks),
+            "head": job.head.name,
+            "tokens": [[part.group, part.layers, part.tokens] for part in job.selection.parts],
+            "options": dict(job.options),
+            "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
+            "targets": [self._request.target_kind, self._request.regression_loss],
+            "precision": self._precision,
+            "protocol": asdict(self._protocol_of(job, trial)),
+        }
+
     def _run_id(self, job: Job, trial: _Trial) -> str:
         return run_id(
             {
-                "cache_key": self._cache.key,
-                # A partial cache gives other scores than the same cache completed.
-                "blocks": len(self._cache.manifest.blocks),
-                "head": job.head.name,
-                "tokens": [[part.group, part.layers, part.tokens] for part in job.selection.parts],
-                "options": dict(job.options),
-                "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
-                "targets": [self._request.target_kind, self._request.regression_loss],
-                "precision": self._precision,
+                **self._setup(job, trial),
+                "trial": asdict(trial),
                 # The order of the rows depends on it.
                 "window": stream_window(self._cache["train"], job.selection, self._budget.for_tokens(TRAIN)),
-                "protocol": asdict(self._protocol_of(job, trial)),
-                "trial": asdict(trial),
                 "device": self._device.type,
                 "version": version("featcache"),
             }
@@ -294,6 +301,8 @@ class _Runner:
             finished_at=round(time.time(), 3),
             version=version("featcache"),
             folder="/".join(("heads", "-".join((*map(slug, words), f"s{trial.seed}", run)))),
+            setup=run_id({**self._setup(job, trial), "shots": trial.shots}),
+            options=dict(job.options),
         )
 
     def _save(

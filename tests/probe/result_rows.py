@@ -1,6 +1,6 @@
 """Rows of results, made up."""
 
-from featcache.probe.results import ResultRow
+from featcache.probe.results import ResultRow, run_id
 
 FIELDS = {
     "run": "0" * 12,
@@ -44,11 +44,17 @@ FIELDS = {
 }
 
 
+OUTCOMES = ("run", "seed", "draw", "score", "balanced_accuracy", "top1", "scores", "chosen_head", "folder")
+
+
 def made_row(score: float, **changes) -> ResultRow:
     """A row with this balanced accuracy; of any other field what is given."""
     fields = {**FIELDS, "score": score, "balanced_accuracy": score, "top1": score, **changes}
     fields.setdefault("scores", {"balanced_accuracy": score, "top1": score, "top5": None, "nll": 1 - score})
     fields.setdefault("chosen_head", fields["head"])
+    outcomes = (*OUTCOMES, "input") if fields["solver"] == "auto" else OUTCOMES
+    asked = {name: value for name, value in fields.items() if name not in outcomes}
+    fields.setdefault("setup", run_id(asked))
     row = ResultRow.from_dict(fields)
     assert row is not None
     return row

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from featcache.probe.published import published_dataset, published_model, published_score
-from featcache.probe.report.groups import filter_rows, group_rows
+from featcache.probe.report.groups import filter_rows, group_rows, repetitions
 from featcache.probe.report.pivot import column_names, pivot_differences, pivot_scores
 from featcache.probe.report.significance import holm, mean_interval, paired_p_value
 from featcache.probe.report.tables import Number, Table, to_csv, to_latex, to_markdown, to_records
@@ -58,6 +58,36 @@ def test_a_group_is_what_differs_in_seeds_alone():
     assert len(group_rows(auto)) == 1
     few = [made_row(0.5, shots=shots, draw=draw) for shots in (1, 5) for draw in range(3)]
     assert [len(group.by_seed) for group in group_rows(few)] == [3, 3]
+
+
+def test_settings_that_no_field_shows_are_told_apart_all_the_same():
+    rows = [
+        *made_rows([0.5, 0.6], head="mlp", options={"hidden": 64}),
+        *made_rows([0.7, 0.8], head="mlp", options={"hidden": 256, "num_layers": 3}),
+        *made_rows([0.1, 0.2], setup="1" * 12),  # as of a protocol file that was changed under its name
+        *made_rows([0.3, 0.4], setup="2" * 12),
+    ]
+    groups = group_rows(rows)
+    assert [group.by_seed[0, 1] for group in groups] == [0.6, 0.8, 0.2, 0.4]
+    assert list(column_names(groups).values()) == [
+        "mlp last cls hidden 64",
+        "mlp last cls hidden 256",
+        f"linear last cls {'1' * 12}",
+        f"linear last cls {'2' * 12}",
+    ]
+    assert all(
+        summary_row[-3] is None
+        for summary_row in VIEWS["summary"](groups[:1], Against(parse_reference(None), [])).rows
+    )
+
+
+def test_seeds_of_one_draw_are_no_repetitions():
+    scores = {(0, 0): 0.1, (0, 1): 0.3, (1, 0): 0.5, (1, 1): 0.7, (2, 0): 0.2, (2, 1): 0.2}
+    assert repetitions(scores) == pytest.approx([0.2, 0.6, 0.2])
+    assert repetitions({(0, 1): 0.3, (0, 0): 0.1}) == [0.1, 0.3], "one draw: the seeds are all there is"
+    rows = [made_row(score, shots=5, draw=draw, seed=seed) for (draw, seed), score in scores.items()]
+    (group,) = group_rows(rows)
+    assert group.interval == pytest.approx(mean_interval([0.2, 0.6, 0.2]))
 
 
 def test_a_score_that_only_some_have():
@@ -219,7 +249,16 @@ def test_next_to_the_published_scores():
     ((dataset, model, *_, ours, theirs, difference),) = table.rows
     assert (dataset, model, ours.value) == ("DTD", "clip-vit-l-14", pytest.approx(71))
     assert difference.value == pytest.approx(71 - theirs.value)
-    assert table.notes == ["dtd: the test split here has 50 samples, the paper's 1,880"]
+    assert table.notes == [
+        "dtd: the train split here has 100 samples, the paper's 1,880",
+        "dtd: the test split here has 50 samples, the paper's 1,880",
+        "the published runs are those of the protocol paper-parity",
+    ]
+    otherwise = [
+        made_row(0.5, **paper, **how) for how in ({"shots": 5}, {"input": "standard"}, {"solver": "exact"})
+    ]
+    with pytest.raises(RequestError, match="no result has a backbone"):
+        VIEWS["published"](group_rows(otherwise), Against(PAPER[0], []))
     with pytest.raises(RequestError, match="no result has a backbone, a dataset and a head"):
         VIEWS["published"](group_rows(ROWS), Against(PAPER[0], []))
 
