@@ -34,7 +34,7 @@ from featcache.probe.results import (
 )
 from featcache.probe.saved import CONFIG_FILE, HeadConfig, describe_parts, features_digest, save_head
 from featcache.probe.split import draw_shots
-from featcache.probe.tasks import as_tensor, make_task
+from featcache.probe.tasks import as_tensor, kind_of, make_task
 from featcache.probe.trainer import predict, prediction_batch
 from featcache.store.catalogue import slug
 from featcache.store.errors import RequestError
@@ -43,6 +43,7 @@ from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
 
+PARITY = "paper-parity"
 FEW_SHOTS, FEW_SHOT_FOLDS = 10, 5
 """With fewer samples of each class the choice is by folds, at most so many."""
 
@@ -77,7 +78,13 @@ def probe(
     flush_denormals()
     wanted = jobs(cache, request)
     request.out.mkdir(parents=True, exist_ok=True)
-    runner = _Runner(cache, request, torch.device(device), reporter or Silent())
+    reporter = reporter or Silent()
+    if request.protocol == PARITY and "quickgelu" in cache.spec.backbone.architecture.lower():
+        reporter.message(
+            f"note: {PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model under the "
+            "authors' name, such as open_clip:ViT-L-14/openai, to compare with their scores"
+        )
+    runner = _Runner(cache, request, torch.device(device), reporter)
     for job in wanted:
         runner.check(job)
     rows: list[ResultRow] = []
@@ -147,8 +154,7 @@ class _Runner:
             job.build(
                 job.selection.num_tokens, backbone.width, len(self._cache.inventory.class_names), (0.0,)
             )
-        labels = reader.labels()
-        kind = make_task(labels[:0] if labels.ndim > 1 else labels, self._request.target_kind)[0].kind
+        kind = self._request.target_kind or kind_of(reader.labels())
         if job.solver != CHOICE:
             get_head("logreg" if job.solver == EXACT else job.head.name).check_kind(kind)
         if job.solver in (ADAMW, CHOICE):

@@ -226,19 +226,10 @@ def _refusal(info: HeadInfo, tokens: Any, targets: npt.NDArray[Any]) -> str:
 
 def check_size(info: HeadInfo) -> None:
     """The formula of the registry is the number of parameters."""
-    options = {name: value for name, value in info.options.items() if value}
-    job = array_job(info, TOKENS, LAYERS, **options)
+    job = array_job(info, TOKENS, LAYERS)
     count = sum(parameter.numel() for parameter in job.build(TOKENS, WIDTH, 3, (0.0,)).parameters())
-    names = {
-        **job.options,
-        "T": TOKENS,
-        "D": WIDTH,
-        "C": 3,
-        "L": LAYERS,
-        "K": KINDS_OF_TOKENS,
-        **options,
-    }
-    stated = eval(info.size, {"__builtins__": {}}, names)
+    sizes = {"T": TOKENS, "D": WIDTH, "C": 3, "N": 1, "L": LAYERS, "K": KINDS_OF_TOKENS}
+    stated = info.num_parameters(**sizes, **job.options)
     assert stated == count, f"{info.size} is {stated}, and there are {count} parameters"
 
 

@@ -42,6 +42,10 @@ def test_heads_are_listed(cli):
     table = cli("heads").out.splitlines()
     assert len(table) == 1 + len(listed)
     assert "num_queries=4" in next(line for line in table if line.startswith("efficient"))
+    one = cli("heads", "efficient").out
+    assert "source:     arXiv 2506.10178" in one
+    assert "y_q = sum_t softmax_t(u_q . z_t / sqrt(D)) z_t" in one
+    check(cli("heads", "efficent"), 2, "unknown head 'efficent'; did you mean efficient")
 
 
 def test_a_protocol_is_copied_changed_and_used(cli, made):
