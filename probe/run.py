@@ -109,7 +109,8 @@ class _Trial:
 
     def __str__(self) -> str:
         """For titles."""
-        few = "" if self.shots is None else f"{self.shots} shots, draw {self.draw}, "
+        plural = "" if self.shots == 1 else "s"
+        few = "" if self.shots is None else f"{self.shots} shot{plural}, draw {self.draw}, "
         return f"{few}seed {self.seed}"
 
 
