@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell git ls-files 'front/*' 'store/*' 'extract/*' 'probe/*')
 
-.PHONY: demo test stress check format bench clean
+.PHONY: demo test stress check format bench results clean
 .DELETE_ON_ERROR:
 
 # Third-party packages: made again only when pyproject.toml changes.
@@ -45,6 +45,11 @@ format: $(VENV)/.dependencies
 # All rows, or some: make bench ROWS="store trainer". Those of the extraction need what the demo fetches.
 bench: $(VENV)/.package
 	$(BIN)/python benchmarks/run.py $(ROWS)
+
+# docs/results.md: every head on two datasets, five seeds. Needs what the demo fetches.
+results: $(VENV)/.package
+	$(BIN)/python demo/prepare.py --dir .demo
+	$(BIN)/python benchmarks/results.py
 
 clean:
 	rm -rf $(VENV) .demo .node build

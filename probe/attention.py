@@ -67,6 +67,7 @@ def _by_place(weights: npt.NDArray[np.float64], selection: Selection) -> npt.NDA
 
 
 def save_attention(directory: Path, record: AttentionRecord, title: str) -> None:
-    """Write attention.json, attention.png and attention.svg."""
+    """Write attention.json and attention.png; `featcache plot` draws it in other ways."""
     save_attention_record(directory, record)
-    save(attention_figure(record.weights, record.layers, record.tokens, title), directory / "attention")
+    figure = attention_figure(record.weights, record.layers, record.tokens, title)
+    save(figure, directory / "attention", (".png",))

@@ -1,46 +1,35 @@
 """Heads as scikit-learn estimators: for `cross_val_score`, `Pipeline`, `clone` and whatever else takes one.
 
-Shapes: N samples, L layers, K token kinds, T tokens, D width, C classes.
+Shapes: N samples, L layers, K token kinds, T tokens, D width, C classes, O outputs.
 """
 
-from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
+from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featcache.probe.fitting import array_job, fit_head
-from featcache.probe.heads import HeadInfo, get_head
-from featcache.probe.precision import choose_precision
-from featcache.probe.protocol import Protocol, get_protocol
-from featcache.probe.request import Job
-from featcache.probe.tokens import InMemoryTokens
-from featcache.probe.trainer import predict, prediction_batch
-from featcache.store.errors import RequestError
-from featcache.store.layers import FINAL, parse_layers, parse_tokens
-from featcache.store.reading.reader import as_float32
+from featcache.probe.estimator_base import Array, TokenEstimator
+from featcache.probe.kinds import REGRESSION, SINGLE_LABEL
+from featcache.probe.protocol import Protocol
 from featcache.store.reading.split import SplitReader
 
-Array = npt.NDArray[Any]
 
-
-class HeadProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class HeadProbe(ClassifierMixin, TokenEstimator):  # type: ignore[misc]
     """Any head of the registry as a classifier; its settings are chosen on a held-out part of what it is fitted on.
 
     X is a split of a cache (of which `layers` and `tokens` say what is seen), or an array: ``[N, L, K, D]`` as
-    `SplitReader.load` gives it, ``[N, T, D]``, or ``[N, D]`` for one layer and one token. Each token is L2-normalised by the head.
+    `SplitReader.load` gives it, ``[N, T, D]``, or ``[N, D]`` for one layer and one token. Tokens are given as the backbone makes
+    them: the input stage, by default L2 normalisation of each, is part of the head.
 
     Args:
-        head: name in the registry.
+        head: name in the registry (`featcache heads`), ``auto`` among them.
         layers: of a split: a layer set or list; by default the head's own.
         tokens: of a split: ``cls``, ``ap`` or ``cls+ap``; by default the head's own.
         num_heads: of a head with attention; by default one for each token.
-        protocol: name of a protocol, or a `Protocol`: what is swept over, and all other constants.
+        input: input stage: ``l2``, ``standard`` or ``l2+standard``; by default the protocol's.
+        protocol: name or TOML file of a protocol, or a `Protocol`: what is swept over, and all other constants.
         learning_rate: a single one, instead of those of the protocol.
         weight_decay: a single one, instead of those of the protocol.
         dropout: a single one, instead of those of the protocol.
@@ -51,7 +40,7 @@ class HeadProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         classes_: the C labels, sorted.
         head_: the fitted head, a torch module of one member.
-        chosen_: learning rate, weight decay and dropout that were chosen.
+        chosen_: the settings that were chosen, such as ``learning_rate``.
         validation_score_: balanced accuracy of these on the held-out part.
         n_features_in_: size of the second axis of X.
 
@@ -60,34 +49,6 @@ class HeadProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         >>> probe = AttentiveProbe(protocol="quick")
         >>> cross_val_score(probe, train.load(["11", "final"], ["cls", "ap"]), train.labels())  # doctest: +SKIP
     """
-
-    def __init__(
-        self,
-        head: str = "linear",
-        *,
-        layers: str | None = None,
-        tokens: str | None = None,
-        num_heads: int | None = None,
-        protocol: str | Protocol = "paper",
-        learning_rate: float | None = None,
-        weight_decay: float | None = None,
-        dropout: float | None = None,
-        device: str = "cpu",
-        precision: str = "auto",
-        random_state: Any = 0,
-    ) -> None:
-        """Store the parameters; they are checked when the estimator is fitted."""
-        self.head = head
-        self.layers = layers
-        self.tokens = tokens
-        self.num_heads = num_heads
-        self.protocol = protocol
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.dropout = dropout
-        self.device = device
-        self.precision = precision
-        self.random_state = random_state
 
     def fit(self, X: Array | SplitReader, y: Any = None) -> Self:  # noqa: N803
         """Choose the settings on a held-out part, then fit the head on everything.
@@ -100,85 +61,54 @@ class HeadProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: X and y do not fit each other, are not finite or are too few.
             UnknownNameError: the head, the protocol, a layer or a token kind does not exist.
         """
-        info = get_head(self.head)
-        if isinstance(X, SplitReader):
-            valid = np.flatnonzero(X.valid())
-            y = X.labels()[valid] if y is None else np.asarray(y)[valid]
-            X = self._load(X, valid)  # noqa: N806
-        array, y = validate_data(self, X, y, allow_nd=True, dtype=_DTYPES, ensure_min_samples=2)
+        array, y = self._read(X, y)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
-        self._shape = array.shape[1:]
-        source = InMemoryTokens(_as_tokens(array), self.device)
-        fitted = fit_head(
-            self._job(info, source, array),
-            source,
-            labels.reshape(-1),
-            protocol=self._protocol(info.has_dropout),
-            seed=_seed(self.random_state),
-            device=self.device,
-            precision=choose_precision(self.precision, torch.device(self.device)),
-        )
-        self.head_ = fitted.head
-        self.chosen_ = {name: value for name, value in vars(fitted.chosen).items() if value is not None}
-        self.validation_score_ = fitted.validation
+        self._fit(array, labels.reshape(-1), SINGLE_LABEL)
         return self
 
     def decision_function(self, X: Array | SplitReader) -> npt.NDArray[np.float32]:  # noqa: N803
         """Compute logits ``[N, C]``; of two classes the difference of the second and the first, ``[N]``."""
-        logits = self._logits(X).numpy()
+        logits = self._outputs(X).numpy()
         # scikit-learn's form of two classes.
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict_proba(self, X: Array | SplitReader) -> npt.NDArray[np.float32]:  # noqa: N803
         """Compute probabilities ``[N, C]``, in the order of `classes_`."""
-        return self._logits(X).softmax(1).numpy()
+        return self._outputs(X).softmax(1).numpy()
 
     def predict(self, X: Array | SplitReader) -> Array:  # noqa: N803
         """Return the likeliest label of each sample, ``[N]``."""
-        logits = self._logits(X)
-        labels: Array = self.classes_[logits.argmax(1).numpy()]
+        likeliest = self._outputs(X).argmax(1).numpy()
+        labels: Array = self.classes_[likeliest]
         return labels
 
-    def _logits(self, X: Array | SplitReader) -> torch.Tensor:  # noqa: N803
-        check_is_fitted(self)
-        array = self._load(X, np.flatnonzero(X.valid())) if isinstance(X, SplitReader) else X
-        array = validate_data(self, array, reset=False, allow_nd=True, dtype=_DTYPES)
-        if array.shape[1:] != self._shape:
-            raise RequestError(
-                f"{type(self).__name__} was fitted on X of shape {['N', *self._shape]}, not {list(array.shape)}"
-            )
-        source = InMemoryTokens(_as_tokens(array), self.device)
-        rows = torch.arange(source.num_samples)
-        return predict(self.head_, source, rows, prediction_batch(source)).cpu()
 
-    def _load(self, split: SplitReader, rows: npt.NDArray[np.int64]) -> Array:
-        """The rows of a split that hold features, ``[N, L, K, D]``."""
-        info = get_head(self.head)
-        blocks = [int(layer) for layer in split.layers if layer != FINAL]
-        layers = parse_layers(
-            info.default_layers if self.layers is None else self.layers, max(blocks, default=-1) + 1
-        )
-        tokens = parse_tokens("+".join(info.default_tokens) if self.tokens is None else self.tokens)
-        return as_float32(split.gather(rows, layers, tokens), split.dtype)
+class HeadRegressor(MultiOutputMixin, RegressorMixin, TokenEstimator):  # type: ignore[misc]
+    """A head as a regressor: y is one quantity ``[N]``, or several ``[N, O]``. For the rest see `HeadProbe`.
 
-    def _protocol(self, has_dropout: bool) -> Protocol:
-        protocol = get_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol
-        single: dict[str, Any] = {
-            "learning_rates": self.learning_rate,
-            "weight_decays": self.weight_decay,
-            "dropouts": self.dropout if has_dropout else None,
-        }
-        return replace(protocol, **{name: (value,) for name, value in single.items() if value is not None})
+    Attributes:
+        head_: the fitted head, a torch module of one member.
+        chosen_: the settings that were chosen.
+        validation_score_: R2 of these on the held-out part.
+    """
 
-    def _job(self, info: HeadInfo, source: InMemoryTokens, array: Array) -> Job:
-        """What to fit: X of two axes is one layer, of three a layer for each token."""
-        num_layers = array.shape[1] if array.ndim == 4 else None
-        # One attention head for each token, as in arXiv 2601.09322, as far as there are channels for them.
-        num_heads = self.num_heads or min(source.num_tokens, source.width)
-        return array_job(
-            info, source.num_tokens, num_layers, num_heads if "num_heads" in info.options else None
-        )
+    def fit(self, X: Array | SplitReader, y: Any = None) -> Self:  # noqa: N803
+        """Choose the settings on a held-out part, then fit the head on everything; errors as of `HeadProbe.fit`.
+
+        Args:
+            X: see `HeadProbe`.
+            y: quantities ``[N]`` or ``[N, O]``; the targets of the split if not given.
+        """
+        array, y = self._read(X, y, multi_output=True, y_numeric=True)
+        self._single = y.ndim == 1
+        self._fit(array, y.astype(np.float32), REGRESSION)
+        return self
+
+    def predict(self, X: Array | SplitReader) -> npt.NDArray[np.float64]:  # noqa: N803
+        """Return the quantities in their own units, ``[N]`` or ``[N, O]`` as y was; float64, as scikit-learn has them."""
+        outputs: npt.NDArray[np.float64] = self._outputs(X).double().numpy()
+        return outputs[:, 0] if self._single else outputs
 
 
 class LinearProbe(HeadProbe):
@@ -189,6 +119,7 @@ class LinearProbe(HeadProbe):
         *,
         layers: str | None = None,
         tokens: str | None = None,
+        input: str | None = None,
         protocol: str | Protocol = "paper",
         learning_rate: float | None = None,
         weight_decay: float | None = None,
@@ -201,6 +132,7 @@ class LinearProbe(HeadProbe):
             "linear",
             layers=layers,
             tokens=tokens,
+            input=input,
             protocol=protocol,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
@@ -219,6 +151,7 @@ class AttentiveProbe(HeadProbe):
         layers: str | None = None,
         tokens: str | None = None,
         num_heads: int | None = None,
+        input: str | None = None,
         protocol: str | Protocol = "paper",
         learning_rate: float | None = None,
         weight_decay: float | None = None,
@@ -233,6 +166,7 @@ class AttentiveProbe(HeadProbe):
             layers=layers,
             tokens=tokens,
             num_heads=num_heads,
+            input=input,
             protocol=protocol,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
@@ -241,21 +175,3 @@ class AttentiveProbe(HeadProbe):
             precision=precision,
             random_state=random_state,
         )
-
-
-_DTYPES = (np.float32, np.float16)
-"""What X may be as it is; anything else becomes the first."""
-
-
-def _as_tokens(array: Array) -> Array:
-    """``[N, T, D]`` of ``[N, L, K, D]``, ``[N, T, D]`` or ``[N, D]``."""
-    if not 2 <= array.ndim <= 4:
-        raise RequestError(f"X must be [N, L, K, D], [N, T, D] or [N, D], not of {array.ndim} axes")
-    return array.reshape(len(array), -1, array.shape[-1])
-
-
-def _seed(random_state: Any) -> int:
-    """A seed of whatever scikit-learn takes: a number, a generator, or None."""
-    if isinstance(random_state, int | np.integer):
-        return int(random_state)
-    return int(check_random_state(random_state).randint(2**31))

@@ -4,10 +4,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,11 +14,11 @@ from featcache.probe.auto import CANDIDATES, Candidate, choose
 from featcache.probe.closed import run_closed_sweep
 from featcache.probe.data import SplitData
 from featcache.probe.estimate import estimate_sweep
-from featcache.probe.heads import HeadInfo, get_head
+from featcache.probe.fitted import Fitted, Work, count_parameters, record_sweep
+from featcache.probe.heads import get_head
 from featcache.probe.heads.base import Head
 from featcache.probe.heads.blend import BlendHead
 from featcache.probe.kinds import REGRESSION_LOSSES, SINGLE_LABEL
-from featcache.probe.precision import FP32
 from featcache.probe.process import threads
 from featcache.probe.protocol import NO_FOLDS, Member, Protocol
 from featcache.probe.request import (
@@ -30,7 +29,6 @@ from featcache.probe.request import (
     GROUP_LASSO,
     Job,
     ProbeRequest,
-    array_selection,
     make_job,
 )
 from featcache.probe.results import Chosen
@@ -48,8 +46,7 @@ from featcache.probe.sweep import (
     run_sweep,
     tune,
 )
-from featcache.probe.tasks import Task, as_tensor, make_task
-from featcache.probe.tokens import TokenSource
+from featcache.probe.tasks import as_tensor, make_task
 from featcache.probe.unfinished import Unfinished
 from featcache.store.progress import Reporter, Silent
 
@@ -60,31 +57,6 @@ GROUP_SECONDS = 300.0
 SMALL_STEP = 3e9
 
 Outcome = TypeVar("Outcome", SweepResult, Tuning)
-Trials = tuple[Mapping[str, Any], ...]
-"""Settings and score of everything that validation compared."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A head, fitted on all of train, and how it was chosen."""
-
-    head: Head
-    task: Task
-    parameters: int
-    validation: float
-    """The task's score of the chosen settings on held-out samples."""
-    chosen: Chosen
-    seconds: float
-    name: str
-    """Of the head: that of the request, unless that was ``auto``."""
-    input: str
-    """Input stage; of an average, those of its parts."""
-    trials: Trials = ()
-
-    @property
-    def num_classes(self) -> int:
-        """C, or outputs of a regression."""
-        return self.task.num_outputs
 
 
 @dataclass(frozen=True)
@@ -117,7 +89,7 @@ class Fitter:
             RequestError: the train split is too small, or its targets are not for this head.
         """
         task, targets = make_task(train.labels, self.target_kind, loss=self.regression_loss)
-        work = _Work(job, seed, run, title, train, task, targets)
+        work = Work(job, seed, run, title, train, task, targets)
         if job.solver != CHOICE:
             job.head.check_kind(task.kind)
         fitter = self
@@ -129,16 +101,16 @@ class Fitter:
         how = {EXACT: fitter._solve, CLOSED: fitter._compute, CHOICE: fitter._choose, ADAMW: fitter._train}
         return how[job.solver](work)
 
-    def _train(self, work: "_Work") -> Fitted:
+    def _train(self, work: Work) -> Fitted:
         sweep = self._plan(work)
         with threads(_threads(sweep)):
             result, _ = self._sweep(work, sweep, self._unfinished(work), run_sweep)
         return self._trained(work, result.member, result.validation, result.head, result.seconds)
 
-    def _unfinished(self, work: "_Work") -> Unfinished | None:
+    def _unfinished(self, work: Work) -> Unfinished | None:
         return None if self.out is None else Unfinished(self.out, work.run)
 
-    def _plan(self, work: "_Work") -> Sweep:
+    def _plan(self, work: Work) -> Sweep:
         return plan_sweep(
             work.job.build,
             work.train.tokens,
@@ -150,23 +122,23 @@ class Fitter:
         )
 
     def _trained(
-        self, work: "_Work", member: Member, validation: Mapping[Member, float], head: Head, seconds: float
+        self, work: Work, member: Member, validation: Mapping[Member, float], head: Head, seconds: float
     ) -> Fitted:
         return Fitted(
             head,
             work.task,
-            _count(head),
+            count_parameters(head),
             validation[member],
             Chosen(member.learning_rate, member.weight_decay, member.dropout),
             seconds,
             work.job.head.name,
             self.protocol.input,
-            tuple({**vars(one), "score": score} for one, score in validation.items()),
+            record_sweep(work.task, [(vars(one), score) for one, score in validation.items()], vars(member)),
         )
 
     def _sweep(
         self,
-        work: "_Work",
+        work: Work,
         sweep: Sweep,
         unfinished: Unfinished | None,
         run: Callable[[Sweep, SweepOptions], Outcome],
@@ -193,7 +165,7 @@ class Fitter:
             unfinished.remove()
         return result, replace(options, finished=(), on_group=None)
 
-    def _announce(self, work: "_Work", sweep: Sweep, options: SweepOptions) -> tuple[SweepOptions, int]:
+    def _announce(self, work: Work, sweep: Sweep, options: SweepOptions) -> tuple[SweepOptions, int]:
         """Say how long a sweep will take, and cut groups that would take too long; also the trainings of the sweep."""
         estimate = estimate_sweep(sweep, options)
         if estimate.seconds > 2 * GROUP_SECONDS:
@@ -211,10 +183,10 @@ class Fitter:
         )
         return options, number
 
-    def _compute(self, work: "_Work") -> Fitted:
+    def _compute(self, work: Work) -> Fitted:
         return self._computed(work)[0]
 
-    def _computed(self, work: "_Work") -> tuple[Fitted, Tensor]:
+    def _computed(self, work: Work) -> tuple[Fitted, Tensor]:
         """Fit by formula; also the outputs on held-out samples."""
         with self.reporter.progress(work.title, "fits") as update:
             result = run_closed_sweep(
@@ -232,20 +204,20 @@ class Fitter:
         fitted = Fitted(
             result.head,
             work.task,
-            _count(result.head),
+            count_parameters(result.head),
             next(score for settings, score in result.validation if dict(settings) == chosen),
             Chosen(settings=dict(result.settings)),
             result.seconds,
             work.job.head.name,
             self.protocol.input,
-            tuple({**settings, "score": score} for settings, score in result.validation),
+            record_sweep(work.task, result.validation, chosen),
         )
         return fitted, result.held_out
 
-    def _solve(self, work: "_Work") -> Fitted:
+    def _solve(self, work: Work) -> Fitted:
         return self._solved(work)[0]
 
-    def _solved(self, work: "_Work") -> tuple[Fitted, Tensor]:
+    def _solved(self, work: Work) -> tuple[Fitted, Tensor]:
         """Solve exactly; also the outputs on held-out samples."""
         job = work.job
         get_head("logreg").check_kind(work.task.kind)
@@ -274,17 +246,21 @@ class Fitter:
         fitted = Fitted(
             head.eval(),
             work.task,
-            _count(head),
+            count_parameters(head),
             result.validation[result.penalty],
             Chosen(penalty=result.penalty, converged=result.certificate.converged, kept_layers=kept),
             result.seconds,
             job.head.name,
             self.protocol.input,
-            tuple({"penalty": penalty, "score": score} for penalty, score in result.validation.items()),
+            record_sweep(
+                work.task,
+                [({"penalty": penalty}, score) for penalty, score in result.validation.items()],
+                {"penalty": result.penalty},
+            ),
         )
         return fitted, result.held_out
 
-    def _choose(self, work: "_Work") -> Fitted:
+    def _choose(self, work: Work) -> Fitted:
         """Let heads and input stages compete."""
         candidates: list[Candidate] = []
         if self.protocol.folds == NO_FOLDS:
@@ -304,9 +280,9 @@ class Fitter:
         choice, reason = choose(candidates, targets, work.task)
         self.reporter.message(f"{work.title} chose {reason}")
         parts = [part.finish() for part in choice.parts]
-        trials = tuple({"head": one.head, "input": one.input, "score": one.score} for one in candidates)
+        listed = tuple({"head": one.head, "input": one.input, "score": one.score} for one in candidates)
         if len(parts) == 1:
-            return replace(parts[0], trials=trials)
+            return replace(parts[0], sweep=None, candidates=listed)
         head = BlendHead.of([part.name for part in parts], [part.head for part in parts], work.task.kind)
         return Fitted(
             head,
@@ -317,10 +293,10 @@ class Fitter:
             sum(part.seconds for part in parts),
             "blend",
             " + ".join(f"{part.name} on {part.input}" for part in parts),
-            trials,
+            candidates=listed,
         )
 
-    def _candidate(self, work: "_Work") -> Candidate:
+    def _candidate(self, work: Work) -> Candidate:
         name, stage = work.job.head.name, self.protocol.input
         if work.job.solver in (EXACT, CLOSED):
             # These are fitted in seconds, so the final fit is not put off.
@@ -342,84 +318,6 @@ class Fitter:
             return self._trained(work, found.member, found.validation, head, seconds)
 
         return Candidate(name, stage, found.validation[found.member], held_out, finish_it)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One fit."""
-
-    job: Job
-    seed: int
-    run: str
-    title: str
-    train: SplitData
-    task: Task
-    targets: npt.NDArray[Any]
-
-
-def fit_head(
-    job: Job,
-    tokens: TokenSource,
-    targets: npt.NDArray[Any],
-    *,
-    protocol: Protocol,
-    seed: int = 0,
-    target_kind: str | None = None,
-    regression_loss: str = REGRESSION_LOSSES[0],
-    device: torch.device | str = "cpu",
-    precision: str = FP32,
-    memory: int = 2**31,
-    reporter: Reporter | None = None,
-) -> Fitted:
-    """Choose and fit a head on arrays instead of a cache.
-
-    Args:
-        job: head and tokens; `featcache.probe.request.make_job` makes one.
-        tokens: N samples.
-        targets: as `make_task` takes them.
-        protocol: what is swept over, and how.
-        seed: fixes everything that is drawn.
-        target_kind: what the targets are; by default what their type says.
-        regression_loss: ``mse`` or ``mae``.
-        device: where to fit.
-        precision: of matrix products in training, ``fp32`` or ``bf16``.
-        memory: bytes for the members that train together.
-        reporter: receives messages and progress.
-
-    Raises:
-        RequestError: targets that do not fit the samples or the head, or too few samples.
-    """
-    fitter = Fitter(
-        protocol,
-        torch.device(device),
-        precision,
-        memory,
-        reporter=reporter or Silent(),
-        target_kind=target_kind,
-        regression_loss=regression_loss,
-    )
-    train = SplitData(tokens, targets, (), streamed=False, bytes=0)
-    return fitter.fit(job, seed, "", job.head.name, train)
-
-
-def array_job(
-    info: HeadInfo,
-    num_tokens: int,
-    num_layers: int | None = None,
-    num_heads: int | None = None,
-    **options: int,
-) -> Job:
-    """A job for arrays: T tokens, layer by layer, of L layers (by default T).
-
-    Raises:
-        RequestError: the tokens do not divide among the layers.
-    """
-    request = ProbeRequest((info.name,), num_heads=num_heads, options=options)
-    return make_job(info, array_selection(num_tokens, num_layers), request)
-
-
-def _count(head: Head) -> int:
-    return sum(parameter.numel() for parameter in head.parameters())
 
 
 def _threads(sweep: Sweep) -> int:

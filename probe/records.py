@@ -1,4 +1,4 @@
-"""What is kept of a run beside its head, for plots and for people: the losses of the final fit, attention; and the sweep as it was written. No torch."""
+"""What is kept of a run beside its head, for plots and for people: the sweep, the losses of the final fit, attention. No torch."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.probe.results import VALIDATION_FILE, ResultRow
 from featcache.store.errors import CacheError
-from featcache.store.files import (
-    MAX_DOCUMENT_BYTES,
-    JsonObject,
-    field,
-    parse_json,
-    read_json,
-    write_atomic,
-)
-from featcache.store.plain import open_plain
+from featcache.store.files import JsonObject, field, read_json, write_atomic
 
+SWEEP_FILE = "sweep.json"
 CURVE_FILE = "curve.json"
 ATTENTION_FILE = "attention.json"
 MAX_CURVE_POINTS = 200
@@ -31,8 +23,8 @@ MAX_CURVE_POINTS = 200
 class Trial:
     """One member of a sweep, or one penalty of a path."""
 
-    settings: Mapping[str, float | str]
-    """Such as learning_rate, weight_decay and dropout; or head and input."""
+    settings: Mapping[str, float]
+    """Such as learning_rate, weight_decay and dropout."""
     validation: float
     """Its score on the held-out samples."""
 
@@ -61,38 +53,29 @@ class AttentionRecord:
     """``[C, L, K]``; NaN for a class without images. None where samples have no single class."""
 
 
-def read_sweep(folder: Path, row: ResultRow) -> SweepRecord | None:
-    """Read what validation compared; None if nothing was chosen, or the run has no such file.
+def save_sweep(folder: Path, record: SweepRecord) -> None:
+    """Write sweep.json."""
+    trials = [{**trial.settings, "validation": _number(trial.validation)} for trial in record.trials]
+    _write(folder / SWEEP_FILE, {"score": record.score, "chosen": record.chosen, "trials": trials})
+
+
+def read_sweep(folder: Path) -> SweepRecord | None:
+    """Read it back; None if the run has none.
 
     Raises:
         CacheError: it is damaged.
     """
-    path = folder / VALIDATION_FILE
-    try:
-        descriptor, size = open_plain(path)
-    except FileNotFoundError:
+    document, where = _read(folder / SWEEP_FILE)
+    if document is None:
         return None
-    with open(descriptor, "rb") as file:
-        # An array is not a document of ours; it becomes one.
-        document = parse_json(b'{"trials":' + file.read(min(size, MAX_DOCUMENT_BYTES)) + b"}", str(path))
     trials = []
-    for found in field(document, "trials", list, str(path)):
-        if not isinstance(found, dict) or "score" not in found:
-            raise CacheError(f"{path}: a trial has no score")
-        settings = {name: value for name, value in found.items() if name != "score"}
-        trials.append(Trial(settings, _nan(found["score"])))
-    if not trials:
-        return None
-    return SweepRecord(row.metric, trials, _chosen(trials, row))
-
-
-def _chosen(trials: Sequence[Trial], row: ResultRow) -> int:
-    """The trial that the row's settings are those of; the best where the row does not tell, as of an average."""
-    known = {**vars(row), **(row.settings or {}), "head": row.chosen_head}
-    for index, trial in enumerate(trials):
-        if all(known.get(name) == value for name, value in trial.settings.items()):
-            return index
-    return int(np.nanargmax([trial.validation for trial in trials]))
+    for row in field(document, "trials", list, where):
+        settings = {name: float(value) for name, value in row.items() if name != "validation"}
+        trials.append(Trial(settings, _nan(row["validation"])))
+    chosen = field(document, "chosen", int, where)
+    if not 0 <= chosen < len(trials):
+        raise CacheError(f"{where}: field 'chosen' is none of the trials")
+    return SweepRecord(field(document, "score", str, where), trials, chosen)
 
 
 def save_curve(folder: Path, losses: Sequence[float]) -> None:
@@ -109,7 +92,7 @@ def save_curve(folder: Path, losses: Sequence[float]) -> None:
 
 
 def read_curve(folder: Path) -> tuple[list[int], list[float]] | None:
-    """Read updates and losses back; None if the head was not trained. Errors as in `read_sweep`."""
+    """Read updates and losses back; None if the run has none. Errors as in `read_sweep`."""
     document, where = _read(folder / CURVE_FILE)
     if document is None:
         return None

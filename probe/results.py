@@ -5,7 +5,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.jsonl"
 PREDICTIONS_FILE = "predictions.csv"
 SCORES_FILE = "scores.json"
-VALIDATION_FILE = "validation.json"
+CANDIDATES_FILE = "candidates.json"
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,10 @@ class ResultRow:
     """Of featcache."""
     folder: str
     """Folder of the trained head, relative to the results."""
+    setup: str = ""
+    """Digest of everything that was asked for but seed and draw: runs that share it are repetitions. Early rows have none."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the head took besides its size."""
 
     def to_dict(self) -> JsonObject:
         """Return the row as plain JSON values."""
@@ -117,9 +121,14 @@ class ResultRow:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self | None:
         """Read a row back; None for a row of another version's fields."""
-        if document.keys() != cls.__dataclass_fields__.keys():
+        needed = {name for name, one in cls.__dataclass_fields__.items() if _has_no_default(one)}
+        if not needed <= document.keys() <= cls.__dataclass_fields__.keys():
             return None
         return cls(**document)
+
+
+def _has_no_default(one: Field[Any]) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
 
 
 def run_id(settings: Mapping[str, Any]) -> str:
@@ -159,6 +168,14 @@ def read_rows(out: Path) -> list[ResultRow]:
     return rows
 
 
+def count_lines(out: Path) -> int:
+    """Lines of results.jsonl, whatever they hold."""
+    try:
+        return len((out / RESULTS_FILE).read_bytes().splitlines())
+    except FileNotFoundError:
+        return 0
+
+
 def save_predictions(
     path: Path,
     sample_ids: Sequence[str],
@@ -191,15 +208,20 @@ def save_predictions(
     else:
         named = [names[index] if index < len(names) else str(index) for index in range(outputs.shape[1])]
         writer.writerow(("sample_id", *named, *(f"predicted {name}" for name in named)))
-        for sample_id, targets, row in rows:
+        for sample_id, target, row in rows:
+            targets = np.atleast_1d(target)
             writer.writerow(
                 (sample_id, *(f"{value:g}" for value in targets), *(f"{value:.6g}" for value in row))
             )
     write_atomic(path, buffer.getvalue().encode())
 
 
-def save_scores(directory: Path, report: "Report", validation: Sequence[Mapping[str, Any]]) -> None:
-    """Write scores.json (all scores, per class, confusion matrix) and validation.json (what the choice compared)."""
+def save_scores(directory: Path, report: "Report") -> None:
+    """Write scores.json: all scores, those of each class, and the confusion matrix."""
     write_atomic(directory / SCORES_FILE, json.dumps(report.to_dict(), indent=1).encode() + b"\n")
-    document = [dict(trial) for trial in validation]
-    write_atomic(directory / VALIDATION_FILE, json.dumps(document, indent=1).encode() + b"\n")
+
+
+def save_candidates(directory: Path, candidates: Sequence[Mapping[str, Any]]) -> None:
+    """Write candidates.json: head, input stage and score of everything that ``auto`` compared."""
+    document = [dict(candidate) for candidate in candidates]
+    write_atomic(directory / CANDIDATES_FILE, json.dumps(document, indent=1).encode() + b"\n")

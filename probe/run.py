@@ -12,7 +12,8 @@ import torch
 from featcache.probe.attention import mean_attention, save_attention
 from featcache.probe.bootstrap import score_interval
 from featcache.probe.data import SplitData, base_stage, check_memory, load_split, stream_window
-from featcache.probe.fitting import Fitted, Fitter
+from featcache.probe.fitted import Fitted
+from featcache.probe.fitting import Fitter
 from featcache.probe.heads import get_head
 from featcache.probe.kinds import SINGLE_LABEL
 from featcache.probe.memory import TRAIN, Budget
@@ -20,7 +21,7 @@ from featcache.probe.metrics import Report
 from featcache.probe.precision import choose_precision
 from featcache.probe.process import flush_denormals, return_freed_memory
 from featcache.probe.protocol import Protocol, batch_size
-from featcache.probe.records import save_curve
+from featcache.probe.records import save_curve, save_sweep
 from featcache.probe.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
 from featcache.probe.results import (
     PREDICTIONS_FILE,
@@ -28,19 +29,22 @@ from featcache.probe.results import (
     append_row,
     read_rows,
     run_id,
+    save_candidates,
     save_predictions,
     save_scores,
 )
 from featcache.probe.saved import CONFIG_FILE, HeadConfig, describe_parts, features_digest, save_head
 from featcache.probe.split import draw_shots
-from featcache.probe.tasks import as_tensor, make_task
+from featcache.probe.tasks import as_tensor, kind_of, make_task
 from featcache.probe.trainer import predict, prediction_batch
 from featcache.store.catalogue import slug
 from featcache.store.errors import RequestError
+from featcache.store.files import JsonObject
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
 
+PARITY = "paper-parity"
 FEW_SHOTS, FEW_SHOT_FOLDS = 10, 5
 """With fewer samples of each class the choice is by folds, at most so many."""
 
@@ -75,7 +79,13 @@ def probe(
     flush_denormals()
     wanted = jobs(cache, request)
     request.out.mkdir(parents=True, exist_ok=True)
-    runner = _Runner(cache, request, torch.device(device), reporter or Silent())
+    reporter = reporter or Silent()
+    if request.protocol == PARITY and "quickgelu" in cache.spec.backbone.architecture.lower():
+        reporter.message(
+            f"note: {PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model under the "
+            "authors' name, such as open_clip:ViT-L-14/openai, to compare with their scores"
+        )
+    runner = _Runner(cache, request, torch.device(device), reporter)
     for job in wanted:
         runner.check(job)
     rows: list[ResultRow] = []
@@ -99,7 +109,8 @@ class _Trial:
 
     def __str__(self) -> str:
         """For titles."""
-        few = "" if self.shots is None else f"{self.shots} shots, draw {self.draw}, "
+        plural = "" if self.shots == 1 else "s"
+        few = "" if self.shots is None else f"{self.shots} shot{plural}, draw {self.draw}, "
         return f"{few}seed {self.seed}"
 
 
@@ -145,6 +156,9 @@ class _Runner:
             job.build(
                 job.selection.num_tokens, backbone.width, len(self._cache.inventory.class_names), (0.0,)
             )
+        kind = self._request.target_kind or kind_of(reader.labels())
+        if job.solver != CHOICE:
+            get_head("logreg" if job.solver == EXACT else job.head.name).check_kind(kind)
         if job.solver in (ADAMW, CHOICE):
             check_memory(reader, job.selection, batch_size(reader.num_samples, self._protocol), self._budget)
 
@@ -176,22 +190,28 @@ class _Runner:
             return protocol
         return replace(protocol, folds=min(FEW_SHOT_FOLDS, trial.shots), folds_below=None)
 
+    def _setup(self, job: Job, trial: _Trial) -> JsonObject:
+        """Everything that is asked for, but the repetition."""
+        return {
+            "cache_key": self._cache.key,
+            # A partial cache gives other scores than the same cache completed.
+            "blocks": len(self._cache.manifest.blocks),
+            "head": job.head.name,
+            "tokens": [[part.group, part.layers, part.tokens] for part in job.selection.parts],
+            "options": dict(job.options),
+            "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
+            "targets": [self._request.target_kind, self._request.regression_loss],
+            "precision": self._precision,
+            "protocol": asdict(self._protocol_of(job, trial)),
+        }
+
     def _run_id(self, job: Job, trial: _Trial) -> str:
         return run_id(
             {
-                "cache_key": self._cache.key,
-                # A partial cache gives other scores than the same cache completed.
-                "blocks": len(self._cache.manifest.blocks),
-                "head": job.head.name,
-                "tokens": [[part.group, part.layers, part.tokens] for part in job.selection.parts],
-                "options": dict(job.options),
-                "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
-                "targets": [self._request.target_kind, self._request.regression_loss],
-                "precision": self._precision,
+                **self._setup(job, trial),
+                "trial": asdict(trial),
                 # The order of the rows depends on it.
                 "window": stream_window(self._cache["train"], job.selection, self._budget.for_tokens(TRAIN)),
-                "protocol": asdict(self._protocol_of(job, trial)),
-                "trial": asdict(trial),
                 "device": self._device.type,
                 "version": version("featcache"),
             }
@@ -289,6 +309,8 @@ class _Runner:
             finished_at=round(time.time(), 3),
             version=version("featcache"),
             folder="/".join(("heads", "-".join((*map(slug, words), f"s{trial.seed}", run)))),
+            setup=run_id({**self._setup(job, trial), "shots": trial.shots}),
+            options=dict(job.options),
         )
 
     def _save(
@@ -328,7 +350,11 @@ class _Runner:
         save_predictions(
             folder / PREDICTIONS_FILE, test.sample_ids, test.labels, answers, class_names, row.target_kind
         )
-        save_scores(folder, report, fitted.trials)
+        save_scores(folder, report)
+        if fitted.sweep is not None:
+            save_sweep(folder, fitted.sweep)
+        if fitted.candidates:
+            save_candidates(folder, fitted.candidates)
         if fitted.head.losses is not None:
             save_curve(folder, fitted.head.losses.tolist())
         if get_head(fitted.name).has_attention:

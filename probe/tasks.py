@@ -175,9 +175,7 @@ def make_task(
         UnknownNameError: there is no such kind or loss.
     """
     targets = np.asarray(targets)
-    discrete = np.issubdtype(targets.dtype, np.integer) or targets.dtype == bool
-    if kind is None:
-        kind = (SINGLE_LABEL if targets.ndim == 1 else MULTI_LABEL) if discrete else REGRESSION
+    kind = kind or kind_of(targets)
     if kind not in KINDS:
         raise UnknownNameError("kind of targets", kind, KINDS)
     if loss not in REGRESSION_LOSSES:
@@ -200,6 +198,13 @@ def make_task(
     if not np.isin(targets, (0, 1)).all():
         raise RequestError("multi-label targets must be 0 or 1, one column for every class")
     return MultiLabel(targets.shape[1]), targets.astype(np.float32)
+
+
+def kind_of(targets: Targets) -> str:
+    """The kind of targets that a type and a shape stand for: integers ``[N]``, integers ``[N, C]``, or floats."""
+    if not (np.issubdtype(targets.dtype, np.integer) or targets.dtype == bool):
+        return REGRESSION
+    return SINGLE_LABEL if targets.ndim == 1 else MULTI_LABEL
 
 
 def _single_label(labels: npt.NDArray[Any], num_classes: int | None) -> tuple[SingleLabel, Targets]:

@@ -13,12 +13,14 @@ from featcache.cli.doctor import doctor_command
 from featcache.cli.export import export_command
 from featcache.cli.extract import extract_command
 from featcache.cli.gc import gc_command
+from featcache.cli.heads import heads_command
 from featcache.cli.import_ import import_command
 from featcache.cli.info import info_command
 from featcache.cli.ls import ls_command
 from featcache.cli.models import models_command
 from featcache.cli.plot import plot_command
 from featcache.cli.probe import probe_command
+from featcache.cli.protocols import protocols_command
 from featcache.cli.pull import pull_command
 from featcache.cli.push import push_command
 from featcache.cli.results import results_command
@@ -54,8 +56,8 @@ for _command in (push_command, pull_command):
     cli.add_command(_command)
 for _command in (rm_command, gc_command, export_command, import_command):
     cli.add_command(_command)
-cli.add_command(models_command)
-cli.add_command(datasets_command)
+for _command in (models_command, datasets_command, heads_command, protocols_command):
+    cli.add_command(_command)
 cli.add_command(doctor_command)
 
 

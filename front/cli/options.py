@@ -29,15 +29,15 @@ class _Size(click.ParamType[int]):
 
 SIZE = _Size()
 
-_OPTIONS = (
-    click.option(
-        "--root",
-        multiple=True,
-        type=click.Path(path_type=Path, file_okay=False),
-        metavar="DIR",
-        help="Folder of the caches; may be repeated, new caches go to the first. "
-        "[default: $FEATCACHE_ROOT, else the user's cache folder]",
-    ),
+_ROOT = click.option(
+    "--root",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder of the caches; may be repeated, new caches go to the first. "
+    "[default: $FEATCACHE_ROOT, else the user's cache folder]",
+)
+_OUTPUT = (
     click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; no progress."),
     # Only main() looks at it, on the command line itself.
     click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
@@ -91,6 +91,11 @@ def dataset_options(function: Command) -> Command:
 
 def common_options(function: Command) -> Command:
     """Add ``--root``, ``--json`` (as `as_json`) and ``--debug`` to a command."""
-    for option in reversed(_OPTIONS):
+    return _ROOT(output_options(function))
+
+
+def output_options(function: Command) -> Command:
+    """Add ``--json`` (as `as_json`) and ``--debug`` to a command that looks at no cache."""
+    for option in reversed(_OUTPUT):
         function = option(function)
     return function

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from featcache.cli.options import common_options
+from featcache.cli.options import output_options
 from featcache.cli.results import chosen_rows, filter_options
 from featcache.console import print_json
 from featcache.probe.report.groups import SCORES, group_rows
@@ -27,8 +27,8 @@ Examples:
     "named",
     multiple=True,
     metavar="KIND",
-    help="gains over --against; attention per layer and token kind; attention-by-class; curves of the training loss; sweep; "
-    "calibration. May be repeated, or a list.  [default: all]",
+    help="gains over --against; shots: scores from few samples; attention per layer and token kind; attention-by-class; "
+    "curves of the training loss; sweep; calibration. May be repeated, or a list.  [default: all]",
 )
 @click.option("--score", default=SCORES[0], show_default=True, metavar="NAME", help="Of the gains.")
 @click.option(
@@ -40,14 +40,13 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of the plots.  [default: plots in FOLDER]",
 )
-@common_options
+@output_options
 def plot_command(
     folder: Path,
     named: tuple[str, ...],
     score: str,
     against: str | None,
     to: Path | None,
-    root: tuple[Path, ...],
     as_json: bool,
     **given: tuple[str, ...],
 ) -> None:

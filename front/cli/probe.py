@@ -1,44 +1,44 @@
 """``featcache probe``: heads trained on a cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from featcache.cli.grid import GridError, open_caches
+from featcache.cli.grid import GridError, borrow_for_probe, open_caches
 from featcache.cli.options import SIZE, common_options
+from featcache.cli.probe_table import NUMERIC, rows_table
+from featcache.cli.training import parse_numbers, training_options, training_settings
 from featcache.console import ConsoleReporter, print_json, print_table
-from featcache.probe.protocol import get_protocol
-from featcache.probe.request import ProbeRequest, jobs, left_out, needed
+from featcache.probe.request import ProbeRequest, jobs, left_out
 from featcache.probe.table import TableRow
 from featcache.store.catalogue import roots
-from featcache.store.errors import RequestError
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.transfer.address import is_address
 
 if TYPE_CHECKING:
     from featcache.probe.results import ResultRow
 
-COLUMNS = (
-    *("head", "layers", "tokens", "seed", "balanced acc", "top-1", "gain"),
-    *("chosen", "parameters", "seconds"),
-)
-
 EPILOG = """\b
 Examples:
-  featcache probe --head attentive
+  featcache probe --head auto
   featcache probe --head linear --head attentive --layers all --tokens cls+ap --seeds 0,1,2
   featcache probe --head attentive --layers last --tokens cls+patches
   featcache probe --head linear --layers all --tokens cls+ap --solver exact
+  featcache probe --head logreg,ridge --input standard --shots 1,5,10 --draws 5
   featcache probe --table paper --model dinov2-vit-s-14,vit-l-14 --dataset photos,flowers
   featcache probe --head linear --cache s3://bucket/team/flowers/vit-l-14-0123456789ab
 """
 
 
 @click.command("probe", epilog=EPILOG)
-@click.option("--head", "heads", multiple=True, help="linear or attentive; may be repeated, or a list.")
+@click.option(
+    "--head",
+    "heads",
+    multiple=True,
+    help="Such as auto, linear, attentive or logreg; may be repeated, or a list. See `featcache heads`.",
+)
 @click.option("--table", help="paper: the ten rows of the paper, instead of --head, --layers and --tokens.")
 @click.option(
     "--layers", help="last, mid+last, quarters, all, every, or a list such as 0,3,final.  [default: by head]"
@@ -50,7 +50,10 @@ Examples:
     help="Attention heads.  [default: one for each token; 8 with patches]",
 )
 @click.option(
-    "--protocol", default="paper", show_default=True, help="paper: the full sweep of the paper; or quick."
+    "--protocol",
+    default="paper",
+    show_default=True,
+    help="paper: the full sweep of the paper; paper-parity, quick, or a file of one's own. See `featcache protocols`.",
 )
 @click.option("--seeds", default="0", show_default=True, help="Seeds, such as 0,1,2.")
 @click.option(
@@ -91,6 +94,7 @@ Examples:
     help="For tokens and members that train, such as 2GB; tokens that do not fit are streamed.  "
     "[default: about half of what is free]",
 )
+@training_options
 @common_options
 def probe_command(
     heads: tuple[str, ...],
@@ -113,6 +117,7 @@ def probe_command(
     memory: int | None,
     root: tuple[Path, ...],
     as_json: bool,
+    **training: Any,
 ) -> None:
     """Train heads on cached tokens and score them on the test split.
 
@@ -129,10 +134,11 @@ def probe_command(
         solver=solver,
         penalty=penalty,
         memory=memory,
-        seeds=_parse_seeds(seeds),
+        seeds=parse_numbers("seeds", seeds),
         out=out,
         force=force,
         table=table,
+        **training_settings(training),
     )
     if cache and is_address(cache):
         caches = [open_cache(borrow_for_probe(cache, roots(root), request, reporter))]
@@ -156,7 +162,7 @@ def probe_command(
     if as_json:
         print_json([row.to_dict() for row in result.rows])
     else:
-        _print(result.rows, out, grid=len(caches) > 1)
+        _print(result.rows, out, len(caches) > 1, max(request.settings().learning_rates))
     if result.failures:
         raise GridError(result.failures)
 
@@ -168,19 +174,18 @@ def _left_out(cache: Cache, row: TableRow, missing: str) -> str:
     return f"row left out: {row}: {reason}"
 
 
-def _print(rows: Sequence["ResultRow"], out: Path, grid: bool) -> None:
+def _print(rows: Sequence["ResultRow"], out: Path, grid: bool, largest_rate: float) -> None:
     """The table, and what there is to say about its rows."""
     from featcache.probe.attention import HEATMAP_FILE
     from featcache.probe.results import RESULTS_FILE
 
-    names = (lambda row: [row.dataset, row.model]) if grid else (lambda row: [])
-    columns = (*(("dataset", "model") if grid else ()), *COLUMNS)
-    print_table(columns, _table(rows, names), numeric=(*COLUMNS[3:7], *COLUMNS[8:]))
+    columns, lines = rows_table(rows, grid)
+    print_table(columns, lines, numeric=NUMERIC)
     notes: set[str] = set()
     for row in rows:
         if row.kept_layers is not None:
             click.echo(f"layers left with weight: {', '.join(row.kept_layers) or 'none'}")
-        if row.learning_rate == max(get_protocol(row.protocol).learning_rates):
+        if row.learning_rate == largest_rate:
             notes.add(
                 f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the largest learning rate of "
                 f"{row.protocol}; it may not have converged"
@@ -190,85 +195,3 @@ def _print(rows: Sequence["ResultRow"], out: Path, grid: bool) -> None:
     for note in sorted(notes):
         click.echo(note)
     click.echo(f"results: {out / RESULTS_FILE}; `featcache results` shows them again, side by side")
-
-
-def borrow_for_probe(
-    cache: str, search: Sequence[Path], request: ProbeRequest, reporter: ConsoleReporter
-) -> Path:
-    """Fetch what a probe needs of a cache on a remote; returns where it is then."""
-    from featcache.store.transfer.address import parse_address
-    from featcache.store.transfer.borrow import borrow
-
-    return borrow(parse_address(cache), search, lambda whole: needed(whole, request), reporter=reporter)
-
-
-def _parse_seeds(text: str) -> tuple[int, ...]:
-    try:
-        seeds = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise RequestError(f"seeds must be whole numbers separated by commas, got {text!r}") from None
-    if min(seeds) < 0:
-        raise RequestError(f"seeds must not be negative, got {text!r}")
-    return seeds
-
-
-def _table(rows: Sequence["ResultRow"], names: "Callable[[ResultRow], list[str]]") -> list[list[str]]:
-    """A line for every row, and where a head was trained with several seeds one for their mean."""
-    lines = []
-    groups: dict[tuple[object, ...], list[ResultRow]] = {}
-    for row in rows:
-        key = (row.cache_key, row.head, row.solver, tuple(row.layer_names), tuple(row.tokens))
-        groups.setdefault(key, []).append(row)
-    for group in groups.values():
-        lines += [names(row) + _line(row) for row in group]
-        if len(group) > 1:
-            lines.append(names(group[0]) + _mean_line(group))
-    return lines
-
-
-def _line(row: "ResultRow") -> list[str]:
-    points = [f"{100 * row.score:.2f}", _points([row.top1]), f"{100 * row.gain:+.2f}"]
-    return [
-        row.head,
-        row.layers,
-        "+".join(row.tokens),
-        str(row.seed),
-        *points,
-        _chosen(row),
-        f"{row.parameters:,}",
-        f"{row.seconds:.1f}",
-    ]
-
-
-def _chosen(row: "ResultRow") -> str:
-    if row.penalty is not None:
-        return f"{row.penalty_kind} {row.penalty:.2g}"
-    dropout = f", dropout {row.dropout:g}" if row.dropout else ""
-    return f"lr {row.learning_rate:g}, decay {row.weight_decay:g}{dropout}"
-
-
-def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
-    scores = [
-        _points([row.score for row in group]),
-        _points([row.top1 for row in group]),
-        _points([row.gain for row in group], "+"),
-    ]
-    first = group[0]
-    return [
-        first.head,
-        first.layers,
-        "+".join(first.tokens),
-        "mean",
-        *scores,
-        "",
-        f"{first.parameters:,}",
-        f"{sum(r.seconds for r in group):.1f}",
-    ]
-
-
-def _points(values: Sequence[float | None], sign: str = "") -> str:
-    """Percent: one value, or mean and deviation of several; nothing where there is no such score."""
-    known = [100 * value for value in values if value is not None]
-    if not known:
-        return ""
-    return f"{mean(known):{sign}.2f}" + (f" ± {stdev(known):.2f}" if len(known) > 1 else "")

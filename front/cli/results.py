@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from featcache.cli.options import common_options
+from featcache.cli.options import output_options
 from featcache.console import print_json, print_table
 from featcache.probe.report.groups import SCORES, filter_rows, group_rows
 from featcache.probe.report.tables import FORMATS, SUFFIXES, to_records
 from featcache.probe.report.views import VIEWS, Against, parse_reference
-from featcache.probe.results import RESULTS_FILE, ResultRow, read_rows
+from featcache.probe.results import RESULTS_FILE, ResultRow, count_lines, read_rows
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import write_atomic
 
@@ -20,14 +20,13 @@ Examples:
   featcache results --view gains --against linear:all:cls+ap
   featcache results --view published --protocol paper
 """
-FILTERS = ("model", "dataset", "head", "layers", "tokens", "protocol", "solver", "seed")
+FILTERS = ("model", "dataset", "head", "layers", "tokens", "input", "protocol", "solver", "shots", "seed")
 
 
 def filter_options(function: click.decorators.FC) -> click.decorators.FC:
     """Add an option for every field that results are chosen by."""
     for name in reversed(FILTERS):
-        split = "" if name == "layers" else ", or of these: a,b"
-        text = f"Only results of this {name}{split}; may be repeated."
+        text = "One of them; may be repeated." if name == "layers" else "One, or a list; may be repeated."
         function = click.option(f"--{name}", multiple=True, metavar="NAME", help=text)(function)
     return function
 
@@ -42,6 +41,12 @@ def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[Resul
     if not rows:
         what = "no results that this version can read" if (folder / RESULTS_FILE).exists() else "no results"
         raise RequestError(f"{folder} holds {what}; `featcache probe --out {folder}` makes some")
+    unread = count_lines(folder) - len(rows)
+    if unread:
+        what = "1 line" if unread == 1 else f"{unread} lines"
+        click.echo(
+            f"note: {what} of {folder / RESULTS_FILE}, torn or of another version, passed over", err=True
+        )
     wanted = {
         # A list of layers is one name.
         name: list(values) if name == "layers" else [part for value in values for part in value.split(",")]
@@ -71,7 +76,7 @@ def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[Resul
 @filter_options
 @click.option("--format", "form", metavar="FORMAT", help=f"{', '.join(FORMATS)}.  [default: as --to ends]")
 @click.option("--to", type=click.Path(path_type=Path, dir_okay=False), help="Write into this file instead.")
-@common_options
+@output_options
 def results_command(
     folder: Path,
     view: str,
@@ -79,7 +84,6 @@ def results_command(
     against: str | None,
     form: str | None,
     to: Path | None,
-    root: tuple[Path, ...],
     as_json: bool,
     **given: tuple[str, ...],
 ) -> None:

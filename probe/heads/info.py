@@ -69,6 +69,18 @@ class HeadInfo:
         head: Head = self.load()(num_tokens, width, num_classes, tuple(dropouts), **options)
         return head
 
+    def num_parameters(self, **sizes: int) -> int | None:
+        """Evaluate `size`: T, D, C, N, L and K, and options that are not the default; None for a head without a formula.
+
+        Raises:
+            NameError: one that the formula needs is not given.
+        """
+        if self.fitting == AUTO:
+            return None
+        given = {name: value for name, value in self.options.items() if value} | sizes
+        number: int = eval(self.size, {"__builtins__": {}}, given)  # of the registry, not of a user
+        return number
+
     def load(self) -> Any:
         """Import the head's class."""
         module, _, class_name = self.factory.partition(":")

@@ -11,10 +11,11 @@ from featcache.probe.plots.attention import attention_by_class_figure, attention
 from featcache.probe.plots.calibration import calibration_figure, reliability
 from featcache.probe.plots.curves import curves_figure
 from featcache.probe.plots.gains import gains_figure
+from featcache.probe.plots.shots import ShotsPoint, shots_figure
 from featcache.probe.plots.sweep import sweep_figure
 from featcache.probe.records import AttentionRecord, read_attention, read_curve, read_sweep
-from featcache.probe.report.groups import Group
-from featcache.probe.report.pivot import column_names, pivot_differences
+from featcache.probe.report.groups import NO_FRACTION, Group
+from featcache.probe.report.pivot import Place, column_names, pivot_differences, place_of
 from featcache.probe.report.views import Against, score_words
 from featcache.probe.results import PREDICTIONS_FILE, ResultRow
 from featcache.store.catalogue import slug
@@ -37,8 +38,8 @@ def draw(kind: str, folder: Path, groups: Sequence[Group], against: Against) -> 
     Raises:
         CacheError: a file is damaged.
     """
-    if kind == "gains":
-        yield from _gains(groups, against)
+    if kind in _OF_ALL:
+        yield from _OF_ALL[kind](groups, against)
         return
     columns = column_names(groups)
     for group in groups:
@@ -54,6 +55,25 @@ def _gains(groups: Sequence[Group], against: Against) -> Named:
     except RequestError:
         return
     yield "gains", gains_figure(pivot, f"{score_words(groups)} over {against.reference}")
+
+
+def _shots(groups: Sequence[Group], against: Against) -> Named:
+    """A figure for every dataset and backbone with few-shot runs."""
+    columns = column_names(groups)
+    curves: dict[Place, dict[str, list[ShotsPoint]]] = {}
+    for group in groups:
+        if group.first.shots is None:
+            continue
+        scale = 1 if group.score in NO_FRACTION else 100
+        deviation = None if group.deviation is None else scale * group.deviation
+        point = ShotsPoint(group.first.shots, scale * group.mean, deviation)
+        # The column's name without the number of shots, which is the axis.
+        name = columns[id(group)].replace(f" {group.first.shots} shots", "")
+        curves.setdefault(place_of(group), {}).setdefault(name, []).append(point)
+    for place, found in curves.items():
+        score = f"{score_words(groups)}, %" if groups[0].score not in NO_FRACTION else score_words(groups)
+        title = f"{place.dataset}, {place.model}: from few samples"
+        yield f"shots-{slug(place.dataset)}-{slug(place.model)}", shots_figure(found, title, score)
 
 
 def _attention(folder: Path, group: Group, title: str) -> Named:
@@ -101,7 +121,7 @@ def _curves(folder: Path, group: Group, title: str) -> Named:
 
 def _sweeps(folder: Path, group: Group, title: str) -> Named:
     for row in group.rows:
-        record = read_sweep(folder / row.folder, row)
+        record = read_sweep(folder / row.folder)
         if record is not None and len(record.trials) > 1:
             yield (
                 f"sweep-s{row.seed}{_draw(row)}",
@@ -142,4 +162,5 @@ _OF_GROUPS: Mapping[str, Callable[[Path, Group, str], Named]] = {
     "sweep": _sweeps,
     "calibration": _calibration,
 }
-KINDS = ("gains", *_OF_GROUPS)
+_OF_ALL: Mapping[str, Callable[[Sequence[Group], Against], Named]] = {"gains": _gains, "shots": _shots}
+KINDS = (*_OF_ALL, *_OF_GROUPS)

@@ -6,7 +6,7 @@ in one hue, so that a grey copy keeps their order.
 
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,17 +57,17 @@ def style() -> Iterator[None]:
 
 def new_figure(width: float, height: float, title: str) -> Figure:
     """Return an empty figure of a size in inches, laid out by its content; the title, wrapped, adds to the height."""
-    most = int(17 * width)
+    most = int(15.5 * width)
     lines = [line for part in title.split("\n") for line in textwrap.wrap(part, most) or [""]]
     figure = Figure(figsize=(width, height + 0.15 * len(lines)), layout="constrained")
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=TITLE_SIZE)
     return figure
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as ``<stem>.png`` and ``<stem>.svg``; returns the two paths."""
+def save(figure: Figure, stem: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """Write a figure as ``<stem>.png`` and ``<stem>.svg``, or one of them; returns the paths."""
     paths = []
-    for suffix in SUFFIXES:
+    for suffix in suffixes:
         buffer = io.BytesIO()
         metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
         with style():

@@ -20,13 +20,12 @@ LESS_IS_BETTER = ("nll", "ece", "mse", "mae")
 NO_FRACTION = ("nll", "mse", "mae")
 """Scores that percent mean nothing of."""
 SETTINGS = (
-    *("cache_key", "model", "dataset", "head", "layers", "layer_names", "tokens", "num_heads"),
-    *("solver", "penalty_kind", "protocol", "input", "shots", "folds", "precision"),
-    *("target_kind", "metric", "train_samples", "test_samples"),
+    *("setup", "cache_key", "model", "dataset", "head", "layers", "layer_names", "tokens", "options"),
+    *("solver", "penalty_kind", "protocol", "input", "shots", "folds", "precision", "target_kind", "metric"),
 )
 """Fields of a row that a group has in common."""
-SHOWN = ("shots", "input", "solver", "penalty_kind", "protocol", "folds", "num_heads", "precision")
-"""Settings that name a column where two columns differ in nothing else."""
+SHOWN = ("shots", "input", "solver", "penalty_kind", "protocol", "folds", "options", "precision")
+"""Settings that name a column where two columns differ in nothing else; the digest of all settings does where these agree."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,22 @@ class Group:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over seeds; None for a single one."""
-        return stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+        """Standard deviation over repetitions; None for a single one."""
+        values = repetitions(self.by_seed)
+        return stdev(values) if len(values) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the mean over seeds; None for a single one."""
-        return mean_interval(list(self.by_seed.values()))
+        """The 95 % interval of the mean over repetitions; None for a single one."""
+        return mean_interval(repetitions(self.by_seed))
+
+
+def repetitions(by_seed: Mapping[tuple[int, int], float]) -> list[float]:
+    """Values that are independent of each other, of those by draw and seed: seeds of one draw of samples are not, their mean is."""
+    draws: dict[int, list[float]] = {}
+    for (draw, _), value in sorted(by_seed.items()):
+        draws.setdefault(draw, []).append(value)
+    return [mean(values) for values in draws.values()] if len(draws) > 1 else [*draws[min(draws)]]
 
 
 def group_rows(rows: Iterable[ResultRow], score: str = MAIN) -> list[Group]:
@@ -99,6 +107,12 @@ def _setting(row: ResultRow, name: str) -> object:
     if name == "input" and row.solver == CHOICE:
         return None  # an outcome: what auto chooses may differ from seed to seed
     value = getattr(row, name)
+    if name == "options":
+        # How many layers there are follows from the tokens.
+        return (
+            ", ".join(f"{one} {of}".replace("_", " ") for one, of in value.items() if one != "num_layers")
+            or None
+        )
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -107,7 +121,7 @@ def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) 
 
     Args:
         rows: all of the results.
-        wanted: values by field: ``model``, ``dataset``, ``head``, ``layers``, ``tokens``, ``protocol``, ``solver``, ``seed``.
+        wanted: values by field, such as ``head`` or ``layers``; ``all`` stands for the number of shots of a run that has none.
 
     Raises:
         UnknownNameError: no row has a value that is wanted.
@@ -131,4 +145,4 @@ def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) 
 def _text(field: str) -> Callable[[ResultRow], str]:
     if field == "tokens":
         return lambda row: "+".join(row.tokens)
-    return lambda row: str(getattr(row, field))
+    return lambda row: "all" if (value := getattr(row, field)) is None else str(value)

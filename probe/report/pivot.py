@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from featcache.probe.report.groups import LESS_IS_BETTER, SHOWN, Group, settings
+from featcache.probe.report.groups import LESS_IS_BETTER, SHOWN, Group, repetitions, settings
 from featcache.probe.report.significance import holm, paired_p_value
 from featcache.probe.table import TableRow
 from featcache.store.errors import RequestError
@@ -28,7 +28,6 @@ class Cell:
     mean: float
     deviation: float | None
     """Over seeds; None for a single one."""
-    seeds: int
     p_value: float | None = None
     """Of a difference: paired over seeds, corrected for all comparisons of the table."""
     best: bool = False
@@ -52,20 +51,19 @@ class Pivot:
 
 def pivot_scores(groups: Sequence[Group]) -> Pivot:
     """Put scores side by side."""
-    return _pivot(
-        groups, lambda group: Cell(group.mean, group.deviation, len(group.by_seed), score=group.score)
-    )
+    return _pivot(groups, lambda group: Cell(group.mean, group.deviation, score=group.score))
 
 
-def pivot_differences(
-    groups: Sequence[Group], every: Sequence[Group], reference: TableRow = BASELINE
-) -> Pivot:
-    """Put differences from a reference side by side, paired over the seeds that both have.
+def differences(groups: Sequence[Group], every: Sequence[Group], reference: TableRow) -> dict[int, Cell]:
+    """Compare groups with a reference, paired over the seeds that both have.
 
     Args:
         groups: what is compared, from `group_rows`.
         every: all groups of the results, among which the reference is looked for.
         reference: head, layers and tokens of what to compare with; trained by the same protocol where it can be.
+
+    Returns:
+        By the ``id`` of a group; the reference itself and what has none are left out.
 
     Raises:
         RequestError: no result is the reference, or none is left to compare with it.
@@ -73,26 +71,36 @@ def pivot_differences(
     references = [group for group in every if _is(group, reference)]
     if not references:
         raise RequestError(f"the results do not hold {reference}, which differences are taken from")
-    compared: dict[int, tuple[float, ...]] = {}
+    compared: dict[int, list[float]] = {}
     for group in groups:
         other = _reference_of(group, references)
         if other is not None and other.rows != group.rows:
             shared = group.by_seed.keys() & other.by_seed.keys()
             if shared:
-                compared[id(group)] = tuple(
-                    group.by_seed[seed] - other.by_seed[seed] for seed in sorted(shared)
+                compared[id(group)] = repetitions(
+                    {seed: group.by_seed[seed] - other.by_seed[seed] for seed in shared}
                 )
     if not compared:
         raise RequestError(f"no result can be compared with {reference}: same cache and seeds are needed")
-    tests = {key: paired_p_value(differences) for key, differences in compared.items()}
+    tests = {key: paired_p_value(values) for key, values in compared.items()}
     p_values = holm({key: p for key, p in tests.items() if p is not None})
+    return {
+        key: Cell(
+            mean(values),
+            stdev(values) if len(values) > 1 else None,
+            p_values.get(key),
+            score=next(group.score for group in groups if id(group) == key),
+        )
+        for key, values in compared.items()
+    }
 
-    def cell(group: Group) -> Cell:
-        values = compared[id(group)]
-        deviation = stdev(values) if len(values) > 1 else None
-        return Cell(mean(values), deviation, len(values), p_values.get(id(group)), score=group.score)
 
-    return _pivot([group for group in groups if id(group) in compared], cell)
+def pivot_differences(
+    groups: Sequence[Group], every: Sequence[Group], reference: TableRow = BASELINE
+) -> Pivot:
+    """Put `differences` side by side; arguments and errors as there."""
+    cells = differences(groups, every, reference)
+    return _pivot([group for group in groups if id(group) in cells], lambda group: cells[id(group)])
 
 
 def place_of(group: Group) -> Place:
@@ -105,21 +113,24 @@ def column_names(groups: Sequence[Group]) -> dict[int, str]:
     namesakes: dict[tuple[Place, str], list[Group]] = {}
     for group in groups:
         namesakes.setdefault((place_of(group), group.name), []).append(group)
-    differ: dict[str, list[str]] = {}
+    differ: dict[str, set[str]] = {}
     for (_, name), same in namesakes.items():
-        for setting in SHOWN:
-            if len({settings(group.first, (setting,)) for group in same}) > 1:
-                differ.setdefault(name, [])
-                if setting not in differ[name]:
-                    differ[name].append(setting)
+        varied = [one for one in SHOWN if len({settings(group.first, (one,)) for group in same}) > 1]
+        if len({settings(group.first, varied) for group in same}) < len(same):
+            varied.append("setup")
+        differ.setdefault(name, set()).update(varied)
+    order = (*SHOWN, "setup")
     return {
-        id(group): " ".join([group.name, *_values(group, differ.get(group.name, []))]) for group in groups
+        id(group): " ".join(
+            [group.name, *_values(group, [one for one in order if one in differ[group.name]])]
+        )
+        for group in groups
     }
 
 
 def _values(group: Group, names: Sequence[str]) -> list[str]:
     values = zip(names, settings(group.first, names), strict=True)
-    units = {"num_heads": "heads", "shots": "shots", "folds": "folds"}
+    units = {"shots": "shots", "folds": "folds"}
     return [
         f"{value} {units[name]}" if name in units else str(value)
         for name, value in values
@@ -136,10 +147,7 @@ def _is(group: Group, wanted: TableRow) -> bool:
 def _reference_of(group: Group, references: Sequence[Group]) -> Group | None:
     """The reference on the same cache that is nearest to how a group was trained."""
     same = [other for other in references if place_of(other) == place_of(group)]
-    for other in same:
-        if other.rows == group.rows:
-            return other
-    alike = ("shots", "protocol", "folds", "train_samples", "precision", "solver")
+    alike = ("shots", "protocol", "folds", "precision", "solver", "input")
     wanted = settings(group.first, alike)
 
     def agreement(other: Group) -> tuple[bool, ...]:
@@ -159,7 +167,9 @@ def _pivot(groups: Sequence[Group], cell: Callable[[Group], Cell]) -> Pivot:
         for key in row:
             cells[key] = replace(cells[key], best=len(row) > 1 and cells[key].mean == best)
     whole = [place for place in places if all((place, column) in cells for column in columns)]
+    # Scores of different kinds have no mean.
+    alike = len(whole) > 1 and len({cell.score for cell in cells.values()}) == 1
     means = (
-        {column: mean(cells[place, column].mean for place in whole) for column in columns} if whole else {}
+        {column: mean(cells[place, column].mean for place in whole) for column in columns} if alike else {}
     )
-    return Pivot(places, columns, cells, means if len(whole) > 1 else {}, len(whole))
+    return Pivot(places, columns, cells, means, len(whole))

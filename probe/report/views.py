@@ -1,18 +1,19 @@
-"""What `featcache results` can show: runs, groups over seeds, datasets x heads, gains, and the published scores."""
+"""What `featcache results` can show: runs, groups over seeds, datasets x heads, and gains."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from featcache.probe.published import published_dataset, published_model, published_score
+from featcache.probe.report.comparison import beside_published
 from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION, SHOWN, Group, settings
+from featcache.probe.report.numbers import number
 from featcache.probe.report.pivot import (
     BASELINE,
+    Cell,
     Pivot,
     Place,
-    column_names,
+    differences,
     pivot_differences,
     pivot_scores,
-    place_of,
 )
 from featcache.probe.report.tables import Number, Table, Value
 from featcache.probe.table import TableRow
@@ -36,21 +37,21 @@ View = Callable[[Sequence[Group], Against], Table]
 def summary(groups: Sequence[Group], against: Against) -> Table:
     """A row for every group of seeds."""
     try:
-        differences = pivot_differences(groups, against.groups, against.reference)
+        cells = differences(groups, against.groups, against.reference)
     except RequestError:  # no reference, no gains: the scores are worth showing all the same
-        differences = None
-    names, varying = column_names(groups), _varying(groups)
+        cells = {}
+    varying = _varying(groups)
     lines: list[list[Value]] = []
     for group in groups:
-        gain = differences.cells.get((place_of(group), names[id(group)])) if differences else None
+        gain = cells.get(id(group))
         lines.append(
             [
                 *_where_and_what(group),
                 *(_setting(group, name) for name in varying),
                 len(group.by_seed),
-                _number(group.score, group.mean, group.deviation),
+                number(group.score, group.mean, group.deviation),
                 _interval(group),
-                _number(group.score, gain.mean, gain.deviation, gain.p_value, signed=True) if gain else None,
+                number(group.score, gain.mean, gain.deviation, gain.p_value, signed=True) if gain else None,
                 group.first.parameters,
                 Number(sum(row.seconds for row in group.rows), decimals=1),
             ]
@@ -60,7 +61,7 @@ def summary(groups: Sequence[Group], against: Against) -> Table:
         *(score_words(groups), "95 % interval", f"over {against.reference.head} {against.reference.layers}"),
         *("parameters", "seconds"),
     )
-    return Table(columns, lines, _notes(differences))
+    return Table(columns, lines, _notes(cells.values()))
 
 
 def runs(groups: Sequence[Group], against: Against) -> Table:
@@ -71,7 +72,7 @@ def runs(groups: Sequence[Group], against: Against) -> Table:
             *_where_and_what(group),
             *(_setting(group, name) for name in varying),
             row.seed if row.shots is None else f"{row.seed}, draw {row.draw}",
-            _number(group.score, value),
+            number(group.score, value),
             row.run,
             row.parameters,
             Number(row.seconds, decimals=1),
@@ -95,52 +96,8 @@ def pivot(groups: Sequence[Group], against: Against) -> Table:
 def gains(groups: Sequence[Group], against: Against) -> Table:
     """Datasets x heads: differences from the reference, with their significance."""
     found = pivot_differences(groups, against.groups, against.reference)
-    notes = [f"{score_words(groups)} over {against.reference}{_unit(groups)}", *_notes(found)]
+    notes = [f"{score_words(groups)} over {against.reference}{_unit(groups)}", *_notes(found.cells.values())]
     return _pivot_table(found, signed=True, notes=notes)
-
-
-def published(groups: Sequence[Group], against: Against) -> Table:
-    """Next to the published scores, where backbone, dataset and head are the paper's."""
-    lines: list[list[Value]] = []
-    differences, notes = [], []
-    for group in groups:
-        first = group.first
-        model, dataset = published_model(first.model), published_dataset(first.dataset)
-        if group.score != "balanced_accuracy" or model is None or dataset is None:
-            continue
-        score = published_score(model, dataset.name, first.head, first.layers, first.tokens)
-        if score is None:
-            continue
-        differences.append(group.mean - score)
-        if dataset.test_samples not in (None, first.test_samples):
-            notes.append(
-                f"{first.dataset}: the test split here has {first.test_samples:,} samples, the paper's {dataset.test_samples:,}"
-            )
-        lines.append(
-            [
-                *(dataset.name, model, first.head, first.layers, "+".join(first.tokens), first.protocol),
-                len(group.by_seed),
-                _number(group.score, group.mean, group.deviation),
-                _number(group.score, score),
-                _number(group.score, group.mean - score, signed=True),
-            ]
-        )
-    if not lines:
-        raise RequestError(
-            "no result has a backbone, a dataset and a head of arXiv 2601.09322, whose balanced accuracies there are to compare with"
-        )
-    mean = sum(differences) / len(differences)
-    if len(lines) > 1:
-        lines.append(
-            ["mean", None, None, None, None, None, None, None, None, Number(100 * mean, signed=True)]
-        )
-    if any(group.first.protocol not in ("paper", "paper-parity") for group in groups):
-        notes.append("the published scores are those of the protocol paper-parity")
-    columns = (
-        *("dataset", "model", "head", "layers", "tokens", "protocol", "runs"),
-        *("balanced accuracy", "published", "difference"),
-    )
-    return Table(columns, lines, list(dict.fromkeys(notes)))
 
 
 VIEWS: Mapping[str, View] = {
@@ -148,7 +105,7 @@ VIEWS: Mapping[str, View] = {
     "runs": runs,
     "pivot": pivot,
     "gains": gains,
-    "published": published,
+    "published": lambda groups, against: beside_published(groups),
 }
 
 
@@ -177,7 +134,7 @@ def _pivot_table(found: Pivot, *, signed: bool, notes: Sequence[str]) -> Table:
         for column in found.columns:
             cell = found.cells.get((place, column))
             line.append(
-                _number(cell.score, cell.mean, cell.deviation, cell.p_value, signed=signed, best=cell.best)
+                number(cell.score, cell.mean, cell.deviation, cell.p_value, signed=signed, best=cell.best)
                 if cell
                 else None
             )
@@ -190,7 +147,7 @@ def _pivot_table(found: Pivot, *, signed: bool, notes: Sequence[str]) -> Table:
         best = (min if score in LESS_IS_BETTER else max)(found.means.values())
         lines.append(
             [title, *rest]
-            + [_number(score, mean, signed=signed, best=mean == best) for mean in found.means.values()]
+            + [number(score, mean, signed=signed, best=mean == best) for mean in found.means.values()]
         )
     columns = ("dataset", *(["model"] if several else []), *(["cache"] if doubled else []), *found.columns)
     return Table(columns, lines, notes)
@@ -219,24 +176,8 @@ def _setting(group: Group, name: str) -> Value:
     return value if isinstance(value, str | int) else None
 
 
-def _notes(differences: Pivot | None) -> list[str]:
-    tested = differences is not None and any(cell.p_value is not None for cell in differences.cells.values())
-    return [STARS] if tested else []
-
-
-def _number(
-    score: str,
-    value: float,
-    deviation: float | None = None,
-    p_value: float | None = None,
-    *,
-    signed: bool = False,
-    best: bool = False,
-) -> Number:
-    """A score as it is shown: fractions in percent, others as they are."""
-    scale, decimals = (1, 4) if score in NO_FRACTION else (100, 2)
-    spread = None if deviation is None else scale * deviation
-    return Number(scale * value, spread, p_value, signed, best, decimals)
+def _notes(cells: Iterable[Cell]) -> list[str]:
+    return [STARS] if any(cell.p_value is not None for cell in cells) else []
 
 
 def _interval(group: Group) -> str | None:
@@ -244,7 +185,7 @@ def _interval(group: Group) -> str | None:
         return None
     low, high = group.interval
     high = high if group.score in NO_FRACTION else min(1.0, high)
-    return f"{_number(group.score, low).text} – {_number(group.score, high).text}"
+    return f"{number(group.score, low).text} – {number(group.score, high).text}"
 
 
 def _unit(groups: Sequence[Group]) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support.datasets import make_parquet, make_shards, shard_members, write_tar
 from support.dataset_hub import COMMIT, Repositories, hub_server
+from support.datasets import make_parquet, make_shards, shard_members, write_tar
 
 FLOWERS = "clip-benchmark/wds_vtab-flowers"
 

@@ -12,8 +12,8 @@ from featcache.extract.sources import http_files, resolve_source, shard_index
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.targets import MULTI_LABEL, REGRESSION
-from support.datasets import CLASSES, encoded, labels, make_shards, pixels, shard_members, write_tar
 from support.dataset_hub import Repositories, hub_server
+from support.datasets import CLASSES, encoded, labels, make_shards, pixels, shard_members, write_tar
 
 
 @pytest.fixture(autouse=True)

@@ -70,6 +70,4 @@ def test_what_is_written(tmp_path):
     save_attention(tmp_path, record, "a title")
     assert before.shape == picture().shape
     assert (before != picture()).any()
-    svg = (tmp_path / "attention.svg").read_text()
-    assert "a title" in svg, "text stays text"
     np.testing.assert_array_equal(read_attention(tmp_path).weights, weights)

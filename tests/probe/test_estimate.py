@@ -71,7 +71,7 @@ def slow_sweep(monkeypatch: pytest.MonkeyPatch, num_samples: int = 60) -> Sweep:
 def test_groups_read_their_batches_each(monkeypatch, group, finished, batches, updates):
     sweep = slow_sweep(monkeypatch)
     done = dict.fromkeys(sweep.members[:finished], 0.5)
-    found = estimate_sweep(sweep, SweepOptions(group_size=group, finished=done))
+    found = estimate_sweep(sweep, SweepOptions(group_size=group, finished=[done]))
     assert (found.per_batch, found.per_member) == (PER_BATCH, PER_MEMBER), "without the first, which warms up"
     tuning = sweep.tuning.num_steps * (batches * PER_BATCH + updates * PER_MEMBER)
     final = sweep.final.num_steps * (PER_BATCH + PER_MEMBER)
@@ -80,7 +80,7 @@ def test_groups_read_their_batches_each(monkeypatch, group, finished, batches, u
 
 def test_a_training_of_a_single_update(monkeypatch):
     sweep = slow_sweep(monkeypatch, num_samples=15)  # one batch
-    sweep = replace(sweep, tuning=replace(sweep.tuning, num_epochs=1))
+    sweep = replace(sweep, protocol=replace(sweep.protocol, min_steps=1))
     assert sweep.tuning.num_steps == 1
     found = estimate_sweep(sweep, SweepOptions())
     assert (found.per_batch, found.per_member) == (10 * PER_BATCH, 10 * PER_MEMBER)

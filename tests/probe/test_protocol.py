@@ -1,7 +1,9 @@
 """The constants and rules of the protocols. Where no other origin is given, numbers are those of arXiv 2601.09322."""
 
 from dataclasses import astuple, replace
+from functools import partial
 from math import cos, pi
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,10 +26,11 @@ from featcache.probe.protocol import (
     plan_training,
     training_batch_size,
 )
-from featcache.probe.split import stratified_holdout
+from featcache.probe.protocol_files import read_text
+from featcache.probe.split import draw_shots, stratified_folds, stratified_holdout
 from featcache.probe.sweep import Sweep, SweepOptions, plan_sweep, run_sweep, select_best
 from featcache.probe.tokens import InMemoryTokens
-from featcache.probe.trainer import fit_members
+from featcache.probe.trainer import fit_members, predict
 from featcache.store.errors import RequestError, UnknownNameError
 
 
@@ -49,13 +52,21 @@ def test_constants() -> None:
         0.2,  # held-out fraction
         (0.9, 0.999),
         1e-8,
+        "l2",  # input stage
+        1,  # a held-out part, no folds
+        None,
+        1,  # no halving
+        50,
+        *(False, False, False),  # none of the quirks of the published runs
     )
+    quirks = ("jitter_validation", "projected_final", "patch_norm_over_tokens")
+    assert get_protocol("paper-parity") == replace(PAPER, name="paper-parity", **dict.fromkeys(quirks, True))
     # Ours: everything else is as in the paper.
     assert replace(PAPER, **{k: getattr(QUICK, k) for k in ("name", "min_epochs", "min_steps")}) == replace(
         QUICK, **{k: getattr(PAPER, k) for k in ("learning_rates", "weight_decays", "dropouts")}
     )
     assert (QUICK.min_epochs, QUICK.min_steps) == (20, 300)
-    with pytest.raises(UnknownNameError, match=r"unknown protocol 'papers'; did you mean paper\?"):
+    with pytest.raises(UnknownNameError, match="unknown protocol 'papers'; did you mean paper, paper-parity"):
         get_protocol("papers")
 
 
@@ -330,10 +341,147 @@ def test_sweep_refuses_what_it_cannot_use() -> None:
     for wrong, message in [
         (labels, "3 samples leaves nothing to hold out .* use a larger one"),
         (labels[:2], r"3 samples need labels of shape \(3,\), not \(2,\)"),
-        (labels / 2, r"class indices \(integers\), not float64"),
         (labels - 1, "count from 0, but the labels run from -1 to 1"),
     ]:
         with pytest.raises(RequestError, match=message):
             plan_linear(source, wrong)
     with pytest.raises(RequestError, match="count from 0 to 1, but the labels run from 0 to 2"):
         plan_linear(source, labels, num_classes=2)
+
+
+def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'base = "quick"\ninput = "standard"\nlearning_rates = [1]\nfolds = 5\nfolds_below = 500\n'
+    )
+    mine = get_protocol(str(path))
+    assert mine == replace(
+        QUICK, name="mine", input="standard", learning_rates=(1.0,), folds=5, folds_below=500
+    )
+    assert (mine.num_folds(499), mine.num_folds(500)) == (5, 1)
+    # What is copied means the same.
+    path.write_text(read_text("paper")[1])
+    assert get_protocol(str(path)) == replace(PAPER, name="mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate = [1]", r"unknown field 'learning_rate'; did you mean learning_rates.* \(in protocol .*mine.toml\)"),
+        ("learning_rates = []", r"mine.toml: learning_rates must be a list of numbers, not \[\]"),
+        ("learning_rates = 0.1", "learning_rates must be a list of numbers, not 0.1"),
+        ("dropouts = [1.0]", "dropouts must lie in the range 0 to 0.95, not 1"),
+        ("weight_decays = [-1]", "weight_decays must lie in the range 0 or more, not -1"),
+        ("eps = 0", "eps must lie in the range above 0, not 0"),
+        ("min_steps = 1.5", "min_steps must be a whole number, not 1.5"),
+        ("betas = [0.9]", r"betas must be a list of two numbers, not \[0.9\]"),
+        ('jitter_validation = "no"', "jitter_validation must be true or false, not 'no'"),
+        ('input = "l3"', "unknown input stage 'l3'; did you mean l2"),
+        ('base = "papers"', r"unknown protocol 'papers'; did you mean paper"),
+        ("base = 3", "base must be the name of a protocol, not 3"),
+        ("a = ", "mine.toml is not TOML: Invalid value"),
+    ],
+)  # fmt: skip
+def test_a_wrong_protocol_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=message):
+        get_protocol(str(path))
+
+
+def test_a_protocol_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(
+        RequestError, match=r"mine.toml cannot be read \(No such file or directory\); `featcache proto"
+    ):
+        get_protocol(str(tmp_path / "mine.toml"))
+    path = tmp_path / "mine.toml"
+    path.write_text(f'base = "{path}"')
+    with pytest.raises(RequestError, match="are each other's base"):
+        get_protocol(str(path))
+
+
+def test_successive_halving() -> None:
+    """Rounds are short trainings; the score that counts is that of the last one, and fewer and fewer members are in."""
+    tokens, labels = clusters(60)
+    protocol = replace(SHORT, learning_rates=(1e-1, 1e-2, 1e-3, 1e-6), weight_decays=(1e-4,), halving=2)
+    protocol = replace(protocol, min_steps=48, halving_min_steps=12)
+    source = RecordingTokens(tokens)
+    plan = partial(plan_sweep, get_head("linear").build, source, labels, has_dropout=False, seed=0)
+    sweep = plan(protocol=protocol)
+    assert [(one.num_members, one.factor) for one in sweep.rounds] == [(4, 0.25), (2, 0.5), (1, 1.0)]
+    progress: list[tuple[int, int]] = []
+    result = run_sweep(sweep, SweepOptions(on_progress=lambda done, total: progress.append((done, total))))
+    assert list(result.validation) == [result.member]
+    assert result.member.learning_rate > 1e-6, "what learns nothing falls out"
+    assert progress[-1] == (4 * 12 + 2 * 24 + 48 + 48, 4 * 12 + 2 * 24 + 48 + 48)
+    # A round that would be too short is not played.
+    assert len(plan(protocol=replace(protocol, halving_min_steps=24)).rounds) == 2
+    # Members of an earlier run are not trained again, and the outcome is the same.
+    kept: list[list[dict[Member, float]]] = []
+    run_sweep(sweep, SweepOptions(on_group=lambda rounds: kept.append([dict(one) for one in rounds])))
+    again = run_sweep(sweep, SweepOptions(finished=kept[1]))
+    assert again.member == result.member
+    torch.testing.assert_close(again.head.state_dict(), result.head.state_dict(), rtol=0, atol=0)
+
+
+def test_folds_hold_every_sample_out_once() -> None:
+    tokens, labels = clusters(60)
+    source = RecordingTokens(tokens)
+    sweep = plan_sweep(
+        get_head("linear").build, source, labels, protocol=replace(SHORT, folds=3), has_dropout=False, seed=0
+    )
+    assert torch.equal(sweep.held_rows.sort().values, torch.arange(60))
+    for train, held in sweep.splits:
+        assert not set(train.tolist()) & set(held.tolist())
+        assert np.bincount(labels[held.numpy()]).tolist() in ([7, 7, 6], [7, 6, 7], [6, 7, 7])
+    result = run_sweep(sweep)
+    # Pooled, by hand: every fold's predictions are of heads that did not see it.
+    outputs = []
+    for train, held in sweep.splits:
+        (head,) = fit_members(
+            get_head("linear").build,
+            InMemoryTokens(tokens),
+            torch.from_numpy(labels),
+            train,
+            [result.member],
+            protocol=sweep.protocol,
+            batch_size=sweep.batch_size,
+            seed=0,
+            num_classes=3,
+        )
+        outputs.append(predict(head, InMemoryTokens(tokens), held, 64))
+    right = torch.cat(outputs).argmax(1) == torch.from_numpy(labels)[sweep.held_rows]
+    by_hand = [
+        right[torch.from_numpy(labels)[sweep.held_rows] == label].double().mean() for label in range(3)
+    ]
+    assert result.validation[result.member] == pytest.approx(float(sum(by_hand)) / 3)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=9), st.integers(2, 5), st.integers(0, 9))
+def test_stratified_folds_always(counts: list[int], number: int, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    spare = sum(count for count in counts if count > 1)
+    if spare < number:
+        with pytest.raises(RequestError, match=f"do not make {number} folds"):
+            stratified_folds(labels, number, seed)
+        return
+    folds = stratified_folds(labels, number, seed)
+    held = np.sort(np.concatenate([held for _, held in folds]))
+    assert np.array_equal(held, np.flatnonzero(np.array(counts)[labels] > 1)), (
+        "each once, but no class's only sample"
+    )
+    for train, out in folds:
+        assert np.array_equal(np.sort(np.concatenate([train, out])), np.arange(len(labels)))
+        assert set(labels[train]) == set(labels), "no class is without samples to train on"
+        assert abs(len(out) - spare / number) < 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=9), st.integers(0, 9))
+def test_shots(counts: list[int], draw: int) -> None:
+    labels = np.random.default_rng(draw).permutation(np.repeat(np.arange(len(counts)), counts))
+    few, more = draw_shots(labels, 3, draw), draw_shots(labels, 5, draw)
+    assert np.bincount(labels[few]).tolist() == [min(3, count) for count in counts]
+    assert set(few) <= set(more), "a draw of fewer shots is part of the same draw of more"
+    assert (np.diff(few) > 0).all()

@@ -45,6 +45,8 @@ def config(name: str) -> HeadConfig:
         tokens=("cls", "registers"),
         num_tokens=3,
         options=OPTIONS[name],
+        input="l2",
+        target_kind="single-label",
         width=8,
         num_classes=3,
         class_names=("a", "b", "c"),

@@ -13,6 +13,7 @@ from featcache.probe.data import load_split
 from featcache.probe.heads import get_head
 from featcache.probe.metrics import scores
 from featcache.probe.protocol import QUICK
+from featcache.probe.stages import fit_stage
 from featcache.probe.sweep import plan_sweep, run_sweep
 from featcache.probe.tokens import InMemoryTokens, TokenSource
 from featcache.probe.trainer import predict
@@ -191,3 +192,18 @@ def test_a_source_of_ones_own_array_counts_from_zero():
     array[2:] = np.nan
     with pytest.raises(RequestError, match="2 samples hold values that are not finite, the first is row 2"):
         InMemoryTokens(array)
+
+
+def test_stages_and_subsets_of_streamed_tokens_are_those_in_memory(tmp_path) -> None:
+    cache, _ = rich_cache(tmp_path, rich_plan(), {"train": SKIPPED})
+    loaded, streamed = both(cache, select(cache, "all", "cls+ap+patches"), 20_000)
+    rows, some = torch.arange(100, 250), torch.tensor([5, 70, 71, 90])
+    for name in ("l2", "standard", "l2+standard"):
+        stages = [fit_stage(name, source, rows) for source in (streamed, loaded)]
+        batches = [
+            source.with_stage(stage).subset(rows).batch(some)
+            for source, stage in zip((streamed, loaded), stages, strict=True)
+        ]
+        torch.testing.assert_close(*batches, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(batches[1], loaded.with_stage(stages[1]).batch(rows[some]))
+    assert streamed.subset(rows).num_samples == 150

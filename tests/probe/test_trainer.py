@@ -1,6 +1,6 @@
 """Training of many members at once against one plain loop, and the parts around it: tokens, metrics, sweep."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -209,8 +209,8 @@ def test_an_interrupted_sweep_goes_on_with_the_members_that_are_left() -> None:
     whole = run_sweep(sweep)
     kept: list[dict[Member, float]] = []
 
-    def interrupt(scores: Mapping[Member, float]) -> None:
-        kept.append(dict(scores))
+    def interrupt(rounds: Sequence[Mapping[Member, float]]) -> None:
+        kept.append(dict(rounds[0]))
         if len(kept) == 2:
             raise KeyboardInterrupt
 
@@ -218,7 +218,7 @@ def test_an_interrupted_sweep_goes_on_with_the_members_that_are_left() -> None:
         run_sweep(sweep, SweepOptions(group_size=1, on_group=interrupt))
     assert [len(scores) for scores in kept] == [1, 2]
     progress: list[tuple[int, int]] = []
-    options = SweepOptions(finished=kept[-1], on_progress=lambda done, total: progress.append((done, total)))
+    options = SweepOptions(finished=kept[-1:], on_progress=lambda done, total: progress.append((done, total)))
     again = run_sweep(sweep, options)
     assert list(again.validation) == list(whole.validation), "in the order of the protocol"
     assert again.validation == whole.validation

@@ -1,0 +1,189 @@
+"""Every head on two datasets with five seeds, as docs/results.md has it: ``make results``.
+
+Needs what `make demo` fetches: the weights of DINOv2 ViT-S/14 and the textile images. Extracts what is not cached, trains what the
+results under .demo/evidence do not hold yet (so an interrupted run goes on), and writes the page from them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from featcache.probe.heads import HEADS
+from featcache.probe.report.significance import mean_interval
+from featcache.probe.results import ResultRow, read_rows
+
+REPO = Path(__file__).parent.parent
+DEMO = REPO / ".demo"
+OUT = DEMO / "evidence"
+PAGE = REPO / "docs" / "results.md"
+PROTOCOL = REPO / "benchmarks" / "results.toml"
+DATASETS = {
+    "digits": ("--dataset", "digits", "--limit", "600"),
+    "textile": ("--dataset", "imagefolder:.demo/textile"),
+}
+SEEDS = range(5)
+CLOSED = ("logreg", "ridge", "lda", "ncm", "knn")
+
+
+class Run(NamedTuple):
+    """One row of the page."""
+
+    head: str
+    layers: str
+    tokens: str
+    input: str | None
+
+
+RUNS = (
+    Run("linear", "last", "cls", "l2"),
+    *(Run(head, "all", "cls+ap", stage) for head in CLOSED for stage in ("l2", "standard")),
+    *(
+        Run(name, "all", "cls+ap", "l2")
+        for name, info in HEADS.items()
+        if info.fitting == "trained" and name != "attentive"
+    ),
+    *(Run("attentive", "all", "cls+ap", stage) for stage in ("l2", "standard")),
+    Run("auto", "all", "cls+ap", None),
+)
+
+
+def featcache(*arguments: str) -> None:
+    """Run a public command."""
+    command = [sys.executable, "-m", "featcache", *arguments]
+    print("+ featcache", *arguments, file=sys.stderr, flush=True)
+    subprocess.run(command, check=True, cwd=REPO, env={**os.environ, "FEATCACHE_ROOT": str(DEMO / "caches")})
+
+
+def compute(datasets: Iterable[str], runs: Iterable[Run]) -> None:
+    """Extract and train what is not there."""
+    for name in datasets:
+        weights = ("--weights", ".demo/dinov2_vits14.safetensors")
+        featcache("extract", "--model", "dinov2-vit-s-14", *weights, *DATASETS[name])
+        for run in runs:
+            stage = () if run.input is None else ("--input", run.input)
+            featcache(
+                *(
+                    "probe",
+                    "--dataset",
+                    name,
+                    "--head",
+                    run.head,
+                    "--layers",
+                    run.layers,
+                    "--tokens",
+                    run.tokens,
+                ),
+                *("--protocol", str(PROTOCOL.relative_to(REPO)), "--seeds", ",".join(map(str, SEEDS))),
+                *("--out", str(OUT), *stage),
+            )
+
+
+def rows_of(rows: Iterable[ResultRow], dataset: str, run: Run) -> list[ResultRow]:
+    """The rows of a line of the page, one for each seed, the latest."""
+    found = {
+        row.seed: row
+        for row in rows
+        if (row.dataset, row.head, row.layers, "+".join(row.tokens), row.protocol)
+        == (dataset, run.head, run.layers, run.tokens, PROTOCOL.stem)
+        and (run.input is None or row.input == run.input)
+        and row.shots is None
+    }
+    return [found[seed] for seed in sorted(found)]
+
+
+def table(rows: list[ResultRow], dataset: str) -> list[str]:
+    """The table of a dataset, best first."""
+    lines = []
+    for run in RUNS:
+        found = rows_of(rows, dataset, run)
+        if not found:
+            continue
+        scores = [100 * row.score for row in found]
+        interval = mean_interval(scores)
+        spread = (
+            "" if interval is None else f" ± {stdev(scores):.2f} | {interval[0]:.1f} to {interval[1]:.1f}"
+        )
+        test = [row.score_interval for row in found if row.score_interval]
+        sample = (
+            f"{100 * mean(low for low, _ in test):.1f} to {100 * mean(high for _, high in test):.1f}"
+            if test
+            else ""
+        )
+        seconds = mean(row.seconds for row in found)
+        lines.append(
+            (
+                mean(scores),
+                f"| `{run.head}` | {run.layers}, {run.tokens} | {run.input or 'chosen'} | {mean(scores):.2f}{spread or ' | '} "
+                f"| {sample} | {100 * mean(row.gain for row in found):+.2f} | {seconds:.1f} | {len(found)} |",
+            )
+        )
+    header = [
+        "| head | tokens | input | balanced accuracy, % | 95 % over seeds | 95 % over test images | gain | s | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    return header + [line for _, line in sorted(lines, key=lambda pair: -pair[0])]
+
+
+def choices(rows: list[ResultRow]) -> list[str]:
+    """What auto chose, seed by seed."""
+    lines = []
+    for dataset in DATASETS:
+        found = rows_of(rows, dataset, RUNS[-1])
+        if found:
+            named = [
+                f"{row.input}" if row.chosen_head == "blend" else f"{row.chosen_head} on {row.input}"
+                for row in found
+            ]
+            lines.append(
+                f"- {dataset}: "
+                + "; ".join(f"seed {row.seed}: {name}" for row, name in zip(found, named, strict=True))
+            )
+    return lines
+
+
+def write_page(rows: list[ResultRow]) -> None:
+    """Write the part of docs/results.md between its markers."""
+    begin, end = "<!-- made by make results: begin -->", "<!-- made by make results: end -->"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("featcache", "torch", "numpy"))
+    parts = [begin, "", f"{machine}; {versions}; precision {rows[0].precision if rows else 'fp32'}.", ""]
+    for dataset in DATASETS:
+        found = [row for row in rows if row.dataset == dataset]
+        if found:
+            parts += [
+                f"### {dataset}: {found[0].train_samples:,} train, {found[0].test_samples:,} test",
+                "",
+                *table(rows, dataset),
+                "",
+            ]
+    parts += ["### What auto chose", "", *choices(rows), "", end]
+    text = PAGE.read_text()
+    before, rest = text.split(begin)
+    PAGE.write_text(before + "\n".join(parts) + rest.split(end)[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", choices=DATASETS, action="append", help="just this one")
+    parser.add_argument("--head", action="append", help="just this one")
+    parser.add_argument("--write-only", action="store_true", help="write the page from what is there")
+    parser.add_argument("--compute-only", action="store_true", help="leave the page as it is")
+    arguments = parser.parse_args()
+    if not arguments.write_only:
+        runs = [run for run in RUNS if not arguments.head or run.head in arguments.head]
+        compute(arguments.dataset or DATASETS, runs)
+    if not arguments.compute_only:
+        write_page(read_rows(OUT))
+        print(json.dumps({"page": str(PAGE.relative_to(REPO))}))
+
+
+if __name__ == "__main__":
+    main()

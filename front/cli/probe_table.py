@@ -1,0 +1,123 @@
+"""The table that ``featcache probe`` prints."""
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import TYPE_CHECKING
+
+from featcache.probe.report.significance import mean_interval
+
+if TYPE_CHECKING:
+    from featcache.probe.results import ResultRow
+
+NUMERIC = ("seed", "top-1", "gain", "parameters", "seconds")
+METRICS = {"balanced_accuracy": "balanced acc", "mean_average_precision": "mAP", "r2": "R2"}
+
+
+def rows_table(rows: Sequence["ResultRow"], grid: bool) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Columns and lines: one for every row, and where a head was trained several times one for their mean.
+
+    The interval of a row is the bootstrap's over test samples; that of a mean is Student's t over seeds and draws.
+
+    Args:
+        rows: at least one.
+        grid: whether they are of several caches.
+    """
+    metrics = dict.fromkeys(METRICS.get(row.metric, row.metric) for row in rows)
+    names = ("dataset", "model") if grid else ()
+    columns = (
+        *names,
+        "head",
+        "layers",
+        "tokens",
+        "input",
+        "seed",
+        "/".join(metrics) + " [95 %]",
+        "top-1",
+        "gain",
+    )
+    lines = []
+    for group in _groups(rows):
+        first = [group[0].dataset, group[0].model] if grid else []
+        lines += [first + _line(row) for row in group]
+        if len(group) > 1:
+            lines.append(first + _mean_line(group))
+    return (*columns, "chosen", "parameters", "seconds"), lines
+
+
+def _groups(rows: Sequence["ResultRow"]) -> list[list["ResultRow"]]:
+    """Rows that differ in nothing but seed and draw."""
+    groups: dict[tuple[object, ...], list[ResultRow]] = {}
+    for row in rows:
+        key = (row.cache_key, row.head, row.solver, tuple(row.layer_names), tuple(row.tokens))
+        # What auto chooses may differ from seed to seed.
+        stage = "" if row.head == "auto" else row.input
+        groups.setdefault((*key, stage, row.shots), []).append(row)
+    return list(groups.values())
+
+
+def _line(row: "ResultRow") -> list[str]:
+    score = f"{100 * row.score:.2f}"
+    if row.score_interval is not None:
+        low, high = row.score_interval
+        score += f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return [
+        row.head,
+        row.layers,
+        "+".join(row.tokens),
+        row.input,
+        str(row.seed) if row.shots is None else f"{_shots(row.shots)}, draw {row.draw}, {row.seed}",
+        score,
+        _points([row.top1]),
+        f"{100 * row.gain:+.2f}",
+        chosen(row),
+        f"{row.parameters:,}",
+        f"{row.seconds:.1f}",
+    ]
+
+
+def chosen(row: "ResultRow") -> str:
+    """What validation chose, in a few words."""
+    words = [] if row.chosen_head == row.head else [row.chosen_head]
+    if row.penalty is not None:
+        words.append(f"{row.penalty_kind or 'l2'} {row.penalty:.2g}")
+    elif row.settings is not None:
+        words += [f"{name} {value:.3g}" for name, value in row.settings.items()]
+    elif row.learning_rate is not None:
+        words.append(f"lr {row.learning_rate:g}")
+        words.append(f"decay {row.weight_decay:g}")
+        words += [f"dropout {row.dropout:g}"] if row.dropout else []
+    return ", ".join(words)
+
+
+def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
+    first, scores = group[0], [row.score for row in group]
+    score = _points(scores)
+    interval = mean_interval(scores)
+    if interval is not None and len(scores) > 2:  # of two, it spans more than there is
+        score += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    stages = dict.fromkeys(row.input for row in group)
+    return [
+        first.head,
+        first.layers,
+        "+".join(first.tokens),
+        first.input if len(stages) == 1 else "",
+        "mean" if first.shots is None else f"{_shots(first.shots)}, mean",
+        score,
+        _points([row.top1 for row in group]),
+        _points([row.gain for row in group], "+"),
+        "",
+        f"{round(mean(row.parameters for row in group)):,}",
+        f"{sum(row.seconds for row in group):.1f}",
+    ]
+
+
+def _shots(number: int) -> str:
+    return f"{number} shot" if number == 1 else f"{number} shots"
+
+
+def _points(values: Sequence[float | None], sign: str = "") -> str:
+    """Percent: one value, or mean and deviation of several; nothing where there is no such score."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return ""
+    return f"{mean(known):{sign}.2f}" + (f" ± {stdev(known):.2f}" if len(known) > 1 else "")

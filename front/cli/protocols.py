@@ -1,0 +1,58 @@
+"""``featcache protocols``: how heads are trained, as files to copy."""
+
+from dataclasses import asdict
+
+import click
+
+from featcache.console import print_json, print_table
+from featcache.probe.protocol import Protocol, get_protocol
+from featcache.probe.protocol_files import preset_names, read_text
+
+COLUMNS = ("protocol", "input", "members", "epochs", "updates", "choice", "jitter")
+
+EPILOG = """\b
+Examples:
+  featcache protocols
+  featcache protocols quick > mine.toml
+  featcache probe --head attentive --protocol mine.toml
+"""
+
+
+@click.command("protocols", epilog=EPILOG)
+@click.argument("name", default="")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs, every constant included.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def protocols_command(name: str, as_json: bool) -> None:
+    """List the protocols, or print the file of NAME: copy it, change it, and give it to `featcache probe --protocol`.
+
+    A file need not say everything: what it leaves out is taken from the protocol that its `base` names.
+    """
+    if name and not as_json:
+        get_protocol(name)  # what is wrong with a file of one's own shows here
+        click.echo(read_text(name)[1].rstrip())
+        return
+    protocols = [get_protocol(one) for one in ([name] if name else preset_names())]
+    if as_json:
+        print_json([asdict(protocol) for protocol in protocols])
+    else:
+        print_table(COLUMNS, [_row(protocol) for protocol in protocols], numeric=COLUMNS[3:5])
+
+
+def _row(protocol: Protocol) -> list[str]:
+    members = [len(protocol.members(has_dropout)) for has_dropout in (False, True)]
+    choice = (
+        f"{100 * protocol.validation_fraction:g} % held out"
+        if protocol.folds == 1
+        else f"{protocol.folds} folds"
+    )
+    return [
+        protocol.name,
+        protocol.input,
+        str(members[0]) if members[0] == members[1] else f"{members[0]}, with dropout {members[1]}",
+        str(protocol.min_epochs),
+        f"{protocol.min_steps:,}",
+        choice + (f", halving by {protocol.halving}" if protocol.halving > 1 else ""),
+        f"{protocol.jitter_std:g}, half of the samples"
+        if protocol.jitter_probability == 0.5
+        else f"{protocol.jitter_std:g}, {100 * protocol.jitter_probability:g} % of the samples",
+    ]

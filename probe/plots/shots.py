@@ -1,0 +1,46 @@
+"""How much a head learns from few samples: its score against the samples of each class that it was trained on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from featcache.probe.plots.style import MARKERS, PALETTE, new_figure, style
+
+
+@dataclass(frozen=True)
+class ShotsPoint:
+    """A score at one number of samples."""
+
+    shots: int
+    """Samples of each class."""
+    mean: float
+    deviation: float | None
+    """Over draws and seeds."""
+
+
+def shots_figure(curves: Mapping[str, Sequence[ShotsPoint]], title: str, score: str) -> Figure:
+    """Draw a line for every head, with the deviation over draws and seeds; the axis of samples is logarithmic."""
+    with style():
+        figure = new_figure(5.0, 2.5, title)
+        axes = figure.subplots()
+        for index, (name, points) in enumerate(curves.items()):
+            ordered = sorted(points, key=lambda point: point.shots)
+            axes.errorbar(
+                [point.shots for point in ordered],
+                [point.mean for point in ordered],
+                yerr=[point.deviation or 0.0 for point in ordered],
+                color=PALETTE[index % len(PALETTE)],
+                marker=MARKERS[index % len(MARKERS)],
+                markersize=4,
+                elinewidth=0.9,
+                label=name,
+            )
+        ticks = sorted({point.shots for points in curves.values() for point in points})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("training samples of each class")
+        axes.set_ylabel(score)
+        figure.legend(loc="outside right upper", handletextpad=0.3)
+        return figure

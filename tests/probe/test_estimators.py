@@ -1,0 +1,173 @@
+"""Heads as scikit-learn estimators: its own checks by name, and what it is used for."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks
+
+from featcache.probe.estimators import AttentiveProbe, HeadProbe, HeadRegressor, LinearProbe
+from featcache.probe.protocol import get_protocol
+from featcache.store.errors import UnknownNameError
+from support.caches import make_content, make_plan, write_cache
+
+SHORT = replace(get_protocol("quick"), min_epochs=1, min_steps=40)
+ESTIMATORS = {
+    "linear": LinearProbe(protocol=SHORT, learning_rate=0.1, weight_decay=1e-4),
+    "attentive": AttentiveProbe(protocol=SHORT, learning_rate=0.03, weight_decay=1e-4),
+    "ridge": HeadProbe("ridge", protocol=SHORT),
+}
+REGRESSOR = HeadRegressor("ridge", protocol=SHORT)
+CHECKS = {
+    "check_classifier_data_not_an_array",
+    "check_classifiers_classes",
+    "check_classifiers_one_label",
+    "check_classifiers_regression_target",
+    "check_classifiers_train",
+    "check_complex_data",
+    "check_dict_unchanged",
+    "check_do_not_raise_errors_in_init_or_set_params",
+    "check_dont_overwrite_parameters",
+    "check_dtype_object",
+    "check_estimator_cloneable",
+    "check_estimator_repr",
+    "check_estimator_sparse_array",
+    "check_estimator_sparse_matrix",
+    "check_estimator_tags_renamed",
+    "check_estimators_dtypes",
+    "check_estimators_empty_data_messages",
+    "check_estimators_fit_returns_self",
+    "check_estimators_nan_inf",
+    "check_estimators_overwrite_params",
+    "check_estimators_pickle",
+    "check_estimators_unfitted",
+    "check_f_contiguous_array_estimator",
+    "check_fit1d",
+    "check_fit2d_1feature",
+    "check_fit2d_1sample",
+    "check_fit2d_predict1d",
+    "check_fit_check_is_fitted",
+    "check_fit_idempotent",
+    "check_fit_score_takes_y",
+    "check_get_params_invariance",
+    "check_methods_sample_order_invariance",
+    "check_methods_subset_invariance",
+    "check_mixin_order",
+    "check_n_features_in",
+    "check_n_features_in_after_fitting",
+    "check_no_attributes_set_in_init",
+    "check_parameters_default_constructible",
+    "check_pipeline_consistency",
+    "check_readonly_memmap_input",
+    "check_requires_y_none",
+    "check_set_params",
+    "check_supervised_y_2d",
+    "check_supervised_y_no_nan",
+    "check_valid_tag_types",
+}
+"""Of scikit-learn's own, by name; all others that the installed version makes for an estimator are passed too."""
+LEFT_OUT = {
+    # Needs a setting of the whole process.
+    "*": {"check_array_api_input"},
+    # Its data have two features, of which a layer norm leaves which is the larger: too little for three classes.
+    "attentive": {"check_classifiers_train"},
+}
+
+
+def generated(estimator):
+    """The checks that scikit-learn makes for an estimator."""
+    return list(estimator_checks.estimator_checks_generator(estimator))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_scikit_learns_checks(name):
+    ran = set()
+    for estimator, check in generated(ESTIMATORS[name]):
+        called = check.func.__name__
+        if called in LEFT_OUT["*"] | LEFT_OUT.get(name, set()):
+            continue
+        check(estimator)
+        ran.add(called)
+    assert ran >= CHECKS - LEFT_OUT.get(name, set())
+
+
+def test_scikit_learns_checks_of_regressors():
+    ran = set()
+    for estimator, check in generated(REGRESSOR):
+        if check.func.__name__ not in LEFT_OUT["*"]:
+            check(estimator)
+            ran.add(check.func.__name__)
+    assert {"check_regressors_train", "check_regressor_multioutput", "check_regressors_int"} <= ran
+
+
+def test_quantities(tokens):
+    features, _ = tokens
+    flat = features[:, 1].reshape(240, -1).astype(np.float32)
+    weights = np.random.default_rng(2).normal(size=(16, 2))
+    # Tokens are divided by their length, so that is what a target can be made of.
+    tokens_seen = features[:, 1].astype(np.float64)
+    tokens_seen /= np.linalg.norm(tokens_seen, axis=-1, keepdims=True)
+    y = 100 + 7 * tokens_seen.reshape(240, -1) @ weights
+    assert cross_val_score(REGRESSOR, features[:, 1:2], y, cv=3).min() > 0.95
+    one = REGRESSOR.fit(flat, y[:, 0]).predict(flat[:5])
+    assert one.shape == (5,)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """240 samples of 3 layers, 2 token kinds and width 8, in three classes with names, around centres in one layer."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(240) % 3
+    features = rng.normal(size=(240, 3, 2, 8)).astype(np.float16)
+    features[:, 1] += (2 * rng.normal(size=(3, 2, 8)))[labels].astype(np.float16)
+    return features, np.array(["cat", "dog", "owl"])[labels]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_cross_validation_on_tokens(tokens, name):
+    features, labels = tokens
+    scores = cross_val_score(ESTIMATORS[name], features, labels, cv=3)
+    assert scores.min() > 0.8, "chance is 1 in 3"
+    fitted = ESTIMATORS[name].fit(features, labels)
+    assert list(fitted.classes_) == ["cat", "dog", "owl"]
+    assert set(fitted.predict(features[:10])) <= set(labels)
+    np.testing.assert_allclose(fitted.predict_proba(features[:7]).sum(1), 1, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"was fitted on X of shape \['N', 3, 2, 8\], not \[240, 3, 2, 4\]"):
+        fitted.predict(features[..., :4])
+
+
+def test_pipeline_and_grid_search(tokens):
+    features, labels = tokens
+    flat = features[:, 1].reshape(240, -1)
+    pipeline = make_pipeline(StandardScaler(), LinearProbe(protocol=SHORT, weight_decay=1e-4))
+    search = GridSearchCV(pipeline, {"linearprobe__learning_rate": [1e-5, 0.1]}, cv=2)
+    search.fit(flat, labels)
+    assert search.best_params_ == {"linearprobe__learning_rate": 0.1}
+    assert search.score(flat, labels) > 0.9
+    # Nothing is set: the protocol is swept, and says what it chose.
+    swept = LinearProbe(protocol=SHORT).fit(flat, labels)
+    assert swept.chosen_["learning_rate"] in SHORT.learning_rates
+    assert swept.validation_score_ > 0.5
+
+
+def test_a_split_of_a_cache(tmp_path):
+    plan = make_plan(width=8)
+    content = make_content(plan)
+    for columns in content.values():
+        centres = np.random.default_rng(1).standard_normal((3, 1, 2, 8))
+        for array in ("norm2", "final"):
+            columns[array] = (columns[array] + 2 * centres[columns["label"]]).astype(columns[array].dtype)
+    content["train"]["valid"][5:8] = False
+    cache = write_cache(tmp_path / "cache", plan, content)
+    probe = HeadProbe("ridge", layers="1,final", tokens="ap", protocol=SHORT).fit(cache["train"])
+    features = cache["test"].load(["1", "final"], ["ap"])
+    np.testing.assert_allclose(probe.predict_proba(cache["test"]), probe.predict_proba(features), atol=1e-6)
+    assert probe.score(features, cache["test"].labels()) > 0.8
+    assert len(probe.predict(cache["train"])) == 297, "samples without features are left out"
+    with pytest.raises(UnknownNameError, match="unknown layer '7'"):
+        HeadProbe("ridge", layers="7").fit(cache["train"])
+    with pytest.raises(UnknownNameError, match="unknown head 'rigde'; did you mean ridge"):
+        HeadProbe("rigde").fit(features, cache["test"].labels())

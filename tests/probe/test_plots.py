@@ -1,0 +1,146 @@
+"""Plots: what is drawn is what was measured; the same numbers give the same files."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from featcache.probe.metrics import calibration_error
+from featcache.probe.plots.attention import MAX_CLASSES, attention_by_class_figure
+from featcache.probe.plots.calibration import reliability
+from featcache.probe.plots.collect import KINDS, draw
+from featcache.probe.plots.gains import gains_figure
+from featcache.probe.plots.style import AMOUNTS, MARKERS, PALETTE, save
+from featcache.probe.plots.sweep import sweep_figure
+from featcache.probe.records import SweepRecord, Trial, read_curve, read_sweep, save_curve, save_sweep
+from featcache.probe.report.groups import group_rows
+from featcache.probe.report.pivot import pivot_differences
+from featcache.probe.report.views import Against, parse_reference
+from featcache.store.errors import CacheError
+
+from .result_rows import made_row, made_rows
+
+ALL = {"layers": "all", "layer_names": ["0", "1", "final"], "tokens": ["cls", "ap"]}
+
+
+def test_the_style_is_read_without_colour():
+    """Categories differ in lightness or marker; amounts get darker all the way."""
+    from matplotlib import colormaps
+
+    grey = [
+        float(np.dot(colormaps[AMOUNTS](value)[:3], (0.299, 0.587, 0.114))) for value in np.linspace(0, 1, 50)
+    ]
+    assert all(before > after for before, after in pairwise(grey))
+    assert len({*PALETTE}) == len(PALETTE) == len({*MARKERS})
+    assert min(float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114))) for colour in PALETTE) < 0.1
+
+
+def test_gains_are_where_they_belong_and_files_are_the_same_again(tmp_path):
+    rows = []
+    for dataset, lift in (("one", 0.1), ("two", -0.05)):
+        place = {"dataset": dataset, "cache_key": dataset * 4}
+        rows += made_rows([0.50, 0.54], **place) + made_rows([0.51 + lift, 0.53 + lift], **ALL, **place)
+    groups = group_rows(rows)
+    figure = gains_figure(pivot_differences(groups, groups), "a title")
+    (axes,) = figure.axes
+    (drawn,) = [container[0].get_xdata() for container in axes.containers]
+    np.testing.assert_allclose(
+        np.asarray(drawn, float), [10, -5, 2.5], atol=1e-9
+    )  # two datasets and their mean
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two", "mean"]
+    first = {path.suffix: path.read_bytes() for path in save(figure, tmp_path / "plot")}
+    again = {
+        path.suffix: path.read_bytes()
+        for path in save(gains_figure(pivot_differences(groups, groups), "a title"), tmp_path / "plot")
+    }
+    assert first == again
+    assert {*first} == {".png", ".svg"}
+    assert b"linear all cls+ap" in first[".svg"]
+
+
+def test_of_many_classes_those_are_shown_that_differ(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = np.full((60, 4, 2), 1 / 8) + rng.uniform(0, 0.001, (60, 4, 2))
+    odd = rng.permutation(60)[:MAX_CLASSES]
+    weights[odd, 0, 0] += 0.3
+    weights[5] = np.nan  # no images
+    odd = sorted(set(odd) - {5})
+    figure = attention_by_class_figure(
+        weights, ["0", "1", "2", "final"], ["cls", "ap"], [f"class {i}" for i in range(60)], "t"
+    )
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert {f"class {label}" for label in odd} <= set(shown)
+    assert len(shown) == MAX_CLASSES
+    assert "class 5" not in shown
+
+
+def test_reliability_agrees_with_the_score():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(500, 4, generator=generator)
+    labels = torch.randint(4, (500,), generator=generator)
+    probability, predicted = logits.double().softmax(1).max(1)
+    found = reliability(probability.numpy(), (predicted == labels).numpy())
+    assert found.counts.sum() == 500
+    assert found.expected_error == pytest.approx(calibration_error(logits, labels), abs=1e-12)
+
+
+def sweep(**values: list[float]) -> SweepRecord:
+    names = list(values)
+    settings = np.stack(np.meshgrid(*values.values(), indexing="ij"), -1).reshape(-1, len(names))
+    trials = [
+        Trial(dict(zip(names, row.tolist(), strict=True)), 0.5 + 0.01 * index)
+        for index, row in enumerate(settings)
+    ]
+    return SweepRecord("balanced_accuracy", trials, len(trials) - 1)
+
+
+def test_a_sweep_is_a_grid():
+    record = sweep(dropout=[0.0, 0.1], learning_rate=[0.1, 0.01], weight_decay=[1e-6, 1e-2, 1.0])
+    panels = [axes for axes in sweep_figure(record, "t").axes if axes.images and axes.get_xlabel()]
+    assert [axes.get_title(loc="left") for axes in panels] == ["dropout 0", "dropout 0.1"]
+    # Learning rates down, the largest first; weight decays across.
+    np.testing.assert_allclose(panels[0].images[0].get_array(), [[50, 51, 52], [53, 54, 55]])
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["0.1", "0.01"]
+    assert [len(axes.patches) for axes in panels] == [0, 1], "the chosen one has a frame"
+    path = sweep_figure(sweep(penalty=[1e-3, 1e-1, 1e1]), "t").axes[0]
+    assert (path.get_xscale(), path.get_xlabel()) == ("log", "penalty")
+
+
+def test_records_come_back(tmp_path):
+    record = sweep(learning_rate=[0.1, 0.01])
+    save_sweep(tmp_path, record)
+    found = read_sweep(tmp_path)
+    assert [(dict(t.settings), t.validation) for t in found.trials] == [
+        (dict(t.settings), t.validation) for t in record.trials
+    ]
+    (tmp_path / "sweep.json").write_text('{"score": "x", "chosen": 7, "trials": []}')
+    with pytest.raises(CacheError, match="field 'chosen' is none of the trials"):
+        read_sweep(tmp_path)
+    # A curve is short whatever the training was, keeps its mean, and a loss that is no number is none.
+    losses = [float(i) for i in range(1003)]
+    save_curve(tmp_path, losses)
+    updates, means = read_curve(tmp_path)
+    assert len(updates) <= 200
+    assert updates[-1] == 1003
+    assert np.average(means, weights=np.diff([0, *updates])) == pytest.approx(np.mean(losses))
+    save_curve(tmp_path, [float("inf"), 1.0])
+    assert np.isnan(read_curve(tmp_path)[1][0])
+    assert read_sweep(tmp_path / "elsewhere") is None
+
+
+def test_what_a_run_does_not_have_is_not_drawn(tmp_path: Path):
+    few = [
+        made_row(score, shots=shots, draw=draw) for shots, score in ((1, 0.3), (5, 0.5)) for draw in range(2)
+    ]
+    groups = group_rows([*made_rows([0.5, 0.6]), *few])
+    against = Against(parse_reference(None), groups)
+    names = [name for kind in KINDS for name, _ in draw(kind, tmp_path, groups, against)]
+    assert names == ["shots-made-tiny"]
+    ((_, figure),) = draw("shots", tmp_path, groups, against)
+    np.testing.assert_allclose(figure.axes[0].containers[0][0].get_xydata(), [[1, 30], [5, 50]])
+    picture = np.asarray(Image.open(save(figure, tmp_path / "shots")[0]).convert("L"))
+    assert picture.min() < 100 < picture.max()

@@ -1,0 +1,268 @@
+"""Results side by side: what is one setting, what differs from what, how sure that is, and how it is written down."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from featcache.probe.published import published_dataset, published_model, published_score
+from featcache.probe.report.groups import filter_rows, group_rows, repetitions
+from featcache.probe.report.pivot import column_names, pivot_differences, pivot_scores
+from featcache.probe.report.significance import holm, mean_interval, paired_p_value
+from featcache.probe.report.tables import Number, Table, to_csv, to_latex, to_markdown, to_records
+from featcache.probe.report.views import VIEWS, Against, parse_reference
+from featcache.probe.table import PAPER, TableRow
+from featcache.store.errors import RequestError, UnknownNameError
+
+from .result_rows import made_row, made_rows
+
+BASE = [0.50, 0.52, 0.51]
+ALL = {"layers": "all", "layer_names": ["0", "1", "final"], "tokens": ["cls", "ap"]}
+ROWS = [
+    *made_rows(BASE),
+    *made_rows([0.60, 0.66, 0.63], **ALL),
+    *made_rows([0.70, 0.71, 0.69], head="attentive", num_heads=6, **ALL),
+]
+
+
+def test_a_group_is_what_differs_in_seeds_alone():
+    rows = [
+        *ROWS,
+        made_row(0.9, seed=1),
+        *made_rows([0.4, 0.6], protocol="paper"),
+        made_row(0.8, input="standard"),
+    ]
+    groups = group_rows(rows)
+    assert [len(group.rows) for group in groups] == [3, 3, 3, 2, 1]
+    assert groups[0].by_seed == {(0, 0): 0.50, (0, 1): 0.9, (0, 2): 0.51}, (
+        "of two runs of a seed the last counts"
+    )
+    # Only the columns that would have one name are told apart, and by what differs.
+    assert sorted(set(column_names(groups).values())) == [
+        "attentive all cls+ap",
+        "linear all cls+ap",
+        "linear last cls l2 paper",
+        "linear last cls l2 quick",
+        "linear last cls standard quick",
+    ]
+    # What auto chooses is no setting: it may differ from seed to seed.
+    auto = [
+        made_row(0.5, seed=seed, head="auto", solver="auto", input=stage)
+        for seed, stage in enumerate(("l2", "standard"))
+    ]
+    assert len(group_rows(auto)) == 1
+    few = [made_row(0.5, shots=shots, draw=draw) for shots in (1, 5) for draw in range(3)]
+    assert [len(group.by_seed) for group in group_rows(few)] == [3, 3]
+
+
+def test_settings_that_no_field_shows_are_told_apart_all_the_same():
+    rows = [
+        *made_rows([0.5, 0.6], head="mlp", options={"hidden": 64}),
+        *made_rows([0.7, 0.8], head="mlp", options={"hidden": 256, "num_layers": 3}),
+        *made_rows([0.1, 0.2], setup="1" * 12),  # as of a protocol file that was changed under its name
+        *made_rows([0.3, 0.4], setup="2" * 12),
+    ]
+    groups = group_rows(rows)
+    assert [group.by_seed[0, 1] for group in groups] == [0.6, 0.8, 0.2, 0.4]
+    assert list(column_names(groups).values()) == [
+        "mlp last cls hidden 64",
+        "mlp last cls hidden 256",
+        f"linear last cls {'1' * 12}",
+        f"linear last cls {'2' * 12}",
+    ]
+    assert all(
+        summary_row[-3] is None
+        for summary_row in VIEWS["summary"](groups[:1], Against(parse_reference(None), [])).rows
+    )
+
+
+def test_seeds_of_one_draw_are_no_repetitions():
+    scores = {(0, 0): 0.1, (0, 1): 0.3, (1, 0): 0.5, (1, 1): 0.7, (2, 0): 0.2, (2, 1): 0.2}
+    assert repetitions(scores) == pytest.approx([0.2, 0.6, 0.2])
+    assert repetitions({(0, 1): 0.3, (0, 0): 0.1}) == [0.1, 0.3], "one draw: the seeds are all there is"
+    rows = [made_row(score, shots=5, draw=draw, seed=seed) for (draw, seed), score in scores.items()]
+    (group,) = group_rows(rows)
+    assert group.interval == pytest.approx(mean_interval([0.2, 0.6, 0.2]))
+
+
+def test_a_score_that_only_some_have():
+    rows = [
+        made_row(0.5),
+        made_row(0.4, dataset="other", target_kind="regression", metric="r2", scores={"r2": 0.4, "mse": 2.0}),
+    ]
+    assert [group.score for group in group_rows(rows)] == ["balanced_accuracy", "r2"]
+    assert [group.first.dataset for group in group_rows(rows, "mse")] == ["other"]
+    assert pivot_scores(group_rows(rows)).means == {}, "scores of different kinds have no mean"
+    with pytest.raises(UnknownNameError, match="unknown score 'acc'"):
+        group_rows(rows, "acc")
+
+
+def test_significance_against_scipy():
+    rng = np.random.default_rng(0)
+    for size in (2, 3, 5, 20):
+        first, second = rng.normal(size=(2, size))
+        expected = stats.ttest_rel(first, second).pvalue
+        assert paired_p_value(list(first - second)) == pytest.approx(expected, rel=1e-9)
+        low, high = stats.t.interval(0.95, size - 1, first.mean(), stats.sem(first))
+        assert mean_interval(list(first)) == pytest.approx((low, high), rel=1e-9)
+    assert paired_p_value([0.1]) is None
+    assert paired_p_value([0.1, 0.1, 0.1]) is None, "without spread there is nothing to test against"
+    # Holm's own rule, by hand: 3 x 0.01, 2 x 0.03, and 0.06 may not fall below it.
+    assert holm({"a": 0.03, "b": 0.01, "c": 0.04}) == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.06})
+
+
+def test_differences_are_paired_and_corrected():
+    groups = group_rows(ROWS)
+    found = pivot_differences(groups[1:], groups)
+    (place,) = found.places
+    linear, attentive = (
+        found.cells[place, column] for column in ("linear all cls+ap", "attentive all cls+ap")
+    )
+    assert linear.mean == pytest.approx(0.12)
+    assert attentive.best
+    assert not linear.best
+    raw = [
+        stats.ttest_rel(np.array(scores), BASE).pvalue for scores in ([0.60, 0.66, 0.63], [0.70, 0.71, 0.69])
+    ]
+    smaller, larger = sorted(raw)
+    assert sorted([linear.p_value, attentive.p_value]) == pytest.approx(
+        [2 * smaller, max(2 * smaller, larger)]
+    )
+    with pytest.raises(RequestError, match="the results do not hold mlp on all, cls"):
+        pivot_differences(groups, groups, TableRow("mlp", "all", "cls"))
+    # Of another cache, nothing is the reference's match.
+    other = group_rows(made_rows([0.5, 0.6], cache_key="b" * 12, **ALL))
+    with pytest.raises(RequestError, match="no result can be compared with linear on last, cls"):
+        pivot_differences(other, groups)
+
+
+def test_the_reference_is_the_one_trained_alike():
+    few = [made_row(0.3, shots=5, seed=seed) for seed in range(2)]
+    few += [made_row(0.4, shots=5, seed=seed, **ALL) for seed in range(2)]
+    groups = group_rows([*ROWS, *few])
+    found = pivot_differences(groups, groups)
+    (five,) = [cell for (_, name), cell in found.cells.items() if name == "linear all cls+ap 5 shots"]
+    assert five.mean == pytest.approx(0.1)
+
+
+def test_less_is_better_of_a_likelihood():
+    pivot = pivot_scores(group_rows(ROWS, "nll"))
+    assert [name for (_, name), cell in pivot.cells.items() if cell.best] == ["attentive all cls+ap"]
+
+
+def test_a_mean_over_datasets_is_over_those_that_have_all_columns():
+    rows = [*ROWS, *[made_row(0.2, dataset="other", cache_key="c" * 12, **kind) for kind in ({}, ALL)]]
+    pivot = pivot_scores(group_rows([row for row in rows if row.head == "linear"]))
+    assert (pivot.complete, pivot.means["linear last cls"]) == (2, pytest.approx((0.51 + 0.2) / 2))
+    assert pivot_scores(group_rows(rows)).means == {}, "one dataset alone has all three"
+
+
+def test_filters():
+    assert {row.head for row in filter_rows(ROWS, {"head": ["attentive"], "tokens": []})} == {"attentive"}
+    assert len(filter_rows(ROWS, {"seed": ["0", "2"], "tokens": ["cls+ap"]})) == 4
+    with pytest.raises(UnknownNameError, match="unknown head 'atentive'; did you mean attentive"):
+        filter_rows(ROWS, {"head": ["atentive"]})
+    with pytest.raises(RequestError, match="no result has head attentive, layers last together"):
+        filter_rows(ROWS, {"head": ["attentive"], "layers": ["last"]})
+
+
+NASTY = r"50%_of a & b #1 {x} ~^\ |*"
+
+
+def test_formats_say_the_same():
+    numbers = [Number(12.346, 0.5, 0.004, signed=True, best=True), Number(-0.001, signed=True)]
+    table = Table(
+        ("name", "score", "n"), [[NASTY, numbers[0], 1234], ["plain", numbers[1], None]], ["* a note"]
+    )
+    rows = list(csv.DictReader(to_csv(table).splitlines()))
+    assert rows[0] == {"name": NASTY, "score": "12.346", "score sd": "0.5", "score p": "0.004", "n": "1234"}
+    assert rows[1]["score sd"] == rows[1]["n"] == ""
+    assert table.cells() == [[NASTY, "+12.35 ± 0.50 **", "1,234"], ["plain", "+0.00", ""]], "nothing is -0.00"
+    lines = to_markdown(table).splitlines()
+    assert lines[1] == "| --- | ---: | ---: |"
+    assert lines[2].count(" | ") == 2, "a bar in a name is no border"
+    assert r"**+12.35 ± 0.50 \*\***" in lines[2]
+    latex = to_latex(table)
+    assert r"50\%\_of a \& b \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} |*" in latex
+    assert r"$\mathbf{+12.35} \pm 0.50^{**}$" in latex
+    for line in latex.splitlines():
+        if line.endswith(r"\\"):
+            assert len(re.findall(r"(?<!\\)&", line)) == 2
+    assert json.loads(json.dumps(to_records(table)))[0]["score"] == {"value": 12.346, "sd": 0.5, "p": 0.004}
+
+
+def test_every_view_has_the_columns_it_says():
+    rows = [
+        *ROWS,
+        *made_rows(BASE, model="clip-vit-b-16", dataset="dtd", cache_key="d" * 12, test_samples=1880),
+    ]
+    groups = group_rows(rows)
+    for name, view in VIEWS.items():
+        table = view(groups, Against(parse_reference(None), groups))
+        assert table.rows, name
+        assert {len(row) for row in table.rows} == {len(table.columns)}, name
+    with pytest.raises(RequestError, match="a reference is HEAD:LAYERS:TOKENS"):
+        parse_reference("linear:last")
+
+
+def test_published_scores():
+    """Every backbone and dataset is found under the names that people use, and every row of the paper's table is one of ours."""
+    assert published_score("clip-vit-b-16", "CIFAR-10", "linear", "last", ["cls"]) == pytest.approx(0.9438)
+    assert published_score(
+        "clip-vit-b-16", "CIFAR-10", "attentive", "last", ["cls", "patches"]
+    ) == pytest.approx(0.9596)
+    assert published_score("clip-vit-b-16", "CIFAR-10", "attentive", "all", ["ap", "cls"]) == pytest.approx(
+        0.9641
+    )
+    assert published_score("clip-vit-b-16", "CIFAR-10", "attentive", "all", ["ap"]) is None
+    for row in PAPER:
+        assert published_score("clip-vit-b-16", "DTD", row.head, row.layers, row.tokens.split("+")), row
+    from featcache.extract.models import model_names
+
+    known = (
+        "clip-vit-b-32",
+        "clip-vit-b-16",
+        "clip-vit-l-14",
+        "dinov2-vit-s-14",
+        "augreg-vit-b-16",
+        "augreg-vit-l-16",
+    )
+    for model in known:
+        assert {published_model(name) for name in model_names(model)} == {model}
+    assert published_model("mae-vit-b-16") is None, "its scores are not in the paper's table"
+    for name in ("flowers", "Flowers", "imagefolder:flowers"):
+        assert published_dataset(name).name == "Flowers"
+    assert published_dataset("voc2007").name == published_dataset("PASCAL VOC 2007").name == "PASCAL VOC 2007"
+    assert published_dataset("textile") is None
+
+
+def test_next_to_the_published_scores():
+    paper = {"model": "vit-l-14", "dataset": "dtd", "protocol": "paper"}
+    table = VIEWS["published"](
+        group_rows(made_rows([0.70, 0.72], test_samples=50, **paper)), Against(PAPER[0], [])
+    )
+    ((dataset, model, *_, ours, theirs, difference),) = table.rows
+    assert (dataset, model, ours.value) == ("DTD", "clip-vit-l-14", pytest.approx(71))
+    assert difference.value == pytest.approx(71 - theirs.value)
+    assert table.notes == [
+        "dtd: the train split here has 100 samples, the paper's 1,880",
+        "dtd: the test split here has 50 samples, the paper's 1,880",
+        "the published runs are those of the protocol paper-parity",
+    ]
+    otherwise = [
+        made_row(0.5, **paper, **how) for how in ({"shots": 5}, {"input": "standard"}, {"solver": "exact"})
+    ]
+    with pytest.raises(RequestError, match="no result has a backbone"):
+        VIEWS["published"](group_rows(otherwise), Against(PAPER[0], []))
+    with pytest.raises(RequestError, match="no result has a backbone, a dataset and a head"):
+        VIEWS["published"](group_rows(ROWS), Against(PAPER[0], []))
+
+
+def test_results_import_nothing_heavy():
+    code = "import sys, featcache.cli.results; assert not {'torch', 'sklearn', 'matplotlib', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,64 @@
+"""The public functions: their signatures are a promise."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import featcache
+from featcache.extract.request import ExtractRequest
+from featcache.probe.request import ProbeRequest
+
+SIGNATURES = {
+    "open": "(directory, *, allow_partial=False)",
+    "extract": "(model, dataset, *, weights=None, taps=('norm2',), layers='every', tokens='cls,ap', patches=None, splits=(), "
+    "dtype='float16', precision='auto', limit=None, split_seed=0, batch_size=None, workers=None, device='auto', "
+    "on_error='stop', root=None, backbone=None, progress=True)",
+    "probe": "(cache, head='attentive', *, layers=None, tokens=None, table=None, num_heads=None, protocol='paper', "
+    "solver='adamw', penalty='l2', input=None, folds=None, halving=None, shots=(), draws=1, target_kind=None, "
+    "regression_loss='mse', options=None, seeds=(0,), precision='auto', device='auto', memory=None, "
+    "out='featcache-results', force=False, progress=True)",
+    "load_head": "(folder)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name):
+    function = getattr(featcache, name)
+    found = inspect.signature(function)
+    bare = found.replace(
+        parameters=[one.replace(annotation=inspect.Parameter.empty) for one in found.parameters.values()],
+        return_annotation=inspect.Signature.empty,
+    )
+    assert str(bare) == SIGNATURES[name]
+    assert all(one.annotation is not inspect.Parameter.empty for one in found.parameters.values())
+    # Every argument is explained.
+    documented = inspect.getdoc(getattr(__import__("featcache.api").api, name))
+    for argument in found.parameters:
+        assert f"    {argument}: " in documented, argument
+
+
+def test_defaults_are_those_of_the_requests():
+    """What the functions promise is what the command line does."""
+    request = ProbeRequest(("attentive",))
+    for name, parameter in inspect.signature(featcache.probe).parameters.items():
+        if hasattr(request, name) and name not in ("options", "out"):
+            assert parameter.default == getattr(request, name), name
+    extract = ExtractRequest("vit-l-14", "digits")
+    for name, parameter in inspect.signature(featcache.extract).parameters.items():
+        if hasattr(extract, name) and parameter.default is not inspect.Parameter.empty:
+            assert parameter.default == getattr(extract, name), name
+
+
+def test_a_package_and_a_function_at_once():
+    code = (
+        "import sys, featcache\n"
+        "assert callable(featcache.probe) and callable(featcache.extract)\n"
+        "assert not {'torch', 'numpy', 'click'} & set(sys.modules), 'importing featcache is free'\n"
+        "import featcache.probe.table, featcache.extract.request\n"
+        "assert featcache.probe.table.PAPER and callable(featcache.probe)\n"
+        "assert 'featcache.probe' in repr(featcache.probe)\n"
+        "try:\n    featcache.prob\nexcept AttributeError as error:\n    assert 'prob' in str(error)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
