@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-SOURCES := $(shell git ls-files 'front/*.py' 'store/*.py' 'extract/*.py' 'probe/*.py' 'probe/*.toml')
+SOURCES := $(shell git ls-files 'front/*.py' 'store/*.py' 'extract/*.py' 'probe/*.py' 'probe/*.toml' 'probe/*.csv')
 
 .PHONY: demo test stress check format bench results clean
 .DELETE_ON_ERROR:
