@@ -25,7 +25,10 @@ DEMO = REPO / ".demo"
 OUT = DEMO / "evidence"
 PAGE = REPO / "docs" / "results.md"
 PROTOCOL = REPO / "benchmarks" / "results.toml"
-DATASETS = {"digits": "digits", "textile": "imagefolder:.demo/textile"}
+DATASETS = {
+    "digits": ("--dataset", "digits", "--limit", "600"),
+    "textile": ("--dataset", "imagefolder:.demo/textile"),
+}
 SEEDS = range(5)
 CLOSED = ("logreg", "ridge", "lda", "ncm", "knn")
 
@@ -63,7 +66,7 @@ def compute(datasets: Iterable[str], runs: Iterable[Run]) -> None:
     """Extract and train what is not there."""
     for name in datasets:
         weights = ("--weights", ".demo/dinov2_vits14.safetensors")
-        featcache("extract", "--model", "dinov2-vit-s-14", *weights, "--dataset", DATASETS[name])
+        featcache("extract", "--model", "dinov2-vit-s-14", *weights, *DATASETS[name])
         for run in runs:
             stage = () if run.input is None else ("--input", run.input)
             featcache(
@@ -172,12 +175,14 @@ def main() -> None:
     parser.add_argument("--dataset", choices=DATASETS, action="append", help="just this one")
     parser.add_argument("--head", action="append", help="just this one")
     parser.add_argument("--write-only", action="store_true", help="write the page from what is there")
+    parser.add_argument("--compute-only", action="store_true", help="leave the page as it is")
     arguments = parser.parse_args()
     if not arguments.write_only:
         runs = [run for run in RUNS if not arguments.head or run.head in arguments.head]
         compute(arguments.dataset or DATASETS, runs)
-    write_page(read_rows(OUT))
-    print(json.dumps({"page": str(PAGE.relative_to(REPO))}))
+    if not arguments.compute_only:
+        write_page(read_rows(OUT))
+        print(json.dumps({"page": str(PAGE.relative_to(REPO))}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from featcache.probe.protocol import L2_INPUT, L2_STANDARD_INPUT, STANDARD_INPUT
 from featcache.probe.tasks import Task
 
 if TYPE_CHECKING:
-    from featcache.probe.fitting import Fitted
+    from featcache.probe.fitted import Fitted
 
 _TRAINED = (
     ("linear", L2_INPUT),

@@ -26,7 +26,7 @@ from featcache.probe.stages import InputStage, fit_stage
 from featcache.probe.sweep import Split, check_number, make_splits
 from featcache.probe.tasks import SingleLabel, Task, as_tensor, make_task
 from featcache.probe.tokens import TokenSource, read_features
-from featcache.probe.trainer import predict, prediction_batch
+from featcache.probe.trainer import prediction_batch
 
 # Factors that least-squares outputs are multiplied with to become logits.
 FACTORS = tuple(10.0 ** (exponent / 8) for exponent in range(-4, 21))
@@ -148,10 +148,12 @@ class _Fitter:
     def held_out(self, split: Split, settings: tuple[Settings, ...]) -> list[Tensor]:
         """Outputs on the held-out part for all settings, of heads fitted on the other."""
         head = self.fit(split[0], settings)
-        batch = prediction_batch(self.tokens)
-        return [
-            predict(head.member(index), self.tokens, split[1], batch).cpu() for index in range(len(settings))
-        ]
+        source = self.tokens.with_stage(head.stage)
+        parts = []
+        with torch.inference_mode():
+            for rows in torch.split(split[1], prediction_batch(self.tokens)):
+                parts.append(head(source.batch(rows).to(self.device)).cpu())
+        return list(torch.cat(parts, dim=1))
 
 
 def _likelihood(outputs: Tensor, targets: Tensor, task: Task) -> float:

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featcache.probe.fitting import array_job, fit_head
+from featcache.probe.array_fitting import array_job, fit_head
 from featcache.probe.heads import HeadInfo, get_head
 from featcache.probe.precision import choose_precision
 from featcache.probe.protocol import Protocol, get_protocol

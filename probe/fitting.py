@@ -1,13 +1,12 @@
 """One head, chosen and fitted on train: by training the members of a protocol, by formula, by the exact solver, or the best of these."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,14 +14,13 @@ from featcache.probe.auto import CANDIDATES, Candidate, choose
 from featcache.probe.closed import run_closed_sweep
 from featcache.probe.data import SplitData
 from featcache.probe.estimate import estimate_sweep
-from featcache.probe.heads import HeadInfo, get_head
+from featcache.probe.fitted import Fitted, Work, count_parameters, record_sweep
+from featcache.probe.heads import get_head
 from featcache.probe.heads.base import Head
 from featcache.probe.heads.blend import BlendHead
 from featcache.probe.kinds import REGRESSION_LOSSES, SINGLE_LABEL
-from featcache.probe.precision import FP32
 from featcache.probe.process import threads
 from featcache.probe.protocol import NO_FOLDS, Member, Protocol
-from featcache.probe.records import SweepRecord, Trial
 from featcache.probe.request import (
     ADAMW,
     CHOICE,
@@ -31,7 +29,6 @@ from featcache.probe.request import (
     GROUP_LASSO,
     Job,
     ProbeRequest,
-    array_selection,
     make_job,
 )
 from featcache.probe.results import Chosen
@@ -49,8 +46,7 @@ from featcache.probe.sweep import (
     run_sweep,
     tune,
 )
-from featcache.probe.tasks import Task, as_tensor, make_task
-from featcache.probe.tokens import TokenSource
+from featcache.probe.tasks import as_tensor, make_task
 from featcache.probe.unfinished import Unfinished
 from featcache.store.progress import Reporter, Silent
 
@@ -61,32 +57,6 @@ GROUP_SECONDS = 300.0
 SMALL_STEP = 3e9
 
 Outcome = TypeVar("Outcome", SweepResult, Tuning)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A head, fitted on all of train, and how it was chosen."""
-
-    head: Head
-    task: Task
-    parameters: int
-    validation: float
-    """The task's score of the chosen settings on held-out samples."""
-    chosen: Chosen
-    seconds: float
-    name: str
-    """Of the head: that of the request, unless that was ``auto``."""
-    input: str
-    """Input stage; of an average, those of its parts."""
-    sweep: SweepRecord | None = None
-    """All that validation compared, unless the head was chosen by ``auto``."""
-    candidates: tuple[Mapping[str, Any], ...] = ()
-    """Head, input stage and score of all that ``auto`` compared."""
-
-    @property
-    def num_classes(self) -> int:
-        """C, or outputs of a regression."""
-        return self.task.num_outputs
 
 
 @dataclass(frozen=True)
@@ -119,7 +89,7 @@ class Fitter:
             RequestError: the train split is too small, or its targets are not for this head.
         """
         task, targets = make_task(train.labels, self.target_kind, loss=self.regression_loss)
-        work = _Work(job, seed, run, title, train, task, targets)
+        work = Work(job, seed, run, title, train, task, targets)
         if job.solver != CHOICE:
             job.head.check_kind(task.kind)
         fitter = self
@@ -131,16 +101,16 @@ class Fitter:
         how = {EXACT: fitter._solve, CLOSED: fitter._compute, CHOICE: fitter._choose, ADAMW: fitter._train}
         return how[job.solver](work)
 
-    def _train(self, work: "_Work") -> Fitted:
+    def _train(self, work: Work) -> Fitted:
         sweep = self._plan(work)
         with threads(_threads(sweep)):
             result, _ = self._sweep(work, sweep, self._unfinished(work), run_sweep)
         return self._trained(work, result.member, result.validation, result.head, result.seconds)
 
-    def _unfinished(self, work: "_Work") -> Unfinished | None:
+    def _unfinished(self, work: Work) -> Unfinished | None:
         return None if self.out is None else Unfinished(self.out, work.run)
 
-    def _plan(self, work: "_Work") -> Sweep:
+    def _plan(self, work: Work) -> Sweep:
         return plan_sweep(
             work.job.build,
             work.train.tokens,
@@ -152,23 +122,23 @@ class Fitter:
         )
 
     def _trained(
-        self, work: "_Work", member: Member, validation: Mapping[Member, float], head: Head, seconds: float
+        self, work: Work, member: Member, validation: Mapping[Member, float], head: Head, seconds: float
     ) -> Fitted:
         return Fitted(
             head,
             work.task,
-            _count(head),
+            count_parameters(head),
             validation[member],
             Chosen(member.learning_rate, member.weight_decay, member.dropout),
             seconds,
             work.job.head.name,
             self.protocol.input,
-            _record(work.task, [(vars(one), score) for one, score in validation.items()], vars(member)),
+            record_sweep(work.task, [(vars(one), score) for one, score in validation.items()], vars(member)),
         )
 
     def _sweep(
         self,
-        work: "_Work",
+        work: Work,
         sweep: Sweep,
         unfinished: Unfinished | None,
         run: Callable[[Sweep, SweepOptions], Outcome],
@@ -195,7 +165,7 @@ class Fitter:
             unfinished.remove()
         return result, replace(options, finished=(), on_group=None)
 
-    def _announce(self, work: "_Work", sweep: Sweep, options: SweepOptions) -> tuple[SweepOptions, int]:
+    def _announce(self, work: Work, sweep: Sweep, options: SweepOptions) -> tuple[SweepOptions, int]:
         """Say how long a sweep will take, and cut groups that would take too long; also the trainings of the sweep."""
         estimate = estimate_sweep(sweep, options)
         if estimate.seconds > 2 * GROUP_SECONDS:
@@ -213,10 +183,10 @@ class Fitter:
         )
         return options, number
 
-    def _compute(self, work: "_Work") -> Fitted:
+    def _compute(self, work: Work) -> Fitted:
         return self._computed(work)[0]
 
-    def _computed(self, work: "_Work") -> tuple[Fitted, Tensor]:
+    def _computed(self, work: Work) -> tuple[Fitted, Tensor]:
         """Fit by formula; also the outputs on held-out samples."""
         with self.reporter.progress(work.title, "fits") as update:
             result = run_closed_sweep(
@@ -234,20 +204,20 @@ class Fitter:
         fitted = Fitted(
             result.head,
             work.task,
-            _count(result.head),
+            count_parameters(result.head),
             next(score for settings, score in result.validation if dict(settings) == chosen),
             Chosen(settings=dict(result.settings)),
             result.seconds,
             work.job.head.name,
             self.protocol.input,
-            _record(work.task, result.validation, chosen),
+            record_sweep(work.task, result.validation, chosen),
         )
         return fitted, result.held_out
 
-    def _solve(self, work: "_Work") -> Fitted:
+    def _solve(self, work: Work) -> Fitted:
         return self._solved(work)[0]
 
-    def _solved(self, work: "_Work") -> tuple[Fitted, Tensor]:
+    def _solved(self, work: Work) -> tuple[Fitted, Tensor]:
         """Solve exactly; also the outputs on held-out samples."""
         job = work.job
         get_head("logreg").check_kind(work.task.kind)
@@ -276,13 +246,13 @@ class Fitter:
         fitted = Fitted(
             head.eval(),
             work.task,
-            _count(head),
+            count_parameters(head),
             result.validation[result.penalty],
             Chosen(penalty=result.penalty, converged=result.certificate.converged, kept_layers=kept),
             result.seconds,
             job.head.name,
             self.protocol.input,
-            _record(
+            record_sweep(
                 work.task,
                 [({"penalty": penalty}, score) for penalty, score in result.validation.items()],
                 {"penalty": result.penalty},
@@ -290,7 +260,7 @@ class Fitter:
         )
         return fitted, result.held_out
 
-    def _choose(self, work: "_Work") -> Fitted:
+    def _choose(self, work: Work) -> Fitted:
         """Let heads and input stages compete."""
         candidates: list[Candidate] = []
         if self.protocol.folds == NO_FOLDS:
@@ -326,7 +296,7 @@ class Fitter:
             candidates=listed,
         )
 
-    def _candidate(self, work: "_Work") -> Candidate:
+    def _candidate(self, work: Work) -> Candidate:
         name, stage = work.job.head.name, self.protocol.input
         if work.job.solver in (EXACT, CLOSED):
             # These are fitted in seconds, so the final fit is not put off.
@@ -348,91 +318,6 @@ class Fitter:
             return self._trained(work, found.member, found.validation, head, seconds)
 
         return Candidate(name, stage, found.validation[found.member], held_out, finish_it)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One fit."""
-
-    job: Job
-    seed: int
-    run: str
-    title: str
-    train: SplitData
-    task: Task
-    targets: npt.NDArray[Any]
-
-
-def fit_head(
-    job: Job,
-    tokens: TokenSource,
-    targets: npt.NDArray[Any],
-    *,
-    protocol: Protocol,
-    seed: int = 0,
-    target_kind: str | None = None,
-    regression_loss: str = REGRESSION_LOSSES[0],
-    device: torch.device | str = "cpu",
-    precision: str = FP32,
-    memory: int = 2**31,
-    reporter: Reporter | None = None,
-) -> Fitted:
-    """Choose and fit a head on arrays instead of a cache.
-
-    Args:
-        job: head and tokens; `featcache.probe.request.make_job` makes one.
-        tokens: N samples.
-        targets: as `make_task` takes them.
-        protocol: what is swept over, and how.
-        seed: fixes everything that is drawn.
-        target_kind: what the targets are; by default what their type says.
-        regression_loss: ``mse`` or ``mae``.
-        device: where to fit.
-        precision: of matrix products in training, ``fp32`` or ``bf16``.
-        memory: bytes for the members that train together.
-        reporter: receives messages and progress.
-
-    Raises:
-        RequestError: targets that do not fit the samples or the head, or too few samples.
-    """
-    fitter = Fitter(
-        protocol,
-        torch.device(device),
-        precision,
-        memory,
-        reporter=reporter or Silent(),
-        target_kind=target_kind,
-        regression_loss=regression_loss,
-    )
-    train = SplitData(tokens, targets, (), streamed=False, bytes=0)
-    return fitter.fit(job, seed, "", job.head.name, train)
-
-
-def array_job(
-    info: HeadInfo,
-    num_tokens: int,
-    num_layers: int | None = None,
-    num_heads: int | None = None,
-    **options: int,
-) -> Job:
-    """A job for arrays: T tokens, layer by layer, of L layers (by default T).
-
-    Raises:
-        RequestError: the tokens do not divide among the layers.
-    """
-    request = ProbeRequest((info.name,), num_heads=num_heads, options=options)
-    return make_job(info, array_selection(num_tokens, num_layers), request)
-
-
-def _record(
-    task: Task, trials: Sequence[tuple[Mapping[str, float], float]], chosen: Mapping[str, float]
-) -> SweepRecord:
-    listed = [Trial(dict(settings), score) for settings, score in trials]
-    return SweepRecord(task.metric, listed, [trial.settings for trial in listed].index(dict(chosen)))
-
-
-def _count(head: Head) -> int:
-    return sum(parameter.numel() for parameter in head.parameters())
 
 
 def _threads(sweep: Sweep) -> int:

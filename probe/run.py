@@ -12,7 +12,8 @@ import torch
 from featcache.probe.attention import mean_attention, save_attention
 from featcache.probe.bootstrap import score_interval
 from featcache.probe.data import SplitData, base_stage, check_memory, load_split, stream_window
-from featcache.probe.fitting import Fitted, Fitter
+from featcache.probe.fitted import Fitted
+from featcache.probe.fitting import Fitter
 from featcache.probe.heads import get_head
 from featcache.probe.kinds import SINGLE_LABEL
 from featcache.probe.memory import TRAIN, Budget
@@ -108,7 +109,8 @@ class _Trial:
 
     def __str__(self) -> str:
         """For titles."""
-        few = "" if self.shots is None else f"{self.shots} shots, draw {self.draw}, "
+        plural = "" if self.shots == 1 else "s"
+        few = "" if self.shots is None else f"{self.shots} shot{plural}, draw {self.draw}, "
         return f"{few}seed {self.seed}"
 
 

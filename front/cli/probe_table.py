@@ -65,7 +65,7 @@ def _line(row: "ResultRow") -> list[str]:
         row.layers,
         "+".join(row.tokens),
         row.input,
-        str(row.seed) if row.shots is None else f"{row.shots} shots {row.draw}.{row.seed}",
+        str(row.seed) if row.shots is None else f"{_shots(row.shots)}, draw {row.draw}, {row.seed}",
         score,
         _points([row.top1]),
         f"{100 * row.gain:+.2f}",
@@ -93,7 +93,7 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
     first, scores = group[0], [row.score for row in group]
     score = _points(scores)
     interval = mean_interval(scores)
-    if interval is not None:
+    if interval is not None and len(scores) > 2:  # of two, it spans more than there is
         score += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
     stages = dict.fromkeys(row.input for row in group)
     return [
@@ -101,7 +101,7 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
         first.layers,
         "+".join(first.tokens),
         first.input if len(stages) == 1 else "",
-        "mean",
+        "mean" if first.shots is None else f"{_shots(first.shots)}, mean",
         score,
         _points([row.top1 for row in group]),
         _points([row.gain for row in group], "+"),
@@ -109,6 +109,10 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
         f"{round(mean(row.parameters for row in group)):,}",
         f"{sum(row.seconds for row in group):.1f}",
     ]
+
+
+def _shots(number: int) -> str:
+    return f"{number} shot" if number == 1 else f"{number} shots"
 
 
 def _points(values: Sequence[float | None], sign: str = "") -> str:

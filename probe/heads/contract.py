@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.fitting import Fitted, array_job, fit_head
+from featcache.probe.array_fitting import array_job, fit_head
+from featcache.probe.fitted import Fitted
 from featcache.probe.heads.base import Head
 from featcache.probe.heads.closed import ClosedHead
 from featcache.probe.heads.info import AUTO, CLOSED, TRAINED, HeadInfo

@@ -8,6 +8,7 @@ import pytest
 
 from featcache.probe.heads import HEADS
 from featcache.probe.saved import load_head
+from featcache.store.reading.columns import SplitColumns
 from support.caches import cache_folder, make_content, make_plan, write_cache
 
 from .test_errors import check
@@ -142,3 +143,35 @@ def test_what_is_asked_for_is_wrong(cli, made):
         ((*PROBE, "--head", "knn", "--solver", "exact"), ["the exact solver is for linear heads alone"]),
     ):  # fmt: skip
         check(cli(*arguments), 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("metric", "targets"),
+    [
+        ("r2", lambda labels: np.stack([20.0 + labels, -3.0 * labels], axis=1).astype(np.float32)),
+        ("mean_average_precision", lambda labels: np.eye(3, dtype=np.uint8)[labels] | (labels == 0)[:, None]),
+    ],
+    ids=["numbers", "label-sets"],
+)
+def test_other_targets(cli, made, monkeypatch, metric, targets):
+    """The columns of a cache with such targets; only their reading is replaced."""
+    original = SplitColumns.labels
+    monkeypatch.setattr(SplitColumns, "labels", lambda self: targets(original(self)))
+    done = cli(*PROBE, "--head", "ridge,knn,attentive")
+    rows = rows_of(done)
+    for row in rows[1:]:
+        assert row["metric"] == metric
+        assert row["score"] == row["scores"][metric]
+        assert row["score"] > (0.8 if metric != "r2" else 0.3)
+        assert row["balanced_accuracy"] is None
+        lines = (Path("featcache-results") / row["folder"] / "predictions.csv").read_text().splitlines()
+        assert len(lines) == 91
+        assert "predicted" in lines[0]
+    table = cli("probe", "--protocol", "quick", "--head", "ridge")
+    assert {"r2": "R2", "mean_average_precision": "mAP"}[metric] in table.out
+    check(cli(*PROBE, "--head", "logreg"), 2, "head 'logreg' is for single-label targets, and these are")
+    check(
+        cli(*PROBE, "--head", "ridge", "--shots", "5"),
+        2,
+        "shots are samples of every class, which only single-label",
+    )

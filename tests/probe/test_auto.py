@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from featcache.probe.array_fitting import array_job, fit_head
 from featcache.probe.auto import Candidate, choose
-from featcache.probe.fitting import array_job, fit_head
 from featcache.probe.heads import get_head
 from featcache.probe.heads.blend import RAW, BlendHead
 from featcache.probe.heads.contract import SHORT, TOKENS, clusters

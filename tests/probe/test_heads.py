@@ -10,7 +10,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
-from featcache.probe.fitting import Fitted, array_job, fit_head
+from featcache.probe.array_fitting import array_job, fit_head
+from featcache.probe.fitted import Fitted
 from featcache.probe.heads import HEADS, HeadInfo, get_head
 from featcache.probe.heads.base import Head
 from featcache.probe.heads.contract import TOKENS, Check, check_head, checks, clusters

@@ -1,0 +1,78 @@
+"""Heads fitted to arrays instead of a cache."""
+
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from featcache.probe.data import SplitData
+from featcache.probe.fitted import Fitted
+from featcache.probe.fitting import Fitter
+from featcache.probe.heads import HeadInfo
+from featcache.probe.kinds import REGRESSION_LOSSES
+from featcache.probe.precision import FP32
+from featcache.probe.protocol import Protocol
+from featcache.probe.request import Job, ProbeRequest, array_selection, make_job
+from featcache.probe.tokens import TokenSource
+from featcache.store.progress import Reporter, Silent
+
+
+def fit_head(
+    job: Job,
+    tokens: TokenSource,
+    targets: npt.NDArray[Any],
+    *,
+    protocol: Protocol,
+    seed: int = 0,
+    target_kind: str | None = None,
+    regression_loss: str = REGRESSION_LOSSES[0],
+    device: torch.device | str = "cpu",
+    precision: str = FP32,
+    memory: int = 2**31,
+    reporter: Reporter | None = None,
+) -> Fitted:
+    """Choose and fit a head on arrays instead of a cache.
+
+    Args:
+        job: head and tokens; `featcache.probe.request.make_job` makes one.
+        tokens: N samples.
+        targets: as `make_task` takes them.
+        protocol: what is swept over, and how.
+        seed: fixes everything that is drawn.
+        target_kind: what the targets are; by default what their type says.
+        regression_loss: ``mse`` or ``mae``.
+        device: where to fit.
+        precision: of matrix products in training, ``fp32`` or ``bf16``.
+        memory: bytes for the members that train together.
+        reporter: receives messages and progress.
+
+    Raises:
+        RequestError: targets that do not fit the samples or the head, or too few samples.
+    """
+    fitter = Fitter(
+        protocol,
+        torch.device(device),
+        precision,
+        memory,
+        reporter=reporter or Silent(),
+        target_kind=target_kind,
+        regression_loss=regression_loss,
+    )
+    train = SplitData(tokens, targets, (), streamed=False, bytes=0)
+    return fitter.fit(job, seed, "", job.head.name, train)
+
+
+def array_job(
+    info: HeadInfo,
+    num_tokens: int,
+    num_layers: int | None = None,
+    num_heads: int | None = None,
+    **options: int,
+) -> Job:
+    """A job for arrays: T tokens, layer by layer, of L layers (by default T).
+
+    Raises:
+        RequestError: the tokens do not divide among the layers.
+    """
+    request = ProbeRequest((info.name,), num_heads=num_heads, options=options)
+    return make_job(info, array_selection(num_tokens, num_layers), request)
