@@ -6,6 +6,7 @@ import click
 
 from featcache.cli.options import output_options
 from featcache.console import print_json, print_table
+from featcache.extract.models import model_names
 from featcache.probe.report.groups import SCORES, filter_rows, group_rows
 from featcache.probe.report.tables import FORMATS, SUFFIXES, to_records
 from featcache.probe.report.views import VIEWS, Against, parse_reference
@@ -47,11 +48,16 @@ def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[Resul
         click.echo(
             f"note: {what} of {folder / RESULTS_FILE}, torn or of another version, passed over", err=True
         )
+    known = {row.model for row in rows}
     wanted = {
         # A list of layers is one name.
         name: list(values) if name == "layers" else [part for value in values for part in value.split(",")]
         for name, values in given.items()
     }
+    # A model has several names, one of which is in the results.
+    wanted["model"] = [
+        next((alias for alias in model_names(name) if alias in known), name) for name in wanted["model"]
+    ]
     return filter_rows(rows, wanted)
 
 

@@ -59,19 +59,19 @@ def _gains(groups: Sequence[Group], against: Against) -> Named:
 
 def _shots(groups: Sequence[Group], against: Against) -> Named:
     """A figure for every dataset and backbone with few-shot runs."""
-    columns = column_names(groups)
     curves: dict[Place, dict[str, list[ShotsPoint]]] = {}
-    for group in groups:
-        if group.first.shots is None:
-            continue
-        scale = 1 if group.score in NO_FRACTION else 100
-        deviation = None if group.deviation is None else scale * group.deviation
-        point = ShotsPoint(group.first.shots, scale * group.mean, deviation)
-        # The column's name without the number of shots, which is the axis.
-        name = columns[id(group)].replace(f" {group.first.shots} shots", "")
-        curves.setdefault(place_of(group), {}).setdefault(name, []).append(point)
+    few = [group for group in groups if group.first.shots is not None]
+    for shots in sorted({group.first.shots or 0 for group in few}):
+        alike = [group for group in few if group.first.shots == shots]
+        # Names among runs of one number of samples do not say that number, which is the axis.
+        names = column_names(alike)
+        for group in alike:
+            scale = 1 if group.score in NO_FRACTION else 100
+            deviation = None if group.deviation is None else scale * group.deviation
+            point = ShotsPoint(shots, scale * group.mean, deviation)
+            curves.setdefault(place_of(group), {}).setdefault(names[id(group)], []).append(point)
     for place, found in curves.items():
-        score = f"{score_words(groups)}, %" if groups[0].score not in NO_FRACTION else score_words(groups)
+        score = score_words(few) + ("" if few[0].score in NO_FRACTION else ", %")
         title = f"{place.dataset}, {place.model}: from few samples"
         yield f"shots-{slug(place.dataset)}-{slug(place.model)}", shots_figure(found, title, score)
 

@@ -11,6 +11,7 @@ from featcache.probe.table import TableRow
 from featcache.store.errors import RequestError
 
 BASELINE = TableRow("linear", "last", "cls")
+ORDER = (*SHOWN, "setup")
 
 
 class Place(NamedTuple):
@@ -115,17 +116,25 @@ def column_names(groups: Sequence[Group]) -> dict[int, str]:
         namesakes.setdefault((place_of(group), group.name), []).append(group)
     differ: dict[str, set[str]] = {}
     for (_, name), same in namesakes.items():
-        varied = [one for one in SHOWN if len({settings(group.first, (one,)) for group in same}) > 1]
-        if len({settings(group.first, varied) for group in same}) < len(same):
-            varied.append("setup")
-        differ.setdefault(name, set()).update(varied)
-    order = (*SHOWN, "setup")
+        differ.setdefault(name, set()).update(telling_settings(same))
     return {
         id(group): " ".join(
-            [group.name, *_values(group, [one for one in order if one in differ[group.name]])]
+            [group.name, *_values(group, [one for one in ORDER if one in differ[group.name]])]
         )
         for group in groups
     }
+
+
+def telling_settings(groups: Sequence[Group]) -> list[str]:
+    """The settings that tell groups apart, and no more: one that follows from others does not count."""
+    telling: list[str] = []
+    number = min(1, len(groups))
+    for setting in ORDER:
+        found = len({settings(group.first, (*telling, setting)) for group in groups})
+        if found > number:
+            telling.append(setting)
+            number = found
+    return telling
 
 
 def _values(group: Group, names: Sequence[str]) -> list[str]:

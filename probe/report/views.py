@@ -4,16 +4,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from featcache.probe.report.comparison import beside_published
-from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION, SHOWN, Group, settings
+from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION, Group, settings
 from featcache.probe.report.numbers import number
 from featcache.probe.report.pivot import (
     BASELINE,
+    ORDER,
     Cell,
     Pivot,
     Place,
     differences,
     pivot_differences,
     pivot_scores,
+    place_of,
+    telling_settings,
 )
 from featcache.probe.report.tables import Number, Table, Value
 from featcache.probe.table import TableRow
@@ -90,13 +93,18 @@ def runs(groups: Sequence[Group], against: Against) -> Table:
 
 def pivot(groups: Sequence[Group], against: Against) -> Table:
     """Datasets x heads: scores."""
-    return _pivot_table(pivot_scores(groups), signed=False, notes=[score_words(groups) + _unit(groups)])
+    return _pivot_table(
+        pivot_scores(groups), signed=False, notes=[score_words(groups) + _unit(groups, "percent")]
+    )
 
 
 def gains(groups: Sequence[Group], against: Against) -> Table:
     """Datasets x heads: differences from the reference, with their significance."""
     found = pivot_differences(groups, against.groups, against.reference)
-    notes = [f"{score_words(groups)} over {against.reference}{_unit(groups)}", *_notes(found.cells.values())]
+    notes = [
+        f"{score_words(groups)} over {against.reference}{_unit(groups, 'points')}",
+        *_notes(found.cells.values()),
+    ]
     return _pivot_table(found, signed=True, notes=notes)
 
 
@@ -159,16 +167,12 @@ def _where_and_what(group: Group) -> list[Value]:
 
 
 def _varying(groups: Sequence[Group]) -> list[str]:
-    """The settings in which groups differ."""
-    heads = {id(group): group.name for group in groups}
-    return [
-        name
-        for name in SHOWN
-        if any(
-            len({settings(group.first, (name,)) for group in groups if heads[id(group)] == head}) > 1
-            for head in set(heads.values())
-        )
-    ]
+    """The settings in which groups differ that have head, layers and tokens in common."""
+    namesakes: dict[tuple[str, str, str, str], list[Group]] = {}
+    for group in groups:
+        namesakes.setdefault((*place_of(group), group.name), []).append(group)
+    found = {setting for same in namesakes.values() for setting in telling_settings(same)}
+    return [setting for setting in ORDER if setting in found]
 
 
 def _setting(group: Group, name: str) -> Value:
@@ -188,8 +192,8 @@ def _interval(group: Group) -> str | None:
     return f"{number(group.score, low).text} – {number(group.score, high).text}"
 
 
-def _unit(groups: Sequence[Group]) -> str:
-    return "" if all(group.score in NO_FRACTION for group in groups) else ", in percent"
+def _unit(groups: Sequence[Group], unit: str) -> str:
+    return "" if all(group.score in NO_FRACTION for group in groups) else f", in {unit}"
 
 
 def score_words(groups: Sequence[Group]) -> str:

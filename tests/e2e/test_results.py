@@ -97,6 +97,9 @@ def _check_views(cli):
     assert {
         (row["dataset"], row["model"]): row["attentive all cls+ap"] for row in gains[:-1]
     } == pytest.approx(expected)
+    explicit = "open_clip:ViT-B-16-quickgelu/openai"
+    same = [cli("results", "--model", name, "--json").out for name in ("clip-vit-b-16", explicit)]
+    assert same[0] == same[1], "whichever name the model is asked for by"
     published = cli("results", "--view", "published", "--to", "published.tex")
     assert (published.status, published.out) == (0, "")
     text = Path("published.tex").read_text()

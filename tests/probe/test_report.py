@@ -56,8 +56,10 @@ def test_a_group_is_what_differs_in_seeds_alone():
         for seed, stage in enumerate(("l2", "standard"))
     ]
     assert len(group_rows(auto)) == 1
-    few = [made_row(0.5, shots=shots, draw=draw) for shots in (1, 5) for draw in range(3)]
+    few = [made_row(0.5, shots=shots, folds=shots, draw=draw) for shots in (1, 5) for draw in range(3)]
     assert [len(group.by_seed) for group in group_rows(few)] == [3, 3]
+    names = column_names(group_rows(few)).values()
+    assert list(names) == ["linear last cls 1 shots", "linear last cls 5 shots"], "folds follow from shots"
 
 
 def test_settings_that_no_field_shows_are_told_apart_all_the_same():
