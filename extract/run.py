@@ -171,7 +171,9 @@ class _Extraction:
             if (
                 found is not None
                 and found.complete
-                and (_holds(found, self._request, self._source) or self._teammates.complete(found, self._part))
+                and (
+                    _holds(found, self._request, self._source) or self._teammates.complete(found, self._part)
+                )
             ):
                 return found
         # What is wrong with the request shows before the backbone is loaded, perhaps over the network.

@@ -13,7 +13,7 @@ from featcache.store.errors import CacheNotFoundError, FeatcacheError, RemoteErr
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.manifest import Manifest
 from featcache.store.transfer.address import Address, CacheName, cache_name, key_beginning
-from featcache.store.transfer.receive import retried
+from featcache.store.transfer.flight import retried
 from featcache.store.transfer.remotes import open_remote
 from featcache.store.transfer.remotes.base import Listed, Remote
 

@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from threading import Event, Lock, local
+from typing import TypeVar
 
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, RemoteError
 from featcache.store.progress import Reporter, Update
 
 MB, KB = 10**6, 10**3
@@ -17,11 +18,16 @@ FIRST_WAIT_S, MAX_WAIT_S = 0.2, 10.0
 _NEVER = Event()
 
 
+class TransientError(RemoteError):
+    """Something that may well work when it is tried again."""
+
+
 class StoppedError(Exception):
     """Raised inside a transfer, because another one has failed or the user has had enough."""
 
 
 _of_thread = local()
+T = TypeVar("T")
 
 
 def check_stop() -> None:
@@ -41,6 +47,18 @@ def back_off(attempt: int) -> None:
     wait_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0)
     if _stop().wait(wait_s):
         raise StoppedError
+
+
+def retried(work: Callable[[], T]) -> T:
+    """Do `work`, again where it fails for a reason that may pass."""
+    for attempt in range(TRIES):
+        try:
+            return work()
+        except TransientError:
+            if attempt == TRIES - 1:
+                raise
+            back_off(attempt)
+    raise AssertionError  # the last attempt returns or raises
 
 
 def fly(tasks: Sequence[Callable[[], None]], threads: int) -> None:

@@ -27,10 +27,10 @@ from featcache.store.transfer.catalogue import (
     read_catalogue,
 )
 from featcache.store.transfer.documents import fetch_requests
-from featcache.store.transfer.flight import moving
+from featcache.store.transfer.flight import moving, retried
 from featcache.store.transfer.manifests import fetch_manifest, unite
 from featcache.store.transfer.plan import data_files
-from featcache.store.transfer.receive import receive_document, retried
+from featcache.store.transfer.receive import receive_document
 from featcache.store.transfer.remotes import open_remote
 from featcache.store.transfer.remotes.base import MissingError, Remote, Upload
 from featcache.store.writing.writer import CARD_DIGEST, CARD_FILE, PROVENANCE_FILE
@@ -211,17 +211,13 @@ class _Push:
         files = data_files(self._ours, self._ours.inventory)
         known = data_files(theirs, theirs.inventory) if theirs else {}
         there = self._remote.files(str(self._name)) if begun else {}
-        lacking = {}
-        for path, record in files.items():
-            listed = there.get(path)
-            arrived = listed is not None and listed.size == record.bytes
-            if arrived and self._remote.knows_digests:
-                arrived = listed is not None and listed.sha256 == record.sha256
-            if path not in known and not arrived:
-                lacking[path] = record
-        return [
-            Upload(f"{self._name}/{path}", self._directory / path, record) for path, record in lacking.items()
+        uploads = [
+            Upload(f"{self._name}/{path}", self._directory / path, record)
+            for path, record in files.items()
+            if path not in known
         ]
+        found = {f"{self._name}/{path}": listed for path, listed in there.items()}
+        return [u for u in uploads if u.path not in found or not self._remote.holds(found[u.path], u)]
 
     def _send(self, uploads: list[Upload]) -> int:
         if not uploads:

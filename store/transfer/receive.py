@@ -10,8 +10,8 @@ from featcache.store.errors import CacheError
 from featcache.store.files import PARTIAL_SUFFIX, naming
 from featcache.store.manifest import FileRecord
 from featcache.store.plain import PLAIN_FLAGS, kind_misfit
-from featcache.store.transfer.flight import TRIES, back_off, check_stop
-from featcache.store.transfer.remotes.base import PIECE_BYTES, Counter, Remote, TransientError
+from featcache.store.transfer.flight import TRIES, TransientError, back_off, check_stop, retried
+from featcache.store.transfer.remotes.base import PIECE_BYTES, Counter, Remote
 
 T = TypeVar("T")
 RECEIVING = f".pull{PARTIAL_SUFFIX}"
@@ -92,18 +92,6 @@ def twice(work: Callable[[], T]) -> T:
         return work()
     except CacheError:
         return work()
-
-
-def retried(work: Callable[[], T]) -> T:
-    """Do `work`, again where it fails for a reason that may pass."""
-    for attempt in range(TRIES):
-        try:
-            return work()
-        except TransientError:
-            if attempt == TRIES - 1:
-                raise
-            back_off(attempt)
-    raise AssertionError  # the last attempt returns or raises
 
 
 class Sink:

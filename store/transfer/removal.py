@@ -6,7 +6,7 @@ from featcache.store.errors import CacheNotFoundError, RequestError
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.transfer.address import Address, CacheName
 from featcache.store.transfer.catalogue import Catalogue, find_cache, not_found, read_catalogue
-from featcache.store.transfer.receive import retried
+from featcache.store.transfer.flight import retried
 from featcache.store.transfer.remotes.base import Remote
 
 

@@ -40,6 +40,9 @@ class BucketRemote(HubRemote):
             raise MissingError(f"{self.where(path)}: not there")
         return _listed(found[0])
 
+    def holds(self, listed: Listed, upload: Upload) -> bool:
+        return listed.size == upload.record.bytes
+
     def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
         with tempfile.TemporaryDirectory(prefix="featcache-hub-") as folder:
             check_stop()

@@ -12,7 +12,7 @@ from typing import Any
 
 from featcache.store.errors import FeatcacheError, RemoteError
 from featcache.store.transfer.address import Address, redacted
-from featcache.store.transfer.flight import check_stop
+from featcache.store.transfer.flight import TransientError, check_stop
 from featcache.store.transfer.remotes.base import (
     IN_FLIGHT,
     PIECE_BYTES,
@@ -20,7 +20,6 @@ from featcache.store.transfer.remotes.base import (
     Listed,
     MissingError,
     Remote,
-    TransientError,
     Upload,
 )
 from featcache.store.transfer.sending import require_recorded
@@ -69,6 +68,9 @@ class HubRemote(Remote):
         if not found or not hasattr(found[0], "blob_id"):
             raise MissingError(f"{self.where(path)}: not there")
         return _listed(found[0])
+
+    def holds(self, listed: Listed, upload: Upload) -> bool:
+        return listed.sha256 == upload.record.sha256
 
     def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
         with tempfile.TemporaryDirectory(prefix="featcache-hub-") as folder:

@@ -16,7 +16,7 @@ from featcache.store.errors import FeatcacheError, RemoteError, RequestError
 from featcache.store.files import PARTIAL_SUFFIX
 from featcache.store.plain import open_plain
 from featcache.store.transfer.address import Address, redacted
-from featcache.store.transfer.flight import check_stop
+from featcache.store.transfer.flight import TransientError, check_stop
 from featcache.store.transfer.remotes.base import (
     PIECE_BYTES,
     TIMEOUT_S,
@@ -24,7 +24,6 @@ from featcache.store.transfer.remotes.base import (
     Listed,
     MissingError,
     Remote,
-    TransientError,
     Upload,
 )
 from featcache.store.transfer.sending import changed_error

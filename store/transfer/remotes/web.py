@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from featcache.store.errors import RemoteError, RequestError
 from featcache.store.transfer.address import Address, redacted
+from featcache.store.transfer.flight import TransientError
 from featcache.store.transfer.remotes.base import (
     IN_FLIGHT,
     PIECE_BYTES,
@@ -18,7 +19,6 @@ from featcache.store.transfer.remotes.base import (
     Listed,
     MissingError,
     Remote,
-    TransientError,
     Upload,
 )
 
