@@ -239,8 +239,10 @@ class _Push:
         documents[CARD_FILE] = card
         documents[PROVENANCE_FILE] = sealed_bytes({**provenance, CARD_DIGEST: sha256_hex(card)})
         requests = recorded_requests(self._directory)
-        requests += [r for r in fetch_requests(self._remote, self._name) if r not in requests]
-        documents[REQUEST_FILE] = sealed_bytes({"requests": requests})
+        if theirs is not None:
+            requests += [r for r in fetch_requests(self._remote, self._name) if r not in requests]
+        if requests:
+            documents[REQUEST_FILE] = sealed_bytes({"requests": requests})
         documents[MANIFEST_FILE] = sealed_bytes(self._ours.to_dict())
         named = {f"{self._name}/{path}": data for path, data in documents.items()}
         if self._remote.knows_digests:
