@@ -24,6 +24,7 @@ BENCHMARKS = {
     "extraction": ("extraction", "bench_extraction"),
     "trainer": ("trainer", "bench_trainer"),
     "solver": ("solver", "bench_solver"),
+    "transfer": ("transfer", "bench_transfer"),
 }
 """By row: module and function."""
 

@@ -14,28 +14,26 @@ from featcache.store.files import JsonObject, read_sealed, sealed_bytes, sha256_
 from featcache.store.held import require_whole
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
+from featcache.store.plain import kind_misfit
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import open_cache, require_files
 from featcache.store.requests import REQUEST_FILE, recorded_requests
 from featcache.store.spec import KEY_DIGITS
 from featcache.store.transfer.address import Address, CacheName, cache_name
-from featcache.store.transfer.card import MADE_BY_US, cache_card, dataset_card, known_licence
+from featcache.store.transfer.card import MAX_CARD_BYTES, cache_card, known_licence
 from featcache.store.transfer.catalogue import (
     Catalogue,
     CatalogueEntry,
     push_marker,
     read_catalogue,
 )
-from featcache.store.transfer.documents import fetch_requests
+from featcache.store.transfer.documents import fetch_requests, repository_card
 from featcache.store.transfer.flight import moving, retried
 from featcache.store.transfer.manifests import fetch_manifest, unite
 from featcache.store.transfer.plan import data_files
-from featcache.store.transfer.receive import receive_document
 from featcache.store.transfer.remotes import open_remote
-from featcache.store.transfer.remotes.base import MissingError, Remote, Upload
+from featcache.store.transfer.remotes.base import Remote, Upload
 from featcache.store.writing.writer import CARD_DIGEST, CARD_FILE, PROVENANCE_FILE
-
-MAX_CARD_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -235,7 +233,8 @@ class _Push:
             provenance = read_sealed(self._directory / PROVENANCE_FILE)
         except FileNotFoundError:
             provenance = {}
-        card = cache_card(self._ours, provenance, self._remote.where(str(self._name))).encode()
+        own = self._own_card(provenance)
+        card = cache_card(own, self._ours, self._remote.where(str(self._name))).encode()
         documents[CARD_FILE] = card
         documents[PROVENANCE_FILE] = sealed_bytes({**provenance, CARD_DIGEST: sha256_hex(card)})
         requests = recorded_requests(self._directory)
@@ -246,28 +245,25 @@ class _Push:
         documents[MANIFEST_FILE] = sealed_bytes(self._ours.to_dict())
         named = {f"{self._name}/{path}": data for path, data in documents.items()}
         if self._remote.knows_digests:
-            named = {**self._dataset_card(provenance), self._entry.path: b"", **named}
+            # All in one commit.
+            named = {**self._dataset_card(known_licence(own)), self._entry.path: b"", **named}
         retried(lambda: self._remote.publish(named, f"featcache push: {self._name}"))
 
-    def _dataset_card(self, provenance: Mapping[str, object]) -> dict[str, bytes]:
+    def _own_card(self, provenance: Mapping[str, object]) -> str:
+        """The card that the cache has here, if it is as it was written."""
+        path = self._directory / CARD_FILE
+        if kind_misfit(path) or path.stat().st_size > MAX_CARD_BYTES:
+            return ""
+        card = path.read_bytes()
+        digest = provenance.get(CARD_DIGEST)
+        return card.decode(errors="replace") if digest in (None, sha256_hex(card)) else ""
+
+    def _dataset_card(self, licence: str | None) -> dict[str, bytes]:
         """The card of the repository, unless somebody wrote one of their own."""
-        if self._remote.address.parts:
-            return {}
-        try:
-            before = receive_document(self._remote, CARD_FILE, MAX_CARD_BYTES).decode(errors="replace")
-            if MADE_BY_US not in before:
-                return {}
-        except MissingError:
-            pass
         others = [e for e in read_catalogue(self._remote).entries if e.name != self._name]
         entries = sorted([*others, self._entry], key=lambda entry: str(entry.name))
-        licence = known_licence(provenance)
-        # What the licences of the other caches are is written in their own cards alone.
-        return {
-            CARD_FILE: dataset_card(
-                entries, self._remote, [licence] if licence and not others else []
-            ).encode()
-        }
+        # The licences of other caches are in their own cards alone.
+        return repository_card(self._remote, entries, None if others else licence)
 
     def _read(self, path: str, record: FileRecord) -> bytes:
         data = (self._directory / path).read_bytes()
