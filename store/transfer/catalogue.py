@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from featcache.store.catalogue.removal import CATALOGUE
 from featcache.store.errors import CacheNotFoundError, FeatcacheError, RemoteError, RequestError
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.manifest import Manifest
@@ -17,8 +18,6 @@ from featcache.store.transfer.flight import retried
 from featcache.store.transfer.remotes import open_remote
 from featcache.store.transfer.remotes.base import Listed, Remote
 
-CATALOGUE = "_catalogue"
-"""No dataset's folder can have this name, since it begins with a bar."""
 PUSHING = "pushing"
 DIGEST_DIGITS = 16
 _NUMBER = r"[0-9]{1,15}"
