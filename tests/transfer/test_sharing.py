@@ -173,26 +173,22 @@ def test_the_real_client_reads_what_was_pushed(made, s3, tmp_path):
     assert {path for path in ours if ours[path] != theirs[path]} == {"README.md", "provenance.json"}
 
 
-def test_only_the_layers_that_are_wanted_move(cli, s3, s3_endpoint, tmp_path, monkeypatch):
-    """Counted at the server: the last of 25 layers is a twenty-fifth of the data, and one percent."""
-    plan = make_plan({"train": 2048, "test": 512}, num_layers=24, width=192)
-    folder = cache_folder(tmp_path / "root", plan)
-    write_cache(folder, plan, make_content(plan))
-    push(folder, parse_address(s3))
+def test_only_the_layers_that_are_wanted_move(made, s3, s3_endpoint, tmp_path, monkeypatch):
+    """Counted at the server: of the tokens only those of the layer, and at the second time nothing but the manifest."""
+    push(made.directory, parse_address(s3))
     faults = Faults(int(s3_endpoint.rpartition(":")[2]))
     with http_server(type("Handler", (FaultyProxy,), {"faults": faults})) as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        pull(parse_address(f"{s3}/made/{folder.name}"), [tmp_path / "other"], Choice(layers="last"))
-        data = sum(
-            a.chunk_bytes * a.files_per_block * a.num_blocks
-            for s in plan.inventory.splits.values()
-            for a in s.arrays.values()
-            if a.layers
-        )
-        assert faults.bytes_out < data / 25 + 0.04 * data  # this one is small, and its manifest is not
-        faults.bytes_out, faults.requests = 0, []
-        again = pull(parse_address(f"{s3}/made/{folder.name}"), [tmp_path / "other"], Choice(layers="last"))
-        assert again.num_bytes == 0
+        address = parse_address(f"{s3}/{made.name}")
+        pull(address, [tmp_path / "other"], Choice(layers="1"))
+        chunks = [request.rpartition("/features.zarr/")[2] for request in faults.requests if "/c." in request]
+        tokens = {f"train/norm2/c.{block}.1.0.0" for block in range(3)} | {"test/norm2/c.0.1.0.0"}
+        assert {path for path in chunks if "norm2" in path or "final" in path} == tokens
+        assert (
+            len(chunks) == len(set(chunks)) == len(tokens) + 4 * 3
+        )  # labels, ids and validity of four blocks
+        faults.requests.clear()
+        assert pull(address, [tmp_path / "other"], Choice(layers="1")).num_bytes == 0
         assert len(faults.requests) == 2  # the manifest, and its version
 
 
