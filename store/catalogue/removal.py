@@ -26,7 +26,7 @@ from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
 REMOVING_PREFIX = ".removing-"
 CATALOGUE = "_catalogue"
 """Folder of a root that others push to; no dataset's folder can have this name."""
-_PARTS = (
+PARTS = (
     journal.FEATURES,
     journal.JOURNAL,
     MANIFEST_FILE,
@@ -137,7 +137,7 @@ def remove_tree(path: Path) -> None:
 
 def _refuse_strangers(directory: Path, reason: CacheError) -> None:
     names = sorted(os.listdir(directory)) if directory.is_dir() else []
-    strangers = [name for name in names if name.removesuffix(PARTIAL_SUFFIX) not in _PARTS]
+    strangers = [name for name in names if name.removesuffix(PARTIAL_SUFFIX) not in PARTS]
     if strangers or not {journal.FEATURES, journal.JOURNAL}.intersection(names):
         listed = f" (it holds {', '.join(strangers[:3])})" if strangers else ""
         raise CacheError(f"{directory} is not a cache{listed}, so it is not removed: {reason}") from None

@@ -24,6 +24,8 @@ from featcache.store.transfer.card import MAX_CARD_BYTES, cache_card, known_lice
 from featcache.store.transfer.catalogue import (
     Catalogue,
     CatalogueEntry,
+    cache_files,
+    is_marker,
     push_marker,
     read_catalogue,
 )
@@ -197,7 +199,7 @@ class _Push:
             others = [d for name, d in again.pushing if name == self._name and d != digest]
         if others:
             if not mine:
-                self._remote.delete([push_marker(self._name, digest)])
+                retried(lambda: self._remote.delete([push_marker(self._name, digest)]))
             raise CacheBusyError(
                 f"{self._remote.where(str(self._name))}: somebody is pushing this cache with other values, or was interrupted; "
                 "wait for them and pull it, or push with --force"
@@ -208,7 +210,7 @@ class _Push:
         """The data files that the remote lacks."""
         files = data_files(self._ours, self._ours.inventory)
         known = data_files(theirs, theirs.inventory) if theirs else {}
-        there = self._remote.files(str(self._name)) if begun else {}
+        there = cache_files(self._remote, self._name) if begun else {}
         uploads = [
             Upload(f"{self._name}/{path}", self._directory / path, record)
             for path, record in files.items()
@@ -279,18 +281,18 @@ class _Push:
         listed = catalogue.of(self._name)
         if listed is None or listed.path != entry.path:
             retried(lambda: self._remote.put_bytes(entry.path, b""))
-        mine = push_marker(self._name, entry.digest)
-        old = [
-            p for p in catalogue.paths(self._name) if p != entry.path and ("@pushing@" not in p or p == mine)
-        ]
+        # Of markers only those of this content: others are somebody else's.
+        mine = [push_marker(self._name, digest) for digest in (entry.digest, self._entry.digest)]
+        old = [p for p in catalogue.paths(self._name) if p != entry.path and (not is_marker(p) or p in mine)]
         if old:
             retried(lambda: self._remote.delete(old))
 
     def _clear(self, catalogue: Catalogue) -> None:
         """Take what is there away, the manifest first, so that nobody reads a mixture."""
-        self._remote.delete([f"{self._name}/{MANIFEST_FILE}", *catalogue.paths(self._name)])
+        first = [f"{self._name}/{MANIFEST_FILE}", *catalogue.paths(self._name)]
+        retried(lambda: self._remote.delete(first))
         self._clear_files()
 
     def _clear_files(self) -> None:
-        there = self._remote.files(str(self._name))
-        self._remote.delete([f"{self._name}/{path}" for path in there])
+        there = [f"{self._name}/{path}" for path in cache_files(self._remote, self._name)]
+        retried(lambda: self._remote.delete(there))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from featcache.store.errors import CacheNotFoundError, RequestError
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.transfer.address import Address, CacheName
-from featcache.store.transfer.catalogue import Catalogue, find_cache, not_found, read_catalogue
+from featcache.store.transfer.catalogue import Catalogue, cache_files, find_cache, not_found, read_catalogue
 from featcache.store.transfer.documents import repository_card
 from featcache.store.transfer.flight import retried
 from featcache.store.transfer.remotes.base import Remote
@@ -56,7 +56,7 @@ def find_removable(address: Address) -> Removable:
     remote, name = find_cache(address)
     if not remote.writable:
         raise RequestError(f"{remote.where()} is read-only; nothing can be removed there")
-    listed = retried(lambda: remote.files(str(name)))
+    listed = cache_files(remote, name)
     catalogue: Catalogue = retried(lambda: read_catalogue(remote))
     entries = tuple(catalogue.paths(name))
     if not listed and not entries:

@@ -176,6 +176,18 @@ def test_a_file_that_was_begun_goes_on(pushed_once, made_once, cli, tmp_path):
         assert verify(tmp_path / "other" / made_once.name).intact
 
 
+def test_what_lies_there_is_believed_only_by_its_digest(pushed_once, made_once, cli, tmp_path):
+    """Files of the right size, of an interrupted pull of other values: those that are right stay, the others are fetched."""
+    copy = tmp_path / "other" / made_once.name
+    for chunk in ("features.zarr/train/norm2/c.1.2.0.0", "features.zarr/train/norm2/c.1.1.0.0"):
+        data = (made_once.directory / chunk).read_bytes()
+        (copy / chunk).parent.mkdir(parents=True, exist_ok=True)
+        (copy / chunk).write_bytes(data if chunk.endswith("1.1.0.0") else b"x" * len(data))
+    done = cli("pull", f"{pushed_once}/{made_once.name}", "--root", tmp_path / "other", "--json")
+    assert json.loads(done.out)["files"] == 27
+    assert verify(copy).intact
+
+
 def test_ctrl_c_ends_a_pull_at_once(pushed_once, made_once, cli, tmp_path):
     site = Site(all_files(pushed_once))
 

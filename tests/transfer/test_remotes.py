@@ -1,6 +1,7 @@
 """What holds for every kind of remote: a cache goes there and comes back, in parts or as a whole, and nothing moves twice."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -120,3 +121,28 @@ def test_removal_asks_and_leaves_nothing(cli, made, there, remote, tmp_path):
     assert not (tmp_path / "other").exists()
     assert cli("push", made.directory, remote).status == 0
     assert verify(tmp_path / "root" / made.name).intact
+
+
+def test_a_host_that_is_not_known_is_not_trusted(cli, made, ssh, tmp_path, monkeypatch):
+    known = tmp_path / "home" / ".ssh"
+    other = tmp_path / "stranger" / ".ssh"
+    other.mkdir(parents=True)
+    shutil.copy(known / "id_ed25519", other)
+    monkeypatch.setenv("HOME", str(other.parent))
+    outcome = cli("push", made.directory, ssh)
+    assert outcome.status == 1
+    assert "the key of this host is not known or has changed" in outcome.err
+    assert list((tmp_path / "far").iterdir()) == []
+    shutil.copy(known / "known_hosts", other)
+    (other / "id_ed25519").unlink()
+    outcome = cli("push", made.directory, ssh)
+    assert outcome.status == 1
+    assert "refused; keys come from ~/.ssh and the agent" in outcome.err
+
+
+def test_what_is_strange_in_a_folder_stays(cli, made, folder, tmp_path):
+    assert cli("push", made.directory, folder).status == 0
+    stranger = tmp_path / "share" / made.name / "notes.txt"
+    stranger.write_text("mine")
+    assert cli("rm", f"{folder}/{made.name}", "--yes").status == 0
+    assert list((tmp_path / "share" / made.name).rglob("*")) == [stranger]

@@ -1,7 +1,7 @@
 """What every kind of remote can do. Paths are relative to the remote, with ``/`` between their parts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ class Remote(ABC):
         return listed.size == upload.record.bytes
 
     @abstractmethod
-    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
         """Read a file from `offset` on, in pieces; closing the iterator ends the transfer. Errors as for `stat`."""
 
     @abstractmethod

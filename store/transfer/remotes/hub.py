@@ -5,7 +5,7 @@ goes in the last one. A pull reads from one commit, whatever is pushed in the me
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -72,7 +72,7 @@ class HubRemote(Remote):
     def holds(self, listed: Listed, upload: Upload) -> bool:
         return listed.sha256 == upload.record.sha256
 
-    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
         with tempfile.TemporaryDirectory(prefix="featcache-hub-") as folder:
             check_stop()
             try:

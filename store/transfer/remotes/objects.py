@@ -4,7 +4,7 @@ Credentials are found where the store's own tools find them, and are never looke
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from datetime import timedelta
 from hashlib import md5, sha256
 from pathlib import Path
@@ -65,7 +65,7 @@ class ObjectRemote(Remote):
             return True  # the store has held every part to its signed digest
         return listed.version.strip('"') == md5(read_whole(upload), usedforsecurity=False).hexdigest()
 
-    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
         try:
             found = self._client.get(
                 self._store, self._key(path), options={"range": {"offset": offset}} if offset else {}
