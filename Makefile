@@ -30,8 +30,9 @@ test: $(VENV)/.package
 # The tests that kill writing processes, fail their disk and forge metadata, far more often than in the suite.
 stress: $(VENV)/.package
 	FEATCACHE_TEST_KILLS=500 FEATCACHE_TEST_REAL_KILLS=50 FEATCACHE_TEST_FAULTS=100000 FEATCACHE_TEST_FUZZ=100000 \
+		FEATCACHE_TEST_TRANSFERS=200 \
 		$(BIN)/python -m pytest tests/store/test_crash.py tests/store/test_faults.py tests/store/test_hostile.py \
-		tests/e2e/test_interruptions.py --timeout 3600
+		tests/e2e/test_interruptions.py tests/transfer/test_interruptions.py --timeout 3600
 
 check: $(VENV)/.package
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ BENCHMARKS = {
     "trainer": ("trainer", "bench_trainer"),
     "solver": ("solver", "bench_solver"),
     "datasets": ("datasets_reading", "bench_datasets"),
+    "transfer": ("transfer", "bench_transfer"),
 }
 """By row: module and function."""
 

@@ -73,7 +73,7 @@ class Teammates:
 
     def _names(self, address: Address) -> Iterator[CacheName]:
         from featcache.store.transfer.catalogue import read_catalogue
-        from featcache.store.transfer.receive import retried
+        from featcache.store.transfer.flight import retried
         from featcache.store.transfer.remotes import open_remote
 
         with open_remote(address) as remote:

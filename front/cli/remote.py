@@ -16,7 +16,7 @@ COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size"
 def list_remote(remote_address: str, model: str | None, dataset: str | None, as_json: bool) -> None:
     """Print what a remote holds, from one listing."""
     from featcache.store.transfer.catalogue import read_catalogue, search
-    from featcache.store.transfer.receive import retried
+    from featcache.store.transfer.flight import retried
     from featcache.store.transfer.remotes import open_remote
 
     with open_remote(parse_address(remote_address)) as remote:

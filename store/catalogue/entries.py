@@ -21,6 +21,7 @@ from featcache.store.transfer.address import Address, is_address, parse_address,
 from featcache.store.writing.writer import PROVENANCE_FILE
 
 ROOT_VARIABLE = "FEATCACHE_ROOT"
+WHOLE = 2
 _FOLDER = re.compile(rf"(?P<model>.+)-(?P<key>[0-9a-f]{{{KEY_DIGITS}}})")
 
 
@@ -43,8 +44,8 @@ class Entry:
 
     @cached_property
     def worth(self) -> int:
-        """2 for a complete cache, 1 for a copy that may be partial, 0 for one that is not complete."""
-        return 0 if not self.complete else 1 if (self.path / HELD_FILE).exists() else 2
+        """`WHOLE` for a complete cache, 1 for a copy that may be partial, 0 for one that is not complete."""
+        return 0 if not self.complete else 1 if (self.path / HELD_FILE).exists() else WHOLE
 
     @cached_property
     def cache(self) -> Cache:

@@ -4,6 +4,7 @@ A folder under a name with a leading dot is never a cache; `leftovers` finds wha
 """
 
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -23,7 +24,9 @@ from featcache.store.writing.claims import STALE_S, SUFFIX, live_claims, sole_ow
 from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
 
 REMOVING_PREFIX = ".removing-"
-_PARTS = (
+CATALOGUE = "_catalogue"
+"""Folder of a root that others push to; no dataset's folder can have this name."""
+PARTS = (
     journal.FEATURES,
     journal.JOURNAL,
     MANIFEST_FILE,
@@ -87,6 +90,7 @@ def remove_cache(directory: Path) -> None:
             aside = directory.with_name(f"{REMOVING_PREFIX}{directory.name}.{secrets.token_hex(4)}")
             directory.rename(aside)
             sync_directory(aside.parent)
+            _forget(directory)
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise
@@ -94,6 +98,14 @@ def remove_cache(directory: Path) -> None:
             f"{directory} cannot be removed ({error.strerror}); its folder is read-only for you, ask its owner"
         ) from None
     remove_tree(aside)
+
+
+def _forget(directory: Path) -> None:
+    """Take a cache out of the catalogue of a shared folder; see `featcache.store.transfer.catalogue`."""
+    entries = directory.parent.parent / CATALOGUE
+    if entries.is_dir():
+        for entry in entries.glob(f"{glob.escape(f'{directory.parent.name}@{directory.name}')}@*"):
+            entry.unlink(missing_ok=True)
 
 
 def remove_journal(directory: Path) -> None:
@@ -125,7 +137,7 @@ def remove_tree(path: Path) -> None:
 
 def _refuse_strangers(directory: Path, reason: CacheError) -> None:
     names = sorted(os.listdir(directory)) if directory.is_dir() else []
-    strangers = [name for name in names if name.removesuffix(PARTIAL_SUFFIX) not in _PARTS]
+    strangers = [name for name in names if name.removesuffix(PARTIAL_SUFFIX) not in PARTS]
     if strangers or not {journal.FEATURES, journal.JOURNAL}.intersection(names):
         listed = f" (it holds {', '.join(strangers[:3])})" if strangers else ""
         raise CacheError(f"{directory} is not a cache{listed}, so it is not removed: {reason}") from None

@@ -1,6 +1,7 @@
 """What a person reads who comes upon a pushed cache: README.md in its folder, and the dataset card on the Hub."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,53 +11,51 @@ from featcache.store.text import printable
 from featcache.store.transfer.catalogue import CatalogueEntry, manifest_digest
 from featcache.store.transfer.remotes.base import Remote
 
+MAX_CARD_BYTES = 2**20
+SHARED = "<!-- what follows was written by featcache push, and is written again by the next one -->"
 MADE_BY_US = "<!-- written by featcache push; it is written again by the next one -->"
-LICENCE_FIELDS = ("license", "licence")
-CITATION_FIELDS = ("citation", "homepage")
+_LICENCE = re.compile(r"^\| licen[cs]e \| (.+?) \|$", re.MULTILINE)
+# Those of the Hub's own list that data sets have; any other is "other", with its name beside.
+_HUB_LICENCES = {
+    *("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "pddl", "odbl", "odc-by"),
+    *(
+        f"cc-by{kind}-{version}"
+        for kind in ("", "-sa", "-nc", "-nd", "-nc-sa", "-nc-nd")
+        for version in ("2.0", "3.0", "4.0")
+    ),
+}
 
 
-def cache_card(manifest: Manifest, provenance: Mapping[str, Any], address: str) -> str:
-    """The card of one cache.
+def cache_card(card: str, manifest: Manifest, address: str) -> str:
+    """The card of one cache: its own, and behind it what there is to know of the shared one.
 
     Args:
+        card: the cache's own card, which says what it is and what its data may be used for.
         manifest: of the whole cache.
-        provenance: what is known of where it comes from; what is not known is left out.
         address: where it is pushed to, without credentials.
     """
     backbone, inventory = manifest.spec.backbone, manifest.inventory
-    model, dataset = (_first(provenance, names) for names in ("model_names", "dataset_names"))
-    facts = [
-        ("model", model or backbone.architecture),
-        (
-            "backbone",
-            f"{backbone.architecture}, {backbone.num_layers} blocks of width {backbone.width}, {backbone.input_size} px",
-        ),
-        ("weights", f"SHA-256 {backbone.weights_digest}"),
-        ("dataset", dataset or ""),
-        ("classes", str(len(inventory.class_names))),
-        ("stored as", f"{manifest.spec.dtype}, forward pass in {manifest.spec.precision}"),
-        ("size", f"{inventory.num_bytes / 1e6:,.1f} MB"),
-        ("key", manifest.spec.key),
-        ("digest of the manifest", manifest_digest(manifest)),
-        ("licence of the data", _known(provenance, LICENCE_FIELDS)),
-        ("citation", _known(provenance, CITATION_FIELDS)),
-    ]
-    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in facts if value)
+    own = card.partition(SHARED)[0].rstrip() or f"# Features of {_cell(backbone.architecture)}"
     splits = "\n".join(
         f"| {split.name} | {split.num_samples} | {_cell('; '.join(map(_array, _token_arrays(split.arrays))))} |"
         for split in inventory.splits.values()
     )
-    return f"""# {_cell(dataset or "unnamed")}, features of {_cell(model or backbone.architecture)}
+    return f"""{own}
 
-All-layer token features of a frozen vision transformer, extracted by featcache. No image is in here.
+{SHARED}
 
-| | |
-|---|---|
-{rows}
+## Shared
 
 | split | samples | features |
 |---|---|---|
 {splits}
+
+| | |
+|---|---|
+| model | {_cell(backbone.architecture)}, weights with SHA-256 {_cell(backbone.weights_digest)} |
+| key | {manifest.spec.key} |
+| size | {inventory.num_bytes / 1e6:,.1f} MB |
+| digest of the manifest | {manifest_digest(manifest)} |
 
     featcache pull {address}
     featcache pull {address} --layers last         # a part; the rest can follow
@@ -66,17 +65,22 @@ Every file is checked against the SHA-256 in manifest.json as it arrives. Any Za
 """
 
 
-def dataset_card(entries: Sequence[CatalogueEntry], remote: Remote, licences: Sequence[str]) -> str:
+def dataset_card(entries: Sequence[CatalogueEntry], remote: Remote, licence: str | None = None) -> str:
     """The card of a Hub repository: a table of the caches in it, below what the Hub reads.
 
     Args:
         entries: the caches.
         remote: the repository.
-        licences: licences of the data that are known; the Hub takes one, and lists none if there are none.
+        licence: that of the data, if it is known and the same for all; there is no such field without.
     """
     header: dict[str, Any] = {"tags": ["featcache", "image-features"], "viewer": False}
-    if len(set(licences)) == 1:
-        header["license"] = licences[0]
+    if licence:
+        known = licence.lower().replace(" ", "-")
+        header |= (
+            {"license": known}
+            if known in _HUB_LICENCES
+            else {"license": "other", "license_name": licence[:100]}
+        )
     # JSON is YAML, and nothing in a name can break out of it.
     front = "\n".join(f"{name}: {json.dumps(value)}" for name, value in header.items())
     rows = "\n".join(
@@ -105,24 +109,10 @@ Each folder has a card of its own, README.md.
 """
 
 
-def known_licence(provenance: Mapping[str, Any]) -> str | None:
-    """The licence of the data, where the cache knows it."""
-    return _known(provenance, LICENCE_FIELDS) or None
-
-
-def _known(provenance: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """A field of provenance, or of what it says of the dataset."""
-    inside = provenance.get("dataset")
-    for place in (provenance, inside if isinstance(inside, dict) else {}):
-        for field in fields:
-            if isinstance(place.get(field), str):
-                return str(place[field])
-    return ""
-
-
-def _first(provenance: Mapping[str, Any], field: str) -> str:
-    names = provenance.get(field)
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+def known_licence(card: str) -> str | None:
+    """The licence of the data, where the card of a cache tells it."""
+    found = _LICENCE.search(card)
+    return found[1] if found else None
 
 
 def _token_arrays(arrays: Mapping[str, ArrayInfo]) -> list[ArrayInfo]:
@@ -130,13 +120,10 @@ def _token_arrays(arrays: Mapping[str, ArrayInfo]) -> list[ArrayInfo]:
 
 
 def _array(array: ArrayInfo) -> str:
-    layers = (
-        array.layers[0]
-        if len(array.layers) == 1
-        else f"{array.layers[0]} to {array.layers[-1]} ({len(array.layers)})"
-    )
+    first, last, count = array.layers[0], array.layers[-1], len(array.layers)
+    layers = f"layer {first}" if count == 1 else f"{count} layers, {first} to {last}"
     tokens = ", ".join(array.tokens) if len(array.tokens) <= 4 else f"{len(array.tokens)} tokens"
-    return f"{array.name}: layers {layers}, {tokens}"
+    return f"{array.name}: {layers}, {tokens}"
 
 
 def _cell(text: str) -> str:

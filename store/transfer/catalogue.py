@@ -9,16 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from featcache.store.catalogue.removal import CATALOGUE, PARTS
 from featcache.store.errors import CacheNotFoundError, FeatcacheError, RemoteError, RequestError
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.manifest import Manifest
 from featcache.store.transfer.address import Address, CacheName, cache_name, key_beginning
-from featcache.store.transfer.receive import retried
+from featcache.store.transfer.flight import retried
 from featcache.store.transfer.remotes import open_remote
 from featcache.store.transfer.remotes.base import Listed, Remote
 
-CATALOGUE = "_catalogue"
-"""No dataset's folder can have this name, since it begins with a bar."""
 PUSHING = "pushing"
 DIGEST_DIGITS = 16
 _NUMBER = r"[0-9]{1,15}"
@@ -114,6 +113,17 @@ class Catalogue:
 def push_marker(name: CacheName, digest: str) -> str:
     """Path of the file that says that a push of this very content has begun."""
     return f"{_stem(name)}@{PUSHING}@{digest}"
+
+
+def is_marker(path: str) -> bool:
+    """Whether a file of the catalogue says that a push has begun."""
+    return f"@{PUSHING}@" in path
+
+
+def cache_files(remote: Remote, name: CacheName) -> dict[str, Listed]:
+    """The files of one cache on a remote, by path within it; what else somebody put into its folder is not among them."""
+    listed = retried(lambda: remote.files(str(name)))
+    return {path: file for path, file in listed.items() if path.partition("/")[0] in PARTS}
 
 
 def read_catalogue(remote: Remote) -> Catalogue:

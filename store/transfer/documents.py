@@ -1,6 +1,6 @@
 """The small files that go with the data of a cache: Zarr metadata, provenance, card, remembered requests."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +10,14 @@ from featcache.store.files import JsonObject, sealed_bytes, sha256_hex, write_at
 from featcache.store.manifest import Manifest
 from featcache.store.requests import REQUEST_FILE, record_request
 from featcache.store.transfer.address import CacheName
+from featcache.store.transfer.card import MADE_BY_US, MAX_CARD_BYTES, dataset_card
+from featcache.store.transfer.catalogue import CatalogueEntry
 from featcache.store.transfer.manifests import fetch_sealed
 from featcache.store.transfer.receive import receive_document, twice
 from featcache.store.transfer.remotes.base import MissingError, Remote
 from featcache.store.writing.metadata import metadata_records
 from featcache.store.writing.writer import CARD_DIGEST, CARD_FILE, PROVENANCE_FILE
 from featcache.store.zarr_metadata import group_metadata_paths, metadata_documents
-
-MAX_CARD_BYTES = 2**20
 
 
 def fetch_documents(remote: Remote, name: CacheName, directory: Path) -> int:
@@ -59,6 +59,25 @@ def fetch_requests(remote: Remote, name: CacheName) -> list[JsonObject]:
         if isinstance(requests, list):
             return [request for request in requests if isinstance(request, dict)]
     return []
+
+
+def repository_card(
+    remote: Remote, entries: Sequence[CatalogueEntry], licence: str | None = None
+) -> dict[str, bytes]:
+    """The dataset card that a Hub repository is to have, by its path; nothing where somebody wrote one of their own.
+
+    Args:
+        remote: the repository.
+        entries: the caches in it.
+        licence: see `dataset_card`.
+    """
+    if remote.address.parts:
+        return {}
+    with suppress(MissingError):
+        before = receive_document(remote, CARD_FILE, MAX_CARD_BYTES).decode(errors="replace")
+        if MADE_BY_US not in before:
+            return {}
+    return {CARD_FILE: dataset_card(entries, remote, licence if len(entries) == 1 else None).encode()}
 
 
 def united_metadata(

@@ -3,10 +3,11 @@
 import random
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from threading import Event, Lock, local
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread, local
+from typing import TypeVar
 
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, RemoteError
 from featcache.store.progress import Reporter, Update
 
 MB, KB = 10**6, 10**3
@@ -14,7 +15,13 @@ UPDATE_S = 0.1
 TRIES = 6
 """Without any progress; a transfer that moves is never given up."""
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 10.0
+PATIENCE_S = 2.0
+"""For transfers that are to stop; what hangs longer is left to itself."""
 _NEVER = Event()
+
+
+class TransientError(RemoteError):
+    """Something that may well work when it is tried again."""
 
 
 class StoppedError(Exception):
@@ -22,6 +29,7 @@ class StoppedError(Exception):
 
 
 _of_thread = local()
+T = TypeVar("T")
 
 
 def check_stop() -> None:
@@ -43,6 +51,18 @@ def back_off(attempt: int) -> None:
         raise StoppedError
 
 
+def retried(work: Callable[[], T]) -> T:
+    """Do `work`, again where it fails for a reason that may pass."""
+    for attempt in range(TRIES):
+        try:
+            return work()
+        except TransientError:
+            if attempt == TRIES - 1:
+                raise
+            back_off(attempt)
+    raise AssertionError  # the last attempt returns or raises
+
+
 def fly(tasks: Sequence[Callable[[], None]], threads: int) -> None:
     """Run tasks, several at a time. What is wrong with one file does not keep the others back; anything else does.
 
@@ -50,22 +70,40 @@ def fly(tasks: Sequence[Callable[[], None]], threads: int) -> None:
         CacheError: the first file that is wrong; the message counts the others.
         Exception: whatever else went wrong first.
     """
+    stop, todo, done = Event(), SimpleQueue[Callable[[], None]](), SimpleQueue[BaseException | None]()
+    for task in tasks:
+        todo.put(task)
+
+    def work() -> None:
+        _of_thread.stop = stop
+        while not stop.is_set():
+            try:
+                task = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                task()
+                done.put(None)
+            except BaseException as error:
+                done.put(error)
+
+    # Daemons, not a pool, which the interpreter would wait for: a connection that hangs must not hold up Ctrl-C.
+    workers = [Thread(target=work, name="featcache-transfer", daemon=True) for _ in tasks[:threads]]
+    for worker in workers:
+        worker.start()
     wrong: list[CacheError] = []
-    stop = Event()
-    pool = ThreadPoolExecutor(threads, "featcache-transfer", lambda: setattr(_of_thread, "stop", stop))
     try:
-        pending = {pool.submit(task) for task in tasks}
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                error = future.exception()
-                if isinstance(error, CacheError):
-                    wrong.append(error)
-                elif error is not None:
-                    raise error
+        for _ in tasks:
+            error = done.get()
+            if isinstance(error, CacheError):
+                wrong.append(error)
+            elif error is not None:
+                raise error
     finally:
         stop.set()
-        pool.shutdown(cancel_futures=True)
+        patience = time.monotonic() + PATIENCE_S
+        for worker in workers:
+            worker.join(max(0.0, patience - time.monotonic()))
     if wrong:
         raise type(wrong[0])(
             f"{wrong[0]}" + (f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else "")

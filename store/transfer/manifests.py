@@ -9,7 +9,8 @@ from featcache.store.files import MAX_DOCUMENT_BYTES, JsonObject, parse_json, un
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.transfer.address import CacheName
 from featcache.store.transfer.catalogue import manifest_digest
-from featcache.store.transfer.receive import receive_document, retried, twice
+from featcache.store.transfer.flight import retried
+from featcache.store.transfer.receive import receive_document, twice
 from featcache.store.transfer.remotes.base import MissingError, Remote
 from featcache.store.zarr_metadata import PROJECTION_CHUNK, recorded_paths
 

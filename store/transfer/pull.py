@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from featcache.store.catalogue import find_key
+from featcache.store.catalogue.entries import WHOLE
+from featcache.store.checking.digests import sha256_files
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, sync_directory
 from featcache.store.held import HELD_FILE, Held
@@ -21,6 +23,7 @@ from featcache.store.journal import FEATURES, JOURNAL, PLAN_FILE
 from featcache.store.manifest import FileRecord, Manifest
 from featcache.store.plain import refuse_link, sha256_plain
 from featcache.store.progress import Reporter, Silent
+from featcache.store.reading.machine import usable_cpus
 from featcache.store.transfer.address import Address, CacheName
 from featcache.store.transfer.catalogue import find_cache, not_found
 from featcache.store.transfer.documents import fetch_documents, united_metadata
@@ -97,7 +100,10 @@ def pull(
 def directory_of(search: Sequence[Path], name: CacheName) -> Path:
     """Where a cache is, or would be put: an entry of the same key counts, whatever it is called here."""
     found = find_key(search, name.key)
-    return found.path if found is not None and found.complete else search[0] / name.dataset / name.folder
+    # Another root is somebody else's to write in: a part that it holds stays one.
+    if found is not None and (found.worth == WHOLE or (found.complete and found.root == search[0])):
+        return found.path
+    return search[0] / name.dataset / name.folder
 
 
 def fetch(
@@ -175,18 +181,25 @@ class _Copy:
         )
 
     def lacking(self, check: bool) -> dict[str, FileRecord]:
-        """The data files to fetch, by path within the cache."""
+        """The data files to fetch, by path within the cache.
+
+        What is held is believed, unless `check`. Other files that are there were left by an interrupted pull, perhaps of
+        other values, so they are held to their digests.
+        """
         theirs = self._theirs.manifest
-        needed = self._wanted if self._have is None or check else self._wanted.minus(self._have)
-        if check and self._have is not None:
+        if self._have is None:
+            needed = self._wanted
+        elif check:
             needed = self._have.plus(self._wanted).common(theirs.inventory)
+        else:
+            needed = self._wanted.minus(self._have)
         files = data_files(theirs, needed)
-        return {
-            path: record
-            for path, record in files.items()
-            if record.misfit(self.directory / path)
-            or (check and sha256_plain(self.directory / path) != record.sha256)
-        }
+        there = [path for path, record in files.items() if not record.misfit(self.directory / path)]
+        digests = sha256_files([self.directory / path for path in there], usable_cpus())
+        for path, digest in zip(there, digests, strict=True):
+            if digest == files[path].sha256:
+                del files[path]
+        return files
 
     def finish(self, remote: Remote, name: CacheName) -> int:
         """Fetch what goes with the data, record what is held, and let it count; returns the bytes that moved."""

@@ -14,28 +14,28 @@ from featcache.store.files import JsonObject, read_sealed, sealed_bytes, sha256_
 from featcache.store.held import require_whole
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
+from featcache.store.plain import kind_misfit
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import open_cache, require_files
 from featcache.store.requests import REQUEST_FILE, recorded_requests
 from featcache.store.spec import KEY_DIGITS
 from featcache.store.transfer.address import Address, CacheName, cache_name
-from featcache.store.transfer.card import MADE_BY_US, cache_card, dataset_card, known_licence
+from featcache.store.transfer.card import MAX_CARD_BYTES, cache_card, known_licence
 from featcache.store.transfer.catalogue import (
     Catalogue,
     CatalogueEntry,
+    cache_files,
+    is_marker,
     push_marker,
     read_catalogue,
 )
-from featcache.store.transfer.documents import fetch_requests
-from featcache.store.transfer.flight import moving
+from featcache.store.transfer.documents import fetch_requests, repository_card
+from featcache.store.transfer.flight import moving, retried
 from featcache.store.transfer.manifests import fetch_manifest, unite
 from featcache.store.transfer.plan import data_files
-from featcache.store.transfer.receive import receive_document, retried
 from featcache.store.transfer.remotes import open_remote
-from featcache.store.transfer.remotes.base import MissingError, Remote, Upload
+from featcache.store.transfer.remotes.base import Remote, Upload
 from featcache.store.writing.writer import CARD_DIGEST, CARD_FILE, PROVENANCE_FILE
-
-MAX_CARD_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class _Push:
             others = [d for name, d in again.pushing if name == self._name and d != digest]
         if others:
             if not mine:
-                self._remote.delete([push_marker(self._name, digest)])
+                retried(lambda: self._remote.delete([push_marker(self._name, digest)]))
             raise CacheBusyError(
                 f"{self._remote.where(str(self._name))}: somebody is pushing this cache with other values, or was interrupted; "
                 "wait for them and pull it, or push with --force"
@@ -210,18 +210,14 @@ class _Push:
         """The data files that the remote lacks."""
         files = data_files(self._ours, self._ours.inventory)
         known = data_files(theirs, theirs.inventory) if theirs else {}
-        there = self._remote.files(str(self._name)) if begun else {}
-        lacking = {}
-        for path, record in files.items():
-            listed = there.get(path)
-            arrived = listed is not None and listed.size == record.bytes
-            if arrived and self._remote.knows_digests:
-                arrived = listed is not None and listed.sha256 == record.sha256
-            if path not in known and not arrived:
-                lacking[path] = record
-        return [
-            Upload(f"{self._name}/{path}", self._directory / path, record) for path, record in lacking.items()
+        there = cache_files(self._remote, self._name) if begun else {}
+        uploads = [
+            Upload(f"{self._name}/{path}", self._directory / path, record)
+            for path, record in files.items()
+            if path not in known
         ]
+        found = {f"{self._name}/{path}": listed for path, listed in there.items()}
+        return [u for u in uploads if u.path not in found or not self._remote.holds(found[u.path], u)]
 
     def _send(self, uploads: list[Upload]) -> int:
         if not uploads:
@@ -239,37 +235,37 @@ class _Push:
             provenance = read_sealed(self._directory / PROVENANCE_FILE)
         except FileNotFoundError:
             provenance = {}
-        card = cache_card(self._ours, provenance, self._remote.where(str(self._name))).encode()
+        own = self._own_card(provenance)
+        card = cache_card(own, self._ours, self._remote.where(str(self._name))).encode()
         documents[CARD_FILE] = card
         documents[PROVENANCE_FILE] = sealed_bytes({**provenance, CARD_DIGEST: sha256_hex(card)})
         requests = recorded_requests(self._directory)
-        requests += [r for r in fetch_requests(self._remote, self._name) if r not in requests]
-        documents[REQUEST_FILE] = sealed_bytes({"requests": requests})
+        if theirs is not None:
+            requests += [r for r in fetch_requests(self._remote, self._name) if r not in requests]
+        if requests:
+            documents[REQUEST_FILE] = sealed_bytes({"requests": requests})
         documents[MANIFEST_FILE] = sealed_bytes(self._ours.to_dict())
         named = {f"{self._name}/{path}": data for path, data in documents.items()}
         if self._remote.knows_digests:
-            named = {**self._dataset_card(provenance), self._entry.path: b"", **named}
+            # All in one commit.
+            named = {**self._dataset_card(known_licence(own)), self._entry.path: b"", **named}
         retried(lambda: self._remote.publish(named, f"featcache push: {self._name}"))
 
-    def _dataset_card(self, provenance: Mapping[str, object]) -> dict[str, bytes]:
+    def _own_card(self, provenance: Mapping[str, object]) -> str:
+        """The card that the cache has here, if it is as it was written."""
+        path = self._directory / CARD_FILE
+        if kind_misfit(path) or path.stat().st_size > MAX_CARD_BYTES:
+            return ""
+        card = path.read_bytes()
+        digest = provenance.get(CARD_DIGEST)
+        return card.decode(errors="replace") if digest in (None, sha256_hex(card)) else ""
+
+    def _dataset_card(self, licence: str | None) -> dict[str, bytes]:
         """The card of the repository, unless somebody wrote one of their own."""
-        if self._remote.address.parts:
-            return {}
-        try:
-            before = receive_document(self._remote, CARD_FILE, MAX_CARD_BYTES).decode(errors="replace")
-            if MADE_BY_US not in before:
-                return {}
-        except MissingError:
-            pass
         others = [e for e in read_catalogue(self._remote).entries if e.name != self._name]
         entries = sorted([*others, self._entry], key=lambda entry: str(entry.name))
-        licence = known_licence(provenance)
-        # What the licences of the other caches are is written in their own cards alone.
-        return {
-            CARD_FILE: dataset_card(
-                entries, self._remote, [licence] if licence and not others else []
-            ).encode()
-        }
+        # The licences of other caches are in their own cards alone.
+        return repository_card(self._remote, entries, None if others else licence)
 
     def _read(self, path: str, record: FileRecord) -> bytes:
         data = (self._directory / path).read_bytes()
@@ -285,18 +281,18 @@ class _Push:
         listed = catalogue.of(self._name)
         if listed is None or listed.path != entry.path:
             retried(lambda: self._remote.put_bytes(entry.path, b""))
-        mine = push_marker(self._name, entry.digest)
-        old = [
-            p for p in catalogue.paths(self._name) if p != entry.path and ("@pushing@" not in p or p == mine)
-        ]
+        # Of markers only those of this content: others are somebody else's.
+        mine = [push_marker(self._name, digest) for digest in (entry.digest, self._entry.digest)]
+        old = [p for p in catalogue.paths(self._name) if p != entry.path and (not is_marker(p) or p in mine)]
         if old:
             retried(lambda: self._remote.delete(old))
 
     def _clear(self, catalogue: Catalogue) -> None:
         """Take what is there away, the manifest first, so that nobody reads a mixture."""
-        self._remote.delete([f"{self._name}/{MANIFEST_FILE}", *catalogue.paths(self._name)])
+        first = [f"{self._name}/{MANIFEST_FILE}", *catalogue.paths(self._name)]
+        retried(lambda: self._remote.delete(first))
         self._clear_files()
 
     def _clear_files(self) -> None:
-        there = self._remote.files(str(self._name))
-        self._remote.delete([f"{self._name}/{path}" for path in there])
+        there = [f"{self._name}/{path}" for path in cache_files(self._remote, self._name)]
+        retried(lambda: self._remote.delete(there))

@@ -1,7 +1,8 @@
 """Receiving one file: what arrives is held to its recorded size and SHA-256 before it gets its name."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -10,8 +11,8 @@ from featcache.store.errors import CacheError
 from featcache.store.files import PARTIAL_SUFFIX, naming
 from featcache.store.manifest import FileRecord
 from featcache.store.plain import PLAIN_FLAGS, kind_misfit
-from featcache.store.transfer.flight import TRIES, back_off, check_stop
-from featcache.store.transfer.remotes.base import PIECE_BYTES, Counter, Remote, TransientError
+from featcache.store.transfer.flight import TRIES, TransientError, back_off, check_stop, retried
+from featcache.store.transfer.remotes.base import PIECE_BYTES, Counter, Remote
 
 T = TypeVar("T")
 RECEIVING = f".pull{PARTIAL_SUFFIX}"
@@ -77,10 +78,13 @@ def receive_document(remote: Remote, path: str, limit: int) -> bytes:
 
     def fetch() -> bytes:
         data = bytearray()
-        for piece in remote.read(path):
-            data += piece
-            if len(data) > limit:
-                raise CacheError(f"{remote.where(path)}: more than {limit} bytes, not what a cache has there")
+        with closing(remote.read(path)) as pieces:
+            for piece in pieces:
+                data += piece
+                if len(data) > limit:
+                    raise CacheError(
+                        f"{remote.where(path)}: more than {limit} bytes, not what a cache has there"
+                    )
         return bytes(data)
 
     return retried(fetch)
@@ -92,18 +96,6 @@ def twice(work: Callable[[], T]) -> T:
         return work()
     except CacheError:
         return work()
-
-
-def retried(work: Callable[[], T]) -> T:
-    """Do `work`, again where it fails for a reason that may pass."""
-    for attempt in range(TRIES):
-        try:
-            return work()
-        except TransientError:
-            if attempt == TRIES - 1:
-                raise
-            back_off(attempt)
-    raise AssertionError  # the last attempt returns or raises
 
 
 class Sink:
@@ -153,7 +145,7 @@ def _fetch_twice(remote: Remote, path: str, record: FileRecord, sink: Sink) -> N
 def _fetch(remote: Remote, path: str, record: FileRecord, sink: Sink) -> bool:
     """Read until the recorded size is there, from where it was; True if the remote would send more."""
     failures = 0
-    while sink.size < record.bytes or record.bytes == 0:
+    while True:
         before = sink.size
         try:
             too_long, error = _read_on(remote, path, record.bytes, sink), None
@@ -167,19 +159,13 @@ def _fetch(remote: Remote, path: str, record: FileRecord, sink: Sink) -> bool:
                 return False  # it ends too early, every time
             raise error
         back_off(failures)
-    return False
 
 
 def _read_on(remote: Remote, path: str, size: int, sink: Sink) -> bool:
-    pieces: Iterator[bytes] = remote.read(path, sink.size)
-    try:
+    with closing(remote.read(path, sink.size)) as pieces:
         for piece in pieces:
             check_stop()
             if sink.size + len(piece) > size:
                 return True
             sink.write(piece)
-    finally:
-        close = getattr(pieces, "close", None)
-        if close is not None:
-            close()
     return False

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from featcache.store.errors import CacheNotFoundError, RequestError
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.transfer.address import Address, CacheName
-from featcache.store.transfer.catalogue import Catalogue, find_cache, not_found, read_catalogue
-from featcache.store.transfer.receive import retried
+from featcache.store.transfer.catalogue import Catalogue, cache_files, find_cache, not_found, read_catalogue
+from featcache.store.transfer.documents import repository_card
+from featcache.store.transfer.flight import retried
 from featcache.store.transfer.remotes.base import Remote
 
 
@@ -37,6 +38,11 @@ class Removable:
         retried(lambda: self.remote.delete([path for path in self.files if path == manifest]))
         retried(lambda: self.remote.delete(list(self.entries)))
         retried(lambda: self.remote.delete([path for path in self.files if path != manifest]))
+        if self.remote.knows_digests:
+            entries = retried(lambda: read_catalogue(self.remote)).entries
+            card = repository_card(self.remote, entries)
+            if card:
+                retried(lambda: self.remote.publish(card, f"featcache rm: {self.name}"))
 
 
 def find_removable(address: Address) -> Removable:
@@ -50,7 +56,7 @@ def find_removable(address: Address) -> Removable:
     remote, name = find_cache(address)
     if not remote.writable:
         raise RequestError(f"{remote.where()} is read-only; nothing can be removed there")
-    listed = retried(lambda: remote.files(str(name)))
+    listed = cache_files(remote, name)
     catalogue: Catalogue = retried(lambda: read_catalogue(remote))
     entries = tuple(catalogue.paths(name))
     if not listed and not entries:

@@ -1,15 +1,21 @@
 """Remotes of every kind that can be had on the loopback, and a cache to share."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from featcache.store.journal import Plan
+from featcache.store.transfer.address import parse_address
+from featcache.store.transfer.plan import Choice
+from featcache.store.transfer.pull import pull
+from featcache.store.transfer.push import push
 from support.caches import Content, cache_folder, make_content, make_plan, write_cache
 from support.hub_server import Hub, HubHandler
+from support.hurry import hurry
 from support.running import Outcome, command_line
 from support.servers import http_server, moto_server, sshd
 
@@ -41,7 +47,7 @@ def roots_of_its_own(monkeypatch, tmp_path):
 @pytest.fixture(autouse=True)
 def soon_again(monkeypatch):
     """Failures are tried again at once, as often as ever."""
-    monkeypatch.setattr("featcache.store.transfer.flight.FIRST_WAIT_S", 0.002)
+    hurry(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -49,14 +55,32 @@ def cli(monkeypatch, capsys) -> Callable[..., Outcome]:
     return command_line(monkeypatch, capsys)
 
 
-@pytest.fixture
-def made(tmp_path) -> Made:
-    """A cache of two splits, three layers and the final one, four blocks in all."""
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Made:
+    """Written once: syncing it to the disk takes longer than most tests."""
     plan = make_plan()
     content = make_content(plan)
-    directory = cache_folder(tmp_path / "root", plan)
+    directory = cache_folder(tmp_path_factory.mktemp("made") / "root", plan)
     write_cache(directory, plan, content)
     return Made(directory, plan, content)
+
+
+@pytest.fixture
+def made(made_once, tmp_path) -> Made:
+    """A cache of two splits, three layers and the final one, four blocks in all."""
+    directory = tmp_path / "root" / made_once.name
+    shutil.copytree(made_once.directory, directory)
+    return replace(made_once, directory=directory)
+
+
+@pytest.fixture(scope="session")
+def pushed_once(made_once, tmp_path_factory) -> Path:
+    """A folder that the cache was pushed to, and beside it a root that holds its last layer."""
+    share = tmp_path_factory.mktemp("pushed") / "share"
+    share.mkdir()
+    push(made_once.directory, parse_address(str(share)))
+    pull(parse_address(f"{share}/{made_once.name}"), [share.parent / "old"], Choice(layers="last"))
+    return share
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What holds for every kind of remote: a cache goes there and comes back, in parts or as a whole, and nothing moves twice."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -24,7 +25,40 @@ def there(cli, made, remote):
     return f"{remote}/{made.name}"
 
 
-def test_a_cache_comes_back_as_it_was(cli, made, there, tmp_path):
+def check_looking(cli, made, remote, there):
+    """What a remote shows without moving data, and what it says of what is not there."""
+    row = json.loads(cli("ls", remote, "--json").out)[0]
+    inventory = made.plan.inventory
+    assert (row["dataset"], row["model"], row["key"]) == ("made", "tiny", made.plan.spec.key)
+    assert row["samples"] == {"train": 300, "test": 90}
+    assert row["layers"] == 4
+    assert row["bytes"] == inventory.num_bytes
+    assert json.loads(cli("ls", remote, "--model", "other", "--json").out) == []
+    assert len(json.loads(cli("ls", remote, "--model", "TIN", "--dataset", "mad", "--json").out)) == 1
+    shown = cli("ls", remote)
+    assert shown.status == 0
+    assert made.plan.spec.key in shown.out
+
+    document = json.loads(cli("info", there, "--json").out)
+    assert document["inventory"] == made.plan.inventory.to_dict()
+    assert document["provenance"]["model_names"] == ["tiny"]
+    by_key = json.loads(cli("info", f"{remote}/{made.plan.spec.key[:6]}", "--json").out)
+    assert by_key["key"] == made.plan.spec.key
+
+    wrong = cli("pull", f"{remote}/made/tiny-000000000000")
+    assert wrong.status == 2
+    assert "there is no cache" in wrong.err
+    assert made.name in wrong.err
+    bare = cli("pull", remote)
+    assert bare.status == 2
+    assert "names no cache" in bare.err
+    assert made.name in bare.err
+    key = cli("pull", f"{remote}/abcdef")
+    assert key.status == 2
+    assert "begins with abcdef" in key.err
+
+
+def test_a_cache_comes_back_as_it_was(cli, made, there, remote, tmp_path):
     done = pulled(cli, there, "--root", tmp_path / "other")
     copy = tmp_path / "other" / made.name
     assert done["path"] == str(copy)
@@ -40,12 +74,10 @@ def test_a_cache_comes_back_as_it_was(cli, made, there, tmp_path):
     again = pulled(cli, there, "--root", tmp_path / "other")
     assert again["bytes"] == 0
     assert again["files"] == 0
-
-
-def test_a_second_push_moves_nothing(cli, made, there, remote):
     again = json.loads(cli("push", made.directory, remote, "--json").out)
     assert again["already_there"]
     assert again["bytes"] == 0
+    check_looking(cli, made, remote, there)
 
 
 def test_parts_are_honest_and_can_be_completed(cli, made, there, tmp_path):
@@ -77,28 +109,6 @@ def test_parts_are_honest_and_can_be_completed(cli, made, there, tmp_path):
     assert verify(copy).intact
 
 
-def test_the_catalogue_is_one_listing(cli, made, there, remote):
-    row = json.loads(cli("ls", remote, "--json").out)[0]
-    inventory = made.plan.inventory
-    assert (row["dataset"], row["model"], row["key"]) == ("made", "tiny", made.plan.spec.key)
-    assert row["samples"] == {"train": 300, "test": 90}
-    assert row["layers"] == 4
-    assert row["bytes"] == inventory.num_bytes
-    assert json.loads(cli("ls", remote, "--model", "other", "--json").out) == []
-    assert len(json.loads(cli("ls", remote, "--model", "TIN", "--dataset", "mad", "--json").out)) == 1
-    shown = cli("ls", remote)
-    assert shown.status == 0
-    assert made.plan.spec.key in shown.out
-
-
-def test_info_tells_all_without_data(cli, made, there, remote):
-    document = json.loads(cli("info", there, "--json").out)
-    assert document["inventory"] == made.plan.inventory.to_dict()
-    assert document["provenance"]["model_names"] == ["tiny"]
-    by_key = json.loads(cli("info", f"{remote}/{made.plan.spec.key[:6]}", "--json").out)
-    assert by_key["key"] == made.plan.spec.key
-
-
 def test_removal_asks_and_leaves_nothing(cli, made, there, remote, tmp_path):
     refused = cli("rm", there)
     assert refused.status == 2
@@ -113,15 +123,26 @@ def test_removal_asks_and_leaves_nothing(cli, made, there, remote, tmp_path):
     assert verify(tmp_path / "root" / made.name).intact
 
 
-def test_what_is_not_there_lists_what_is(cli, made, there, remote):
-    wrong = cli("pull", f"{remote}/made/tiny-000000000000")
-    assert wrong.status == 2
-    assert "there is no cache" in wrong.err
-    assert made.name in wrong.err
-    bare = cli("pull", remote)
-    assert bare.status == 2
-    assert "names no cache" in bare.err
-    assert made.name in bare.err
-    key = cli("pull", f"{remote}/abcdef")
-    assert key.status == 2
-    assert "begins with abcdef" in key.err
+def test_a_host_that_is_not_known_is_not_trusted(cli, made, ssh, tmp_path, monkeypatch):
+    known = tmp_path / "home" / ".ssh"
+    other = tmp_path / "stranger" / ".ssh"
+    other.mkdir(parents=True)
+    shutil.copy(known / "id_ed25519", other)
+    monkeypatch.setenv("HOME", str(other.parent))
+    outcome = cli("push", made.directory, ssh)
+    assert outcome.status == 1
+    assert "the key of this host is not known or has changed" in outcome.err
+    assert list((tmp_path / "far").iterdir()) == []
+    shutil.copy(known / "known_hosts", other)
+    (other / "id_ed25519").unlink()
+    outcome = cli("push", made.directory, ssh)
+    assert outcome.status == 1
+    assert "refused; keys come from ~/.ssh and the agent" in outcome.err
+
+
+def test_what_is_strange_in_a_folder_stays(cli, made, folder, tmp_path):
+    assert cli("push", made.directory, folder).status == 0
+    stranger = tmp_path / "share" / made.name / "notes.txt"
+    stranger.write_text("mine")
+    assert cli("rm", f"{folder}/{made.name}", "--yes").status == 0
+    assert list((tmp_path / "share" / made.name).rglob("*")) == [stranger]

@@ -1,7 +1,7 @@
 """What every kind of remote can do. Paths are relative to the remote, with ``/`` between their parts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 from featcache.store.errors import RemoteError
 from featcache.store.manifest import FileRecord
 from featcache.store.transfer.address import Address
-from featcache.store.transfer.flight import fly
+from featcache.store.transfer.flight import fly, retried
 
 PIECE_BYTES = 2**20
 IN_FLIGHT = 8
@@ -20,10 +20,6 @@ TIMEOUT_S = 60.0
 
 class MissingError(RemoteError):
     """There is nothing at this path."""
-
-
-class TransientError(RemoteError):
-    """Something that may well work when it is tried again."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +71,12 @@ class Remote(ABC):
             RemoteError: the remote cannot be reached or refuses.
         """
 
+    def holds(self, listed: Listed, upload: Upload) -> bool:
+        """Whether a file that an interrupted push of the same content left is what it should be."""
+        return listed.size == upload.record.bytes
+
     @abstractmethod
-    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
         """Read a file from `offset` on, in pieces; closing the iterator ends the transfer. Errors as for `stat`."""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class Remote(ABC):
 
     def put_all(self, uploads: Sequence[Upload], count: Counter) -> None:
         """Store many files, several at a time; errors as for `put`."""
-        fly([partial(self.put, upload, count) for upload in uploads], IN_FLIGHT)
+        fly([partial(retried, partial(self.put, upload, count)) for upload in uploads], IN_FLIGHT)
 
     def publish(self, documents: Mapping[str, bytes], message: str) -> None:
         """Store small files in this very order, so that the last one makes the others count; errors as for `put`.

@@ -1,7 +1,7 @@
 """A bucket of the Hugging Face Hub as a remote: the Hub's own object store, without history."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ class BucketRemote(HubRemote):
             raise MissingError(f"{self.where(path)}: not there")
         return _listed(found[0])
 
-    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+    def holds(self, listed: Listed, upload: Upload) -> bool:
+        return listed.size == upload.record.bytes
+
+    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
         with tempfile.TemporaryDirectory(prefix="featcache-hub-") as folder:
             check_stop()
             target = Path(folder, "file")

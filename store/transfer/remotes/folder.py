@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from stat import S_ISREG
@@ -42,7 +42,7 @@ class FolderRemote(Remote):
             raise self._error(path, error) from None
         return _listed(status)
 
-    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
         try:
             descriptor, _ = open_plain(self._path(path))
         except FileNotFoundError:

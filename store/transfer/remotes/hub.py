@@ -5,14 +5,14 @@ goes in the last one. A pull reads from one commit, whatever is pushed in the me
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from featcache.store.errors import FeatcacheError, RemoteError
 from featcache.store.transfer.address import Address, redacted
-from featcache.store.transfer.flight import check_stop
+from featcache.store.transfer.flight import TransientError, check_stop
 from featcache.store.transfer.remotes.base import (
     IN_FLIGHT,
     PIECE_BYTES,
@@ -20,7 +20,6 @@ from featcache.store.transfer.remotes.base import (
     Listed,
     MissingError,
     Remote,
-    TransientError,
     Upload,
 )
 from featcache.store.transfer.sending import require_recorded
@@ -70,7 +69,10 @@ class HubRemote(Remote):
             raise MissingError(f"{self.where(path)}: not there")
         return _listed(found[0])
 
-    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+    def holds(self, listed: Listed, upload: Upload) -> bool:
+        return listed.sha256 == upload.record.sha256
+
+    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
         with tempfile.TemporaryDirectory(prefix="featcache-hub-") as folder:
             check_stop()
             try:

@@ -4,7 +4,7 @@ Credentials are found where the store's own tools find them, and are never looke
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from datetime import timedelta
 from hashlib import md5, sha256
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from featcache.store.errors import CacheError, FeatcacheError, RemoteError, RequestError
 from featcache.store.transfer.address import Address, redacted
-from featcache.store.transfer.flight import check_stop
+from featcache.store.transfer.flight import TransientError, check_stop
 from featcache.store.transfer.remotes.base import (
     PIECE_BYTES,
     TIMEOUT_S,
@@ -20,7 +20,6 @@ from featcache.store.transfer.remotes.base import (
     Listed,
     MissingError,
     Remote,
-    TransientError,
     Upload,
 )
 from featcache.store.transfer.sending import HashingFile, read_whole
@@ -58,7 +57,15 @@ class ObjectRemote(Remote):
         except Exception as error:
             raise self._error(path, error) from None
 
-    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+    def holds(self, listed: Listed, upload: Upload) -> bool:
+        """By size, and by the MD5 that a plain upload has for a tag: a push may have been killed before it compared."""
+        if listed.size != upload.record.bytes:
+            return False
+        if upload.record.bytes > SINGLE_PUT_BYTES:
+            return True  # the store has held every part to its signed digest
+        return listed.version.strip('"') == md5(read_whole(upload), usedforsecurity=False).hexdigest()
+
+    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
         try:
             found = self._client.get(
                 self._store, self._key(path), options={"range": {"offset": offset}} if offset else {}
@@ -118,6 +125,7 @@ class ObjectRemote(Remote):
         if not self._etag_is_md5 or etag == md5(data, usedforsecurity=False).hexdigest():
             return
         if sha256(b"".join(self.read(path))).digest() != sha256(data).digest():
+            self.delete([path])
             raise TransientError(f"{self.where(path)}: what arrived is not what was sent")
         self._etag_is_md5 = False  # encrypted stores have tags of another kind
 

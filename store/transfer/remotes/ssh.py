@@ -5,7 +5,7 @@ Hosts, users, keys and jumps come from ``~/.ssh`` and the agent; an unknown host
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Generator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from posixpath import dirname, join
@@ -16,7 +16,7 @@ from featcache.store.errors import FeatcacheError, RemoteError, RequestError
 from featcache.store.files import PARTIAL_SUFFIX
 from featcache.store.plain import open_plain
 from featcache.store.transfer.address import Address, redacted
-from featcache.store.transfer.flight import check_stop
+from featcache.store.transfer.flight import TransientError, check_stop
 from featcache.store.transfer.remotes.base import (
     PIECE_BYTES,
     TIMEOUT_S,
@@ -24,7 +24,6 @@ from featcache.store.transfer.remotes.base import (
     Listed,
     MissingError,
     Remote,
-    TransientError,
     Upload,
 )
 from featcache.store.transfer.sending import changed_error
@@ -53,7 +52,7 @@ class SshRemote(Remote):
     def stat(self, path: str) -> Listed:
         return _listed(self._call(path, self._client().lstat(self._full(path))))
 
-    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
         file = self._call(path, self._client().open(self._full(path), "rb"))
         try:
             while piece := self._call(path, file.read(PIECE_BYTES, offset)):

@@ -1,7 +1,7 @@
 """A web server as a remote, to read only: any server over a folder that somebody pushed to."""
 
 import netrc
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from featcache.store.errors import RemoteError, RequestError
 from featcache.store.transfer.address import Address, redacted
+from featcache.store.transfer.flight import TransientError
 from featcache.store.transfer.remotes.base import (
     IN_FLIGHT,
     PIECE_BYTES,
@@ -18,7 +19,6 @@ from featcache.store.transfer.remotes.base import (
     Listed,
     MissingError,
     Remote,
-    TransientError,
     Upload,
 )
 
@@ -58,7 +58,7 @@ class WebRemote(Remote):
         size = headers.get("Content-Length", "")
         return Listed(int(size) if size.isdecimal() else -1, version, _time(headers.get("Last-Modified")))
 
-    def read(self, path: str, offset: int = 0) -> Iterator[bytes]:
+    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
         response = self._ask("GET", path, {"Range": f"bytes={offset}-"} if offset else {})
         skip = (
             offset if response.status_code == 200 else 0
