@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.console import ConsoleReporter
-from featcache.store.catalogue import roots, select
+from featcache.store.catalogue import remote_roots, roots, select
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.transfer.address import is_address, parse_address
 
 if TYPE_CHECKING:
     from featcache.extract.backbones.base import Backbone
+    from featcache.extract.sources.base import Source
+    from featcache.probe.request import ProbeRequest
     from featcache.probe.results import ResultRow
     from featcache.probe.trained import TrainedHead
 
@@ -75,21 +77,30 @@ def extract(
     splits: Sequence[str] = (),
     dtype: str = "float16",
     precision: str = "auto",
+    data: PathLike | None = None,
+    revision: str | None = None,
+    target: str = "auto",
     limit: int | None = None,
     split_seed: int = 0,
+    test_splits: Sequence[str] = (),
+    group_by: str | None = None,
+    resplit: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
+    compile: bool = False,
     on_error: str = "stop",
     root: PathLike | None = None,
+    force: bool = False,
     backbone: "Backbone | None" = None,
+    source: "Source | None" = None,
     progress: bool = True,
 ) -> Cache:
     """Make sure that the tokens of a backbone on a dataset are cached, and open the cache.
 
     Args:
         model: alias or explicit name (`featcache models`); just a name where `backbone` is given.
-        dataset: ``digits`` or ``imagefolder:DIR``.
+        dataset: short name (`featcache datasets`) or ``KIND:PLACE``; just a name where `source` is given.
         weights: local weights instead of the hub's.
         taps: what to record in a block: ``norm2``, ``block``, ``attn``, ``mlp``, ``norm1``.
         layers: a layer set, or a list of blocks.
@@ -98,14 +109,23 @@ def extract(
         splits: which splits; all if empty.
         dtype: stored type: ``float16``, ``bfloat16`` or ``float32``.
         precision: of the forward pass: ``fp32``, ``mixed`` or ``auto``.
+        data: folder of a local copy of the dataset, laid out as on the Hub.
+        revision: commit, branch or tag of the dataset on the Hub.
+        target: ``single-label``, ``multi-label`` or ``regression``; what it looks like if ``auto``.
         limit: at most this many samples of each split, stratified by class.
         split_seed: of the 75/25 split of a dataset that has none.
+        test_splits: the dataset's own splits to test on; its ``test`` if empty.
+        group_by: column whose groups are in train or in test, never in both.
+        resplit: put the dataset's own splits together and split anew.
         batch_size: samples in a forward pass; chosen by device if not given.
         workers: processes that decode images.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        compile: compile the forward pass; it is checked against the plain one first.
         on_error: ``stop`` at an image that does not decode, or ``skip`` it.
         root: where the cache is looked for and written to; by default as on the command line.
+        force: extract even what a teammate has on a remote in FEATCACHE_ROOT.
         backbone: one's own, made by `featcache.extract.backbones.custom.custom_backbone`.
+        source: one's own dataset, made by `featcache.extract.sources.sampled.python_dataset`.
         progress: show messages and progress on stderr.
 
     Raises:
@@ -128,16 +148,30 @@ def extract(
         dtype=dtype,
         precision=precision,
         contents=Contents(tuple(taps), layers, tokens, patches, tuple(splits)),
+        data=None if data is None else Path(data),
+        revision=revision,
+        target=target,
         limit=limit,
         split_seed=split_seed,
+        test_splits=tuple(test_splits),
+        group_by=group_by,
+        resplit=resplit,
         batch_size=batch_size,
         workers=workers,
         device=device,
+        compile=compile,
         on_error=on_error,
     )
-    search = roots([] if root is None else [Path(root)])
-    reporter = ConsoleReporter(quiet=not progress)
-    return open_cache(run_extract(request, search, backbone=backbone, reporter=reporter).path)
+    named = [] if root is None else [Path(root)]
+    result = run_extract(
+        request,
+        roots(named),
+        backbone=backbone,
+        source=source,
+        reporter=ConsoleReporter(quiet=not progress),
+        remotes=[] if force else remote_roots(named),
+    )
+    return open_cache(result.path)
 
 
 def probe(
@@ -170,7 +204,8 @@ def probe(
     """Train heads on a cache, score them on the test split, and keep heads and results in `out`.
 
     Args:
-        cache: an open cache; or its folder, key or ``DATASET/MODEL-KEY``.
+        cache: an open cache; or its folder, key or ``DATASET/MODEL-KEY``; or its address on a remote, of which only
+            what is needed is fetched.
         head: one head, or several.
         layers: layer set or list; by default each head's own.
         tokens: token kinds, such as ``cls+ap``; by default each head's own.
@@ -232,13 +267,21 @@ def probe(
         out=Path(out),
         force=force,
     )
-    opened = cache if isinstance(cache, Cache) else open_cache(select(roots(), str(cache)).path)
+    reporter = ConsoleReporter(quiet=not progress)
+    opened = cache if isinstance(cache, Cache) else _find(str(cache), request, reporter)
 
     from featcache.extract.device import choose_device
     from featcache.probe.run import probe as run_probe
 
-    reporter = ConsoleReporter(quiet=not progress)
     return run_probe(opened, request, device=choose_device(device), reporter=reporter)
+
+
+def _find(cache: str, request: "ProbeRequest", reporter: ConsoleReporter) -> Cache:
+    from featcache.borrowing import borrow_for_probe
+
+    if is_address(cache):
+        return open_cache(borrow_for_probe(cache, roots(), request, reporter))
+    return open_cache(select(roots(), cache).path)
 
 
 def load_head(folder: PathLike) -> "TrainedHead":

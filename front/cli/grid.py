@@ -5,10 +5,8 @@ from itertools import product
 from pathlib import Path
 
 from featcache.extract.models import model_names
-from featcache.probe.request import ProbeRequest, needed
 from featcache.store.catalogue import completed_last, select
 from featcache.store.errors import FeatcacheError, RequestError
-from featcache.store.progress import Reporter
 from featcache.store.reading.reader import Cache, open_cache
 
 
@@ -47,14 +45,6 @@ def open_caches(
             f"{len(errors)} of {total} caches cannot be taken; extract them, or leave their names out:\n  {listed}"
         )
     return list(found.values())
-
-
-def borrow_for_probe(cache: str, search: Sequence[Path], request: ProbeRequest, reporter: Reporter) -> Path:
-    """Fetch what a probe needs of a cache on a remote; returns where it is then."""
-    from featcache.store.transfer.address import parse_address
-    from featcache.store.transfer.borrow import borrow
-
-    return borrow(parse_address(cache), search, lambda whole: needed(whole, request), reporter=reporter)
 
 
 def _names(text: str | None) -> list[str | None]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featcache.cli.grid import GridError, borrow_for_probe, open_caches
+from featcache.borrowing import borrow_for_probe
+from featcache.cli.grid import GridError, open_caches
 from featcache.cli.options import SIZE, common_options
 from featcache.cli.probe_table import NUMERIC, rows_table
 from featcache.cli.training import parse_numbers, training_options, training_settings
