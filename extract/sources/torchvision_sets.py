@@ -27,6 +27,8 @@ def open_torchvision(argument: Argument, options: DatasetOptions, reporter: Repo
         for name in datasets.__all__
         if inspect.isclass(getattr(datasets, name))
         and issubclass(getattr(datasets, name), datasets.VisionDataset)
+        and "root" in inspect.signature(getattr(datasets, name)).parameters
+        and not name.endswith("Folder")
     ]
     if argument.place not in names:
         raise UnknownNameError("dataset of torchvision", argument.place, names)
@@ -87,4 +89,4 @@ def _targets(dataset: Any) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__

@@ -441,5 +441,15 @@ def test_strata_of_several_classes_and_of_real_values():
     assert strata_of(real, REGRESSION).tolist() == [4 - row // 4 for row in range(20)]
 
 
+def test_options_that_mean_nothing_are_refused(tmp_path):
+    folder = make_folder(tmp_path / "photos")
+    for more in ({"data": tmp_path}, {"revision": "main"}):
+        option = next(iter(more))
+        for name in (f"imagefolder:{folder}", "digits"):
+            refused(name, RequestError, f"--{option} means nothing for {name.partition(':')[0]}", **more)
+    refused(f"imagefolder:{folder}", RequestError, "photos has no columns to group by", group_by="patient")
+    refused("digits", RequestError, "digits has neither columns nor splits of its own", test_splits=("val",))
+
+
 def test_an_unknown_kind_names_the_kinds():
     refused("folder:photos", UnknownNameError, "unknown dataset 'folder:'; did you mean imagefolder:?")
