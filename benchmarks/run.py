@@ -1,7 +1,7 @@
 """`make bench`: what featcache costs and gains, mostly as ratios measured side by side in one run.
 
 Every pair is run in turn (A B A B ...) after a warm-up, on a warm page cache unless it says cold, and the medians are
-compared. Prints one JSON document, also written to --out. All rows take about twenty minutes on two cores; those
+compared. Prints one JSON document, also written to --out. All rows take about twenty-five minutes on two cores; those
 of the extraction need what `make demo` fetches.
 """
 

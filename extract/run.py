@@ -3,8 +3,6 @@
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ from featcache.extract.models import ModelName, resolve_model
 from featcache.extract.planning import plan_inventory
 from featcache.extract.remaining import remaining, require_space
 from featcache.extract.request import SKIP, ExtractRequest
+from featcache.extract.result import ExtractResult
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
 from featcache.extract.teammates import Teammates
@@ -26,7 +25,6 @@ from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.progress import Reporter, Silent
-from featcache.store.reading.content import SharedImages, shared_images
 from featcache.store.reading.reader import open_cache, require_files
 from featcache.store.requests import AUTO, record_request
 from featcache.store.spec import PRECISIONS, CacheSpec
@@ -38,45 +36,6 @@ if TYPE_CHECKING:
 
     from featcache.extract.backbones.base import Backbone
     from featcache.extract.pipeline import ImageInput
-
-
-@dataclass(frozen=True)
-class ExtractResult:
-    """What an extraction gave."""
-
-    path: Path
-    key: str
-    cached: bool
-    """The cache was complete already; nothing was computed."""
-    samples: int
-    """Samples extracted by this run."""
-    seconds: float
-    """Time that the backbone and its data took in this run, without loading."""
-
-    @cached_property
-    def skipped(self) -> int:
-        """Samples of the cache without features, because their images do not decode."""
-        cache = open_cache(self.path)
-        return sum(int((~cache[name].valid()).sum()) for name in cache.inventory.splits)
-
-    @cached_property
-    def shared(self) -> list[SharedImages]:
-        """Images that two splits of the cache share."""
-        return list(shared_images(open_cache(self.path)))
-
-    def to_dict(self) -> JsonObject:
-        """Return the result as plain JSON values."""
-        rate = None if self.cached or not self.seconds else round(self.samples / self.seconds, 2)
-        return {
-            "path": str(self.path),
-            "key": self.key,
-            "cached": self.cached,
-            "samples": self.samples,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": rate,
-            "skipped": self.skipped,
-            "shared_images": [shared.to_dict() for shared in self.shared],
-        }
 
 
 def extract(

@@ -11,7 +11,7 @@ from featcache.extract.sources.base import Source
 from featcache.extract.sources.collection import Collection
 from featcache.extract.sources.dataset import DatasetOptions, SplitDataset
 from featcache.extract.sources.digits import Digits
-from featcache.store.errors import UnknownNameError
+from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.progress import Reporter, Silent
 
 Opener = Callable[[Argument, DatasetOptions, Reporter], Collection]
@@ -27,9 +27,16 @@ class Kind:
     """Module of this package; it is imported when it is needed."""
     opener: str
     """Its `Opener`."""
+    takes: tuple[str, ...] = ()
+    """Options that it has a meaning for, besides those of all: ``data``, ``revision``."""
 
     def open(self, argument: Argument, options: DatasetOptions, reporter: Reporter) -> Collection:
-        """Open a dataset."""
+        """Open a dataset.
+
+        Raises:
+            RequestError: an option that means nothing here, or as the source says.
+        """
+        refuse_options(argument.kind, options, self.takes)
         opener: Opener = getattr(import_module(f"{__name__}.{self.module}"), self.opener)
         return opener(argument, options, reporter)
 
@@ -38,18 +45,26 @@ KINDS = {
     "imagefolder": Kind("imagefolder:DIR", "imagefolder", "open_folder"),
     "wds": Kind("wds:DIR, or wds:train-{000..010}.tar?test=test-{000..002}.tar", "wds", "open_wds"),
     "hdf5": Kind("hdf5:FILE?images=x&labels=y", "hdf5", "open_hdf5"),
-    "hf": Kind("hf:OWNER/NAME", "parquet", "open_hf"),
+    "hf": Kind("hf:OWNER/NAME", "parquet", "open_hf", ("data", "revision")),
     "idx": Kind("idx:DIR", "idx", "open_idx"),
     "csv": Kind("csv:FILE", "csv_table", "open_csv"),
     "npz": Kind("npz:FILE", "npz", "open_npz"),
-    "torchvision": Kind("torchvision:NAME", "torchvision_sets", "open_torchvision"),
+    "torchvision": Kind("torchvision:NAME", "torchvision_sets", "open_torchvision", ("data",)),
 }
 DIGITS = "digits"
 
 
-def dataset_names() -> Sequence[str]:
-    """Everything that can stand for a dataset."""
-    return (DIGITS, *aliases(), *(kind.example for kind in KINDS.values()))
+def refuse_options(what: str, options: DatasetOptions, taken: Sequence[str] = ()) -> None:
+    """Refuse options of which a source would take no notice.
+
+    Raises:
+        RequestError: one is given.
+    """
+    for option in ("data", "revision"):
+        if getattr(options, option) is not None and option not in taken:
+            raise RequestError(
+                f"--{option} means nothing for {what}; it is for the paper's datasets by name, and hf:"
+            )
 
 
 def resolve_source(
@@ -63,6 +78,7 @@ def resolve_source(
     """
     options, reporter = options or DatasetOptions(), reporter or Silent()
     if name == DIGITS:
+        refuse_options(name, options)
         return Digits(options)
     alias = aliases().get(name)
     if alias is not None:
@@ -73,6 +89,7 @@ def resolve_source(
     if colon and kind in KINDS:
         argument = Argument.parse(kind, text, KINDS[kind].example)
         return SplitDataset(KINDS[kind].open(argument, options, reporter), options)
-    hint = f"(a folder of images is written imagefolder:{name})" if Path(name).is_dir() else ""
-    valid = [f"{one}:" for one in KINDS] if colon else dataset_names()
-    raise UnknownNameError("dataset", f"{kind}:" if colon else name, valid, hint)
+    if colon:
+        raise UnknownNameError("dataset", f"{kind}:", [f"{one}:" for one in KINDS])
+    hint = f"imagefolder:{name}" if Path(name).is_dir() else "imagefolder:DIR, csv:FILE, ..."
+    raise UnknownNameError("dataset", name, (DIGITS, *aliases()), f"(one's own images are written {hint})")

@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache.extract.sources.base import Citation, Labels, Rows
 from featcache.extract.sources.samples import Texts
-from featcache.store.errors import DatasetError, UnknownNameError
+from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.targets import SINGLE_LABEL, Targets
 
 if TYPE_CHECKING:
@@ -100,10 +100,12 @@ def group_column(listing: Listing, column: str, where: str) -> list[str]:
 
     Raises:
         UnknownNameError: there is no such column.
+        RequestError: there is none at all.
     """
     if column not in listing.columns:
-        has = "" if listing.columns else f"({where} has no columns besides image and label)"
-        raise UnknownNameError("column", column, listing.columns, has)
+        if not listing.columns:
+            raise RequestError(f"{where} has no columns to group by; leave --group-by out")
+        raise UnknownNameError("column", column, listing.columns)
     return [str(value) for value in listing.columns[column]]
 
 

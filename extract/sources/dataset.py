@@ -97,6 +97,7 @@ class SplitDataset(Source):
         self._own = not self._options.resplit and len(collection.listing.parts) > 0
         if not len(collection.listing.ids):
             raise DatasetError(f"{collection.name} holds no samples")
+        self._options.require_target(self.targets.kind, self.name)
         rows = self._own_splits() if self._own else self._new_splits()
         self._check_storable(rows)
         self._check_agreement(rows)
@@ -245,7 +246,11 @@ class SplitDataset(Source):
 
     def _check_storable(self, rows: Mapping[str, Rows]) -> None:
         """Refuse now what no cache could hold, not after the backbone has run."""
-        targets, longest = self.targets, int(self._collection.listing.ids.lengths.max())
+        listing, targets = self._collection.listing, self.targets
+        longest = int(listing.ids.lengths.max())
+        misfit = targets.misfit(listing.labels, np.ones(len(listing.ids), np.bool_))
+        if misfit:
+            raise DatasetError(f"{self.name}: {misfit}")
         for split in rows:
             if not _SAFE.fullmatch(split) or split == PROJECTION:
                 raise DatasetError(

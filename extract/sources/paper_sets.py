@@ -42,7 +42,13 @@ def open_alias(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Col
         citation=alias.citation,
         reporter=reporter,
     )
-    collection.listing.notes = (*collection.listing.notes, *_differences(alias, collection))
+    notes = [*collection.listing.notes, *_differences(alias, collection)]
+    if not found.commit:
+        notes.append(
+            f"of which commit the copy in {found.folder} is, is not known; with --revision COMMIT its caches have the key of "
+            "those made from the Hub"
+        )
+    collection.listing.notes = notes
     return collection
 
 

@@ -31,7 +31,9 @@ from featcache.store.progress import Reporter
 from featcache.store.targets import SINGLE_LABEL, Targets
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
+    from PIL.Image import Image
 
 CONVERTED = "refs/convert/parquet"
 CARD = "README.md"
@@ -71,7 +73,7 @@ class ParquetImages(Collection):
         self.name = name
         self._paths = [path for paths in splits.values() for path in paths]
         self._files: dict[int, pq.ParquetFile] = {}
-        self._groups: OrderedDict[tuple[int, int], list[Any]] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], pa.ChunkedArray] = OrderedDict()
         first = self._file(0)
         names = first.schema_arrow.names
         self._image = _column("image", argument, IMAGE_COLUMNS, names, self._paths[0])
@@ -105,10 +107,10 @@ class ParquetImages(Collection):
             facts,
         )
 
-    def image(self, row: int) -> "Any":
+    def image(self, row: int) -> "Image":
         """Decode one image."""
         number, group, place = (int(one) for one in self._places[row])
-        stored = self._group(number, group)[place]
+        stored = self._group(number, group)[place].as_py()
         content = stored.get("bytes") if isinstance(stored, dict) else stored
         where = f"{self.listing.ids[row]} in {self._paths[number]}"
         if not isinstance(content, bytes):
@@ -119,11 +121,11 @@ class ParquetImages(Collection):
         """Leave out open files and what was read of them."""
         return {**self.__dict__, "_files": {}, "_groups": OrderedDict()}
 
-    def _group(self, number: int, group: int) -> list[Any]:
+    def _group(self, number: int, group: int) -> "pa.ChunkedArray":
         found = self._groups.pop((number, group), None)
         if found is None:
             table = self._file(number).read_row_group(group, columns=[self._image])
-            found = table.column(0).to_pylist()
+            found = table.column(0)
             while len(self._groups) >= KEPT_GROUPS:
                 self._groups.popitem(last=False)
         self._groups[number, group] = found

@@ -6,7 +6,7 @@ from typing import Any
 from featcache.extract.sources.argument import Argument
 from featcache.extract.sources.dataset import TEST, TRAIN, DatasetOptions
 from featcache.extract.sources.places import data_folder
-from featcache.extract.sources.sampled import PythonDataset
+from featcache.extract.sources.sequences import PythonDataset
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.progress import Reporter
 
@@ -27,6 +27,8 @@ def open_torchvision(argument: Argument, options: DatasetOptions, reporter: Repo
         for name in datasets.__all__
         if inspect.isclass(getattr(datasets, name))
         and issubclass(getattr(datasets, name), datasets.VisionDataset)
+        and "root" in inspect.signature(getattr(datasets, name)).parameters
+        and not name.endswith("Folder")
     ]
     if argument.place not in names:
         raise UnknownNameError("dataset of torchvision", argument.place, names)
@@ -87,4 +89,4 @@ def _targets(dataset: Any) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__

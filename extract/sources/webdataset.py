@@ -170,6 +170,7 @@ def _read(path: Path) -> Shard:
 
 def _samples(path: Path, index: TarIndex, descriptor: int) -> Shard:
     """Members by key, keys in the order of the tar; every image with its label and every label with its image."""
+    _refuse_odd_names(index.names, path)
     members: dict[str, dict[str, int]] = {}
     for number, name in enumerate(index.names):
         folder, slash, base = name.rpartition("/")
@@ -217,6 +218,14 @@ def _samples(path: Path, index: TarIndex, descriptor: int) -> Shard:
     return shard
 
 
+def _refuse_odd_names(names: Sequence[str], path: Path) -> None:
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        odd = next(name for name in names if any("\ud800" <= one <= "\udfff" for one in name))
+        raise DatasetError(f"{path}: the name {odd!r} of a member is not valid UTF-8; rename it") from None
+
+
 def _label(content: bytes, suffix: str, where: str) -> Any:
     if suffix == ARRAY:
         try:
@@ -260,6 +269,8 @@ def _targets(labels: Sequence[Any], classes: Sequence[str], target: str, name: s
     """Integers are classes; arrays are 0 or 1 for every class, or real values."""
     if not any(isinstance(label, np.ndarray) for label in labels):
         column = np.array(labels, np.int64)
+        if target == REGRESSION:
+            return column[:, None].astype(np.float32), Targets(REGRESSION, tuple(classes[:1]) or ("target",))
         return column, indexed_targets(column, classes)
     arrays = [np.asarray(label).ravel() for label in labels]
     if len({len(array) for array in arrays}) > 1:

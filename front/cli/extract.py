@@ -11,8 +11,9 @@ from featcache.cli.options import common_options, dataset_options
 from featcache.console import ConsoleReporter, duration, print_json
 from featcache.extract.contents import TAPS, Contents
 from featcache.extract.request import STOP, ExtractRequest
-from featcache.extract.run import ExtractResult, extract
+from featcache.extract.result import ExtractResult
 from featcache.extract.run import dry_run as estimate_extraction
+from featcache.extract.run import extract
 from featcache.store.catalogue import remote_roots, roots
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.requests import AUTO

@@ -17,7 +17,7 @@ from featcache.extract.images import Rows, image_batches
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
 from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.sampled import python_dataset
+from featcache.extract.sources.sequences import python_dataset
 from featcache.store.errors import DatasetError
 from support.datasets import (
     CLASSES,

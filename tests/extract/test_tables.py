@@ -10,7 +10,7 @@ from PIL import Image
 
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.sampled import python_dataset
+from featcache.extract.sources.sequences import python_dataset
 from featcache.extract.sources.splits import strata_of
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnknownNameError
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -439,6 +439,16 @@ def test_strata_of_several_classes_and_of_real_values():
     assert strata_of(several, MULTI_LABEL).tolist() == [1, 0, 0, 2]
     real = np.arange(20, dtype=np.float32)[::-1, None]
     assert strata_of(real, REGRESSION).tolist() == [4 - row // 4 for row in range(20)]
+
+
+def test_options_that_mean_nothing_are_refused(tmp_path):
+    folder = make_folder(tmp_path / "photos")
+    for more in ({"data": tmp_path}, {"revision": "main"}):
+        option = next(iter(more))
+        for name in (f"imagefolder:{folder}", "digits"):
+            refused(name, RequestError, f"--{option} means nothing for {name.partition(':')[0]}", **more)
+    refused(f"imagefolder:{folder}", RequestError, "photos has no columns to group by", group_by="patient")
+    refused("digits", RequestError, "digits has neither columns nor splits of its own", test_splits=("val",))
 
 
 def test_an_unknown_kind_names_the_kinds():

@@ -93,6 +93,12 @@ def test_npy_targets_are_several_classes_or_real_values(tmp_path):
     assert several.identity["targets"] == MULTI_LABEL
     real = open_wds(tmp_path / "real")
     assert (real.targets.kind, real.splits["train"].labels.dtype) == (REGRESSION, np.float32)
+    ages = write_tar(tmp_path / "ages" / "0.tar", shard_members("train", range(10))).parent
+    assert open_wds(ages, target=REGRESSION).splits["test"].labels.shape == (2, 1)
+    with pytest.raises(
+        RequestError, match="ages has single-label targets, not multi-label; leave --target out"
+    ):
+        open_wds(ages, target=MULTI_LABEL)
     with pytest.raises(DatasetError, match="other values than 0 and 1, so they are not multi-label"):
         open_wds(tmp_path / "real", target=MULTI_LABEL)
 
@@ -123,6 +129,14 @@ PROBLEMS = {
         [*WHOLE[:1], ("a.npy", npy(np.zeros(2))), ("b.png", IMAGE), ("b.npy", npy(np.zeros(3)))],
         "labels are arrays of 2 to 3 values; they must agree",
     ),
+    "not finite": (
+        [("a.png", IMAGE), ("a.npy", npy(np.array([0.5, np.inf])))],
+        "bad: row 0 has inf for '1', must be a finite number",
+    ),
+    "no utf-8": (
+        [("a.png", IMAGE), ("\udcff.cls", b"0")],
+        "the name '\\udcff.cls' of a member is not valid UTF-8; rename it",
+    ),
     "no json": ([*WHOLE, ("a.json", b"[1]")], "a.json is no JSON object"),
 }
 
@@ -134,7 +148,7 @@ def test_samples_that_are_not_whole(tmp_path, name):
     with pytest.raises(DatasetError) as caught:
         open_wds(tmp_path / "bad")
     assert message in str(caught.value)
-    assert str(path) in str(caught.value) or name == "unlike"
+    assert str(path) in str(caught.value) or name in ("unlike", "not finite")
 
 
 def test_other_members_are_passed_over(tmp_path):
@@ -232,6 +246,7 @@ def test_sizes_that_differ_from_the_table_are_reported(tmp_path):
         "flowers has 10 train images",
         "flowers has 5 test images",
         "flowers has 3 classes",
+        f"of which commit the copy in {tmp_path / 'flowers'} is",
     ]
     assert source.splits["train"].labels.tolist() == labels("train").tolist()
     assert "Nilsback" in (source.citation.text or "")
