@@ -254,17 +254,7 @@ class _Runner:
     ) -> ResultRow:
         model, dataset = self._names()
         score = report.scores[fitted.task.metric] or 0.0
-        protocol = self._protocol_of(job, trial)
-        few = [] if trial.shots is None else [f"shots{trial.shots}", f"draw{trial.draw}"]
-        words = (
-            dataset,
-            model,
-            job.head.name,
-            job.selection.name,
-            job.selection.token_names,
-            self._protocol.name if job.solver != EXACT else job.penalty,
-            *few,
-        )
+        protocol, chosen = self._protocol_of(job, trial), fitted.chosen
         return ResultRow(
             run=run,
             cache_key=self._cache.key,
@@ -295,23 +285,38 @@ class _Runner:
             chosen_head=fitted.name,
             solver=job.solver,
             penalty_kind=job.penalty if job.solver == EXACT else None,
-            learning_rate=fitted.chosen.learning_rate,
-            weight_decay=fitted.chosen.weight_decay,
-            dropout=fitted.chosen.dropout,
-            penalty=fitted.chosen.penalty,
-            converged=fitted.chosen.converged,
-            kept_layers=fitted.chosen.kept_layers,
-            settings=fitted.chosen.settings,
+            learning_rate=chosen.learning_rate,
+            weight_decay=chosen.weight_decay,
+            dropout=chosen.dropout,
+            penalty=chosen.penalty,
+            converged=chosen.converged,
+            kept_layers=chosen.kept_layers,
+            settings=chosen.settings,
             parameters=fitted.parameters,
             seconds=round(fitted.seconds, 3),
             train_samples=len(train.labels),
             test_samples=len(test.labels),
             finished_at=round(time.time(), 3),
             version=version("featcache"),
-            folder="/".join(("heads", "-".join((*map(slug, words), f"s{trial.seed}", run)))),
+            folder=self._folder(job, trial, run),
             setup=run_id({**self._setup(job, trial), "shots": trial.shots}),
             options=dict(job.options),
         )
+
+    def _folder(self, job: Job, trial: _Trial, run: str) -> str:
+        """Where the head is kept, relative to the results."""
+        few = [] if trial.shots is None else [f"shots{trial.shots}", f"draw{trial.draw}"]
+        model, dataset = self._names()
+        words = (
+            dataset,
+            model,
+            job.head.name,
+            job.selection.name,
+            job.selection.token_names,
+            self._protocol.name if job.solver != EXACT else job.penalty,
+            *few,
+        )
+        return "/".join(("heads", "-".join((*map(slug, words), f"s{trial.seed}", run))))
 
     def _save(
         self,
