@@ -125,13 +125,17 @@ class ResultRow:
         needed = {name for name, one in cls.__dataclass_fields__.items() if _has_no_default(one)}
         if not needed <= document.keys() <= cls.__dataclass_fields__.keys() or not _fits(document):
             return None
-        return cls(**document)
+        # A row that was read is equal to the one that was written.
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+        }
+        return cls(**values)
 
 
 _TEXTS = ("run", "cache_key", "model", "dataset", "head", "layers", "solver", "protocol", "metric", "folder")
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(_TEXTS, str),
-    **dict.fromkeys(("layer_names", "tokens"), list),
+    **dict.fromkeys(("layer_names", "tokens"), (list, tuple)),
     **dict.fromkeys(("seed", "draw", "parameters", "train_samples", "test_samples"), int),
     "scores": dict,
     "shots": (int, NoneType),
