@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -120,11 +121,41 @@ class ResultRow:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self | None:
-        """Read a row back; None for a row of another version's fields."""
+        """Read a row back; None for a row of another version's fields, or that is none of ours."""
         needed = {name for name, one in cls.__dataclass_fields__.items() if _has_no_default(one)}
-        if not needed <= document.keys() <= cls.__dataclass_fields__.keys():
+        if not needed <= document.keys() <= cls.__dataclass_fields__.keys() or not _fits(document):
             return None
-        return cls(**document)
+        # A row that was read is equal to the one that was written.
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+        }
+        return cls(**values)
+
+
+_TEXTS = ("run", "cache_key", "model", "dataset", "head", "layers", "solver", "protocol", "metric", "folder")
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(_TEXTS, str),
+    **dict.fromkeys(("layer_names", "tokens"), (list, tuple)),
+    **dict.fromkeys(("seed", "draw", "parameters", "train_samples", "test_samples"), int),
+    "scores": dict,
+    "shots": (int, NoneType),
+    "seconds": (int, float),
+}
+
+
+def _fits(document: Mapping[str, Any]) -> bool:
+    """Whether a row's values can be worked with: results are shared, and a folder must not lead elsewhere."""
+    if not all(isinstance(document[name], kind) for name, kind in _TYPES.items()):
+        return False
+    numbers = document["scores"].values()
+    texts = [*document["layer_names"], *document["tokens"]]
+    folder = Path(document["folder"])
+    return (
+        all(value is None or isinstance(value, int | float) for value in numbers)
+        and all(isinstance(text, str) for text in texts)
+        and not folder.is_absolute()
+        and ".." not in folder.parts
+    )
 
 
 def _has_no_default(one: Field[Any]) -> bool:

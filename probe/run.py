@@ -254,7 +254,7 @@ class _Runner:
     ) -> ResultRow:
         model, dataset = self._names()
         score = report.scores[fitted.task.metric] or 0.0
-        protocol, chosen = self._protocol_of(job, trial), fitted.chosen
+        protocol = self._protocol_of(job, trial)
         return ResultRow(
             run=run,
             cache_key=self._cache.key,
@@ -285,13 +285,7 @@ class _Runner:
             chosen_head=fitted.name,
             solver=job.solver,
             penalty_kind=job.penalty if job.solver == EXACT else None,
-            learning_rate=chosen.learning_rate,
-            weight_decay=chosen.weight_decay,
-            dropout=chosen.dropout,
-            penalty=chosen.penalty,
-            converged=chosen.converged,
-            kept_layers=chosen.kept_layers,
-            settings=chosen.settings,
+            **asdict(fitted.chosen),
             parameters=fitted.parameters,
             seconds=round(fitted.seconds, 3),
             train_samples=len(train.labels),

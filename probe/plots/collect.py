@@ -42,9 +42,13 @@ def draw(kind: str, folder: Path, groups: Sequence[Group], against: Against) -> 
         yield from _OF_ALL[kind](groups, against)
         return
     columns = column_names(groups)
+    seen: set[str] = set()
     for group in groups:
         title = f"{group.first.dataset}, {group.first.model}: {columns[id(group)]}"
         stem = "-".join(map(slug, (group.first.dataset, group.first.model, columns[id(group)])))
+        # A slug is short: long lists of layers may begin alike.
+        stem += f"-{group.first.setup}" if stem in seen else ""
+        seen.add(stem)
         for name, figure in _OF_GROUPS[kind](folder, group, title):
             yield f"{name}-{stem}", figure
 

@@ -44,6 +44,8 @@ _RC: Any = {
     "savefig.dpi": 200,
     # Text stays text, and the same figure gives the same bytes.
     "svg.fonttype": "none",
+    # A name with dollars is a name, not a formula.
+    "text.parse_math": False,
     "svg.hashsalt": "featcache",
 }
 

@@ -113,7 +113,7 @@ def _setting(row: ResultRow, name: str) -> object:
             ", ".join(f"{one} {of}".replace("_", " ") for one, of in value.items() if one != "num_layers")
             or None
         )
-    return tuple(value) if isinstance(value, list) else value
+    return value
 
 
 def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) -> list[ResultRow]:

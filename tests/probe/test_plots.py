@@ -60,6 +60,10 @@ def test_gains_are_where_they_belong_and_files_are_the_same_again(tmp_path):
     assert first == again
     assert {*first} == {".png", ".svg"}
     assert b"linear all cls+ap" in first[".svg"]
+    dollars = save(
+        gains_figure(pivot_differences(groups, groups), "of $a_$ and $b"), tmp_path / "dollars", (".svg",)
+    )
+    assert b"of $a_$ and $b" in dollars[0].read_bytes()
 
 
 def test_of_many_classes_those_are_shown_that_differ(tmp_path):

@@ -16,6 +16,7 @@ from featcache.probe.report.pivot import column_names, pivot_differences, pivot_
 from featcache.probe.report.significance import holm, mean_interval, paired_p_value
 from featcache.probe.report.tables import Number, Table, to_csv, to_latex, to_markdown, to_records
 from featcache.probe.report.views import VIEWS, Against, parse_reference
+from featcache.probe.results import ResultRow, count_lines, read_rows
 from featcache.probe.table import PAPER, TableRow
 from featcache.store.errors import RequestError, UnknownNameError
 
@@ -263,6 +264,26 @@ def test_next_to_the_published_scores():
         VIEWS["published"](group_rows(otherwise), Against(PAPER[0], []))
     with pytest.raises(RequestError, match="no result has a backbone, a dataset and a head"):
         VIEWS["published"](group_rows(ROWS), Against(PAPER[0], []))
+
+
+def test_rows_that_are_none_are_passed_over(tmp_path):
+    good = made_row(0.5).to_dict()
+    bad = [
+        {"seed": "0"},
+        {"scores": [1]},
+        {"scores": {"balanced_accuracy": "high"}},
+        {"tokens": "cls"},
+        {"layer_names": [None]},
+        {"folder": "../elsewhere"},
+        {"folder": "/etc"},
+        {"surprise": 1},
+    ]
+    lines = [json.dumps({**good, **changes}) for changes in bad]
+    (tmp_path / "results.jsonl").write_text("\n".join([json.dumps(good), *lines, "[]", '{"torn', ""]))
+    assert read_rows(tmp_path) == [made_row(0.5)]
+    assert count_lines(tmp_path) == len(bad) + 3
+    early = {name: value for name, value in good.items() if name not in ("setup", "options")}
+    assert ResultRow.from_dict(early) is not None, "fields that came later are not missed"
 
 
 def test_results_import_nothing_heavy():
