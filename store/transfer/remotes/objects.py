@@ -44,9 +44,17 @@ class ObjectRemote(Remote):
         import obstore
 
         self._client = obstore
-        self._store = _store(address)
-        # Whose answers tell the MD5 of what arrived need no digest in the signature as well.
-        self._unsigned = _store(address, unsigned_payload=True) if address.scheme == "s3" else self._store
+        try:
+            self._store = _store(address)
+            # Whose answers tell the MD5 of what arrived need no digest in the signature as well.
+            self._unsigned = _store(address, unsigned_payload=True) if address.scheme == "s3" else self._store
+        except FeatcacheError:
+            raise
+        except Exception as error:  # what the client lacks in the environment
+            text = _reason(redacted(str(error)))
+            raise RequestError(
+                f"{address} cannot be opened ({text}); {_CREDENTIALS[address.scheme]}"
+            ) from None
         self._prefix = "/".join(address.parts)
         self._etag_is_md5 = True
 
