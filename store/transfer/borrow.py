@@ -17,12 +17,12 @@ from featcache.store.errors import CacheError, FeatcacheError, RemoteError, Requ
 from featcache.store.files import try_lock
 from featcache.store.held import HELD_FILE, Held, read_held_manifest, touch
 from featcache.store.inventory import Inventory
-from featcache.store.manifest import Manifest
+from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.progress import Reporter, Silent
 from featcache.store.text import parse_size
 from featcache.store.transfer.address import Address, CacheName
 from featcache.store.transfer.catalogue import find_cache, not_found
-from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, manifest_version, unite
+from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, unite
 from featcache.store.transfer.pull import Pulled, directory_of, fetch
 from featcache.store.transfer.remotes.base import Remote
 
@@ -128,7 +128,8 @@ def _is_fresh(remote: Remote, name: CacheName, directory: Path, needed: Needed, 
     if record is None:
         return True  # pulled in full: it is what somebody chose to have
     try:
-        return manifest_version(remote, name) == record.version
+        # Asked once: whoever has no network should not wait for the retries of a transfer.
+        return remote.stat(f"{name}/{MANIFEST_FILE}").version == record.version
     except RemoteError as error:
         reporter.message(
             f"could not ask whether {remote.where(str(name))} has changed ({error}); using the copy here"

@@ -41,7 +41,7 @@ def fetch_manifest(remote: Remote, name: CacheName) -> RemoteManifest | None:
     path = f"{name}/{MANIFEST_FILE}"
     where = remote.where(path)
     try:
-        version = manifest_version(remote, name)
+        version = retried(lambda: remote.stat(path)).version
         document = twice(lambda: _receive_sealed(remote, path))
     except MissingError:
         return None
@@ -52,11 +52,6 @@ def fetch_manifest(remote: Remote, name: CacheName) -> RemoteManifest | None:
         )
     _check_files(manifest, where)
     return RemoteManifest(manifest, version)
-
-
-def manifest_version(remote: Remote, name: CacheName) -> str:
-    """Ask for the version of a cache's manifest alone: one small request."""
-    return retried(lambda: remote.stat(f"{name}/{MANIFEST_FILE}")).version
 
 
 def fetch_sealed(remote: Remote, path: str) -> JsonObject | None:

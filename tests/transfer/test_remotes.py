@@ -146,3 +146,12 @@ def test_what_is_strange_in_a_folder_stays(cli, made, folder, tmp_path):
     stranger.write_text("mine")
     assert cli("rm", f"{folder}/{made.name}", "--yes").status == 0
     assert list((tmp_path / "share" / made.name).rglob("*")) == [stranger]
+
+
+def test_a_folder_that_is_not_there_is_an_error(cli, made, tmp_path):
+    """Nothing is put under the mount point of a share that is not mounted."""
+    for arguments in (("ls", "shar"), ("push", made.directory, "shar"), ("pull", f"shar/{made.name}")):
+        outcome = cli(*arguments)
+        assert outcome.status == 1
+        assert f"there is no folder {tmp_path}/shar" in outcome.err
+    assert not (tmp_path / "shar").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from featcache.store.checking.verify import verify
-from featcache.store.errors import CacheBusyError
+from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
 from featcache.store.manifest import Manifest
@@ -19,7 +19,7 @@ from featcache.store.transfer.catalogue import CatalogueEntry, manifest_digest, 
 from featcache.store.transfer.plan import Choice
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
-from featcache.store.transfer.remotes import open_remote
+from featcache.store.transfer.remotes import objects, open_remote
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files, cache_folder, make_content, make_plan, make_spec, write_cache
 from support.faulty_proxy import Faults, FaultyProxy
@@ -149,6 +149,27 @@ def test_only_whole_and_intact_caches_are_pushed(made, folder, tmp_path, cli):
     assert cli("pull", tmp_path / "second" / made.name, "--root", tmp_path / "x").status == 2
     unfinished = cli("push", tmp_path / "nothing", folder)
     assert unfinished.status == 2
+
+
+def test_large_files_go_in_parts(made, s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(objects, "SINGLE_PUT_BYTES", 500)
+    push(made.directory, parse_address(s3))
+    assert verify(pull(parse_address(f"{s3}/{made.name}"), [tmp_path / "other"]).path).intact
+    chunk = "features.zarr/test/norm2/c.0.1.0.0"
+    (made.directory / chunk).write_bytes(b"x" * (made.directory / chunk).stat().st_size)
+    with pytest.raises(CacheError, match="so it is not pushed"):
+        push(made.directory, parse_address(f"{s3}-2"))
+    with open_remote(parse_address(f"{s3}-2")) as remote:
+        there = remote.files(made.name)
+    assert "features.zarr/train/norm2/c.0.1.0.0" in there
+    assert chunk not in there
+
+
+def test_a_store_that_lacks_its_settings(cli):
+    outcome = cli("ls", "az://container/team")
+    assert outcome.status == 2
+    assert "cannot be opened" in outcome.err
+    assert "AZURE_STORAGE_ACCOUNT_NAME" in outcome.err
 
 
 def test_check_mends_a_copy(made, folder, tmp_path, cli):

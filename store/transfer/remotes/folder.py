@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from stat import S_ISREG
 
-from featcache.store.errors import CacheError, RemoteError
+from featcache.store.errors import FeatcacheError, RemoteError
 from featcache.store.files import PARTIAL_SUFFIX, sync_directory, write_atomic
 from featcache.store.plain import open_plain, refuse_link
 from featcache.store.transfer.flight import check_stop
@@ -26,8 +26,10 @@ class FolderRemote(Remote):
     """A folder of this machine. No link inside it is followed; the folder itself may be one."""
 
     def _path(self, path: str) -> Path:
-        """Where a file lies, once no folder on the way is a link."""
+        """Where a file lies, once no folder on the way is a link. A share that is not mounted is not filled underneath."""
         root = full = Path(self.address.path)
+        if not root.is_dir():
+            raise RemoteError(f"there is no folder {root}; is it spelled right, and mounted?")
         for part in path.split("/")[:-1]:
             full = full / part
             refuse_link(full)
@@ -116,21 +118,20 @@ class FolderRemote(Remote):
             folder = folder.parent
 
     def _make_folder(self, path: str) -> Path:
-        root = Path(self.address.path)
+        target = self._path(path)
         try:
-            if not root.is_dir():
-                # A share that is not mounted must not be filled underneath.
-                raise RemoteError(f"{root} is not a folder; make it, or mount it, first")
-            target = self._path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            if isinstance(error, RemoteError):
-                raise
             raise self._error(path, error) from None
         return target
 
-    def _error(self, path: str, error: OSError) -> RemoteError | CacheError:
-        return RemoteError(f"{self.where(path)}: {error.strerror or error}")
+    def _error(self, path: str, error: OSError) -> OSError:
+        """Of the file system; featcache's own errors are of its kind too, and stay what they are."""
+        return (
+            error
+            if isinstance(error, FeatcacheError)
+            else RemoteError(f"{self.where(path)}: {error.strerror or error}")
+        )
 
 
 def _listed(status: os.stat_result) -> Listed:

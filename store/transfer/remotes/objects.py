@@ -44,7 +44,17 @@ class ObjectRemote(Remote):
         import obstore
 
         self._client = obstore
-        self._store = _store(address)
+        try:
+            self._store = _store(address)
+            # Whose answers tell the MD5 of what arrived need no digest in the signature as well.
+            self._unsigned = _store(address, unsigned_payload=True) if address.scheme == "s3" else self._store
+        except FeatcacheError:
+            raise
+        except Exception as error:  # what the client lacks in the environment
+            text = _reason(redacted(str(error)))
+            raise RequestError(
+                f"{address} cannot be opened ({text}); {_CREDENTIALS[address.scheme]}"
+            ) from None
         self._prefix = "/".join(address.parts)
         self._etag_is_md5 = True
 
@@ -117,8 +127,9 @@ class ObjectRemote(Remote):
 
     def _put_checked(self, path: str, data: bytes) -> None:
         """Store a file; where the answer does not show that the right bytes arrived, read them back."""
+        store = self._unsigned if self._etag_is_md5 else self._store
         try:
-            done = self._client.put(self._store, self._key(path), data, use_multipart=False)
+            done = self._client.put(store, self._key(path), data, use_multipart=False)
         except Exception as error:
             raise self._error(path, error) from None
         etag = (done["e_tag"] or "").strip('"')
@@ -178,13 +189,13 @@ def _listed(item: Any) -> Listed:
     return Listed(item["size"], item["e_tag"] or f"{modified}-{item['size']}", modified)
 
 
-def _store(address: Address) -> Any:
+def _store(address: Address, **settings: Any) -> Any:
     from obstore.store import AzureStore, GCSStore, S3Store
 
     if address.scheme == "s3":
         endpoint, provider = _aws()
         allow = {"allow_http": True} if endpoint and endpoint.startswith("http://") else {}
-        settings: Any = {"endpoint": endpoint} if endpoint else {}
+        settings |= {"endpoint": endpoint} if endpoint else {}
         if provider is not None:
             settings["credential_provider"] = provider
         return S3Store(address.place, client_options=_OPTIONS | allow, retry_config=_RETRY, **settings)

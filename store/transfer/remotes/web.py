@@ -195,4 +195,5 @@ def _describe(error: Exception) -> str:
     reason = getattr(inner, "reason", None)
     if isinstance(reason, BaseException):
         inner = reason
-    return redacted(str(inner) or type(inner).__name__)[:200]
+    # "HTTPConnection(...): Failed to establish a new connection: [Errno 111] Connection refused"
+    return redacted(str(inner).rpartition("connection: ")[2] or type(inner).__name__)[:200]
