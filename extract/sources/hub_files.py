@@ -5,6 +5,7 @@ without importing the client.
 """
 
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -167,11 +168,16 @@ class _Download:
         )
         if isinstance(known, str):
             return
+        # The client before 1.2 reports to nobody; a file then counts when it is there.
+        reports = "tqdm_class" in inspect.signature(hf_hub_download).parameters
+        options: dict[str, Any] = {"tqdm_class": counter} if reports else {}
         path = Path(
             hf_hub_download(
-                self._repository, file.rfilename, repo_type="dataset", revision=revision, tqdm_class=counter
+                self._repository, file.rfilename, repo_type="dataset", revision=revision, **options
             )
         )
+        if not reports:
+            counter().update(file.size)
         if not _is_intact(path, file):
             # Both, or the next run would take it for whole.
             path.resolve().unlink(missing_ok=True)

@@ -201,7 +201,7 @@ def _require_pyarrow() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise RequestError("hf: reads parquet files with pyarrow; run: pip install 'featcache[hf]'") from None
+        raise RequestError("hf: reads parquet files with pyarrow; run: pip install 'pyarrow>=15'") from None
 
 
 def _find(

@@ -46,7 +46,7 @@ def check(outcome, status, *parts):
             ["unknown pretrained tag", "openai"],
         ),
         (["--model", MODEL, "--dataset", "digit"], ["unknown dataset 'digit'; did you mean digits"]),
-        (["--model", MODEL, "--dataset", "imagefolder:"], ["imagefolder needs a folder"]),
+        (["--model", MODEL, "--dataset", "imagefolder:"], ["imagefolder needs an argument"]),
         (["--model", MODEL, "--dataset", "imagefolder:nowhere"], ["nowhere does not exist"]),
         (
             ["--model", MODEL, "--dataset", "digits", "--weights", "none.pt"],

@@ -44,8 +44,8 @@ class Form:
     name: str = ""
     """The dataset, with ``{}`` for its folder."""
     grey: bool = False
-    named: bool = True
-    """Whether it knows the names of classes."""
+    classes: tuple[str, ...] = CLASSES
+    """Names of the classes, as far as it knows them."""
     data: bool = False
     """Whether the folder is given by ``--data``."""
     options: dict = field(default_factory=dict)
@@ -67,6 +67,19 @@ def make_patterns(folder: Path) -> None:
             path.rename(folder / f"{split}-{int(path.stem):03d}.tar")
 
 
+NUMBERS = ("0", "1", "2")
+DIGITS = (
+    "0 - zero",
+    "1 - one",
+    "2 - two",
+    "3 - three",
+    "4 - four",
+    "5 - five",
+    "6 - six",
+    "7 - seven",
+    "8 - eight",
+    "9 - nine",
+)
 PCAM = "hdf5:{}/camelyon_{{split}}_x.h5"
 FORMS = {
     "imagefolder": Form(make_folder, "imagefolder:{}"),
@@ -76,16 +89,23 @@ FORMS = {
         "wds:{0}/train-{{000..002}}.tar?test={0}/test-{{000..001}}.tar&classes={0}/classnames.txt",
     ),
     "alias": Form(make_shards, "flowers", data=True),
-    "hdf5-contiguous": Form(make_pcam, PCAM, named=False),
+    "hdf5-contiguous": Form(make_pcam, PCAM, classes=NUMBERS),
     "hdf5-chunked": Form(
-        lambda folder: make_pcam(folder, chunks=(4, 6, 6, 3), compression="gzip"), PCAM, named=False
+        lambda folder: make_pcam(folder, chunks=(4, 6, 6, 3), compression="gzip"), PCAM, classes=NUMBERS
     ),
-    "hdf5-packed": Form(lambda folder: make_pcam(folder, packed=True), f"{PCAM}.gz", named=False),
-    "idx": Form(make_idx, "idx:{}", grey=True, named=False),
-    "idx-packed": Form(lambda folder: make_idx(folder, packed=True), "idx:{}", grey=True, named=False),
-    "npz": Form(lambda folder: make_npz(folder / "medical.npz"), "npz:{}/medical.npz", named=False),
+    "hdf5-packed": Form(lambda folder: make_pcam(folder, packed=True), f"{PCAM}.gz", classes=NUMBERS),
+    "idx": Form(make_idx, "idx:{}", grey=True, classes=NUMBERS),
+    "idx-packed": Form(lambda folder: make_idx(folder, packed=True), "idx:{}", grey=True, classes=NUMBERS),
+    "npz": Form(lambda folder: make_npz(folder / "medical.npz"), "npz:{}/medical.npz", classes=NUMBERS),
     "csv": Form(lambda folder: make_csv(folder / "table.csv"), "csv:{}/table.csv"),
     "hf": Form(make_parquet, "hf:someone/insects", data=True),
+    "torchvision": Form(
+        lambda folder: make_idx(folder / "MNIST" / "raw"),
+        "torchvision:MNIST",
+        grey=True,
+        classes=DIGITS,
+        data=True,
+    ),
     "python": Python(lambda folder: None),
 }
 
@@ -123,7 +143,7 @@ def test_length_labels_and_names_are_known_up_front(form, folder):
     assert {split: len(samples) for split, samples in source.splits.items()} == SIZES
     for split in SIZES:
         assert [sample.label for sample in source.splits[split]] == labels(split).tolist()
-    assert source.class_names == (CLASSES if form.named else ("0", "1", "2"))
+    assert source.class_names == form.classes
     assert source.targets.kind == "single-label"
     unique = [one for split in SIZES for one in ids(source, split)]
     assert len(set(unique)) == len(unique)

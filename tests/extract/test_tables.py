@@ -354,7 +354,7 @@ def test_configurations_are_chosen(tmp_path):
 
 def test_without_pyarrow_the_way_to_it_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    refused("hf:someone/insects", RequestError, "run: pip install 'featcache[hf]'")
+    refused("hf:someone/insects", RequestError, "run: pip install 'pyarrow>=15'")
 
 
 # Python objects.
