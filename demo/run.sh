@@ -14,4 +14,4 @@ featcache() {
 "$bin/python" demo/prepare.py --dir .demo
 featcache extract --model dinov2-vit-s-14 --weights .demo/dinov2_vits14.safetensors --dataset imagefolder:.demo/textile
 featcache probe --dataset textile --head linear --head attentive --layers all --tokens cls+ap --protocol quick --out .demo/results
-featcache probe --dataset textile --head linear --layers all --tokens cls+ap --solver exact --protocol quick --out .demo/results
+featcache probe --dataset textile --head logreg --input standard --protocol quick --out .demo/results
