@@ -4,6 +4,7 @@ A file gives the fields of `featcache.probe.protocol.Protocol`, apart from the n
 give are taken from the protocol that `base` names, by default ``paper``. No torch here.
 """
 
+import sys
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -17,7 +18,8 @@ from featcache.store.errors import RequestError, UnknownNameError
 BASE = "base"
 SUFFIX = ".toml"
 
-_POSITIVE = (5e-324, float("inf"))
+# The least normal number: torch may make this process take subnormal ones as 0.
+_POSITIVE = (sys.float_info.min, float("inf"))
 _NOT_NEGATIVE = (0.0, float("inf"))
 _FRACTION = (0.0, 1.0)
 RANGES: Mapping[str, tuple[float, float]] = {

@@ -158,16 +158,19 @@ def test_seeds_give_rows_and_a_mean(cli, weights, images):
         "head",
         "layers",
         "tokens",
+        "input",
         "seed",
         "balanced",
         "acc",
+        "[95",
+        "%]",
         "top-1",
         "gain",
         "chosen",
         "parameters",
         "seconds",
     ]
-    assert [line.split()[3] for line in lines[1:4]] == ["0", "1", "mean"]
+    assert [line.split()[4] for line in lines[1:4]] == ["0", "1", "mean"]
     assert "(completed last)" in table.err
 
 
