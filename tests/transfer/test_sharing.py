@@ -165,6 +165,26 @@ def test_large_files_go_in_parts(made, s3, tmp_path, monkeypatch):
     assert chunk not in there
 
 
+def test_profiles_of_aws(made, s3, s3_endpoint, tmp_path, monkeypatch, cli):
+    """Keys and endpoint come from the profile's files; nothing of them is told when they do not fit."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    (tmp_path / "home" / ".aws").mkdir(parents=True)
+    config = f"[profile team]\nregion = us-east-1\nendpoint_url = {s3_endpoint}\n"
+    (tmp_path / "home" / ".aws" / "config").write_text(config)
+    secret = "a-secret-of-the-profile"
+    keys = f"[team]\naws_access_key_id = AKIATEAM\naws_secret_access_key = {secret}\n"
+    (tmp_path / "home" / ".aws" / "credentials").write_text(keys)
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    assert cli("push", made.directory, s3).status == 0
+    assert len(json.loads(cli("ls", s3, "--json").out)) == 1
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    outcome = cli("ls", s3)
+    assert outcome.status == 2
+    assert "the profile of AWS cannot be used: The config profile (nobody) could not be found" in outcome.err
+    assert secret not in outcome.err
+
+
 def test_a_store_that_lacks_its_settings(cli):
     outcome = cli("ls", "az://container/team")
     assert outcome.status == 2
