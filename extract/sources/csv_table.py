@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -141,7 +141,7 @@ class _Columns:
             raise UnknownNameError(f"{what} column", name, self._header, f"({self._path})")
         return name or None
 
-    def _lacking(self) -> str:
+    def _lacking(self) -> NoReturn:
         raise RequestError(
             f"{self._path} has no column {', '.join(PATH_COLUMNS)}; it has {', '.join(self._header)}: name it as in "
             "csv:FILE?path=NAME"

@@ -6,7 +6,7 @@ A contiguous dataset is mapped. A chunked one is read in slices, in order: HDF5 
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +162,7 @@ def _part(argument: Argument, split: str, options: DatasetOptions, reporter: Rep
     )
 
 
-def _label_file(argument: Argument, given: Path, path: Path, name: str, filled: Any) -> Path:
+def _label_file(argument: Argument, given: Path, path: Path, name: str, filled: Callable[[str], str]) -> Path:
     if "labels_file" in argument.fields:
         file = Path(filled(argument.fields["labels_file"])).expanduser()
         file = file if file.is_absolute() or file.is_file() else given.parent / file
