@@ -4,33 +4,53 @@ import errno
 import logging
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 import click
 
-from featcache.cli.datasets import datasets_command
-from featcache.cli.doctor import doctor_command
-from featcache.cli.export import export_command
-from featcache.cli.extract import extract_command
-from featcache.cli.gc import gc_command
-from featcache.cli.heads import heads_command
-from featcache.cli.import_ import import_command
-from featcache.cli.info import info_command
-from featcache.cli.ls import ls_command
-from featcache.cli.models import models_command
-from featcache.cli.plot import plot_command
-from featcache.cli.probe import probe_command
-from featcache.cli.protocols import protocols_command
-from featcache.cli.pull import pull_command
-from featcache.cli.push import push_command
-from featcache.cli.results import results_command
-from featcache.cli.rm import rm_command
-from featcache.cli.verify import verify_command
 from featcache.store.errors import FeatcacheError
 from featcache.store.text import printable
 
+COMMANDS = (
+    "datasets",
+    "doctor",
+    "export",
+    "extract",
+    "gc",
+    "heads",
+    "import",
+    "info",
+    "ls",
+    "models",
+    "plot",
+    "probe",
+    "protocols",
+    "pull",
+    "push",
+    "results",
+    "rm",
+    "verify",
+)
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class Commands(click.Group):
+    """Imports a command when it is asked for, so that `ls` need not wait for what `probe` is made of."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, sorted."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command ``name_command`` of the module called ``name``."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"featcache.cli.{'import_' if cmd_name == 'import' else cmd_name}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="featcache")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def cli() -> None:
@@ -40,25 +60,6 @@ def cli() -> None:
     featcache extract --model dinov2-vit-s-14 --dataset imagefolder:photos
     featcache probe --head attentive
     """
-
-
-for _command in (
-    extract_command,
-    probe_command,
-    results_command,
-    plot_command,
-    ls_command,
-    info_command,
-    verify_command,
-):
-    cli.add_command(_command)
-for _command in (push_command, pull_command):
-    cli.add_command(_command)
-for _command in (rm_command, gc_command, export_command, import_command):
-    cli.add_command(_command)
-for _command in (models_command, datasets_command, heads_command, protocols_command):
-    cli.add_command(_command)
-cli.add_command(doctor_command)
 
 
 def main() -> None:
