@@ -15,11 +15,11 @@ from torch import Tensor
 from trainer_sweeps import ATTENTIVE, CPU, PRECISIONS, TINY, Setting, compare
 
 from featcache.probe.heads.pooling import _Sums
-from featcache.probe.optimizer import MemberAdamW
+from featcache.probe.inputs.tokens import InMemoryTokens
 from featcache.probe.protocol import PAPER
-from featcache.probe.scratch import release
-from featcache.probe.tokens import InMemoryTokens
-from featcache.probe.trainer import initial_head, members_together
+from featcache.probe.training.optimizer import MemberAdamW
+from featcache.probe.training.scratch import release
+from featcache.probe.training.trainer import initial_head, members_together
 
 SIDE = 2048
 ROUNDS = 9

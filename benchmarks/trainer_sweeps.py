@@ -15,14 +15,14 @@ from timing import Document, side_by_side
 from torch import Tensor
 from trainer_obvious import ObviousTraining
 
-from featcache.probe.batches import Batch, Seeds, mini_batches
 from featcache.probe.heads import get_head
 from featcache.probe.heads.base import Head
-from featcache.probe.metrics import class_weights
+from featcache.probe.inputs.tokens import InMemoryTokens
 from featcache.probe.protocol import PAPER, Member, Plan
-from featcache.probe.scratch import release
-from featcache.probe.tokens import InMemoryTokens
-from featcache.probe.trainer import Training, divide, initial_head, members_together
+from featcache.probe.scoring.metrics import class_weights
+from featcache.probe.training.batches import Batch, Seeds, mini_batches
+from featcache.probe.training.scratch import release
+from featcache.probe.training.trainer import Training, divide, initial_head, members_together
 
 CPU = torch.device("cpu")
 PRECISIONS = ("fp32", "bf16")

@@ -8,12 +8,12 @@ import numpy.typing as npt
 import torch
 
 from featcache.probe.heads.base import Head
+from featcache.probe.inputs.tokens import TokenSource
 from featcache.probe.plots.attention import attention_figure
 from featcache.probe.plots.style import save
 from featcache.probe.records import AttentionRecord, save_attention_record
 from featcache.probe.request import Selection
-from featcache.probe.tokens import TokenSource
-from featcache.probe.trainer import prediction_batch
+from featcache.probe.training.trainer import prediction_batch
 
 HEATMAP_FILE = "attention.png"
 

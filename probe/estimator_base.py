@@ -13,13 +13,13 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featcache.probe.array_fitting import array_job, fit_head
 from featcache.probe.heads import HeadInfo, get_head
-from featcache.probe.precision import choose_precision
+from featcache.probe.inputs.tokens import InMemoryTokens
 from featcache.probe.protocol import Protocol, get_protocol
 from featcache.probe.request import Job
-from featcache.probe.tokens import InMemoryTokens
-from featcache.probe.trainer import predict, prediction_batch
+from featcache.probe.training.array_fitting import array_job, fit_head
+from featcache.probe.training.precision import choose_precision
+from featcache.probe.training.trainer import predict, prediction_batch
 from featcache.store.errors import RequestError
 from featcache.store.layers import FINAL, parse_layers, parse_tokens
 from featcache.store.reading.reader import as_float32

@@ -11,8 +11,8 @@ from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 
 from featcache.probe.estimator_base import Array, TokenEstimator
-from featcache.probe.kinds import REGRESSION, SINGLE_LABEL
 from featcache.probe.protocol import Protocol
+from featcache.probe.scoring.kinds import REGRESSION, SINGLE_LABEL
 from featcache.store.reading.split import SplitReader
 
 

@@ -9,8 +9,8 @@ from featcache.probe.heads import HeadInfo, get_head
 from featcache.probe.heads.info import AUTO as AUTO_HEAD
 from featcache.probe.heads.info import CLOSED as CLOSED_HEAD
 from featcache.probe.heads.info import EXACT as EXACT_HEAD
-from featcache.probe.kinds import KINDS, REGRESSION_LOSSES
 from featcache.probe.protocol import INPUTS, Protocol, get_protocol
+from featcache.probe.scoring.kinds import KINDS, REGRESSION_LOSSES
 from featcache.probe.table import TABLES, TableRow
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, SPLITS, Inventory

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from featcache.probe.kinds import SINGLE_LABEL
+from featcache.probe.scoring.kinds import SINGLE_LABEL
 from featcache.store.files import JsonObject, canonical_json, sha256_hex, write_atomic
 
 if TYPE_CHECKING:
-    from featcache.probe.metrics import Report
+    from featcache.probe.scoring.metrics import Report
 
 RESULTS_FILE = "results.jsonl"
 PREDICTIONS_FILE = "predictions.csv"

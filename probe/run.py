@@ -10,16 +10,9 @@ import numpy as np
 import torch
 
 from featcache.probe.attention import mean_attention, save_attention
-from featcache.probe.bootstrap import score_interval
-from featcache.probe.data import SplitData, base_stage, check_memory, load_split, stream_window
-from featcache.probe.fitted import Fitted
-from featcache.probe.fitting import Fitter
 from featcache.probe.heads import get_head
-from featcache.probe.kinds import SINGLE_LABEL
-from featcache.probe.memory import TRAIN, Budget
-from featcache.probe.metrics import Report
-from featcache.probe.precision import choose_precision
-from featcache.probe.process import flush_denormals, return_freed_memory
+from featcache.probe.inputs.data import SplitData, base_stage, check_memory, load_split, stream_window
+from featcache.probe.inputs.split import draw_shots
 from featcache.probe.protocol import Protocol, batch_size
 from featcache.probe.records import save_curve, save_sweep
 from featcache.probe.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
@@ -34,9 +27,16 @@ from featcache.probe.results import (
     save_scores,
 )
 from featcache.probe.saved import CONFIG_FILE, HeadConfig, describe_parts, features_digest, save_head
-from featcache.probe.split import draw_shots
-from featcache.probe.tasks import as_tensor, kind_of, make_task
-from featcache.probe.trainer import predict, prediction_batch
+from featcache.probe.scoring.bootstrap import score_interval
+from featcache.probe.scoring.kinds import SINGLE_LABEL
+from featcache.probe.scoring.metrics import Report
+from featcache.probe.scoring.tasks import as_tensor, kind_of, make_task
+from featcache.probe.training.fitted import Fitted
+from featcache.probe.training.fitting import Fitter
+from featcache.probe.training.memory import TRAIN, Budget
+from featcache.probe.training.precision import choose_precision
+from featcache.probe.training.process import flush_denormals, return_freed_memory
+from featcache.probe.training.trainer import predict, prediction_batch
 from featcache.store.catalogue import slug
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featcache.probe.data import load_split
 from featcache.probe.heads.base import Head
-from featcache.probe.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from featcache.probe.metrics import Report
+from featcache.probe.inputs.data import load_split
+from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
 from featcache.probe.saved import HeadConfig, features_digest, load_head
-from featcache.probe.tasks import MultiLabel, Regression, SingleLabel, Task, as_tensor, make_task
-from featcache.probe.tokens import InMemoryTokens, TokenSource
-from featcache.probe.trainer import predict, prediction_batch
+from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from featcache.probe.scoring.metrics import Report
+from featcache.probe.scoring.tasks import MultiLabel, Regression, SingleLabel, Task, as_tensor, make_task
+from featcache.probe.training.trainer import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.reading.reader import Cache
 from featcache.store.token_groups import POOLED

@@ -156,7 +156,7 @@ def probe_command(
 
     from featcache.extract.device import choose_device
     from featcache.probe.grid import probe_grid
-    from featcache.probe.process import keep_freed_memory
+    from featcache.probe.training.process import keep_freed_memory
 
     keep_freed_memory()
     result = probe_grid(caches, request, device=choose_device(device), reporter=reporter)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featcache.probe.stages import PLAIN, InputStage, OutputScale
+from featcache.probe.inputs.stages import PLAIN, InputStage, OutputScale
 
 
 class Head(nn.Module):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from featcache.probe.heads import get_head
 from featcache.probe.heads.base import Head
-from featcache.probe.kinds import MULTI_LABEL, SINGLE_LABEL
-from featcache.probe.stages import InputStage
-from featcache.probe.tasks import MultiLabel, Regression, SingleLabel, Task
+from featcache.probe.inputs.stages import InputStage
+from featcache.probe.scoring.kinds import MULTI_LABEL, SINGLE_LABEL
+from featcache.probe.scoring.tasks import MultiLabel, Regression, SingleLabel, Task
 
 RAW = InputStage(l2=False)
 _TASKS: Mapping[str, type[SingleLabel | MultiLabel]] = {SINGLE_LABEL: SingleLabel, MULTI_LABEL: MultiLabel}

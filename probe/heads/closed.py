@@ -13,9 +13,9 @@ from torch import Tensor
 
 from featcache.probe.heads.base import Head
 from featcache.probe.heads.parts import Linear, as_products
-from featcache.probe.metrics import class_weights
+from featcache.probe.scoring.metrics import class_weights
+from featcache.probe.scoring.tasks import SingleLabel, Task
 from featcache.probe.solver.groups import principal_directions
-from featcache.probe.tasks import SingleLabel, Task
 from featcache.store.errors import RequestError
 
 Settings = Mapping[str, float]

@@ -16,17 +16,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.array_fitting import array_job, fit_head
-from featcache.probe.fitted import Fitted
 from featcache.probe.heads.base import Head
 from featcache.probe.heads.closed import ClosedHead
 from featcache.probe.heads.info import AUTO, CLOSED, TRAINED, HeadInfo
-from featcache.probe.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from featcache.probe.inputs.tokens import InMemoryTokens, read_features
 from featcache.probe.protocol import QUICK, Member
 from featcache.probe.saved import HeadConfig, load_head, save_head
-from featcache.probe.tasks import SingleLabel
-from featcache.probe.tokens import InMemoryTokens, read_features
-from featcache.probe.trainer import fit_members, predict
+from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from featcache.probe.scoring.tasks import SingleLabel
+from featcache.probe.training.array_fitting import array_job, fit_head
+from featcache.probe.training.fitted import Fitted
+from featcache.probe.training.trainer import fit_members, predict
 from featcache.store.errors import RequestError
 
 LAYERS, KINDS_OF_TOKENS, WIDTH = 4, 2, 8

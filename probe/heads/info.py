@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from featcache.probe.kinds import KINDS, SINGLE_LABEL
+from featcache.probe.scoring.kinds import KINDS, SINGLE_LABEL
 from featcache.store.errors import RequestError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from featcache.probe.heads.closed import ClosedLinearHead, Settings, sample_weights
-from featcache.probe.tasks import Task
+from featcache.probe.scoring.tasks import Task
 
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01)
 

@@ -1,7 +1,7 @@
 """The registry of heads: one entry for each module beside this one."""
 
 from featcache.probe.heads.info import AUTO, CLOSED, EXACT, HeadInfo
-from featcache.probe.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.store.errors import UnknownNameError
 
 _PACKAGE = "featcache.probe.heads"

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featcache.probe.heads.closed import ClosedLinearHead, Directions, Settings, sample_weights
-from featcache.probe.tasks import SingleLabel, Task
+from featcache.probe.scoring.tasks import SingleLabel, Task
 
 FACTORS = tuple(10.0 ** (-exponent / 2) for exponent in range(15))
 

@@ -1,6 +1,6 @@
 """A linear head solved exactly: choose the penalty on a held-out part of train, then solve on all of it.
 
-The held-out part is that of the trained heads (`featcache.probe.sweep`); there is no jitter here.
+The held-out part is that of the trained heads (`featcache.probe.training.sweep`); there is no jitter here.
 
 Shapes: N samples, T tokens, D width, F = T * D features, P penalties, C classes.
 """
@@ -17,14 +17,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.metrics import balanced_accuracy
+from featcache.probe.inputs.split import Rows, stratified_folds, stratified_holdout
+from featcache.probe.inputs.stages import PLAIN, InputStage, fit_stage
+from featcache.probe.inputs.tokens import TokenSource, read_features
 from featcache.probe.protocol import NO_FOLDS, Protocol
+from featcache.probe.scoring.metrics import balanced_accuracy
 from featcache.probe.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved
 from featcache.probe.solver.logistic import check_penalties, solver_device
 from featcache.probe.solver.methods import Data, Final, GroupLassoSolver, L2Solver, Limits, Tuned
-from featcache.probe.split import Rows, stratified_folds, stratified_holdout
-from featcache.probe.stages import PLAIN, InputStage, fit_stage
-from featcache.probe.tokens import TokenSource, read_features
 from featcache.store.errors import RequestError, UnknownNameError
 
 PenaltyKind = Literal["l2", "group-lasso"]

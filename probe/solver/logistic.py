@@ -75,7 +75,7 @@ def fit_logistic(
         labels: ``[N]``, int64.
         num_classes: C. Classes without samples (or with weight 0) get weights of 0 and a bias of minus infinity.
         penalties: positive, in any order; by default `default_penalties`.
-        class_weights: ``[C]``, those of `featcache.probe.metrics`, for example; by default every sample counts alike.
+        class_weights: ``[C]``, those of `featcache.probe.scoring.metrics`, for example; by default every sample counts alike.
         tolerance: a fit has converged when its gradient is at most this fraction of that of zero weights and it is
             proved to be at most this fraction of the objective above the minimum.
         max_iterations: per penalty.

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import featcache as package
+from featcache.probe.inputs.tokens import InMemoryTokens
 from featcache.probe.saved import load_head
-from featcache.probe.tokens import InMemoryTokens
 
 from .conftest import MODEL, make_images
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import featcache as package
-from featcache.probe.data import load_split
+from featcache.probe.inputs.data import load_split
 from featcache.probe.request import ProbeRequest, jobs
 from featcache.probe.saved import load_head
-from featcache.probe.trainer import predict
+from featcache.probe.training.trainer import predict
 from support.caches import cache_folder, make_content, make_plan, write_cache
 
 from .conftest import featcache

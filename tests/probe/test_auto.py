@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.probe.array_fitting import array_job, fit_head
-from featcache.probe.auto import Candidate, choose
 from featcache.probe.heads import get_head
 from featcache.probe.heads.blend import RAW, BlendHead
 from featcache.probe.heads.contract import SHORT, TOKENS, clusters
-from featcache.probe.tasks import Regression, SingleLabel
-from featcache.probe.tokens import InMemoryTokens
-from featcache.probe.trainer import predict
+from featcache.probe.inputs.tokens import InMemoryTokens
+from featcache.probe.scoring.tasks import Regression, SingleLabel
+from featcache.probe.training.array_fitting import array_job, fit_head
+from featcache.probe.training.auto import Candidate, choose
+from featcache.probe.training.trainer import predict
 
 TARGETS = torch.tensor([0, 0, 1, 1])
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from featcache.probe import estimate
-from featcache.probe.data import load_split
-from featcache.probe.estimate import Estimate, estimate_sweep
 from featcache.probe.heads import get_head
 from featcache.probe.heads.linear import LinearHead
+from featcache.probe.inputs.data import load_split
+from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
 from featcache.probe.protocol import QUICK
-from featcache.probe.sweep import Sweep, SweepOptions, plan_sweep, run_sweep
-from featcache.probe.tokens import InMemoryTokens, TokenSource
+from featcache.probe.training import estimate
+from featcache.probe.training.estimate import Estimate, estimate_sweep
+from featcache.probe.training.sweep import Sweep, SweepOptions, plan_sweep, run_sweep
 
 from .caches import rich_cache, rich_plan, select
 

@@ -9,7 +9,6 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from featcache.probe.metrics import calibration_error
 from featcache.probe.plots.attention import MAX_CLASSES, attention_by_class_figure
 from featcache.probe.plots.calibration import reliability
 from featcache.probe.plots.collect import KINDS, draw
@@ -20,6 +19,7 @@ from featcache.probe.records import SweepRecord, Trial, read_curve, read_sweep, 
 from featcache.probe.report.groups import group_rows
 from featcache.probe.report.pivot import pivot_differences
 from featcache.probe.report.views import Against, parse_reference
+from featcache.probe.scoring.metrics import calibration_error
 from featcache.store.errors import CacheError
 
 from .result_rows import made_row, made_rows

@@ -11,10 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.probe import batches
-from featcache.probe.batches import Jitter
 from featcache.probe.heads import get_head
-from featcache.probe.metrics import class_weights
+from featcache.probe.inputs.split import draw_shots, stratified_folds, stratified_holdout
+from featcache.probe.inputs.tokens import InMemoryTokens
 from featcache.probe.protocol import (
     PAPER,
     QUICK,
@@ -27,10 +26,11 @@ from featcache.probe.protocol import (
     training_batch_size,
 )
 from featcache.probe.protocol_files import read_text
-from featcache.probe.split import draw_shots, stratified_folds, stratified_holdout
-from featcache.probe.sweep import Sweep, SweepOptions, plan_sweep, run_sweep, select_best
-from featcache.probe.tokens import InMemoryTokens
-from featcache.probe.trainer import fit_members, predict
+from featcache.probe.scoring.metrics import class_weights
+from featcache.probe.training import batches
+from featcache.probe.training.batches import Jitter
+from featcache.probe.training.sweep import Sweep, SweepOptions, plan_sweep, run_sweep, select_best
+from featcache.probe.training.trainer import fit_members, predict
 from featcache.store.errors import RequestError, UnknownNameError
 
 

@@ -10,11 +10,11 @@ import torch
 
 from featcache.probe.heads import get_head
 from featcache.probe.heads.base import Head
+from featcache.probe.inputs.tokens import InMemoryTokens
 from featcache.probe.protocol import QUICK, Member
 from featcache.probe.saved import CONFIG_FILE, PARAMETERS_FILE, HeadConfig, load_head, save_head
-from featcache.probe.scratch import release
-from featcache.probe.tokens import InMemoryTokens
-from featcache.probe.trainer import fit_members, predict
+from featcache.probe.training.scratch import release
+from featcache.probe.training.trainer import fit_members, predict
 from featcache.store.errors import CacheError
 
 OPTIONS = {"linear": {}, "attentive": {"num_heads": 2}}

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from featcache.probe.metrics import balanced_accuracy, class_weights
+from featcache.probe.inputs.split import stratified_holdout
+from featcache.probe.inputs.tokens import InMemoryTokens
 from featcache.probe.protocol import QUICK
+from featcache.probe.scoring.metrics import balanced_accuracy, class_weights
 from featcache.probe.solver.exact import run_exact_sweep
 from featcache.probe.solver.group_lasso import solve_group_path, strongest_penalty
 from featcache.probe.solver.groups import make_groups
@@ -23,8 +25,6 @@ from featcache.probe.solver.logistic import (
     penalty_from_c,
 )
 from featcache.probe.solver.spaces import FeatureSpace, GramSpace, make_space
-from featcache.probe.split import stratified_holdout
-from featcache.probe.tokens import InMemoryTokens
 from featcache.store.errors import RequestError
 
 WIDE, LONG = (40, 150), (150, 12)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.probe.data import load_split
 from featcache.probe.heads import get_head
-from featcache.probe.metrics import scores
+from featcache.probe.inputs.data import load_split
+from featcache.probe.inputs.stages import fit_stage
+from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
 from featcache.probe.protocol import QUICK
-from featcache.probe.stages import fit_stage
-from featcache.probe.sweep import plan_sweep, run_sweep
-from featcache.probe.tokens import InMemoryTokens, TokenSource
-from featcache.probe.trainer import predict
+from featcache.probe.scoring.metrics import scores
+from featcache.probe.training.sweep import plan_sweep, run_sweep
+from featcache.probe.training.trainer import predict
 from featcache.store.errors import RequestError
 from support.caches import write_cache
 from support.processes import environment
@@ -150,7 +150,7 @@ def test_a_budget_of_less_than_three_batches(tmp_path):
 STREAM = """
 import sys
 import torch
-from featcache.probe.data import load_split
+from featcache.probe.inputs.data import load_split
 from featcache.probe.request import ProbeRequest, jobs
 from featcache.store.reading.reader import open_cache
 def anonymous():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from featcache.probe.protocol import PAPER
-from featcache.probe.unfinished import FOLDER, Unfinished
+from featcache.probe.training.unfinished import FOLDER, Unfinished
 
 MEMBERS = PAPER.members(has_dropout=True)
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy.typing as npt
 
-from featcache.probe.data import SplitData
 from featcache.probe.heads.base import Head
+from featcache.probe.inputs.data import SplitData
 from featcache.probe.records import SweepRecord, Trial
 from featcache.probe.request import Job
 from featcache.probe.results import Chosen
-from featcache.probe.tasks import Task
+from featcache.probe.scoring.tasks import Task
 
 
 @dataclass(frozen=True)

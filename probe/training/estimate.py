@@ -6,9 +6,9 @@ from itertools import islice
 
 import torch
 
-from featcache.probe.batches import Seeds, mini_batches
-from featcache.probe.sweep import Sweep, SweepOptions, group_size
-from featcache.probe.trainer import Training, initial_head, members_together
+from featcache.probe.training.batches import Seeds, mini_batches
+from featcache.probe.training.sweep import Sweep, SweepOptions, group_size
+from featcache.probe.training.trainer import Training, initial_head, members_together
 
 TRIALS = 2
 

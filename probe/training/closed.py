@@ -1,6 +1,6 @@
 """Heads that are fitted by formula: choose the settings on held-out samples of train, then fit on all of it.
 
-The held-out samples are those of the trained heads (`featcache.probe.sweep`); there is no jitter here.
+The held-out samples are those of the trained heads (`featcache.probe.training.sweep`); there is no jitter here.
 
 Shapes: N samples, R held-out samples, C classes, O outputs.
 """
@@ -19,14 +19,14 @@ from torch import Tensor
 from featcache.probe.heads.base import Head
 from featcache.probe.heads.closed import ClosedHead, ClosedLinearHead, Settings
 from featcache.probe.heads.info import HeadInfo
-from featcache.probe.metrics import negative_log_likelihood
+from featcache.probe.inputs.stages import InputStage, fit_stage
+from featcache.probe.inputs.tokens import TokenSource, read_features
 from featcache.probe.protocol import Protocol
+from featcache.probe.scoring.metrics import negative_log_likelihood
+from featcache.probe.scoring.tasks import SingleLabel, Task, as_tensor, make_task
 from featcache.probe.solver.logistic import solver_device
-from featcache.probe.stages import InputStage, fit_stage
-from featcache.probe.sweep import Split, check_number, make_splits
-from featcache.probe.tasks import SingleLabel, Task, as_tensor, make_task
-from featcache.probe.tokens import TokenSource, read_features
-from featcache.probe.trainer import prediction_batch
+from featcache.probe.training.sweep import Split, check_number, make_splits
+from featcache.probe.training.trainer import prediction_batch
 
 # Factors that least-squares outputs are multiplied with to become logits.
 FACTORS = tuple(10.0 ** (exponent / 8) for exponent in range(-4, 21))

@@ -15,7 +15,7 @@ from torch import Tensor
 from featcache.probe.protocol import L2_INPUT
 
 if TYPE_CHECKING:
-    from featcache.probe.tokens import TokenSource
+    from featcache.probe.inputs.tokens import TokenSource
 
 # Samples whose tokens are read at once for their statistics.
 READ_ROWS = 1024

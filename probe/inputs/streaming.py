@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from featcache.probe.dataset import as_tensor
+from featcache.probe.inputs.stages import PLAIN, InputStage
+from featcache.probe.inputs.tokens import check_finite
 from featcache.probe.request import Selection
-from featcache.probe.stages import PLAIN, InputStage
-from featcache.probe.tokens import check_finite
 from featcache.store.reading.split import SplitReader
 
 

@@ -5,15 +5,15 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from featcache.probe.data import SplitData
-from featcache.probe.fitted import Fitted
-from featcache.probe.fitting import Fitter
 from featcache.probe.heads import HeadInfo
-from featcache.probe.kinds import REGRESSION_LOSSES
-from featcache.probe.precision import FP32
+from featcache.probe.inputs.data import SplitData
+from featcache.probe.inputs.tokens import TokenSource
 from featcache.probe.protocol import Protocol
 from featcache.probe.request import Job, ProbeRequest, array_selection, make_job
-from featcache.probe.tokens import TokenSource
+from featcache.probe.scoring.kinds import REGRESSION_LOSSES
+from featcache.probe.training.fitted import Fitted
+from featcache.probe.training.fitting import Fitter
+from featcache.probe.training.precision import FP32
 from featcache.store.progress import Reporter, Silent
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.tasks import MultiLabel, SingleLabel, Task
+from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task
 
 RESAMPLES = 1000
 LEVEL = 0.95

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 
 from featcache.probe.dataset import as_tensor
-from featcache.probe.memory import TRAIN, Budget
+from featcache.probe.inputs.stages import PLAIN, InputStage
+from featcache.probe.inputs.streaming import StreamedTokens
+from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
 from featcache.probe.protocol import Protocol
 from featcache.probe.request import Selection
-from featcache.probe.stages import PLAIN, InputStage
-from featcache.probe.streaming import StreamedTokens
-from featcache.probe.tokens import InMemoryTokens, TokenSource
+from featcache.probe.training.memory import TRAIN, Budget
 from featcache.store.arrays import DTYPES
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.layers import FINAL

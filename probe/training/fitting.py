@@ -10,16 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.probe.auto import CANDIDATES, Candidate, choose
-from featcache.probe.closed import run_closed_sweep
-from featcache.probe.data import SplitData
-from featcache.probe.estimate import estimate_sweep
-from featcache.probe.fitted import Fitted, Work, count_parameters, record_sweep
 from featcache.probe.heads import get_head
 from featcache.probe.heads.base import Head
 from featcache.probe.heads.blend import BlendHead
-from featcache.probe.kinds import REGRESSION_LOSSES, SINGLE_LABEL
-from featcache.probe.process import threads
+from featcache.probe.inputs.data import SplitData
 from featcache.probe.protocol import NO_FOLDS, Member, Protocol
 from featcache.probe.request import (
     ADAMW,
@@ -32,8 +26,15 @@ from featcache.probe.request import (
     make_job,
 )
 from featcache.probe.results import Chosen
+from featcache.probe.scoring.kinds import REGRESSION_LOSSES, SINGLE_LABEL
+from featcache.probe.scoring.tasks import as_tensor, make_task
 from featcache.probe.solver.exact import PenaltyKind, run_exact_sweep
-from featcache.probe.sweep import (
+from featcache.probe.training.auto import CANDIDATES, Candidate, choose
+from featcache.probe.training.closed import run_closed_sweep
+from featcache.probe.training.estimate import estimate_sweep
+from featcache.probe.training.fitted import Fitted, Work, count_parameters, record_sweep
+from featcache.probe.training.process import threads
+from featcache.probe.training.sweep import (
     Sweep,
     SweepOptions,
     SweepResult,
@@ -46,8 +47,7 @@ from featcache.probe.sweep import (
     run_sweep,
     tune,
 )
-from featcache.probe.tasks import as_tensor, make_task
-from featcache.probe.unfinished import Unfinished
+from featcache.probe.training.unfinished import Unfinished
 from featcache.store.progress import Reporter, Silent
 
 # A group of members is cut so that about this many seconds of work are the most that an interruption loses.

@@ -12,11 +12,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe import metrics
-from featcache.probe.kinds import KINDS, MULTI_LABEL, REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
-from featcache.probe.losses import CrossEntropy, Loss, absolute_error, binary_cross_entropy, squared_error
-from featcache.probe.split import Rows, plain_folds, plain_holdout, stratified_folds, stratified_holdout
-from featcache.probe.stages import OutputScale
+from featcache.probe.inputs.split import (
+    Rows,
+    plain_folds,
+    plain_holdout,
+    stratified_folds,
+    stratified_holdout,
+)
+from featcache.probe.inputs.stages import OutputScale
+from featcache.probe.scoring import metrics
+from featcache.probe.scoring.kinds import KINDS, MULTI_LABEL, REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
+from featcache.probe.training.losses import (
+    CrossEntropy,
+    Loss,
+    absolute_error,
+    binary_cross_entropy,
+    squared_error,
+)
 from featcache.store.errors import RequestError, UnknownNameError
 
 Targets = npt.NDArray[Any]

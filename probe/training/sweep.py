@@ -16,13 +16,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.batches import Jitter, Seeds
 from featcache.probe.heads.base import Head
-from featcache.probe.precision import FP32
+from featcache.probe.inputs.tokens import TokenSource
 from featcache.probe.protocol import NO_FOLDS, Member, Plan, Protocol, batch_size, plan_training
-from featcache.probe.tasks import Targets, Task, as_tensor, make_task
-from featcache.probe.tokens import TokenSource
-from featcache.probe.trainer import BuildHead, divide, fit_members, members_together, num_parameters, predict
+from featcache.probe.scoring.tasks import Targets, Task, as_tensor, make_task
+from featcache.probe.training.batches import Jitter, Seeds
+from featcache.probe.training.precision import FP32
+from featcache.probe.training.trainer import (
+    BuildHead,
+    divide,
+    fit_members,
+    members_together,
+    num_parameters,
+    predict,
+)
 from featcache.store.errors import RequestError
 
 # Bytes that a parameter takes while its member trains: itself and Adam's two moments; its gradient is one of few at a time.
