@@ -39,12 +39,12 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, sorted."""
-        return list(COMMANDS)
+        return sorted({*COMMANDS, *super().list_commands(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command ``name_command`` of the module called ``name``."""
         if cmd_name not in COMMANDS:
-            return None
+            return super().get_command(ctx, cmd_name)
         module = import_module(f"featcache.cli.{'import_' if cmd_name == 'import' else cmd_name}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
