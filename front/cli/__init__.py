@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from featcache.store.errors import FeatcacheError
+from featcache.store.errors import FeatcacheError, UnknownNameError
 from featcache.store.text import printable
 
 COMMANDS = (
@@ -48,6 +48,18 @@ class Commands(click.Group):
         module = import_module(f"featcache.cli.{'import_' if cmd_name == 'import' else cmd_name}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments begin with.
+
+        Raises:
+            UnknownNameError: there is none of this name; click would look for similar ones among what is imported.
+        """
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise UnknownNameError("command", args[0], self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -97,6 +97,12 @@ def test_extract_requests(cli, tmp_path, arguments, parts):
     assert not list((tmp_path / "root").glob("*/*"))
 
 
+def test_a_command_that_does_not_exist(cli):
+    outcome = cli("exract", "--model", MODEL)
+    assert outcome.status == 2
+    assert outcome.err.strip() == "featcache: unknown command 'exract'; did you mean extract?"
+
+
 def test_missing_options_are_usage_errors(cli):
     outcome = cli("extract", "--model", MODEL)
     assert outcome.status == 2
