@@ -98,9 +98,9 @@ def test_extract_requests(cli, tmp_path, arguments, parts):
 
 
 def test_a_command_that_does_not_exist(cli):
-    outcome = cli("extrakt", "--model", MODEL)
+    outcome = cli("verfy", "04d56e")
     assert outcome.status == 2
-    assert outcome.err.strip() == "featcache: unknown command 'extrakt'; did you mean extract?"
+    assert outcome.err.strip() == "featcache: unknown command 'verfy'; did you mean verify?"
 
 
 def test_missing_options_are_usage_errors(cli):
