@@ -8,6 +8,7 @@ from featcache.extract.models import model_names
 from featcache.store.catalogue import completed_last, select
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.reading.reader import Cache, open_cache
+from featcache.store.text import split_names
 
 
 class GridError(FeatcacheError):
@@ -49,5 +50,4 @@ def open_caches(
 
 def _names(text: str | None) -> list[str | None]:
     """The names in a list such as ``x,y``; None for any."""
-    names = list(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
-    return [*names] or [None]
+    return [*split_names(text or "")] or [None]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.caches import cache_folder, make_content, make_plan, write_cache
 from support.running import Outcome, command_line
 
 MODEL = "timm:test_vit.r160_in1k"
@@ -44,6 +45,20 @@ def make_images(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
 def images(tmp_path_factory) -> Path:
     """A folder of three classes of 40 images."""
     return make_images(tmp_path_factory.mktemp("images") / "colours", {"blue": 40, "green": 40, "red": 40})
+
+
+@pytest.fixture
+def made(tmp_path) -> Path:
+    """A cache of 300 and 90 samples in three classes around three centres, 4 layers of width 16."""
+    plan = make_plan(width=16)
+    content = make_content(plan)
+    for columns in content.values():
+        centres = np.random.default_rng(1).standard_normal((3, 1, 2, 16))
+        for name in ("norm2", "final"):
+            columns[name] = (columns[name] * 2 + centres[columns["label"]]).astype(columns[name].dtype)
+    folder = cache_folder(tmp_path / "root", plan)
+    write_cache(folder, plan, content)
+    return folder
 
 
 @pytest.fixture

@@ -9,25 +9,10 @@ import pytest
 from featcache.probe.heads import HEADS
 from featcache.probe.saved import load_head
 from featcache.store.reading.columns import SplitColumns
-from support.caches import cache_folder, make_content, make_plan, write_cache
 
 from .test_errors import check
 
 PROBE = ("probe", "--protocol", "quick", "--json")
-
-
-@pytest.fixture
-def made(tmp_path) -> Path:
-    """A cache of 300 and 90 samples in three classes around three centres, 4 layers of width 16."""
-    plan = make_plan(width=16)
-    content = make_content(plan)
-    for columns in content.values():
-        centres = np.random.default_rng(1).standard_normal((3, 1, 2, 16))
-        for name in ("norm2", "final"):
-            columns[name] = (columns[name] * 2 + centres[columns["label"]]).astype(columns[name].dtype)
-    folder = cache_folder(tmp_path / "root", plan)
-    write_cache(folder, plan, content)
-    return folder
 
 
 def rows_of(done) -> list[dict]:

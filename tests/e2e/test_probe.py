@@ -16,27 +16,12 @@ from featcache.probe.inputs.data import load_split
 from featcache.probe.request import ProbeRequest, jobs
 from featcache.probe.saved import load_head
 from featcache.probe.training.trainer import predict
-from support.caches import cache_folder, make_content, make_plan, write_cache
 
 from .conftest import featcache
 from .test_chain import extract_arguments
 from .test_errors import check
 
 QUICK = ("probe", "--protocol", "quick")
-
-
-@pytest.fixture
-def made(tmp_path) -> Path:
-    """A cache of 300 and 90 samples in three classes around three centres, 4 layers of width 16."""
-    plan = make_plan(width=16)
-    content = make_content(plan)
-    for columns in content.values():
-        centres = np.random.default_rng(1).standard_normal((3, 1, 2, 16))
-        for name in ("norm2", "final"):
-            columns[name] = (columns[name] * 2 + centres[columns["label"]]).astype(columns[name].dtype)
-    folder = cache_folder(tmp_path / "root", plan)
-    write_cache(folder, plan, content)
-    return folder
 
 
 def rows_of(done) -> list[dict]:
