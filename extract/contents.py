@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.inventory import DEFAULT_TAP, Inventory
+from featcache.store.inventory import DEFAULT_TAP, TAPS, Inventory
 from featcache.store.layers import FINAL, parse_layers
 from featcache.store.planning import TokenArray
 from featcache.store.spec import BackboneSpec
@@ -23,10 +23,6 @@ from featcache.store.token_groups import (
 
 if TYPE_CHECKING:
     from featcache.extract.backbones.base import Backbone, TokenLayout
-
-TAPS = ("norm2", "block", "attn", "mlp", "norm1")
-"""What can be tapped in a block: the second norm (the paper's), the block itself, its attention before any scaling, the
-hidden activation of its MLP (what the MLP's last projection takes), the first norm."""
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,7 @@ def probe(
     *,
     layers: str | None = None,
     tokens: str | None = None,
+    tap: str = "norm2",
     table: str | None = None,
     num_heads: int | None = None,
     protocol: str = "paper",
@@ -209,6 +210,7 @@ def probe(
         head: one head, or several.
         layers: layer set or list; by default each head's own.
         tokens: token kinds, such as ``cls+ap``; by default each head's own.
+        tap: where in the blocks, of what the cache holds: ``norm2``, ``block``, ``attn``, ``mlp``, ``norm1``.
         table: the rows of a table instead of `head`, `layers` and `tokens`: ``paper``.
         num_heads: attention heads.
         protocol: name, or TOML file, of what is swept over and how heads are trained.
@@ -248,6 +250,7 @@ def probe(
         heads=named if table is None else (),
         layers=layers,
         tokens=tokens,
+        tap=tap,
         table=table,
         num_heads=num_heads,
         protocol=protocol,

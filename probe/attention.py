@@ -12,7 +12,7 @@ from featcache.probe.inputs.tokens import TokenSource
 from featcache.probe.plots.attention import attention_figure
 from featcache.probe.plots.style import save
 from featcache.probe.records import AttentionRecord, save_attention_record
-from featcache.probe.request import Selection
+from featcache.probe.selection import Selection
 from featcache.probe.training.trainer import prediction_batch
 
 HEATMAP_FILE = "attention.png"

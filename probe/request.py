@@ -11,14 +11,15 @@ from featcache.probe.heads.info import CLOSED as CLOSED_HEAD
 from featcache.probe.heads.info import EXACT as EXACT_HEAD
 from featcache.probe.protocol import INPUTS, Protocol, get_protocol
 from featcache.probe.scoring.kinds import KINDS, REGRESSION_LOSSES
+from featcache.probe.selection import Selection, default_tokens, missing_tokens, parse_kinds, select
 from featcache.probe.table import TABLES, TableRow
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.inventory import DEFAULT_TAP, SPLITS, Inventory
-from featcache.store.layers import FINAL, TOKEN_KINDS, parse_layers
+from featcache.store.inventory import DEFAULT_TAP, SPLITS, TAPS, Inventory
+from featcache.store.layers import FINAL
 from featcache.store.manifest import Manifest
 from featcache.store.reading.reader import Cache
 from featcache.store.requests import AUTO
-from featcache.store.token_groups import POOLED, array_name, parse_groups
+from featcache.store.token_groups import POOLED, array_name
 
 if TYPE_CHECKING:
     from featcache.probe.heads.base import Head
@@ -33,72 +34,11 @@ L2, GROUP_LASSO = PENALTIES = ("l2", "group-lasso")
 
 
 @dataclass(frozen=True)
-class Part:
-    """Tokens of one group that a head sees."""
-
-    group: str
-    layers: tuple[str, ...]
-    tokens: tuple[str, ...]
-    """As the cache names them: ``cls`` and ``ap``, or ``patch0``, ``patch1``, ..."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens a sample."""
-        return len(self.layers) * len(self.tokens)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which tokens a head sees, as they were asked for and as they are."""
-
-    name: str
-    """Layer set or list, as given."""
-    layers: tuple[str, ...]
-    kinds: tuple[str, ...]
-    """Token kinds, such as ``cls`` or ``patches``."""
-    parts: tuple[Part, ...]
-    """In the order in which a head sees them; within a part, layer by layer."""
-
-    @property
-    def num_tokens(self) -> int:
-        """T."""
-        return sum(part.num_tokens for part in self.parts)
-
-    @property
-    def token_names(self) -> str:
-        """Token kinds, such as ``cls+ap``."""
-        return "+".join(self.kinds)
-
-    def places(self) -> list[tuple[str, str]]:
-        """Layer and kind of each of the T tokens."""
-        return [
-            (layer, token if part.group == POOLED else part.group)
-            for part in self.parts
-            for layer in part.layers
-            for token in part.tokens
-        ]
-
-
-def array_selection(num_tokens: int, num_layers: int | None = None) -> Selection:
-    """Name the T tokens of an array: those of L layers, layer by layer (by default L = T).
-
-    Raises:
-        RequestError: the tokens do not divide among the layers.
-    """
-    layers = num_layers or num_tokens
-    if num_tokens % layers:
-        raise RequestError(f"{num_tokens} tokens do not divide among {layers} layers")
-    kinds = tuple(f"token{index}" for index in range(num_tokens // layers))
-    names = tuple(str(index) for index in range(layers))
-    return Selection("all", names, kinds, (Part(POOLED, names, kinds),))
-
-
-@dataclass(frozen=True)
 class ProbeRequest:
     """What to train.
 
     Raises:
-        UnknownNameError: a head or the protocol does not exist.
+        UnknownNameError: a head, the protocol or the tap does not exist.
         RequestError: no head or no seed is named, attention heads for heads without attention, a solver that cannot
             solve for a head, or a table together with heads, layers or tokens.
     """
@@ -108,6 +48,8 @@ class ProbeRequest:
     """Layer set or list; each head's own default if not given."""
     tokens: str | None = None
     """Token kinds, such as ``cls+ap`` or ``cls+patches``; each head's own default if not given."""
+    tap: str = DEFAULT_TAP
+    """Where in the blocks: ``norm2``, ``block``, ``attn``, ``mlp`` or ``norm1``, as far as the cache holds it."""
     num_heads: int | None = None
     """Attention heads; if not given, one for each token, or 8 where patches are among them."""
     protocol: str = "paper"
@@ -153,6 +95,7 @@ class ProbeRequest:
             ("solver", self.solver, SOLVERS),
             ("penalty", self.penalty, PENALTIES),
             ("precision", self.precision, PRECISIONS),
+            ("tap", self.tap, TAPS),
         ):
             if name not in valid:
                 raise UnknownNameError(what, name, valid)
@@ -253,7 +196,7 @@ def make_job(head: HeadInfo, selection: Selection, request: ProbeRequest) -> Job
 def baseline(cache: Cache) -> Job:
     """The linear probe on the last layer's class token."""
     head = get_head("linear")
-    return Job(head, _select(cache, head.default_layers, _default_tokens(cache, head)))
+    return Job(head, select(cache, head.default_layers, default_tokens(cache, head)))
 
 
 def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
@@ -266,8 +209,8 @@ def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
     wanted: dict[str, set[str]] = {}
     for part in parts:
         for layer in part.layers:
-            tap = FINAL if layer == FINAL else DEFAULT_TAP
-            wanted.setdefault(array_name(tap, part.group), set()).add(layer)
+            name = array_name(FINAL, part.group) if layer == FINAL else part.array
+            wanted.setdefault(name, set()).add(layer)
     splits = {}
     for name in SPLITS:
         split = whole.inventory.splits[name]
@@ -288,7 +231,7 @@ def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     Rows of a table whose tokens the cache does not hold are left out; see `left_out`.
 
     Raises:
-        UnknownNameError: a layer or token kind does not exist or is not cached.
+        UnknownNameError: a layer, token kind or tap does not exist or is not cached.
         RequestError: the cache lacks a split.
         PartialCacheError: it is a partial copy that lacks some of it; the message has the command that fetches it.
     """
@@ -302,11 +245,11 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     asked = []
     for row in request.rows:
         head = get_head(row.head)
-        kinds = _default_tokens(cache, head) if row.tokens is None else parse_kinds(row.tokens)
+        kinds = default_tokens(cache, head) if row.tokens is None else parse_kinds(row.tokens)
         if request.table is not None and missing_tokens(cache, kinds):
             continue
         layers = head.default_layers if row.layers is None else row.layers
-        selection = _select(cache, layers, kinds)
+        selection = select(cache, layers, kinds, request.tap)
         asked.append(make_job(head, selection, request))
     base = baseline(cache)
     wanted = {(job.head.name, job.selection.parts, job.solver, job.input): job for job in (base, *asked)}
@@ -319,20 +262,6 @@ def left_out(cache: Cache, request: ProbeRequest) -> list[tuple[TableRow, str]]:
         return []
     missing = [(row, missing_tokens(cache, parse_kinds(row.tokens or ""))) for row in request.rows]
     return [(row, "+".join(kinds)) for row, kinds in missing if kinds]
-
-
-def missing_tokens(cache: Cache, kinds: Sequence[str]) -> list[str]:
-    """Those of `kinds` that a split lacks on the last layer."""
-    return [
-        kind
-        for kind in kinds
-        if not all(
-            kind in split.arrays[FINAL].tokens
-            if kind in TOKEN_KINDS
-            else array_name(FINAL, kind) in split.arrays
-            for split in cache.inventory.splits.values()
-        )
-    ]
 
 
 def _options(head: HeadInfo, selection: Selection, request: ProbeRequest) -> dict[str, Any]:
@@ -354,60 +283,3 @@ def _num_heads(selection: Selection) -> int:
     """The number of heads of arXiv 2601.09322: one for each pooled token, 8 for the patches of a layer."""
     pooled = all(part.group == POOLED for part in selection.parts)
     return selection.num_tokens if pooled else PATCH_HEADS
-
-
-def parse_kinds(text: str) -> tuple[str, ...]:
-    """Class token and average in the order given, then the groups in that of `GROUPS`: one selection, one result."""
-    groups = parse_groups(text)[1:]
-    names = [name.strip() for name in text.replace("+", ",").split(",") if name.strip()]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise RequestError(f"token kind {', '.join(doubled)} is named more than once in {text!r}")
-    return (*(name for name in names if name in TOKEN_KINDS), *groups)
-
-
-def _default_tokens(cache: Cache, head: HeadInfo) -> tuple[str, ...]:
-    """A head's own token kinds, as far as the backbone has them: some have no class token."""
-    held = next(iter(cache.manifest.full_inventory.splits.values())).arrays[FINAL].tokens
-    return tuple(kind for kind in head.default_tokens if kind in held) or held
-
-
-def _select(cache: Cache, layers: str, kinds: tuple[str, ...]) -> Selection:
-    names = parse_layers(layers, cache.spec.backbone.num_layers)
-    for split in SPLITS:
-        if split not in cache.inventory.splits:
-            raise RequestError(
-                f"{cache.directory} holds no {split} split; the same `featcache extract` without --split adds it"
-            )
-    parts: list[Part] = []
-    pooled = tuple(kind for kind in kinds if kind in TOKEN_KINDS)
-    if pooled:
-        parts.append(Part(POOLED, names, pooled))
-    parts += [_group_part(cache, group, names) for group in kinds if group not in TOKEN_KINDS]
-    for split in SPLITS:
-        for part in parts:
-            held = cache[split].view(group=part.group)
-            for what, wanted, valid in (
-                ("layer", part.layers, held.layers),
-                ("token kind", part.tokens, held.tokens),
-            ):
-                for name in wanted:
-                    if name not in valid:
-                        raise UnknownNameError(what, name, valid, "(the cache holds no other)")
-    return Selection(layers, names, kinds, tuple(parts))
-
-
-def _group_part(cache: Cache, group: str, names: tuple[str, ...]) -> Part:
-    """All tokens of a group in those of the layers that hold it."""
-    for split in SPLITS:
-        arrays = cache.inventory.splits[split].arrays
-        if not any(array_name(tap, group) in arrays for tap in (DEFAULT_TAP, FINAL)):
-            raise RequestError(
-                f"{cache.directory} holds no {group} of the {split} split; "
-                f"the same `featcache extract` with --tokens {group} adds them"
-            )
-    held = cache[SPLITS[0]].view(group=group)
-    layers = tuple(name for name in names if name in held.layers)
-    if not layers:
-        raise RequestError(f"the cache holds {group} of {', '.join(held.layers)}, none of which is asked for")
-    return Part(group, layers, tuple(held.tokens))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from featcache.probe.scoring.kinds import SINGLE_LABEL
 from featcache.store.files import JsonObject, canonical_json, sha256_hex, write_atomic
+from featcache.store.inventory import DEFAULT_TAP
 
 if TYPE_CHECKING:
     from featcache.probe.scoring.metrics import Report
@@ -114,6 +115,8 @@ class ResultRow:
     """Digest of everything that was asked for but seed and draw: runs that share it are repetitions. Early rows have none."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the head took besides its size."""
+    tap: str = DEFAULT_TAP
+    """Where in the blocks its tokens were taken; ``final`` if no block is among the layers."""
 
     def to_dict(self) -> JsonObject:
         """Return the row as plain JSON values."""
@@ -152,6 +155,7 @@ def _fits(document: Mapping[str, Any]) -> bool:
     folder = Path(document["folder"])
     return (
         all(value is None or isinstance(value, int | float) for value in numbers)
+        and isinstance(document.get("tap", DEFAULT_TAP), str)
         and all(isinstance(text, str) for text in texts)
         and not folder.is_absolute()
         and ".." not in folder.parts

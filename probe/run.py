@@ -128,7 +128,7 @@ def _trials(request: ProbeRequest) -> list[_Trial]:
 def _title(job: Job, trial: _Trial) -> str:
     how = f"exact, {job.penalty}, " if job.solver == EXACT else ""
     stage = f"{job.input}, " if job.input else ""
-    return f"{job.head.name} on {job.selection.name}, {job.selection.token_names}, {stage}{how}{trial}"
+    return f"{job.head.name} on {job.selection}, {stage}{how}{trial}"
 
 
 class _Runner:
@@ -151,11 +151,10 @@ class _Runner:
 
     def check(self, job: Job) -> None:
         """Refuse what cannot be trained before anything is."""
-        reader, backbone = self._cache["train"], self._cache.spec.backbone
+        reader = self._cache["train"]
+        width = job.selection.parts[0].of(reader).width
         with torch.device("meta"):
-            job.build(
-                job.selection.num_tokens, backbone.width, len(self._cache.inventory.class_names), (0.0,)
-            )
+            job.build(job.selection.num_tokens, width, len(self._cache.inventory.class_names), (0.0,))
         kind = self._request.target_kind or kind_of(reader.labels())
         if job.solver != CHOICE:
             get_head("logreg" if job.solver == EXACT else job.head.name).check_kind(kind)
@@ -197,7 +196,7 @@ class _Runner:
             # A partial cache gives other scores than the same cache completed.
             "blocks": len(self._cache.manifest.blocks),
             "head": job.head.name,
-            "tokens": [[part.group, part.layers, part.tokens] for part in job.selection.parts],
+            "tokens": [[part.array, part.layers, part.tokens] for part in job.selection.parts],
             "options": dict(job.options),
             "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
             "targets": [self._request.target_kind, self._request.regression_loss],
@@ -295,6 +294,7 @@ class _Runner:
             folder=self._folder(job, trial, run),
             setup=run_id({**self._setup(job, trial), "shots": trial.shots}),
             options=dict(job.options),
+            tap=job.selection.tap,
         )
 
     def _folder(self, job: Job, trial: _Trial, run: str) -> str:
@@ -333,7 +333,7 @@ class _Runner:
             options=fitted.head.options,
             input=fitted.input,
             target_kind=row.target_kind,
-            width=backbone.width,
+            width=test.tokens.width,
             num_classes=fitted.num_classes,
             class_names=class_names,
             cache_key=row.cache_key,

@@ -10,7 +10,7 @@ from safetensors.torch import save as save_tensors
 
 from featcache.probe.heads import get_head
 from featcache.probe.heads.base import Head
-from featcache.probe.request import Part, Selection
+from featcache.probe.selection import Part, Selection
 from featcache.store.errors import CacheError
 from featcache.store.files import (
     JsonObject,
@@ -22,6 +22,7 @@ from featcache.store.files import (
     write_sealed,
 )
 from featcache.store.spec import BackboneSpec
+from featcache.store.token_groups import tap_and_group
 
 CONFIG_FILE = "head.json"
 PARAMETERS_FILE = "head.safetensors"
@@ -57,14 +58,18 @@ class HeadConfig:
     protocol: str
     seed: int
     parts: Sequence[tuple[str, Sequence[str], Sequence[str]]]
-    """Group, layers and tokens of each part of the T tokens, in the order in which the head sees them."""
+    """Array, layers and tokens of each part of the T tokens, in the order in which the head sees them."""
     features: str
     """What stands for the function from image to tokens; see `features_digest`."""
 
     @property
     def selection(self) -> Selection:
         """The tokens that the head sees."""
-        parts = tuple(Part(group, tuple(layers), tuple(tokens)) for group, layers, tokens in self.parts)
+        parts = tuple(
+            Part(group, tuple(layers), tuple(tokens), tap)
+            for array, layers, tokens in self.parts
+            for tap, group in [tap_and_group(array)]
+        )
         return Selection(",".join(self.layers), tuple(self.layers), tuple(self.tokens), parts)
 
     @classmethod
@@ -90,13 +95,13 @@ def features_digest(backbone: BackboneSpec) -> str:
 
 def describe_parts(selection: Selection) -> list[tuple[str, Sequence[str], Sequence[str]]]:
     """The parts of a selection, as a head's config holds them."""
-    return [(part.group, part.layers, part.tokens) for part in selection.parts]
+    return [(part.array, part.layers, part.tokens) for part in selection.parts]
 
 
 def _check_parts(config: HeadConfig, where: str) -> None:
     """Hold the parts to the rest: a config may come from anywhere."""
     try:
-        texts = [text for group, layers, tokens in config.parts for text in (group, *layers, *tokens)]
+        texts = [text for array, layers, tokens in config.parts for text in (array, *layers, *tokens)]
         fits = all(isinstance(text, str) for text in texts) and (
             config.selection.num_tokens == config.num_tokens
         )

@@ -67,6 +67,11 @@ class TrainedHead:
         return tuple(self.config.tokens)
 
     @property
+    def tap(self) -> str:
+        """Where in the blocks its tokens are taken, such as ``norm2``; ``final`` if it sees the final layer alone."""
+        return self.config.selection.tap
+
+    @property
     def places(self) -> list[tuple[str, str]]:
         """Layer and kind of each of the T tokens, in the order in which it sees them."""
         return self.config.selection.places()
@@ -203,12 +208,13 @@ class TrainedHead:
 
     def _wanted(self) -> str:
         config = self.config
-        if len(config.parts) > 1 or config.parts[0][0] != POOLED:
+        if [part.group for part in config.selection.parts] != [POOLED]:
             shape = f"[N, {config.num_tokens}, {config.width}] in the order of its places"
         else:
             shape = f"[N, {len(self.layers)}, {len(self.tokens)}, {config.width}]"
         return (
-            f"this head takes features {shape}: layers {', '.join(self.layers)}, tokens {'+'.join(self.tokens)} "
+            f"this head takes features {shape}: layers {', '.join(self.layers)}, tap {self.tap}, "
+            f"tokens {'+'.join(self.tokens)} "
             f"(cache {config.cache_key})"
         )
 

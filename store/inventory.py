@@ -13,6 +13,9 @@ from featcache.store.layers import FINAL
 from featcache.store.targets import SINGLE_LABEL, Targets
 
 DEFAULT_TAP = "norm2"
+TAPS = (DEFAULT_TAP, "block", "attn", "mlp", "norm1")
+"""What can be tapped in a block: the second norm (the paper's), the block itself, its attention before any scaling, the
+hidden activation of its MLP (what the MLP's last projection takes), the first norm."""
 SPLITS = ("train", "test")
 PROJECTION = "projection"
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from featcache.extract.contents import TAPS
 from featcache.store.errors import BackboneError
 from featcache.store.files import JsonObject
+from featcache.store.inventory import TAPS
 from featcache.store.spec import BackboneSpec
 
 
@@ -101,7 +101,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def tap_point(self, tap: str, block: int) -> TapPoint:
-        """Where `tap`, one of `contents.TAPS`, hooks in one of the L blocks.
+        """Where `tap`, one of `inventory.TAPS`, hooks in one of the L blocks.
 
         Raises:
             BackboneError: the blocks of this backbone have no such place; the message says what they have.

@@ -17,8 +17,8 @@ from featcache.extract.backbones.base import (
     no_such_tap,
 )
 from featcache.extract.backbones.weights import state_digest
-from featcache.extract.contents import TAPS
 from featcache.store.errors import BackboneError, UnknownNameError
+from featcache.store.inventory import TAPS
 from featcache.store.spec import BackboneSpec
 from featcache.store.text import reason
 

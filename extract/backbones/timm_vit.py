@@ -29,10 +29,10 @@ from featcache.extract.backbones.timm_weights import (
     weights_source,
 )
 from featcache.extract.backbones.weights import state_digest
-from featcache.extract.contents import TAPS
 from featcache.extract.hub import offline_if_unreachable
 from featcache.extract.models import ModelName
 from featcache.store.errors import BackboneError, RequestError, UnknownNameError
+from featcache.store.inventory import TAPS
 from featcache.store.spec import BackboneSpec
 
 CLASSES = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)

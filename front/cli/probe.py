@@ -15,6 +15,7 @@ from featcache.console import ConsoleReporter, print_json, print_table
 from featcache.probe.request import ProbeRequest, jobs, left_out
 from featcache.probe.table import TableRow
 from featcache.store.catalogue import roots
+from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.transfer.address import is_address
 
@@ -45,6 +46,12 @@ Examples:
     "--layers", help="last, mid+last, quarters, all, every, or a list such as 0,3,final.  [default: by head]"
 )
 @click.option("--tokens", help="Kinds such as cls, cls+ap, cls+patches, cls+ap+grid2.  [default: by head]")
+@click.option(
+    "--tap",
+    default=DEFAULT_TAP,
+    show_default=True,
+    help="Where in the blocks: what the cache holds of norm2, block, attn, mlp, norm1.",
+)
 @click.option(
     "--num-heads",
     type=click.IntRange(min=1),
@@ -102,6 +109,7 @@ def probe_command(
     table: str | None,
     layers: str | None,
     tokens: str | None,
+    tap: str,
     protocol: str,
     seeds: str,
     cache: str | None,
@@ -129,6 +137,7 @@ def probe_command(
         heads=tuple(name.strip() for given in heads for name in given.split(",") if name.strip()),
         layers=layers,
         tokens=tokens,
+        tap=tap,
         num_heads=num_heads,
         protocol=protocol,
         precision=precision,

@@ -48,7 +48,7 @@ def _groups(rows: Sequence["ResultRow"]) -> list[list["ResultRow"]]:
     """Rows that differ in nothing but seed and draw."""
     groups: dict[tuple[object, ...], list[ResultRow]] = {}
     for row in rows:
-        key = (row.cache_key, row.head, row.solver, tuple(row.layer_names), tuple(row.tokens))
+        key = (row.cache_key, row.head, row.solver, tuple(row.layer_names), tuple(row.tokens), row.tap)
         # What auto chooses may differ from seed to seed.
         stage = "" if row.head == "auto" else row.input
         groups.setdefault((*key, stage, row.shots), []).append(row)

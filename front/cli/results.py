@@ -21,7 +21,19 @@ Examples:
   featcache results --view gains --against linear:all:cls+ap
   featcache results --view published --protocol paper
 """
-FILTERS = ("model", "dataset", "head", "layers", "tokens", "input", "protocol", "solver", "shots", "seed")
+FILTERS = (
+    "model",
+    "dataset",
+    "head",
+    "layers",
+    "tokens",
+    "tap",
+    "input",
+    "protocol",
+    "solver",
+    "shots",
+    "seed",
+)
 
 
 def filter_options(function: click.decorators.FC) -> click.decorators.FC:

@@ -16,7 +16,7 @@ from featcache.probe.inputs.stages import PLAIN, InputStage
 from featcache.probe.inputs.streaming import StreamedTokens
 from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
 from featcache.probe.protocol import Protocol
-from featcache.probe.request import Selection
+from featcache.probe.selection import Selection
 from featcache.probe.training.memory import TRAIN, Budget
 from featcache.store.arrays import DTYPES
 from featcache.store.errors import CacheError, RequestError
@@ -128,7 +128,7 @@ def _load(reader: SplitReader, selection: Selection, valid: npt.NDArray[np.int64
     out = np.empty(shape, DTYPES[reader.dtype].stored)
     start = 0
     for part in selection.parts:
-        view, into = reader.view(group=part.group), out[:, start : start + part.num_tokens]
+        view, into = part.of(reader), out[:, start : start + part.num_tokens]
         # Dividing an axis makes a view, so this is read straight into its place.
         place = into.reshape(len(out), len(part.layers), len(part.tokens), -1)
         if len(valid) == reader.num_samples:
@@ -140,4 +140,4 @@ def _load(reader: SplitReader, selection: Selection, valid: npt.NDArray[np.int64
 
 
 def _width(reader: SplitReader, selection: Selection) -> int:
-    return reader.view(group=selection.parts[0].group).width
+    return selection.parts[0].of(reader).width

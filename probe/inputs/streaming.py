@@ -15,7 +15,7 @@ from torch import Tensor
 from featcache.probe.dataset import as_tensor
 from featcache.probe.inputs.stages import PLAIN, InputStage
 from featcache.probe.inputs.tokens import check_finite
-from featcache.probe.request import Selection
+from featcache.probe.selection import Selection
 from featcache.store.reading.split import SplitReader
 
 
@@ -37,7 +37,7 @@ class StreamedTokens:
         self, split: SplitReader, selection: Selection, valid: npt.NDArray[np.int64], memory: int
     ) -> None:
         self._parts = selection.parts
-        self._views = [split.view(group=part.group) for part in selection.parts]
+        self._views = [part.of(split) for part in selection.parts]
         self._leader = max(range(len(self._parts)), key=lambda index: self._parts[index].num_tokens)
         self._valid = valid
         self._memory = memory

@@ -11,6 +11,8 @@ from featcache.probe.report.tables import Table, Value
 from featcache.probe.request import ADAMW
 from featcache.probe.results import ResultRow
 from featcache.store.errors import RequestError
+from featcache.store.inventory import DEFAULT_TAP
+from featcache.store.layers import FINAL
 
 SCORE = "balanced_accuracy"
 COLUMNS = (
@@ -31,7 +33,9 @@ def beside_published(groups: Sequence[Group]) -> Table:
     for group in groups:
         row = group.first
         model, dataset = published_model(row.model), published_dataset(row.dataset)
-        as_there = (group.score, row.shots, row.input, row.solver) == (SCORE, None, L2_INPUT, ADAMW)
+        as_there = (group.score, row.shots, row.input, row.solver) == (
+            *(SCORE, None, L2_INPUT, ADAMW),
+        ) and row.tap in (DEFAULT_TAP, FINAL)
         if not as_there or model is None or dataset is None:
             continue
         score = published_score(model, dataset.name, row.head, row.layers, row.tokens)

@@ -20,11 +20,11 @@ LESS_IS_BETTER = ("nll", "ece", "mse", "mae")
 NO_FRACTION = ("nll", "mse", "mae")
 """Scores that percent mean nothing of."""
 SETTINGS = (
-    *("setup", "cache_key", "model", "dataset", "head", "layers", "layer_names", "tokens", "options"),
+    *("setup", "cache_key", "model", "dataset", "head", "layers", "layer_names", "tokens", "tap", "options"),
     *("solver", "penalty_kind", "protocol", "input", "shots", "folds", "precision", "target_kind", "metric"),
 )
 """Fields of a row that a group has in common."""
-SHOWN = ("shots", "input", "solver", "penalty_kind", "protocol", "folds", "options", "precision")
+SHOWN = ("tap", "shots", "input", "solver", "penalty_kind", "protocol", "folds", "options", "precision")
 """Settings that name a column where two columns differ in nothing else; the digest of all settings does where these agree."""
 
 

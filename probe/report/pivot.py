@@ -156,7 +156,7 @@ def _is(group: Group, wanted: TableRow) -> bool:
 def _reference_of(group: Group, references: Sequence[Group]) -> Group | None:
     """The reference on the same cache that is nearest to how a group was trained."""
     same = [other for other in references if place_of(other) == place_of(group)]
-    alike = ("shots", "protocol", "folds", "precision", "solver", "input")
+    alike = ("tap", "shots", "protocol", "folds", "precision", "solver", "input")
     wanted = settings(group.first, alike)
 
     def agreement(other: Group) -> tuple[bool, ...]:

@@ -9,8 +9,9 @@ from featcache.probe.heads import HeadInfo
 from featcache.probe.inputs.data import SplitData
 from featcache.probe.inputs.tokens import TokenSource
 from featcache.probe.protocol import Protocol
-from featcache.probe.request import Job, ProbeRequest, array_selection, make_job
+from featcache.probe.request import Job, ProbeRequest, make_job
 from featcache.probe.scoring.kinds import REGRESSION_LOSSES
+from featcache.probe.selection import array_selection
 from featcache.probe.training.fitted import Fitted
 from featcache.probe.training.fitting import Fitter
 from featcache.probe.training.precision import FP32

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featcache.extract.backbones.base import TAPS, TokenLayout
+from featcache.extract.backbones.base import TokenLayout
 from featcache.extract.backbones.custom import Parts, custom_backbone
 from featcache.extract.selftest import self_test
 from featcache.store.errors import BackboneError, UnknownNameError
+from featcache.store.inventory import TAPS
 
 from .test_families import assert_same
 from .tiny import SIZE, WIDTH, noise, randomise, record, timm_vit, to_tensor

@@ -9,12 +9,13 @@ import timm
 import torch
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock, ResPostBlock
 
-from featcache.extract.backbones.base import TAPS, TokenLayout
+from featcache.extract.backbones.base import TokenLayout
 from featcache.extract.backbones.open_clip_vit import _backbone, _untrained
 from featcache.extract.backbones.timm_vit import backbone_of, layout_of
 from featcache.extract.models import ALIASES, ModelName
 from featcache.extract.selftest import self_test
 from featcache.store.errors import BackboneError
+from featcache.store.inventory import TAPS
 
 from .forward import open_clip_forward, timm_forward
 from .tiny import loaded, randomise, record

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.probe.request import ProbeRequest, Selection, jobs
+from featcache.probe.request import ProbeRequest, jobs
+from featcache.probe.selection import Selection
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
 from featcache.store.planning import TokenArray, plan_arrays
@@ -26,6 +27,7 @@ def rich_plan(
     dtype: str = "float16",
     groups: Mapping[str, tuple[str, ...]] | None = None,
     num_classes: int = 3,
+    taps: Mapping[str, int] | None = None,
 ) -> Plan:
     """Class token and average of 4 blocks, and further groups: by default registers and grid2 of all, patches of some.
 
@@ -34,11 +36,15 @@ def rich_plan(
         dtype: stored type.
         groups: the blocks that hold each group besides the pooled one; the final norm always does.
         num_classes: labels go round them.
+        taps: width of the pooled tokens at every tap; by default those of norm2 alone.
     """
     every = tuple(str(block) for block in range(BLOCKS))
     groups = {"registers": every, "patches": PATCHED, "grid2": every} if groups is None else groups
     arrays = [
-        TokenArray("norm2", "pooled", every, BLOCKS, ("cls", "ap"), WIDTH),
+        *(
+            TokenArray(tap, "pooled", every, BLOCKS, ("cls", "ap"), width)
+            for tap, width in (taps or {"norm2": WIDTH}).items()
+        ),
         TokenArray("final", "pooled", ("final",), 1, ("cls", "ap"), WIDTH),
     ]
     for group, blocks in groups.items():

@@ -76,7 +76,7 @@ def test_other_features_are_refused(tmp_path, cache, folders):
         head.predict(features, tokens=["ap", "cls"])
     with pytest.raises(
         RequestError,
-        match=rf"takes features \[N, 2, 2, {WIDTH}\]: layers 2, final, tokens cls\+ap .* not \[40, 2, 1, {WIDTH}\]",
+        match=rf"takes features \[N, 2, 2, {WIDTH}\]: layers 2, final, tap norm2, tokens cls\+ap .* not \[40, 2, 1, {WIDTH}\]",
     ):
         head.predict(features[:, :, :1])
     bad = features.copy()
