@@ -107,10 +107,12 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
     def _load(self, split: SplitReader, rows: npt.NDArray[np.int64]) -> Array:
         """The rows of a split that hold features, ``[N, L, K, D]``."""
         info = get_head(self.head)
-        blocks = [int(layer) for layer in split.layers if layer != FINAL]
-        layers = parse_layers(
-            info.default_layers if self.layers is None else self.layers, max(blocks, default=-1) + 1
-        )
+        asked = info.default_layers if self.layers is None else self.layers
+        if not split.depth and asked not in ("last", FINAL):
+            raise RequestError(
+                f"the split holds the final layer alone, and {asked!r} is asked for; ask for 'last'"
+            )
+        layers = parse_layers(asked, split.depth)
         tokens = parse_tokens("+".join(info.default_tokens) if self.tokens is None else self.tokens)
         return as_float32(split.gather(rows, layers, tokens), split.dtype)
 

@@ -102,12 +102,17 @@ class HeadRegressor(MultiOutputMixin, RegressorMixin, TokenEstimator):  # type: 
         """
         array, y = self._read(X, y, multi_output=True, y_numeric=True)
         self._single = y.ndim == 1
-        self._fit(array, y.astype(np.float32), REGRESSION)
+        columns = y.reshape(len(y), -1).astype(np.float64)
+        # In float64, and before anything is rounded to float32: what tells targets apart may be small beside their mean.
+        self._mean, deviation = columns.mean(0), columns.std(0)
+        self._deviation = np.where(deviation > 0, deviation, 1.0)
+        self._fit(array, ((columns - self._mean) / self._deviation).astype(np.float32), REGRESSION)
         return self
 
     def predict(self, X: Array | SplitReader) -> npt.NDArray[np.float64]:  # noqa: N803
         """Return the quantities in their own units, ``[N]`` or ``[N, O]`` as y was; float64, as scikit-learn has them."""
-        outputs: npt.NDArray[np.float64] = self._outputs(X).double().numpy()
+        standard = self._outputs(X).double().numpy()
+        outputs: npt.NDArray[np.float64] = standard * self._deviation + self._mean
         return outputs[:, 0] if self._single else outputs
 
 

@@ -111,6 +111,10 @@ def _checked(name: str, value: Any, default: Any, where: str) -> Any:
         if name == "betas":
             kind, good = "a list of two numbers", good and len(value) == len(default)
         value = tuple(float(item) for item in value) if good else value
+        if good and name != "betas" and len(set(value)) < len(value):
+            raise RequestError(
+                f"{where}: {name} has a value twice: {', '.join(f'{item:g}' for item in value)}"
+            )
     elif kind == "a number":
         good = _is_number(value)
         value = float(value) if good else value

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 RESULTS = Path("featcache-results")
 PATCH_HEADS = 8
+MAX_OPTION = 2**20
+"""Of hidden units, queries and the like: far more than anyone needs, few enough to say so instead of running out of memory."""
 ADAMW, EXACT = SOLVERS = ("adamw", "exact")
 CLOSED, CHOICE = "closed", "auto"
 """Solvers of the heads that are fitted by formula, and of the head that is chosen."""
@@ -67,7 +69,7 @@ class ProbeRequest:
     force: bool = False
     """Train again what the results hold already."""
     input: str | None = None
-    """Input stage: ``l2``, ``standard`` or ``l2+standard``; the protocol's if not given."""
+    """Input stage: ``l2``, ``standard`` or ``l2+standard``; the protocol's if not given. To ``auto`` it leaves no other."""
     folds: int | None = None
     """Choose by so many folds of train, or by a held-out part if 1; as the protocol has it if not given."""
     halving: int | None = None
@@ -89,7 +91,8 @@ class ProbeRequest:
         self._check_table()
         names = {row.head for row in self.rows}
         for name in names:
-            get_head(name)
+            if not get_head(name).listed:
+                raise RequestError(f"head {name!r} is what auto makes of several heads; ask for auto")
         self._check_settings(names)
         for what, name, valid in (
             ("solver", self.solver, SOLVERS),
@@ -99,6 +102,10 @@ class ProbeRequest:
         ):
             if name not in valid:
                 raise UnknownNameError(what, name, valid)
+        if self.penalty != L2 and self.solver != EXACT and "logreg" not in names:
+            raise RequestError(
+                f"the penalty {self.penalty} is for heads that are solved exactly; add --solver exact"
+            )
         if self.solver == EXACT and not names <= {"linear", "logreg"}:
             raise RequestError(
                 "the exact solver is for linear heads alone; leave --solver out for the others"
@@ -135,8 +142,12 @@ class ProbeRequest:
         for option, number in self.options.items():
             if option not in known:
                 raise UnknownNameError("option", option, known, f"(of {', '.join(sorted(names))})")
-            if number < 1:
-                raise RequestError(f"{option} must be at least 1, not {number}")
+            if not 1 <= number <= MAX_OPTION:
+                raise RequestError(f"{option} must be from 1 to {MAX_OPTION:,}, not {number}")
+        if self.num_heads is not None and self.options.get("num_heads", self.num_heads) != self.num_heads:
+            raise RequestError(
+                f"num-heads is {self.num_heads}, the option num_heads {self.options['num_heads']}: say it once"
+            )
 
     @property
     def rows(self) -> tuple[TableRow, ...]:
@@ -251,9 +262,14 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
         layers = head.default_layers if row.layers is None else row.layers
         selection = select(cache, layers, kinds, request.tap)
         asked.append(make_job(head, selection, request))
-    base = baseline(cache)
-    wanted = {(job.head.name, job.selection.parts, job.solver, job.input): job for job in (base, *asked)}
-    return list(wanted.values())
+    usual = request.settings().input
+
+    def what(job: Job) -> tuple[object, ...]:
+        # The protocol's own input stage may be named, or not; for what is chosen, none means any.
+        stage = job.input if job.solver == CHOICE else job.input or usual
+        return job.head.name, job.selection.parts, job.solver, stage
+
+    return list({what(job): job for job in (baseline(cache), *asked)}.values())
 
 
 def left_out(cache: Cache, request: ProbeRequest) -> list[tuple[TableRow, str]]:
@@ -268,7 +284,7 @@ def _options(head: HeadInfo, selection: Selection, request: ProbeRequest) -> dic
     """What a head takes: asked for, or following from the tokens."""
     options = {name: value for name, value in request.options.items() if name in head.options}
     if "num_heads" in head.options:
-        options["num_heads"] = request.num_heads or _num_heads(selection)
+        options["num_heads"] = request.num_heads or options.get("num_heads") or _num_heads(selection)
     if head.by_layer:
         if [part.group for part in selection.parts] != [POOLED]:
             raise RequestError(

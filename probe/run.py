@@ -37,6 +37,7 @@ from featcache.probe.training.memory import TRAIN, Budget
 from featcache.probe.training.precision import choose_precision
 from featcache.probe.training.process import flush_denormals, return_freed_memory
 from featcache.probe.training.trainer import predict, prediction_batch
+from featcache.probe.training.whole import check_whole
 from featcache.store.catalogue import slug
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
@@ -158,6 +159,8 @@ class _Runner:
         kind = self._request.target_kind or kind_of(reader.labels())
         if job.solver != CHOICE:
             get_head("logreg" if job.solver == EXACT else job.head.name).check_kind(kind)
+        if not self._request.shots:
+            check_whole(job, reader.num_samples, width, self._device)
         if job.solver in (ADAMW, CHOICE):
             check_memory(reader, job.selection, batch_size(reader.num_samples, self._protocol), self._budget)
 
@@ -174,6 +177,7 @@ class _Runner:
             else:
                 data = data or {split: self._load(split, job) for split in SPLITS}
                 row = self._train(job, trial, run, _few(data["train"], trial), data["test"])
+                self._earlier[run] = row
             self._baseline.setdefault(trial, row.score)
             yield row
 

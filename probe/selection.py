@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from featcache.probe.heads import HeadInfo
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, SPLITS, TAPS
-from featcache.store.layers import FINAL, TOKEN_KINDS, parse_layers
+from featcache.store.layers import FINAL, LAYER_SETS, TOKEN_KINDS, layer_set, parse_layers
 from featcache.store.reading.reader import Cache
 from featcache.store.reading.split import SplitReader
 from featcache.store.token_groups import POOLED, array_name, parse_groups
@@ -47,7 +47,7 @@ class Selection:
     """Which tokens a head sees, as they were asked for and as they are."""
 
     name: str
-    """Layer set or list, as given."""
+    """Layer set, or list of layers."""
     layers: tuple[str, ...]
     kinds: tuple[str, ...]
     """Token kinds, such as ``cls`` or ``patches``."""
@@ -163,7 +163,16 @@ def select(cache: Cache, layers: str, kinds: Sequence[str], tap: str = DEFAULT_T
                 for name in wanted:
                     if name not in valid:
                         raise UnknownNameError(what, name, valid, "(the cache holds no other)")
-    return Selection(layers, names, tuple(kinds), tuple(parts))
+    return Selection(_set_name(layers, names, cache), names, tuple(kinds), tuple(parts))
+
+
+def _set_name(text: str, names: tuple[str, ...], cache: Cache) -> str:
+    """One selection, one name: a list that is a layer set is called so."""
+    if text in LAYER_SETS:
+        return text
+    depth = cache.spec.backbone.num_layers
+    # Of a shallow backbone several sets are the same; the larger ones come last, and are what people mean.
+    return next((one for one in reversed(LAYER_SETS) if layer_set(one, depth) == names), ",".join(names))
 
 
 def _tap_of(layers: Sequence[str], tap: str) -> str:

@@ -15,6 +15,7 @@ from featcache.console import ConsoleReporter, print_json, print_table
 from featcache.probe.request import ProbeRequest, jobs, left_out
 from featcache.probe.table import TableRow
 from featcache.store.catalogue import roots
+from featcache.store.errors import FeatcacheError
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.transfer.address import is_address
@@ -159,7 +160,12 @@ def probe_command(
         reporter.message(f"cache: {caches[0].directory}" + ("" if named else " (completed last)"))
     # What is wrong with the request shows before torch, which takes seconds, is imported.
     for opened in caches:
-        jobs(opened, request)
+        try:
+            jobs(opened, request)
+        except FeatcacheError:
+            if len(caches) == 1:
+                raise
+            continue  # the grid passes it over, and says so
         for row, missing in left_out(opened, request):
             reporter.message(_left_out(opened, row, missing))
 

@@ -29,7 +29,15 @@ class ClosedHead(Head):
     """M heads that differ in their settings, computed from the training samples."""
 
     calibrated = True
-    """Whether the outputs of a classifier are logits; if not, validation also chooses a factor for them."""
+    """Whether the outputs of a classifier are logits; if not, held-out samples also tell how to make logits of them."""
+
+    @classmethod
+    def check_size(cls, num_samples: int, num_features: int) -> None:
+        """Refuse data that are too large for the method.
+
+        Raises:
+            RequestError: saying what to ask for instead.
+        """
 
     @classmethod
     @abstractmethod
@@ -54,14 +62,11 @@ class ClosedHead(Head):
         """Fit a head for each of the settings.
 
         Args:
-            features: concatenated tokens ``[N, F]``, float32.
+            features: concatenated tokens ``[N, F]``, float32, of a size that `check_size` lets pass.
             targets: ``[N]`` or ``[N, O]``, on the same device.
             size: T and D.
             task: what the targets are.
             settings: one for each member.
-
-        Raises:
-            RequestError: the data are too large for the method.
         """
 
 
@@ -113,15 +118,20 @@ class Directions:
     """Orthonormal, ``[F, R]``, float64."""
 
     @classmethod
-    def of(cls, centred: Tensor, weights: Tensor, method: str) -> "Directions":
-        """Decompose centred features ``[N, F]``, float64, of samples with weights ``[N]``.
-
-        Raises:
-            RequestError: both N and F are too large; `method` is named.
-        """
-        if min(centred.shape) > MAX_DIRECTIONS:
-            raise RequestError(
-                f"{method} decomposes a matrix of {min(centred.shape):,} samples or features, whichever are fewer, and takes at "
-                f"most {MAX_DIRECTIONS:,}; ask for fewer layers, or for logreg"
-            )
+    def of(cls, centred: Tensor, weights: Tensor) -> "Directions":
+        """Decompose centred features ``[N, F]``, float64, of samples with weights ``[N]``."""
         return cls(*principal_directions(centred, weights))
+
+
+def check_directions(method: str, num_samples: int, num_features: int) -> None:
+    """Refuse what `Directions` would take too long for; `method` is named.
+
+    Raises:
+        RequestError: both numbers are too large.
+    """
+    number = min(num_samples, num_features)
+    if number > MAX_DIRECTIONS:
+        raise RequestError(
+            f"{method} decomposes a matrix of {number:,} samples or features, whichever are fewer, and takes at most "
+            f"{MAX_DIRECTIONS:,}; ask for fewer layers, or for logreg"
+        )

@@ -215,6 +215,10 @@ def check_other_targets(info: HeadInfo) -> None:
         fitted = fit(info, tokens, targets)
         score = fitted.task.score(answers(fitted, tokens), torch.from_numpy(targets.astype(np.float32)))
         assert score > least, f"{fitted.task.metric} of {kind} targets is {score:.2f}"
+        if kind == MULTI_LABEL:
+            # Positive logits are positive predictions, whatever a head is fitted by.
+            right = ((answers(fitted, tokens) > 0).numpy() == targets).mean()
+            assert right > 0.9, f"{right:.2f} of separable label sets are right"
 
 
 def _refusal(info: HeadInfo, tokens: Any, targets: npt.NDArray[Any]) -> str:

@@ -20,7 +20,7 @@ from featcache.probe.heads.parts import as_products, by_layer, replicate
 
 
 class EnsembleHead(Head):
-    """L linear probes that are trained independently and answer together."""
+    """L linear probes, each trained by its own loss, that answer together. Their gradients are clipped by one norm."""
 
     def __init__(
         self,

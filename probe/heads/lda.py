@@ -16,7 +16,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.closed import ClosedLinearHead, Directions, Settings, sample_weights
+from featcache.probe.heads.closed import (
+    ClosedLinearHead,
+    Directions,
+    Settings,
+    check_directions,
+    sample_weights,
+)
 from featcache.probe.heads.ncm import class_means
 from featcache.probe.scoring.tasks import Task
 
@@ -30,6 +36,11 @@ class LdaHead(ClosedLinearHead):
     def grid(cls, num_samples: int) -> tuple[Settings, ...]:
         """Shrinkages, strong to weak."""
         return tuple({"shrinkage": shrinkage} for shrinkage in SHRINKAGES)
+
+    @classmethod
+    def check_size(cls, num_samples: int, num_features: int) -> None:
+        """Refuse a decomposition that takes too long; errors as of `check_directions`."""
+        check_directions("lda", num_samples, num_features)
 
     @classmethod
     def default(cls) -> Settings:
@@ -48,7 +59,7 @@ class LdaHead(ClosedLinearHead):
         """Decompose the covariance; a class without samples gets a bias of minus infinity."""
         means, counts = class_means(features, targets, task.num_outputs)
         centre = means[counts > 0].mean(0)  # common to all classes, so it can be taken off for accuracy
-        directions = Directions.of(features.double() - means[targets], sample_weights(targets, task), "lda")
+        directions = Directions.of(features.double() - means[targets], sample_weights(targets, task))
         offsets = means - centre
         total = directions.squares.sum() / features.shape[1]
         # Where every class has one sample, nothing varies within classes, and what is left is the nearest mean.

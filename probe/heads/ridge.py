@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from featcache.probe.heads.closed import ClosedLinearHead, Directions, Settings, sample_weights
+from featcache.probe.heads.closed import (
+    ClosedLinearHead,
+    Directions,
+    Settings,
+    check_directions,
+    sample_weights,
+)
 from featcache.probe.scoring.tasks import SingleLabel, Task
 
 FACTORS = tuple(10.0 ** (-exponent / 2) for exponent in range(15))
@@ -32,6 +38,11 @@ class RidgeHead(ClosedLinearHead):
     def grid(cls, num_samples: int) -> tuple[Settings, ...]:
         """Penalties as fractions of the total variance of the features, strong to weak."""
         return tuple({"penalty": factor} for factor in FACTORS)
+
+    @classmethod
+    def check_size(cls, num_samples: int, num_features: int) -> None:
+        """Refuse a decomposition that takes too long; errors as of `check_directions`."""
+        check_directions("ridge", num_samples, num_features)
 
     @classmethod
     def default(cls) -> Settings:
@@ -54,7 +65,7 @@ class RidgeHead(ClosedLinearHead):
             wanted = F.one_hot(targets, task.num_outputs).double()
         centre, level = weights @ features.double(), weights @ wanted
         centred = features.double() - centre
-        directions = Directions.of(centred, weights, "ridge")
+        directions = Directions.of(centred, weights)
         # [R, O]: products of features and targets along every direction.
         along = directions.basis.T @ (centred.T @ (weights[:, None] * (wanted - level)))
         penalties = torch.tensor([one["penalty"] for one in settings], device=features.device).double()

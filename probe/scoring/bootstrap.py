@@ -64,5 +64,8 @@ def _r2(
     for _ in range(RESAMPLES):
         rows = rng.integers(0, len(actual), len(actual))
         spread = np.square(actual[rows] - actual[rows].mean(0)).sum(0)
-        scores.append((1 - errors[rows].sum(0) / np.maximum(spread, 1e-300)).mean())
+        error, constant = errors[rows].sum(0), np.ptp(actual[rows], axis=0) == 0
+        # A constant target, as scikit-learn scores it: 1 if it is met, else 0.
+        shares = np.where(constant, error > 0, error / np.where(constant, 1.0, spread))
+        scores.append((1 - shares).mean())
     return np.array(scores)

@@ -112,17 +112,16 @@ def multi_label_report(logits: Tensor, targets: Tensor) -> Report:
 
     Means over classes are over those with at least one positive sample.
     """
-    from sklearn.metrics import f1_score
-
     precisions = average_precisions(logits, targets)
     predicted, actual = logits.cpu().numpy() > 0, targets.cpu().numpy() > 0
+    hits, marked = (predicted & actual).sum(0), predicted.sum(0) + actual.sum(0)
     present = actual.any(0)
-    macro = f1_score(actual[:, present], predicted[:, present], average="macro", zero_division=0.0)
-    micro = f1_score(actual, predicted, average="micro", zero_division=0.0)
+    f1 = 2 * hits[present] / marked[present]
+    micro = 2 * hits.sum() / marked.sum() if marked.any() else 0.0
     log_likelihood = torch.nn.functional.binary_cross_entropy_with_logits(logits.cpu(), targets.cpu().float())
     values: dict[str, float | None] = {
         "mean_average_precision": _mean(precisions),
-        "macro_f1": float(macro) if present.any() else None,
+        "macro_f1": float(f1.mean()) if present.any() else None,
         "micro_f1": float(micro),
         "nll": float(log_likelihood),
     }
@@ -134,10 +133,13 @@ def multi_label_report(logits: Tensor, targets: Tensor) -> Report:
 
 
 def average_precisions(logits: Tensor, targets: Tensor) -> list[float | None]:
-    """Average precision of every class (scikit-learn's: no interpolation); None for one without positive samples."""
+    """Average precision of every class (scikit-learn's: no interpolation); None for one without positive samples.
+
+    Logits that are not numbers count as least of all.
+    """
     from sklearn.metrics import average_precision_score
 
-    scored, actual = logits.cpu().numpy(), targets.cpu().numpy() > 0
+    scored, actual = logits.nan_to_num(nan=-torch.inf).cpu().numpy(), targets.cpu().numpy() > 0
     return [
         float(average_precision_score(actual[:, index], scored[:, index])) if actual[:, index].any() else None
         for index in range(actual.shape[1])
@@ -145,7 +147,12 @@ def average_precisions(logits: Tensor, targets: Tensor) -> list[float | None]:
 
 
 def mean_average_precision(logits: Tensor, targets: Tensor) -> float:
-    """Mean average precision over the classes with a positive sample; 0 if there is none."""
+    """Mean average precision over the classes with a positive sample; 0 if there is none.
+
+    Minus infinity for logits that are not numbers, such as those of a training that diverged.
+    """
+    if bool(logits.isnan().any()):
+        return -float("inf")
     return _mean(average_precisions(logits, targets)) or 0.0
 
 

@@ -22,8 +22,9 @@ from featcache.probe.heads.info import HeadInfo
 from featcache.probe.inputs.stages import InputStage, fit_stage
 from featcache.probe.inputs.tokens import TokenSource, read_features
 from featcache.probe.protocol import Protocol
+from featcache.probe.scoring.calibration import fit_sigmoids
 from featcache.probe.scoring.metrics import negative_log_likelihood
-from featcache.probe.scoring.tasks import SingleLabel, Task, as_tensor, make_task
+from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task, as_tensor, make_task
 from featcache.probe.solver.logistic import solver_device
 from featcache.probe.training.sweep import Split, check_number, make_splits
 from featcache.probe.training.trainer import prediction_batch
@@ -87,6 +88,7 @@ def run_closed_sweep(
     info.check_kind(task.kind)
     check_number(labels, tokens.num_samples)
     head_class: type[ClosedHead] = info.load()
+    head_class.check_size(tokens.num_samples, tokens.num_tokens * tokens.width)
     fitter = _Fitter(head_class, tokens, as_tensor(labels), task, protocol, solver_device(device))
     splits = make_splits(labels, task, protocol, seed)
     if not splits:
@@ -109,7 +111,11 @@ def run_closed_sweep(
     if isinstance(task, SingleLabel) and not head.calibrated:
         factor = max(FACTORS, key=lambda factor: _likelihood(held_out * factor, targets, task))
         chosen["factor"], held_out = factor, held_out * factor
-        _multiply(head, factor)
+        _rescale(head, torch.tensor(factor))
+    elif isinstance(task, MultiLabel) and not head.calibrated:
+        slope, offset = fit_sigmoids(held_out, targets)
+        held_out = held_out * slope + offset
+        _rescale(head, slope, offset)
     if on_progress is not None:
         on_progress(len(splits) + 1, len(splits) + 1)
     validation = tuple(zip(settings, scores, strict=True))
@@ -119,6 +125,9 @@ def run_closed_sweep(
 
 def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: float) -> ClosedResult:
     head = fitter.fit(torch.arange(fitter.tokens.num_samples), [settings])
+    if isinstance(task, MultiLabel) and not head.calibrated:
+        # Outputs near 0 and 1, and nothing to measure them by: the tangent of the log odds at one half.
+        _rescale(head, torch.tensor(4.0), torch.tensor(-2.0))
     empty = torch.empty(0, task.num_outputs)
     seconds = time.perf_counter() - started
     return ClosedResult(settings, ((settings, nan),), empty, head, task.num_outputs, seconds)
@@ -161,7 +170,12 @@ def _likelihood(outputs: Tensor, targets: Tensor, task: Task) -> float:
 
 
 @torch.no_grad()
-def _multiply(head: ClosedHead, factor: float) -> None:
+def _rescale(head: ClosedHead, slope: Tensor, offset: Tensor | None = None) -> None:
+    """Change what a linear head gives to ``outputs * slope + offset``, each a number or ``[O]``."""
     assert isinstance(head, ClosedLinearHead)
-    for parameter in head.classifier.parameters():
-        parameter.mul_(factor)
+    weight, bias = head.classifier.weight, head.classifier.bias  # [M, O, F] and [M, O]
+    assert bias is not None
+    weight.mul_(slope.to(weight).unsqueeze(-1))
+    bias.mul_(slope.to(bias))
+    if offset is not None:
+        bias.add_(offset.to(bias))

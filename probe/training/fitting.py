@@ -48,6 +48,8 @@ from featcache.probe.training.sweep import (
     tune,
 )
 from featcache.probe.training.unfinished import Unfinished
+from featcache.probe.training.whole import check_whole
+from featcache.store.errors import RequestError
 from featcache.store.progress import Reporter, Silent
 
 # A group of members is cut so that about this many seconds of work are the most that an interruption loses.
@@ -98,8 +100,11 @@ class Fitter:
                 f"note: {title}: one sample of each class leaves none to choose with; the settings are the middle ones of the sweep"
             )
             fitter = replace(self, protocol=self.protocol.without_choice())
-        how = {EXACT: fitter._solve, CLOSED: fitter._compute, CHOICE: fitter._choose, ADAMW: fitter._train}
-        return how[job.solver](work)
+        return fitter._fit(work)
+
+    def _fit(self, work: Work) -> Fitted:
+        how = {EXACT: self._solve, CLOSED: self._compute, CHOICE: self._choose, ADAMW: self._train}
+        return how[work.job.solver](work)
 
     def _train(self, work: Work) -> Fitted:
         sweep = self._plan(work)
@@ -263,14 +268,13 @@ class Fitter:
     def _choose(self, work: Work) -> Fitted:
         """Let heads and input stages compete."""
         candidates: list[Candidate] = []
+        possible = self._possible(work)
         if self.protocol.folds == NO_FOLDS:
-            name, stage = CANDIDATES[work.task.kind][0]
-            job = make_job(get_head(name), work.job.selection, ProbeRequest(("auto",)))
-            return replace(self, protocol=replace(self.protocol, input=stage))._solve(replace(work, job=job))
-        for name, stage in CANDIDATES[work.task.kind]:
+            job, stage = possible[0]
+            return replace(self, protocol=replace(self.protocol, input=stage))._fit(replace(work, job=job))
+        for job, stage in possible:
             fitter = replace(self, protocol=replace(self.protocol, input=stage))
-            title = f"{work.title}: {name} on {stage}"
-            job = make_job(get_head(name), work.job.selection, ProbeRequest(("auto",)))
+            title = f"{work.title}: {job.head.name} on {stage}"
             candidates.append(fitter._candidate(replace(work, job=job, title=title)))
             self.reporter.message(
                 f"{title}: {work.task.metric} {candidates[-1].score:.4f} on held-out samples"
@@ -295,6 +299,26 @@ class Fitter:
             " + ".join(f"{part.name} on {part.input}" for part in parts),
             candidates=listed,
         )
+
+    def _possible(self, work: Work) -> list[tuple[Job, str]]:
+        """The candidates, each a job and an input stage, that the data are not too large for."""
+        tokens = work.train.tokens
+        possible = []
+        for name, stage in CANDIDATES[work.task.kind]:
+            if work.job.input not in (None, stage):
+                continue
+            job = make_job(get_head(name), work.job.selection, ProbeRequest(("auto",)))
+            try:
+                check_whole(job, tokens.num_samples, tokens.width, self.device)
+            except RequestError as error:
+                self.reporter.message(f"{work.title}: {name} on {stage} is left out: {error}")
+            else:
+                possible.append((job, stage))
+        if not possible:
+            raise RequestError(
+                f"nothing is left for auto on the input stage {work.job.input}; leave --input out"
+            )
+        return possible
 
     def _candidate(self, work: Work) -> Candidate:
         name, stage = work.job.head.name, self.protocol.input

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from featcache.store.arrays import ArrayInfo
 from featcache.store.errors import RequestError
 from featcache.store.inventory import DEFAULT_TAP, Block, SplitInventory
+from featcache.store.layers import FINAL
 from featcache.store.reading.batches import Batch, BatchOptions, shuffled_batches
 from featcache.store.reading.chunks import Array, ChunkFiles
 from featcache.store.reading.columns import SplitColumns
@@ -69,6 +70,12 @@ class SplitReader(SplitColumns):
             UnknownNameError: the split does not hold them.
         """
         return SplitReader(*self._arguments[:4], tap, group)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the backbone, whether they are held or not; 0 where none is held, so that nothing tells."""
+        axes = [array.layer_axis for array in self._files.inventory.arrays.values()]
+        return max((len(axis) for axis in axes if axis != (FINAL,)), default=0)
 
     def load(self, layers: Sequence[str], tokens: Sequence[str], out: Array | None = None) -> Array:
         """Read the features of all rows.

@@ -1,6 +1,6 @@
 """Small caches with every group of tokens, written through the real writer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ def rich_plan(
     groups: Mapping[str, tuple[str, ...]] | None = None,
     num_classes: int = 3,
     taps: Mapping[str, int] | None = None,
+    blocks: Sequence[str] | None = None,
 ) -> Plan:
     """Class token and average of 4 blocks, and further groups: by default registers and grid2 of all, patches of some.
 
@@ -36,21 +37,24 @@ def rich_plan(
         dtype: stored type.
         groups: the blocks that hold each group besides the pooled one; the final norm always does.
         num_classes: labels go round them.
+        blocks: those that hold pooled tokens; by default all.
         taps: width of the pooled tokens at every tap; by default those of norm2 alone.
     """
     every = tuple(str(block) for block in range(BLOCKS))
     groups = {"registers": every, "patches": PATCHED, "grid2": every} if groups is None else groups
+    held = every if blocks is None else tuple(blocks)
     arrays = [
         *(
-            TokenArray(tap, "pooled", every, BLOCKS, ("cls", "ap"), width)
+            TokenArray(tap, "pooled", held, BLOCKS, ("cls", "ap"), width)
             for tap, width in (taps or {"norm2": WIDTH}).items()
+            if held
         ),
         TokenArray("final", "pooled", ("final",), 1, ("cls", "ap"), WIDTH),
     ]
-    for group, blocks in groups.items():
+    for group, holding in groups.items():
         names = token_names(group, COUNTS[group])
-        if blocks:
-            arrays.append(TokenArray("norm2", group, blocks, BLOCKS, names, WIDTH))
+        if holding:
+            arrays.append(TokenArray("norm2", group, holding, BLOCKS, names, WIDTH))
         arrays.append(TokenArray("final", group, ("final",), 1, names, WIDTH))
     splits = {
         name: plan_arrays(name, rows, arrays, WIDTH, dtype, 12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.probe.heads import get_head
+from featcache.probe.heads import closed, get_head
 from featcache.probe.heads.blend import RAW, BlendHead
 from featcache.probe.heads.contract import SHORT, TOKENS, clusters
 from featcache.probe.inputs.tokens import InMemoryTokens
@@ -14,6 +14,7 @@ from featcache.probe.scoring.tasks import Regression, SingleLabel
 from featcache.probe.training.array_fitting import array_job, fit_head
 from featcache.probe.training.auto import Candidate, choose
 from featcache.probe.training.trainer import predict
+from featcache.store.progress import Silent
 
 TARGETS = torch.tensor([0, 0, 1, 1])
 
@@ -87,3 +88,34 @@ def test_validation_is_of_heads_that_did_not_see_the_held_out_samples() -> None:
     ]
     assert found[0] > 0.9
     assert found[1] < 0.7
+
+
+class Heard(Silent):
+    """Remembers what the user is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        """Remember it."""
+        self.messages.append(text)
+
+
+def test_what_the_data_are_too_large_for_is_left_out(monkeypatch) -> None:
+    tokens, labels = clusters()
+    monkeypatch.setattr(closed, "MAX_DIRECTIONS", 10)
+    heard = Heard()
+    job = array_job(get_head("auto"), TOKENS)
+    fitted = fit_head(job, InMemoryTokens(tokens), labels, protocol=SHORT, reporter=heard)
+    assert "lda" not in {one["head"] for one in fitted.candidates}
+    assert {"logreg", "attentive"} <= {one["head"] for one in fitted.candidates}
+    assert any("lda on l2 is left out: lda decomposes a matrix" in text for text in heard.messages)
+
+
+def test_an_input_stage_that_is_asked_for_leaves_no_other() -> None:
+    tokens, labels = clusters()
+    job = replace(array_job(get_head("auto"), TOKENS), input="standard")
+    fitted = fit_head(job, InMemoryTokens(tokens), labels, protocol=SHORT)
+    assert {one["input"] for one in fitted.candidates} == {"standard"}
+    one_each = fit_head(job, InMemoryTokens(tokens[:3]), labels[:3], protocol=SHORT)
+    assert (one_each.name, one_each.input) == ("logreg", "standard")

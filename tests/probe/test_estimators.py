@@ -11,8 +11,10 @@ from sklearn.utils import estimator_checks
 
 from featcache.probe.estimators import AttentiveProbe, HeadProbe, HeadRegressor, LinearProbe
 from featcache.probe.protocol import get_protocol
-from featcache.store.errors import UnknownNameError
+from featcache.store.errors import RequestError, UnknownNameError
 from support.caches import make_content, make_plan, write_cache
+
+from .caches import rich_cache, rich_plan
 
 SHORT = replace(get_protocol("quick"), min_epochs=1, min_steps=40)
 ESTIMATORS = {
@@ -114,6 +116,9 @@ def test_quantities(tokens):
     assert cross_val_score(REGRESSOR, features[:, 1:2], y, cv=3).min() > 0.95
     one = REGRESSOR.fit(flat, y[:, 0]).predict(flat[:5])
     assert one.shape == (5,)
+    # Far from zero, where float32 knows no fractions.
+    far = cross_val_score(REGRESSOR, features[:, 1:2], 1e8 + y[:, :1], cv=3)
+    np.testing.assert_allclose(far, cross_val_score(REGRESSOR, features[:, 1:2], y[:, :1], cv=3), atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +172,16 @@ def test_a_split_of_a_cache(tmp_path):
     np.testing.assert_allclose(probe.predict_proba(cache["test"]), probe.predict_proba(features), atol=1e-6)
     assert probe.score(features, cache["test"].labels()) > 0.8
     assert len(probe.predict(cache["train"])) == 297, "samples without features are left out"
+    # A layer set is that of the backbone, whatever of it is held.
+    held = {"train": 40, "test": 10}
+    few, _ = rich_cache(tmp_path / "few", rich_plan(held, groups={}, blocks=("1", "2")))
+    with pytest.raises(UnknownNameError, match="unknown layer '3'"):
+        HeadProbe("ridge", layers="all").fit(few["train"])
+    assert HeadProbe("ridge", layers="mid+last", protocol=SHORT).fit(few["train"]).n_features_in_ == 2
+    last, _ = rich_cache(tmp_path / "last", rich_plan(held, groups={}, blocks=()))
+    with pytest.raises(RequestError, match="holds the final layer alone, and 'all' is asked for"):
+        HeadProbe("ridge", layers="all").fit(last["train"])
+    assert HeadProbe("ridge", layers="last", protocol=SHORT).fit(last["train"]).n_features_in_ == 1
     with pytest.raises(UnknownNameError, match="unknown layer '7'"):
         HeadProbe("ridge", layers="7").fit(cache["train"])
     with pytest.raises(UnknownNameError, match="unknown head 'rigde'; did you mean ridge"):

@@ -369,6 +369,7 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
     [
         ("learning_rate = [1]", r"unknown field 'learning_rate'; did you mean learning_rates.* \(in protocol .*mine.toml\)"),
         ("learning_rates = []", r"mine.toml: learning_rates must be a list of numbers, not \[\]"),
+        ("learning_rates = [0.1, 1e-1]", "mine.toml: learning_rates has a value twice: 0.1, 0.1"),
         ("learning_rates = 0.1", "learning_rates must be a list of numbers, not 0.1"),
         ("dropouts = [1.0]", "dropouts must lie in the range 0 to 0.95, not 1"),
         ("weight_decays = [-1]", "weight_decays must lie in the range 0 or more, not -1"),

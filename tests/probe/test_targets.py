@@ -116,6 +116,20 @@ def test_scores_of_label_sets() -> None:
     assert report.per_class[3] == {"samples": 0, "average_precision": None}
     micro = f1_score(sets, logits > 0, average="micro")
     assert report.scores["micro_f1"] == pytest.approx(micro)
+    macro = f1_score(sets[:, :3], logits[:, :3] > 0, average="macro")
+    assert report.scores["macro_f1"] == pytest.approx(macro)
+
+
+def test_label_sets_at_their_edges() -> None:
+    """One class, in which scikit-learn would score its absence too; none that occurs; and outputs that are not numbers."""
+    sets = torch.tensor([[1.0], [0.0], [0.0]])
+    missed = MultiLabel(1).scores(-torch.ones(3, 1), sets).scores
+    assert (missed["macro_f1"], missed["micro_f1"]) == (0, 0)
+    found = MultiLabel(1).scores(2 * sets - 1, sets).scores
+    assert (found["macro_f1"], found["micro_f1"]) == (1, 1)
+    nothing = MultiLabel(2).scores(torch.zeros(3, 2), torch.zeros(3, 2)).scores
+    assert nothing["mean_average_precision"] is nothing["macro_f1"] is None
+    assert MultiLabel(1).score(torch.full((3, 1), torch.nan), sets) == -float("inf")
 
 
 def test_scores_of_numbers() -> None:
@@ -130,6 +144,16 @@ def test_scores_of_numbers() -> None:
     constant = Regression(1).scores(torch.zeros(5, 1), torch.arange(5.0)[:, None])
     assert constant.scores["spearman"] is None
     assert Regression(1).score(torch.full((5, 1), torch.nan), torch.arange(5.0)[:, None]) == -float("inf")
+
+
+def test_a_constant_target_is_met_or_not() -> None:
+    """As scikit-learn scores it, in every resample: otherwise one such column is all that an interval tells."""
+    actual = torch.stack([torch.arange(40.0), torch.full((40,), 7.0)], 1)
+    near = actual + 0.1 * torch.from_numpy(RNG.normal(size=(40, 2)))
+    low, high = score_interval(near, actual, Regression(2)) or (0, 0)
+    score = Regression(2).score(near, actual)
+    assert score == pytest.approx(0.5, abs=0.01), "one column is met, the other is not"
+    assert 0.4 < low <= score <= high < 0.6
 
 
 def test_bootstrap_intervals_cover() -> None:

@@ -1,0 +1,67 @@
+"""What is asked for: one meaning for each way of saying it, and no setting that is passed over in silence."""
+
+import pytest
+
+from featcache.probe.request import MAX_OPTION, ProbeRequest, jobs
+from featcache.probe.run import probe
+from featcache.probe.training import whole
+from featcache.store.errors import RequestError
+
+from .caches import rich_cache, rich_plan
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    plan = rich_plan({"train": 90, "test": 40}, groups={})
+    return rich_cache(tmp_path_factory.mktemp("cache") / "made", plan)[0]
+
+
+def ask(head: str = "linear", layers: str = "all", tokens: str = "cls+ap", **settings) -> ProbeRequest:
+    return ProbeRequest((head,), layers, tokens, protocol="quick", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "heads"),
+    [({}, 8), ({"options": {"num_heads": 2}}, 2), ({"num_heads": 4, "options": {"num_heads": 4}}, 4)],
+)
+def test_attention_heads_are_those_asked_for(cache, settings, heads):
+    assert jobs(cache, ask("attentive", **settings))[-1].num_heads == heads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"head": "attentive", "num_heads": 2, "options": {"num_heads": 4}}, "num-heads is 2, the option num_heads 4"),
+        ({"head": "mlp", "options": {"hidden": MAX_OPTION + 1}}, "hidden must be from 1 to 1,048,576"),
+        ({"head": "mlp", "options": {"hidden": 0}}, "hidden must be from 1 to"),
+        ({"penalty": "group-lasso"}, "group-lasso is for heads that are solved exactly; add --solver exact"),
+        ({"head": "blend"}, "head 'blend' is what auto makes of several heads; ask for auto"),
+    ],
+)  # fmt: skip
+def test_what_would_be_passed_over_is_refused(arguments, message):
+    with pytest.raises(RequestError, match=message):
+        ask(**arguments)
+
+
+def test_the_protocols_own_input_stage_may_be_named_or_not(cache, tmp_path):
+    rows = probe(cache, ask(layers="last", tokens="cls", input="l2", out=tmp_path))
+    assert [row.run for row in rows] == [probe(cache, ask(layers="last", tokens="cls", out=tmp_path))[0].run]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+    assert len(jobs(cache, ask(layers="last", tokens="cls", input="standard"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("final", "last"), ("1, 2,3,final", "all"), ("quarters", "quarters"), ("3,final", "3,final"), ("2,final", "mid+last")],
+)  # fmt: skip
+def test_a_list_that_is_a_layer_set_is_called_so(cache, text, name):
+    assert jobs(cache, ask(layers=text))[-1].selection.name == name
+
+
+@pytest.mark.parametrize("head", ["ridge", "logreg"])
+def test_features_that_do_not_fit_are_refused_before_anything_is_trained(cache, tmp_path, monkeypatch, head):
+    monkeypatch.setattr(whole, "available_memory", lambda: 10_000)
+    with pytest.raises(RequestError, match=rf"{head} needs the features of all 90 samples in memory"):
+        probe(cache, ask(head, out=tmp_path))
+    assert not (tmp_path / "results.jsonl").exists()
+    probe(cache, ask("linear", out=tmp_path))
