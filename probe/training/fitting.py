@@ -267,7 +267,7 @@ class Fitter:
 
     def _choose(self, work: Work) -> Fitted:
         """Let heads and input stages compete."""
-        candidates: list[Candidate] = []
+        started, candidates = time.perf_counter(), list[Candidate]()
         possible = self._possible(work)
         if self.protocol.folds == NO_FOLDS:
             job, stage = possible[0]
@@ -286,7 +286,7 @@ class Fitter:
         parts = [part.finish() for part in choice.parts]
         listed = tuple({"head": one.head, "input": one.input, "score": one.score} for one in candidates)
         if len(parts) == 1:
-            return replace(parts[0], sweep=None, candidates=listed)
+            return replace(parts[0], sweep=None, candidates=listed, seconds=time.perf_counter() - started)
         head = BlendHead.of([part.name for part in parts], [part.head for part in parts], work.task.kind)
         return Fitted(
             head,
@@ -294,7 +294,7 @@ class Fitter:
             sum(part.parameters for part in parts),
             choice.score,
             Chosen(),
-            sum(part.seconds for part in parts),
+            time.perf_counter() - started,
             "blend",
             " + ".join(f"{part.name} on {part.input}" for part in parts),
             candidates=listed,

@@ -109,6 +109,10 @@ def test_what_the_data_are_too_large_for_is_left_out(monkeypatch) -> None:
     fitted = fit_head(job, InMemoryTokens(tokens), labels, protocol=SHORT, reporter=heard)
     assert "lda" not in {one["head"] for one in fitted.candidates}
     assert {"logreg", "attentive"} <= {one["head"] for one in fitted.candidates}
+    attentive = fit_head(
+        array_job(get_head("attentive"), TOKENS), InMemoryTokens(tokens), labels, protocol=SHORT
+    )
+    assert fitted.seconds > attentive.seconds / 2, "those that lost took their time too"
     assert any("lda on l2 is left out: lda decomposes a matrix" in text for text in heard.messages)
 
 
