@@ -12,6 +12,7 @@ from featcache.probe.run import probe
 from featcache.store.errors import FeatcacheError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
+from featcache.store.text import rough_duration
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def probe_grid(
     for number, cache in enumerate(caches):
         if len(caches) > 1:
             left = (time.monotonic() - started) / number * (len(caches) - number) if number else 0.0
-            about = f", about {_minutes(left)} left" if left > 0 else ""
+            about = f", about {rough_duration(left)} left" if left > 0 else ""
             reporter.message(f"cache {number + 1} of {len(caches)}{about}: {cache.directory}")
         try:
             result.rows.extend(probe(cache, request, device=device, reporter=reporter))
@@ -57,7 +58,3 @@ def probe_grid(
             reporter.message(f"{cache.directory} is passed over: {error}")
             result.failures[str(cache.directory)] = error
     return result
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

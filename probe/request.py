@@ -111,7 +111,9 @@ class ProbeRequest:
                 "the exact solver is for linear heads alone; leave --solver out for the others"
             )
         if not names or not self.seeds:
-            raise RequestError("a probe needs at least one head (or a table) and one seed")
+            raise RequestError(
+                "a probe needs a head (--head auto, say; `featcache heads` lists them) or a table, and a seed"
+            )
         if self.num_heads is not None and not any("num_heads" in get_head(name).options for name in names):
             raise RequestError("num-heads is for heads with attention, such as attentive; none is asked for")
 
@@ -269,6 +271,11 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
         stage = job.input if job.solver == CHOICE else job.input or usual
         return job.head.name, job.selection.parts, job.solver, stage
 
+    if request.tap != DEFAULT_TAP and all(job.selection.tap != request.tap for job in asked):
+        raise RequestError(
+            f"the tap {request.tap} is a place in the blocks, and the heads asked for see the final layer alone; say which blocks "
+            "with --layers, or leave --tap out"
+        )
     return list({what(job): job for job in (baseline(cache), *asked)}.values())
 
 

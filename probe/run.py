@@ -28,7 +28,7 @@ from featcache.probe.results import (
 )
 from featcache.probe.saved import CONFIG_FILE, HeadConfig, describe_parts, features_digest, save_head
 from featcache.probe.scoring.bootstrap import score_interval
-from featcache.probe.scoring.kinds import SINGLE_LABEL
+from featcache.probe.scoring.kinds import REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
 from featcache.probe.scoring.metrics import Report
 from featcache.probe.scoring.tasks import as_tensor, kind_of, make_task
 from featcache.probe.training.fitted import Fitted
@@ -142,6 +142,7 @@ class _Runner:
         self._device = device
         self._precision = choose_precision(request.precision, device)
         self._budget = Budget.of(request.memory, device)
+        self._kind = request.target_kind or kind_of(cache["train"].labels())
         self._reporter = reporter
         self._baseline: dict[_Trial, float] = {}
         self._earlier = (
@@ -156,9 +157,12 @@ class _Runner:
         width = job.selection.parts[0].of(reader).width
         with torch.device("meta"):
             job.build(job.selection.num_tokens, width, len(self._cache.inventory.class_names), (0.0,))
-        kind = self._request.target_kind or kind_of(reader.labels())
         if job.solver != CHOICE:
-            get_head("logreg" if job.solver == EXACT else job.head.name).check_kind(kind)
+            get_head("logreg" if job.solver == EXACT else job.head.name).check_kind(self._kind)
+        if self._request.regression_loss != REGRESSION_LOSSES[0] and self._kind != REGRESSION:
+            raise RequestError(
+                f"the loss {self._request.regression_loss} is for regression targets, and these are {self._kind}; leave --loss out"
+            )
         if not self._request.shots:
             check_whole(job, reader.num_samples, width, self._device)
         if job.solver in (ADAMW, CHOICE):
@@ -176,7 +180,7 @@ class _Runner:
                 )
             else:
                 data = data or {split: self._load(split, job) for split in SPLITS}
-                row = self._train(job, trial, run, _few(data["train"], trial), data["test"])
+                row = self._train(job, trial, run, self._few(data["train"], job, trial), data["test"])
                 self._earlier[run] = row
             self._baseline.setdefault(trial, row.score)
             yield row
@@ -185,6 +189,26 @@ class _Runner:
         data = load_split(self._cache, split, job.selection, self._device, self._budget.for_tokens(split))
         stage = base_stage(self._cache, job.selection, self._protocol)
         return replace(data, tokens=data.tokens.with_stage(stage))
+
+    def _few(self, train: SplitData, job: Job, trial: _Trial) -> SplitData:
+        """The samples that a trial trains on: nothing else of train is seen, neither in training nor in the choice.
+
+        Raises:
+            RequestError: shots of targets that are not single labels.
+        """
+        if trial.shots is None:
+            return train
+        if self._kind != SINGLE_LABEL:
+            raise RequestError(
+                "shots are samples of every class, which only single-label targets have; leave --shots out"
+            )
+        counts = np.bincount(train.labels)
+        short = int((counts[counts > 0] < trial.shots).sum())
+        if short:
+            self._reporter.message(
+                f"note: {_title(job, trial)}: {short} of {int((counts > 0).sum())} classes have fewer samples; all of theirs are taken"
+            )
+        return train.subset(draw_shots(train.labels, trial.shots, trial.draw))
 
     def _protocol_of(self, job: Job, trial: _Trial) -> Protocol:
         """The protocol with the job's input stage; few shots are divided into folds, unless the request says how."""
@@ -203,7 +227,7 @@ class _Runner:
             "tokens": [[part.array, part.layers, part.tokens] for part in job.selection.parts],
             "options": dict(job.options),
             "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
-            "targets": [self._request.target_kind, self._request.regression_loss],
+            "targets": [self._kind, *([self._request.regression_loss] if self._kind == REGRESSION else [])],
             "precision": self._precision,
             "protocol": asdict(self._protocol_of(job, trial)),
         }
@@ -371,18 +395,3 @@ class _Runner:
         names = [provenance.get(f"{what}_names") or [""] for what in ("model", "dataset")]
         folder = self._cache.directory
         return str(names[0][0]) or folder.name, str(names[1][0]) or folder.parent.name
-
-
-def _few(train: SplitData, trial: _Trial) -> SplitData:
-    """The samples that a trial trains on: nothing else of train is seen, neither in training nor in the choice.
-
-    Raises:
-        RequestError: shots of targets that are not single labels.
-    """
-    if trial.shots is None:
-        return train
-    if train.labels.ndim != 1 or not np.issubdtype(train.labels.dtype, np.integer):
-        raise RequestError(
-            "shots are samples of every class, which only single-label targets have; leave --shots out"
-        )
-    return train.subset(draw_shots(train.labels, trial.shots, trial.draw))

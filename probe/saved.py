@@ -21,6 +21,8 @@ from featcache.store.files import (
     write_atomic,
     write_sealed,
 )
+from featcache.store.inventory import TAPS
+from featcache.store.layers import FINAL
 from featcache.store.spec import BackboneSpec
 from featcache.store.token_groups import tap_and_group
 
@@ -109,6 +111,10 @@ def _check_parts(config: HeadConfig, where: str) -> None:
         fits = False
     if not fits:
         raise CacheError(f"{where}: field 'parts' does not make the {config.num_tokens} tokens of the head")
+    if not {part.tap for part in config.selection.parts} <= {*TAPS, FINAL}:
+        raise CacheError(
+            f"{where} is of an earlier version of featcache, which named tokens in another way; train it again"
+        )
 
 
 def save_head(directory: Path, head: Head, config: HeadConfig) -> None:

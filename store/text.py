@@ -23,6 +23,11 @@ def parse_size(text: str) -> int | None:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def rough_duration(seconds: float) -> str:
+    """Seconds that are only known about: ``42 s`` or ``12 min``."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 def printable(text: str, keep: str = "") -> str:
     """Return `text` with every character escaped that would move the cursor, clear the screen or not be printed at all.
 

@@ -15,7 +15,7 @@ from featcache.console import ConsoleReporter, print_json, print_table
 from featcache.probe.request import ProbeRequest, jobs, left_out
 from featcache.probe.table import TableRow
 from featcache.store.catalogue import roots
-from featcache.store.errors import FeatcacheError
+from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.transfer.address import is_address
@@ -152,6 +152,8 @@ def probe_command(
         **training_settings(training),
     )
     if cache and is_address(cache):
+        if model or dataset:
+            raise RequestError(f"--cache says which cache is meant, {cache}; leave --model and --dataset out")
         caches = [open_cache(borrow_for_probe(cache, roots(root), request, reporter))]
     else:
         caches = open_caches(roots(root), cache, model, dataset, allow_partial)

@@ -8,7 +8,7 @@ from featcache.console import print_json, print_table
 from featcache.probe.protocol import Protocol, get_protocol
 from featcache.probe.protocol_files import preset_names, read_text
 
-COLUMNS = ("protocol", "input", "members", "epochs", "updates", "choice", "jitter")
+COLUMNS = ("protocol", "input", "members", "epochs", "updates", "choice", "jitter", "besides")
 
 EPILOG = """\b
 Examples:
@@ -55,4 +55,14 @@ def _row(protocol: Protocol) -> list[str]:
         f"{protocol.jitter_std:g}, half of the samples"
         if protocol.jitter_probability == 0.5
         else f"{protocol.jitter_std:g}, {100 * protocol.jitter_probability:g} % of the samples",
+        ", ".join(words for words, holds in _quirks(protocol).items() if holds),
     ]
+
+
+def _quirks(protocol: Protocol) -> dict[str, bool]:
+    """What the published runs did otherwise."""
+    return {
+        "jittered validation": protocol.jitter_validation,
+        "projected final tokens": protocol.projected_final,
+        "patches normalised over tokens": protocol.patch_norm_over_tokens,
+    }

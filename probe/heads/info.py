@@ -11,7 +11,7 @@ from featcache.store.errors import RequestError
 if TYPE_CHECKING:
     from featcache.probe.heads.base import Head
 
-TRAINED, CLOSED, EXACT, AUTO = FITTINGS = ("trained", "closed", "exact", "auto")
+TRAINED, CLOSED, EXACT, AUTO = ("trained", "closed", "exact", "auto")
 """How a head is fitted: by the members of a protocol, by formula for every setting, by the exact solver, or as others are."""
 
 

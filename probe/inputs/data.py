@@ -112,7 +112,7 @@ def check_memory(reader: SplitReader, selection: Selection, batch_size: int, bud
     if window is not None and window < least:
         raise RequestError(
             f"three mini-batches of {batch_size:,} samples, {selection.num_tokens} tokens each, do not fit into a memory of "
-            f"{budget.total / 1e6:,.1f} MB; give at least {max(0.1, 2 * least / 1e6):,.1f} MB, or ask for fewer layers or tokens"
+            f"{budget.total:,} bytes; give at least {max(0.1, 2 * least / 1e6):,.1f} MB, or ask for fewer layers or tokens"
         )
 
 

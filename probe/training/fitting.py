@@ -51,6 +51,7 @@ from featcache.probe.training.unfinished import Unfinished
 from featcache.probe.training.whole import check_whole
 from featcache.store.errors import RequestError
 from featcache.store.progress import Reporter, Silent
+from featcache.store.text import rough_duration
 
 # A group of members is cut so that about this many seconds of work are the most that an interruption loses.
 GROUP_SECONDS = 300.0
@@ -179,12 +180,14 @@ class Fitter:
         number = sum(one.num_members for one in sweep.rounds)
         finished = sum(map(len, options.finished))
         rounds = f" in {len(sweep.rounds)} rounds" if len(sweep.rounds) > 1 else ""
+        if self.protocol.halving > 1 and not rounds:
+            rounds = " (too few members or updates to halve)"
         folds = f" x {len(sweep.splits)} folds" if len(sweep.splits) > 1 else ""
         self.reporter.message(
             f"{work.title}: {number} members{rounds}{folds} x {sweep.tuning.num_steps:,} updates in batches of "
             f"{sweep.tuning.batch_size:,}, {self.precision}{', streamed' if work.train.streamed else ''}"
             + (f", {finished} members from an interrupted run" if finished else "")
-            + f"; about {_duration(estimate.seconds)}"
+            + f"; about {rough_duration(estimate.seconds)}"
         )
         return options, number
 
@@ -349,7 +352,3 @@ def _threads(sweep: Sweep) -> int:
     # Forward and twice that backward, a product and a sum for each parameter.
     operations = 6.0 * sweep.num_parameters * sweep.batch_size * len(sweep.members)
     return 1 if operations < SMALL_STEP else torch.get_num_threads()
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

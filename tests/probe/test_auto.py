@@ -14,7 +14,8 @@ from featcache.probe.scoring.tasks import Regression, SingleLabel
 from featcache.probe.training.array_fitting import array_job, fit_head
 from featcache.probe.training.auto import Candidate, choose
 from featcache.probe.training.trainer import predict
-from featcache.store.progress import Silent
+
+from .heard import Heard
 
 TARGETS = torch.tensor([0, 0, 1, 1])
 
@@ -88,17 +89,6 @@ def test_validation_is_of_heads_that_did_not_see_the_held_out_samples() -> None:
     ]
     assert found[0] > 0.9
     assert found[1] < 0.7
-
-
-class Heard(Silent):
-    """Remembers what the user is told."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        """Remember it."""
-        self.messages.append(text)
 
 
 def test_what_the_data_are_too_large_for_is_left_out(monkeypatch) -> None:

@@ -8,6 +8,7 @@ from featcache.probe.training import whole
 from featcache.store.errors import RequestError
 
 from .caches import rich_cache, rich_plan
+from .heard import Heard
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,34 @@ def test_the_protocols_own_input_stage_may_be_named_or_not(cache, tmp_path):
     assert [row.run for row in rows] == [probe(cache, ask(layers="last", tokens="cls", out=tmp_path))[0].run]
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
     assert len(jobs(cache, ask(layers="last", tokens="cls", input="standard"))) == 2
+
+
+def test_what_is_asked_for_is_told_by_its_meaning(cache, tmp_path):
+    """Saying what the targets are anyway is not another run."""
+    (row,) = probe(cache, ask(layers="last", tokens="cls", out=tmp_path))
+    (same,) = probe(cache, ask(layers="last", tokens="cls", target_kind="single-label", out=tmp_path))
+    assert (same.run, same.finished_at) == (row.run, row.finished_at)
+    (other,) = probe(cache, ask(layers="last", tokens="cls", target_kind="regression", out=tmp_path))
+    assert other.run != row.run
+    with pytest.raises(
+        RequestError, match="the loss mae is for regression targets, and these are single-label"
+    ):
+        probe(cache, ask(regression_loss="mae", out=tmp_path))
+
+
+def test_more_shots_than_there_are_samples(cache, tmp_path):
+    heard = Heard()
+    row = probe(cache, ask("ncm", shots=(5, 1000), out=tmp_path), reporter=heard)[-1]
+    assert (row.shots, row.train_samples) == (1000, 90)
+    assert [note for note in heard.messages if "5 shots" in note and "fewer" in note] == []
+    assert any(
+        "1000 shots" in note and "3 of 3 classes have fewer samples; all" in note for note in heard.messages
+    )
+
+
+def test_a_tap_that_nothing_looks_at(cache):
+    with pytest.raises(RequestError, match="the heads asked for see the final layer alone"):
+        jobs(cache, ask(layers="last", tap="block"))
 
 
 @pytest.mark.parametrize(

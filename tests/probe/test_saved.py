@@ -55,7 +55,7 @@ def config(name: str) -> HeadConfig:
         weights_digest="0" * 64,
         protocol="quick",
         seed=0,
-        parts=[("pooled", ("final",), ("cls",)), ("registers", ("1",), ("register0", "register1"))],
+        parts=[("final", ("final",), ("cls",)), ("norm2_registers", ("1",), ("register0", "register1"))],
         features="0" * 64,
     )
 

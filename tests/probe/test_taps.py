@@ -40,7 +40,6 @@ def ask(layers: str, tap: str, tokens: str = "cls+ap", **settings) -> ProbeReque
         ("1,final", "block", [("block", 1), ("final", 0)]),
         ("1,final", "norm2", [("norm2", 1), ("final", 0)]),
         ("3,0", "mlp", [("mlp", 3), ("mlp", 0)]),
-        ("last", "mlp", [("final", 0)]),
     ],
 )
 def test_tokens_are_those_of_the_tap(cache_and_content, layers, tap, arrays):

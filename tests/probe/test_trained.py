@@ -136,7 +136,10 @@ def test_a_config_whose_parts_do_not_fit(tmp_path, folders):
     for name in (CONFIG_FILE, "head.safetensors"):
         (tmp_path / name).write_bytes((folders["pooled"] / name).read_bytes())
     document = read_sealed(tmp_path / CONFIG_FILE)
-    for parts in ([], [["pooled", ["2"], ["cls"]]], [["pooled", ["2", "final"], [1, 2]]], [["pooled"]], [3]):
+    write_sealed(tmp_path / CONFIG_FILE, {**document, "parts": [["pooled", ["2", "final"], ["cls", "ap"]]]})
+    with pytest.raises(CacheError, match=r"is of an earlier version of featcache.*train it again"):
+        featcache.load_head(tmp_path)
+    for parts in ([], [["norm2", ["2"], ["cls"]]], [["norm2", ["2", "final"], [1, 2]]], [["norm2"]], [3]):
         write_sealed(tmp_path / CONFIG_FILE, {**document, "parts": parts})
         with pytest.raises(CacheError, match="field 'parts' does not make the 4 tokens of the head"):
             featcache.load_head(tmp_path)
