@@ -1,6 +1,6 @@
 """A linear head solved exactly: choose the penalty on a held-out part of train, then solve on all of it.
 
-The held-out part is that of the trained heads (`featcache.probe.training.sweep`); there is no jitter here.
+The held-out part is that of the trained heads (`featcache.probe.training.sweep_plan`); there is no jitter here.
 
 Shapes: N samples, T tokens, D width, F = T * D features, P penalties, C classes.
 """

@@ -1,6 +1,6 @@
 """Heads that are fitted by formula: choose the settings on held-out samples of train, then fit on all of it.
 
-The held-out samples are those of the trained heads (`featcache.probe.training.sweep`); there is no jitter here.
+The held-out samples are those of the trained heads (`featcache.probe.training.sweep_plan`); there is no jitter here.
 
 Shapes: N samples, R held-out samples, C classes, O outputs.
 """
@@ -26,7 +26,7 @@ from featcache.probe.scoring.calibration import fit_sigmoids
 from featcache.probe.scoring.metrics import negative_log_likelihood
 from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task, as_tensor, make_task
 from featcache.probe.solver.logistic import solver_device
-from featcache.probe.training.sweep import Split, check_number, make_splits
+from featcache.probe.training.sweep_plan import Split, check_number, make_splits
 from featcache.probe.training.trainer import prediction_batch
 
 # Factors that least-squares outputs are multiplied with to become logits.

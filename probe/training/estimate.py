@@ -7,7 +7,8 @@ from itertools import islice
 import torch
 
 from featcache.probe.training.batches import Seeds, mini_batches
-from featcache.probe.training.sweep import Sweep, SweepOptions, group_size
+from featcache.probe.training.sweep import SweepOptions, group_size
+from featcache.probe.training.sweep_plan import Sweep
 from featcache.probe.training.trainer import Training, initial_head, members_together
 
 TRIALS = 2

@@ -35,18 +35,16 @@ from featcache.probe.training.estimate import estimate_sweep
 from featcache.probe.training.fitted import Fitted, Work, count_parameters, record_sweep
 from featcache.probe.training.process import threads
 from featcache.probe.training.sweep import (
-    Sweep,
     SweepOptions,
     SweepResult,
     Tuning,
     finish,
     group_size,
     held_out_outputs,
-    make_splits,
-    plan_sweep,
     run_sweep,
     tune,
 )
+from featcache.probe.training.sweep_plan import Sweep, make_splits, plan_sweep
 from featcache.probe.training.unfinished import Unfinished
 from featcache.probe.training.whole import check_whole
 from featcache.store.errors import RequestError

@@ -17,7 +17,8 @@ from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
 from featcache.probe.protocol import QUICK
 from featcache.probe.training import estimate
 from featcache.probe.training.estimate import Estimate, estimate_sweep
-from featcache.probe.training.sweep import Sweep, SweepOptions, plan_sweep, run_sweep
+from featcache.probe.training.sweep import SweepOptions, run_sweep
+from featcache.probe.training.sweep_plan import Sweep, plan_sweep
 
 from .caches import rich_cache, rich_plan, select
 

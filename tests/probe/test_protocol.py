@@ -29,7 +29,8 @@ from featcache.probe.protocol_files import read_text
 from featcache.probe.scoring.metrics import class_weights
 from featcache.probe.training import batches
 from featcache.probe.training.batches import Jitter
-from featcache.probe.training.sweep import Sweep, SweepOptions, plan_sweep, run_sweep, select_best
+from featcache.probe.training.sweep import SweepOptions, run_sweep, select_best
+from featcache.probe.training.sweep_plan import Sweep, plan_sweep
 from featcache.probe.training.trainer import fit_members, predict
 from featcache.store.errors import RequestError, UnknownNameError
 

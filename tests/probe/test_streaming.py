@@ -15,7 +15,8 @@ from featcache.probe.inputs.stages import fit_stage
 from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
 from featcache.probe.protocol import QUICK
 from featcache.probe.scoring.metrics import scores
-from featcache.probe.training.sweep import plan_sweep, run_sweep
+from featcache.probe.training.sweep import run_sweep
+from featcache.probe.training.sweep_plan import plan_sweep
 from featcache.probe.training.trainer import predict
 from featcache.store.errors import RequestError
 from support.caches import write_cache

@@ -21,7 +21,8 @@ from featcache.probe.protocol import PAPER, QUICK, Member, learning_rate_at
 from featcache.probe.scoring.metrics import balanced_accuracy, scores, top_k
 from featcache.probe.training import trainer
 from featcache.probe.training.batches import Jitter, Seeds
-from featcache.probe.training.sweep import SweepOptions, group_size, plan_sweep, run_sweep
+from featcache.probe.training.sweep import SweepOptions, group_size, run_sweep
+from featcache.probe.training.sweep_plan import plan_sweep
 from featcache.probe.training.trainer import fit_members, predict
 from featcache.store.errors import RequestError
 
