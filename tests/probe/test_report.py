@@ -277,11 +277,25 @@ def test_rows_that_are_none_are_passed_over(tmp_path):
         {"folder": "../elsewhere"},
         {"folder": "/etc"},
         {"surprise": 1},
+        {"kept_layers": [1]},
+        {"score_interval": [0.1]},
+        {"score_interval": [0.1, None]},
+        {"settings": {"k": "5"}},
+        {"settings": []},
+        {"scores": {"top1": 10**400}},
+        {"parameters": 10**400},
+        {"model": "\ud800"},
+        # Of every field, a value of another type.
+        *(
+            {name: [] if isinstance(value, dict) else {}}
+            for name, value in good.items()
+            if name != "settings"
+        ),
     ]
-    lines = [json.dumps({**good, **changes}) for changes in bad]
-    (tmp_path / "results.jsonl").write_text("\n".join([json.dumps(good), *lines, "[]", '{"torn', ""]))
+    lines = [*(json.dumps({**good, **changes}) for changes in bad), "[]", '{"torn', "[" * 100_000]
+    (tmp_path / "results.jsonl").write_text("\n".join([json.dumps(good), *lines, ""]))
     assert read_rows(tmp_path) == [made_row(0.5)]
-    assert count_lines(tmp_path) == len(bad) + 3
+    assert count_lines(tmp_path) == len(lines) + 1
     early = {name: value for name, value in good.items() if name not in ("setup", "options")}
     assert ResultRow.from_dict(early) is not None, "fields that came later are not missed"
 
