@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from featcache.cli.probe_table import rows_table
 from featcache.probe.published import published_dataset, published_model, published_score
+from featcache.probe.report.columns import column_names
 from featcache.probe.report.groups import filter_rows, group_rows, repetitions
-from featcache.probe.report.pivot import column_names, pivot_differences, pivot_scores
+from featcache.probe.report.pivot import pivot_differences, pivot_scores
 from featcache.probe.report.significance import holm, mean_interval, paired_p_value
 from featcache.probe.report.tables import Number, Table, to_csv, to_latex, to_markdown, to_records
 from featcache.probe.report.views import VIEWS, Against, parse_reference
@@ -91,6 +93,15 @@ def test_seeds_of_one_draw_are_no_repetitions():
     rows = [made_row(score, shots=5, draw=draw, seed=seed) for (draw, seed), score in scores.items()]
     (group,) = group_rows(rows)
     assert group.interval == pytest.approx(mean_interval([0.2, 0.6, 0.2]))
+    # `featcache probe` says the same.
+    columns, lines = rows_table(rows, grid=False)
+    line = dict(zip(columns, lines[-1], strict=True))
+    low, high = group.interval
+    high = min(1.0, high)
+    assert line["balanced acc [95 %]"] == (
+        f"{100 * group.mean:.2f} ± {100 * group.deviation:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+    )
+    assert line["top-1"] == f"{100 * group.mean:.2f} ± {100 * group.deviation:.2f}"
 
 
 def test_a_score_that_only_some_have():
@@ -151,6 +162,42 @@ def test_the_reference_is_the_one_trained_alike():
     found = pivot_differences(groups, groups)
     (five,) = [cell for (_, name), cell in found.cells.items() if name == "linear all cls+ap 5 shots"]
     assert five.mean == pytest.approx(0.1)
+    assert not any(cell.note for cell in found.cells.values())
+
+
+def test_a_reference_has_as_many_shots():
+    """Else a gain would be one of samples; another protocol is better than no reference, and said."""
+    few = made_rows([0.3, 0.4], shots=5)
+    groups = group_rows([*few, *made_rows([0.7, 0.8], head="attentive", **ALL)])
+    with pytest.raises(
+        RequestError,
+        match="no result can be compared with linear on last, cls: same cache, score, number of shots and seeds",
+    ):
+        pivot_differences(groups, groups)
+    paper = made_rows([0.7, 0.8], head="attentive", protocol="paper", **ALL)
+    groups = group_rows([*made_rows([0.5, 0.6]), *paper])
+    note = "where the protocol paper has no reference, its runs are compared with that of the protocol quick"
+    against = Against(parse_reference(None), groups)
+    assert note in VIEWS["gains"](groups, against).notes
+    assert note in VIEWS["summary"](groups, against).notes
+
+
+def test_the_last_layer_is_found_by_either_name():
+    listed = made_rows([0.5, 0.6], layers="final")
+    for layers, rows in (("last", listed), ("final", made_rows([0.5, 0.6])), ("final", listed)):
+        groups = group_rows([*rows, *made_rows([0.7, 0.9], **ALL)])
+        (cell,) = pivot_differences(groups, groups, TableRow("linear", layers, "cls")).cells.values()
+        assert cell.mean == pytest.approx(0.25)
+
+
+def test_a_score_without_end_has_no_spread():
+    """As R2 has where a training diverged."""
+    rows = made_rows([-float("inf"), 0.5], metric="r2")
+    for row in rows:
+        row.scores["r2"] = row.score
+    (group,) = groups = group_rows(rows)
+    assert (group.mean, group.deviation, group.interval) == (-float("inf"), None, None)
+    assert "-inf" in VIEWS["summary"](groups, Against(parse_reference(None), [])).cells()[0]
 
 
 def test_less_is_better_of_a_likelihood():
