@@ -284,6 +284,9 @@ def test_published_scores():
     )
     for model in known:
         assert {published_model(name) for name in model_names(model)} == {model}
+    for size in ("B-32", "B-16", "L-14"):
+        assert published_model(f"open_clip:ViT-{size}/openai") == f"clip-vit-{size.lower()}"
+        assert published_model(f"open_clip:ViT-{size}/laion400m_e32") is None
     assert published_model("mae-vit-b-16") is None, "its scores are not in the paper's table"
     for name in ("flowers", "Flowers", "imagefolder:flowers"):
         assert published_dataset(name).name == "Flowers"
@@ -302,15 +305,33 @@ def test_next_to_the_published_scores():
     assert table.notes == [
         "dtd: the train split here has 100 samples, the paper's 1,880",
         "dtd: the test split here has 50 samples, the paper's 1,880",
+        "vit-l-14: QuickGELU here, as CLIP was trained; GELU in the published runs",
         "the published runs are those of the protocol paper-parity",
     ]
+    heads = {**ALL, "head": "attentive", "num_heads": 3}
     otherwise = [
-        made_row(0.5, **paper, **how) for how in ({"shots": 5}, {"input": "standard"}, {"solver": "exact"})
+        made_row(0.5, **paper, **how)
+        for how in ({"shots": 5}, {"input": "standard"}, {"solver": "exact"}, heads)
     ]
     with pytest.raises(RequestError, match="no result has a backbone"):
         VIEWS["published"](group_rows(otherwise), Against(PAPER[0], []))
     with pytest.raises(RequestError, match="no result has a backbone, a dataset and a head"):
         VIEWS["published"](group_rows(ROWS), Against(PAPER[0], []))
+
+
+def test_the_published_runs_are_found_as_they_were_made():
+    """With GELU, and with the paper's number of attention heads: one for each token, eight with patches."""
+    theirs = {"model": "open_clip:ViT-B-16/openai", "dataset": "dtd", "protocol": "paper-parity"}
+    theirs |= {"head": "attentive", "train_samples": 1880, "test_samples": 1880}
+    patches = {"num_heads": 8, "layer_names": ["final"], "tokens": ["cls", "patches"]}
+    rows = [made_row(0.5, **theirs, **ALL, num_heads=6), made_row(0.5, **theirs, **patches)]
+    table = VIEWS["published"](group_rows(rows), Against(PAPER[0], []))
+    assert [row[1] for row in table.rows[:-1]] == 2 * ["clip-vit-b-16"]
+    assert table.notes == []
+    ours = theirs | {"model": "clip-vit-b-16"}
+    both = VIEWS["published"](group_rows([rows[1], made_row(0.6, **ours, **patches)]), Against(PAPER[0], []))
+    assert [row[1] for row in both.rows[:-1]] == ["open_clip:ViT-B-16/openai", "clip-vit-b-16"], "told apart"
+    assert len(both.notes) == 1
 
 
 def test_rows_that_are_none_are_passed_over(tmp_path):
