@@ -15,9 +15,9 @@ from featcache.probe.plots.shots import ShotsPoint, shots_figure
 from featcache.probe.plots.sweep import sweep_figure
 from featcache.probe.records import AttentionRecord, read_attention, read_curve, read_sweep
 from featcache.probe.report.columns import Place, column_names, place_of
-from featcache.probe.report.groups import NO_FRACTION, Group
+from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION, Group
 from featcache.probe.report.numbers import factor
-from featcache.probe.report.pivot import pivot_differences
+from featcache.probe.report.pivot import cell_notes, pivot_differences
 from featcache.probe.report.views import Against, score_words
 from featcache.probe.results import PREDICTIONS_FILE, ResultRow
 from featcache.store.catalogue import slug
@@ -60,7 +60,8 @@ def _gains(groups: Sequence[Group], against: Against) -> Named:
         pivot = pivot_differences(groups, against.groups, against.reference)
     except RequestError:
         return
-    yield "gains", gains_figure(pivot, f"{score_words(groups)} over {against.reference}")
+    title = "\n".join([f"{score_words(groups)} over {against.reference}", *cell_notes(pivot.cells.values())])
+    yield "gains", gains_figure(pivot, title, str(against.reference))
 
 
 def _shots(groups: Sequence[Group], against: Against) -> Named:
@@ -75,6 +76,7 @@ def _shots(groups: Sequence[Group], against: Against) -> Named:
         curves.setdefault(place_of(group), {}).setdefault(names[id(group)], []).append(point)
     for place, found in curves.items():
         score = score_words(few) + ("" if few[0].score in NO_FRACTION else ", %")
+        score += "; less is better" if few[0].score in LESS_IS_BETTER else ""
         title = f"{place.dataset}, {place.model}: from few samples"
         yield f"shots-{slug(place.dataset)}-{slug(place.model)}", shots_figure(found, title, score)
 
