@@ -135,31 +135,50 @@ class ResultRow:
         return cls(**values)
 
 
-_TEXTS = ("run", "cache_key", "model", "dataset", "head", "layers", "solver", "protocol", "metric", "folder")
-_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(_TEXTS, str),
-    **dict.fromkeys(("layer_names", "tokens"), (list, tuple)),
-    **dict.fromkeys(("seed", "draw", "parameters", "train_samples", "test_samples"), int),
-    "scores": dict,
-    "shots": (int, NoneType),
-    "seconds": (int, float),
+_FIELDS: Mapping[tuple[type, ...], Sequence[str]] = {
+    (str,): (
+        *("run", "cache_key", "model", "dataset", "head", "layers", "precision", "protocol", "input"),
+        *("target_kind", "metric", "chosen_head", "solver", "version", "folder", "setup", "tap"),
+    ),
+    (str, NoneType): ("penalty_kind",),
+    (int,): ("seed", "draw", "folds", "parameters", "train_samples", "test_samples"),
+    (int, NoneType): ("num_heads", "shots"),
+    (int, float): ("score", "gain", "seconds", "finished_at"),
+    (int, float, NoneType): (
+        *("balanced_accuracy", "top1", "top5", "validation_score"),
+        *("learning_rate", "weight_decay", "dropout", "penalty"),
+    ),
+    (bool, NoneType): ("converged",),
+    (list, tuple): ("layer_names", "tokens"),
+    (list, tuple, NoneType): ("score_interval", "kept_layers"),
+    (dict,): ("scores", "options"),
+    (dict, NoneType): ("settings",),
 }
+_TYPES = {name: kinds for kinds, names in _FIELDS.items() for name in names}
+_LARGEST = 2**63
+"""Of integers: beyond it, one may be no float."""
 
 
 def _fits(document: Mapping[str, Any]) -> bool:
     """Whether a row's values can be worked with: results are shared, and a folder must not lead elsewhere."""
-    if not all(isinstance(document[name], kind) for name, kind in _TYPES.items()):
+    if not all(isinstance(value, _TYPES[name]) for name, value in document.items()):
         return False
-    numbers = document["scores"].values()
-    texts = [*document["layer_names"], *document["tokens"]]
+    interval, settings = document["score_interval"], document["settings"] or {}
+    numbers = [value for value in document.values() if isinstance(value, int)]
+    numbers += [value for value in document["scores"].values() if value is not None]
+    texts = [*document["layer_names"], *document["tokens"], *(document["kept_layers"] or ())]
     folder = Path(document["folder"])
     return (
-        all(value is None or isinstance(value, int | float) for value in numbers)
-        and isinstance(document.get("tap", DEFAULT_TAP), str)
+        all(_is_number(value) for value in (*numbers, *settings.values(), *(interval or ())))
+        and (interval is None or len(interval) == 2)
         and all(isinstance(text, str) for text in texts)
         and not folder.is_absolute()
         and ".." not in folder.parts
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < _LARGEST)
 
 
 def _has_no_default(one: Field[Any]) -> bool:
@@ -186,21 +205,25 @@ def append_row(out: Path, row: ResultRow) -> None:
 
 
 def read_rows(out: Path) -> list[ResultRow]:
-    """All rows of results.jsonl; lines that are torn or of another version are passed over."""
+    """All rows of results.jsonl; lines that are torn, of another version or of other types are passed over."""
     try:
         lines = (out / RESULTS_FILE).read_bytes().splitlines()
     except FileNotFoundError:
         return []
-    rows = []
-    for line in lines:
-        try:
-            document = json.loads(line)
-        except ValueError:
-            continue
-        row = ResultRow.from_dict(document) if isinstance(document, dict) else None
-        if row is not None:
-            rows.append(row)
-    return rows
+    documents = map(_parse, lines)
+    rows = [ResultRow.from_dict(document) for document in documents if isinstance(document, dict)]
+    return [row for row in rows if row is not None]
+
+
+def _parse(line: bytes) -> object:
+    """The JSON value of a line; None where there is none that could be written again."""
+    try:
+        document = json.loads(line)
+        if b"\\ud" in line.lower():  # maybe half of a surrogate pair, which is no text
+            json.dumps(document, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return document
 
 
 def count_lines(out: Path) -> int:

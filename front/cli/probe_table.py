@@ -1,10 +1,11 @@
 """The table that ``featcache probe`` prints."""
 
-from collections.abc import Sequence
-from statistics import mean, stdev
+from collections.abc import Callable, Sequence
+from statistics import mean
 from typing import TYPE_CHECKING
 
-from featcache.probe.report.significance import mean_interval
+from featcache.probe.report.groups import repetitions
+from featcache.probe.report.significance import mean_interval, spread
 
 if TYPE_CHECKING:
     from featcache.probe.results import ResultRow
@@ -16,7 +17,7 @@ METRICS = {"balanced_accuracy": "balanced acc", "mean_average_precision": "mAP",
 def rows_table(rows: Sequence["ResultRow"], grid: bool) -> tuple[tuple[str, ...], list[list[str]]]:
     """Columns and lines: one for every row, and where a head was trained several times one for their mean.
 
-    The interval of a row is the bootstrap's over test samples; that of a mean is Student's t over seeds and draws.
+    The interval of a row is the bootstrap's over test samples; that of a mean is Student's t over seeds, or over draws of samples.
 
     Args:
         rows: at least one.
@@ -67,7 +68,7 @@ def _line(row: "ResultRow") -> list[str]:
         row.input,
         str(row.seed) if row.shots is None else f"{_shots(row.shots)}, draw {row.draw}, {row.seed}",
         score,
-        _points([row.top1]),
+        "" if row.top1 is None else f"{100 * row.top1:.2f}",
         f"{100 * row.gain:+.2f}",
         chosen(row),
         f"{row.parameters:,}",
@@ -90,11 +91,12 @@ def chosen(row: "ResultRow") -> str:
 
 
 def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
-    first, scores = group[0], [row.score for row in group]
-    score = _points(scores)
+    first = group[0]
+    score = _points(group, lambda row: row.score)
+    scores = _repetitions(group, lambda row: row.score)
     interval = mean_interval(scores)
     if interval is not None and len(scores) > 2:  # of two, it spans more than there is
-        score += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+        score += f" [{100 * interval[0]:.1f}, {100 * min(1.0, interval[1]):.1f}]"
     stages = dict.fromkeys(row.input for row in group)
     return [
         first.head,
@@ -103,8 +105,8 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
         first.input if len(stages) == 1 else "",
         "mean" if first.shots is None else f"{_shots(first.shots)}, mean",
         score,
-        _points([row.top1 for row in group]),
-        _points([row.gain for row in group], "+"),
+        _points(group, lambda row: row.top1),
+        _points(group, lambda row: row.gain, "+"),
         "",
         f"{round(mean(row.parameters for row in group)):,}",
         f"{sum(row.seconds for row in group):.1f}",
@@ -115,9 +117,17 @@ def _shots(number: int) -> str:
     return f"{number} shot" if number == 1 else f"{number} shots"
 
 
-def _points(values: Sequence[float | None], sign: str = "") -> str:
-    """Percent: one value, or mean and deviation of several; nothing where there is no such score."""
-    known = [100 * value for value in values if value is not None]
+Field = Callable[["ResultRow"], float | None]
+
+
+def _points(group: Sequence["ResultRow"], field: Field, sign: str = "") -> str:
+    """Percent: mean and deviation; nothing where there is no such score."""
+    known = [value for row in group if (value := field(row)) is not None]
     if not known:
         return ""
-    return f"{mean(known):{sign}.2f}" + (f" ± {stdev(known):.2f}" if len(known) > 1 else "")
+    deviation = spread(_repetitions(group, field))
+    return f"{100 * mean(known):{sign}.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+
+
+def _repetitions(group: Sequence["ResultRow"], field: Field) -> list[float]:
+    return repetitions({(row.draw, row.seed): value for row in group if (value := field(row)) is not None})

@@ -14,8 +14,10 @@ from featcache.probe.plots.gains import gains_figure
 from featcache.probe.plots.shots import ShotsPoint, shots_figure
 from featcache.probe.plots.sweep import sweep_figure
 from featcache.probe.records import AttentionRecord, read_attention, read_curve, read_sweep
-from featcache.probe.report.groups import NO_FRACTION, Group
-from featcache.probe.report.pivot import Place, column_names, pivot_differences, place_of
+from featcache.probe.report.columns import Place, column_names, place_of
+from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION, Group
+from featcache.probe.report.numbers import factor
+from featcache.probe.report.pivot import cell_notes, pivot_differences
 from featcache.probe.report.views import Against, score_words
 from featcache.probe.results import PREDICTIONS_FILE, ResultRow
 from featcache.store.catalogue import slug
@@ -58,24 +60,23 @@ def _gains(groups: Sequence[Group], against: Against) -> Named:
         pivot = pivot_differences(groups, against.groups, against.reference)
     except RequestError:
         return
-    yield "gains", gains_figure(pivot, f"{score_words(groups)} over {against.reference}")
+    title = "\n".join([f"{score_words(groups)} over {against.reference}", *cell_notes(pivot.cells.values())])
+    yield "gains", gains_figure(pivot, title, str(against.reference))
 
 
 def _shots(groups: Sequence[Group], against: Against) -> Named:
     """A figure for every dataset and backbone with few-shot runs."""
     curves: dict[Place, dict[str, list[ShotsPoint]]] = {}
     few = [group for group in groups if group.first.shots is not None]
-    for shots in sorted({group.first.shots or 0 for group in few}):
-        alike = [group for group in few if group.first.shots == shots]
-        # Names among runs of one number of samples do not say that number, which is the axis.
-        names = column_names(alike)
-        for group in alike:
-            scale = 1 if group.score in NO_FRACTION else 100
-            deviation = None if group.deviation is None else scale * group.deviation
-            point = ShotsPoint(shots, scale * group.mean, deviation)
-            curves.setdefault(place_of(group), {}).setdefault(names[id(group)], []).append(point)
+    names = column_names(few, told=("shots",))
+    for group in few:
+        by = factor(group.score)
+        deviation = None if group.deviation is None else by * group.deviation
+        point = ShotsPoint(group.first.shots or 0, by * group.mean, deviation)
+        curves.setdefault(place_of(group), {}).setdefault(names[id(group)], []).append(point)
     for place, found in curves.items():
         score = score_words(few) + ("" if few[0].score in NO_FRACTION else ", %")
+        score += "; less is better" if few[0].score in LESS_IS_BETTER else ""
         title = f"{place.dataset}, {place.model}: from few samples"
         yield f"shots-{slug(place.dataset)}-{slug(place.model)}", shots_figure(found, title, score)
 

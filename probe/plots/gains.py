@@ -1,15 +1,35 @@
-"""Gains over the baseline: datasets down, heads and layer sets by colour and marker."""
+"""Gains over a reference: datasets down, heads and layer sets by colour and marker."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from featcache.probe.plots.style import MARKERS, NEUTRAL, PALETTE, new_figure, style
+from featcache.probe.plots.style import (
+    FILLS,
+    MARKERS,
+    NEUTRAL,
+    PALETTE,
+    legend_height,
+    marker_style,
+    new_figure,
+    style,
+)
+from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION
+from featcache.probe.report.numbers import factor
 from featcache.probe.report.pivot import Pivot
 
 
-def gains_figure(pivot: Pivot, title: str) -> Figure:
-    """Draw the differences of a pivot in points, with their deviation over seeds, and a row for their mean.
+def gains_figure(pivot: Pivot, title: str, reference: str) -> Figure:
+    """Draw the differences of a pivot, with their deviation over seeds, and a row for their mean.
 
-    Colour says which head and tokens, the marker which layers.
+    Colour and fill say which head and tokens, the marker which layers, if there are several sets of them.
+
+    Args:
+        pivot: differences, in the unit of their score.
+        title: above.
+        reference: what they are differences from.
     """
     several = len({place.model for place in pivot.places}) > 1
     rows = [f"{place.dataset}, {place.model}" if several else place.dataset for place in pivot.places]
@@ -18,48 +38,63 @@ def gains_figure(pivot: Pivot, title: str) -> Figure:
     spread = 0.7 / max(1, len(pivot.columns))
     looks = _looks(pivot.columns)
     with style():
-        figure = new_figure(5.6, max(1.9, (0.12 * len(pivot.columns) + 0.1) * len(rows) + 0.9), title)
+        height = max(
+            1.9, (0.12 * len(pivot.columns) + 0.1) * len(rows) + 0.9, legend_height(len(pivot.columns))
+        )
+        figure = new_figure(5.6, height, title)
         axes = figure.subplots()
         axes.axvline(0, color=NEUTRAL, linewidth=0.8)
         for index, column in enumerate(pivot.columns):
-            colour, marker = looks[column]
             shift = (index - (len(pivot.columns) - 1) / 2) * spread
             points = [
                 (place, cell)
                 for place, key in enumerate(pivot.places)
                 if (cell := pivot.cells.get((key, column))) is not None
             ]
-            x = [100 * cell.mean for _, cell in points]
+            x = [factor(cell.score) * cell.mean for _, cell in points]
             y = [place + shift for place, _ in points]
-            errors = [100 * (cell.deviation or 0.0) for _, cell in points]
+            errors = [factor(cell.score) * (cell.deviation or 0.0) for _, cell in points]
             if column in pivot.means:
-                x, y, errors = (
-                    [*x, 100 * pivot.means[column]],
-                    [*y, len(pivot.places) + shift],
-                    [*errors, 0.0],
-                )
+                x.append(factor(points[0][1].score) * pivot.means[column])  # means are of one score
+                y.append(len(pivot.places) + shift)
+                errors.append(0.0)
             axes.errorbar(
-                x, y, xerr=errors, fmt=marker, color=colour, markersize=4.2, elinewidth=0.9, label=column
+                x, y, xerr=errors, linestyle="", **looks[column], markersize=4.8, elinewidth=0.9, label=column
             )
         for line in range(1, len(rows)):
             axes.axhline(line - 0.5, color=NEUTRAL, linewidth=0.3, alpha=0.6)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("points over the baseline")
+        axes.locator_params(axis="x", nbins=6)  # differences in nats have long numbers
+        axes.set_xlabel(_unit(pivot, reference))
         # Above or beside the points, never over them.
         figure.legend(loc="outside right upper", handletextpad=0.3)
         return figure
 
 
-def _looks(columns: list[str]) -> dict[str, tuple[str, str]]:
-    """A colour for each head with its tokens, a marker for each layer set."""
-    heads: dict[tuple[str, ...], str] = {}
-    layer_sets: dict[str, str] = {}
-    looks = {}
+def _unit(pivot: Pivot, reference: str) -> str:
+    scores = {cell.score for cell in pivot.cells.values()}
+    what = "difference from" if scores <= {*NO_FRACTION} else "points over"
+    return f"{what} {reference}" + ("; less is better" if scores <= {*LESS_IS_BETTER} else "")
+
+
+def _looks(columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour and a fill for each head with its tokens, a marker for each layer set; no two columns look alike."""
+    heads: dict[tuple[str, ...], int] = {}
+    layer_sets = {layers: index for index, layers in enumerate(dict.fromkeys(map(_layers, columns)))}
+    looks: dict[str, tuple[str, str, str]] = {}
     for column in columns:
         head, layers, *rest = column.split(" ")
-        colour = heads.setdefault((head, *rest), PALETTE[len(heads) % len(PALETTE)])
-        marker = layer_sets.setdefault(layers, MARKERS[len(layer_sets) % len(MARKERS)])
-        looks[column] = (colour, marker)
-    return looks
+        turn, place = divmod(heads.setdefault((head, *rest), len(heads)), len(PALETTE))
+        # Of one layer set alone, markers have nothing to say but the head, for a copy in grey.
+        shape = layer_sets[layers] if len(layer_sets) > 1 else place + turn
+        own = (PALETTE[place], MARKERS[shape % len(MARKERS)], FILLS[turn % len(FILLS)])
+        # More layer sets than markers, or more heads than colours and fills, take what is left.
+        free = (look for look in product(PALETTE, MARKERS, FILLS) if look not in looks.values())
+        looks[column] = own if own not in looks.values() else next(free, own)
+    return {column: marker_style(*look) for column, look in looks.items()}
+
+
+def _layers(column: str) -> str:
+    return column.split(" ")[1]

@@ -2,10 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from featcache.probe.plots.style import MARKERS, PALETTE, new_figure, style
+from featcache.probe.plots.style import (
+    FILLS,
+    LINES,
+    MARKERS,
+    PALETTE,
+    legend_height,
+    marker_style,
+    new_figure,
+    style,
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class ShotsPoint:
 def shots_figure(curves: Mapping[str, Sequence[ShotsPoint]], title: str, score: str) -> Figure:
     """Draw a line for every head, with the deviation over draws and seeds; the axis of samples is logarithmic."""
     with style():
-        figure = new_figure(5.0, 2.5, title)
+        figure = new_figure(5.0, max(2.5, legend_height(len(curves))), title)
         axes = figure.subplots()
         for index, (name, points) in enumerate(curves.items()):
             ordered = sorted(points, key=lambda point: point.shots)
@@ -30,9 +40,8 @@ def shots_figure(curves: Mapping[str, Sequence[ShotsPoint]], title: str, score: 
                 [point.shots for point in ordered],
                 [point.mean for point in ordered],
                 yerr=[point.deviation or 0.0 for point in ordered],
-                color=PALETTE[index % len(PALETTE)],
-                marker=MARKERS[index % len(MARKERS)],
-                markersize=4,
+                **_look(index),
+                markersize=4.5,
                 elinewidth=0.9,
                 label=name,
             )
@@ -44,3 +53,10 @@ def shots_figure(curves: Mapping[str, Sequence[ShotsPoint]], title: str, score: 
         axes.set_ylabel(score)
         figure.legend(loc="outside right upper", handletextpad=0.3)
         return figure
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Where a colour comes round again, marker, fill and line are others."""
+    turn, place = divmod(index, len(PALETTE))
+    look = marker_style(PALETTE[place], MARKERS[(place + turn) % len(MARKERS)], FILLS[turn % len(FILLS)])
+    return {**look, "linestyle": LINES[turn % len(LINES)]}

@@ -1,7 +1,7 @@
 """The one style of all plots: small enough for a column of a paper, clear in print and to colour-blind readers.
 
-Categories differ in colour (Okabe and Ito's palette, without its yellow, which print loses) and in marker; amounts go from light to dark
-in one hue, so that a grey copy keeps their order.
+Categories differ in colour (Okabe and Ito's palette, without its yellow, which print loses) and in marker; where colours come round again,
+markers are hollow, then half filled. Amounts go from light to dark in one hue, so that a grey copy keeps their order.
 """
 
 import io
@@ -23,6 +23,8 @@ from featcache.store.files import write_atomic
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FILLS = ("full", "none", "left", "bottom")
+LINES = ("-", "--", ":", "-.")
 AMOUNTS = "Blues"
 NEUTRAL = "#767676"
 MISSING = "#e6e6e6"
@@ -55,6 +57,22 @@ def style() -> Iterator[None]:
     """Draw and save in the style of the project."""
     with rc_context(_RC):
         yield
+
+
+def marker_style(colour: str, marker: str, fill: str) -> dict[str, Any]:
+    """What matplotlib calls the look of a marker, one of `FILLS`; what is not filled is white, so that no line shows through."""
+    return {
+        "color": colour,
+        "marker": marker,
+        "fillstyle": "full" if fill == "none" else fill,
+        "markerfacecolor": "white" if fill == "none" else colour,
+        "markerfacecoloralt": "white",
+    }
+
+
+def legend_height(entries: int) -> float:
+    """Inches that a legend beside the axes takes."""
+    return 0.16 * entries + 0.2
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

@@ -11,12 +11,19 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+# The names under which the authors loaded CLIP, in lower case: with GELU.
+_AUTHORS_CLIP: Mapping[str, str] = {
+    "open_clip:vit-b-32/openai": "clip-vit-b-32",
+    "open_clip:vit-b-16/openai": "clip-vit-b-16",
+    "open_clip:vit-l-14/openai": "clip-vit-l-14",
+}
 # Under which names a backbone of the paper may have been extracted, besides its own.
 _MODELS: Mapping[str, str] = {
     "vit-l-14": "clip-vit-l-14",
     "open_clip:vit-b-32-quickgelu/openai": "clip-vit-b-32",
     "open_clip:vit-b-16-quickgelu/openai": "clip-vit-b-16",
     "open_clip:vit-l-14-quickgelu/openai": "clip-vit-l-14",
+    **_AUTHORS_CLIP,
     "timm:vit_small_patch14_dinov2.lvd142m": "dinov2-vit-s-14",
     "timm:vit_base_patch14_dinov2.lvd142m": "dinov2-vit-b-14",
     "timm:vit_large_patch14_dinov2.lvd142m": "dinov2-vit-l-14",
@@ -45,6 +52,11 @@ def published_model(name: str) -> str | None:
     """Return the paper's backbone that `name`, an alias or explicit, stands for; None if it has none."""
     own = _MODELS.get(name.lower(), name.lower())
     return own if any(model == own for model, *_ in _scores()) else None
+
+
+def has_other_activation(name: str) -> bool:
+    """Whether `name` stands for a backbone of the paper with QuickGELU, where the published runs had GELU."""
+    return (published_model(name) or "").startswith("clip-") and name.lower() not in _AUTHORS_CLIP
 
 
 def published_score(model: str, dataset: str, head: str, layers: str, tokens: Sequence[str]) -> float | None:

@@ -1,11 +1,17 @@
 """Results next to the published scores of arXiv 2601.09322."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import mean
 
 from featcache.probe.protocol import L2_INPUT
-from featcache.probe.published import PublishedDataset, published_dataset, published_model, published_score
-from featcache.probe.report.groups import Group
+from featcache.probe.published import (
+    PublishedDataset,
+    has_other_activation,
+    published_dataset,
+    published_model,
+    published_score,
+)
+from featcache.probe.report.groups import Group, own_num_heads
 from featcache.probe.report.numbers import number
 from featcache.probe.report.tables import Table, Value
 from featcache.probe.request import ADAMW
@@ -23,35 +29,32 @@ PAPERS_OWN = "paper-parity"
 
 
 def beside_published(groups: Sequence[Group]) -> Table:
-    """Compare what has a backbone, a dataset and a head of the paper, and was trained on all of train as there.
+    """Compare what has a backbone, a dataset and a head of the paper, attention heads and all, and was trained on all of train.
 
     Raises:
         RequestError: nothing has.
     """
     lines: list[list[Value]] = []
     gaps, notes = [], []
-    for group in groups:
+    found = list(_comparable(groups))
+    names = {(model, group.first.model) for group, model, *_ in found}
+    for group, model, dataset, score in found:
         row = group.first
-        model, dataset = published_model(row.model), published_dataset(row.dataset)
-        as_there = (group.score, row.shots, row.input, row.solver) == (
-            *(SCORE, None, L2_INPUT, ADAMW),
-        ) and row.tap in (DEFAULT_TAP, FINAL)
-        if not as_there or model is None or dataset is None:
-            continue
-        score = published_score(model, dataset.name, row.head, row.layers, row.tokens)
-        if score is None:
-            continue
         gaps.append(group.mean - score)
         notes += _other_sizes(row, dataset)
+        # Extracted under several names, it may be with GELU and with QuickGELU.
+        alone = sum(one == model for one, _ in names) == 1
         lines.append(
             [
-                *(dataset.name, model, row.head, row.layers, "+".join(row.tokens), row.protocol),
-                len(group.by_seed),
+                *(dataset.name, model if alone else row.model, row.head, row.layers, "+".join(row.tokens)),
+                *(row.protocol, len(group.by_seed)),
                 number(SCORE, group.mean, group.deviation),
                 number(SCORE, score),
                 number(SCORE, group.mean - score, signed=True),
             ]
         )
+        if has_other_activation(row.model):
+            notes.append(f"{row.model}: QuickGELU here, as CLIP was trained; GELU in the published runs")
         if row.protocol != PAPERS_OWN:
             notes.append(f"the published runs are those of the protocol {PAPERS_OWN}")
     if not lines:
@@ -62,6 +65,24 @@ def beside_published(groups: Sequence[Group]) -> Table:
         rest: list[Value] = [None] * (len(COLUMNS) - 2)
         lines.append(["mean", *rest, number(SCORE, mean(gaps), signed=True)])
     return Table(COLUMNS, lines, list(dict.fromkeys(notes)))
+
+
+def _comparable(groups: Sequence[Group]) -> Iterator[tuple[Group, str, PublishedDataset, float]]:
+    """Groups that the paper has a counterpart of, with its names of backbone and dataset, and its score."""
+    for group in groups:
+        row = group.first
+        model, dataset = published_model(row.model), published_dataset(row.dataset)
+        asked = group.score, row.shots, row.input, row.solver
+        as_there = (
+            asked == (SCORE, None, L2_INPUT, ADAMW)
+            and row.tap in (DEFAULT_TAP, FINAL)
+            and row.num_heads in (None, own_num_heads(row))
+        )
+        if not as_there or model is None or dataset is None:
+            continue
+        score = published_score(model, dataset.name, row.head, row.layers, row.tokens)
+        if score is not None:
+            yield group, model, dataset, score
 
 
 def _other_sizes(row: ResultRow, dataset: PublishedDataset) -> list[str]:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import mean, stdev
+from statistics import mean
 
-from featcache.probe.report.significance import mean_interval
-from featcache.probe.request import CHOICE
+from featcache.probe.report.significance import mean_interval, spread
+from featcache.probe.request import CHOICE, PATCH_HEADS
 from featcache.probe.results import ResultRow
 from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.layers import TOKEN_KINDS
 
 MAIN = "main"
 """Stands for the score that a run was chosen by: balanced accuracy, mean average precision or R2."""
@@ -24,8 +25,6 @@ SETTINGS = (
     *("solver", "penalty_kind", "protocol", "input", "shots", "folds", "precision", "target_kind", "metric"),
 )
 """Fields of a row that a group has in common."""
-SHOWN = ("tap", "shots", "input", "solver", "penalty_kind", "protocol", "folds", "options", "precision")
-"""Settings that name a column where two columns differ in nothing else; the digest of all settings does where these agree."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ class Group:
     @property
     def deviation(self) -> float | None:
         """Standard deviation over repetitions; None for a single one."""
-        values = repetitions(self.by_seed)
-        return stdev(values) if len(values) > 1 else None
+        return spread(repetitions(self.by_seed))
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -106,14 +104,19 @@ def settings(row: ResultRow, names: Sequence[str] = SETTINGS) -> tuple[object, .
 def _setting(row: ResultRow, name: str) -> object:
     if name == "input" and row.solver == CHOICE:
         return None  # an outcome: what auto chooses may differ from seed to seed
-    value = getattr(row, name)
-    if name == "options":
-        # How many layers there are follows from the tokens.
-        return (
-            ", ".join(f"{one} {of}".replace("_", " ") for one, of in value.items() if one != "num_layers")
-            or None
-        )
-    return value
+    return options_text(row) if name == "options" else getattr(row, name)
+
+
+def options_text(row: ResultRow, but: Sequence[str] = ("num_layers",)) -> str | None:
+    """What the head took besides its size, for people; the number of layers follows from the tokens. None for nothing."""
+    told = {name: value for name, value in row.options.items() if name not in but}
+    return ", ".join(f"{name} {value}".replace("_", " ") for name, value in told.items()) or None
+
+
+def own_num_heads(row: ResultRow) -> int:
+    """Attention heads where no number was asked for: one for each token, 8 where patches or registers are among them."""
+    pooled = set(row.tokens) <= set(TOKEN_KINDS)
+    return len(row.layer_names) * len(row.tokens) if pooled else PATCH_HEADS
 
 
 def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) -> list[ResultRow]:

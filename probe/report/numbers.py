@@ -4,6 +4,11 @@ from featcache.probe.report.groups import NO_FRACTION
 from featcache.probe.report.tables import Number
 
 
+def factor(score: str) -> int:
+    """What a score is multiplied by to be shown: fractions are in percent."""
+    return 1 if score in NO_FRACTION else 100
+
+
 def number(
     score: str,
     value: float,
@@ -14,6 +19,6 @@ def number(
     best: bool = False,
 ) -> Number:
     """A score as it is shown: fractions in percent, others as they are."""
-    scale, decimals = (1, 4) if score in NO_FRACTION else (100, 2)
-    spread = None if deviation is None else scale * deviation
-    return Number(scale * value, spread, p_value, signed, best, decimals)
+    by, decimals = factor(score), 4 if score in NO_FRACTION else 2
+    spread = None if deviation is None else by * deviation
+    return Number(by * value, spread, p_value, signed, best, decimals)

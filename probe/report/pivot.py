@@ -1,25 +1,17 @@
 """Datasets x heads: scores, or differences from a reference such as the linear probe on the last class token."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import mean, stdev
-from typing import NamedTuple
+from statistics import mean
 
-from featcache.probe.report.groups import LESS_IS_BETTER, SHOWN, Group, repetitions, settings
-from featcache.probe.report.significance import holm, paired_p_value
+from featcache.probe.report.columns import Place, column_names, place_of
+from featcache.probe.report.groups import LESS_IS_BETTER, Group, repetitions, settings
+from featcache.probe.report.significance import holm, paired_p_value, spread
 from featcache.probe.table import TableRow
 from featcache.store.errors import RequestError
+from featcache.store.layers import FINAL
 
 BASELINE = TableRow("linear", "last", "cls")
-ORDER = (*SHOWN, "setup")
-
-
-class Place(NamedTuple):
-    """A row of a pivot: a dataset seen through a backbone."""
-
-    dataset: str
-    model: str
-    cache_key: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +27,8 @@ class Cell:
     """Whether it is the best of its row."""
     score: str = ""
     """What it is a number of."""
+    note: str = ""
+    """Of a difference: what its reference does not have in common."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,11 @@ class Pivot:
     """How many places have all columns."""
 
 
+def cell_notes(cells: Iterable[Cell]) -> list[str]:
+    """What there is to say of cells, each once."""
+    return list(dict.fromkeys(cell.note for cell in cells if cell.note))
+
+
 def pivot_scores(groups: Sequence[Group]) -> Pivot:
     """Put scores side by side."""
     return _pivot(groups, lambda group: Cell(group.mean, group.deviation, score=group.score))
@@ -61,7 +60,8 @@ def differences(groups: Sequence[Group], every: Sequence[Group], reference: Tabl
     Args:
         groups: what is compared, from `group_rows`.
         every: all groups of the results, among which the reference is looked for.
-        reference: head, layers and tokens of what to compare with; trained by the same protocol where it can be.
+        reference: head, layers and tokens of what to compare with; trained on as many samples of each class, and by the same
+            protocol where it can be: the note of a cell says where not.
 
     Returns:
         By the ``id`` of a group; the reference itself and what has none are left out.
@@ -73,6 +73,7 @@ def differences(groups: Sequence[Group], every: Sequence[Group], reference: Tabl
     if not references:
         raise RequestError(f"the results do not hold {reference}, which differences are taken from")
     compared: dict[int, list[float]] = {}
+    notes: dict[int, str] = {}
     for group in groups:
         other = _reference_of(group, references)
         if other is not None and other.rows != group.rows:
@@ -81,16 +82,20 @@ def differences(groups: Sequence[Group], every: Sequence[Group], reference: Tabl
                 compared[id(group)] = repetitions(
                     {seed: group.by_seed[seed] - other.by_seed[seed] for seed in shared}
                 )
+                notes[id(group)] = _note(group, other)
     if not compared:
-        raise RequestError(f"no result can be compared with {reference}: same cache and seeds are needed")
+        raise RequestError(
+            f"no result can be compared with {reference}: same cache, score, number of shots and seeds are needed"
+        )
     tests = {key: paired_p_value(values) for key, values in compared.items()}
     p_values = holm({key: p for key, p in tests.items() if p is not None})
     return {
         key: Cell(
             mean(values),
-            stdev(values) if len(values) > 1 else None,
+            spread(values),
             p_values.get(key),
             score=next(group.score for group in groups if id(group) == key),
+            note=notes[key],
         )
         for key, values in compared.items()
     }
@@ -104,65 +109,45 @@ def pivot_differences(
     return _pivot([group for group in groups if id(group) in cells], lambda group: cells[id(group)])
 
 
-def place_of(group: Group) -> Place:
-    """The row of a pivot that a group belongs to."""
-    return Place(group.first.dataset, group.first.model, group.first.cache_key)
-
-
-def column_names(groups: Sequence[Group]) -> dict[int, str]:
-    """The name of every group's column, by ``id``: head, layers and tokens, and the settings in which namesakes differ."""
-    namesakes: dict[tuple[Place, str], list[Group]] = {}
-    for group in groups:
-        namesakes.setdefault((place_of(group), group.name), []).append(group)
-    differ: dict[str, set[str]] = {}
-    for (_, name), same in namesakes.items():
-        differ.setdefault(name, set()).update(telling_settings(same))
-    return {
-        id(group): " ".join(
-            [group.name, *_values(group, [one for one in ORDER if one in differ[group.name]])]
-        )
-        for group in groups
-    }
-
-
-def telling_settings(groups: Sequence[Group]) -> list[str]:
-    """The settings that tell groups apart, and no more: one that follows from others does not count."""
-    telling: list[str] = []
-    number = min(1, len(groups))
-    for setting in ORDER:
-        found = len({settings(group.first, (*telling, setting)) for group in groups})
-        if found > number:
-            telling.append(setting)
-            number = found
-    return telling
-
-
-def _values(group: Group, names: Sequence[str]) -> list[str]:
-    values = zip(names, settings(group.first, names), strict=True)
-    units = {"shots": "shots", "folds": "folds"}
-    return [
-        f"{value} {units[name]}" if name in units else str(value)
-        for name, value in values
-        if value is not None
-    ]
-
-
 def _is(group: Group, wanted: TableRow) -> bool:
     tokens = sorted((wanted.tokens or "").replace("+", ",").split(","))
     first = group.first
-    return (first.head, first.layers, sorted(first.tokens)) == (wanted.head, wanted.layers, tokens)
+    if (first.head, sorted(first.tokens)) != (wanted.head, tokens):
+        return False
+    # The set "last" and a list of the final layer alone are the same layer.
+    return _layers(first.layers) == _layers(wanted.layers or "")
+
+
+def _layers(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    return ("last",) if names == (FINAL,) else names
 
 
 def _reference_of(group: Group, references: Sequence[Group]) -> Group | None:
-    """The reference on the same cache that is nearest to how a group was trained."""
-    same = [other for other in references if place_of(other) == place_of(group)]
-    alike = ("tap", "shots", "protocol", "folds", "precision", "solver", "input")
+    """The reference on the same cache and as many shots that is nearest to how a group was trained."""
+
+    same = [other for other in references if _needed(other) == _needed(group)]
+    alike = ("tap", "protocol", "folds", "precision", "solver", "input")
     wanted = settings(group.first, alike)
 
     def agreement(other: Group) -> tuple[bool, ...]:
         return tuple(a == b for a, b in zip(settings(other.first, alike), wanted, strict=True))
 
     return max(same, key=agreement, default=None)
+
+
+def _needed(group: Group) -> tuple[object, ...]:
+    """What a reference has to have in common."""
+    return place_of(group), group.first.shots, group.score
+
+
+def _note(group: Group, reference: Group) -> str:
+    own, other = group.first.protocol, reference.first.protocol
+    if own == other:
+        return ""
+    return (
+        f"where the protocol {own} has no reference, its runs are compared with that of the protocol {other}"
+    )
 
 
 def _pivot(groups: Sequence[Group], cell: Callable[[Group], Cell]) -> Pivot:

@@ -4,7 +4,7 @@ Seeds are few, so nothing is resampled: the bootstrap of five values gives inter
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from math import sqrt
+from math import isfinite, sqrt
 from statistics import mean, stdev
 from typing import TypeVar
 
@@ -14,13 +14,19 @@ Key = TypeVar("Key", bound=Hashable)
 _NOTHING = 1e-9
 
 
+def spread(values: Sequence[float]) -> float | None:
+    """Return the standard deviation; None of fewer than two values, or where one is not finite, as of a diverged training."""
+    return stdev(values) if len(values) > 1 and all(map(isfinite, values)) else None
+
+
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Return the interval of the mean by Student's t; None of fewer than two values."""
-    if len(values) < 2:
+    """Return the interval of the mean by Student's t; None where there is no `spread`."""
+    deviation = spread(values)
+    if deviation is None:
         return None
     from scipy.special import stdtrit
 
-    reach = float(stdtrit(len(values) - 1, (1 + level) / 2)) * stdev(values) / sqrt(len(values))
+    reach = float(stdtrit(len(values) - 1, (1 + level) / 2)) * deviation / sqrt(len(values))
     return mean(values) - reach, mean(values) + reach
 
 
@@ -31,13 +37,14 @@ def paired_p_value(differences: Sequence[float]) -> float | None:
         differences: one for each seed.
 
     Returns:
-        None of fewer than two seeds, or where all seeds gave the same difference: there is no spread to test against.
+        None without `spread`, or where all seeds gave the same difference: there is nothing to test against.
     """
-    if len(differences) < 2 or stdev(differences) < _NOTHING:
+    deviation = spread(differences)
+    if deviation is None or deviation < _NOTHING:
         return None
     from scipy.special import stdtr
 
-    t = mean(differences) / (stdev(differences) / sqrt(len(differences)))
+    t = mean(differences) / (deviation / sqrt(len(differences)))
     return float(2 * stdtr(len(differences) - 1, -abs(t)))
 
 

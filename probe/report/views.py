@@ -1,22 +1,20 @@
 """What `featcache results` can show: runs, groups over seeds, datasets x heads, and gains."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from featcache.probe.report.columns import SETUP, SHOWN, Place, telling_settings
 from featcache.probe.report.comparison import beside_published
 from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION, Group, settings
 from featcache.probe.report.numbers import number
 from featcache.probe.report.pivot import (
     BASELINE,
-    ORDER,
     Cell,
     Pivot,
-    Place,
+    cell_notes,
     differences,
     pivot_differences,
     pivot_scores,
-    place_of,
-    telling_settings,
 )
 from featcache.probe.report.tables import Number, Table, Value
 from featcache.probe.table import TableRow
@@ -168,11 +166,8 @@ def _where_and_what(group: Group) -> list[Value]:
 
 def _varying(groups: Sequence[Group]) -> list[str]:
     """The settings in which groups differ that have head, layers and tokens in common."""
-    namesakes: dict[tuple[str, str, str, str], list[Group]] = {}
-    for group in groups:
-        namesakes.setdefault((*place_of(group), group.name), []).append(group)
-    found = {setting for same in namesakes.values() for setting in telling_settings(same)}
-    return [setting for setting in ORDER if setting in found]
+    found = {setting for telling in telling_settings(groups).values() for setting in telling}
+    return [setting for setting in (*SHOWN, SETUP) if setting in found]
 
 
 def _setting(group: Group, name: str) -> Value:
@@ -180,8 +175,8 @@ def _setting(group: Group, name: str) -> Value:
     return value if isinstance(value, str | int) else None
 
 
-def _notes(cells: Iterable[Cell]) -> list[str]:
-    return [STARS] if any(cell.p_value is not None for cell in cells) else []
+def _notes(cells: Collection[Cell]) -> list[str]:
+    return [*cell_notes(cells), *([STARS] if any(cell.p_value is not None for cell in cells) else [])]
 
 
 def _interval(group: Group) -> str | None:
@@ -193,7 +188,9 @@ def _interval(group: Group) -> str | None:
 
 
 def _unit(groups: Sequence[Group], unit: str) -> str:
-    return "" if all(group.score in NO_FRACTION for group in groups) else f", in {unit}"
+    scores = {group.score for group in groups}
+    words = "" if scores <= {*NO_FRACTION} else f", in {unit}"
+    return words + ("; less is better" if scores <= {*LESS_IS_BETTER} else "")
 
 
 def score_words(groups: Sequence[Group]) -> str:

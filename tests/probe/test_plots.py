@@ -45,7 +45,7 @@ def test_gains_are_where_they_belong_and_files_are_the_same_again(tmp_path):
         place = {"dataset": dataset, "cache_key": dataset * 4}
         rows += made_rows([0.50, 0.54], **place) + made_rows([0.51 + lift, 0.53 + lift], **ALL, **place)
     groups = group_rows(rows)
-    figure = gains_figure(pivot_differences(groups, groups), "a title")
+    figure = gains_figure(pivot_differences(groups, groups), "a title", "linear")
     (axes,) = figure.axes
     (drawn,) = [container[0].get_xdata() for container in axes.containers]
     np.testing.assert_allclose(
@@ -55,15 +55,67 @@ def test_gains_are_where_they_belong_and_files_are_the_same_again(tmp_path):
     first = {path.suffix: path.read_bytes() for path in save(figure, tmp_path / "plot")}
     again = {
         path.suffix: path.read_bytes()
-        for path in save(gains_figure(pivot_differences(groups, groups), "a title"), tmp_path / "plot")
+        for path in save(
+            gains_figure(pivot_differences(groups, groups), "a title", "linear"), tmp_path / "plot"
+        )
     }
     assert first == again
     assert {*first} == {".png", ".svg"}
     assert b"linear all cls+ap" in first[".svg"]
     dollars = save(
-        gains_figure(pivot_differences(groups, groups), "of $a_$ and $b"), tmp_path / "dollars", (".svg",)
+        gains_figure(pivot_differences(groups, groups), "of $a_$ and $b", "linear"),
+        tmp_path / "dollars",
+        (".svg",),
     )
     assert b"of $a_$ and $b" in dollars[0].read_bytes()
+
+
+def look(container) -> tuple[object, ...]:
+    """How a series looks without its colours, and in them."""
+    line = container[0]
+    shape = line.get_marker(), line.get_fillstyle(), to_rgb(line.get_markerfacecolor()) == (1, 1, 1)
+    return (*shape, line.get_linestyle(), line.get_color())
+
+
+def test_no_two_series_look_alike(tmp_path):
+    """As many as 28, whether heads or layer sets are many, and a legend that shows all."""
+    few = [made_row(0.5, head=f"head{index}", shots=shots) for index in range(28) for shots in (1, 5)]
+    groups = group_rows(few)
+    ((_, shots),) = draw("shots", tmp_path, groups, Against(parse_reference(None), groups))
+    figures = [shots]
+    for heads, layers in ((28, 1), (14, 2), (1, 28), (4, 10)):
+        many = [
+            made_row(0.6, head=f"head{head}", layers=f"{layer},final")
+            for head in range(heads)
+            for layer in range(layers)
+        ]
+        groups = group_rows([made_row(0.5), *many])
+        figures.append(gains_figure(pivot_differences(groups, groups), "a title", "linear"))
+    for figure in figures:
+        (axes,) = figure.axes
+        looks = {look(container) for container in axes.containers}
+        assert len(looks) == len(axes.containers) >= 28
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        assert legend.get_window_extent().height <= figure.bbox.height
+
+
+def test_gains_say_of_what_and_over_what(tmp_path):
+    rows = [*made_rows([0.50, 0.54]), *made_rows([0.60, 0.68], **ALL)]
+    rows += made_rows([0.7, 0.9], head="attentive", protocol="paper", **ALL)
+    labels, drawn = [], []
+    for score, text in (("main", None), ("nll", None), ("main", "linear:all:cls+ap")):
+        groups = group_rows(rows, score)
+        ((_, figure),) = draw("gains", tmp_path, groups, Against(parse_reference(text), groups))
+        labels.append(figure.axes[0].get_xlabel())
+        drawn.append(float(figure.axes[0].containers[0][0].get_xdata()[0]))
+        assert "the protocol paper has no reference" in figure.get_suptitle()
+    assert labels == [
+        "points over linear on last, cls",
+        "difference from linear on last, cls; less is better",
+        "points over linear on all, cls+ap",
+    ]
+    np.testing.assert_allclose(drawn, [12, -0.12, -12])
 
 
 def test_of_many_classes_those_are_shown_that_differ(tmp_path):
@@ -140,11 +192,15 @@ def test_what_a_run_does_not_have_is_not_drawn(tmp_path: Path):
     few = [
         made_row(score, shots=shots, draw=draw) for shots, score in ((1, 0.3), (5, 0.5)) for draw in range(2)
     ]
+    few += [made_row(0.6, shots=5, draw=draw, protocol="paper") for draw in range(2)]
     groups = group_rows([*made_rows([0.5, 0.6]), *few])
     against = Against(parse_reference(None), groups)
     names = [name for kind in KINDS for name, _ in draw(kind, tmp_path, groups, against)]
     assert names == ["shots-made-tiny"]
     ((_, figure),) = draw("shots", tmp_path, groups, against)
-    np.testing.assert_allclose(figure.axes[0].containers[0][0].get_xydata(), [[1, 30], [5, 50]])
+    # A head keeps its name, and its line, from one number of shots to the next.
+    lines = [container[0].get_xydata() for container in figure.axes[0].containers]
+    np.testing.assert_allclose(lines[0], [[1, 30], [5, 50]])
+    np.testing.assert_allclose(lines[1], [[5, 60]])
     picture = np.asarray(Image.open(save(figure, tmp_path / "shots")[0]).convert("L"))
     assert picture.min() < 100 < picture.max()

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from featcache.cli.probe_table import rows_table
 from featcache.probe.published import published_dataset, published_model, published_score
+from featcache.probe.report.columns import column_names
 from featcache.probe.report.groups import filter_rows, group_rows, repetitions
-from featcache.probe.report.pivot import column_names, pivot_differences, pivot_scores
+from featcache.probe.report.pivot import pivot_differences, pivot_scores
 from featcache.probe.report.significance import holm, mean_interval, paired_p_value
 from featcache.probe.report.tables import Number, Table, to_csv, to_latex, to_markdown, to_records
 from featcache.probe.report.views import VIEWS, Against, parse_reference
@@ -91,6 +93,15 @@ def test_seeds_of_one_draw_are_no_repetitions():
     rows = [made_row(score, shots=5, draw=draw, seed=seed) for (draw, seed), score in scores.items()]
     (group,) = group_rows(rows)
     assert group.interval == pytest.approx(mean_interval([0.2, 0.6, 0.2]))
+    # `featcache probe` says the same.
+    columns, lines = rows_table(rows, grid=False)
+    line = dict(zip(columns, lines[-1], strict=True))
+    low, high = group.interval
+    high = min(1.0, high)
+    assert line["balanced acc [95 %]"] == (
+        f"{100 * group.mean:.2f} ± {100 * group.deviation:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+    )
+    assert line["top-1"] == f"{100 * group.mean:.2f} ± {100 * group.deviation:.2f}"
 
 
 def test_a_score_that_only_some_have():
@@ -151,6 +162,42 @@ def test_the_reference_is_the_one_trained_alike():
     found = pivot_differences(groups, groups)
     (five,) = [cell for (_, name), cell in found.cells.items() if name == "linear all cls+ap 5 shots"]
     assert five.mean == pytest.approx(0.1)
+    assert not any(cell.note for cell in found.cells.values())
+
+
+def test_a_reference_has_as_many_shots():
+    """Else a gain would be one of samples; another protocol is better than no reference, and said."""
+    few = made_rows([0.3, 0.4], shots=5)
+    groups = group_rows([*few, *made_rows([0.7, 0.8], head="attentive", **ALL)])
+    with pytest.raises(
+        RequestError,
+        match="no result can be compared with linear on last, cls: same cache, score, number of shots and seeds",
+    ):
+        pivot_differences(groups, groups)
+    paper = made_rows([0.7, 0.8], head="attentive", protocol="paper", **ALL)
+    groups = group_rows([*made_rows([0.5, 0.6]), *paper])
+    note = "where the protocol paper has no reference, its runs are compared with that of the protocol quick"
+    against = Against(parse_reference(None), groups)
+    assert note in VIEWS["gains"](groups, against).notes
+    assert note in VIEWS["summary"](groups, against).notes
+
+
+def test_the_last_layer_is_found_by_either_name():
+    listed = made_rows([0.5, 0.6], layers="final")
+    for layers, rows in (("last", listed), ("final", made_rows([0.5, 0.6])), ("final", listed)):
+        groups = group_rows([*rows, *made_rows([0.7, 0.9], **ALL)])
+        (cell,) = pivot_differences(groups, groups, TableRow("linear", layers, "cls")).cells.values()
+        assert cell.mean == pytest.approx(0.25)
+
+
+def test_a_score_without_end_has_no_spread():
+    """As R2 has where a training diverged."""
+    rows = made_rows([-float("inf"), 0.5], metric="r2")
+    for row in rows:
+        row.scores["r2"] = row.score
+    (group,) = groups = group_rows(rows)
+    assert (group.mean, group.deviation, group.interval) == (-float("inf"), None, None)
+    assert "-inf" in VIEWS["summary"](groups, Against(parse_reference(None), [])).cells()[0]
 
 
 def test_less_is_better_of_a_likelihood():
@@ -237,6 +284,9 @@ def test_published_scores():
     )
     for model in known:
         assert {published_model(name) for name in model_names(model)} == {model}
+    for size in ("B-32", "B-16", "L-14"):
+        assert published_model(f"open_clip:ViT-{size}/openai") == f"clip-vit-{size.lower()}"
+        assert published_model(f"open_clip:ViT-{size}/laion400m_e32") is None
     assert published_model("mae-vit-b-16") is None, "its scores are not in the paper's table"
     for name in ("flowers", "Flowers", "imagefolder:flowers"):
         assert published_dataset(name).name == "Flowers"
@@ -255,15 +305,33 @@ def test_next_to_the_published_scores():
     assert table.notes == [
         "dtd: the train split here has 100 samples, the paper's 1,880",
         "dtd: the test split here has 50 samples, the paper's 1,880",
+        "vit-l-14: QuickGELU here, as CLIP was trained; GELU in the published runs",
         "the published runs are those of the protocol paper-parity",
     ]
+    heads = {**ALL, "head": "attentive", "num_heads": 3}
     otherwise = [
-        made_row(0.5, **paper, **how) for how in ({"shots": 5}, {"input": "standard"}, {"solver": "exact"})
+        made_row(0.5, **paper, **how)
+        for how in ({"shots": 5}, {"input": "standard"}, {"solver": "exact"}, heads)
     ]
     with pytest.raises(RequestError, match="no result has a backbone"):
         VIEWS["published"](group_rows(otherwise), Against(PAPER[0], []))
     with pytest.raises(RequestError, match="no result has a backbone, a dataset and a head"):
         VIEWS["published"](group_rows(ROWS), Against(PAPER[0], []))
+
+
+def test_the_published_runs_are_found_as_they_were_made():
+    """With GELU, and with the paper's number of attention heads: one for each token, eight with patches."""
+    theirs = {"model": "open_clip:ViT-B-16/openai", "dataset": "dtd", "protocol": "paper-parity"}
+    theirs |= {"head": "attentive", "train_samples": 1880, "test_samples": 1880}
+    patches = {"num_heads": 8, "layer_names": ["final"], "tokens": ["cls", "patches"]}
+    rows = [made_row(0.5, **theirs, **ALL, num_heads=6), made_row(0.5, **theirs, **patches)]
+    table = VIEWS["published"](group_rows(rows), Against(PAPER[0], []))
+    assert [row[1] for row in table.rows[:-1]] == 2 * ["clip-vit-b-16"]
+    assert table.notes == []
+    ours = theirs | {"model": "clip-vit-b-16"}
+    both = VIEWS["published"](group_rows([rows[1], made_row(0.6, **ours, **patches)]), Against(PAPER[0], []))
+    assert [row[1] for row in both.rows[:-1]] == ["open_clip:ViT-B-16/openai", "clip-vit-b-16"], "told apart"
+    assert len(both.notes) == 1
 
 
 def test_rows_that_are_none_are_passed_over(tmp_path):
@@ -277,11 +345,25 @@ def test_rows_that_are_none_are_passed_over(tmp_path):
         {"folder": "../elsewhere"},
         {"folder": "/etc"},
         {"surprise": 1},
+        {"kept_layers": [1]},
+        {"score_interval": [0.1]},
+        {"score_interval": [0.1, None]},
+        {"settings": {"k": "5"}},
+        {"settings": []},
+        {"scores": {"top1": 10**400}},
+        {"parameters": 10**400},
+        {"model": "\ud800"},
+        # Of every field, a value of another type.
+        *(
+            {name: [] if isinstance(value, dict) else {}}
+            for name, value in good.items()
+            if name != "settings"
+        ),
     ]
-    lines = [json.dumps({**good, **changes}) for changes in bad]
-    (tmp_path / "results.jsonl").write_text("\n".join([json.dumps(good), *lines, "[]", '{"torn', ""]))
+    lines = [*(json.dumps({**good, **changes}) for changes in bad), "[]", '{"torn', "[" * 100_000]
+    (tmp_path / "results.jsonl").write_text("\n".join([json.dumps(good), *lines, ""]))
     assert read_rows(tmp_path) == [made_row(0.5)]
-    assert count_lines(tmp_path) == len(bad) + 3
+    assert count_lines(tmp_path) == len(lines) + 1
     early = {name: value for name, value in good.items() if name not in ("setup", "options")}
     assert ResultRow.from_dict(early) is not None, "fields that came later are not missed"
 
