@@ -83,8 +83,8 @@ def probe(
     reporter = reporter or Silent()
     if request.protocol == PARITY and "quickgelu" in cache.spec.backbone.architecture.lower():
         reporter.message(
-            f"note: {PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model under the "
-            "authors' name, such as open_clip:ViT-L-14/openai, to compare with their scores"
+            f"note: {PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model as "
+            "open_clip:ViT-L-14-gelu/openai (or B-32, B-16) to compare with their scores"
         )
     runner = _Runner(cache, request, torch.device(device), reporter)
     for job in wanted:

@@ -149,11 +149,17 @@ class OpenClipTimmViT(TimmViT):
         return output
 
 
+GELU = "-gelu"
+"""Ending of an architecture's name: GELU is meant, although the weights were trained with QuickGELU. Published scores of CLIP, those of
+arXiv 2601.09322 among them, come from such a model."""
+
+
 def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
     """Load the image tower of an open_clip model.
 
     Args:
-        name: the resolved name, of family ``open_clip``, such as ``ViT-L-14-quickgelu/openai``.
+        name: the resolved name, of family ``open_clip``, such as ``ViT-L-14-quickgelu/openai`` (or ``ViT-L-14-gelu/openai``,
+            see `GELU`).
         weights: local weights of the whole model or of its image tower; without them the tag's come from the hub.
 
     Raises:
@@ -161,7 +167,7 @@ def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
         RequestError: the model's activation is not the one that the weights were trained with.
         BackboneError: the weights cannot be had or do not fit, or the tower is of a kind that is not supported.
     """
-    architecture, _, tag = name.name.partition("/")
+    architecture, tag = _architecture(name)
     _require_known(architecture, tag, weights)
     _require_activation(name, architecture, tag)
     try:
@@ -184,6 +190,12 @@ def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
     return _backbone(name, model, position_embedding, source)
 
 
+def _architecture(name: ModelName) -> tuple[str, str]:
+    """What open_clip calls architecture and tag; the ending that says that GELU is meant is ours."""
+    architecture, _, tag = name.name.partition("/")
+    return architecture if architecture in open_clip.list_models() else architecture.removesuffix(GELU), tag
+
+
 def form_of(name: ModelName) -> Any:
     """A model of open_clip to look at its form: without storage where that goes."""
     try:
@@ -195,7 +207,7 @@ def form_of(name: ModelName) -> Any:
 
 def _untrained(name: ModelName, device: str = "cpu") -> Any:
     """A model of open_clip with random weights, its text tower replaced by as little as goes."""
-    architecture, _, tag = name.name.partition("/")
+    architecture, tag = _architecture(name)
     config = open_clip.get_pretrained_cfg(architecture, tag)
     rest = {"text_cfg": dict(_NO_TEXT)}
     if "multimodal_cfg" in open_clip.get_model_config(architecture):
@@ -262,12 +274,19 @@ def _require_known(architecture: str, tag: str, weights: Path | None) -> None:
 
 
 def _require_activation(name: ModelName, architecture: str, tag: str) -> None:
-    """Refuse weights that were trained with QuickGELU under a model that runs GELU: other features, and a warning."""
+    """Refuse weights that were trained with QuickGELU under a model that runs GELU, unless the name says that it is meant."""
     trained = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
-    if trained and not open_clip.get_model_config(architecture).get("quick_gelu", False):
+    other = trained and not open_clip.get_model_config(architecture).get("quick_gelu", False)
+    asked = not name.name.startswith(f"{architecture}/")
+    if asked and not other:
+        raise RequestError(
+            f"{name.explicit}: {GELU} is for weights that were trained with QuickGELU; leave it out"
+        )
+    if other and not asked:
         raise RequestError(
             f"{name.explicit}: these weights were trained with QuickGELU and this model runs GELU, which gives other "
-            f"features; write open_clip:{architecture}-quickgelu/{tag}"
+            f"features; write open_clip:{architecture}-quickgelu/{tag}, or open_clip:{architecture}{GELU}/{tag} to compare with "
+            "runs that had it so"
         )
 
 

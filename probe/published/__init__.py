@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-# The names under which the authors loaded CLIP, in lower case: with GELU.
+# CLIP with GELU, as the authors loaded it: under open_clip's plain names, and under those that say that GELU is meant.
 _AUTHORS_CLIP: Mapping[str, str] = {
-    "open_clip:vit-b-32/openai": "clip-vit-b-32",
-    "open_clip:vit-b-16/openai": "clip-vit-b-16",
-    "open_clip:vit-l-14/openai": "clip-vit-l-14",
+    f"open_clip:vit-{size}{ending}/openai": f"clip-vit-{size}"
+    for size in ("b-32", "b-16", "l-14")
+    for ending in ("", "-gelu")
 }
 # Under which names a backbone of the paper may have been extracted, besides its own.
 _MODELS: Mapping[str, str] = {

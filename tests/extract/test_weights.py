@@ -24,7 +24,7 @@ from featcache.extract.backbones.timm_weights import load_state
 from featcache.extract.backbones.weights import fit_position_embedding, state_digest
 from featcache.extract.models import resolve_model
 from featcache.extract.selftest import self_test
-from featcache.store.errors import BackboneError
+from featcache.store.errors import BackboneError, RequestError
 
 from .oracle import gelu, open_clip_forward, quick_gelu, timm_forward
 from .tiny import randomise
@@ -306,6 +306,25 @@ def test_blocks_that_are_not_known_are_refused():
 
 
 # open_clip.
+
+
+def test_gelu_where_quick_gelu_was_trained_must_be_meant(tmp_path, monkeypatch):
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", OPEN_CLIP_TINY)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"any": {"quick_gelu": True}, "own": {}})
+    torch.manual_seed(0)
+    path = save(open_clip.create_model("tiny").state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(
+        RequestError, match=r"write open_clip:tiny-quickgelu/any, or open_clip:tiny-gelu/any to comp"
+    ):
+        load_backbone(resolve_model("open_clip:tiny/any"), path)
+    backbone = load_backbone(resolve_model("open_clip:tiny-gelu/any"), path)
+    assert backbone.spec.architecture == "open_clip:tiny-gelu", "a cache of its own"
+    tower = backbone.loaded.module
+    assert {type(block.mlp.gelu) for block in tower.transformer.resblocks} == {torch.nn.GELU}
+    with pytest.raises(
+        RequestError, match="-gelu is for weights that were trained with QuickGELU; leave it out"
+    ):
+        load_backbone(resolve_model("open_clip:tiny-gelu/own"), path)
 
 
 @pytest.mark.parametrize("activation", [gelu, quick_gelu])
