@@ -112,17 +112,23 @@ def results_command(
     if view not in VIEWS:
         raise UnknownNameError("view", view, VIEWS)
     write_as = _format(form, to)
+    if as_json and write_as is not None:
+        raise RequestError(
+            "--json prints for programs, --to and --format are for tables: leave one of them out"
+        )
     reference = parse_reference(against)
     rows = chosen_rows(folder, given)
     groups = group_rows(rows, score)
     if not groups:
         raise RequestError(f"no result has the score {score}")
     if as_json and view == "runs":
-        print_json([row.to_dict() for row in rows])
+        print_json([row.to_dict() for group in groups for row in group.rows])
         return
     table = VIEWS[view](groups, Against(reference, group_rows(read_rows(folder), score)))
     if as_json:
         print_json(to_records(table))
+        for note in table.notes:
+            click.echo(note, err=True)
     elif write_as is None:
         print_table(table.columns, table.cells(), numeric=table.numeric)
         for note in table.notes:

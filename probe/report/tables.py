@@ -42,7 +42,20 @@ class Number:
         return "**" if self.p_value < 0.01 else "*" if self.p_value < 0.05 else ""
 
 
-Value = str | int | Number | None
+@dataclass(frozen=True)
+class Interval:
+    """Two ends."""
+
+    low: Number
+    high: Number
+
+    @property
+    def text(self) -> str:
+        """Such as ``79.20 – 85.50``."""
+        return f"{self.low.text} – {self.high.text}"
+
+
+Value = str | int | Number | Interval | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,8 @@ class Table:
 
 
 def _plain(value: Value) -> str:
+    if isinstance(value, Interval):
+        return value.text
     if not isinstance(value, Number):
         return "" if value is None else f"{value:,}" if isinstance(value, int) else value
     spread = f" ± {value.spread}" if value.spread is not None else ""
@@ -76,12 +91,14 @@ def _plain(value: Value) -> str:
 
 
 def to_records(table: Table) -> list[JsonObject]:
-    """The rows as JSON objects by column; a number with a spread is an object of value, sd and p."""
+    """The rows as JSON objects by column; a measured number is an object of value, sd and p, an interval a pair."""
 
     def record(value: Value) -> object:
-        if not isinstance(value, Number) or (value.deviation is None and value.p_value is None):
-            return _bare(value)
-        return {"value": value.value, "sd": value.deviation, "p": value.p_value}
+        if isinstance(value, Interval):
+            return [value.low.value, value.high.value]
+        if isinstance(value, Number):
+            return {"value": value.value, "sd": value.deviation, "p": value.p_value}
+        return value
 
     return [
         {name: record(value) for name, value in zip(table.columns, row, strict=True)} for row in table.rows
@@ -110,6 +127,8 @@ def to_csv(table: Table) -> str:
 
 
 def _bare(value: Value) -> object:
+    if isinstance(value, Interval):
+        return value.text
     return value.value if isinstance(value, Number) else value
 
 

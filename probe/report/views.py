@@ -16,7 +16,7 @@ from featcache.probe.report.pivot import (
     pivot_differences,
     pivot_scores,
 )
-from featcache.probe.report.tables import Number, Table, Value
+from featcache.probe.report.tables import Interval, Number, Table, Value
 from featcache.probe.table import TableRow
 from featcache.store.errors import RequestError
 
@@ -72,7 +72,7 @@ def runs(groups: Sequence[Group], against: Against) -> Table:
         [
             *_where_and_what(group),
             *(_setting(group, name) for name in varying),
-            row.seed if row.shots is None else f"{row.seed}, draw {row.draw}",
+            str(row.seed) if row.shots is None else f"{row.seed}, draw {row.draw}",
             number(group.score, value),
             row.run,
             row.parameters,
@@ -172,19 +172,20 @@ def _varying(groups: Sequence[Group]) -> list[str]:
 
 def _setting(group: Group, name: str) -> Value:
     (value,) = settings(group.first, (name,))
-    return value if isinstance(value, str | int) else None
+    # As text, so that no number of shots gets a comma.
+    return None if value is None else str(value)
 
 
 def _notes(cells: Collection[Cell]) -> list[str]:
     return [*cell_notes(cells), *([STARS] if any(cell.p_value is not None for cell in cells) else [])]
 
 
-def _interval(group: Group) -> str | None:
+def _interval(group: Group) -> Interval | None:
     if group.interval is None:
         return None
     low, high = group.interval
     high = high if group.score in NO_FRACTION else min(1.0, high)
-    return f"{number(group.score, low).text} – {number(group.score, high).text}"
+    return Interval(number(group.score, low), number(group.score, high))
 
 
 def _unit(groups: Sequence[Group], unit: str) -> str:

@@ -95,11 +95,12 @@ def _check_views(cli):
         if row["head"] == "attentive" and row["layers"] == "all"
     }
     assert {
-        (row["dataset"], row["model"]): row["attentive all cls+ap"] for row in gains[:-1]
+        (row["dataset"], row["model"]): row["attentive all cls+ap"]["value"] for row in gains[:-1]
     } == pytest.approx(expected)
     explicit = "open_clip:ViT-B-16-quickgelu/openai"
     same = [cli("results", "--model", name, "--json").out for name in ("clip-vit-b-16", explicit)]
     assert same[0] == same[1], "whichever name the model is asked for by"
+    check(cli("results", "--json", "--to", "x.csv"), 2, "leave one of them out")
     published = cli("results", "--view", "published", "--to", "published.tex")
     assert (published.status, published.out) == (0, "")
     text = Path("published.tex").read_text()
@@ -135,7 +136,7 @@ def test_what_is_asked_for_is_wrong(cli, caches):
             ["the table paper says which heads it has; leave them out"],
         ),
         (("--table", "paper", "--layers", "all"), ["the table paper says which layers it has"]),
-        ((), ["at least one head (or a table)"]),
+        ((), ["a probe needs a head (--head auto, say"]),
         (
             ("--head", "linear", "--layers", "all,final"),
             ["the layer set 'all' stands alone, not in a list such as 'all,final'; it is 1,2,3,4,final"],

@@ -16,7 +16,7 @@ from featcache.probe.report.columns import column_names
 from featcache.probe.report.groups import filter_rows, group_rows, repetitions
 from featcache.probe.report.pivot import pivot_differences, pivot_scores
 from featcache.probe.report.significance import holm, mean_interval, paired_p_value
-from featcache.probe.report.tables import Number, Table, to_csv, to_latex, to_markdown, to_records
+from featcache.probe.report.tables import Interval, Number, Table, to_csv, to_latex, to_markdown, to_records
 from featcache.probe.report.views import VIEWS, Against, parse_reference
 from featcache.probe.results import ResultRow, count_lines, read_rows
 from featcache.probe.table import PAPER, TableRow
@@ -243,7 +243,12 @@ def test_formats_say_the_same():
     for line in latex.splitlines():
         if line.endswith(r"\\"):
             assert len(re.findall(r"(?<!\\)&", line)) == 2
-    assert json.loads(json.dumps(to_records(table)))[0]["score"] == {"value": 12.346, "sd": 0.5, "p": 0.004}
+    records = json.loads(json.dumps(to_records(table)))
+    assert records[0]["score"] == {"value": 12.346, "sd": 0.5, "p": 0.004}
+    assert records[1]["score"] == {"value": -0.001, "sd": None, "p": None}, "of one type, whatever is known"
+    bounds = Table(("interval",), [[Interval(Number(79.2), Number(85.5))]])
+    assert to_records(bounds) == [{"interval": [79.2, 85.5]}]
+    assert bounds.cells() == [["79.20 – 85.50"]]
 
 
 def test_every_view_has_the_columns_it_says():
