@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import asdict
 
 import click
 
@@ -70,6 +71,8 @@ def describe_remote(cache_address: str) -> JsonObject:
             "bytes": manifest.inventory.num_bytes,
             "spec": manifest.spec.to_dict(),
             "inventory": manifest.inventory.to_dict(),
+            "targets": asdict(manifest.inventory.targets),
+            "class_counts": {},  # labels and what was skipped are data
             "skipped": None,
             "shared_images": [],
             "provenance": fetch_sealed(remote, f"{name}/{PROVENANCE_FILE}") or {},

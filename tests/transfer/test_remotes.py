@@ -42,6 +42,11 @@ def check_looking(cli, made, remote, there):
     document = json.loads(cli("info", there, "--json").out)
     assert document["inventory"] == made.plan.inventory.to_dict()
     assert document["provenance"]["model_names"] == ["tiny"]
+    assert document.keys() >= json.loads(cli("info", made.directory, "--json").out).keys()
+    shown = cli("info", there)
+    assert shown.status == 0, shown.err
+    assert f"key       {made.plan.spec.key}" in shown.out
+    assert f"classes   {len(made.plan.inventory.targets.names)}: " in shown.out
     by_key = json.loads(cli("info", f"{remote}/{made.plan.spec.key[:6]}", "--json").out)
     assert by_key["key"] == made.plan.spec.key
 
