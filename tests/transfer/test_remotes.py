@@ -35,6 +35,7 @@ def check_looking(cli, made, remote, there):
     assert row["bytes"] == inventory.num_bytes
     assert json.loads(cli("ls", remote, "--model", "other", "--json").out) == []
     assert len(json.loads(cli("ls", remote, "--model", "TIN", "--dataset", "mad", "--json").out)) == 1
+    assert "no caches that match vit-l-14 at " in cli("ls", remote, "--model", "vit-l-14").out
     shown = cli("ls", remote)
     assert shown.status == 0
     assert made.plan.spec.key in shown.out
