@@ -56,15 +56,11 @@ def test_ls_says_where_from_when_there_are_several_roots(cli, made, tmp_path, mo
     }
 
 
-def test_ls_takes_every_name_of_a_model(cli, root):
+def test_ls_takes_every_name_of_a_model(cli, root, tmp_path):
     plan = make_plan(SMALL)
     explicit = "timm:vit_small_patch14_dinov2.lvd142m"
-    write_cache(
-        cache_folder(root, plan, model="dinov2-vit-s-14"),
-        plan,
-        make_content(plan),
-        {"model_names": ["mine/s"]},
-    )
+    folder = cache_folder(root, plan, model="dinov2-vit-s-14")
+    write_cache(folder, plan, make_content(plan), {"model_names": ["mine/s"]})
     for name in ("DINOv2", "dinov2-vit-s-14", explicit, "mine/s"):
         assert len(json.loads(cli("ls", "--model", name, "--json").out)) == 1, name
     assert (
@@ -72,6 +68,10 @@ def test_ls_takes_every_name_of_a_model(cli, root):
     )
     both = cli("ls", "--model", explicit, "--dataset", "flowers")
     assert both.out == f"no caches that match {explicit} and flowers under {root}\n"
+    share = tmp_path / "share"
+    share.mkdir()
+    assert cli("push", folder, share).status == 0
+    assert len(json.loads(cli("ls", share, "--model", explicit, "--json").out)) == 1
 
 
 def test_ls_of_a_thousand_caches_takes_less_than_a_second(root):
