@@ -73,6 +73,10 @@ class CacheNotFoundError(CacheError, FileNotFoundError):
     exit_status = 2
 
 
+class HeadNotFoundError(RequestError, FileNotFoundError):
+    """There is no saved head in the folder that was named."""
+
+
 class IncompleteCacheError(CacheError):
     """The extraction of a cache has not finished, so it cannot be read yet."""
 
