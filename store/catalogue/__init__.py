@@ -136,8 +136,8 @@ def _nothing_found(
     dataset: str | None,
 ) -> str:
     asked = ", ".join(
-        f"{what} {value}"
-        for what, value in (("cache", cache), ("model", next(iter(models), None)), ("dataset", dataset))
+        f"{what}{value}"
+        for what, value in (("", cache), ("model ", next(iter(models), None)), ("dataset ", dataset))
         if value
     )
     where = os.pathsep.join(str(root) for root in search)

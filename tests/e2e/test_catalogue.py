@@ -113,7 +113,7 @@ def test_rm_refuses(cli, made, root, tmp_path):
     check(cli("rm", "--yes", ""), 2, "no cache is named")
     outcome = cli("rm", "--yes", "ffff")
     assert outcome.status == 2
-    assert "no cache matches cache ffff" in outcome.err
+    assert "no cache matches ffff" in outcome.err
     plan = make_plan(SMALL, name="busy")
     with CacheWriter(cache_folder(root, plan), plan) as writer:
         writer.claim()

@@ -194,6 +194,9 @@ def test_a_wrong_request_ends_before_anything_is_loaded(cli, tmp_path):
     outcome = cli("extract", "--model", "vit-l-14", "--dataset", "wds:nowhere.tar")
     assert outcome.status == 1
     assert outcome.err.endswith("featcache: nowhere.tar: 1 shards do not exist: nowhere.tar\n")
+    outcome = cli("datasets", "--only", "flowerz", "--json")
+    assert outcome.status == 2
+    assert "unknown dataset or domain 'flowerz'; did you mean flowers" in outcome.err
     outcome = cli("extract", "--model", "vit-l-14", "--dataset", "flower")
     assert outcome.status == 2
     assert "did you mean flowers" in outcome.err

@@ -1,6 +1,7 @@
 """featcache verify through the command line, on caches of a tiny backbone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,11 @@ def flip(path: Path, bit: int = 800) -> None:
 def of_the_data(cache: Path) -> dict[str, bytes]:
     """All files but the one that says when they were made."""
     return {name: data for name, data in all_files(cache).items() if name != "provenance.json"}
+
+
+def test_progress_of_a_small_cache_in_a_log(cli, made):
+    line = cli("verify", made).err.splitlines()[-1]
+    assert re.fullmatch(r"verifying: ([1-9]\d*)/\1 kB(, [\d.]+/s)?", line), line
 
 
 def test_damage_repair_extract_and_intact_again(cli, weights, many_images, cache, tmp_path):
