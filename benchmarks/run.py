@@ -1,7 +1,7 @@
 """`make bench`: what featcache costs and gains, mostly as ratios measured side by side in one run.
 
 Every pair is run in turn (A B A B ...) after a warm-up, on a warm page cache unless it says cold, and the medians are
-compared. Prints one JSON document, also written to --out. All rows take about twenty-five minutes on two cores; those
+compared. Prints one JSON document, also written to --out. All rows take about half an hour on two cores; those
 of the extraction need what `make demo` fetches.
 """
 
@@ -30,16 +30,10 @@ BENCHMARKS = {
 """By row: module and function."""
 
 
-def measure(row: str) -> Document | str:
+def measure(row: str) -> Document:
     """Run the benchmarks of one row."""
     module, function = BENCHMARKS[row]
-    try:
-        found = import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        return f"not measured: there is no benchmarks/{module}.py"
-    document: Document = getattr(found, function)()
+    document: Document = getattr(import_module(module), function)()
     return document
 
 

@@ -30,15 +30,15 @@ class Strip:
     """Split and row of every image."""
 
 
-def contact_sheet(source: Source, rows: int = MAX_ROWS) -> "tuple[Image, list[str]]":
-    """Draw up to `rows` classes of each split, or ranges of values, with up to eight samples each.
+def contact_sheet(source: Source) -> "tuple[Image, list[str]]":
+    """Draw up to `MAX_ROWS` classes of each split, or ranges of values, with up to eight samples each.
 
     Returns:
         The sheet, and a message for every image that does not decode.
     """
     from PIL import Image, ImageDraw
 
-    strips = list(_strips(source, rows))
+    strips = list(_strips(source))
     height = len(strips) * (SIDE + CAPTION + GAP) + GAP
     sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, height), BACKGROUND)
     draw, problems = ImageDraw.Draw(sheet), []
@@ -56,26 +56,24 @@ def contact_sheet(source: Source, rows: int = MAX_ROWS) -> "tuple[Image, list[st
     return sheet, problems
 
 
-def _strips(source: Source, rows: int) -> Iterator[Strip]:
+def _strips(source: Source) -> Iterator[Strip]:
     targets = source.targets
     for split, samples in source.splits.items():
         labels = labels_of(samples)
         if targets.kind == REGRESSION:
-            yield from _ranges(source, split, labels, rows)
+            yield from _ranges(source, split, labels)
             continue
         counts = targets.counts(labels)
         present = np.flatnonzero(counts)
-        for label in present[_spread(len(present), rows)].tolist():
+        for label in present[_spread(len(present), MAX_ROWS)].tolist():
             members = np.flatnonzero(labels[:, label] if targets.kind == MULTI_LABEL else labels == label)
             caption = f"{split}: {targets.names[label]} ({counts[label]})"
             yield Strip(caption, tuple((split, int(row)) for row in members[_spread(len(members), COLUMNS)]))
 
 
-def _ranges(
-    source: Source, split: str, labels: "np.typing.NDArray[np.float32]", rows: int
-) -> Iterator[Strip]:
+def _ranges(source: Source, split: str, labels: "np.typing.NDArray[np.float32]") -> Iterator[Strip]:
     """One strip for each quantity, from its lowest to its highest value."""
-    for index in range(min(rows, labels.shape[1])):
+    for index in range(min(MAX_ROWS, labels.shape[1])):
         order = np.argsort(labels[:, index], kind="stable")
         chosen = order[_spread(len(order), COLUMNS)]
         unit = f" {source.targets.units[index]}" if source.targets.units else ""

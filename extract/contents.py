@@ -1,6 +1,6 @@
 """What of a backbone's features a cache is to hold: taps, layers, groups of tokens, splits."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,6 @@ from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, TAPS, Inventory
 from featcache.store.layers import FINAL, parse_layers
 from featcache.store.planning import TokenArray
-from featcache.store.spec import BackboneSpec
 from featcache.store.token_groups import (
     EMBEDDING,
     GRIDS,
@@ -117,7 +116,7 @@ class Contents:
             BackboneError: the blocks have no such tap.
         """
         spec, layout = backbone.spec, backbone.layout
-        groups = _group_tokens(layout, spec)
+        groups = _group_tokens(layout)
         arrays = []
         for tap, group, layers in self._parts(spec.num_layers):
             if not groups[group]:
@@ -149,27 +148,11 @@ class Contents:
             yield array_name(tap, group), layers
 
 
-def default_arrays(backbone: "Backbone", kinds: Sequence[str] = ()) -> list[TokenArray]:
-    """The paper's arrays: class token and average of `norm2` of every block and of the final norm.
-
-    Args:
-        backbone: the backbone.
-        kinds: token kinds; all that the backbone has if not given.
-    """
-    spec = backbone.spec
-    tokens = tuple(kinds) or _group_tokens(backbone.layout, spec)[POOLED]
-    blocks = tuple(str(index) for index in range(spec.num_layers))
-    return [
-        TokenArray(DEFAULT_TAP, POOLED, blocks, spec.num_layers, tokens, spec.width),
-        TokenArray(FINAL, POOLED, (FINAL,), 1, tokens, spec.width),
-    ]
-
-
 def _lacks(name: str, group: str) -> RequestError:
     return RequestError(f"{name} has no {group}; leave them out of --tokens")
 
 
-def _group_tokens(layout: "TokenLayout", spec: BackboneSpec) -> dict[str, tuple[str, ...]]:
+def _group_tokens(layout: "TokenLayout") -> dict[str, tuple[str, ...]]:
     """Names of the tokens of every group."""
     return {
         POOLED: ("cls", "ap") if layout.has_class_token else ("ap",),

@@ -1,10 +1,10 @@
 """What ``featcache datasets`` lists: the datasets with a short name, and whether they are on disk."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from featcache.extract.sources.aliases import aliases
+from featcache.extract.sources.aliases import Alias, aliases
 from featcache.extract.sources.paper_sets import on_disk
+from featcache.store.errors import UnknownNameError
 from featcache.store.files import JsonObject
 
 
@@ -29,20 +29,34 @@ class ListedDataset:
         return asdict(self)
 
 
-def listed_datasets(part: str = "") -> Iterator[ListedDataset]:
-    """The datasets with `part` in their name or domain, in the paper's order."""
-    for alias in aliases().values():
-        if part.lower() in f"{alias.name} {alias.display_name} {alias.domain}".lower():
-            folder, citation = on_disk(alias), alias.citation
-            yield ListedDataset(
-                alias.name,
-                alias.display_name,
-                alias.domain,
-                alias.num_classes,
-                alias.train_images,
-                alias.test_images,
-                alias.repository,
-                citation.licence,
-                citation.text,
-                None if folder is None else str(folder),
-            )
+def listed_datasets(part: str = "") -> list[ListedDataset]:
+    """The datasets with `part` in their name or domain, in the paper's order.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    every = aliases().values()
+    found = [
+        alias
+        for alias in every
+        if part.lower() in f"{alias.name} {alias.display_name} {alias.domain}".lower()
+    ]
+    if not found:
+        raise UnknownNameError("dataset or domain", part, [alias.name for alias in every])
+    return [_listed(alias) for alias in found]
+
+
+def _listed(alias: Alias) -> ListedDataset:
+    folder, citation = on_disk(alias), alias.citation
+    return ListedDataset(
+        alias.name,
+        alias.display_name,
+        alias.domain,
+        alias.num_classes,
+        alias.train_images,
+        alias.test_images,
+        alias.repository,
+        citation.licence,
+        citation.text,
+        None if folder is None else str(folder),
+    )

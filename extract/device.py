@@ -28,6 +28,11 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError:  # its text has all the kinds that torch was ever built for
+        raise RequestError(
+            f"device {name!r} cannot be used here (write auto, cpu, cuda, cuda:1 or mps); try --device cpu"
+        ) from None
+    try:
         torch.ones(1, device=device).item()  # one that has no values, such as `meta`, is none to compute on
     except (RuntimeError, AssertionError) as error:
         reason = next(iter(str(error).splitlines()), "")

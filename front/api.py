@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from featcache.console import ConsoleReporter
 from featcache.store.catalogue import remote_roots, roots, select
+from featcache.store.errors import HeadNotFoundError
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.transfer.address import is_address, parse_address
 
@@ -125,7 +126,7 @@ def extract(
         root: where the cache is looked for and written to; by default as on the command line.
         force: extract even what a teammate has on a remote in FEATCACHE_ROOT.
         backbone: one's own, made by `featcache.extract.backbones.custom.custom_backbone`.
-        source: one's own dataset, made by `featcache.extract.sources.sampled.python_dataset`.
+        source: one's own dataset, made by `featcache.extract.sources.sequences.python_dataset`.
         progress: show messages and progress on stderr.
 
     Raises:
@@ -294,7 +295,7 @@ def load_head(folder: PathLike) -> "TrainedHead":
         folder: of the head, under the results' ``heads/``: `ResultRow.folder`.
 
     Raises:
-        FileNotFoundError: there is no head.
+        HeadNotFoundError: there is no head; also a `FileNotFoundError`.
         CacheError: its files are damaged or do not fit each other.
 
     Example:
@@ -303,4 +304,10 @@ def load_head(folder: PathLike) -> "TrainedHead":
     """
     from featcache.probe.trained import TrainedHead
 
-    return TrainedHead.load(folder)
+    try:
+        return TrainedHead.load(folder)
+    except FileNotFoundError:
+        raise HeadNotFoundError(
+            f"{folder} holds no head; give OUT/FOLDER, where OUT is what `probe` wrote its results to "
+            "(featcache-results if not said) and FOLDER is the `folder` of a row that it returned"
+        ) from None

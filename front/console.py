@@ -85,7 +85,7 @@ class _ProgressLines:
 
     def update(self, done: int, total: int, /) -> None:
         speed = _speed(self._rate.update(done), total - done)
-        self._line = f"{self._title}: {done}/{total} {self._unit}, {speed}"
+        self._line = f"{self._title}: {done}/{total} {self._unit}" + (f", {speed}" if speed else "")
         if time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
             self._print()
 
@@ -128,8 +128,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: 
         table.add_column(column, justify="right" if column in numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    # A narrow terminal wraps whole lines, which reads better than cells folded to a few letters.
-    Console(width=10_000).print(table)
+    # A narrow terminal wraps whole lines, which reads better than cells folded to a few letters. Without a height as well,
+    # rich would cut them to 80 columns on a dumb terminal.
+    Console(width=10_000, height=25).print(table)
 
 
 def _plain_lines(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:

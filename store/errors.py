@@ -4,8 +4,11 @@ A message says what is wrong, where, and what to do next. ``exit_status`` is wha
 1 when the work failed, 2 when the request was wrong or ambiguous.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+ALIKE = 0.65
+"""One wrong letter in three; with less, ``nope`` was taken for ``pets``."""
 
 
 class FeatcacheError(Exception):
@@ -23,18 +26,33 @@ class RequestError(FeatcacheError, ValueError):
 class UnknownNameError(RequestError):
     """A name (of a model, dataset, head, layer, token kind, ...) that does not exist."""
 
-    def __init__(self, what: str, name: str, valid: Iterable[str], hint: str = "") -> None:
-        """Build the message: the nearest of `valid`, or all of them where none is near, then `hint`."""
+    def __init__(
+        self, what: str, name: str, valid: Iterable[str], hint: str = "", near: Sequence[str] | None = None
+    ) -> None:
+        """Build the message: what may have been meant, `near` if given, else all (or many) of `valid`; then `hint`."""
         names = [str(v) for v in valid]
-        by_lower_case = {valid_name.lower(): valid_name for valid_name in names}
-        near = [
-            by_lower_case[match] for match in get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)
-        ]
+        near = alike(name, names) if near is None else near
         if near:
             listed = f"did you mean {', '.join(near)}?"
-        else:
+        elif names:
             listed = f"valid: {', '.join(names[:20])}" + (", ..." if len(names) > 20 else "")
+        else:
+            listed = "there are none"
         super().__init__(f"unknown {what} {name!r}; {listed}" + (f" {hint}" if hint else ""))
+
+
+def alike(name: str, valid: Iterable[str]) -> list[str]:
+    """Return up to three of `valid` that `name` may have been meant as, in any case of letters, the likeliest first."""
+    text, names = name.lower(), {one.lower(): one for one in valid}
+    if text.lstrip("-").isdigit():  # 99 is no slip of the finger for 9
+        return []
+    found = get_close_matches(text, names, n=3, cutoff=ALIKE)
+    if (
+        not found and len(text) >= 3
+    ):  # or part of a name: `lasso` of `group-lasso`, `dinov5` of `dinov2-vit-s-14`
+        beginning = get_close_matches(text, [one[: len(text)] for one in names], n=1, cutoff=ALIKE)
+        found = [one for one in names if text in one or one.startswith(tuple(beginning))]
+    return [names[one] for one in found[:3]]
 
 
 class DatasetError(FeatcacheError, ValueError):
@@ -53,6 +71,10 @@ class CacheNotFoundError(CacheError, FileNotFoundError):
     """No cache matches."""
 
     exit_status = 2
+
+
+class HeadNotFoundError(RequestError, FileNotFoundError):
+    """There is no saved head in the folder that was named."""
 
 
 class IncompleteCacheError(CacheError):

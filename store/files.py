@@ -32,11 +32,14 @@ PARTIAL_SUFFIX = ".partial"
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name `path` in an error of the file system that names nothing, as those of operations on an open file do."""
+    """Name `path` in an error of the file system that names nothing, as those of operations on an open file do.
+
+    Nor does the file help that stands for `path` while it is written.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None and not str(error.filename).endswith(PARTIAL_SUFFIX):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -5,6 +5,7 @@ without held.json holds everything.
 """
 
 import os
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def require_whole(directory: Path, what: str) -> None:
         return
     if read_held_manifest(directory).whole is not None:
         raise PartialCacheError(
-            f"{directory} is a partial copy and cannot be {what}; complete it first: featcache pull {held.origin}"
+            f"{directory} is a partial copy and cannot be {what}; complete it first: {pull_command(directory, held.origin)}"
         )
 
 
@@ -132,10 +133,16 @@ def _arrays(inventory: Inventory) -> set[str]:
     }
 
 
-def missing_command(lacking: Inventory, origin: str) -> str:
-    """The command that fetches what a partial copy lacks of what is needed."""
+def pull_command(directory: Path, origin: str, *options: str) -> str:
+    """The command that fetches more of the copy at `directory`, whichever roots the shell has that it is typed into."""
+    root = directory.absolute().parent.parent
+    return shlex.join(["featcache", "pull", origin, *options, "--root", str(root)])
+
+
+def missing_command(directory: Path, lacking: Inventory, origin: str) -> str:
+    """The command that fetches what the partial copy at `directory` lacks of what is needed."""
     layers = _layers(lacking)
     blocks = sorted(layers - {FINAL}, key=int)
     named = ",".join([*blocks, *([FINAL] if FINAL in layers else [])])
-    splits = f" --split {','.join(lacking.splits)}" if lacking.splits else ""
-    return f"featcache pull {origin}{splits}" + (f" --layers {named}" if named else "")
+    splits = ("--split", ",".join(lacking.splits)) if lacking.splits else ()
+    return pull_command(directory, origin, *splits, *(("--layers", named) if named else ()))

@@ -9,6 +9,7 @@ import pytest
 import featcache
 from featcache.extract.request import ExtractRequest
 from featcache.probe.request import ProbeRequest
+from featcache.store.errors import FeatcacheError
 
 SIGNATURES = {
     "open": "(directory, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True)",
@@ -50,6 +51,14 @@ def test_defaults_are_those_of_the_requests():
     for name, parameter in inspect.signature(featcache.extract).parameters.items():
         if hasattr(extract, name) and parameter.default is not inspect.Parameter.empty:
             assert parameter.default == getattr(extract, name), name
+
+
+def test_a_head_that_is_not_there():
+    with pytest.raises(
+        FileNotFoundError, match=r"^nope holds no head; give OUT/FOLDER, where OUT is what"
+    ) as caught:
+        featcache.load_head("nope")
+    assert isinstance(caught.value, FeatcacheError)
 
 
 def test_a_package_and_a_function_at_once():

@@ -64,7 +64,7 @@ class Argument:
         """
         for name in self.fields:
             if name not in known:
-                raise UnknownNameError(f"field of {self.kind}", name, known or ("none",))
+                raise UnknownNameError(f"field of {self.kind}", name, known)
 
     def names(self, name: str) -> list[str]:
         """A field that is a list with commas."""

@@ -45,6 +45,7 @@ class Digits(Source):
         for option, value in (
             ("group-by", self._options.group_by),
             ("test-split", self._options.test_splits),
+            ("resplit", self._options.resplit),
         ):
             if value:
                 raise RequestError(f"digits has neither columns nor splits of its own; leave --{option} out")

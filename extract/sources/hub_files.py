@@ -9,14 +9,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from featcache.extract.hub import hub_problem, offline_if_unreachable
 from featcache.extract.sources.places import derived
-from featcache.store.errors import DatasetError, UnknownNameError
+from featcache.store.errors import DatasetError, UnknownNameError, alike
 from featcache.store.files import read_sealed, sha256_file, write_sealed
 from featcache.store.progress import Reporter, Update
 
@@ -88,7 +87,7 @@ def fetch(
         except RepositoryNotFoundError as error:
             near = _nearest(repository)
             if near:
-                raise UnknownNameError("dataset repository", repository, near) from None
+                raise UnknownNameError("dataset repository", repository, (), near=near) from None
             raise _failure(repository, error, remedy) from None
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise _failure(repository, error, remedy) from None
@@ -128,8 +127,7 @@ def _nearest(repository: str) -> list[str]:
         ]
     except Exception:  # it is only a hint
         return []
-    near = get_close_matches(repository, found, n=3, cutoff=0.5)
-    return near or [one for one in found if get_close_matches(name, [one.rpartition("/")[2]], cutoff=0.5)][:3]
+    return alike(repository, found) or [one for one in found if alike(name, [one.rpartition("/")[2]])][:3]
 
 
 class _Download:

@@ -30,7 +30,9 @@ def open_npz(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
     path = argument.file()
     try:
         archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError):  # numpy takes it for a pickle, and advises to load it as one
+        raise DatasetError(f"{path} cannot be read as NumPy's npz (it is no archive of arrays)") from None
+    except (OSError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path} cannot be read as NumPy's npz ({error})") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise DatasetError(f"{path} is a single array; save images and labels together with numpy.savez")

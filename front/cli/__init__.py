@@ -2,6 +2,9 @@
 
 import errno
 import logging
+import os
+import signal
+import socket
 import sys
 import traceback
 from importlib import import_module
@@ -61,6 +64,17 @@ class Commands(click.Group):
             raise UnknownNameError("command", args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; click would end with 1, as if the work had failed, where nobody reads the output."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderLeftError from error
+
+
+class _ReaderLeftError(Exception):
+    """The reader of the output, such as ``head -1``, has closed it."""
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="featcache")
@@ -75,12 +89,19 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+
+    141 where the reader of the output has left, as `cat` and `grep` end then: 0 would tell a script, for example, that
+    `verify` found all caches intact.
+    """
     if "--debug" not in sys.argv:
         # Libraries log to stderr as they see fit, dozens of lines without a network; what fails raises as well.
         logging.disable(logging.CRITICAL)
     try:
-        cli.main(standalone_mode=False)
+        try:
+            cli.main(standalone_mode=False)
+        finally:
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -88,8 +109,10 @@ def main() -> None:
         _fail("interrupted", 130)
     except FeatcacheError as error:
         _fail(str(error), error.exit_status)
-    except BrokenPipeError:
-        sys.exit(1)
+    except (_ReaderLeftError, BrokenPipeError):
+        # What is still in the buffer would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         _fail(_describe_os_error(error), 1)
 
@@ -108,6 +131,8 @@ _REMEDIES = {
     errno.EDQUOT: _ROOM,
     errno.EIO: "the disk failed; when it works again, run the same command again, what was committed is kept",
     errno.EROFS: "name a folder that can be written to",
+    errno.EACCES: "name another place, or have its owner change the permissions",
+    errno.ECONNREFUSED: "nothing answers there; is the address right, and the server running?",
 }
 
 
@@ -115,6 +140,8 @@ def _describe_os_error(error: OSError) -> str:
     where = f": {error.filename}" if error.filename else ""
     message = f"{error.strerror or error}{where}"
     remedy = _REMEDIES.get(error.errno or 0)
+    if isinstance(error, socket.gaierror):  # its numbers are not those of `errno`
+        remedy = "is the name of the host right, and is there a network?"
     if error.errno == errno.ENOENT and isinstance(error.filename, str):
         gone = [folder for folder in Path(error.filename).absolute().parents if not folder.exists()]
         remedy = f"{gone[-1]} does not exist; was it moved or unmounted?" if gone else None

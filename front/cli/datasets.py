@@ -45,7 +45,7 @@ def datasets_command(context: click.Context, only: str, as_json: bool) -> None:
         return
     from featcache.extract.dataset_list import listed_datasets  # what reads shards; other commands do without
 
-    found = list(listed_datasets(only))
+    found = listed_datasets(only)
     if as_json:
         print_json([one.to_dict() for one in found])
         return

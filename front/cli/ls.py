@@ -1,21 +1,18 @@
 """``featcache ls``: the caches there are."""
 
-import time
 from pathlib import Path
 
 import click
 
+from featcache.cli.listing import COLUMNS, NUMERIC, none_found, table_row
 from featcache.cli.options import common_options
 from featcache.cli.remote import list_remote
-from featcache.console import duration, print_json, print_table, size
-from featcache.store.catalogue import Entry, roots, scan
+from featcache.console import print_json, print_table
+from featcache.extract.models import model_names
+from featcache.store.catalogue import Entry, goes_by, roots, scan
 from featcache.store.catalogue.summary import Summary, summarise
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
-
-COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size", "age")
-NUMERIC = COLUMNS[4:]
-
 
 EPILOG = """\b
 Examples:
@@ -27,7 +24,7 @@ Examples:
 
 @click.command("ls", epilog=EPILOG)
 @click.argument("remote", required=False)
-@click.option("--model", help="Those whose model's name contains this.")
+@click.option("--model", help="Those whose model's name contains this, or that go by it otherwise.")
 @click.option("--dataset", help="Those whose dataset's name contains this.")
 @common_options
 def ls_command(
@@ -42,19 +39,22 @@ def ls_command(
         list_remote(remote, model, dataset, as_json)
         return
     search = roots(root)
-    documents = [
-        _describe(entry)
-        for entry in scan(search)
-        if (model or "").lower() in entry.model and (dataset or "").lower() in entry.dataset.lower()
-    ]
+    documents = [_describe(entry) for entry in scan(search) if _matches(entry, model, dataset)]
     if as_json:
         print_json(documents)
     elif documents:
         # One root is what most people have: they know where it is.
         columns = (*COLUMNS, "root") if len(search) > 1 else COLUMNS
-        print_table(columns, [_row(document)[: len(columns)] for document in documents], numeric=NUMERIC)
+        rows = [[*table_row(document), document["root"]][: len(columns)] for document in documents]
+        print_table(columns, rows, numeric=NUMERIC)
     else:
-        click.echo(f"no caches under {', '.join(map(str, search))}")
+        click.echo(f"{none_found(model, dataset)} under {', '.join(map(str, search))}")
+
+
+def _matches(entry: Entry, model: str | None, dataset: str | None) -> bool:
+    if dataset and dataset.lower() not in entry.dataset.lower():
+        return False
+    return not model or model.lower() in entry.model or goes_by(entry, model_names(model))
 
 
 def _describe(entry: Entry) -> JsonObject:
@@ -86,12 +86,3 @@ def _state(entry: Entry, summary: Summary) -> str:
         return f"partial ({summary.part})" if summary.part else "complete"
     total = len(summary.inventory.blocks())
     return f"incomplete ({total - summary.missing_blocks} of {total} blocks)"
-
-
-def _row(document: JsonObject) -> list[str]:
-    names = [document[name] for name in ("dataset", "model", "key", "state")]
-    if "samples" not in document:
-        return [*names, "", "", "", "", "", document["root"]]
-    samples = [str(document["samples"].get(split, "")) for split in ("train", "test")]
-    age = duration(max(0.0, time.time() - document["modified"]))
-    return [*names, *samples, str(document["layers"]), size(document["bytes"]), age, document["root"]]

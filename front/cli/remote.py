@@ -1,16 +1,16 @@
 """``featcache ls``, ``info`` and ``rm`` of what lies on a remote."""
 
 import sys
-import time
+from dataclasses import asdict
 
 import click
 
-from featcache.console import duration, print_json, print_table, size
+from featcache.cli.listing import COLUMNS, NUMERIC, none_found, table_row
+from featcache.console import print_json, print_table, size
+from featcache.extract.models import model_names
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
 from featcache.store.transfer.address import parse_address
-
-COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size", "age")
 
 
 def list_remote(remote_address: str, model: str | None, dataset: str | None, as_json: bool) -> None:
@@ -21,7 +21,8 @@ def list_remote(remote_address: str, model: str | None, dataset: str | None, as_
 
     with open_remote(parse_address(remote_address)) as remote:
         catalogue = retried(lambda: read_catalogue(remote))
-        documents = [entry.to_dict(remote) for entry in search(catalogue.entries, model, dataset)]
+        found = search(catalogue.entries, model, dataset, model_names(model) if model else ())
+        documents = [entry.to_dict(remote) for entry in found]
         complete = {entry.name for entry in catalogue.entries}
         for name in dict.fromkeys(name for name, _ in catalogue.pushing if name not in complete):
             document = {"dataset": name.dataset, "model": name.model, "key": name.key}
@@ -30,21 +31,10 @@ def list_remote(remote_address: str, model: str | None, dataset: str | None, as_
         if as_json:
             print_json(documents)
         elif documents:
-            print_table(COLUMNS, [_row(document) for document in documents], numeric=COLUMNS[4:])
+            print_table(COLUMNS, [table_row(document) for document in documents], numeric=NUMERIC)
             click.echo(f"featcache pull {remote.where()}/DATASET/MODEL-KEY")
         else:
-            what = f" that match {' and '.join(filter(None, (model, dataset)))}" if model or dataset else ""
-            click.echo(f"no caches{what} at {remote.where()}")
-
-
-def _row(document: JsonObject) -> list[str]:
-    names = [document[name] for name in COLUMNS[:4]]
-    if "bytes" not in document:
-        return [*names, "", "", "", "", ""]
-    samples = [str(document["samples"].get(split, "")) for split in ("train", "test")]
-    modified = document["modified"]
-    age = "" if modified is None else duration(max(0.0, time.time() - modified))
-    return [*names, *samples, str(document["layers"]), size(document["bytes"]), age]
+            click.echo(f"{none_found(model, dataset)} at {remote.where()}")
 
 
 def describe_remote(cache_address: str) -> JsonObject:
@@ -70,6 +60,8 @@ def describe_remote(cache_address: str) -> JsonObject:
             "bytes": manifest.inventory.num_bytes,
             "spec": manifest.spec.to_dict(),
             "inventory": manifest.inventory.to_dict(),
+            "targets": asdict(manifest.inventory.targets),
+            "class_counts": {},  # labels and what was skipped are data
             "skipped": None,
             "shared_images": [],
             "provenance": fetch_sealed(remote, f"{name}/{PROVENANCE_FILE}") or {},
@@ -82,7 +74,8 @@ def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
 
     found = find_removable(parse_address(cache_address))
     with found.remote:
-        if not yes and not _confirmed(found.where, len(found.files), found.num_bytes):
+        what = f"{len(found.files)} files, {size(found.num_bytes)}, for everybody who uses this remote"
+        if not yes and not confirmed(found.where, what):
             click.echo("nothing was removed", err=True)
             return
         found.remove()
@@ -92,8 +85,13 @@ def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
         click.echo(f"removed {found.where} ({size(found.num_bytes)})")
 
 
-def _confirmed(where: str, num_files: int, num_bytes: int) -> bool:
+def confirmed(where: str, what: str) -> bool:
+    """Show what is to be removed, and ask.
+
+    Raises:
+        RequestError: there is no terminal to ask on.
+    """
     if not sys.stdin.isatty():
         raise RequestError(f"{where} was not removed: there is no terminal to ask on; add --yes to remove it")
-    click.echo(f"{where}\n{num_files} files, {size(num_bytes)}, for everybody who uses this remote", err=True)
+    click.echo(f"{where}\n{what}", err=True)
     return click.confirm("remove it?", err=True)

@@ -1,12 +1,11 @@
 """``featcache rm``: remove one cache."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from featcache.cli.options import common_options
-from featcache.cli.remote import remove_remote
+from featcache.cli.remote import confirmed, remove_remote
 from featcache.console import print_json, size
 from featcache.store.catalogue import Entry, roots, select
 from featcache.store.catalogue.removal import check_removable, remove_cache
@@ -31,7 +30,7 @@ def rm_command(cache: str, yes: bool, root: tuple[Path, ...], as_json: bool) -> 
     entry = _select(roots(root), cache)
     check_removable(entry.path)
     taken = usage(entry.path)
-    if not yes and not _confirmed(entry, taken):
+    if not yes and not confirmed(str(entry.path), _what(entry, taken)):
         click.echo("nothing was removed", err=True)
         return
     remove_cache(entry.path)
@@ -54,12 +53,6 @@ def _select(search: list[Path], cache: str) -> Entry:
         raise
 
 
-def _confirmed(entry: Entry, taken: Usage) -> bool:
-    if not sys.stdin.isatty():
-        raise RequestError(
-            f"{entry.path} was not removed: there is no terminal to ask on; add --yes to remove it"
-        )
+def _what(entry: Entry, taken: Usage) -> str:
     state = "complete" if entry.complete else "incomplete"
-    what = f"{entry.model} on {entry.dataset}, {state}, {taken.num_files} files, {size(taken.num_bytes)}"
-    click.echo(f"{entry.path}\n{what}", err=True)
-    return click.confirm("remove it?", err=True)
+    return f"{entry.model} on {entry.dataset}, {state}, {taken.num_files} files, {size(taken.num_bytes)}"

@@ -1,10 +1,12 @@
 """``featcache verify``: every byte of a cache against its digests, and some rows against the backbone."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from featcache.cli.options import common_options
 from featcache.cli.verify_report import Checked
@@ -51,7 +53,10 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of --recompute: chooses the rows.")
 @click.option("--device", default=AUTO, show_default=True, help="Of --recompute: auto, cpu, cuda, ...")
 @common_options
+@click.pass_context
 def verify_command(
+    context: click.Context,
+    /,
     cache: str | None,
     every: bool,
     mend: bool,
@@ -66,7 +71,8 @@ def verify_command(
     CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY; without it the cache completed last.
     Exit status: 0 intact, 1 damaged or incomplete, 2 the request was wrong.
     """
-    _check_request(cache, every, samples, options)
+    given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    _check_request(cache, every, samples, given)
     reporter, results = ConsoleReporter(quiet=as_json), []
     for directory in _directories(roots(root), cache, every, mend):
         found = verify(directory, threads=threads, reporter=reporter)
@@ -105,12 +111,12 @@ def _recompute(
     return recompute(open_cache(found.directory, allow_partial=True), request, reporter)
 
 
-def _check_request(cache: str | None, every: bool, samples: int | None, options: dict[str, object]) -> None:
+def _check_request(cache: str | None, every: bool, samples: int | None, given: Sequence[str]) -> None:
+    """Refuse what does not go together; `given` names the options of ``--recompute`` on the command line."""
     if every and (cache or samples):
         raise RequestError("--all goes with neither CACHE nor --recompute; name one cache for these")
-    if samples and not options["dataset"]:
+    if samples and "dataset" not in given:
         raise RequestError("--recompute needs the images; give --dataset, for example imagefolder:DIR")
-    given = [name for name in ("dataset", "data", "model", "weights") if options[name] is not None]
     if given and not samples:
         raise RequestError(f"--{given[0]} is for --recompute; give --recompute K as well")
 

@@ -25,6 +25,7 @@ __all__ = [
     "find_key",
     "find_request",
     "folders",
+    "goes_by",
     "remote_roots",
     "roots",
     "scan",
@@ -111,10 +112,15 @@ def _completion_time(entry: Entry) -> float:
 def _matches(entry: Entry, cache: str | None, models: Collection[str], dataset: str | None) -> bool:
     if cache is not None and not (entry.key.startswith(cache) or cache in (entry.name, entry.path.name)):
         return False
-    if models and entry.model not in map(slug, models) and not {*models} & {*_names(entry)}:
+    if models and not goes_by(entry, models):
         return False
     # `imagefolder:some/where/photos` was stored under the folder's name.
     return dataset is None or slug(Path(dataset.partition(":")[2] or dataset).name) == entry.dataset
+
+
+def goes_by(entry: Entry, models: Collection[str]) -> bool:
+    """Whether a cache was extracted from the model with these names, whichever of them its folder has."""
+    return entry.model in map(slug, models) or not {*models}.isdisjoint(_names(entry))
 
 
 def _names(entry: Entry) -> list[str]:
@@ -130,8 +136,8 @@ def _nothing_found(
     dataset: str | None,
 ) -> str:
     asked = ", ".join(
-        f"{what} {value}"
-        for what, value in (("cache", cache), ("model", next(iter(models), None)), ("dataset", dataset))
+        f"{what}{value}"
+        for what, value in (("", cache), ("model ", next(iter(models), None)), ("dataset ", dataset))
         if value
     )
     where = os.pathsep.join(str(root) for root in search)

@@ -11,7 +11,7 @@ from featcache.store.manifest import FileRecord, Manifest
 from featcache.store.plain import kind_misfit
 from featcache.store.progress import Reporter
 
-MB = 10**6
+MB, KB = 10**6, 10**3
 
 
 def recorded_files(manifest: Manifest) -> Iterator[tuple[Place, FileRecord]]:
@@ -41,9 +41,10 @@ def file_damages(
     owners = {record.sha256: place.path for place, record in recorded}
     total, done = sum(record.bytes for _, record in readable), 0
     found = sha256_files([directory / place.path for place, _ in readable], threads)
+    unit, name = (MB, "MB") if total >= 10 * MB else (KB, "kB")
     # Closed at once on Ctrl-C, or the threads would first read all that is left.
-    with closing(found) as digests, reporter.progress("verifying", "MB") as update:
-        update(0, total // MB)
+    with closing(found) as digests, reporter.progress("verifying", name) as update:
+        update(0, total // unit)
         for (place, record), digest in zip(readable, digests, strict=True):
             if not isinstance(digest, str):
                 damages.append(Damage(place, reason(directory / place.path, digest)))
@@ -51,5 +52,5 @@ def file_damages(
                 whose = f"; it holds the content of {owners[digest]}" if digest in owners else ""
                 damages.append(Damage(place, f"content does not match its SHA-256{whose}"))
             done += record.bytes
-            update(done // MB, total // MB)
+            update(done // unit, total // unit)
     return damages

@@ -21,7 +21,7 @@ from featcache.store.checking.strangers import strangers
 from featcache.store.checking.zarr_agreement import check_metadata
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
-from featcache.store.held import Held
+from featcache.store.held import Held, pull_command
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import Manifest
@@ -130,7 +130,7 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
 
 def _pull(directory: Path) -> str:
     held = Held.read(directory)
-    return f"featcache pull {held.origin if held else 'REMOTE/CACHE'} --check"
+    return pull_command(directory, held.origin if held else "REMOTE/CACHE", "--check")
 
 
 def _disagreements(

@@ -96,7 +96,7 @@ def _check_covered(entry: Entry, source: ImportSource) -> None:
         if held is None or set(split.layers) - set(held.layers) or set(split.tokens) - set(held.tokens):
             raise CacheError(
                 f"{entry.path} has the same key, but holds less than {source.where} (split {split.name}); "
-                f"remove it first: featcache rm {entry.key}"
+                f"remove it first: featcache rm {entry.path}"
             )
 
 

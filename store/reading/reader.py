@@ -83,7 +83,7 @@ class Cache:
         origin = held.origin if held else ""
         raise PartialCacheError(
             f"{self.directory} holds only a part of the cache ({describe_part(self.inventory, self.manifest.full_inventory)}); "
-            f"fetch what is missing first: {missing_command(lacking, origin)}"
+            f"fetch what is missing first: {missing_command(self.directory, lacking, origin)}"
         )
 
     def __getitem__(self, split: str) -> SplitReader:
@@ -199,6 +199,6 @@ def require_files(cache: Cache) -> None:
             misfit = file.misfit(path)
             if misfit:
                 raise CacheError(
-                    f"{path}: {misfit}; the cache is damaged: `featcache verify {cache.key} --repair` drops the damaged "
+                    f"{path}: {misfit}; the cache is damaged: `featcache verify --repair {cache.directory}` drops the damaged "
                     "blocks, and the same extract redoes them"
                 )

@@ -69,10 +69,6 @@ class Address:
         path = "/".join(self.parts)
         return f"/{path}" if self.scheme in ("file", "ssh") else path
 
-    def child(self, *parts: str) -> "Address":
-        """The address of something below this one."""
-        return replace(self, parts=(*self.parts, *parts))
-
     @property
     def parent(self) -> "Address":
         """The address one level up."""

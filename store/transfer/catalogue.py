@@ -5,10 +5,11 @@ between them; whatever does not read as one is passed over.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from featcache.store.catalogue.entries import slug
 from featcache.store.catalogue.removal import CATALOGUE, PARTS
 from featcache.store.errors import CacheNotFoundError, FeatcacheError, RemoteError, RequestError
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
@@ -149,13 +150,14 @@ def read_catalogue(remote: Remote) -> Catalogue:
 
 
 def search(
-    entries: Sequence[CatalogueEntry], model: str | None, dataset: str | None
+    entries: Sequence[CatalogueEntry], model: str | None, dataset: str | None, models: Collection[str] = ()
 ) -> Iterator[CatalogueEntry]:
-    """Entries whose names contain what is given, in any case."""
+    """Entries whose names contain what is given, in any case; for a model, one of its names in `models` will do too."""
+    folders = {slug(name) for name in models}
     for entry in entries:
-        if (model or "").lower() in entry.name.model.lower() and (
-            dataset or ""
-        ).lower() in entry.name.dataset.lower():
+        name = entry.name
+        meant = (model or "").lower() in name.model.lower() or name.model in folders
+        if meant and (dataset or "").lower() in name.dataset.lower():
             yield entry
 
 

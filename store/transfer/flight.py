@@ -135,9 +135,7 @@ class ByteCounter:
         self._update(min(self.done, self._total) // self._unit, self._total // self._unit)
 
 
-def moving(
-    reporter: Reporter, title: str, total: int, work: Callable[[ByteCounter], None], done: int = 0
-) -> int:
+def moving(reporter: Reporter, title: str, total: int, work: Callable[[ByteCounter], None]) -> int:
     """Do `work`, which counts its bytes, under a progress bar; returns the bytes moved by it.
 
     Args:
@@ -145,12 +143,10 @@ def moving(
         title: what is going on.
         total: bytes in all.
         work: is given the counter.
-        done: bytes of the total that had moved before.
     """
     with reporter.progress(title, "MB" if total >= 10 * MB else "kB") as update:
         counter = ByteCounter(update, total)
-        counter.done = done
         counter.show()
         work(counter)
         counter.show()
-    return counter.done - done
+    return counter.done

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
 from featcache.store.files import JsonObject, read_sealed, sealed_bytes, sha256_hex
-from featcache.store.held import require_whole
+from featcache.store.held import pull_command, require_whole
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
 from featcache.store.plain import kind_misfit
@@ -175,8 +175,9 @@ class _Push:
         except CacheError as error:
             raise CacheError(f"{error}; push with --force to replace the one on the remote") from None
         if united not in (self._ours, theirs):
+            command = pull_command(self._directory, where)
             raise CacheError(
-                f"{where} holds features that {self._directory} does not have; run `featcache pull {where}` first, then push again"
+                f"{where} holds features that {self._directory} does not have; run `{command}` first, then push again"
             )
         return united
 

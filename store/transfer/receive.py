@@ -60,10 +60,10 @@ def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, co
     partial.replace(target)
 
 
-def receive_bytes(remote: Remote, path: str, record: FileRecord, count: Counter = lambda _: None) -> bytes:
+def receive_bytes(remote: Remote, path: str, record: FileRecord) -> bytes:
     """Fetch a small file into memory; errors as for `receive_file`."""
     pieces: list[bytes] = []
-    _fetch_twice(remote, path, record, Sink(pieces.append, pieces.clear, count))
+    _fetch_twice(remote, path, record, Sink(pieces.append, pieces.clear, lambda _: None))
     return b"".join(pieces)
 
 

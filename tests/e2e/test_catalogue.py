@@ -56,6 +56,24 @@ def test_ls_says_where_from_when_there_are_several_roots(cli, made, tmp_path, mo
     }
 
 
+def test_ls_takes_every_name_of_a_model(cli, root, tmp_path):
+    plan = make_plan(SMALL)
+    explicit = "timm:vit_small_patch14_dinov2.lvd142m"
+    folder = cache_folder(root, plan, model="dinov2-vit-s-14")
+    write_cache(folder, plan, make_content(plan), {"model_names": ["mine/s"]})
+    for name in ("DINOv2", "dinov2-vit-s-14", explicit, "mine/s"):
+        assert len(json.loads(cli("ls", "--model", name, "--json").out)) == 1, name
+    assert (
+        cli("ls", "--model", "dinov2-vit-b-14").out == f"no caches that match dinov2-vit-b-14 under {root}\n"
+    )
+    both = cli("ls", "--model", explicit, "--dataset", "flowers")
+    assert both.out == f"no caches that match {explicit} and flowers under {root}\n"
+    share = tmp_path / "share"
+    share.mkdir()
+    assert cli("push", folder, share).status == 0
+    assert len(json.loads(cli("ls", share, "--model", explicit, "--json").out)) == 1
+
+
 def test_ls_of_a_thousand_caches_takes_less_than_a_second(root):
     make_many(root, 1000)
     code = (
@@ -95,7 +113,7 @@ def test_rm_refuses(cli, made, root, tmp_path):
     check(cli("rm", "--yes", ""), 2, "no cache is named")
     outcome = cli("rm", "--yes", "ffff")
     assert outcome.status == 2
-    assert "no cache matches cache ffff" in outcome.err
+    assert "no cache matches ffff" in outcome.err
     plan = make_plan(SMALL, name="busy")
     with CacheWriter(cache_folder(root, plan), plan) as writer:
         writer.claim()

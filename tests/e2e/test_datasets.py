@@ -194,8 +194,13 @@ def test_a_wrong_request_ends_before_anything_is_loaded(cli, tmp_path):
     outcome = cli("extract", "--model", "vit-l-14", "--dataset", "wds:nowhere.tar")
     assert outcome.status == 1
     assert outcome.err.endswith("featcache: nowhere.tar: 1 shards do not exist: nowhere.tar\n")
+    outcome = cli("datasets", "--only", "flowerz", "--json")
+    assert outcome.status == 2
+    assert "unknown dataset or domain 'flowerz'; did you mean flowers" in outcome.err
     outcome = cli("extract", "--model", "vit-l-14", "--dataset", "flower")
     assert outcome.status == 2
     assert "did you mean flowers" in outcome.err
-    outcome = cli("extract", "--model", "vit-l-14", "--dataset", "digits", "--group-by", "writer")
-    assert "digits has neither columns nor splits of its own; leave --group-by out" in outcome.err
+    for option in (("--group-by", "writer"), ("--test-split", "val"), ("--resplit",)):
+        outcome = cli("extract", "--model", "vit-l-14", "--dataset", "digits", *option)
+        assert outcome.status == 2
+        assert f"digits has neither columns nor splits of its own; leave {option[0]} out" in outcome.err

@@ -1,9 +1,18 @@
 """Bad input: one clear line with the next step, the right exit status, and nothing left behind."""
 
+import errno
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
+
+from featcache.cli import _describe_os_error
+from featcache.console import print_table
+from featcache.store.files import write_atomic
 
 from .conftest import MODEL, make_images
 
@@ -88,7 +97,7 @@ def check(outcome, status, *parts):
         ),
         (
             ["--model", MODEL, "--dataset", "digits", "--device", "gpu"],
-            ["device 'gpu' cannot be used here", "--device cpu"],
+            ["device 'gpu' cannot be used here (write auto, cpu, cuda, cuda:1 or mps); try --device cpu"],
         ),
     ],
 )
@@ -227,7 +236,7 @@ def test_probe_requests(cli, cached, tmp_path):
     assert "digits/timm-test-vit" in ambiguous.err
     missing = cli("probe", "--head", "linear", "--cache", "ffff")
     assert missing.status == 2
-    assert "no cache matches cache ffff" in missing.err
+    assert "no cache matches ffff" in missing.err
 
 
 def test_no_cache_at_all(cli):
@@ -255,7 +264,9 @@ def test_a_damaged_cache_is_no_answer_and_the_remedy_works(cli, weights, images,
     assert cli(*arguments).status == 0
     (folder,) = (tmp_path / "root" / images.name).iterdir()
     (folder / "features.zarr" / "train" / "final" / "c.0.0.0.0").unlink()
-    check(cli(*arguments), 1, "c.0.0.0.0: missing; the cache is damaged: `featcache verify", "--repair`")
+    check(
+        cli(*arguments), 1, f"c.0.0.0.0: missing; the cache is damaged: `featcache verify --repair {folder}`"
+    )
     assert cli("verify", "--repair").status in (0, 1)
     assert cli(*arguments).status == 0
     assert cli("verify").status == 0
@@ -269,3 +280,56 @@ def test_a_root_that_cannot_be_written(cli, weights, tmp_path):
     (tmp_path / "root").write_text("a file where the folder should be")
     outcome = cli("extract", "--model", MODEL, "--weights", weights, "--dataset", "digits", "--limit", 10)
     check(outcome, 1, "Not a directory", "root")
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "x"),
+            "Permission denied: x; name another place, or",
+        ),
+        (
+            ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+            "refused; nothing answers there; is",
+        ),
+        (
+            socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+            "known; is the name of the host right",
+        ),
+    ],
+)
+def test_errors_of_the_system_come_with_advice(cli, monkeypatch, error, advice):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("featcache.cli.ls.scan", fail)
+    check(cli("ls"), 1, advice)
+
+
+def test_a_folder_for_the_results_that_does_not_exist(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomic(tmp_path / "nodir" / "x.csv", b"")
+    assert _describe_os_error(caught.value) == (
+        f"No such file or directory: {tmp_path}/nodir/x.csv; {tmp_path}/nodir does not exist; was it moved or unmounted?"
+    )
+
+
+def test_output_that_nobody_reads():
+    """Neither done nor failed: what a shell makes of SIGPIPE, and nothing on stderr."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    for arguments in (("models",), ("models", "--json"), ("heads",)):
+        command = [sys.executable, "-m", "featcache", *arguments]
+        done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, done.stderr) == (141, b""), arguments
+    os.close(writes)
+
+
+def test_a_dumb_terminal_shows_whole_tables(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_table(("a", "b"), [["x" * 90, "y" * 90]])
+    shown = capsys.readouterr().out
+    assert "x" * 90 in shown
+    assert "y" * 90 in shown

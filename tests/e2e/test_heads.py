@@ -117,7 +117,7 @@ def test_what_is_asked_for_is_wrong(cli, made):
     linear = (*PROBE, "--head", "linear")
     for arguments, parts in (
         ((*PROBE, "--head", "knm"), ["unknown head 'knm'; did you mean ncm, knn"]),
-        ((*linear, "--input", "l1"), ["unknown input stage 'l1'; did you mean l2"]),
+        ((*linear, "--input", "l1"), ["unknown input stage 'l1'; valid: ", "l2"]),
         ((*linear, "--shots", "0"), ["shots are samples of every class, at least 1, not 0"]),
         ((*linear, "--shots", "one"), ["shots must be whole numbers separated by commas, got 'one'"]),
         ((*linear, "--draws", "2"), ["draws are for few-shot runs"]),

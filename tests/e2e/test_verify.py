@@ -1,6 +1,7 @@
 """featcache verify through the command line, on caches of a tiny backbone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,11 @@ def flip(path: Path, bit: int = 800) -> None:
 def of_the_data(cache: Path) -> dict[str, bytes]:
     """All files but the one that says when they were made."""
     return {name: data for name, data in all_files(cache).items() if name != "provenance.json"}
+
+
+def test_progress_of_a_small_cache_in_a_log(cli, made):
+    line = cli("verify", made).err.splitlines()[-1]
+    assert re.fullmatch(r"verifying: ([1-9]\d*)/\1 kB(, [\d.]+/s)?", line), line
 
 
 def test_damage_repair_extract_and_intact_again(cli, weights, many_images, cache, tmp_path):
@@ -114,6 +120,8 @@ def test_a_damaged_manifest_and_wrong_requests(cli, cache, tmp_path):
         (renamed, "--all"): "--all goes with neither CACHE nor --recompute; name one cache for these",
         ("--recompute", 3): "--recompute needs the images; give --dataset, for example imagefolder:DIR",
         ("--model", MODEL): "--model is for --recompute; give --recompute K as well",
+        ("--seed", 0): "--seed is for --recompute; give --recompute K as well",
+        ("--all", "--device", "cpu"): "--device is for --recompute; give --recompute K as well",
     }.items():
         done = cli("verify", *arguments)
         assert done.status == 2

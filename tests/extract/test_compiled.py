@@ -5,12 +5,11 @@ import pytest
 import torch
 
 from featcache.extract.compiled import compiled_pass
-from featcache.extract.contents import default_arrays
 from featcache.extract.forward import FeatureExtractor
 from featcache.store.errors import BackboneError
 
 from .test_pipeline import CPU, plain_features, samples_of
-from .tiny import noise, num_hooks, timm_vit
+from .tiny import default_arrays, noise, num_hooks, timm_vit
 
 
 def compile_pass(backbone, said, batch=4):

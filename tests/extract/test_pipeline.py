@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featcache.extract.contents import Contents, default_arrays
+from featcache.extract.contents import Contents
 from featcache.extract.device import forward_context
 from featcache.extract.forward import FeatureExtractor
 from featcache.extract.pipeline import ImageInput, run_blocks, sample_columns
@@ -28,7 +28,7 @@ from featcache.store.targets import SINGLE_LABEL, Targets
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files
 
-from .tiny import LAYERS, SIZE, WIDTH, clip_vit, noise, timm_vit, to_tensor
+from .tiny import LAYERS, SIZE, WIDTH, clip_vit, default_arrays, noise, timm_vit, to_tensor
 
 # Python 3.12 and later warn where a process with threads forks, as torch's loader does.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

@@ -7,7 +7,6 @@ from torch import nn
 
 from featcache.extract.backbones.base import TapPoint, TokenLayout
 from featcache.extract.backbones.timm_vit import TimmViT
-from featcache.extract.contents import default_arrays
 from featcache.extract.taps import Taps, pool_tokens
 
 from .tiny import (
@@ -15,6 +14,7 @@ from .tiny import (
     WIDTH,
     clip_vit,
     clip_vit_oracle,
+    default_arrays,
     noise,
     num_hooks,
     timm_oracle,

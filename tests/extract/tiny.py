@@ -1,6 +1,6 @@
 """Tiny backbones: 32 px, 16 patches, 3 blocks of width 16. Every parameter is random, so none is left out unnoticed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,26 @@ from torch import Tensor, nn
 from featcache.extract.backbones.base import Backbone, LoadedModel, TokenLayout
 from featcache.extract.backbones.open_clip_vit import OpenClipViT
 from featcache.extract.backbones.timm_vit import TimmViT, layout_of
+from featcache.store.inventory import DEFAULT_TAP
+from featcache.store.layers import FINAL
+from featcache.store.planning import TokenArray
 from featcache.store.spec import BackboneSpec
+from featcache.store.token_groups import POOLED
 
 from .oracle import ForwardPass, gelu, open_clip_forward, quick_gelu, timm_forward
 
 LAYERS, WIDTH, SIZE, PATCHES, HEADS = 3, 16, 32, 16, 2
+
+
+def default_arrays(backbone: Backbone, kinds: Sequence[str] = ()) -> list[TokenArray]:
+    """The paper's arrays: class token (where there is one) and average, or `kinds`, of `norm2` of every block and of the final norm."""
+    spec = backbone.spec
+    tokens = tuple(kinds) or (("cls", "ap") if backbone.layout.has_class_token else ("ap",))
+    blocks = tuple(str(index) for index in range(spec.num_layers))
+    return [
+        TokenArray(DEFAULT_TAP, POOLED, blocks, spec.num_layers, tokens, spec.width),
+        TokenArray(FINAL, POOLED, (FINAL,), 1, tokens, spec.width),
+    ]
 
 
 def to_tensor(image: Image) -> Tensor:

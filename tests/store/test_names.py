@@ -37,8 +37,9 @@ def test_all_of_a_large_backbone_is_one_layer_per_block():
     ("text", "message"),
     [
         ("al", "unknown layer 'al'; did you mean all"),
+        ("12", "unknown layer '12'; valid: last, mid+last, quarters, all, every, 0, 1,"),
         ("12", "(blocks 0 to 11, or final)"),
-        ("-1", "unknown layer '-1'"),
+        ("-1", "unknown layer '-1'; valid: last"),
         ("3,3", "layer 3 is named more than once"),
         (",", "no layer is named"),
         (
@@ -59,6 +60,26 @@ def test_tokens():
         parse_tokens("clss")
     with pytest.raises(RequestError, match="more than once"):
         parse_tokens("ap+ap")
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "meant"),
+    [
+        ("vit-l14", ["vit-b-14", "vit-l-14", "vit-l-16"], "did you mean vit-l-14, "),
+        ("DINOV2-S", ["dinov2-vit-s-14", "mae-vit-b-16"], "did you mean dinov2-vit-s-14?"),
+        ("dinov5", ["dino-vit-s-8", "dinov2-vit-s-14", "mae-vit-b-16"], "did you mean dinov2-vit-s-14?"),
+        ("lasso", ["l2", "group-lasso"], "did you mean group-lasso?"),
+        ("knm", ["knn", "ridge"], "did you mean knn?"),
+        ("nope", ["flowers", "pets"], "valid: flowers, pets"),
+        ("bogus", ["s3", "gs"], "valid: s3, gs"),
+        ("nope", ["top1", "top5"], "valid: top1, top5"),
+        ("99", ["9", "10"], "valid: 9, 10"),
+        ("hidden", [], "there are none"),
+        ("q", map(str, range(100, 130)), f"valid: {', '.join(map(str, range(100, 120)))}, ..."),
+    ],
+)
+def test_only_what_is_alike_is_suggested_and_else_what_there_is(name, valid, meant):
+    assert str(UnknownNameError("name", name, valid)).startswith(f"unknown name {name!r}; {meant}")
 
 
 @given(st.text(max_size=200))

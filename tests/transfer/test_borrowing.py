@@ -65,9 +65,13 @@ def test_a_local_part_refuses_what_it_lacks_and_says_how_to_get_it(cli, made, fa
     assert cli("pull", *command).status == 0
     assert cli(*PROBE, "--layers", "all", "--tokens", "cls", "--out", tmp_path / "results").status == 0
     assert cli("pull", far, "--layers", "last", "--split", "test", "--root", tmp_path / "test").status == 0
-    refused = cli(*PROBE, "--root", tmp_path / "test", "--out", tmp_path / "results")
+    there = ("--root", tmp_path / "test", "--out", tmp_path / "results", "--force")
+    refused = cli(*PROBE, *there)
     assert refused.status == 1
     assert f"featcache pull {far} --split train" in refused.err
+    # As it stands there: into the root that lacks it, which is not the default one.
+    assert cli("pull", *refused.err.partition("featcache pull ")[2].split()).status == 0
+    assert cli(*PROBE, *there).status == 0
 
 
 def test_without_a_network_the_copy_is_used(cli, far, tmp_path, monkeypatch):

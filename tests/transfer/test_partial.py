@@ -131,7 +131,7 @@ def test_damage_in_a_partial_copy_is_fetched_again(part, cli):
     chunk.write_bytes(b"x" * chunk.stat().st_size)
     found = cli("verify")
     assert found.status == 1
-    assert "--check` to fetch what is damaged again" in found.out
+    assert f"--check --root {part.parent.parent}` to fetch what is damaged again" in found.out
     assert cli("verify", "--repair").status == 1
     command = found.out.partition("featcache pull ")[2].partition("`")[0].split()
     # Without --layers all of it is fetched, and what is here is checked.

@@ -35,6 +35,7 @@ def check_looking(cli, made, remote, there):
     assert row["bytes"] == inventory.num_bytes
     assert json.loads(cli("ls", remote, "--model", "other", "--json").out) == []
     assert len(json.loads(cli("ls", remote, "--model", "TIN", "--dataset", "mad", "--json").out)) == 1
+    assert "no caches that match vit-l-14 at " in cli("ls", remote, "--model", "vit-l-14").out
     shown = cli("ls", remote)
     assert shown.status == 0
     assert made.plan.spec.key in shown.out
@@ -42,6 +43,11 @@ def check_looking(cli, made, remote, there):
     document = json.loads(cli("info", there, "--json").out)
     assert document["inventory"] == made.plan.inventory.to_dict()
     assert document["provenance"]["model_names"] == ["tiny"]
+    assert document.keys() >= json.loads(cli("info", made.directory, "--json").out).keys()
+    shown = cli("info", there)
+    assert shown.status == 0, shown.err
+    assert f"key       {made.plan.spec.key}" in shown.out
+    assert f"classes   {len(made.plan.inventory.targets.names)}: " in shown.out
     by_key = json.loads(cli("info", f"{remote}/{made.plan.spec.key[:6]}", "--json").out)
     assert by_key["key"] == made.plan.spec.key
 
