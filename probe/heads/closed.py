@@ -30,6 +30,8 @@ class ClosedHead(Head):
 
     calibrated = True
     """Whether the outputs of a classifier are logits; if not, held-out samples also tell how to make logits of them."""
+    bytes_per_value = 36
+    """Memory at the peak of a fit for each value of the features: themselves in float32, and copies in float64. Measured."""
 
     @classmethod
     def check_size(cls, num_samples: int, num_features: int) -> None:

@@ -31,6 +31,8 @@ FLOOR = 1e-4
 class KnnHead(ClosedHead):
     """M votes over the same training samples, which the head keeps."""
 
+    bytes_per_value = 12
+
     gallery: Tensor
     targets: Tensor
     k: Tensor

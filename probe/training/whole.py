@@ -1,13 +1,18 @@
 """Heads that look at all samples at once, by formula or by the exact solver, and whether that is possible."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from featcache.probe.request import CLOSED, EXACT, Job
 from featcache.store.errors import RequestError
 from featcache.store.reading.machine import available_memory
 
-# Bytes for each value of the features at the peak of a fit: the float32 copy, and what the method makes of it in float64.
-BYTES_PER_VALUE = {CLOSED: 20, EXACT: 8}
+if TYPE_CHECKING:
+    from featcache.probe.heads.closed import ClosedHead
+
+# Memory at the peak of a fit by the exact solver for each value of the features; see `ClosedHead.bytes_per_value`.
+EXACT_BYTES_PER_VALUE = 20
 
 
 def check_whole(job: Job, num_samples: int, width: int, device: torch.device) -> None:
@@ -22,12 +27,14 @@ def check_whole(job: Job, num_samples: int, width: int, device: torch.device) ->
     Raises:
         RequestError: saying what to ask for instead.
     """
-    if job.solver not in BYTES_PER_VALUE:
+    if job.solver not in (CLOSED, EXACT):
         return
-    features = job.selection.num_tokens * width
+    features, each = job.selection.num_tokens * width, EXACT_BYTES_PER_VALUE
     if job.solver == CLOSED:
-        job.head.load().check_size(num_samples, features)
-    needed = num_samples * features * BYTES_PER_VALUE[job.solver]
+        head_class: type[ClosedHead] = job.head.load()
+        head_class.check_size(num_samples, features)
+        each = head_class.bytes_per_value
+    needed = num_samples * features * each
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if needed > free:
         raise RequestError(
