@@ -167,3 +167,12 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def name_range(names: Sequence[str]) -> str:
+    """Format names of layers or tokens: ``0 to 11`` for many in a row, ``cls, ap`` for a few."""
+    if len(names) > 3 and names[0].isdigit():
+        in_a_row = [str(int(names[0]) + step) for step in range(len(names))] == [*names]
+    else:
+        in_a_row = len(names) > 3
+    return f"{names[0]} to {names[-1]}" if in_a_row else ", ".join(names)

@@ -242,6 +242,14 @@ def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
     return value
 
 
+def texts(document: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+    """Return ``document[name]`` if it is a list of strings, else raise a `CacheError` that names the field."""
+    values = field(document, name, list, where)
+    if not all(isinstance(value, str) for value in values):
+        raise CacheError(f"{where}: field {name!r} must be a list of strings")
+    return tuple(values)
+
+
 def identical(got: Any, wanted: Any) -> bool:
     """Whether two JSON values are the same, and not only equal in Python: 3.0 and true are other numbers for others."""
     if type(got) is not type(wanted):

@@ -16,6 +16,7 @@ from featcache.extract.sources.argument import Argument
 from featcache.extract.sources.arrays import Array, ArrayCollection, ArrayPart
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.places import unpacked
+from featcache.store.convert.import_h5 import open_h5
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter
 
@@ -126,7 +127,7 @@ def _splits(argument: Argument, options: DatasetOptions) -> tuple[list[str], lis
         ]
     else:
         pattern = re.compile(re.escape(_images(argument)).replace(re.escape(SPLIT), "(.+)"))
-        with _open(argument.file()) as file:
+        with open_h5(argument.file()) as file:
             found = [match[1] for name in _datasets(file) if (match := pattern.fullmatch(name))]
     if not found:
         raise RequestError(f"{argument.kind}: nothing is there for any split in {argument.place}")
@@ -168,13 +169,13 @@ def _label_file(argument: Argument, given: Path, path: Path, name: str, filled: 
         file = file if file.is_absolute() or file.is_file() else given.parent / file
         return Argument(argument.kind, str(file)).file()
     beside = given.with_name(re.sub(r"_x(?=\.)", "_y", given.name))
-    with _open(path) as file:
+    with open_h5(path) as file:
         return beside if name not in file and beside.is_file() else given
 
 
 def _dataset(path: Path, name: str, given: Path) -> Any:
     """A dataset as a map, or as something to slice."""
-    with _open(path) as file:
+    with open_h5(path) as file:
         dataset = _require(file, name, given)
         shape, dtype, offset = tuple(dataset.shape), dataset.dtype, dataset.id.get_offset()
         contiguous = dataset.chunks is None and offset is not None and not dataset.external
@@ -184,7 +185,7 @@ def _dataset(path: Path, name: str, given: Path) -> Any:
 
 
 def _whole(path: Path, name: str, given: Path) -> Array:
-    with _open(path) as file:
+    with open_h5(path) as file:
         try:
             return np.asarray(_require(file, name, given)[()])
         except OSError as error:
@@ -193,15 +194,6 @@ def _whole(path: Path, name: str, given: Path) -> Array:
 
 def _texts(values: Array) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values.ravel().tolist()]
-
-
-def _open(path: Path) -> "h5py.File":
-    import h5py  # a tenth of a second
-
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read as HDF5 ({error})") from None
 
 
 def _require(file: "h5py.File", name: str, given: Path) -> "h5py.Dataset":

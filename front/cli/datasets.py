@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featcache.cli.options import dataset_options
+from featcache.cli.options import dataset_options, output_options
 from featcache.console import ConsoleReporter, print_json, print_table
 from featcache.extract.sources import KINDS, resolve_source
 from featcache.extract.sources.base import Source
@@ -32,8 +32,7 @@ Examples:
 
 @click.group("datasets", epilog=EPILOG, invoke_without_command=True)
 @click.option("--only", default="", metavar="TEXT", help="Those with TEXT in their name or domain.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@output_options
 @click.pass_context
 def datasets_command(context: click.Context, only: str, as_json: bool) -> None:
     """List the datasets that have a short name; `datasets show` looks into any dataset.
@@ -68,8 +67,7 @@ def _row(one: "ListedDataset") -> list[str]:
 )
 @click.option("--no-sheet", is_flag=True, help="Draw none: no image is decoded.")
 @dataset_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; no progress.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@output_options
 def show_command(
     name: str, sheet: Path | None, no_sheet: bool, as_json: bool, test_split: str | None, **options: object
 ) -> None:

@@ -1,10 +1,10 @@
 """What ``featcache extract --dry-run`` prints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import click
 
-from featcache.console import duration, print_json, size
+from featcache.console import duration, name_range, print_json, size
 from featcache.extract.estimate import COMPLETE, LACKING, UNFINISHED, Estimate
 from featcache.store.inventory import SplitInventory
 
@@ -58,14 +58,5 @@ def _state(estimate: Estimate) -> str:
 def _arrays(split: SplitInventory) -> Iterator[str]:
     for array in split.arrays.values():
         if array.layers:
-            form = f"{array.dtype} {list(array.shape)}"
-            yield f"          {array.name}: {form}, layers {_layers(array.layers)}, tokens {_tokens(array.tokens)}"
-
-
-def _layers(names: Sequence[str]) -> str:
-    in_a_row = names[0].isdigit() and [str(int(names[0]) + step) for step in range(len(names))] == [*names]
-    return f"{names[0]} to {names[-1]}" if in_a_row and len(names) > 3 else ", ".join(names)
-
-
-def _tokens(names: Sequence[str]) -> str:
-    return "+".join(names) if len(names) <= 4 else f"{names[0]} to {names[-1]}"
+            layers, tokens = name_range(array.layers), name_range(array.tokens).replace(", ", "+")
+            yield f"          {array.name}: {array.dtype} {list(array.shape)}, layers {layers}, tokens {tokens}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from featcache.cli.options import output_options
 from featcache.console import print_json, print_table
 from featcache.probe.heads import HEADS, HeadInfo, get_head
 
@@ -18,8 +19,7 @@ EXAMPLE = {"T": 24, "D": 768, "C": 100, "N": 10_000, "L": 12, "K": 2, "num_heads
 
 @click.command("heads", epilog="\b\nExamples:\n  featcache heads\n  featcache heads efficient\n")
 @click.argument("name", default="")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@output_options
 def heads_command(name: str, as_json: bool) -> None:
     """List the heads, or tell what there is to know of NAME, formula included.
 

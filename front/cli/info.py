@@ -1,6 +1,6 @@
 """``featcache info``: one cache in full."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ import click
 
 from featcache.cli.options import common_options
 from featcache.cli.remote import describe_remote
-from featcache.console import print_json, size
+from featcache.console import name_range, print_json, size
 from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, select
 from featcache.store.files import JsonObject
 from featcache.store.held import Held, describe_part
@@ -129,7 +129,7 @@ def _lines(document: JsonObject) -> list[str]:
         lines.append(f"{name:<10}{split['num_samples']} samples in blocks of {split['block_rows']}")
         for array, info in split["arrays"].items():
             if info["layers"]:
-                layers, tokens = _range(info["layers"]), _range(info["tokens"]).replace(", ", "+")
+                layers, tokens = name_range(info["layers"]), name_range(info["tokens"]).replace(", ", "+")
                 lines.append(
                     f"          {array}: {info['dtype']} {info['shape']}, layers {layers}, tokens {tokens}"
                 )
@@ -145,16 +145,6 @@ def _lines(document: JsonObject) -> list[str]:
     for addition in document["provenance"].get(ADDITIONS, []):
         lines += _section("addition", addition)
     return lines
-
-
-def _range(names: Sequence[str]) -> str:
-    """``0 to 11`` for many names in a row, ``cls, ap`` for a few."""
-    in_a_row = (
-        [str(int(names[0]) + step) for step in range(len(names))] if names and names[0].isdigit() else None
-    )
-    if len(names) > 3 and (in_a_row == list(names) or not names[0].isdigit()):
-        return f"{names[0]} to {names[-1]}"
-    return ", ".join(names)
 
 
 def _section(title: str, values: JsonObject) -> list[str]:
@@ -174,5 +164,5 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{inner} {_text(inner, item)}" for inner, item in value.items())
     if isinstance(value, list):
-        return _range([str(item) for item in value])
+        return name_range([str(item) for item in value])
     return str(value)

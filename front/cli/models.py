@@ -2,6 +2,7 @@
 
 import click
 
+from featcache.cli.options import output_options
 from featcache.console import print_json, print_table, size
 from featcache.extract.model_list import ListedModel, listed_models
 
@@ -11,8 +12,7 @@ NUMERIC = COLUMNS[1:6]
 
 @click.command("models", epilog="\b\nExamples:\n  featcache models\n  featcache models siglip\n")
 @click.argument("name", default="")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@output_options
 def models_command(name: str, as_json: bool) -> None:
     """List the backbones that have a short name, or those with NAME in it or in their explicit name.
 

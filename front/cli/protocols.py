@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import click
 
+from featcache.cli.options import output_options
 from featcache.console import print_json, print_table
 from featcache.probe.protocol import Protocol, get_protocol
 from featcache.probe.protocol_files import preset_names, read_text
@@ -20,12 +21,12 @@ Examples:
 
 @click.command("protocols", epilog=EPILOG)
 @click.argument("name", default="")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs, every constant included.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@output_options
 def protocols_command(name: str, as_json: bool) -> None:
     """List the protocols, or print the file of NAME: copy it, change it, and give it to `featcache probe --protocol`.
 
-    A file need not say everything: what it leaves out is taken from the protocol that its `base` names.
+    A file need not say everything: what it leaves out is taken from the protocol that its `base` names. With --json,
+    every constant of a protocol is printed.
     """
     if name and not as_json:
         get_protocol(name)  # what is wrong with a file of one's own shows here

@@ -19,7 +19,7 @@ from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.requests import AUTO
 
 if TYPE_CHECKING:
-    from featcache.recomputation import Recomputation
+    from featcache.recompute.outcome import Recomputation
 
 EPILOG = """\b
 Examples:
@@ -104,7 +104,7 @@ def _recompute(
     if found.damages:
         reporter.message("not recomputed: the files are damaged")
         return None
-    from featcache.recompute import RecomputeRequest, recompute  # torch: seconds
+    from featcache.recompute.run import RecomputeRequest, recompute  # torch: seconds
     from featcache.store.reading.reader import open_cache
 
     request = RecomputeRequest(samples, **options)  # type: ignore[arg-type]  # click's values have the fields' types

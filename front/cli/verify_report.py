@@ -11,7 +11,7 @@ from featcache.store.checking.verify import Verification
 from featcache.store.files import JsonObject
 
 if TYPE_CHECKING:
-    from featcache.recomputation import Recomputation
+    from featcache.recompute.outcome import Recomputation
 
 COLUMNS = ("split", "array", "layer", "largest absolute", "largest relative")
 

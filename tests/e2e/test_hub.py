@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from threading import Thread
 import pytest
 import torch
 from safetensors.torch import load_file, save
+
+from support.servers import closed_port
 
 from .conftest import MODEL, featcache
 
@@ -133,13 +134,6 @@ def load(names: list[str], endpoint: str, tmp_path: Path, **more: str) -> list[d
     )
     assert process.returncode == 0, process.stderr
     return [json.loads(line) for line in process.stdout.splitlines()]
-
-
-def closed_port() -> str:
-    """An address of the loopback where nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 def test_weights_from_the_hub_give_the_cache_of_the_same_weights_from_a_file(hub, weights, tmp_path, cli):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from support.dataset_hub import COMMIT, Repositories, hub_server
 from support.datasets import make_parquet, make_shards, shard_members, write_tar
+from support.servers import closed_port
 
 FLOWERS = "clip-benchmark/wds_vtab-flowers"
 
@@ -27,12 +27,6 @@ def hub(tmp_path) -> Repositories:
 def address(hub):
     with hub_server(hub) as address:
         yield address
-
-
-def closed_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 def show(endpoint: str, tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess:

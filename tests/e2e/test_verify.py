@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from featcache.store.files import read_sealed, sha256_file, write_sealed
-from support.caches import all_files
+from support.caches import all_files, flip
 
 from .conftest import MODEL, make_images
 
@@ -35,12 +35,6 @@ def many_images(tmp_path_factory) -> Path:
 @pytest.fixture
 def cache(cli, weights, many_images, tmp_path) -> Path:
     return Path(extract(cli, weights, many_images, tmp_path / "root")["path"])
-
-
-def flip(path: Path, bit: int = 800) -> None:
-    data = bytearray(path.read_bytes())
-    data[bit // 8 % len(data)] ^= 1 << bit % 8
-    path.write_bytes(data)
 
 
 def of_the_data(cache: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from featcache.store.reading.reader import open_cache
 from featcache.store.requests import record_request
 from featcache.store.writing.claims import Claims
 from featcache.store.writing.writer import CacheWriter
-from support.caches import all_files, make_content, make_plan, write_blocks, write_cache
+from support.caches import all_files, flip, make_content, make_plan, write_blocks, write_cache
 
 PLAN = make_plan()
 CONTENT = make_content(PLAN)
@@ -34,12 +34,6 @@ def original(tmp_path_factory) -> Path:
 @pytest.fixture
 def cache(original, tmp_path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "cache"))
-
-
-def flip(path: Path, bit: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[bit // 8 % len(data)] ^= 1 << bit % 8
-    path.write_bytes(data)
 
 
 def paths(found) -> list[str]:

@@ -148,11 +148,19 @@ def all_files(directory: Path) -> dict[str, bytes]:
     }
 
 
+def flip(path: Path, bit: int = 800) -> None:
+    """Flip one bit of a file; counted from its beginning again where it is shorter."""
+    data = bytearray(path.read_bytes())
+    data[bit // 8 % len(data)] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
 __all__ = [
     "PROVENANCE",
     "all_files",
     "cache_folder",
     "check_partial",
+    "flip",
     "make_content",
     "make_plan",
     "make_spec",

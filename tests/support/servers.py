@@ -25,6 +25,13 @@ sys.stdin.read()
 """
 
 
+def closed_port() -> str:
+    """An address of the loopback where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
 @contextmanager
 def moto_server() -> Iterator[str]:
     """Moto's S3 server, which somebody else wrote; gives its endpoint."""

@@ -16,8 +16,8 @@ from featcache.extract.forward import FeatureExtractor
 from featcache.extract.images import Rows, image_batches
 from featcache.extract.models import resolve_model
 from featcache.extract.sources.base import Sample, Source
-from featcache.recomputation import LayerDifference, Recomputation, tolerance_of
-from featcache.recompute_inputs import check_inventory, model_of, refuse_difference, source_of
+from featcache.recompute.inputs import check_inventory, model_of, refuse_difference, source_of
+from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance_of
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache, as_float32
