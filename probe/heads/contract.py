@@ -186,7 +186,7 @@ def check_saves_and_loads(info: HeadInfo) -> None:
         weights_digest="0" * 64,
         protocol="quick",
         seed=0,
-        parts=[("pooled", ["0", "1", "2", "final"], ["cls", "ap"])],
+        parts=[("norm2", ["0", "1", "2", "final"], ["cls", "ap"])],
         features="0" * 64,
     )
     with tempfile.TemporaryDirectory() as folder:

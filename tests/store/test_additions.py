@@ -137,7 +137,7 @@ def test_views_read_what_zarr_reads(whole):
         assert cache[name].view(group="patches").layers == ("1", "final")
     with pytest.raises(UnknownNameError, match="'attn'"):
         cache["train"].view("attn")
-    with pytest.raises(UnknownNameError, match="final_patches"):
+    with pytest.raises(UnknownNameError, match="did you mean norm2_patches"):
         cache["train"].view(group="patch")
 
 
