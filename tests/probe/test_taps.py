@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 import featcache
+from featcache.cli.probe_table import rows_table
 from featcache.probe.inputs.data import load_split
 from featcache.probe.report.groups import group_rows
 from featcache.probe.request import ProbeRequest, jobs, needed
@@ -57,6 +58,8 @@ def test_a_head_remembers_its_tap(cache, tmp_path):
     rows = probe(cache, ask("1,2", "mlp", out=tmp_path))
     assert [row.tap for row in rows] == ["final", "mlp"]
     assert rows[1].parameters == 4 * HIDDEN * 3 + 3
+    columns, lines = rows_table(rows, grid=False)
+    assert [line[columns.index("tokens")] for line in lines] == ["cls", "cls+ap of mlp"]
     head = featcache.load_head(tmp_path / rows[1].folder)
     assert head.tap == "mlp"
     assert head.score(cache).scores["balanced_accuracy"] == pytest.approx(rows[1].score)
