@@ -21,6 +21,7 @@ from featcache.probe.inputs.tokens import InMemoryTokens
 from featcache.probe.protocol import PAPER, Member, Plan
 from featcache.probe.scoring.metrics import class_weights
 from featcache.probe.training.batches import Batch, Seeds, mini_batches
+from featcache.probe.training.losses import CrossEntropy
 from featcache.probe.training.scratch import release
 from featcache.probe.training.trainer import Training, divide, initial_head, members_together
 
@@ -90,7 +91,7 @@ class Sweep:
             heads,
             setting.members,
             PAPER,
-            class_weights(labels, setting.classes),
+            CrossEntropy(class_weights(labels, setting.classes)),
             plan.num_steps,
             precision,
             torch.Generator().manual_seed(seeds.dropout),
