@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 import featcache
 from featcache.probe.estimators import HeadProbe
 from featcache.store.files import write_atomic
+from featcache.store.layers import layer_set
 
 HEADS = (("logreg", "standard"), ("ridge", "standard"), ("lda", "l2"), ("linear", "l2"), ("attentive", "l2"))
 DIVISIONS = 10
@@ -32,7 +33,7 @@ def compute(cache: Path, out: Path) -> None:
     """
     opened = featcache.open(cache)
     splits = [opened[name] for name in ("train", "test")]
-    layers = [*(str(block) for block in range(1, opened.spec.backbone.num_layers)), "final"]
+    layers = layer_set("all", opened.spec.backbone.num_layers)
     features = np.concatenate([split.load(layers, ["cls", "ap"]) for split in splits])
     labels = np.concatenate([split.labels() for split in splits])
     divisions = StratifiedShuffleSplit(DIVISIONS, test_size=splits[1].num_samples, random_state=0)

@@ -65,9 +65,8 @@ class Selection:
         return next((part.tap for part in self.parts if part.tap != FINAL), FINAL)
 
     def __str__(self) -> str:
-        """Layers and token kinds, and the tap unless it is the default, for titles."""
-        place = "" if self.tap in (DEFAULT_TAP, FINAL) else f" of {self.tap}"
-        return f"{self.name}, {self.token_names}{place}"
+        """Layers, token kinds and tap, for titles."""
+        return f"{self.name}, {token_words(self.kinds, self.tap)}"
 
     @property
     def token_names(self) -> str:
@@ -82,6 +81,12 @@ class Selection:
             for layer in part.layers
             for token in part.tokens
         ]
+
+
+def token_words(kinds: Sequence[str], tap: str) -> str:
+    """Token kinds, and the tap unless it is the default: ``cls+ap``, ``cls+ap of mlp``."""
+    place = "" if tap in (DEFAULT_TAP, FINAL) else f" of {tap}"
+    return "+".join(kinds) + place
 
 
 def array_selection(num_tokens: int, num_layers: int | None = None) -> Selection:

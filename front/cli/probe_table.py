@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from featcache.probe.report.groups import repetitions
 from featcache.probe.report.significance import mean_interval, spread
-from featcache.store.inventory import DEFAULT_TAP
-from featcache.store.layers import FINAL
+from featcache.probe.selection import token_words
 
 if TYPE_CHECKING:
     from featcache.probe.results import ResultRow
@@ -66,7 +65,7 @@ def _line(row: "ResultRow") -> list[str]:
     return [
         row.head,
         row.layers,
-        _tokens(row),
+        token_words(row.tokens, row.tap),
         row.input,
         str(row.seed) if row.shots is None else f"{_shots(row.shots)}, draw {row.draw}, {row.seed}",
         score,
@@ -103,7 +102,7 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
     return [
         first.head,
         first.layers,
-        _tokens(first),
+        token_words(first.tokens, first.tap),
         first.input if len(stages) == 1 else "",
         "mean" if first.shots is None else f"{_shots(first.shots)}, mean",
         score,
@@ -113,12 +112,6 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
         f"{round(mean(row.parameters for row in group)):,}",
         f"{sum(row.seconds for row in group):.1f}",
     ]
-
-
-def _tokens(row: "ResultRow") -> str:
-    """Token kinds, and the tap unless it is the default."""
-    place = "" if row.tap in (DEFAULT_TAP, FINAL) else f" of {row.tap}"
-    return "+".join(row.tokens) + place
 
 
 def _shots(number: int) -> str:
