@@ -28,7 +28,7 @@ class Teammates:
     """
 
     def __init__(self, remotes: Sequence[Address], search: Sequence[Path], reporter: Reporter) -> None:
-        self._remotes, self._search, self._reporter = remotes, search, reporter
+        self._remotes, self._search, self._reporter = list(remotes), search, reporter
 
     def find_request(self, literals: Sequence[JsonObject], dataset: str, part: Part) -> Entry | None:
         """Pull the cache that remembers one of these literal requests; None if there is none.
@@ -89,11 +89,11 @@ class Teammates:
             yield from (entry.name for entry in retried(lambda: read_catalogue(remote)).entries)
 
     def _first(self, names: Callable[[Address], Sequence[CacheName]], part: Part) -> Entry | None:
-        for address in self._remotes:
+        for address in list(self._remotes):
             try:
                 candidates = list(names(address))
             except FeatcacheError as error:
-                self._reporter.message(f"note: {address} was not looked at ({error})")
+                self._leave_out(address, f"was not looked at ({error})")
                 continue
             try:
                 for name in candidates:
@@ -101,8 +101,13 @@ class Teammates:
                     if found is not None:
                         return found
             except FeatcacheError as error:
-                self._reporter.message(f"note: {address} is left out, its copy could not be pulled ({error})")
+                self._leave_out(address, f"is left out, its copy could not be pulled ({error})")
         return None
+
+    def _leave_out(self, address: Address, why: str) -> None:
+        """Say why a remote is not used, once: it is not asked again in this run."""
+        self._remotes.remove(address)
+        self._reporter.message(f"note: {address} {why}")
 
     def _pull(self, address: Address, name: CacheName, part: Part) -> Entry | None:
         from featcache.store.transfer.manifests import fetch_manifest
