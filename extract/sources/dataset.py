@@ -21,6 +21,7 @@ from featcache.extract.sources.splits import (
 )
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.inventory import MAX_SAMPLE_ID_BYTES, PROJECTION
+from featcache.store.seeds import check_seed
 from featcache.store.targets import REGRESSION, SINGLE_LABEL, TARGET_KINDS, Targets
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class DatasetOptions:
     def __post_init__(self) -> None:
         if self.target not in (AUTO, *TARGET_KINDS):
             raise UnknownNameError("kind of target", self.target, (AUTO, *TARGET_KINDS))
+        check_seed(self.split_seed, "the seed of the split (--split-seed)")
         if TRAIN in self.test_splits:
             raise RequestError("--test-split train: what is trained on cannot be tested on")
 
