@@ -42,6 +42,8 @@ class Listing:
     """What else belongs into the identity, such as repository and revision."""
     notes: Sequence[str] = ()
     """What people should know."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of files or entries that are there and were not read, by what they are: ``.txt``, ``hidden files``."""
 
 
 class Collection(ABC):
