@@ -121,7 +121,7 @@ def test_an_unfinished_cache_is_resumed(old, datasets, weights, cli):
     path = Path(done["path"])
     assert path.parent == old / "root" / "arrays"
     after = all_files(old / "root" / "arrays")
-    chunks = {name: data for name, data in before.items() if "/c." in name}
+    chunks = {name: data for name, data in before.items() if "/c." in name and not name.endswith(".partial")}
     assert chunks
     assert {name: after[name] for name in chunks} == chunks
     assert cli("verify", path).status == 0
