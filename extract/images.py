@@ -38,7 +38,7 @@ class ImageBatch(NamedTuple):
     """``[B, 16]`` uint8: beginning of the SHA-256 of every decoded image, for telling the same image again."""
     failures: list[tuple[int, str]]
     """Row of the batch and message of every image that could not be decoded."""
-    unavailable: list[str] = []
+    unavailable: list[str]
     """Messages of images whose files are gone or cannot be read; they are among the failures too."""
 
 

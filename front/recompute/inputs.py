@@ -52,9 +52,9 @@ def _options_of(identity: Mapping[str, Any]) -> DatasetOptions:
         limit, seed = limit
     pixel_range = identity.get("pixel_range")
     tests, target = identity.get("test_splits"), identity.get("targets")
-    group_by, revision = (
+    group_by, revision, train_split = (
         value if isinstance(value, str) else None
-        for value in (identity.get("group_by"), identity.get("revision"))
+        for value in (identity.get("group_by"), identity.get("revision"), identity.get("train_split"))
     )
     return DatasetOptions(
         seed if isinstance(seed, int) else 0,
@@ -66,6 +66,7 @@ def _options_of(identity: Mapping[str, Any]) -> DatasetOptions:
         revision=revision,
         pixel_range=pixel_range if isinstance(pixel_range, str) else AUTO,
         exif_orientation=APPLY if identity.get("exif_orientation") == APPLY else AS_STORED,
+        train_split=train_split,
     )
 
 
