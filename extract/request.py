@@ -44,6 +44,8 @@ class ExtractRequest:
     """Seed of the 75/25 split of a dataset that has none of its own."""
     test_splits: tuple[str, ...] = ()
     """The dataset's own splits to test on; its ``test`` if empty."""
+    train_split: str | None = None
+    """The dataset's own split to train on; its ``train`` if None."""
     group_by: str | None = None
     """Column whose groups are in train or in test, never in both."""
     resplit: bool = False

@@ -84,6 +84,7 @@ def extract(
     limit: int | None = None,
     split_seed: int = 0,
     test_splits: Sequence[str] = (),
+    train_split: str | None = None,
     group_by: str | None = None,
     resplit: bool = False,
     batch_size: int | None = None,
@@ -116,6 +117,7 @@ def extract(
         limit: at most this many samples of each split, stratified by class.
         split_seed: of the 75/25 split of a dataset that has none.
         test_splits: the dataset's own splits to test on; its ``test`` if empty.
+        train_split: the dataset's own split to train on; its ``train`` if not given.
         group_by: column whose groups are in train or in test, never in both.
         resplit: put the dataset's own splits together and split anew.
         batch_size: samples in a forward pass; chosen by device if not given.
@@ -155,6 +157,7 @@ def extract(
         limit=limit,
         split_seed=split_seed,
         test_splits=tuple(test_splits),
+        train_split=train_split,
         group_by=group_by,
         resplit=resplit,
         batch_size=batch_size,

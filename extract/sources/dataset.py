@@ -12,6 +12,7 @@ import numpy as np
 from featcache.extract.sources.base import Citation, Rows, Source
 from featcache.extract.sources.collection import Collection, group_column
 from featcache.extract.sources.samples import Samples
+from featcache.extract.sources.split_names import TEST, TRAIN, find_split
 from featcache.extract.sources.splits import (
     order_keys,
     split_off_test,
@@ -26,7 +27,6 @@ from featcache.store.targets import REGRESSION, SINGLE_LABEL, TARGET_KINDS, Targ
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TRAIN, TEST = "train", "test"
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 AUTO = "auto"
 
@@ -56,16 +56,19 @@ class DatasetOptions:
     """Folder of a local copy."""
     revision: str | None = None
     """Commit, branch or tag on the Hub; what a local copy is of."""
+    train_split: str | None = None
+    """The dataset's own split to train on; its ``train`` if None."""
 
     def __post_init__(self) -> None:
         if self.target not in (AUTO, *TARGET_KINDS):
             raise UnknownNameError("kind of target", self.target, (AUTO, *TARGET_KINDS))
-        if TRAIN in self.test_splits:
-            raise RequestError("--test-split train: what is trained on cannot be tested on")
+        trained = self.train_split or TRAIN
+        if trained in self.test_splits:
+            raise RequestError(f"--test-split {trained}: what is trained on cannot be tested on")
 
     @property
     def own_splits(self) -> tuple[str, ...]:
-        """The dataset's own splits that are read."""
+        """Names of the dataset's own splits that are read; `choose_splits` matches them with its spelling."""
         return (TRAIN, *(self.test_splits or (TEST,)))
 
     def require_target(self, kind: str, where: str) -> None:
@@ -142,7 +145,8 @@ class SplitDataset(Source):
         extra = {
             **({} if listing.targets.kind == SINGLE_LABEL else {"targets": listing.targets.kind}),
             **({"group_by": options.group_by} if options.group_by and not self._own else {}),
-            **({"test_splits": list(options.test_splits)} if options.test_splits and self._own else {}),
+            **({"test_splits": list(self._test_splits)} if self._test_splits and self._own else {}),
+            **({"train_split": options.train_split} if options.train_split not in (None, TRAIN) else {}),
             **({"resplit": True} if options.resplit and listing.parts else {}),
         }
         return {
@@ -163,9 +167,17 @@ class SplitDataset(Source):
         """See `Source.prepare`."""
         self._collection.prepare([int(row) for row in self._splits[split].rows[list(rows)]])
 
+    @cached_property
+    def _test_splits(self) -> tuple[str, ...]:
+        """The splits to test on by name, as the dataset spells them; empty for its ``test``."""
+        listing = self._collection.listing
+        return tuple(
+            find_split(name, [*listing.parts, *listing.unread]) for name in self._options.test_splits
+        )
+
     def _own_splits(self) -> dict[str, Rows]:
         """Those of the dataset; where none of those to test on is called ``test``, the first of them is."""
-        listing, wanted = self._collection.listing, self._options.test_splits
+        listing, wanted = self._collection.listing, self._test_splits
         everything = (*listing.parts, *listing.unread)
         for name in wanted:
             if name not in listing.parts:
@@ -183,7 +195,8 @@ class SplitDataset(Source):
                 f"{self.name} has no train split: {', '.join(listing.parts)} alone (--resplit splits anew)"
             )
         # In the order asked for; what else is there is not read.
-        rows = {name: listing.parts[name] for name in self._options.own_splits if name in listing.parts}
+        ordered = (TRAIN, *(wanted or (TEST,)))
+        rows = {name: listing.parts[name] for name in ordered if name in listing.parts}
         if wanted and TEST not in rows:
             rows = {TEST if name == wanted[0] else name: part for name, part in rows.items()}
             self._notes.append(f"split {wanted[0]} of {self.name} goes by the name test in the cache")

@@ -72,6 +72,11 @@ _DATASET_OPTIONS = (
         help="The dataset's own splits to test on, with commas; where none is called test, the first goes by that name.",
     ),
     click.option(
+        "--train-split",
+        metavar="NAME",
+        help="The dataset's own split to train on, where it is not called train in some spelling.",
+    ),
+    click.option(
         "--group-by",
         metavar="COLUMN",
         help="Keep samples of one group, such as a patient, in one split.",

@@ -50,9 +50,9 @@ def _options_of(identity: Mapping[str, Any]) -> DatasetOptions:
     if isinstance(limit, list) and len(limit) == 2:
         limit, seed = limit
     tests, target = identity.get("test_splits"), identity.get("targets")
-    group_by, revision = (
+    group_by, revision, train_split = (
         value if isinstance(value, str) else None
-        for value in (identity.get("group_by"), identity.get("revision"))
+        for value in (identity.get("group_by"), identity.get("revision"), identity.get("train_split"))
     )
     return DatasetOptions(
         seed if isinstance(seed, int) else 0,
@@ -62,6 +62,7 @@ def _options_of(identity: Mapping[str, Any]) -> DatasetOptions:
         target=target if target in TARGET_KINDS else AUTO,
         group_by=group_by,
         revision=revision,
+        train_split=train_split,
     )
 
 
