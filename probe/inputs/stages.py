@@ -143,10 +143,10 @@ def lengths(tokens: Tensor, dim: int = -1) -> Tensor:
 
     A float32 sum of squares loses or overflows lengths below 1e-15 or above 1e18, so such tensors are measured in float64.
     """
-    norms = torch.linalg.vector_norm(tokens, dim=dim)
+    norms: Tensor = torch.linalg.vector_norm(tokens, dim=dim)
     extreme = (norms < 1e-15) | (norms > 1e18)
     if tokens.device.type != "mps" and bool(extreme.any()):
-        return torch.linalg.vector_norm(tokens, dim=dim, dtype=torch.float64).float()
+        norms = torch.linalg.vector_norm(tokens, dim=dim, dtype=torch.float64).float()
     return norms
 
 
