@@ -119,6 +119,10 @@ class SplitDataset(Source):
         if not len(collection.listing.ids):
             raise DatasetError(f"{collection.name} holds no samples")
         self._options.require_target(self.targets.kind, self.name)
+        if not collection.listing.parts and (self._options.test_splits or self._options.train_split):
+            raise RequestError(
+                f"{self.name} has no splits of its own; leave --train-split and --test-split out, and it is split 75/25"
+            )
         rows = self._own_splits() if self._own else self._new_splits()
         self._check_storable(rows)
         self._check_agreement(rows)

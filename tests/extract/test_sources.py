@@ -42,7 +42,7 @@ def Digits(**options):  # noqa: N802
 
 def ImageFolder(directory, **options):  # noqa: N802
     chosen = DatasetOptions(**options)
-    return SplitDataset(FolderCollection(directory, chosen.own_splits), chosen)
+    return SplitDataset(FolderCollection(directory, chosen), chosen)
 
 
 # Names.
@@ -331,7 +331,7 @@ def test_a_limit_is_taken_from_both_parts(tmp_path):
         (["1.png", "2.png"], "{root} has no class folders; it needs one folder of images per class"),
         (
             ["a/1.png", "b/notes.txt", "c/.2.png"],
-            "{root}: no images in class folder b, c; add images or remove the folder",
+            "{root}: no images in class folder b (1 .txt), c (1 hidden files); add images or remove the folder",
         ),
         (["a/1.png", "a/2.png", "b/1.png"], "class 'b' has a single image"),
         (["train/a/1.png"], "{root} has no test/ folder; it needs both train/ and test/, or neither"),
