@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from featcache.probe.attention import mean_attention, save_attention
+from featcache.probe.corrections import corrections
 from featcache.probe.heads import get_head
 from featcache.probe.inputs.data import SplitData, base_stage, check_memory, load_split, stream_window
 from featcache.probe.inputs.split import draw_shots
@@ -218,7 +219,9 @@ class _Runner:
 
     def _setup(self, job: Job, trial: _Trial) -> JsonObject:
         """Everything that is asked for, but the repetition."""
+        corrected = corrections(job, self._protocol.input, self._kind)
         return {
+            **({"corrections": corrected} if corrected else {}),
             "cache_key": self._cache.key,
             # A partial cache gives other scores than the same cache completed.
             "blocks": len(self._cache.manifest.blocks),
