@@ -89,6 +89,10 @@ class PartialCacheError(CacheError):
     """The cache is a partial copy, and more of it is needed; the message has the command that fetches the rest."""
 
 
+class DivergedError(FeatcacheError, ArithmeticError):
+    """No training of a head ended in numbers: losses, weights or outputs are not finite."""
+
+
 class RemoteError(FeatcacheError, ConnectionError):
     """A remote cannot be reached, refuses, or sends something other than it should."""
 
