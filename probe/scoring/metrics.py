@@ -165,7 +165,7 @@ def average_precisions(logits: Tensor, targets: Tensor) -> list[float | None]:
     """Average precision of every class (scikit-learn's: no interpolation); None for one without positive samples."""
     from sklearn.metrics import average_precision_score
 
-    scored, actual = logits.cpu().numpy(), targets.cpu().numpy() > 0
+    scored, actual = logits.cpu().double().numpy(), targets.cpu().numpy() > 0
     return [
         float(average_precision_score(actual[:, index], scored[:, index])) if actual[:, index].any() else None
         for index in range(actual.shape[1])

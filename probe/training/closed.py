@@ -110,7 +110,9 @@ def run_closed_sweep(
         range(len(settings)), key=lambda index: (scores[index], _likelihood(joined[index], targets, task))
     )
     if scores[best] == DIVERGED:
-        raise DivergedError(f"outputs are not finite under any of {len(settings)} settings; use another input stage")
+        raise DivergedError(
+            f"outputs are not finite under any of {len(settings)} settings; use another input stage"
+        )
     chosen, held_out = dict(settings[best]), joined[best]
     head = fitter.fit(torch.arange(tokens.num_samples), [settings[best]])
     if isinstance(task, SingleLabel) and not head.calibrated:

@@ -383,7 +383,9 @@ class Fitter:
 
         def finish_it() -> Fitted:
             with threads(_threads(sweep)):
-                member, head, _ = finish(sweep, replace(found, validation={found.member: found.validation[found.member]}), options)
+                member, head, _ = finish(
+                    sweep, replace(found, validation={found.member: found.validation[found.member]}), options
+                )
             return self._trained(work, member, found.validation, head, seconds)
 
         return Candidate(name, stage, found.validation[found.member], held_out, finish_it)

@@ -154,7 +154,9 @@ def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -
             found = _held_out(sweep, group, one.factor, options, counter)
             scores.update((member, held.score) for member, held in found.items())
             best = select_best({member: scores[member] for member in members if member in scores})
-            outputs = {member: held.outputs.cpu() for member, held in found.items() if member == best} or outputs
+            outputs = {
+                member: held.outputs.cpu() for member, held in found.items() if member == best
+            } or outputs
             if options.on_group is not None:
                 options.on_group(rounds)
         scores = {member: scores[member] for member in members}
