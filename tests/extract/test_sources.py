@@ -433,7 +433,6 @@ def palette(transparency=None):
         palette(3),
         palette(bytes(range(256))),
         Image.fromarray(GREY.astype(np.uint16) * 256 + 77),
-        Image.fromarray(GREY.astype(np.int32) * 256 + 77),
     ],
     ids=[
         "grey",
@@ -443,14 +442,13 @@ def palette(transparency=None):
         "palette-colour",
         "palette-alpha",
         "16-bit",
-        "32-bit-in-16",
     ],
 )
 def test_every_mode_becomes_the_same_rgb(tmp_path, image):
     """Transparency is dropped, and of 16 bits the upper 8 are kept."""
     wanted = np.repeat(GREY[:, :, None], 3, 2)
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), wanted)
-    name = f"1.{'tif' if image.mode == 'I' else 'png'}"
+    name = "1.png"
     make_folder(tmp_path, "train/a/0.txt", "test/a/2.png")
     image.save(tmp_path / "train" / "a" / name)
     np.testing.assert_array_equal(np.asarray(to_rgb(ImageFolder(tmp_path).image("train", 0))), wanted)
@@ -467,6 +465,5 @@ def test_pixels_of_unknown_range_are_refused_by_name(tmp_path, pixels):
     [(row, message)] = batch.failures
     assert row == 0
     assert not batch.images.any()
-    assert message == (
-        "image 'train/a/1.tif': its pixels are neither 8-bit nor 16-bit; convert it to one of these first"
-    )
+    assert message.startswith(f"image 'train/a/1.tif': its pixels are {pixels.dtype} with values ")
+    assert "--pixel-range" in message
