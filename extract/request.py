@@ -13,6 +13,7 @@ from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import JsonObject, sha256_file
 from featcache.store.manifest import MAX_BATCH_SIZE
 from featcache.store.requests import AUTO
+from featcache.store.seeds import check_seed
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
 
 WEIGHTS_RULE = "averaged weights first"
@@ -85,6 +86,7 @@ class ExtractRequest:
         ):
             if value not in valid:
                 raise UnknownNameError(what, value, valid)
+        check_seed(self.split_seed, "the seed of the split (--split-seed)")
         _ = self.dataset_options  # which checks them
         if self.weights is not None and not self.weights.is_file():
             what = "is not a file" if self.weights.exists() else "does not exist"

@@ -14,17 +14,16 @@ from featcache.probe.corrections import corrections
 from featcache.probe.heads import get_head
 from featcache.probe.inputs.data import SplitData, base_stage, check_memory, load_split, stream_window
 from featcache.probe.inputs.split import draw_shots
+from featcache.probe.predictions import PREDICTIONS_FILE, save_predictions
 from featcache.probe.protocol import Protocol, batch_size
 from featcache.probe.records import save_curve, save_sweep
 from featcache.probe.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
 from featcache.probe.results import (
-    PREDICTIONS_FILE,
     ResultRow,
     append_row,
     read_rows,
     run_id,
     save_candidates,
-    save_predictions,
     save_scores,
 )
 from featcache.probe.saved import CONFIG_FILE, HeadConfig, describe_parts, features_digest, save_head

@@ -24,6 +24,7 @@ from featcache.extract.sources.splits import (
 )
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.inventory import MAX_SAMPLE_ID_BYTES, PROJECTION
+from featcache.store.seeds import check_seed
 from featcache.store.targets import REGRESSION, SINGLE_LABEL, TARGET_KINDS, Targets
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class DatasetOptions:
             raise RequestError(f"--max-pixels must be at least 1, got {self.max_pixels}")
         if self.target not in (AUTO, *TARGET_KINDS):
             raise UnknownNameError("kind of target", self.target, (AUTO, *TARGET_KINDS))
+        check_seed(self.split_seed, "the seed of the split (--split-seed)")
         trained = self.train_split or TRAIN
         if trained in self.test_splits:
             raise RequestError(f"--test-split {trained}: what is trained on cannot be tested on")
