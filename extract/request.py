@@ -7,13 +7,16 @@ from typing import Any
 
 from featcache.extract.contents import Contents
 from featcache.extract.models import ModelName
+from featcache.extract.pixels import AS_STORED
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import JsonObject, sha256_file
 from featcache.store.manifest import MAX_BATCH_SIZE
 from featcache.store.requests import AUTO
+from featcache.store.seeds import check_seed
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
 
+WEIGHTS_RULE = "averaged weights first"
 STOP, SKIP = "stop", "skip"
 
 
@@ -32,6 +35,8 @@ class ExtractRequest:
     """An alias such as ``flowers``, or ``KIND:PLACE`` such as ``imagefolder:DIR``."""
     weights: Path | None = None
     """Local weights instead of the hub's."""
+    weights_key: str | None = None
+    """Name of the set of weights to take from a file that holds several, such as ``model_ema``."""
     dtype: str = "float16"
     """Stored type of the features."""
     precision: str = AUTO
@@ -44,6 +49,8 @@ class ExtractRequest:
     """Seed of the 75/25 split of a dataset that has none of its own."""
     test_splits: tuple[str, ...] = ()
     """The dataset's own splits to test on; its ``test`` if empty."""
+    train_split: str | None = None
+    """The dataset's own split to train on; its ``train`` if None."""
     group_by: str | None = None
     """Column whose groups are in train or in test, never in both."""
     resplit: bool = False
@@ -54,6 +61,12 @@ class ExtractRequest:
     """Folder of a local copy of the dataset."""
     revision: str | None = None
     """Commit, branch or tag of the dataset on the Hub; what a local copy is of."""
+    pixel_range: str = AUTO
+    """Black and white of images of more than 8 bits: ``auto``, a number of bits such as ``12``, or ``LOW..HIGH``."""
+    exif_orientation: str = AS_STORED
+    """``ignore``: pixels as they are stored; ``apply``: turned as their EXIF orientation says."""
+    max_pixels: int | None = None
+    """Pixels of the largest image that is decoded; 178,956,970 if not given."""
     batch_size: int | None = None
     """Samples in a forward pass; chosen by device if not given. Provenance, not part of the key."""
     workers: int | None = None
@@ -73,10 +86,13 @@ class ExtractRequest:
         ):
             if value not in valid:
                 raise UnknownNameError(what, value, valid)
+        check_seed(self.split_seed, "the seed of the split (--split-seed)")
         _ = self.dataset_options  # which checks them
         if self.weights is not None and not self.weights.is_file():
             what = "is not a file" if self.weights.exists() else "does not exist"
             raise RequestError(f"weights file {self.weights} {what}")
+        if self.weights is None and self.weights_key is not None:
+            raise RequestError("--weights-key chooses from a file of your own; name it with --weights FILE")
         for what, number, least in (
             ("limit", self.limit, 1),
             ("batch size", self.batch_size, 1),
@@ -105,10 +121,20 @@ class ExtractRequest:
             yield {
                 "model": model.explicit,
                 "weights": digest,
+                **self._weights_choice,
                 "dataset": dict(dataset_identity),
                 "dtype": self.dtype,
                 "precision": self.precision,
             }
+
+    @property
+    def _weights_choice(self) -> JsonObject:
+        """Which set of weights is taken; of files that torch wrote also by which rule, for it was another one before."""
+        if self.weights_key is not None:
+            return {"weights_key": self.weights_key}
+        if self.weights is None or self.weights.suffix == ".safetensors":
+            return {}
+        return {"weights_rule": WEIGHTS_RULE}
 
 
 def _file_state(path: Path) -> str:
