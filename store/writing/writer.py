@@ -5,7 +5,6 @@ cache: they divide its blocks by claims. zarr's own local store neither syncs no
 one, so it writes the metadata only.
 """
 
-import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from featcache.store.files import (
     read_sealed,
     sha256_hex,
     sync_directory,
+    temporary_for,
     write_atomic,
     write_sealed,
 )
@@ -136,7 +136,8 @@ class CacheWriter:
             aside = self.directory / f"{JOURNAL}.{self._claims.token}{PARTIAL_SUFFIX}"
             (self.directory / JOURNAL).rename(aside)
         for aside in self.directory.glob(f"{JOURNAL}.*{PARTIAL_SUFFIX}"):
-            shutil.rmtree(aside, ignore_errors=True)
+            if journal.is_set_aside(aside.name):
+                journal.clear(aside)
 
     @property
     def complete(self) -> bool:
@@ -283,8 +284,7 @@ class CacheWriter:
         held = self._manifest.read()
         if held is None or not held.inventory.covers(earlier.inventory):
             return earlier
-        for path in (self.directory / JOURNAL).glob("*.json*"):
-            path.unlink(missing_ok=True)
+        journal.drop_records(self.directory / JOURNAL)
         return None
 
     def _prepare_arrays(self) -> None:
@@ -307,10 +307,11 @@ class CacheWriter:
         """Remove what processes left that died between their last checkpoint and now."""
         for split in self.plan.inventory.splits.values():
             for array in split.arrays.values():
-                for leftover in (self.directory / FEATURES / split.name / array.name).glob(
-                    f"*{PARTIAL_SUFFIX}"
-                ):
-                    leftover.unlink(missing_ok=True)
+                folder = self.directory / FEATURES / split.name / array.name
+                names = {name for block in split.blocks() for name in array.chunk_names(block.index)}
+                for leftover in folder.glob(f"*{PARTIAL_SUFFIX}"):
+                    if temporary_for(leftover.name) in names:
+                        leftover.unlink(missing_ok=True)
 
 
 def _name(block: Block) -> str:
