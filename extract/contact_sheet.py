@@ -93,7 +93,7 @@ def _thumbnail(source: Source, split: str, row: int) -> "Image":
     from featcache.extract.rgb import to_rgb
 
     try:
-        image = to_rgb(source.image(split, row))
+        image = to_rgb(source.image(split, row), source.pixels)
     except ValueError as error:
         if isinstance(error, DatasetError):
             raise

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from featcache.extract.rgb import to_rgb
 from featcache.extract.sources.base import Source
-from featcache.store.errors import DatasetError
+from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.planning import CONTENT_DIGEST_BYTES
 
 
@@ -38,6 +38,8 @@ class ImageBatch(NamedTuple):
     """``[B, 16]`` uint8: beginning of the SHA-256 of every decoded image, for telling the same image again."""
     failures: list[tuple[int, str]]
     """Row of the batch and message of every image that could not be decoded."""
+    unavailable: list[str]
+    """Messages of images whose files are gone or cannot be read; they are among the failures too."""
 
 
 class _Images(Dataset[tuple[Tensor, bytes] | DatasetError]):
@@ -64,7 +66,7 @@ class _Images(Dataset[tuple[Tensor, bytes] | DatasetError]):
     def _rgb(self, split: str, row: int) -> Image:
         image = self._source.image(split, row)
         try:
-            return to_rgb(image)
+            return to_rgb(image, self._source.pixels)
         except ValueError as error:
             raise DatasetError(f"image {self._source.splits[split][row].id!r}: {error}") from None
 
@@ -97,7 +99,8 @@ def _collate(items: Sequence[tuple[Tensor, bytes] | DatasetError], size: int) ->
     pairs = [blank if isinstance(item, DatasetError) else item for item in items]
     content = torch.frombuffer(bytearray(b"".join(digest for _, digest in pairs)), dtype=torch.uint8)
     images = torch.stack([image for image, _ in pairs])
-    return ImageBatch(images, content.reshape(len(items), CONTENT_DIGEST_BYTES), failures)
+    unavailable = [str(item) for item in items if isinstance(item, UnavailableError)]
+    return ImageBatch(images, content.reshape(len(items), CONTENT_DIGEST_BYTES), failures, unavailable)
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:

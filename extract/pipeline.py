@@ -21,7 +21,7 @@ from featcache.extract.images import ImageBatch, Rows, image_batches
 from featcache.extract.prefetch import to_device
 from featcache.extract.sources.base import Sample, Source
 from featcache.store.arrays import DTYPES
-from featcache.store.errors import DatasetError
+from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.inventory import SplitInventory
 from featcache.store.planning import CONTENT_DIGEST
 from featcache.store.progress import Update
@@ -65,8 +65,11 @@ class ImageInput:
         """Stop at an image that failed, or say that it is left out.
 
         Raises:
+            UnavailableError: a file is gone or cannot be read; that is never skipped.
             DatasetError: one failed, and failures are not skipped.
         """
+        if batch.unavailable:
+            raise UnavailableError(batch.unavailable[0])
         for _, message in batch.failures:
             if not self.skip_failures:
                 raise DatasetError(

@@ -7,11 +7,13 @@ from typing import Any
 
 from featcache.extract.contents import Contents
 from featcache.extract.models import ModelName
+from featcache.extract.pixels import AS_STORED
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import JsonObject, sha256_file
 from featcache.store.manifest import MAX_BATCH_SIZE
 from featcache.store.requests import AUTO
+from featcache.store.seeds import check_seed
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
 
 STOP, SKIP = "stop", "skip"
@@ -44,6 +46,8 @@ class ExtractRequest:
     """Seed of the 75/25 split of a dataset that has none of its own."""
     test_splits: tuple[str, ...] = ()
     """The dataset's own splits to test on; its ``test`` if empty."""
+    train_split: str | None = None
+    """The dataset's own split to train on; its ``train`` if None."""
     group_by: str | None = None
     """Column whose groups are in train or in test, never in both."""
     resplit: bool = False
@@ -54,6 +58,12 @@ class ExtractRequest:
     """Folder of a local copy of the dataset."""
     revision: str | None = None
     """Commit, branch or tag of the dataset on the Hub; what a local copy is of."""
+    pixel_range: str = AUTO
+    """Black and white of images of more than 8 bits: ``auto``, a number of bits such as ``12``, or ``LOW..HIGH``."""
+    exif_orientation: str = AS_STORED
+    """``ignore``: pixels as they are stored; ``apply``: turned as their EXIF orientation says."""
+    max_pixels: int | None = None
+    """Pixels of the largest image that is decoded; 178,956,970 if not given."""
     batch_size: int | None = None
     """Samples in a forward pass; chosen by device if not given. Provenance, not part of the key."""
     workers: int | None = None
@@ -73,6 +83,7 @@ class ExtractRequest:
         ):
             if value not in valid:
                 raise UnknownNameError(what, value, valid)
+        check_seed(self.split_seed, "the seed of the split (--split-seed)")
         _ = self.dataset_options  # which checks them
         if self.weights is not None and not self.weights.is_file():
             what = "is not a file" if self.weights.exists() else "does not exist"

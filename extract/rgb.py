@@ -1,22 +1,80 @@
 """Images of any mode as 8-bit RGB. No torch here."""
 
+from contextlib import suppress
+
 import numpy as np
-from PIL.Image import Image, fromarray
+from PIL.Image import Exif, Image, Transpose, fromarray
+
+from featcache.extract.pixels import PixelOptions, facts_of, is_clipped, remember, to_8_bit
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+_SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
+"""Formats whose 16-bit images some versions of Pillow open as 32-bit integers."""
+_AS_STORED = PixelOptions()
 
 
-def to_rgb(image: Image) -> Image:
-    """Convert an image of any mode to 8-bit RGB; transparency is dropped.
+def to_rgb(image: Image, options: PixelOptions = _AS_STORED) -> Image:
+    """Convert an image of any mode to 8-bit RGB; transparency is dropped, and further facts are kept with the result.
 
     Pillow alone clips what is deeper than 8 bits: 16-bit greyscale comes out white, floating point black.
 
     Raises:
-        ValueError: the range of the pixels is not known.
+        ValueError: the range of the pixels is not known, or the mode has no form in RGB.
     """
+    facts = dict(facts_of(image))
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        facts["turned"] = 1
+    rgb = _flat(image, options, facts)
+    if turn is not None and options.upright:
+        rgb = rgb.transpose(turn)
+    remember(rgb, **facts)
+    return rgb
+
+
+def _flat(image: Image, options: PixelOptions, facts: dict[str, int]) -> Image:
+    """The pixels as 8-bit RGB as they are stored."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("its pixels are neither 8-bit nor 16-bit; convert it to one of these first")
-        return fromarray((values // 256).astype(np.uint8)).convert("RGB")
+        # These two formats hold no values of more than 16 bits and no negative ones.
+        if image.mode == "I" and getattr(image, "format", None) in _SIXTEEN_BIT_FORMATS:
+            values = values.astype(np.uint16)
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        if options.pixel_range is None and values.dtype == np.uint16:
+            facts["deep"] = int(values.max(initial=0)) + 1
+        facts["clipped"] = int(is_clipped(values, options.pixel_range))
+        return fromarray(to_8_bit(values, options.pixel_range)).convert("RGB")
+    if facts.get("deep") and options.pixel_range is not None:
+        raise ValueError(
+            "its colours have 16 bits, of which the upper 8 are read, so --pixel-range cannot be applied; convert it to 8 bits"
+        )
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the way that Pillow asks for
+    if image.mode in ("RGBa", "La"):  # transparency is multiplied into the colours
+        image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
+    if image.mode in ("RGBA", "LA", "PA"):
+        low, _ = image.getchannel("A").getextrema()
+        facts["alpha"] = int(low < 255)  # type: ignore[operator]  # one channel has two numbers
+    elif "transparency" in image.info:
+        facts["alpha"] = 1
     return image.convert("RGB")
+
+
+def _orientation(image: Image) -> int:
+    """EXIF orientation, 1 (upright) to 8; 1 where there is none that can be read."""
+    with suppress(
+        Exception
+    ):  # of damaged EXIF data Pillow raises many kinds, and the image is none the worse for it
+        exif: Exif = image.getexif()
+        value = exif.get(_ORIENTATION, 1)
+        return int(value)
+    return 1

@@ -84,8 +84,12 @@ def extract(
     limit: int | None = None,
     split_seed: int = 0,
     test_splits: Sequence[str] = (),
+    train_split: str | None = None,
     group_by: str | None = None,
     resplit: bool = False,
+    pixel_range: str = "auto",
+    exif_orientation: str = "ignore",
+    max_pixels: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
@@ -116,8 +120,12 @@ def extract(
         limit: at most this many samples of each split, stratified by class.
         split_seed: of the 75/25 split of a dataset that has none.
         test_splits: the dataset's own splits to test on; its ``test`` if empty.
+        train_split: the dataset's own split to train on; its ``train`` if not given.
         group_by: column whose groups are in train or in test, never in both.
         resplit: put the dataset's own splits together and split anew.
+        pixel_range: black and white of images of more than 8 bits: a number of bits such as ``12``, or ``LOW..HIGH``.
+        exif_orientation: ``apply`` turns images as their EXIF orientation says; by default pixels are taken as stored.
+        max_pixels: pixels of the largest image that is decoded; 178,956,970 if not given.
         batch_size: samples in a forward pass; chosen by device if not given.
         workers: processes that decode images.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
@@ -155,8 +163,12 @@ def extract(
         limit=limit,
         split_seed=split_seed,
         test_splits=tuple(test_splits),
+        train_split=train_split,
         group_by=group_by,
         resplit=resplit,
+        pixel_range=pixel_range,
+        exif_orientation=exif_orientation,
+        max_pixels=max_pixels,
         batch_size=batch_size,
         workers=workers,
         device=device,

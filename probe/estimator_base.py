@@ -24,6 +24,7 @@ from featcache.store.errors import RequestError
 from featcache.store.layers import FINAL, parse_layers, parse_tokens
 from featcache.store.reading.reader import as_float32
 from featcache.store.reading.split import SplitReader
+from featcache.store.seeds import check_seed
 
 Array = npt.NDArray[Any]
 
@@ -148,5 +149,5 @@ def _as_tokens(array: Array) -> Array:
 def _seed(random_state: Any) -> int:
     """A seed of whatever scikit-learn takes: a number, a generator, or None."""
     if isinstance(random_state, int | np.integer):
-        return int(random_state)
+        return check_seed(random_state, "random_state")
     return int(check_random_state(random_state).randint(2**31))

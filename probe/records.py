@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, field, read_json, write_atomic
+from featcache.store.files import JsonObject, field, finite_or_null, read_json, write_atomic
 
 SWEEP_FILE = "sweep.json"
 CURVE_FILE = "curve.json"
@@ -128,7 +128,8 @@ def read_attention(folder: Path) -> AttentionRecord | None:
 
 
 def _write(path: Path, document: JsonObject) -> None:
-    write_atomic(path, json.dumps(document, ensure_ascii=False).encode() + b"\n")
+    text = json.dumps(finite_or_null(document), ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text.encode() + b"\n")
 
 
 def _read(path: Path) -> tuple[JsonObject | None, str]:
@@ -139,10 +140,9 @@ def _read(path: Path) -> tuple[JsonObject | None, str]:
 
 
 def _listed(values: npt.NDArray[np.float64]) -> list[Any]:
-    """Nested lists with null for NaN."""
-    rounded = np.round(values, 6).astype(object)
-    rounded[np.isnan(values)] = None
-    listed: list[Any] = rounded.tolist()
+    """Nested lists in nine significant digits, which is all that a float32 has, with null for NaN."""
+    rounded = [float(f"{value:.9g}") if np.isfinite(value) else None for value in values.flat]
+    listed: list[Any] = np.array(rounded, object).reshape(values.shape).tolist()
     return listed
 
 

@@ -19,6 +19,7 @@ from featcache.store.layers import FINAL
 from featcache.store.manifest import Manifest
 from featcache.store.reading.reader import Cache
 from featcache.store.requests import AUTO
+from featcache.store.seeds import check_seed
 from featcache.store.token_groups import POOLED, array_name
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ RESULTS = Path("featcache-results")
 PATCH_HEADS = 8
 MAX_OPTION = 2**20
 """Of hidden units, queries and the like: far more than anyone needs, few enough to say so instead of running out of memory."""
+MAX_REPEATS, MAX_SHOTS = 10**6, 10**9
 ADAMW, EXACT = SOLVERS = ("adamw", "exact")
 CLOSED, CHOICE = "closed", "auto"
 """Solvers of the heads that are fitted by formula, and of the head that is chosen."""
@@ -133,13 +135,9 @@ class ProbeRequest:
         ):
             if name is not None and name not in valid:
                 raise UnknownNameError(what, name, valid)
-        for what, numbers in (("folds", [self.folds]), ("halving", [self.halving]), ("draws", [self.draws])):
-            if any(number is not None and number < 1 for number in numbers):
-                raise RequestError(f"{what} must be at least 1, not {numbers[0]}")
-        if any(number < 1 for number in self.shots):
-            raise RequestError(f"shots are samples of every class, at least 1, not {min(self.shots)}")
         if self.draws > 1 and not self.shots:
             raise RequestError("draws are for few-shot runs; say how many samples of each class with shots")
+        self._check_numbers()
         known = {option for name in names for option in get_head(name).options}
         for option, number in self.options.items():
             if option not in known:
@@ -149,6 +147,26 @@ class ProbeRequest:
         if self.num_heads is not None and self.options.get("num_heads", self.num_heads) != self.num_heads:
             raise RequestError(
                 f"num-heads is {self.num_heads}, the option num_heads {self.options['num_heads']}: say it once"
+            )
+
+    def _check_numbers(self) -> None:
+        """Hold the numbers to ranges in which every file and every generator takes them."""
+        for seed in self.seeds:
+            check_seed(seed)
+        for what, number, most in (
+            ("folds", self.folds, MAX_REPEATS),
+            ("halving", self.halving, MAX_REPEATS),
+            ("draws", self.draws, MAX_REPEATS),
+            *(("shots", shots, MAX_SHOTS) for shots in self.shots),
+        ):
+            if number is not None and number < 1:
+                words = "shots are samples of every class," if what == "shots" else f"{what} must be"
+                raise RequestError(f"{words} at least 1, not {number}")
+            if number is not None and number > most:
+                raise RequestError(f"{what} must be at most {most:,}; choose a smaller number")
+        if self.memory is not None and self.memory < 1:
+            raise RequestError(
+                f"memory must be at least 1 byte, got {self.memory}; leave it out for the default"
             )
 
     @property

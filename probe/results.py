@@ -1,27 +1,22 @@
 """Results on disk: one row per probe run in ``results.jsonl``, one folder per trained head. Never inside a cache."""
 
-import csv
-import io
+import codecs
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-import numpy.typing as npt
-
-from featcache.probe.scoring.kinds import SINGLE_LABEL
-from featcache.store.files import JsonObject, canonical_json, sha256_hex, write_atomic
+from featcache.store.files import JsonObject, canonical_json, finite_or_null, sha256_hex, write_atomic
 from featcache.store.inventory import DEFAULT_TAP
 
 if TYPE_CHECKING:
     from featcache.probe.scoring.metrics import Report
 
 RESULTS_FILE = "results.jsonl"
-PREDICTIONS_FILE = "predictions.csv"
 SCORES_FILE = "scores.json"
 CANDIDATES_FILE = "candidates.json"
 
@@ -193,7 +188,8 @@ def run_id(settings: Mapping[str, Any]) -> str:
 def append_row(out: Path, row: ResultRow) -> None:
     """Append a row to results.jsonl, durably and in one write."""
     path = out / RESULTS_FILE
-    line = json.dumps(row.to_dict(), ensure_ascii=False).encode() + b"\n"
+    document = finite_or_null(row.to_dict())
+    line = json.dumps(document, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     with path.open("ab+") as file:
         # A line that a killed run left half-written must not swallow this one.
         if file.tell():
@@ -207,18 +203,22 @@ def append_row(out: Path, row: ResultRow) -> None:
 def read_rows(out: Path) -> list[ResultRow]:
     """All rows of results.jsonl; lines that are torn, of another version or of other types are passed over."""
     try:
-        lines = (out / RESULTS_FILE).read_bytes().splitlines()
+        content = (out / RESULTS_FILE).read_bytes()
     except FileNotFoundError:
         return []
-    documents = map(_parse, lines)
+    # An editor may have put a byte order mark before the first line.
+    documents = map(_parse, content.removeprefix(codecs.BOM_UTF8).splitlines())
     rows = [ResultRow.from_dict(document) for document in documents if isinstance(document, dict)]
     return [row for row in rows if row is not None]
 
 
 def _parse(line: bytes) -> object:
-    """The JSON value of a line; None where there is none that could be written again."""
+    """The JSON value of a line; None where there is none that could be written again.
+
+    Numbers that are not finite are null: earlier versions wrote NaN as the score of a training that diverged.
+    """
     try:
-        document = json.loads(line)
+        document = json.loads(line, parse_float=_finite, parse_constant=_finite)
         if b"\\ud" in line.lower():  # maybe half of a surrogate pair, which is no text
             json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
@@ -226,60 +226,29 @@ def _parse(line: bytes) -> object:
     return document
 
 
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if isfinite(value) else None
+
+
 def count_lines(out: Path) -> int:
-    """Lines of results.jsonl, whatever they hold."""
+    """Lines of results.jsonl that are not blank, whatever they hold."""
     try:
-        return len((out / RESULTS_FILE).read_bytes().splitlines())
+        return sum(1 for line in (out / RESULTS_FILE).read_bytes().splitlines() if line.strip())
     except FileNotFoundError:
         return 0
 
 
-def save_predictions(
-    path: Path,
-    sample_ids: Sequence[str],
-    labels: npt.NDArray[Any],
-    outputs: npt.NDArray[np.float32],
-    names: Sequence[str],
-    kind: str = SINGLE_LABEL,
-) -> None:
-    """Write a CSV of test predictions.
-
-    Of single labels: sample id, label, prediction and its probability. Otherwise sample id and, for every class or quantity, the
-    target and the prediction (a probability, or a number in the target's unit).
-
-    Args:
-        path: the file.
-        sample_ids: N ids.
-        labels: ``[N]``, or targets ``[N, O]``.
-        outputs: probabilities ``[N, C]``, or numbers ``[N, O]``.
-        names: of classes, in label order, or of quantities.
-        kind: of targets.
-    """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    rows = zip(sample_ids, labels, outputs, strict=True)
-    if kind == SINGLE_LABEL:
-        writer.writerow(("sample_id", "label", "predicted", "probability", "label_name", "predicted_name"))
-        for sample_id, label, row in rows:
-            guess = int(row.argmax())
-            writer.writerow((sample_id, label, guess, f"{row[guess]:.6f}", names[label], names[guess]))
-    else:
-        named = [names[index] if index < len(names) else str(index) for index in range(outputs.shape[1])]
-        writer.writerow(("sample_id", *named, *(f"predicted {name}" for name in named)))
-        for sample_id, target, row in rows:
-            targets = np.atleast_1d(target)
-            writer.writerow(
-                (sample_id, *(f"{value:g}" for value in targets), *(f"{value:.6g}" for value in row))
-            )
-    write_atomic(path, buffer.getvalue().encode())
-
-
 def save_scores(directory: Path, report: "Report") -> None:
     """Write scores.json: all scores, those of each class, and the confusion matrix."""
-    write_atomic(directory / SCORES_FILE, json.dumps(report.to_dict(), indent=1).encode() + b"\n")
+    write_atomic(directory / SCORES_FILE, _text(report.to_dict()))
 
 
 def save_candidates(directory: Path, candidates: Sequence[Mapping[str, Any]]) -> None:
     """Write candidates.json: head, input stage and score of everything that ``auto`` compared."""
     document = [dict(candidate) for candidate in candidates]
-    write_atomic(directory / CANDIDATES_FILE, json.dumps(document, indent=1).encode() + b"\n")
+    write_atomic(directory / CANDIDATES_FILE, _text(document))
+
+
+def _text(document: object) -> bytes:
+    return json.dumps(finite_or_null(document), indent=1, allow_nan=False).encode() + b"\n"

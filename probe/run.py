@@ -10,20 +10,20 @@ import numpy as np
 import torch
 
 from featcache.probe.attention import mean_attention, save_attention
+from featcache.probe.corrections import corrections
 from featcache.probe.heads import get_head
 from featcache.probe.inputs.data import SplitData, base_stage, check_memory, load_split, stream_window
 from featcache.probe.inputs.split import draw_shots
+from featcache.probe.predictions import PREDICTIONS_FILE, save_predictions
 from featcache.probe.protocol import Protocol, batch_size
 from featcache.probe.records import save_curve, save_sweep
 from featcache.probe.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
 from featcache.probe.results import (
-    PREDICTIONS_FILE,
     ResultRow,
     append_row,
     read_rows,
     run_id,
     save_candidates,
-    save_predictions,
     save_scores,
 )
 from featcache.probe.saved import CONFIG_FILE, HeadConfig, describe_parts, features_digest, save_head
@@ -219,7 +219,9 @@ class _Runner:
 
     def _setup(self, job: Job, trial: _Trial) -> JsonObject:
         """Everything that is asked for, but the repetition."""
+        corrected = corrections(job, self._protocol.input, self._kind)
         return {
+            **({"corrections": corrected} if corrected else {}),
             "cache_key": self._cache.key,
             # A partial cache gives other scores than the same cache completed.
             "blocks": len(self._cache.manifest.blocks),

@@ -59,6 +59,10 @@ class DatasetError(FeatcacheError, ValueError):
     """The dataset cannot be used as it is: a missing folder, an empty class, an image that does not decode."""
 
 
+class UnavailableError(DatasetError):
+    """A file of the dataset is gone or cannot be read just now; nothing is known about its content."""
+
+
 class BackboneError(FeatcacheError, RuntimeError):
     """The backbone cannot be loaded, or its features would be wrong."""
 

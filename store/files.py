@@ -254,6 +254,17 @@ def _is_deep(document: JsonObject) -> bool:
     return True
 
 
+def finite_or_null(value: Any) -> Any:
+    """Return a JSON value with null for every number that is not finite: JSON has no NaN and no infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite_or_null(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(inner) for inner in value]
+    return value
+
+
 def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
     """Return ``document[name]`` if it is a `kind`, else raise a `CacheError` that names the field."""
     value = document.get(name)

@@ -15,8 +15,9 @@ SIGNATURES = {
     "open": "(directory, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True)",
     "extract": "(model, dataset, *, weights=None, taps=('norm2',), layers='every', tokens='cls,ap', patches=None, splits=(), "
     "dtype='float16', precision='auto', data=None, revision=None, target='auto', limit=None, split_seed=0, "
-    "test_splits=(), group_by=None, resplit=False, batch_size=None, workers=None, device='auto', compile=False, "
-    "on_error='stop', root=None, force=False, backbone=None, source=None, progress=True)",
+    "test_splits=(), train_split=None, group_by=None, resplit=False, pixel_range='auto', exif_orientation='ignore', "
+    "max_pixels=None, batch_size=None, workers=None, device='auto', "
+    "compile=False, on_error='stop', root=None, force=False, backbone=None, source=None, progress=True)",
     "probe": "(cache, head='attentive', *, layers=None, tokens=None, tap='norm2', table=None, num_heads=None, protocol='paper', "
     "solver='adamw', penalty='l2', input=None, folds=None, halving=None, shots=(), draws=1, target_kind=None, "
     "regression_loss='mse', options=None, seeds=(0,), precision='auto', device='auto', memory=None, "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from featcache.extract.pixels import PixelOptions
 from featcache.store.targets import Targets
 
 if TYPE_CHECKING:
@@ -76,6 +77,16 @@ class Source(Protocol):
     def notes(self) -> Sequence[str]:
         """What people should know about the dataset before they use it, a line each."""
         return ()
+
+    @property
+    def pixels(self) -> PixelOptions:
+        """How decoded images are read: pixel range and orientation."""
+        return PixelOptions()
+
+    @property
+    def passed_over(self) -> Mapping[str, int]:
+        """Number of files or entries that are there and are not read, by what they are; see `Listing.passed_over`."""
+        return {}
 
     @property
     def citation(self) -> Citation:

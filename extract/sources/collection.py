@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+MAX_CLASSES = 2**20
+"""Classes that are numbered by the largest label; more names than this would fill the memory."""
+
+
 @dataclass
 class Listing:
     """The samples of a collection."""
@@ -42,6 +46,8 @@ class Listing:
     """What else belongs into the identity, such as repository and revision."""
     notes: Sequence[str] = ()
     """What people should know."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of files or entries that are there and were not read, by what they are: ``.txt``, ``hidden files``."""
 
 
 class Collection(ABC):
@@ -88,10 +94,21 @@ def class_labels(values: Sequence[Any]) -> tuple[Labels, tuple[str, ...]]:
     return np.array([index[value] for value in values], np.int64), tuple(str(value) for value in distinct)
 
 
-def indexed_targets(labels: Labels, names: Sequence[str] | None = None) -> Targets:
-    """The classes behind class indices: those named, and numbers for what a list of names lacks."""
+def indexed_targets(
+    labels: Labels, names: Sequence[str] | None = None, where: str = "the dataset"
+) -> Targets:
+    """The classes behind class indices: those named, and numbers for what a list of names lacks.
+
+    Raises:
+        DatasetError: the largest index is beyond any number of classes, such as an id or a time instead of a label.
+    """
     count = int(labels.max(initial=-1)) + 1
     known = tuple(names or ())
+    if count > max(MAX_CLASSES, len(known)):
+        raise DatasetError(
+            f"{where}: label {count - 1} would make {count:,} classes, at most {MAX_CLASSES:,} are possible; is it the index "
+            "of a class? Number the classes from 0, or give --target regression"
+        )
     return Targets(SINGLE_LABEL, (*known, *(str(label) for label in range(len(known), count))))
 
 

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.extract.pixels import APPLY, AS_STORED, PixelOptions, PixelRange
 from featcache.extract.sources.base import Citation, Rows, Source
 from featcache.extract.sources.collection import Collection, group_column
+from featcache.extract.sources.decode import pixel_limit
 from featcache.extract.sources.samples import Samples
+from featcache.extract.sources.split_names import TEST, TRAIN, find_split
 from featcache.extract.sources.splits import (
     order_keys,
     split_off_test,
@@ -21,12 +24,12 @@ from featcache.extract.sources.splits import (
 )
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.inventory import MAX_SAMPLE_ID_BYTES, PROJECTION
+from featcache.store.seeds import check_seed
 from featcache.store.targets import REGRESSION, SINGLE_LABEL, TARGET_KINDS, Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TRAIN, TEST = "train", "test"
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 AUTO = "auto"
 
@@ -56,17 +59,37 @@ class DatasetOptions:
     """Folder of a local copy."""
     revision: str | None = None
     """Commit, branch or tag on the Hub; what a local copy is of."""
+    pixel_range: str = AUTO
+    """Black and white of images of more than 8 bits: ``auto``, a number of bits, or ``LOW..HIGH``; see `PixelRange`."""
+    exif_orientation: str = AS_STORED
+    """``ignore``: pixels as they are stored; ``apply``: turned as their EXIF orientation says."""
+    max_pixels: int | None = None
+    """Pixels of the largest image that is decoded; `MAX_PIXELS` if not given."""
+    train_split: str | None = None
+    """The dataset's own split to train on; its ``train`` if None."""
 
     def __post_init__(self) -> None:
+        _ = self.pixels  # which checks them
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise RequestError(f"--max-pixels must be at least 1, got {self.max_pixels}")
         if self.target not in (AUTO, *TARGET_KINDS):
             raise UnknownNameError("kind of target", self.target, (AUTO, *TARGET_KINDS))
-        if TRAIN in self.test_splits:
-            raise RequestError("--test-split train: what is trained on cannot be tested on")
+        check_seed(self.split_seed, "the seed of the split (--split-seed)")
+        trained = self.train_split or TRAIN
+        if trained in self.test_splits:
+            raise RequestError(f"--test-split {trained}: what is trained on cannot be tested on")
 
     @property
     def own_splits(self) -> tuple[str, ...]:
-        """The dataset's own splits that are read."""
+        """Names of the dataset's own splits that are read; `choose_splits` matches them with its spelling."""
         return (TRAIN, *(self.test_splits or (TEST,)))
+
+    @property
+    def pixels(self) -> PixelOptions:
+        """How decoded images are read."""
+        if self.exif_orientation not in (AS_STORED, APPLY):
+            raise UnknownNameError("way to treat EXIF orientation", self.exif_orientation, (AS_STORED, APPLY))
+        return PixelOptions(PixelRange.parse(self.pixel_range), self.exif_orientation == APPLY)
 
     def require_target(self, kind: str, where: str) -> None:
         """Refuse another kind of target than the one asked for.
@@ -98,6 +121,10 @@ class SplitDataset(Source):
         if not len(collection.listing.ids):
             raise DatasetError(f"{collection.name} holds no samples")
         self._options.require_target(self.targets.kind, self.name)
+        if not collection.listing.parts and (self._options.test_splits or self._options.train_split):
+            raise RequestError(
+                f"{self.name} has no splits of its own; leave --train-split and --test-split out, and it is split 75/25"
+            )
         rows = self._own_splits() if self._own else self._new_splits()
         self._check_storable(rows)
         self._check_agreement(rows)
@@ -130,6 +157,16 @@ class SplitDataset(Source):
         return self._notes
 
     @property
+    def pixels(self) -> PixelOptions:
+        """How decoded images are read."""
+        return self._options.pixels
+
+    @property
+    def passed_over(self) -> Mapping[str, int]:
+        """Number of files or entries that are not read."""
+        return self._collection.listing.passed_over
+
+    @property
     def citation(self) -> Citation:
         """Licence and citation."""
         return self._collection.citation
@@ -142,8 +179,11 @@ class SplitDataset(Source):
         extra = {
             **({} if listing.targets.kind == SINGLE_LABEL else {"targets": listing.targets.kind}),
             **({"group_by": options.group_by} if options.group_by and not self._own else {}),
-            **({"test_splits": list(options.test_splits)} if options.test_splits and self._own else {}),
+            **({"test_splits": list(self._test_splits)} if self._test_splits and self._own else {}),
+            **({"train_split": options.train_split} if options.train_split not in (None, TRAIN) else {}),
             **({"resplit": True} if options.resplit and listing.parts else {}),
+            **({"pixel_range": options.pixel_range} if options.pixel_range != AUTO else {}),
+            **({"exif_orientation": APPLY} if options.pixels.upright else {}),
         }
         return {
             "kind": self._collection.kind,
@@ -157,15 +197,24 @@ class SplitDataset(Source):
 
     def image(self, split: str, row: int) -> "Image":
         """Decode one image; see `Source.image`."""
-        return self._collection.image(int(self._splits[split].rows[row]))
+        with pixel_limit(self._options.max_pixels):
+            return self._collection.image(int(self._splits[split].rows[row]))
 
     def prepare(self, split: str, rows: Sequence[int]) -> None:
         """See `Source.prepare`."""
         self._collection.prepare([int(row) for row in self._splits[split].rows[list(rows)]])
 
+    @cached_property
+    def _test_splits(self) -> tuple[str, ...]:
+        """The splits to test on by name, as the dataset spells them; empty for its ``test``."""
+        listing = self._collection.listing
+        return tuple(
+            find_split(name, [*listing.parts, *listing.unread]) for name in self._options.test_splits
+        )
+
     def _own_splits(self) -> dict[str, Rows]:
         """Those of the dataset; where none of those to test on is called ``test``, the first of them is."""
-        listing, wanted = self._collection.listing, self._options.test_splits
+        listing, wanted = self._collection.listing, self._test_splits
         everything = (*listing.parts, *listing.unread)
         for name in wanted:
             if name not in listing.parts:
@@ -183,7 +232,8 @@ class SplitDataset(Source):
                 f"{self.name} has no train split: {', '.join(listing.parts)} alone (--resplit splits anew)"
             )
         # In the order asked for; what else is there is not read.
-        rows = {name: listing.parts[name] for name in self._options.own_splits if name in listing.parts}
+        ordered = (TRAIN, *(wanted or (TEST,)))
+        rows = {name: listing.parts[name] for name in ordered if name in listing.parts}
         if wanted and TEST not in rows:
             rows = {TEST if name == wanted[0] else name: part for name, part in rows.items()}
             self._notes.append(f"split {wanted[0]} of {self.name} goes by the name test in the cache")

@@ -1,36 +1,226 @@
-"""Decoding one image, with an error that names it."""
+"""Decoding one image by a known decoder, within a bound, with an error that names the image.
 
+Every source decodes its images here: files, members of shards, cells of tables, items of sequences.
+"""
+
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from featcache.store.errors import DatasetError
+import numpy as np
+
+from featcache.extract.pixels import remember
+from featcache.store.errors import DatasetError, UnavailableError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2")
+MAX_PIXELS = 178_956_970
+"""Pixels of the largest image that is decoded unless `pixel_limit` says otherwise; Pillow refuses the same size."""
+_MAX_WHOLE_FILE_BYTES = 2**30
+"""Some decoders read the whole file at once; larger files never reach them."""
+
+# A dataset's file decides which decoder runs, whatever its extension is. So only decoders of image formats that
+# datasets come in are listed. Pillow has many more: some start another program (EPS runs Ghostscript), others are
+# hardly ever tested against damaged files (FLI, FITS, PSD, WMF, ICNS, GBR). An MPO file opens as its first JPEG.
+_STREAMED = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA")
+_READ_WHOLE = ("WEBP", "JPEG2000", "AVIF")
+_HEIF = "HEIF"
+_HEIF_EXTENSIONS = (".heic", ".heif")
+_PLUGINS = {  # extensions that need more than every installation has: the module, and the command that installs it
+    ".avif": ("PIL._avif", "pip install 'pillow>=11.3'"),
+    **dict.fromkeys(_HEIF_EXTENSIONS, ("pillow_heif", "pip install pillow-heif")),
+}
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module or submodule is there, found without importing anything."""
+    package, _, name = module.partition(".")
+    spec = find_spec(package)
+    return spec is not None and (
+        not name or PathFinder.find_spec(module, spec.submodule_search_locations) is not None
+    )
+
+
+_ALWAYS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga"),
 )
+EXTENSIONS = frozenset((*_ALWAYS, *(name for name, (module, _) in _PLUGINS.items() if _is_installed(module))))
+"""Extensions, in lower case, of the files that are taken for images."""
+
+_MORE_CHANNELS = re.compile(r"(L|RGB|CMYK)X+(;.*)?")
+_EIGHT_BIT_COLOUR = ("RGB", "RGBA", "LA", "CMYK")
+
+_max_pixels: ContextVar[int] = ContextVar("featcache_max_pixels", default=MAX_PIXELS)
+
+
+@contextmanager
+def pixel_limit(pixels: int | None) -> Iterator[None]:
+    """Let images of up to `pixels` pixels be decoded inside of the block; None leaves `MAX_PIXELS`."""
+    token = _max_pixels.set(pixels or MAX_PIXELS)
+    try:
+        yield
+    finally:
+        _max_pixels.reset(token)
+
+
+def install_advice(extension: str) -> str | None:
+    """Return the command after which files of `extension` can be read; None if none is known or needed."""
+    found = _PLUGINS.get(extension.lower())
+    return None if found is None or extension.lower() in EXTENSIONS else found[1]
 
 
 def decode(file: "str | Path | IO[bytes]", name: object) -> "Image":
     """Decode an image file, in whatever mode it is stored.
 
     Args:
-        file: the path, or the open file.
-        name: what errors call it.
+        file: the path of a regular file, or the open file.
+        name: name of the image in errors.
 
     Raises:
-        DatasetError: it does not decode.
+        UnavailableError: the file is gone or cannot be read, which says nothing about the image.
+        DatasetError: the file is not an image that can be decoded.
     """
+    if not isinstance(file, str | Path):
+        return _decode(file, name, len(file.getbuffer()) if hasattr(file, "getbuffer") else 0)
+    with _open_regular(file, name) as opened:
+        return _decode(opened, name, os.fstat(opened.fileno()).st_size)
+
+
+def _open_regular(path: str | Path, name: object) -> IO[bytes]:
+    """Open a regular file; a pipe, a device or a folder is refused without waiting for it or reading from it."""
+    try:
+        # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except ValueError:  # a NUL in the path
+        raise DatasetError(f"image {name!s:.200} does not decode (its path is no valid path)") from None
+    except OSError as error:
+        raise _unavailable(name, error) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DatasetError(f"image {name} does not decode (it is not a regular file)")
+    return os.fdopen(descriptor, "rb")
+
+
+def _decode(file: IO[bytes], name: object, num_bytes: int) -> "Image":
+    from PIL import Image, UnidentifiedImageError
+
+    formats = _formats() if num_bytes <= _MAX_WHOLE_FILE_BYTES else _STREAMED
+    try:
+        with _quiet(), Image.open(file, formats=formats) as image:
+            if image.width * image.height > _max_pixels.get():
+                raise DatasetError(_too_large(name, image.width * image.height))
+            raw_mode, frames = _raw_mode(image), _has_more_frames(image)
+            image.load()
+            _remember(image, raw_mode, frames)
+            return image
+    except DatasetError:
+        raise
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        raise DatasetError(_too_large(name, int(found[1]) if found else None)) from error
+    except OSError as error:
+        if error.errno is not None and not isinstance(error, UnidentifiedImageError):
+            raise _unavailable(name, error) from error
+        raise DatasetError(f"image {name} does not decode ({_reason(error)})") from error
+    except (
+        Exception
+    ) as error:  # decoders raise all kinds on damaged input: RuntimeError, KeyError, MemoryError, ...
+        raise DatasetError(f"image {name} does not decode ({_reason(error)})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Pillow neither warn of large images, for which there is a limit here, nor refuse those within it."""
     from PIL import Image
 
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        lines = str(error).replace(f"'{file}'", "it").splitlines()
-        # Pillow shows a buffer by its address, which says nothing.
-        reason = "not an image" if lines and "BytesIO" in lines[0] else lines[0] if lines else ""
-        raise DatasetError(f"image {name} does not decode ({reason or type(error).__name__})") from None
+    usual, limit = Image.MAX_IMAGE_PIXELS, _max_pixels.get()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if usual is None or limit <= 2 * usual:
+            yield
+            return
+        Image.MAX_IMAGE_PIXELS = limit
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    if ".heic" not in EXTENSIONS:
+        return (*_STREAMED, *_READ_WHOLE)
+    from importlib import import_module
+
+    import_module("pillow_heif").register_heif_opener()
+    return (*_STREAMED, *_READ_WHOLE, _HEIF)
+
+
+def _raw_mode(image: "ImageFile") -> str:
+    """Pillow's name for the layout of the stored pixels, such as ``RGB;16B``; known before an image is loaded."""
+    args = image.tile[0][3] if image.tile else ""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _has_more_frames(image: "ImageFile") -> bool:
+    # The further images of an MPO file are previews or other views of the same photo.
+    return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+
+
+def _remember(image: "ImageFile", raw_mode: str, frames: bool) -> None:
+    """Keep with a loaded image the facts that its pixels do not show."""
+    facts = {"frames": 1} if frames else {}
+    if image.format == "TIFF" and _MORE_CHANNELS.fullmatch(raw_mode):
+        facts["channels"] = 1
+    if ";16" in raw_mode and image.mode in _EIGHT_BIT_COLOUR:
+        # Pillow has no colour of 16 bits: it keeps the upper 8 bits of every value.
+        colours = [np.asarray(image.getchannel(band)) for band in image.getbands() if band != "A"]
+        facts["deep"] = (int(max(colour.max() for colour in colours)) << 8) + 256
+    if facts:
+        remember(image, **facts)
+
+
+def _unavailable(name: object, error: OSError) -> UnavailableError:
+    return UnavailableError(
+        f"image {name} cannot be read ({error.strerror or error}); the folder may be gone or not mounted: once the file "
+        "is there again, the same command resumes"
+    )
+
+
+def _too_large(name: object, pixels: int | None) -> str:
+    size = "too many" if pixels is None else f"{pixels:,}"
+    wanted = "N" if pixels is None else pixels
+    return (
+        f"image {name} does not decode (it has {size} pixels, at most {_max_pixels.get():,} are read; "
+        f"--max-pixels {wanted} reads it)"
+    )
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines()
+    # Pillow shows a file that it cannot identify by its address, which says nothing.
+    if lines and "cannot identify image file" in lines[0]:
+        return "not an image"
+    return lines[0] if lines else type(error).__name__
+
+
+def passed_over_text(passed_over: Mapping[str, int]) -> str:
+    """Word what a source has not read: ``.txt 12, .heic 3 (pip install pillow-heif)``; empty if there is nothing."""
+    parts = []
+    for name, count in sorted(passed_over.items(), key=lambda item: (-item[1], item[0])):
+        advice = install_advice(name)
+        parts.append(f"{name} {count:,}" + (f" ({advice})" if advice else ""))
+    return ", ".join(parts)

@@ -1,7 +1,7 @@
 """A folder of images: ``DIR/<class>/...``, or ``DIR/train/<class>/...`` and ``DIR/test/<class>/...``."""
 
-import os
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,64 +11,75 @@ from featcache.extract.sources.argument import Argument
 from featcache.extract.sources.base import Rows
 from featcache.extract.sources.collection import Collection, Listing, listing_digest
 from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.decode import EXTENSIONS, decode
+from featcache.extract.sources.decode import decode
+from featcache.extract.sources.image_tree import ImageTree
 from featcache.extract.sources.samples import Texts
+from featcache.extract.sources.split_names import TEST, TRAIN, ChosenSplits, choose_splits, role_of
 from featcache.store.errors import DatasetError, RequestError
-from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter
 from featcache.store.targets import SINGLE_LABEL, Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_DEPTH = 32
+SPLITS_FIELD, NO_SPLITS = "splits", "none"
+_WHOLE_WORD_LETTERS = 4
+"""Shorter names of train and test (``tr``, ``te``) are as often names of classes, such as languages."""
 
 
 class ImageFolder(Collection):
-    """A folder with one folder of images per class.
+    """A folder with one folder of images per class, or several such folders by split.
 
-    Files that are not images by their extension, and hidden ones, are passed over. Names and sizes are kept, a few dozen
-    bytes a file.
+    Files that are not images by their extension are passed over and counted, hidden files and system folders too. Names
+    and sizes are kept, a few dozen bytes a file.
 
     Args:
         directory: the dataset's folder.
-        wanted: its splits to read, if it has ``train/`` or ``test/``.
+        options: its splits to read, if it has any.
+        own_splits: whether folders that are called like splits may be splits; else every folder is a class.
 
     Raises:
         RequestError: the folder does not exist.
-        DatasetError: a class has no images, or a split has a class that train lacks.
+        DatasetError: a class has no images, a split has a class that train lacks, or what folders mean is not clear.
     """
 
     kind = "imagefolder"
 
-    def __init__(self, directory: Path, wanted: Sequence[str] = SPLITS) -> None:
+    def __init__(
+        self, directory: Path, options: DatasetOptions | None = None, *, own_splits: bool = True
+    ) -> None:
         if not directory.is_dir():
             raise RequestError(f"image folder {directory} does not exist or is not a folder")
         self._directory = directory.resolve()
         self.name = self._directory.name
-        self._ids: list[bytes] = []
+        self._tree = ImageTree(self._directory)
+        self._notes: list[str] = []
+        self._encoded: list[bytes] = []
         self._sizes: list[Rows] = []
         self._lengths: list[Rows] = []
         self._labels: list[Rows] = []
-        own = any((directory / split).is_dir() for split in SPLITS)
-        splits = self._require_splits(wanted) if own else [""]
-        names = {split: self._class_folders(split) for split in splits}
-        classes = tuple(names[splits[0]])
-        if own:
-            self._refuse_unknown_classes(names)
+        chosen = self._choose(options or DatasetOptions()) if own_splits else ChosenSplits()
+        splits = chosen.names or {"": ""}
+        names = {split: self._class_folders(folder) for split, folder in splits.items()}
+        classes = tuple(next(iter(names.values())))
+        self._refuse_unknown_classes(names, splits)
         parts, start = {}, 0
-        for split in splits:
-            count = self._read(split, names[split], classes)
+        for split, folder in splits.items():
+            count = self._read(folder, names[split], classes)
             parts[split] = np.arange(start, start + count)
             start += count
-        lengths = np.concatenate(self._lengths)
-        ids = Texts(b"".join(self._ids), np.cumsum(lengths))
+        ids = Texts(b"".join(self._encoded), np.cumsum(np.concatenate(self._lengths)))
         labels, sizes = np.concatenate(self._labels), np.concatenate(self._sizes)
-        del self._ids, self._sizes, self._lengths, self._labels
-        digest = listing_digest(classes, ids, sizes.tolist(), labels)
-        unread = self._others(splits) if own else ()
+        del self._encoded, self._sizes, self._lengths, self._labels
         self.listing = Listing(
-            ids, labels, Targets(SINGLE_LABEL, classes), digest, parts if own else {}, unread
+            ids,
+            labels,
+            Targets(SINGLE_LABEL, classes),
+            listing_digest(classes, ids, sizes.tolist(), labels),
+            parts if chosen.names else {},
+            chosen.unread,
+            notes=self._notes,
+            passed_over=dict(self._tree.passed_over),
         )
 
     def image(self, row: int) -> "Image":
@@ -76,106 +87,134 @@ class ImageFolder(Collection):
         path = self._directory / self.listing.ids[row]
         return decode(path, path)
 
-    def _require_splits(self, wanted: Sequence[str]) -> list[str]:
-        for split in wanted:
-            if not (self._directory / split).is_dir():
-                others = self._others(wanted)
-                hint = f"; or name one with --test-split: {', '.join(others)}" if others else ""
-                needed = " and ".join(f"{name}/" for name in wanted)
-                raise DatasetError(
-                    f"{self._directory} has no {split}/ folder; it needs both {needed}, or neither{hint}"
+    def _choose(self, options: DatasetOptions) -> ChosenSplits:
+        """Which of the folders are splits and which of them are read; none where folders are classes."""
+        folders = self._tree.folders()
+        called = [name for name in folders if role_of(name)]
+        asked = bool(options.train_split or options.test_splits)
+        if not asked and not self._are_splits(called, folders):
+            if called:
+                self._notes.append(
+                    f"{', '.join(called)} of {self.name}: taken for classes, since there are other classes beside and no "
+                    "train/ and test/ with class folders"
                 )
-        return list(wanted)
+            return ChosenSplits()
+        if not asked and not options.resplit:
+            for role in (TRAIN, TEST):
+                if all(role_of(name) != role for name in folders):
+                    raise DatasetError(self._lacking(role, [name for name in folders if not role_of(name)]))
+        # Folders of another kind (docs/, meta/) are not put together with the splits.
+        found = [name for name in folders if role_of(name) or asked or not options.resplit]
+        chosen = choose_splits(found, options, str(self._directory))
+        read = chosen.names.values()
+        return ChosenSplits(chosen.names, tuple(_printable(name) for name in folders if name not in read))
 
-    def _others(self, splits: Sequence[str]) -> list[str]:
-        return [name for name in self._folders("") if name not in splits]
+    def _are_splits(self, called: Sequence[str], folders: Sequence[str]) -> bool:
+        """Whether folders that are called like splits are splits: those of a class hold no folders of classes."""
+        if not called or len(called) == len(folders):
+            return bool(called)
+        return any(
+            role_of(name) in (TRAIN, TEST) and len(name) >= _WHOLE_WORD_LETTERS and self._tree.folders(name)
+            for name in called
+        )
 
-    def _refuse_unknown_classes(self, names: dict[str, list[str]]) -> None:
+    def _lacking(self, role: str, others: Sequence[str]) -> str:
+        hint = (
+            f"; or name splits with --train-split and --test-split: {', '.join(map(_printable, others[:20]))}"
+            f"; or read every folder as a class with imagefolder:DIR?{SPLITS_FIELD}={NO_SPLITS}"
+            if others
+            else "; or split it anew with --resplit"
+        )
+        return (
+            f"{self._directory} has no {role}/ folder; it needs both {TRAIN}/ and {TEST}/, or neither{hint}"
+        )
+
+    def _refuse_unknown_classes(self, names: Mapping[str, list[str]], splits: Mapping[str, str]) -> None:
         train, *others = names
+        known = {_composed(name) for name in names[train]}
         for split in others:
-            unknown = [name for name in names[split] if name not in names[train]]
+            there = {_composed(name) for name in names[split]}
+            unknown = [name for name in names[split] if _composed(name) not in known]
             if unknown:
-                lacking = [name for name in names[train] if name not in names[split]]
+                lacking = [name for name in names[train] if _composed(name) not in there]
+                one, other = splits[train], splits[split]
                 raise DatasetError(
-                    f"{self._directory}: {split} has classes that {train} lacks: {', '.join(unknown[:10])}"
-                    + (f" ({train} has, and {split} lacks: {', '.join(lacking[:10])})" if lacking else "")
-                    + f"; class folders must have the same names in {train}/ and {split}/"
+                    f"{self._directory}: {other} has classes that {one} lacks: {', '.join(unknown[:10])}"
+                    + (f" ({one} has, and {other} lacks: {', '.join(lacking[:10])})" if lacking else "")
+                    + f"; class folders must have the same names in {one}/ and {other}/"
                 )
 
-    def _folders(self, folder: str) -> list[str]:
-        with os.scandir(self._directory / folder) as entries:
-            return sorted(
-                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
-            )
-
-    def _class_folders(self, split: str) -> list[str]:
-        names = self._folders(split)
+    def _class_folders(self, folder: str) -> list[str]:
+        names, loose = self._tree.folders(folder), self._tree.loose_images(folder)
+        where = self._directory / folder
         if not names:
+            hint = (
+                f"; its {len(loose)} images have no label: put them into one folder, such as {where / 'all'}, to have "
+                "features without labels"
+            )
             raise DatasetError(
-                f"{self._directory / split} has no class folders; it needs one folder of images per class"
+                f"{where} has no class folders; it needs one folder of images per class{hint if loose else ''}"
+            )
+        if loose:
+            self._tree.passed_over["images beside the class folders"] += len(loose)
+            self._notes.append(
+                f"{len(loose)} images lie beside the class folders of {where} and are not read: {', '.join(loose[:3])}"
+                + (", ..." if len(loose) > 3 else "")
+            )
+        for name in names:
+            if _printable(name) != name:
+                raise DatasetError(f"{where}: the folder name {name!r} is not valid UTF-8; rename the folder")
+        if len({_composed(name) for name in names}) < len(names):
+            twins = [name for name in names if [_composed(one) for one in names].count(_composed(name)) > 1]
+            raise DatasetError(
+                f"{where}: class folders look the same and differ in the Unicode form of their names: "
+                f"{', '.join(map(ascii, twins[:4]))}; rename or merge them"
             )
         return names
 
-    def _read(self, split: str, names: Sequence[str], classes: Sequence[str]) -> int:
+    def _read(self, folder: str, names: Sequence[str], classes: Sequence[str]) -> int:
         """Take over the files of one split, classes and files in sorted order; returns how many."""
-        labels = {name: label for label, name in enumerate(classes)}
-        root, empty, total = self._directory / split, [], 0
+        labels = {_composed(name): label for label, name in enumerate(classes)}
+        empty, total = [], 0
         for name in names:
-            files = sorted(_images(root / name, f"{split}/{name}".lstrip("/")))
+            before = self._tree.passed_over.copy()
+            files = self._tree.images(f"{folder}/{name}".lstrip("/"))
             if not files:
-                empty.append(name)
+                left = self._tree.passed_over - before
+                kinds = ", ".join(f"{count} {kind}" for kind, count in left.most_common(3))
+                empty.append(f"{name} ({kinds})" if kinds else name)
             encoded = [path.encode() for path, _ in files]
             # One class at a time: a million strings take far more memory than their bytes.
-            self._ids.append(b"".join(encoded))
+            self._encoded.append(b"".join(encoded))
             self._lengths.append(np.array([len(one) for one in encoded], np.int64))
             self._sizes.append(np.array([size for _, size in files], np.int64))
-            self._labels.append(np.full(len(files), labels[name], np.int64))
+            self._labels.append(np.full(len(files), labels[_composed(name)], np.int64))
             total += len(files)
         if empty:
             raise DatasetError(
-                f"{root}: no images in class folder {', '.join(empty[:10])}; add images or remove the folder"
+                f"{self._directory / folder}: no images in class folder {', '.join(empty[:10])}; add images or remove "
+                "the folder"
             )
         return total
 
 
-def _images(directory: Path, relative: str) -> Iterator[tuple[str, int]]:
-    """Path relative to the dataset's folder, with forward slashes, and size of every image below `directory`."""
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith("."):
-                continue
-            path = f"{relative}/{name}"
-            if entry.is_dir():
-                if path.count("/") > MAX_DEPTH:
-                    raise DatasetError(
-                        f"{directory} lies {MAX_DEPTH} folders deep; does a folder link to itself?"
-                    )
-                yield from _images(directory / name, path)
-            elif os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield _utf8(path, directory), _size(entry)
+def _composed(name: str) -> str:
+    """The name in Unicode's composed form: macOS and some archives write the same letters decomposed."""
+    return unicodedata.normalize("NFC", name)
 
 
-def _utf8(path: str, directory: Path) -> str:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise DatasetError(
-            f"{directory}: the file name {path!r} is not valid UTF-8; rename the file"
-        ) from None
-    return path
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    try:
-        return entry.stat().st_size
-    except OSError as error:  # most often a link whose content was never fetched
-        raise DatasetError(
-            f"{entry.path} cannot be read ({error.strerror}); restore the file or remove it"
-        ) from None
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def open_folder(argument: Argument, options: DatasetOptions, reporter: Reporter) -> ImageFolder:
-    """Open a folder as a dataset; see `ImageFolder`."""
-    argument.require_fields()
-    return ImageFolder(argument.path, options.own_splits)
+    """Open a folder as a dataset; with ``?splits=none`` every folder is a class, whatever its name; see `ImageFolder`.
+
+    Raises:
+        RequestError: a field has no meaning.
+    """
+    argument.require_fields(SPLITS_FIELD)
+    named = argument.fields.get(SPLITS_FIELD)
+    if named not in (None, NO_SPLITS):
+        raise RequestError(f"{SPLITS_FIELD} of imagefolder must be {NO_SPLITS}, got {named!r}")
+    return ImageFolder(argument.path, options, own_splits=named is None)

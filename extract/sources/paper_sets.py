@@ -6,7 +6,7 @@ from pathlib import Path
 
 from featcache.extract.sources.aliases import Alias
 from featcache.extract.sources.collection import Collection
-from featcache.extract.sources.dataset import TRAIN, DatasetOptions
+from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.hub_files import Snapshot, cached_snapshot, fetch
 from featcache.extract.sources.places import data_folder
 from featcache.extract.sources.shards import (
@@ -17,6 +17,7 @@ from featcache.extract.sources.shards import (
     is_shard_folder,
     natural,
 )
+from featcache.extract.sources.split_names import TRAIN
 from featcache.extract.sources.webdataset import WebDataset
 from featcache.store.errors import DatasetError
 from featcache.store.progress import Reporter

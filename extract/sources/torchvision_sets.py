@@ -4,9 +4,10 @@ import inspect
 from typing import Any
 
 from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.dataset import TEST, TRAIN, DatasetOptions
+from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.places import data_folder
 from featcache.extract.sources.sequences import PythonDataset
+from featcache.extract.sources.split_names import TEST, TRAIN
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.progress import Reporter
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.dataset import TRAIN, DatasetOptions
+from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.http_files import fetch_all, is_address
 from featcache.extract.sources.shards import (
     class_names,
@@ -14,6 +14,7 @@ from featcache.extract.sources.shards import (
     matching_files,
     natural,
 )
+from featcache.extract.sources.split_names import TRAIN
 from featcache.extract.sources.webdataset import WebDataset
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter

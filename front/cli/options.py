@@ -72,12 +72,37 @@ _DATASET_OPTIONS = (
         help="The dataset's own splits to test on, with commas; where none is called test, the first goes by that name.",
     ),
     click.option(
+        "--train-split",
+        metavar="NAME",
+        help="The dataset's own split to train on, where it is not called train in some spelling.",
+    ),
+    click.option(
         "--group-by",
         metavar="COLUMN",
         help="Keep samples of one group, such as a patient, in one split.",
     ),
     click.option(
         "--resplit", is_flag=True, help="Put the dataset's own splits together and split 75/25 anew."
+    ),
+    click.option(
+        "--pixel-range",
+        default="auto",
+        show_default=True,
+        metavar="RANGE",
+        help="Black and white of images of more than 8 bits: a number of bits such as 12, or LOW..HIGH such as 0..1. "
+        "auto takes all 16 bits of 16-bit images and refuses other types.",
+    ),
+    click.option(
+        "--exif-orientation",
+        default="ignore",
+        show_default=True,
+        help="ignore takes pixels as they are stored, apply turns them as their EXIF orientation says.",
+    ),
+    click.option(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="Pixels of the largest image that is decoded.  [default: 178956970]",
     ),
 )
 

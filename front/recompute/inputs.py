@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from featcache.extract.pixels import APPLY, AS_STORED
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
 from featcache.extract.sources.dataset import AUTO, DatasetOptions
@@ -49,10 +50,11 @@ def _options_of(identity: Mapping[str, Any]) -> DatasetOptions:
     seed, limit = identity.get("split_seed"), identity.get("limit")
     if isinstance(limit, list) and len(limit) == 2:
         limit, seed = limit
+    pixel_range = identity.get("pixel_range")
     tests, target = identity.get("test_splits"), identity.get("targets")
-    group_by, revision = (
+    group_by, revision, train_split = (
         value if isinstance(value, str) else None
-        for value in (identity.get("group_by"), identity.get("revision"))
+        for value in (identity.get("group_by"), identity.get("revision"), identity.get("train_split"))
     )
     return DatasetOptions(
         seed if isinstance(seed, int) else 0,
@@ -62,6 +64,9 @@ def _options_of(identity: Mapping[str, Any]) -> DatasetOptions:
         target=target if target in TARGET_KINDS else AUTO,
         group_by=group_by,
         revision=revision,
+        pixel_range=pixel_range if isinstance(pixel_range, str) else AUTO,
+        exif_orientation=APPLY if identity.get("exif_orientation") == APPLY else AS_STORED,
+        train_split=train_split,
     )
 
 

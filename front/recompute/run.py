@@ -22,6 +22,7 @@ from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache, as_float32
 from featcache.store.requests import AUTO
+from featcache.store.seeds import check_seed
 from featcache.store.token_groups import tap_and_group
 
 Features = npt.NDArray[np.float32]
@@ -58,7 +59,7 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     reporter = reporter or Silent()
     model = resolve_model(request.model or model_of(cache))
     source = source_of(cache, request.dataset, request.data)
-    rows = _choose(cache, request.samples, request.seed)
+    rows = _choose(cache, request.samples, check_seed(request.seed, "--seed"))
     device = choose_device(request.device)
     reporter.message(f"recomputing {sum(map(len, rows.values()))} samples with {model.explicit} on {device}")
     backbone = load_backbone(model, request.weights)

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 # Samples whose tokens are read at once for their statistics.
 READ_ROWS = 1024
-# A channel that deviates less than this fraction of its largest is constant: what it holds is rounding.
-CONSTANT = 1e-6
+# Values that are measured in float64 at once.
+MEASURED_VALUES = 2**24
+# Of a channel that was computed in float32 (a length divided out, a projection): a deviation of so many of its last bits is rounding.
+ROUNDING_BITS = 4
+# A mean is exact enough in float32 where what that leaves of it moves no standardized value further than this.
+FINE_OFFSET = 2.0**-12
 _PREFIX = "input."
 _OUTPUT_PREFIX = "output."
 
@@ -37,6 +41,8 @@ class InputStage:
     """``[T, D]``, float32: of the samples that the head was trained on."""
     scale: Tensor | None = None
     """``[T, D]``, float32: 1 over their standard deviation; 0 for a constant channel."""
+    offset: Tensor | None = None
+    """``[T, D]``, float32: taken off in the end, where float32 is too coarse for the mean of a channel that hardly deviates from it."""
     projection: Tensor | None = None
     """``[D, D]``, float32: the model's own projection, zero-padded; applied first, to the tokens in `projected`."""
     projected: Tensor | None = None
@@ -53,10 +59,12 @@ class InputStage:
             projection = self.projection.to(tokens)
             tokens[:, self.projected] = tokens[:, self.projected] @ projection
         if self.l2:
-            norms = torch.linalg.vector_norm(tokens, dim=1 if self.over_tokens else 2, keepdim=True)
-            tokens.mul_(norms.reciprocal().where(norms > 0, 0.0))
+            norms = lengths(tokens, 1 if self.over_tokens else 2).unsqueeze(1 if self.over_tokens else 2)
+            tokens.mul_(inverse(norms))
         if self.mean is not None and self.scale is not None:
             tokens.sub_(self.mean).mul_(self.scale)
+            if self.offset is not None:
+                tokens.sub_(self.offset)
         return tokens
 
     def to(self, device: torch.device | str) -> "InputStage":
@@ -74,7 +82,7 @@ class InputStage:
         }
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = ("mean", "scale", "projection", "projected")
+        names = ("mean", "scale", "offset", "projection", "projected")
         return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     @classmethod
@@ -105,8 +113,9 @@ class OutputScale:
     @classmethod
     def of(cls, targets: Tensor) -> "OutputScale":
         """Measure targets ``[N, O]``."""
-        scale, mean = torch.std_mean(targets.double(), dim=0, correction=0)
-        return cls(mean.float(), scale.where(scale > 0, 1.0).float())
+        variance, mean = torch.var_mean(targets.double(), dim=0, correction=0)
+        constant = is_constant(variance, mean, len(targets))
+        return cls(mean.float(), variance.sqrt().where(~constant, 1.0).float())
 
     def apply(self, outputs: Tensor) -> Tensor:
         """Map outputs ``[..., O]``."""
@@ -129,32 +138,68 @@ class OutputScale:
         return cls(state[f"{_OUTPUT_PREFIX}mean"], state[f"{_OUTPUT_PREFIX}scale"]), rest
 
 
+def lengths(tokens: Tensor, dim: int = -1) -> Tensor:
+    """Euclidean norms of float32 `tokens` along an axis, which goes.
+
+    A float32 sum of squares loses or overflows lengths below 1e-15 or above 1e18, so such tensors are measured in float64.
+    """
+    norms: Tensor = torch.linalg.vector_norm(tokens, dim=dim)
+    extreme = (norms < 1e-15) | (norms > 1e18)
+    if tokens.device.type != "mps" and bool(extreme.any()):
+        norms = torch.linalg.vector_norm(tokens, dim=dim, dtype=torch.float64).float()
+    return norms
+
+
+def inverse(norms: Tensor) -> Tensor:
+    """Return 1 over each length; 0 for a length of 0, so that a zero vector stays one."""
+    return norms.reciprocal().where(norms >= torch.finfo(torch.float32).tiny, 0.0)
+
+
+def is_constant(variance: Tensor, mean: Tensor, count: int) -> Tensor:
+    """Whether a variance of `count` values is no more than float64 rounding of their own mean; scikit-learn's rule, per channel."""
+    eps = torch.finfo(torch.float64).eps
+    return variance <= count * eps * variance + (count * mean * eps).square()
+
+
 def fit_stage(name: str, tokens: "TokenSource", rows: Tensor) -> InputStage:
     """Fit an input stage to the samples that are trained on, in one pass over them.
+
+    A channel is constant only by its own measure: where it deviates from its mean by no more than rounding, whatever the scale of
+    the other channels.
 
     Args:
         name: ``l2``, ``standard`` (mean and deviation per token and channel) or ``l2+standard``.
         tokens: the source; its own stage says whether tokens are projected first, and along which axis lengths are taken.
         rows: ``[R]``, int64: which samples. No other is read.
     """
-    base = replace(tokens.stage, l2="l2" in name.split("+"), mean=None, scale=None)
+    base = replace(tokens.stage, l2="l2" in name.split("+"), mean=None, scale=None, offset=None)
     if name == L2_INPUT:
         return base
-    source = tokens.with_stage(base)
+    variance, mean = _moments(tokens.with_stage(base), rows)
+    constant = is_constant(variance, mean, len(rows))
+    if base.l2 or base.projection is not None:
+        constant |= variance.sqrt() <= ROUNDING_BITS * torch.finfo(torch.float32).eps * mean.abs()
+    scale = variance.sqrt().reciprocal().where(~constant, 0.0).float()
+    scale = scale.where(scale.isfinite(), 0.0)
+    rounded = mean.float()
+    offset = ((mean - rounded.double()) * scale.double()).float()
+    fine = bool((offset.abs() <= FINE_OFFSET).all())
+    return replace(base, mean=rounded, scale=scale, offset=None if fine else offset)
+
+
+def _moments(source: "TokenSource", rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance and mean ``[T, D]`` of some samples, float64, on the CPU."""
     count = 0
-    mean = torch.zeros(tokens.num_tokens, tokens.width, dtype=torch.float64)
+    mean = torch.zeros(source.num_tokens, source.width, dtype=torch.float64)
     squares = torch.zeros_like(mean)
-    for part in torch.split(rows, READ_ROWS):
+    at_once = max(1, min(READ_ROWS, MEASURED_VALUES // max(1, mean.numel())))
+    for part in torch.split(rows, at_once):
         batch = source.batch(part)
+        exact = (batch.cpu() if batch.device.type == "mps" else batch).double()
         # Sums of parts are joined as by Chan, Golub and LeVeque (1983): exact where mean and deviation differ by much.
-        variance, centre = (
-            moment.cpu().double() for moment in torch.var_mean(batch.float(), dim=0, correction=0)
-        )
+        variance, centre = (moment.cpu() for moment in torch.var_mean(exact, dim=0, correction=0))
         shift, total = centre - mean, count + len(part)
         mean += shift * (len(part) / total)
         squares += variance * len(part) + shift.square() * (count * len(part) / total)
         count = total
-    deviation = (squares / max(count, 1)).sqrt()
-    largest = torch.maximum(deviation.max(), mean.abs().max())
-    scale = deviation.reciprocal().where(deviation > CONSTANT * largest, 0.0)
-    return replace(base, mean=mean.float(), scale=scale.float())
+    return squares / max(count, 1), mean

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from featcache.probe.dataset import as_tensor
-from featcache.probe.inputs.stages import PLAIN, InputStage
+from featcache.probe.inputs.stages import PLAIN, InputStage, inverse, lengths
 from featcache.probe.inputs.tokens import check_finite
 from featcache.probe.selection import Selection
 from featcache.store.reading.split import SplitReader
@@ -85,10 +85,10 @@ class StreamedTokens:
 
     def _staged(self, tokens: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
         tokens = tokens.float()
-        norms = torch.linalg.vector_norm(tokens, dim=-1)
+        norms = lengths(tokens)
         check_finite(norms, rows)
         if self.stage.is_plain:
-            return tokens.mul_(norms.reciprocal().where(norms > 0, 0.0).unsqueeze(-1))
+            return tokens.mul_(inverse(norms).unsqueeze(-1))
         return self.stage.apply_(tokens)
 
     def _gather(self, rows: npt.NDArray[np.int64], led: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.inputs.stages import PLAIN, READ_ROWS, InputStage
+from featcache.probe.inputs.stages import PLAIN, READ_ROWS, InputStage, inverse, lengths
 from featcache.store.errors import RequestError
 
 # Samples whose norms are computed at once: bounds the float32 copy of a float16 array.
@@ -95,7 +95,7 @@ class InMemoryTokens:
             )
         norms = _norms(self._tokens)
         check_finite(norms, rows)
-        self._scale = norms.reciprocal().where(norms > 0, 0.0)  # [N, T]
+        self._scale = inverse(norms)  # [N, T]
         self.stage = PLAIN
 
     @property
@@ -169,9 +169,7 @@ def _norms(tokens: Tensor) -> Tensor:
     buffer = torch.empty_like(tokens[:NORM_CHUNK], dtype=torch.float32)
     for start in range(0, len(tokens), NORM_CHUNK):
         chunk = tokens[start : start + NORM_CHUNK]
-        norms[start : start + len(chunk)] = torch.linalg.vector_norm(
-            buffer[: len(chunk)].copy_(chunk), dim=-1
-        )
+        norms[start : start + len(chunk)] = lengths(buffer[: len(chunk)].copy_(chunk))
     return norms
 
 

@@ -20,7 +20,7 @@ def attention_figure(
         percent = 100 * weights.T
         figure = new_figure(max(3.4, 0.42 * len(layers) + 1.5), 0.36 * len(kinds) + 0.85, title)
         axes = figure.subplots()
-        high = float(np.nanmax(percent))
+        high = _largest(percent)
         names = [kind.upper() if len(kind) < 4 else kind for kind in kinds]
         image = heatmap(axes, percent, list(layers), names, low=0, high=high, numbers=".1f")
         axes.set_xlabel("layer")
@@ -40,13 +40,14 @@ def attention_by_class_figure(
     Classes without images, all NaN, are left out.
     """
     present = [label for label in range(len(classes)) if not np.isnan(weights[label]).all()]
-    shown, note = _most_unlike(weights, present)
+    # Of a head whose attention is no number, every class is shown in grey.
+    shown, note = _most_unlike(weights, present or list(range(len(classes))))
     with style():
         percent = 100 * weights[shown]
         width = max(3.4, len(kinds) * (0.27 * len(layers) + 0.5) + 1.6)
         figure = new_figure(width, 0.19 * len(shown) + 0.95, title + note)
         panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        high = float(np.nanmax(percent))
+        high = _largest(percent)
         names = [_short(classes[label]) for label in shown]
         for index, (axes, kind) in enumerate(zip(panels, kinds, strict=True)):
             image = heatmap(axes, percent[:, :, index], list(layers), names, low=0, high=high)
@@ -68,3 +69,9 @@ def _most_unlike(weights: npt.NDArray[np.float64], present: list[int]) -> tuple[
 
 def _short(name: str, most: int = 28) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _largest(percent: npt.NDArray[np.float64]) -> float:
+    """The largest amount; 1 where none is a number, as of a training that diverged."""
+    known = percent[np.isfinite(percent)]
+    return float(known.max()) if len(known) else 1.0

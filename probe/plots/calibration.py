@@ -20,10 +20,17 @@ class Reliability:
     """Mean probability of each bin's predictions."""
     accuracy: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
+    unknown: int = 0
+    """Samples whose prediction has no probability, as those of a training that diverged; they are in no bin."""
 
     @property
-    def expected_error(self) -> float:
-        """Expected calibration error: the gap between both, averaged over samples (Naeini et al. 2015; Guo et al. 2017)."""
+    def expected_error(self) -> float | None:
+        """Expected calibration error: the gap between both, averaged over samples (Naeini et al. 2015; Guo et al. 2017).
+
+        None where no sample has a probability.
+        """
+        if not self.counts.any():
+            return None
         gaps = np.abs(self.accuracy - self.confidence)
         return float(np.nansum(gaps * self.counts) / self.counts.sum())
 
@@ -34,23 +41,25 @@ def reliability(
     """Bin predictions.
 
     Args:
-        probability: ``[N]``, of the predicted class.
+        probability: ``[N]``, of the predicted class; NaN where there is none.
         hit: ``[N]``, whether it is the label.
         num_bins: bins from 0 to 1; each holds its upper edge.
     """
+    known = np.isfinite(probability)
+    unknown, probability, hit = int((~known).sum()), probability[known], hit[known]
     edges = np.linspace(0, 1, num_bins + 1)
     place = np.clip(np.ceil(probability * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
     counts = np.bincount(place, minlength=num_bins)
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(place, probability, num_bins) / counts
         accuracy = np.bincount(place, hit.astype(np.float64), num_bins) / counts
-    return Reliability(edges, confidence, accuracy, counts)
+    return Reliability(edges, confidence, accuracy, counts, unknown)
 
 
 def calibration_figure(found: Reliability, title: str) -> Figure:
     """Draw accuracy against probability, and below how many samples each bin has."""
     with style():
-        title += f"\nexpected calibration error {100 * found.expected_error:.1f} %"
+        title += _words(found)
         figure = new_figure(3.2, 3.0, title)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         filled = found.counts > 0
@@ -69,8 +78,26 @@ def calibration_figure(found: Reliability, title: str) -> Figure:
         above.set_ylim(-3, 103)
         above.legend(loc="upper left")
         centres = 50 * (found.edges[1:] + found.edges[:-1])
-        below.bar(centres, 100 * found.counts / found.counts.sum(), width=90 / len(centres), color=PALETTE[0])
+        below.bar(
+            centres,
+            100 * found.counts / max(1, found.counts.sum()),
+            width=90 / len(centres),
+            color=PALETTE[0],
+        )
         below.set_ylabel("samples, %")
         below.set_xlabel("probability of the predicted class, %")
         below.set_xlim(0, 100)
         return figure
+
+
+def _words(found: Reliability) -> str:
+    """The lines of the title that say what was found."""
+    error = found.expected_error
+    total = int(found.counts.sum()) + found.unknown
+    line = "no value" if error is None else f"{100 * error:.1f} %"
+    line = f"\nexpected calibration error {line}"
+    if found.unknown:
+        line += (
+            f"\n{found.unknown:,} of {total:,} predictions have no probability: outputs that are no numbers"
+        )
+    return line

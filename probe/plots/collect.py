@@ -1,6 +1,5 @@
 """From a folder of results to figures: what each plot needs is read from the rows and from what is kept beside the heads."""
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,16 +12,16 @@ from featcache.probe.plots.curves import curves_figure
 from featcache.probe.plots.gains import gains_figure
 from featcache.probe.plots.shots import ShotsPoint, shots_figure
 from featcache.probe.plots.sweep import sweep_figure
+from featcache.probe.predictions import PREDICTIONS_FILE, read_confidences
 from featcache.probe.records import AttentionRecord, read_attention, read_curve, read_sweep
 from featcache.probe.report.columns import Place, column_names, place_of
 from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION, Group
 from featcache.probe.report.numbers import factor
 from featcache.probe.report.pivot import cell_notes, pivot_differences
 from featcache.probe.report.views import Against, score_words
-from featcache.probe.results import PREDICTIONS_FILE, ResultRow
+from featcache.probe.results import ResultRow
 from featcache.store.catalogue import slug
 from featcache.store.errors import RequestError
-from featcache.store.plain import open_plain
 
 Named = Iterator[tuple[str, Figure]]
 """Figures, each with the stem of its files."""
@@ -139,25 +138,12 @@ def _draw(row: ResultRow, words: str = "-d") -> str:
 
 
 def _calibration(folder: Path, group: Group, title: str) -> Named:
-    """Of the predictions of all seeds together."""
-    probabilities, hits = [], []
-    for row in group.rows:
-        for line in _predictions(folder / row.folder / PREDICTIONS_FILE):
-            probabilities.append(float(line["probability"]))
-            hits.append(line["label"] == line["predicted"])
-    if probabilities:
-        yield "calibration", calibration_figure(reliability(np.array(probabilities), np.array(hits)), title)
-
-
-def _predictions(path: Path) -> list[dict[str, str]]:
-    """The lines of a table of predictions that have a single label each."""
-    try:
-        descriptor, _ = open_plain(path)
-    except FileNotFoundError:
-        return []
-    with open(descriptor, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        return list(reader) if {"label", "predicted", "probability"} <= {*(reader.fieldnames or ())} else []
+    """Draw the predictions of all seeds together."""
+    found = [read_confidences(folder / row.folder / PREDICTIONS_FILE) for row in group.rows]
+    probability = np.concatenate([one[0] for one in found])
+    hit = np.concatenate([one[1] for one in found])
+    if len(probability):
+        yield "calibration", calibration_figure(reliability(probability, hit), title)
 
 
 _OF_GROUPS: Mapping[str, Callable[[Path, Group, str], Named]] = {

@@ -1,12 +1,12 @@
 """How training went: the loss of the chosen settings while they are fitted on all of train, run by run."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from featcache.probe.plots.style import PALETTE, new_figure, style
+from featcache.probe.plots.style import PALETTE, new_figure, number_log_ticks, style
 
 
 def curves_figure(
@@ -32,11 +32,11 @@ def curves_figure(
             )
         if alike and not alone:
             axes.plot(every[0][0], np.mean([loss for _, loss in every], axis=0), color=PALETTE[0])
-        if min(min(loss) for _, loss in every) > 0:
+        # A training that diverged has losses that are no numbers.
+        known = [value for _, loss in every for value in loss if isfinite(value)]
+        if known and min(known) > 0:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            number_log_ticks(axes.yaxis, subs=(1.0, 2.0, 5.0))
         axes.set_xlabel("updates")
         axes.set_ylabel("training loss")
         return figure

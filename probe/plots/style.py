@@ -6,8 +6,10 @@ markers are hollow, then half filled. Amounts go from light to dark in one hue, 
 
 import io
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure  # not pyplot: it keeps global state and may look for a display
+from matplotlib.font_manager import fontManager
 from matplotlib.image import AxesImage
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from featcache.store.files import write_atomic
 
@@ -29,6 +34,18 @@ AMOUNTS = "Blues"
 NEUTRAL = "#767676"
 MISSING = "#e6e6e6"
 TITLE_SIZE = 8.5
+FALLBACK_FONTS = (
+    *(
+        "Noto Sans CJK JP",
+        "Noto Sans CJK SC",
+        "Noto Sans SC",
+        "Noto Sans JP",
+        "Source Han Sans",
+        "WenQuanYi Zen Hei",
+    ),
+    *("Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Droid Sans Fallback"),
+    *("Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS", "Unifont"),
+)
 SUFFIXES = (".png", ".svg")
 _RC: Any = {
     "font.size": 8,
@@ -55,8 +72,17 @@ _RC: Any = {
 @contextmanager
 def style() -> Iterator[None]:
     """Draw and save in the style of the project."""
-    with rc_context(_RC):
+    with rc_context({**_RC, "font.family": [*_families()]}), warnings.catch_warnings():
+        # A box in a PNG is not worth a warning for each character: the SVG holds the text.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
+
+
+@cache
+def _families() -> tuple[str, ...]:
+    """matplotlib's own font, then whatever is installed for names in scripts that this font lacks."""
+    installed = fontManager.get_font_names()
+    return ("DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed))
 
 
 def marker_style(colour: str, marker: str, fill: str) -> dict[str, Any]:
@@ -96,6 +122,16 @@ def save(figure: Figure, stem: Path, suffixes: Sequence[str] = SUFFIXES) -> list
         write_atomic(path, buffer.getvalue())
         paths.append(path)
     return paths
+
+
+def number_log_ticks(axis: Axis, *, subs: Sequence[float] = (1.0,)) -> None:
+    """Label a logarithmic axis with plain numbers, such as ``0.001``, at the multiples `subs` of powers of ten.
+
+    matplotlib's own labels of such an axis are formulas, which the style shows as they are: ``$\\mathdefault{10^{-3}}$``.
+    """
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def heatmap(

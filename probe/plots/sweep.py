@@ -7,7 +7,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from featcache.probe.plots.style import PALETTE, colour_bar, heatmap, new_figure, style
+from featcache.probe.plots.style import PALETTE, colour_bar, heatmap, new_figure, number_log_ticks, style
 from featcache.probe.records import SweepRecord
 
 ROLES = ("learning_rate", "weight_decay", "dropout")
@@ -81,6 +81,7 @@ def _curve(record: SweepRecord, name: str, title: str) -> Figure:
         axes.plot(x[at], y[at], marker="o", markersize=8, fillstyle="none", color=PALETTE[1])
         if x.min() > 0 and x.max() > 20 * x.min():
             axes.set_xscale("log")
+            number_log_ticks(axes.xaxis)
         axes.set_xlabel(_words(name))
         axes.set_ylabel(f"held-out {_words(record.score)}, %")
         return figure

@@ -17,7 +17,7 @@ from featcache.extract.planning import plan_inventory
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Sample, Source
 from featcache.extract.taps import Taps
-from featcache.store.errors import BackboneError, DatasetError
+from featcache.store.errors import BackboneError, DatasetError, UnavailableError
 from featcache.store.inventory import Block
 from featcache.store.journal import Plan
 from featcache.store.layers import TOKEN_KINDS
@@ -142,6 +142,7 @@ class InMemory(Source):
     targets = Targets(SINGLE_LABEL, ("eins", "zwei", "drei"))
     identity = {"kind": "made"}  # noqa: RUF012
     broken: set[tuple[str, int]] = field(default_factory=set)
+    gone: set[tuple[str, int]] = field(default_factory=set)
 
     def __post_init__(self):
         pixels = np.random.default_rng(0)
@@ -160,6 +161,8 @@ class InMemory(Source):
     def image(self, split, row):
         if (split, row) in self.broken:
             raise DatasetError(f"image {self.splits[split][row].id} does not decode")
+        if (split, row) in self.gone:
+            raise UnavailableError(f"image {self.splits[split][row].id} cannot be read")
         return Image.fromarray(self._pixels[split][row])
 
 
@@ -327,6 +330,19 @@ def test_all_groups_of_tokens_come_from_one_pass_and_can_come_later(tmp_path):
     assert {path: grown[path] for path in few if "/c." in path} == {
         path: content for path, content in few.items() if "/c." in path
     }
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_gone_stops_the_run_even_where_bad_images_are_skipped(tmp_path, workers):
+    """A folder that was unplugged must not become a cache of empty rows."""
+    gone, backbone = InMemory(gone={("train", 200)}), timm_vit()
+    with CacheWriter(tmp_path / "cut", make_plan(gone, backbone)) as writer:
+        extractors = extractors_of(writer.plan, backbone)
+        with pytest.raises(UnavailableError, match="image train/ä-200 cannot be read"):
+            run_blocks(writer, input_of(gone, workers, skip_failures=True), extractors, lambda *done: None)
+    fill(tmp_path / "whole", InMemory())
+    assert fill(tmp_path / "cut", InMemory(), skip_failures=True)[0] == (128, 440)
+    assert all_files(tmp_path / "cut") == all_files(tmp_path / "whole")
 
 
 def test_skipped_images_leave_empty_rows_and_change_no_other(tmp_path):

@@ -42,7 +42,7 @@ def Digits(**options):  # noqa: N802
 
 def ImageFolder(directory, **options):  # noqa: N802
     chosen = DatasetOptions(**options)
-    return SplitDataset(FolderCollection(directory, chosen.own_splits), chosen)
+    return SplitDataset(FolderCollection(directory, chosen), chosen)
 
 
 # Names.
@@ -331,7 +331,7 @@ def test_a_limit_is_taken_from_both_parts(tmp_path):
         (["1.png", "2.png"], "{root} has no class folders; it needs one folder of images per class"),
         (
             ["a/1.png", "b/notes.txt", "c/.2.png"],
-            "{root}: no images in class folder b, c; add images or remove the folder",
+            "{root}: no images in class folder b (1 .txt), c (1 hidden files); add images or remove the folder",
         ),
         (["a/1.png", "a/2.png", "b/1.png"], "class 'b' has a single image"),
         (["train/a/1.png"], "{root} has no test/ folder; it needs both train/ and test/, or neither"),
@@ -433,7 +433,6 @@ def palette(transparency=None):
         palette(3),
         palette(bytes(range(256))),
         Image.fromarray(GREY.astype(np.uint16) * 256 + 77),
-        Image.fromarray(GREY.astype(np.int32) * 256 + 77),
     ],
     ids=[
         "grey",
@@ -443,14 +442,13 @@ def palette(transparency=None):
         "palette-colour",
         "palette-alpha",
         "16-bit",
-        "32-bit-in-16",
     ],
 )
 def test_every_mode_becomes_the_same_rgb(tmp_path, image):
     """Transparency is dropped, and of 16 bits the upper 8 are kept."""
     wanted = np.repeat(GREY[:, :, None], 3, 2)
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), wanted)
-    name = f"1.{'tif' if image.mode == 'I' else 'png'}"
+    name = "1.png"
     make_folder(tmp_path, "train/a/0.txt", "test/a/2.png")
     image.save(tmp_path / "train" / "a" / name)
     np.testing.assert_array_equal(np.asarray(to_rgb(ImageFolder(tmp_path).image("train", 0))), wanted)
@@ -467,6 +465,5 @@ def test_pixels_of_unknown_range_are_refused_by_name(tmp_path, pixels):
     [(row, message)] = batch.failures
     assert row == 0
     assert not batch.images.any()
-    assert message == (
-        "image 'train/a/1.tif': its pixels are neither 8-bit nor 16-bit; convert it to one of these first"
-    )
+    assert message.startswith(f"image 'train/a/1.tif': its pixels are {pixels.dtype} with values ")
+    assert "--pixel-range" in message

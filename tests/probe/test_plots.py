@@ -9,10 +9,12 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from featcache.probe.plots.attention import MAX_CLASSES, attention_by_class_figure
+from featcache.probe.plots.attention import MAX_CLASSES, attention_by_class_figure, attention_figure
 from featcache.probe.plots.calibration import reliability
 from featcache.probe.plots.collect import KINDS, draw
+from featcache.probe.plots.curves import curves_figure
 from featcache.probe.plots.gains import gains_figure
+from featcache.probe.plots.shots import ShotsPoint, shots_figure
 from featcache.probe.plots.style import AMOUNTS, MARKERS, PALETTE, save
 from featcache.probe.plots.sweep import sweep_figure
 from featcache.probe.records import SweepRecord, Trial, read_curve, read_sweep, save_curve, save_sweep
@@ -204,3 +206,34 @@ def test_what_a_run_does_not_have_is_not_drawn(tmp_path: Path):
     np.testing.assert_allclose(lines[1], [[5, 60]])
     picture = np.asarray(Image.open(save(figure, tmp_path / "shots")[0]).convert("L"))
     assert picture.min() < 100 < picture.max()
+
+
+def _svg(figure, path: Path) -> str:
+    return save(figure, path, [".svg"])[0].read_text()
+
+
+@pytest.mark.parametrize("penalties", [[1e-5, 1e-3, 1e2], [3e-7, 2e-6, 9e4], [0.5, 2.0, 40.0]])
+def test_logarithmic_axes_have_plain_numbers(tmp_path, penalties):
+    """The style shows text as it is, so matplotlib's formulas would be seen as such."""
+    drawn = _svg(sweep_figure(sweep(penalty=penalties), "a_b $x$ {y} % 猫"), tmp_path / "sweep")
+    drawn += _svg(curves_figure({(0, 0): ([1, 2, 3], [1e-5, 2.0, 3e3])}, "a_b $x$"), tmp_path / "curve")
+    points = [ShotsPoint(shots, 50.0, None) for shots in (1, 5, 1000)]
+    drawn += _svg(shots_figure({"a_b $x$": points}, "t", "s"), tmp_path / "shots")
+    assert "mathdefault" not in drawn
+    assert "{10" not in drawn
+    assert ">0.001<" in drawn or ">1e-05<" in drawn or ">10<" in drawn
+
+
+def test_figures_of_trainings_that_diverged(tmp_path):
+    """A score, a loss or an attention that is no number is left out of a figure."""
+    nan = float("nan")
+    trials = [Trial({"penalty": penalty}, nan) for penalty in (0.1, 10.0)]
+    save(sweep_figure(SweepRecord("balanced_accuracy", trials, 0), "t"), tmp_path / "sweep")
+    trials = [Trial({"learning_rate": r, "weight_decay": d}, nan) for r in (0.1, 1.0) for d in (0.0, 1.0)]
+    save(sweep_figure(SweepRecord("balanced_accuracy", trials, 0), "t"), tmp_path / "grid")
+    for losses in ([nan, nan], [2.0, nan]):
+        save(curves_figure({(0, 0): ([1, 2], losses), (1, 0): ([1, 2], [1.0, 0.5])}, "t"), tmp_path / "curve")
+    save(curves_figure({(0, 0): ([1, 2], [nan, nan])}, "t"), tmp_path / "curve")
+    save(attention_figure(np.full((2, 1), nan), ["0", "final"], ["cls"], "t"), tmp_path / "attention")
+    by_class = attention_by_class_figure(np.full((2, 2, 1), nan), ["0", "final"], ["cls"], ["x", "y"], "t")
+    save(by_class, tmp_path / "by-class")

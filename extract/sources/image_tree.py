@@ -1,0 +1,178 @@
+"""The image files below a folder: which files are samples, which are passed over, and what ends the walk with an error.
+
+Whatever a walk can meet is handled here: hidden and system folders, links that lead back, pipes and devices with the name of
+an image, names that are not UTF-8, and folders that cannot be read or vanish.
+"""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from featcache.extract.sources.decode import EXTENSIONS
+from featcache.store.errors import DatasetError
+
+MAX_DEPTH = 32
+SYSTEM_FOLDERS = frozenset(
+    (
+        "__macosx",
+        "@eadir",
+        "@tmp",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+    )
+)
+"""Folders, in lower case, that file servers and archivers add; they hold thumbnails, never samples."""
+_SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "icon\r"))
+_FORMS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+_Identity = tuple[int, int]
+
+
+def refuse_irregular(mode: int, path: object) -> None:
+    """Refuse what is no regular file: reading a pipe waits for ever, and a device may have no end.
+
+    Args:
+        mode: ``st_mode`` of the file.
+        path: names the file in the error.
+
+    Raises:
+        DatasetError: the file is a pipe, a socket, a device or a folder.
+    """
+    if not stat.S_ISREG(mode):
+        form = _FORMS.get(stat.S_IFMT(mode), "no file")
+        raise DatasetError(f"{path} is {form}, not a regular file; remove it")
+
+
+def is_system_name(name: str) -> bool:
+    """Return whether a file or folder is hidden, or is one of those that operating systems and file servers add."""
+    return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS or name.casefold() in _SYSTEM_FILES
+
+
+class ImageTree:
+    """A folder whose image files are listed.
+
+    Args:
+        root: the folder; what is returned is relative to it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.passed_over: Counter[str] = Counter()
+        """Number of files that `images` has met and left out, by extension."""
+
+    def folders(self, relative: str = "") -> list[str]:
+        """Return the names of the folders directly below one, sorted, without hidden and system folders.
+
+        Raises:
+            DatasetError: the folder cannot be read.
+        """
+        return sorted(
+            entry.name
+            for entry in self._scan(relative)
+            if _is_folder(entry) and not is_system_name(entry.name)
+        )
+
+    def loose_images(self, relative: str = "") -> list[str]:
+        """Return the names of the images that lie directly in a folder, sorted.
+
+        Raises:
+            DatasetError: the folder cannot be read.
+        """
+        return sorted(
+            entry.name
+            for entry in self._scan(relative)
+            if _is_image(entry.name) and not is_system_name(entry.name) and not _is_folder(entry)
+        )
+
+    def images(self, relative: str) -> list[tuple[str, int]]:
+        """Return path relative to the root, with forward slashes, and bytes of every image below a folder, sorted by path.
+
+        Raises:
+            DatasetError: a folder or file cannot be read, is no regular file, has a name that is not UTF-8, or a folder
+                links back to one above it.
+        """
+        return sorted(self._below(relative, ()))
+
+    def _below(self, relative: str, above: tuple[_Identity, ...]) -> Iterator[tuple[str, int]]:
+        above = (*above, self._identity(relative, above))
+        for entry in self._scan(relative):
+            name = entry.name
+            path = f"{relative}/{name}"
+            if is_system_name(name):
+                if _is_image(name) and not name.startswith("._"):
+                    self.passed_over["hidden files"] += 1
+            elif _is_folder(entry):
+                if path.count("/") > MAX_DEPTH:
+                    raise DatasetError(
+                        f"{self.root / relative} lies {MAX_DEPTH} folders deep; does a folder link to itself?"
+                    )
+                yield from self._below(path, above)
+            elif _is_image(name):
+                yield self._checked(path), _size(entry)
+            else:
+                self.passed_over[os.path.splitext(name)[1].lower() or "no extension"] += 1
+
+    def _identity(self, relative: str, above: tuple[_Identity, ...]) -> _Identity:
+        try:
+            state = os.stat(self.root / relative)
+        except OSError as error:
+            raise _unreadable(self.root / relative, error) from None
+        if (state.st_dev, state.st_ino) in above:
+            raise DatasetError(f"{self.root / relative} links to a folder above it; remove the link")
+        return state.st_dev, state.st_ino
+
+    def _checked(self, path: str) -> str:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            folder, _, _ = path.rpartition("/")
+            raise DatasetError(
+                f"{self.root / folder}: the file name {path!r} is not valid UTF-8; rename the file"
+            ) from None
+        return path
+
+    def _scan(self, relative: str) -> Iterator[os.DirEntry[str]]:
+        folder = self.root / relative
+        try:
+            with os.scandir(folder) as entries:
+                yield from entries
+        except OSError as error:
+            raise _unreadable(folder, error) from None
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that cannot be followed; as a file it is named
+        return False
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        state = entry.stat()
+    except OSError as error:  # most often a link whose content was never fetched
+        raise DatasetError(
+            f"{entry.path} cannot be read ({error.strerror}); restore the file or remove it"
+        ) from None
+    refuse_irregular(state.st_mode, entry.path)
+    return state.st_size
+
+
+def _unreadable(folder: Path, error: OSError) -> DatasetError:
+    return DatasetError(
+        f"folder {folder} cannot be read ({error.strerror}); is it there, and may you read it?"
+    )

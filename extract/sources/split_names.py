@@ -1,0 +1,164 @@
+"""The names that datasets give their own splits, and the choice of those to train and to test on.
+
+All sources use this module, so ``Train`` means the same in a folder, a column, an HDF5 group and a Python mapping. A dataset
+that has splits is never treated as one that has none: where its names do not tell which split is which, `choose_splits`
+refuses with a list of them.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from featcache.store.errors import DatasetError, RequestError, UnknownNameError
+
+if TYPE_CHECKING:
+    from featcache.extract.sources.dataset import DatasetOptions
+
+TRAIN, TEST, VALIDATION = "train", "test", "val"
+SPLIT_COLUMNS = ("split", "splits", "set", "subset", "partition", "fold", "phase", "usage")
+"""Names of columns that hold a split, in any capitalization."""
+_ROLES = {
+    TRAIN: ("train", "training", "trn", "tr"),
+    TEST: ("test", "testing", "tst", "te"),
+    VALIDATION: ("val", "valid", "validation", "validate", "validating", "dev", "eval", "evaluation"),
+}
+_ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
+_AFFIX = re.compile(r"^(data|split|set)[-_ ]+|[-_ ]*(data|dataset|split|set|images|imgs|(19|20)\d\d)$")
+_FLAG_PREFIX = re.compile(r"^(is|in|for|use)[-_ ]?(?=[a-z])")
+_YES, _NO = ("1", "1.0", "true", "t", "yes", "y"), ("0", "0.0", "false", "f", "no", "n")
+
+
+@dataclass(frozen=True)
+class ChosenSplits:
+    """The splits to read."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    """Spelling in the dataset by the name that the split goes by here, train first; empty without any splits."""
+    unread: tuple[str, ...] = ()
+    """Splits that are there and were not asked for, as the dataset spells them."""
+
+
+def split_text(value: Any) -> str:
+    """Return the name of a split as text; arrays and attributes hold bytes, numbers and flags too."""
+    value = value.item() if hasattr(value, "item") else value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value).strip()
+
+
+def role_of(name: str) -> str | None:
+    """Return ``train``, ``test`` or ``val`` for a usual name of such a split in any capitalization, else None."""
+    plain = name.strip().casefold()
+    return _ROLE_OF.get(plain) or _ROLE_OF.get(_AFFIX.sub("", plain))
+
+
+def is_split_column(name: str) -> bool:
+    """Return whether a column of this name holds the split of each sample, as a name or as a flag (``is_test``)."""
+    plain = name.strip().casefold()
+    return plain in SPLIT_COLUMNS or (_flag_role(name) is not None and plain not in _ROLE_OF)
+
+
+def are_flags(values: Iterable[Any]) -> bool:
+    """Return whether all values are 0 or 1, true or false, yes or no."""
+    return {split_text(value).casefold() for value in set(values)} <= {*_YES, *_NO}
+
+
+def name_the_only_split(values: Iterable[Any]) -> bool:
+    """Return whether the distinct values of a column are all names of splits, one for train and one more at least."""
+    roles = {role_of(split_text(value)) for value in set(values)}
+    return None not in roles and TRAIN in roles and len(roles) > 1
+
+
+def splits_of_column(column: str, values: Sequence[Any]) -> list[str]:
+    """Return the split of every sample by a column: its values as text, or what a flag such as ``is_test`` says.
+
+    A flag is 0 or 1, true or false, yes or no: ``is_train`` or ``train`` is train or test, ``is_test`` test or train,
+    ``is_valid`` val or train.
+    """
+    texts = [split_text(value) for value in values]
+    role = _flag_role(column)
+    distinct = {text: text.casefold() for text in set(texts)}
+    if role is None or not are_flags(distinct):
+        return texts
+    other = TEST if role == TRAIN else TRAIN
+    meaning = {text: role if plain in _YES else other for text, plain in distinct.items()}
+    return [meaning[text] for text in texts]
+
+
+def find_split(name: str, found: Sequence[str]) -> str:
+    """Return the split of a dataset that a name means: the very name, or another spelling of it if only one is there.
+
+    Raises:
+        UnknownNameError: there is no such split, or more than one; the message lists all of them.
+    """
+    if name in found:
+        return name
+    same = [one for one in found if one.strip().casefold() == name.strip().casefold()]
+    role = role_of(name)
+    same = same or [one for one in found if role is not None and role_of(one) == role]
+    if len(same) == 1:
+        return same[0]
+    raise UnknownNameError("split", name, found)
+
+
+def choose_splits(found: Sequence[str], options: "DatasetOptions", where: str) -> ChosenSplits:
+    """Choose the splits to read, by the options or by their names.
+
+    ``train`` and ``test`` are those called so in some spelling. Only a dataset that has nothing but its train split, or
+    that is split anew (``options.resplit``), may lack the others.
+
+    Args:
+        found: all splits of the dataset as it spells them, in order; none if it has no splits.
+        options: the splits to train and test on, and whether everything is split anew.
+        where: name or path of the dataset, for errors.
+
+    Raises:
+        RequestError: an option names a split that is not there, or one for both purposes.
+        DatasetError: the names do not tell train or test; the message lists them and names the options.
+    """
+    if not found:
+        return ChosenSplits()
+    train = find_split(options.train_split, found) if options.train_split else None
+    tests = [find_split(name, found) for name in options.test_splits]
+    for name in tests:
+        if name == train or (train is None and role_of(name) == TRAIN):
+            raise RequestError(f"--test-split {name}: what is trained on cannot be tested on")
+    left = [name for name in found if name not in (train, *tests)]
+    if train is None:
+        train = _only(TRAIN, left, "--train-split", where)
+    left = [name for name in left if name != train]
+    names = {} if train is None else {TRAIN: train}
+    if tests:
+        names |= {name: name for name in tests}
+    else:
+        test = _only(TEST, left, "--test-split", where)
+        if test is None and options.resplit:
+            return ChosenSplits(names | {name: name for name in left})
+        if test is None and left:
+            raise DatasetError(_no_test(found, train, where))
+        if test is not None:
+            names[TEST] = test
+    return ChosenSplits(names, tuple(name for name in left if name not in names.values()))
+
+
+def _flag_role(column: str) -> str | None:
+    return _ROLE_OF.get(_FLAG_PREFIX.sub("", column.strip().casefold()).removesuffix("_flag"))
+
+
+def _only(role: str, names: Sequence[str], option: str, where: str) -> str | None:
+    """The one split of a role; None if there is none."""
+    same = [name for name in names if role_of(name) == role]
+    if len(same) > 1:
+        raise DatasetError(
+            f"{where} has more than one split for {role}: {', '.join(same)}; name one with {option}"
+        )
+    return same[0] if same else None
+
+
+def _no_test(found: Sequence[str], train: str | None, where: str) -> str:
+    shown = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
+    option = "--test-split" if train else "--train-split and --test-split"
+    missing = TEST if train else f"{TRAIN} and no split {TEST}"
+    return (
+        f"{where} has no split {missing}; it has {shown}: name {'one' if train else 'them'} with {option}, or split it "
+        "anew with --resplit"
+    )

@@ -1,0 +1,84 @@
+"""predictions.csv: the test predictions of a head, written in full precision, and what the plots read of them. No torch."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.probe.scoring.kinds import SINGLE_LABEL
+from featcache.store.errors import CacheError
+from featcache.store.files import write_atomic
+from featcache.store.plain import open_plain
+
+PREDICTIONS_FILE = "predictions.csv"
+LABEL, PREDICTED, PROBABILITY = "label", "predicted", "probability"
+
+
+def save_predictions(
+    path: Path,
+    sample_ids: Sequence[str],
+    labels: npt.NDArray[Any],
+    outputs: npt.NDArray[np.float32],
+    names: Sequence[str],
+    kind: str = SINGLE_LABEL,
+) -> None:
+    """Write a CSV of test predictions; numbers have all their digits, and an empty cell is no number.
+
+    Single labels give sample id, label, prediction and its probability. Other targets give the sample id and, for every class or
+    quantity, the target and the prediction (a probability, or a number in the target's unit).
+
+    Args:
+        path: the file.
+        sample_ids: N ids.
+        labels: ``[N]``, or targets ``[N, O]``.
+        outputs: probabilities ``[N, C]``, or numbers ``[N, O]``.
+        names: of classes, in label order, or of quantities.
+        kind: of targets.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    rows = zip(sample_ids, labels, outputs, strict=True)
+    if kind == SINGLE_LABEL:
+        writer.writerow(("sample_id", LABEL, PREDICTED, PROBABILITY, "label_name", "predicted_name"))
+        for sample_id, label, row in rows:
+            guess = int(row.argmax())
+            writer.writerow((sample_id, label, guess, shortest(row[guess]), names[label], names[guess]))
+    else:
+        named = [names[index] if index < len(names) else str(index) for index in range(outputs.shape[1])]
+        writer.writerow(("sample_id", *named, *(f"predicted {name}" for name in named)))
+        for sample_id, target, row in rows:
+            writer.writerow((sample_id, *map(shortest, np.atleast_1d(target)), *map(shortest, row)))
+    write_atomic(path, buffer.getvalue().encode())
+
+
+def shortest(value: np.number[Any] | float) -> str:
+    """The shortest text that reads back as the same number of the same type; nothing for NaN and infinities."""
+    # numpy's own text of a float32 is that of a float32; formats such as ``:g`` cut, and Python's repr shows the float64.
+    return str(value).removesuffix(".0") if np.isfinite(value) else ""
+
+
+def read_confidences(path: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Read the probability ``[N]`` of every prediction (NaN where there is none), and whether it is right.
+
+    Both are empty where there is no file, or one of targets without a single label.
+
+    Raises:
+        CacheError: the file is damaged.
+    """
+    try:
+        descriptor, _ = open_plain(path)
+    except FileNotFoundError:
+        return np.empty(0), np.empty(0, bool)
+    with open(descriptor, encoding="utf-8", newline="") as file:
+        try:
+            reader = csv.DictReader(file)
+            single = {LABEL, PREDICTED, PROBABILITY} <= {*(reader.fieldnames or ())}
+            lines = [(row[PROBABILITY], row[LABEL], row[PREDICTED]) for row in reader] if single else []
+            probability = np.array([float(text or "nan") for text, *_ in lines])
+        except (ValueError, csv.Error) as error:
+            raise CacheError(f"{path} is damaged ({error}); train the head again with --force") from None
+    return probability, np.array([label == guess for _, label, guess in lines], bool)
