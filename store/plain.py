@@ -60,6 +60,14 @@ def read_plain(path: str | Path, limit: int) -> bytes:
     return bytes(data)
 
 
+def has_content(path: str | Path, data: bytes) -> bool:
+    """Whether there is a regular file at `path` with exactly this content; no more than that is read."""
+    try:
+        return read_plain(path, len(data)) == data
+    except (FileNotFoundError, CacheError):
+        return False
+
+
 def refuse_link(path: str | Path) -> None:
     """Refuse a link inside a cache. The folder of the cache itself may be one: people keep caches on several disks.
 

@@ -111,7 +111,11 @@ def find_leftovers(
             if shown is not None and shown.manifest is not None:
                 complete.append((key, folder))
                 found += _remains(folder, shown, now - SETTLED_S, now - older_than_days * DAY_S)
-            elif not (folder / MANIFEST_FILE).exists() and not writers(folder) and (shown or weak_proof(folder)):
+            elif (
+                not (folder / MANIFEST_FILE).exists()
+                and not writers(folder)
+                and (shown or weak_proof(folder))
+            ):
                 reason = f"not touched for {older_than_days:g} days or more"
                 found += _if_older(folder, "incomplete", reason, now - older_than_days * DAY_S)
         except OSError as error:
@@ -171,10 +175,11 @@ def _temporaries(folder: Path, shown: Owned) -> Iterator[Path]:
         if any(one.is_symlink() for one in (place, *place.parents[: len(place.relative_to(folder).parts)])):
             continue  # what a link in the cache leads to is not the cache's
         for path in place.glob(f"*{PARTIAL_SUFFIX}"):
-            aside = not within and journal.is_set_aside(path.name) and not path.is_symlink() and path.is_dir()
-            if aside and not journal.foreign_names(path):
-                yield path
-            elif temporary_for(path.name) in names[within] and not path.is_dir():
+            if path.is_symlink() or not path.is_dir():
+                ours = temporary_for(path.name) in names[within]
+            else:
+                ours = not within and journal.is_set_aside(path.name) and not journal.foreign_names(path)
+            if ours:
                 yield path
 
 

@@ -133,7 +133,12 @@ def _is_own_file(within: str, name: str, expected: Mapping[str, set[str]] | None
 def _expected(inventory: Inventory) -> dict[str, set[str]]:
     """Per folder below features.zarr, and for itself, the names that belong in it."""
     names: dict[str, set[str]] = defaultdict(set)
-    paths = [path for split in inventory.splits.values() for b in split.blocks() for _, path in split.chunk_files(b.index)]
+    paths = [
+        path
+        for split in inventory.splits.values()
+        for b in split.blocks()
+        for _, path in split.chunk_files(b.index)
+    ]
     for path in (*recorded_paths(inventory), *paths):
         folder, _, name = f"{FEATURES}/{path}".rpartition("/")
         names[folder].add(name)

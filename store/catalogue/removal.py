@@ -9,7 +9,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -68,6 +68,26 @@ def check_removable(directory: Path) -> None:
         raise CacheBusyError(
             f"{directory}: another process is writing this cache ({', '.join(busy[:3])}); wait for it or stop it"
         )
+
+
+def refuse_linked(directory: Path) -> None:
+    """Refuse to remove through a link: what it leads to is elsewhere, and perhaps somebody else's.
+
+    Raises:
+        CacheError: the folder of a cache, or that of its dataset, is a link.
+    """
+    for folder in (directory, directory.absolute().parent):
+        if folder.is_symlink():
+            raise CacheError(
+                f"{folder} is a link to {folder.resolve()}; name that folder, or remove the link yourself"
+            )
+
+
+def left_behind(directory: Path, left: Sequence[Path]) -> str:
+    """Say which files of others stay where a cache was removed."""
+    names = [printable(str(path.relative_to(directory))) for path in left]
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+    return f"{directory} stays: it holds what is not featcache's ({listed})"
 
 
 def remove_cache(directory: Path) -> list[Path]:
@@ -148,7 +168,9 @@ def _unused(directory: Path) -> Iterator[None]:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         if try_lock(descriptor) is False:
-            raise CacheBusyError(f"{directory}: another process is using this borrowed copy; wait for it or stop it")
+            raise CacheBusyError(
+                f"{directory}: another process is using this borrowed copy; wait for it or stop it"
+            )
         yield
     finally:
         os.close(descriptor)

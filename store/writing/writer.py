@@ -6,7 +6,7 @@ one, so it writes the metadata only.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -63,6 +63,7 @@ class CacheWriter:
         projection: the matrix ``[D, E]`` float32 that `plan` speaks of.
         adopt: take up an unfinished run of another plan in this folder, rather than refuse; see `plan`.
         checkpoint_s: seconds of work that a kill may cost inside a block.
+        say: receives a line where another process is waited for before this one begins, or before it ends.
 
     Raises:
         CacheCompletedError: the cache holds all that is planned, perhaps since a moment ago.
@@ -80,10 +81,12 @@ class CacheWriter:
         projection: npt.NDArray[np.float32] | None = None,
         adopt: bool = False,
         checkpoint_s: float = CHECKPOINT_S,
+        say: Callable[[str], object] | None = None,
     ) -> None:
         self.directory = directory
         self.plan = plan
         self._checkpoint_s = checkpoint_s
+        self._say = say
         self._projection = projection
         self._manifest = ManifestFile(directory)
         require_whole(directory, "added to")
@@ -115,7 +118,7 @@ class CacheWriter:
         """Begin as the only process that does; False if there is nothing left to begin."""
         while True:
             try:
-                return self._claims.wait(SETUP, until=lambda: self.complete)
+                return self._claims.wait(SETUP, until=lambda: self.complete, say=self._say)
             except FileNotFoundError:  # whoever completed the cache has just taken the journal away
                 (self.directory / JOURNAL).mkdir(exist_ok=True)
 
@@ -213,7 +216,7 @@ class CacheWriter:
         Raises:
             CacheError: a block is missing.
         """
-        if not self._claims.wait(FINISH, until=lambda: self.complete) or self.complete:
+        if not self._claims.wait(FINISH, until=lambda: self.complete, say=self._say) or self.complete:
             return
         held = self._manifest.read()
         documents = self._metadata(held)
