@@ -261,7 +261,7 @@ class _Runner:
         )
         fitted = fitter.fit(job, trial.seed, run, _title(job, trial), train)
         rows = torch.arange(test.tokens.num_samples)
-        outputs = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens)).cpu()
+        outputs = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens, fitted.head)).cpu()
         _, targets = make_task(test.labels, fitted.task.kind)
         report = fitted.task.scores(outputs, as_tensor(targets))
         interval = score_interval(outputs, as_tensor(targets), fitted.task)

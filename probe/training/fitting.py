@@ -203,6 +203,7 @@ class Fitter:
                 seed=work.seed,
                 task=work.task,
                 device=self.device,
+                memory=self.memory,
                 on_progress=update,
             )
         # A head's own factor, which makes logits of its outputs, is not part of what was compared.

@@ -6,7 +6,7 @@ successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all members 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 
@@ -136,10 +136,10 @@ def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -
         outputs: dict[Member, Tensor] = {}
         left = [member for member in members if member not in scores]
         for group in divide(left, group_size(sweep, options)):
-            found = _held_out(sweep, group, one.factor, options, counter)
-            scores.update((member, sweep.task.score(*pair)) for member, pair in found.items())
-            best = select_best({member: scores[member] for member in members if member in scores})
-            outputs = {member: pair[0].cpu() for member, pair in found.items() if member == best} or outputs
+            for member, held_out, targets in _held_out(sweep, group, one.factor, options, counter):
+                scores[member] = sweep.task.score(held_out, targets)
+                best = select_best({other: scores[other] for other in members if other in scores})
+                outputs = {member: held_out.cpu()} if member == best else outputs
             if options.on_group is not None:
                 options.on_group(rounds)
         scores = {member: scores[member] for member in members}
@@ -153,8 +153,8 @@ def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -
 
 def held_out_outputs(sweep: Sweep, member: Member, options: SweepOptions) -> Tensor:
     """Train one member on every split again: its outputs ``[R, O]`` on the held-out samples, split after split."""
-    found = _held_out(sweep, [member], 1.0, options, lambda updates: None)
-    return found[member][0].cpu()
+    ((_, outputs, _),) = _held_out(sweep, [member], 1.0, options, lambda updates: None)
+    return outputs.cpu()
 
 
 def _held_out(
@@ -163,17 +163,25 @@ def _held_out(
     factor: float,
     options: SweepOptions,
     counter: Callable[[int], None],
-) -> dict[Member, tuple[Tensor, Tensor]]:
-    """Train some members on every split: outputs and targets of all held-out samples, split after split."""
+) -> Iterator[tuple[Member, Tensor, Tensor]]:
+    """Train some members on every split, and yield each with its outputs and the targets of all held-out samples, split after split.
+
+    Outputs of the last split, which mostly is the only one, are computed when they are asked for: those of all members of a large
+    train split with many classes do not fit into memory.
+    """
     pieces: dict[Member, list[Tensor]] = {member: [] for member in group}
-    for train_rows, held_rows in sweep.splits:
+    *earlier, last = sweep.splits
+    for split in (*earlier, last):
+        train_rows, held_rows = split
         heads = _fit(sweep, train_rows, group, sweep.plan(train_rows, factor), options, counter)
         for member, head in zip(group, heads, strict=True):
             jitter = _validation_jitter(sweep, options.device)
-            pieces[member].append(predict(head, sweep.tokens, held_rows, sweep.batch_size, jitter))
-    device = next(iter(pieces.values()))[0].device
-    targets = sweep.targets[sweep.held_rows].to(device)
-    return {member: (torch.cat(parts), targets) for member, parts in pieces.items()}
+            outputs = predict(head, sweep.tokens, held_rows, sweep.batch_size, jitter)
+            pieces[member].append(outputs)
+            if split is last:
+                parts = pieces.pop(member)
+                whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+                yield member, whole, sweep.targets[sweep.held_rows].to(outputs.device)
 
 
 def finish(sweep: Sweep, member: Member, options: SweepOptions, counter: _Counter | None = None) -> Head:
