@@ -67,6 +67,13 @@ class KnnHead(ClosedHead):
         self.register_buffer("k", torch.ones(members, dtype=torch.int64))
         self.register_buffer("temperature", torch.ones(members))
 
+    @classmethod
+    def bytes_needed(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
+        """Memory at the peak of a fit: features, the gallery, and one block of similarities with what is sorted of it."""
+        rows = min(num_samples, max(LEAST_ROWS, BLOCK_VALUES["cpu"] // num_samples))
+        block = 12 * rows * num_samples
+        return super().bytes_needed(num_samples, num_features, num_outputs) + block
+
     @property
     def options(self) -> dict[str, int | str]:
         """The number of training samples and the kind of targets."""
