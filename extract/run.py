@@ -210,6 +210,7 @@ class _Extraction:
 
     def _load(self) -> "tuple[Backbone, torch.device]":
         from featcache.extract.backbones import load_backbone
+        from featcache.extract.backbones.checkpoint import choice_text
         from featcache.extract.device import choose_device, enough_memory
 
         device = choose_device(self._request.device)
@@ -217,7 +218,9 @@ class _Extraction:
         if backbone is None:
             origin = self._request.weights or "the Hugging Face Hub"
             self._reporter.message(f"loading {self._model.explicit} on {device}, weights from {origin}")
-            backbone = load_backbone(self._model, self._request.weights)
+            backbone = load_backbone(self._model, self._request.weights, self._request.weights_key)
+            if (chosen := choice_text(backbone.loaded.weights_source)) is not None:
+                self._reporter.message(chosen)
         with enough_memory(device):
             backbone.module.to(device)
         return backbone, device

@@ -18,7 +18,7 @@ class GridError(FeatcacheError):
         """Build the message: what went wrong with which cache."""
         listed = "\n  ".join(f"{name}: {error}" for name, error in failures.items())
         many = "1 cache was" if len(failures) == 1 else f"{len(failures)} caches were"
-        super().__init__(f"{many} passed over:\n  {listed}")
+        super().__init__(f"{many} passed over, in whole or in part:\n  {listed}")
 
 
 def open_caches(

@@ -23,11 +23,13 @@ from featcache.probe.inputs.stages import InputStage, fit_stage
 from featcache.probe.inputs.tokens import TokenSource, read_features
 from featcache.probe.protocol import Protocol
 from featcache.probe.scoring.calibration import fit_sigmoids
+from featcache.probe.scoring.soundness import DIVERGED, are_numbers
 from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task, as_tensor, make_task
 from featcache.probe.solver.logistic import solver_device
 from featcache.probe.training.held_out import likelihood, make_held_out
 from featcache.probe.training.sweep_plan import Split, check_number, make_splits
 from featcache.probe.training.trainer import prediction_batch
+from featcache.store.errors import DivergedError
 
 # Factors that least-squares outputs are multiplied with to become logits.
 FACTORS = tuple(10.0 ** (exponent / 8) for exponent in range(-4, 21))
@@ -83,6 +85,7 @@ def run_closed_sweep(
     Raises:
         RequestError: targets that do not fit the samples or the head, a train split too small to hold anything out, or data too
             large for the method.
+        DivergedError: no settings give finite outputs.
     """
     started = time.perf_counter()
     torch.set_flush_denormal(True)
@@ -104,15 +107,19 @@ def run_closed_sweep(
             held.add(outputs)
         if on_progress is not None:
             on_progress(number, len(splits) + 1)
-    scores = held.scores()
-    best = max(range(len(settings)), key=lambda index: scores[index])
+    ranks = held.ranks()
+    best = max(range(len(settings)), key=lambda index: ranks[index])
+    if ranks[best][0] == DIVERGED:
+        raise DivergedError(
+            f"outputs are not finite under any of {len(settings)} settings; use another input stage"
+        )
     chosen, held_out = dict(settings[best]), held.outputs(best)
     if held_out is None:
         again = [part[0] for split in splits for part in fitter.held_out(split, [settings[best]])]
         held_out = torch.cat(again)
     head = fitter.fit(torch.arange(tokens.num_samples), [settings[best]])
     if isinstance(task, SingleLabel) and not head.calibrated:
-        factor = max(FACTORS, key=lambda factor: likelihood(held_out * factor, targets))
+        factor = max(FACTORS, key=lambda factor: likelihood(held_out * factor, targets, task))
         chosen["factor"], held_out = factor, held_out * factor
         _rescale(head, torch.tensor(factor))
     elif isinstance(task, MultiLabel) and not head.calibrated:
@@ -121,7 +128,8 @@ def run_closed_sweep(
         _rescale(head, slope, offset)
     if on_progress is not None:
         on_progress(len(splits) + 1, len(splits) + 1)
-    validation = tuple((one, score) for one, (score, _) in zip(settings, scores, strict=True))
+    _check_sound(head)
+    validation = tuple((one, score) for one, (score, _) in zip(settings, ranks, strict=True))
     seconds = time.perf_counter() - started
     return ClosedResult(chosen, validation, held_out, head, task.num_outputs, seconds)
 
@@ -131,6 +139,7 @@ def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: 
     if isinstance(task, MultiLabel) and not head.calibrated:
         # Outputs near 0 and 1, and nothing to measure them by: the tangent of the log odds at one half.
         _rescale(head, torch.tensor(4.0), torch.tensor(-2.0))
+    _check_sound(head)
     empty = torch.empty(0, task.num_outputs)
     seconds = time.perf_counter() - started
     return ClosedResult(settings, ((settings, nan),), empty, head, task.num_outputs, seconds)
@@ -165,6 +174,11 @@ class _Fitter:
             with torch.inference_mode():
                 outputs = head(source.batch(rows).to(self.device)).cpu()
             yield outputs
+
+
+def _check_sound(head: ClosedHead) -> None:
+    if not are_numbers(head.state_dict().values()):
+        raise DivergedError("the fit on all of train is not finite; use another input stage")
 
 
 @torch.no_grad()

@@ -8,8 +8,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from featcache.probe.scoring.metrics import log_likelihoods, negative_log_likelihood
-from featcache.probe.scoring.tasks import SingleLabel, Task
+from featcache.probe.scoring.metrics import (
+    balanced_accuracy,
+    log_likelihoods,
+    multi_label_negative_log_likelihood,
+    negative_log_likelihood,
+)
+from featcache.probe.scoring.soundness import DIVERGED, is_sound
+from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task
 
 # Share of the memory that may go to outputs; features and their copies have the rest.
 OUTPUT_SHARE = 4
@@ -26,7 +32,7 @@ class HeldOut(ABC):
         """Take the outputs ``[M, B, O]`` of the next samples, on the CPU."""
 
     @abstractmethod
-    def scores(self) -> list[Rank]:
+    def ranks(self) -> list[Rank]:
         """Return the rank of every setting; more is better."""
 
     @abstractmethod
@@ -59,11 +65,10 @@ class _AllOutputs(HeldOut):
         self._outputs[:, self._filled : stop] = outputs
         self._filled = stop
 
-    def scores(self) -> list[Rank]:
-        targets, single = self._targets, isinstance(self._task, SingleLabel)
+    def ranks(self) -> list[Rank]:
+        task, targets = self._task, self._targets
         return [
-            (self._task.score(outputs, targets), likelihood(outputs, targets) if single else 0.0)
-            for outputs in self._outputs
+            (task.score(outputs, targets), likelihood(outputs, targets, task)) for outputs in self._outputs
         ]
 
     def outputs(self, index: int) -> Tensor | None:
@@ -76,25 +81,37 @@ class _Evidence(HeldOut):
     def __init__(self, task: SingleLabel, num_settings: int, targets: Tensor) -> None:
         self._task, self._targets, self._filled = task, targets, 0
         self._predicted = torch.empty(num_settings, len(targets), dtype=torch.int32)
+        self._diverged: set[int] = set()
         self._log_likelihoods = torch.empty(num_settings, len(targets), dtype=torch.float64)
 
     def add(self, outputs: Tensor) -> None:
         rows = slice(self._filled, self._filled + outputs.shape[1])
         for index, own in enumerate(outputs):
+            if not is_sound(own, self._task.kind):
+                self._diverged.add(index)
             self._predicted[index, rows] = own.argmax(1).int()
             self._log_likelihoods[index, rows] = log_likelihoods(own, self._targets[rows])
         self._filled = rows.stop
 
-    def scores(self) -> list[Rank]:
+    def ranks(self) -> list[Rank]:
         return [
-            (self._task.score(predicted.long(), self._targets), float(known.mean()))
-            for predicted, known in zip(self._predicted, self._log_likelihoods, strict=True)
+            (DIVERGED, DIVERGED) if index in self._diverged else (self._score(predicted), float(known.mean()))
+            for index, (predicted, known) in enumerate(
+                zip(self._predicted, self._log_likelihoods, strict=True)
+            )
         ]
+
+    def _score(self, predicted: Tensor) -> float:
+        return balanced_accuracy(predicted.long(), self._targets, self._task.num_outputs)
 
     def outputs(self, index: int) -> Tensor | None:
         return None
 
 
-def likelihood(outputs: Tensor, targets: Tensor) -> float:
-    """Mean log-likelihood of labels ``[R]`` under logits ``[R, C]``."""
-    return -negative_log_likelihood(outputs, targets)
+def likelihood(outputs: Tensor, targets: Tensor, task: Task) -> float:
+    """Return what decides a tie: the log-likelihood of labels; of label sets, that of every class."""
+    if not is_sound(outputs, task.kind):
+        return DIVERGED
+    if isinstance(task, SingleLabel):
+        return -negative_log_likelihood(outputs, targets)
+    return -multi_label_negative_log_likelihood(outputs, targets) if isinstance(task, MultiLabel) else 0.0
