@@ -133,11 +133,17 @@ class KnnHead(ClosedHead):
         gallery = self.gallery[0].T.to(inputs.dtype)
         neighbours = min(int(self.k.max()), self.num_samples)
         most = BLOCK_VALUES.get(inputs.device.type, DEFAULT_BLOCK_VALUES)
-        blocks = [
-            (part @ gallery).topk(neighbours, dim=1)
-            for part in torch.split(inputs, max(LEAST_ROWS, most // self.num_samples))
-        ]
-        return torch.cat([block.values for block in blocks]), torch.cat([block.indices for block in blocks])
+        rows = min(len(inputs), max(LEAST_ROWS, most // self.num_samples))
+        # One buffer for all blocks: between results that stay, the memory of blocks that go is not used again.
+        similarity = inputs.new_empty(rows, self.num_samples)
+        values = inputs.new_empty(len(inputs), neighbours)
+        indices = torch.empty(len(inputs), neighbours, dtype=torch.int64, device=inputs.device)
+        for start in range(0, len(inputs), max(1, rows)):
+            part = inputs[start : start + rows]
+            block, stop = similarity[: len(part)], start + len(part)
+            torch.mm(part, gallery, out=block)
+            torch.topk(block, neighbours, dim=1, out=(values[start:stop], indices[start:stop]))
+        return values, indices
 
     def _vote(self, similarity: Tensor, neighbours: Tensor, temperature: float) -> Tensor:
         """``[B, O]`` from the k nearest of B samples."""

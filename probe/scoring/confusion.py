@@ -62,7 +62,9 @@ class Confusion:
         """
         try:
             if isinstance(document, list):
-                matrix = np.array(document, np.int64)
+                matrix = np.array(document)
+                if matrix.dtype.kind not in "iu":
+                    raise ValueError
                 labels, predicted = matrix.nonzero()
                 found = cls(len(matrix), labels, predicted, matrix[labels, predicted])
                 fits = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
