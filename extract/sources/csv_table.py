@@ -24,6 +24,7 @@ from featcache.extract.sources.decode import decode
 from featcache.extract.sources.samples import Texts
 from featcache.extract.sources.shards import refuse_missing
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
+from featcache.store.home import expanded
 from featcache.store.progress import Reporter
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
 
@@ -46,7 +47,7 @@ class CsvTable(Collection):
         path = argument.file()
         argument.require_fields(*FIELDS)
         self.name = path.stem
-        self._root = Path(argument.fields.get("root", path.parent)).expanduser()
+        self._root = expanded(argument.fields.get("root", path.parent))
         header, rows = _read(path)
         columns = _Columns(path, header, argument, options)
         if not rows:

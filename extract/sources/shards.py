@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path, PurePath
 
 from featcache.store.errors import DatasetError, RequestError
+from featcache.store.home import expanded
 
 CLASSES_FILE, COUNT_FILE = "classnames.txt", "nshards.txt"
 MAX_SHARDS = 10**6
@@ -43,7 +44,7 @@ def matching_files(pattern: str) -> list[Path]:
     """
     paths: list[Path] = []
     missing: list[str] = []
-    for text in expand(str(Path(pattern).expanduser())):
+    for text in expand(str(expanded(pattern))):
         path = Path(text)
         if set("*?[") & set(text):
             found = sorted(path.parent.glob(path.name), key=natural)

@@ -17,6 +17,7 @@ from featcache.extract.sources.shards import (
 from featcache.extract.sources.split_names import TRAIN
 from featcache.extract.sources.webdataset import WebDataset
 from featcache.store.errors import DatasetError, RequestError
+from featcache.store.home import expanded
 from featcache.store.progress import Reporter
 
 CLASSES = "classes"
@@ -80,7 +81,7 @@ def _shards(pattern: str, reporter: Reporter) -> list[Path]:
 def _class_names(path: str | None) -> list[str]:
     if path is None:
         return []
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise RequestError(f"classes file {file} does not exist")
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]

@@ -17,6 +17,7 @@ from featcache.store.catalogue.entries import (
 )
 from featcache.store.errors import CacheNotFoundError, RequestError
 from featcache.store.requests import answers, recorded_requests
+from featcache.store.transfer.address import is_address, parse_address
 
 __all__ = [
     "Entry",
@@ -73,6 +74,8 @@ def select(
         CacheNotFoundError: none matches; the message lists what there is.
         RequestError: several match; the message lists them.
     """
+    if cache and is_address(cache):
+        raise RequestError(f"{parse_address(cache)} is on a remote; `featcache pull` fetches it")
     folder = folder_entry(Path(cache)) if cache else None
     if folder is not None:
         return folder
