@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+LOWEST := .venv-lowest
 SOURCES := $(shell git ls-files 'front/*' 'store/*' 'extract/*' 'probe/*')
 
-.PHONY: demo test stress check format bench results clean
+.PHONY: demo test test-lowest stress check format bench results clean
 .DELETE_ON_ERROR:
 
 # Third-party packages: made again only when pyproject.toml changes.
@@ -34,6 +35,17 @@ stress: $(VENV)/.package
 		$(BIN)/python -m pytest tests/store/test_crash.py tests/store/test_faults.py tests/store/test_hostile.py \
 		tests/e2e/test_interruptions.py tests/transfer/test_interruptions.py --timeout 3600
 
+# The lowest versions that pyproject.toml admits, in a venv of their own (several GB), and all tests with them.
+$(LOWEST)/.dependencies: pyproject.toml tests/support/floors.py
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) tests/support/floors.py pyproject.toml > $(LOWEST)/floors.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/floors.txt '.[dev]'
+	touch $@
+
+test-lowest: $(LOWEST)/.dependencies
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist worksteal
+
 check: $(VENV)/.package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,4 +65,4 @@ results: $(VENV)/.package
 	$(BIN)/python benchmarks/results.py
 
 clean:
-	rm -rf $(VENV) .demo .node build
+	rm -rf $(VENV) $(LOWEST) .demo .node build

@@ -16,6 +16,7 @@ from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
 
+WEIGHTS_RULE = "averaged weights first"
 STOP, SKIP = "stop", "skip"
 
 
@@ -34,6 +35,8 @@ class ExtractRequest:
     """An alias such as ``flowers``, or ``KIND:PLACE`` such as ``imagefolder:DIR``."""
     weights: Path | None = None
     """Local weights instead of the hub's."""
+    weights_key: str | None = None
+    """Name of the set of weights to take from a file that holds several, such as ``model_ema``."""
     dtype: str = "float16"
     """Stored type of the features."""
     precision: str = AUTO
@@ -88,6 +91,8 @@ class ExtractRequest:
         if self.weights is not None and not self.weights.is_file():
             what = "is not a file" if self.weights.exists() else "does not exist"
             raise RequestError(f"weights file {self.weights} {what}")
+        if self.weights is None and self.weights_key is not None:
+            raise RequestError("--weights-key chooses from a file of your own; name it with --weights FILE")
         for what, number, least in (
             ("limit", self.limit, 1),
             ("batch size", self.batch_size, 1),
@@ -116,10 +121,20 @@ class ExtractRequest:
             yield {
                 "model": model.explicit,
                 "weights": digest,
+                **self._weights_choice,
                 "dataset": dict(dataset_identity),
                 "dtype": self.dtype,
                 "precision": self.precision,
             }
+
+    @property
+    def _weights_choice(self) -> JsonObject:
+        """Which set of weights is taken; of files that torch wrote also by which rule, for it was another one before."""
+        if self.weights_key is not None:
+            return {"weights_key": self.weights_key}
+        if self.weights is None or self.weights.suffix == ".safetensors":
+            return {}
+        return {"weights_rule": WEIGHTS_RULE}
 
 
 def _file_state(path: Path) -> str:

@@ -164,7 +164,7 @@ class _Extraction:
             raise _damaged(entry, error) from None
         require_files(cache)
         # A shared root may be read-only, or busy; then the next run has to look a little longer.
-        with suppress(OSError):
+        with suppress(OSError, CacheError):
             for literal in self._literals:
                 record_request(entry.path, literal)
             remove_journal(entry.path)
@@ -210,6 +210,7 @@ class _Extraction:
 
     def _load(self) -> "tuple[Backbone, torch.device]":
         from featcache.extract.backbones import load_backbone
+        from featcache.extract.backbones.checkpoint import choice_text
         from featcache.extract.device import choose_device, enough_memory
 
         device = choose_device(self._request.device)
@@ -217,7 +218,9 @@ class _Extraction:
         if backbone is None:
             origin = self._request.weights or "the Hugging Face Hub"
             self._reporter.message(f"loading {self._model.explicit} on {device}, weights from {origin}")
-            backbone = load_backbone(self._model, self._request.weights)
+            backbone = load_backbone(self._model, self._request.weights, self._request.weights_key)
+            if (chosen := choice_text(backbone.loaded.weights_source)) is not None:
+                self._reporter.message(chosen)
         with enough_memory(device):
             backbone.module.to(device)
         return backbone, device
@@ -271,7 +274,9 @@ class _Extraction:
             require_space(path, plan.inventory)
             with (
                 suppress(CacheCompletedError),
-                CacheWriter(path, plan, projection=projection, adopt=True) as writer,
+                CacheWriter(
+                    path, plan, projection=projection, adopt=True, say=self._reporter.message
+                ) as writer,
             ):
                 for literal in self._literals:
                     record_request(path, literal)

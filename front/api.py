@@ -71,6 +71,7 @@ def extract(
     dataset: str,
     *,
     weights: PathLike | None = None,
+    weights_key: str | None = None,
     taps: Sequence[str] = ("norm2",),
     layers: str = "every",
     tokens: str = "cls,ap",
@@ -107,6 +108,7 @@ def extract(
         model: alias or explicit name (`featcache models`); just a name where `backbone` is given.
         dataset: short name (`featcache datasets`) or ``KIND:PLACE``; just a name where `source` is given.
         weights: local weights instead of the hub's.
+        weights_key: set of weights to take from a file that holds several, such as ``model_ema``.
         taps: what to record in a block: ``norm2``, ``block``, ``attn``, ``mlp``, ``norm1``.
         layers: a layer set, or a list of blocks.
         tokens: kinds of tokens, such as ``cls,ap,registers,grid2``.
@@ -154,6 +156,7 @@ def extract(
         model=model,
         dataset=dataset,
         weights=None if weights is None else Path(weights),
+        weights_key=weights_key,
         dtype=dtype,
         precision=precision,
         contents=Contents(tuple(taps), layers, tokens, patches, tuple(splits)),
@@ -251,6 +254,7 @@ def probe(
     Raises:
         RequestError: the request is wrong; `UnknownNameError` for a name that does not exist.
         CacheError: the cache is damaged; `CacheNotFoundError` if there is none.
+        DivergedError: heads that diverged; the others were trained and kept, and the error's `rows` has them.
 
     Example:
         >>> rows = featcache.probe(cache, ["linear", "attentive"], layers="all", tokens="cls+ap")  # doctest: +SKIP

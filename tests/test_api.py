@@ -13,7 +13,8 @@ from featcache.store.errors import FeatcacheError
 
 SIGNATURES = {
     "open": "(directory, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True)",
-    "extract": "(model, dataset, *, weights=None, taps=('norm2',), layers='every', tokens='cls,ap', patches=None, splits=(), "
+    "extract": "(model, dataset, *, weights=None, weights_key=None, taps=('norm2',), layers='every', tokens='cls,ap', patches=None, "
+    "splits=(), "
     "dtype='float16', precision='auto', data=None, revision=None, target='auto', limit=None, split_seed=0, "
     "test_splits=(), train_split=None, group_by=None, resplit=False, pixel_range='auto', exif_orientation='ignore', "
     "max_pixels=None, batch_size=None, workers=None, device='auto', "

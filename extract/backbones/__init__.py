@@ -9,18 +9,23 @@ from featcache.extract.backbones.base import Backbone
 from featcache.extract.models import ModelName
 
 
-def load_backbone(name: ModelName, weights: Path | None = None) -> Backbone:
+def load_backbone(name: ModelName, weights: Path | None = None, key: str | None = None) -> Backbone:
     """Load a backbone in eval mode on the CPU; only the library that it comes from is imported.
 
+    Args:
+        name: the resolved name.
+        weights: local weights instead of the hub's.
+        key: name of one of several sets of weights in that file; see `read_checkpoint`.
+
     Raises:
-        UnknownNameError: the library has no such model.
+        UnknownNameError: the library has no such model, or the file no such set of weights.
         RequestError: the model's activation is not the one that the weights were trained with.
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
     if name.family == "timm":
         from featcache.extract.backbones.timm_vit import load_timm
 
-        return load_timm(name, weights)
+        return load_timm(name, weights, key)
     from featcache.extract.backbones.open_clip_vit import load_open_clip
 
-    return load_open_clip(name, weights)
+    return load_open_clip(name, weights, key)

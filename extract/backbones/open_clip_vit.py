@@ -15,6 +15,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from featcache.extract.backbones.base import Backbone, Check, LoadedModel, TapPoint, TokenLayout
+from featcache.extract.backbones.checkpoint import OPEN_CLIP_ORDER, read_checkpoint
 from featcache.extract.backbones.hub import hub_source, load_failure
 from featcache.extract.backbones.prenorm import PreNormBlock
 from featcache.extract.backbones.timm_vit import TimmViT, follows_from_tokens, layout_of, why_not_supported
@@ -23,7 +24,6 @@ from featcache.extract.backbones.weights import (
     RESIZED,
     file_source,
     fit_position_embedding,
-    read_state,
     state_digest,
     without_storage,
 )
@@ -154,7 +154,7 @@ GELU = "-gelu"
 arXiv 2601.09322 among them, come from such a model."""
 
 
-def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
+def load_open_clip(name: ModelName, weights: Path | None, key: str | None = None) -> Backbone:
     """Load the image tower of an open_clip model.
 
     Args:
@@ -176,8 +176,9 @@ def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
         if (problem := why_tower_not_supported(tower)) is not None:
             raise BackboneError(f"{name.explicit} is not supported: {problem}")
         path = weights or _download(architecture, tag)
-        position_embedding = _load_tower(model, path)
-    except BackboneError:
+        checkpoint = read_checkpoint(path, OPEN_CLIP_ORDER, key)
+        position_embedding = _load_tower(model, checkpoint.state)
+    except (BackboneError, RequestError):
         raise
     except Exception as error:  # open_clip, torch and the hub client raise many kinds
         raise load_failure(name, weights, error, _repository(architecture, tag)) from error
@@ -185,7 +186,9 @@ def load_open_clip(name: ModelName, weights: Path | None) -> Backbone:
     if hasattr(tower, "output_tokens"):
         tower.output_tokens = False  # CoCa's gives the tokens along with its output
     source = (
-        file_source(path) if weights is not None else hub_source(name, _repository(architecture, tag), path)
+        file_source(path, checkpoint.choice)
+        if weights is not None
+        else hub_source(name, _repository(architecture, tag), path)
     )
     return _backbone(name, model, position_embedding, source)
 
@@ -312,21 +315,20 @@ def _download(architecture: str, tag: str) -> Path:
         return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(architecture, tag)))
 
 
-def _load_tower(model: Any, path: Path) -> str:
-    """Load the image tower from a file of the whole model, or of the tower alone.
+def _load_tower(model: Any, state: Mapping[str, Tensor]) -> str:
+    """Load the image tower from the weights of the whole model, or of the tower alone.
 
     Returns:
         What happened to the position embedding: `AS_STORED` or `RESIZED`.
 
     Raises:
-        BackboneError: the file cannot be read.
         ValueError, RuntimeError: the weights do not fit.
     """
-    state = {key.removeprefix("module."): value for key, value in read_state(path).items()}
-    state = convert_state_dict(model, state)
+    bare = {key.removeprefix("module."): value for key, value in state.items()}
+    state = convert_state_dict(model, bare)
     tower = model.visual
     own = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
-    own = own or state
+    own = own or dict(state)
     stored = own.get("positional_embedding")
     if isinstance(stored, Tensor) and stored.ndim == 2 and isinstance(tower, VisionTransformer):
         own["positional_embedding"] = fit_position_embedding(stored[None], 1, tower.grid_size)[0]

@@ -19,6 +19,7 @@ from featcache.extract.backbones.base import (
     TokenLayout,
     no_such_tap,
 )
+from featcache.extract.backbones.checkpoint import Checkpoint
 from featcache.extract.backbones.hub import load_failure
 from featcache.extract.backbones.prenorm import PreNormBlock
 from featcache.extract.backbones.timm_weights import (
@@ -141,7 +142,7 @@ def _scale(block: Any, number: int) -> Callable[[Tensor], Tensor]:
     return lambda tokens: tokens if gamma is None else tokens * gamma
 
 
-def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
+def load_timm(name: ModelName, weights: Path | None, key: str | None = None) -> TimmViT:
     """Load a timm vision transformer.
 
     Args:
@@ -155,7 +156,7 @@ def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
     """
     _require_known(name)
     _require_activation(name, weights)
-    model, position_embedding = _create(name, weights)
+    model, position_embedding, checkpoint = _create(name, weights, key)
     config = timm.data.resolve_model_data_config(model) | dict(name.preprocessing)
     architecture, _, _ = name.name.partition(".")
     spec = BackboneSpec(
@@ -173,7 +174,9 @@ def load_timm(name: ModelName, weights: Path | None) -> TimmViT:
     )
     transform = timm.data.create_transform(**config, is_training=False)
     return backbone_of(
-        LoadedModel(spec, model, transform, layout_of(model), weights_source(name, model, weights))
+        LoadedModel(
+            spec, model, transform, layout_of(model), weights_source(name, model, weights, checkpoint)
+        )
     )
 
 
@@ -234,8 +237,9 @@ def _require_activation(name: ModelName, weights: Path | None) -> None:
         )
 
 
-def _create(name: ModelName, weights: Path | None) -> tuple[Any, str]:
-    """The model with its weights, and how its position embedding came about."""
+def _create(name: ModelName, weights: Path | None, key: str | None) -> tuple[Any, str, Checkpoint | None]:
+    """The model with its weights, how its position embedding came about, and what was taken of a local file."""
+    checkpoint = None
     try:
         model = form_of(name) if weights is None else timm.create_model(name.name, num_classes=0)
         # Before any weights are loaded: that a model is not supported says more than that they do not fit.
@@ -249,9 +253,9 @@ def _create(name: ModelName, weights: Path | None) -> tuple[Any, str]:
                 model = timm.create_model(name.name, pretrained=True, num_classes=0)
             position_embedding = resize_input(name, model)
         else:
-            position_embedding = load_file(name, model, weights)
-    except BackboneError:
+            position_embedding, checkpoint = load_file(name, model, weights, key)
+    except (BackboneError, RequestError):
         raise
     except Exception as error:  # timm, torch and the hub client raise many kinds
         raise load_failure(name, weights, error, hub_repository(name)) from error
-    return model.eval(), position_embedding
+    return model.eval(), position_embedding, checkpoint

@@ -1,7 +1,7 @@
 """Weights of timm's models: from the Hub by timm itself, from local files by stricter rules, and where they came from."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from importlib import import_module
@@ -12,13 +12,13 @@ import timm
 from timm.models import vision_transformer
 from torch import Tensor
 
+from featcache.extract.backbones.checkpoint import TIMM_ORDER, Checkpoint, names_of, read_checkpoint
 from featcache.extract.backbones.hub import cached_file, hub_source
 from featcache.extract.backbones.weights import (
     AS_STORED,
     RESIZED,
     file_source,
     fit_position_embedding,
-    read_state,
     without_storage,
 )
 from featcache.extract.models import ModelName
@@ -76,17 +76,18 @@ def resize_input(name: ModelName, model: Any) -> str:
     return AS_STORED if resized is stored else RESIZED
 
 
-def load_file(name: ModelName, model: Any, weights: Path) -> str:
-    """Load a local file into a model, which it must fill completely.
+def load_file(name: ModelName, model: Any, weights: Path, key: str | None) -> tuple[str, Checkpoint]:
+    """Load a local file into a model, which it must fill completely; `key` names one of several sets of weights.
 
     Returns:
-        What happened to the position embedding: `AS_STORED` or `RESIZED`.
+        What happened to the position embedding (`AS_STORED` or `RESIZED`), and the set of weights that was taken.
 
     Raises:
         BackboneError: the file cannot be read.
         ValueError, RuntimeError: the weights do not fit.
     """
-    state = dict(read_state(weights))
+    checkpoint = read_checkpoint(weights, TIMM_ORDER, key)
+    state: dict[str, Any] = _clean(checkpoint.state)
     if "input_size" in name.preprocessing:
         model.set_input_size(img_size=name.preprocessing["input_size"][-1])
     stored = state.get("pos_embed")
@@ -94,7 +95,17 @@ def load_file(name: ModelName, model: Any, weights: Path) -> str:
         state["pos_embed"] = _fit(model, stored)
     _require_same_geometry(model, state)
     load_state(model, state)
-    return AS_STORED if state.get("pos_embed") is stored else RESIZED
+    return AS_STORED if state.get("pos_embed") is stored else RESIZED, checkpoint
+
+
+def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes of wrappers (``module.``, ``_orig_mod.``), as timm's `clean_state_dict` has them."""
+    cleaned = {}
+    for name, tensor in state.items():
+        for wrapper in ("_orig_mod.", "module.", "_orig_mod."):
+            name = name.removeprefix(wrapper)
+        cleaned[name] = tensor
+    return cleaned
 
 
 def load_state(model: Any, state: Mapping[str, Any]) -> None:
@@ -115,7 +126,21 @@ def load_state(model: Any, state: Mapping[str, Any]) -> None:
     unexpected = [key for key in unexpected if key.split(".")[0] in _OF_THE_BACKBONE]
     if missing or unexpected:
         what, keys = ("lacks", missing) if missing else ("has, and the model has not,", unexpected)
-        raise ValueError(f"it {what} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}")
+        listed = f"it {what} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+        raise ValueError(listed + _hint(state, missing))
+
+
+def _hint(state: Mapping[str, Any], missing: Sequence[str]) -> str:
+    """What the names of a checkpoint that does not fit look like, if that is known."""
+    prefixes = names_of(state, "blocks.0.norm1.weight")
+    if missing and prefixes:
+        listed = ", ".join(repr(prefix) for prefix in prefixes)
+        return f"; the names of its tensors begin with {listed}: --weights-key {prefixes[0]} takes those"
+    if any(".layer.0.attention." in name for name in state):
+        return (
+            "; it is in the form of Hugging Face transformers, which is not read: convert it to timm's names"
+        )
+    return ""
 
 
 def hub_repository(name: ModelName) -> str | None:
@@ -124,10 +149,12 @@ def hub_repository(name: ModelName) -> str | None:
     return repository if isinstance(repository, str) else None
 
 
-def weights_source(name: ModelName, model: Any, weights: Path | None) -> JsonObject:
+def weights_source(
+    name: ModelName, model: Any, weights: Path | None, checkpoint: Checkpoint | None
+) -> JsonObject:
     """Provenance of the weights that were loaded."""
     if weights is not None:
-        return file_source(weights)
+        return file_source(weights, {} if checkpoint is None else checkpoint.choice)
     repository, path = hub_repository(name), _hub_file(name, model)
     if repository is None:
         return {"origin": "url", "model": name.name, "url": model.pretrained_cfg.get("url")}

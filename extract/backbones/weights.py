@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from featcache.store.errors import BackboneError
 from featcache.store.files import JsonObject, sha256_file
-from featcache.store.text import reason
 
 AS_STORED = "as stored"
 RESIZED = "bicubic, antialiased"
@@ -48,34 +46,9 @@ def state_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def read_state(path: Path) -> Mapping[str, Any]:
-    """Read a weights file: safetensors, or a PyTorch file in weights-only mode (nothing in it is executed).
-
-    Raises:
-        BackboneError: the file cannot be read.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the libraries raise many kinds
-        raise BackboneError(
-            f"weights file {path} cannot be read ({reason(error)}); it must be safetensors, or a state dict saved by "
-            "torch (no TorchScript archive, no pickled model)"
-        ) from None
-    for name in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict):
-        raise BackboneError(f"weights file {path} holds {type(state).__name__}, not a state dict")
-    return state
-
-
-def file_source(path: Path) -> JsonObject:
-    """Provenance of a local file: its name and digest, never its path."""
-    return {"origin": "file", "file": path.name, "sha256": sha256_file(path)}
+def file_source(path: Path, choice: Mapping[str, Any]) -> JsonObject:
+    """Provenance of a local file: its name and digest, never its path, and which of several sets was taken."""
+    return {"origin": "file", "file": path.name, "sha256": sha256_file(path), **choice}
 
 
 def fit_position_embedding(stored: Tensor, num_prefix_tokens: int, grid: tuple[int, int]) -> Tensor:

@@ -1,17 +1,22 @@
 """``csv:FILE``: a table with the path and the label of every image, and what else is known of it."""
 
-import csv
-import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featcache.extract.sources.argument import Argument
 from featcache.extract.sources.base import Labels, Rows
+from featcache.extract.sources.class_values import (
+    DROP,
+    KEEP,
+    MISSING,
+    missing_rows,
+    refuse_missing_values,
+    unify_classes,
+)
 from featcache.extract.sources.collection import (
     Collection,
     Listing,
@@ -19,11 +24,14 @@ from featcache.extract.sources.collection import (
     listing_digest,
     refuse_repeated,
 )
+from featcache.extract.sources.csv_columns import Columns
+from featcache.extract.sources.csv_file import Table, read_table
 from featcache.extract.sources.dataset import AUTO, DatasetOptions
 from featcache.extract.sources.decode import decode
+from featcache.extract.sources.path_column import find_images, portable_ids
 from featcache.extract.sources.samples import Texts
-from featcache.extract.sources.shards import refuse_missing
-from featcache.store.errors import DatasetError, RequestError, UnknownNameError
+from featcache.extract.sources.split_names import choose_splits, splits_of_column
+from featcache.store.errors import DatasetError, RequestError
 from featcache.store.home import expanded
 from featcache.store.progress import Reporter
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
@@ -31,10 +39,7 @@ from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targe
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path")
-SPLIT_COLUMN, ID_COLUMN = "split", "id"
-FIELDS = ("path", "label", "split", "id", "root", "units")
-STAT_THREADS = 16
+FIELDS = ("path", "label", "split", "id", "root", "units", "missing", "encoding")
 _UNIT = re.compile(r"(.*\S)\s*[\[(]([^\])]+)[\])]")
 
 
@@ -48,32 +53,48 @@ class CsvTable(Collection):
         argument.require_fields(*FIELDS)
         self.name = path.stem
         self._root = expanded(argument.fields.get("root", path.parent))
-        header, rows = _read(path)
-        columns = _Columns(path, header, argument, options)
-        if not rows:
+        table = read_table(path, argument.fields.get("encoding"))
+        columns = Columns(path, table, argument, options)
+        if not table.rows:
             raise DatasetError(f"{path} has no rows below its header")
-        values = {name: [row[header.index(name)] for row in rows] for name in columns.used}
-        self._paths = Texts.of(values[columns.path])
-        sizes = self._sizes(path)
-        labels, targets = _targets(path, {name: values[name] for name in columns.labels}, argument, options)
+        notes = [*table.notes, *columns.notes]
+        left_out = _drop_rows_without_label(path, table, columns, argument)
+        if left_out:
+            notes.append(f"{left_out} rows of {path.name} have no label and are left out")
+        values = {name: table.column(name) for name in columns.used}
+        found = find_images(self._root, values[columns.path], path)
+        self._paths = Texts.of(found.paths)
+        targets = _targets(path, {name: values[name] for name in columns.labels}, argument, options, notes)
         # Two rows may show the same image only if they are told apart.
-        ids = values[columns.id or columns.path]
-        refuse_repeated(ids, f"{path}: {columns.id or columns.path}")
-        parts = _parts(values[columns.split]) if columns.split else {}
-        splits = (
-            [f"{content}\0{split}" for content, split in zip(sizes, values[columns.split], strict=True)]
-            if columns.split
-            else sizes
+        ids, about = (
+            (values[columns.id], [])
+            if columns.id
+            else portable_ids(
+                [
+                    path.replace("\\", "/") if "\\" not in there else path
+                    for path, there in zip(values[columns.path], found.paths, strict=True)
+                ],
+                self._root,
+            )
         )
-        unread = [name for name in parts if name not in options.own_splits]
+        refuse_repeated(ids, f"{path}: {columns.id or columns.path}")
+        splits, parts, unread = _splits(path, columns.split, values, options)
+        contents = (
+            found.sizes
+            if splits is None
+            else [f"{n}\0{split}" for n, split in zip(found.sizes, splits, strict=True)]
+        )
+        labels, what = targets
         self.listing = Listing(
             Texts.of(ids),
             labels,
-            targets,
-            listing_digest((*targets.names, *targets.units), ids, splits, labels),
-            {name: parts[name] for name in options.own_splits if name in parts},
+            what,
+            listing_digest((*what.names, *what.units), ids, contents, labels),
+            parts,
             unread,
             {options.group_by: values[options.group_by]} if options.group_by else {},
+            notes=[*notes, *found.notes, *about],
+            passed_over={"rows without a label": left_out} if left_out else {},
         )
 
     def image(self, row: int) -> "Image":
@@ -81,105 +102,70 @@ class CsvTable(Collection):
         path = self._root / self._paths[row]
         return decode(path, path)
 
-    def _sizes(self, table: Path) -> list[int]:
-        """Sizes of all files; those that are not there are named."""
-
-        def size(path: str) -> int:
-            try:
-                return os.stat(self._root / path).st_size
-            except OSError:
-                return -1
-
-        with ThreadPoolExecutor(STAT_THREADS) as pool:
-            sizes = list(pool.map(size, self._paths, chunksize=512))
-        refuse_missing(
-            [path for path, found in zip(self._paths, sizes, strict=True) if found < 0],
-            f"images (below {self._root})",
-            str(table),
-        )
-        return sizes
-
 
 def open_csv(argument: Argument, options: DatasetOptions, reporter: Reporter) -> Collection:
     """Open a table as a dataset.
 
-    Paths (column ``path``, or another usual name) are relative to the table, or to ``?root=DIR``. A column ``split`` names
-    splits, ``id`` names samples. All other columns are labels, or those of ``?label=a,b``: one is the class of each sample;
-    several, of 0 and 1, are as many classes; with ``--target regression`` they are real values, units in brackets behind
-    their names (``weight [kg]``).
+    Paths (column ``path``, or another usual name) are relative to the table, or to ``?root=DIR``. A column ``split``, or
+    another that holds names or flags of splits, names splits; ``id`` names samples. All other columns are labels, or those
+    of ``?label=a,b``: one is the class of each sample; several, of 0 and 1, are as many classes; with
+    ``--target regression`` they are real values, units in brackets behind their names (``weight [kg]``). Rows without a label
+    are left out with ``?missing=drop``; with ``?missing=class`` texts such as ``NA`` are classes.
 
     Raises:
-        RequestError: columns are not there.
+        RequestError: columns are not there, or what they are is not clear.
         DatasetError: files are missing, or values cannot be such labels.
     """
     return CsvTable(argument, options)
 
 
-class _Columns:
-    """Which column is what."""
+def _drop_rows_without_label(path: Path, table: Table, columns: Columns, argument: Argument) -> int:
+    """Leave rows out where a label is missing, if that is asked for; returns how many."""
+    choice = argument.fields.get("missing")
+    if choice not in (None, DROP, KEEP):
+        raise RequestError(f"missing of csv must be {DROP} or {KEEP}, got {choice!r}")
+    labels = [table.column(name) for name in columns.labels]
+    missing = missing_rows(labels, only_empty=choice == KEEP)
+    if choice != DROP:
+        refuse_missing_values(missing, labels, str(path))
+    if not missing or choice != DROP:
+        return 0
+    if len(missing) == len(table.rows):
+        raise DatasetError(f"{path}: no row has a label in column {', '.join(columns.labels)}")
+    gone = set(missing)
+    table.rows = [values for row, values in enumerate(table.rows) if row not in gone]
+    return len(missing)
 
-    def __init__(self, path: Path, header: list[str], argument: Argument, options: DatasetOptions) -> None:
-        self._path, self._header = path, header
-        named = argument.fields
-        usual = next((name for name in header if name.lower() in PATH_COLUMNS), None)
-        self.path = self._named("path", named.get("path")) or usual or self._lacking()
-        self.split = self._named("split", named.get("split")) or (
-            SPLIT_COLUMN if SPLIT_COLUMN in header else None
+
+def _splits(
+    path: Path, column: str | None, values: dict[str, list[str]], options: DatasetOptions
+) -> tuple[list[str] | None, dict[str, Rows], tuple[str, ...]]:
+    """The split of every row by the name that it goes by here, rows by split, and splits that are not read."""
+    if column is None:
+        return None, {}, ()
+    spelled = splits_of_column(column, values[column])
+    lacking = next((row for row, split in enumerate(spelled) if split in MISSING), None)
+    if lacking is not None:
+        raise DatasetError(
+            f"{path}: row {lacking + 2} has {spelled[lacking]!r} in column {column!r}; every row needs a split, or none: "
+            "csv:FILE?split= reads the table without"
         )
-        self.id = self._named("id", named.get("id")) or (ID_COLUMN if ID_COLUMN in header else None)
-        group = self._named("group-by", options.group_by)
-        others = [name for name in header if name not in (self.path, self.split, self.id, group)]
-        labels = argument.names("label")
-        self.labels = [self._named("label", name) or "" for name in labels] or others
-        if not self.labels:
-            raise RequestError(
-                f"{path} has no label column; it has {', '.join(header)}: name it as in csv:FILE?label=NAME"
-            )
-        self.used = list(dict.fromkeys(n for n in (self.path, self.split, self.id, group, *self.labels) if n))
-
-    def _named(self, what: str, name: str | None) -> str | None:
-        if name and name not in self._header:
-            raise UnknownNameError(f"{what} column", name, self._header, f"({self._path})")
-        return name or None
-
-    def _lacking(self) -> NoReturn:
-        raise RequestError(
-            f"{self._path} has no column {', '.join(PATH_COLUMNS)}; it has {', '.join(self._header)}: name it as in "
-            "csv:FILE?path=NAME"
-        )
-
-
-def _read(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows; separated by commas, semicolons or tabs."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    first = text.partition("\n")[0]
-    separator = max(",;\t", key=first.count)
-    try:
-        lines = [line for line in csv.reader(text.splitlines(), delimiter=separator, strict=True) if line]
-    except csv.Error as error:
-        raise DatasetError(f"{path} cannot be read as CSV ({error})") from None
-    if not lines:
-        raise DatasetError(f"{path} is empty; it needs a header such as path,label")
-    header = [name.strip() for name in lines[0]]
-    if len(set(header)) < len(header):
-        raise DatasetError(f"{path}: columns have the same name: {', '.join(header)}")
-    for number, line in enumerate(lines[1:], 2):
-        if len(line) != len(header):
-            raise DatasetError(f"{path}: row {number} has {len(line)} fields, the header {len(header)}")
-    return header, [[value.strip() for value in line] for line in lines[1:]]
-
-
-def _parts(splits: Sequence[str]) -> dict[str, Rows]:
-    names = np.array(splits)
-    return {str(name): np.flatnonzero(names == name) for name in dict.fromkeys(splits)}
+    chosen = choose_splits(list(dict.fromkeys(spelled)), options, str(path))
+    # The digest holds these names, so a table says the same in every spelling, and none is taken for one of before.
+    names = {spelling: name for name, spelling in chosen.names.items()}
+    splits = [names.get(split, split) for split in spelled]
+    table = np.array(spelled)
+    return splits, {n: np.flatnonzero(table == one) for n, one in chosen.names.items()}, chosen.unread
 
 
 def _targets(
-    path: Path, columns: dict[str, list[str]], argument: Argument, options: DatasetOptions
+    path: Path,
+    columns: dict[str, list[str]],
+    argument: Argument,
+    options: DatasetOptions,
+    notes: list[str],
 ) -> tuple[Labels, Targets]:
+    """Labels of all rows in their stored type, and what they are; what should be known of them goes to `notes`."""
     kind = options.target
     if kind == AUTO:
         kind = SINGLE_LABEL if len(columns) == 1 else MULTI_LABEL
@@ -189,9 +175,8 @@ def _targets(
                 f"{path} has label columns {', '.join(columns)}; name one as in csv:FILE?label=NAME"
             )
         (values,) = columns.values()
-        for number, value in enumerate(values, 2):
-            if not value:
-                raise DatasetError(f"{path}: row {number} has no label")
+        values, about = unify_classes(values, path.name)
+        notes += about
         labels, names = class_labels(values)
         return labels, Targets(SINGLE_LABEL, names)
     table = np.stack([_numbers(path, name, values) for name, values in columns.items()], 1)

@@ -54,7 +54,12 @@ def role_of(name: str) -> str | None:
 def is_split_column(name: str) -> bool:
     """Return whether a column of this name holds the split of each sample, as a name or as a flag (``is_test``)."""
     plain = name.strip().casefold()
-    return plain in SPLIT_COLUMNS or _flag_role(name) is not None
+    return plain in SPLIT_COLUMNS or (_flag_role(name) is not None and plain not in _ROLE_OF)
+
+
+def are_flags(values: Iterable[Any]) -> bool:
+    """Return whether all values are 0 or 1, true or false, yes or no."""
+    return {split_text(value).casefold() for value in set(values)} <= {*_YES, *_NO}
 
 
 def name_the_only_split(values: Iterable[Any]) -> bool:
@@ -66,13 +71,13 @@ def name_the_only_split(values: Iterable[Any]) -> bool:
 def splits_of_column(column: str, values: Sequence[Any]) -> list[str]:
     """Return the split of every sample by a column: its values as text, or what a flag such as ``is_test`` says.
 
-    A flag is 0 or 1, true or false, yes or no: ``is_train`` is train or test, ``is_test`` test or train, ``is_valid`` val or
-    train.
+    A flag is 0 or 1, true or false, yes or no: ``is_train`` or ``train`` is train or test, ``is_test`` test or train,
+    ``is_valid`` val or train.
     """
     texts = [split_text(value) for value in values]
     role = _flag_role(column)
     distinct = {text: text.casefold() for text in set(texts)}
-    if role is None or not set(distinct.values()) <= {*_YES, *_NO}:
+    if role is None or not are_flags(distinct):
         return texts
     other = TEST if role == TRAIN else TRAIN
     meaning = {text: role if plain in _YES else other for text, plain in distinct.items()}
@@ -136,8 +141,7 @@ def choose_splits(found: Sequence[str], options: "DatasetOptions", where: str) -
 
 
 def _flag_role(column: str) -> str | None:
-    plain, prefixes = _FLAG_PREFIX.subn("", column.strip().casefold())
-    return _ROLE_OF.get(plain.removesuffix("_flag")) if prefixes or plain.endswith("_flag") else None
+    return _ROLE_OF.get(_FLAG_PREFIX.sub("", column.strip().casefold()).removesuffix("_flag"))
 
 
 def _only(role: str, names: Sequence[str], option: str, where: str) -> str | None:

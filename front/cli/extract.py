@@ -44,6 +44,11 @@ Examples:
     help="Local weights (safetensors or a torch state dict) instead of the hub's.",
 )
 @click.option(
+    "--weights-key",
+    metavar="NAME",
+    help="Set of weights to take from a file that holds several, such as model_ema or teacher.  [default: as the library]",
+)
+@click.option(
     "--tap",
     default=DEFAULT_TAP,
     show_default=True,

@@ -32,6 +32,13 @@ def model_of(cache: Cache) -> str:
     return explicit[-1]
 
 
+def taken_of(cache: Cache) -> str | None:
+    """The set of weights that was taken of a file that holds several; None where there was one."""
+    source = cache.provenance.get("weights_source")
+    taken = source.get("taken") if isinstance(source, dict) else None
+    return taken if isinstance(taken, str) and taken else None
+
+
 def source_of(cache: Cache, dataset: str, data: Path | None = None) -> Source:
     """The dataset, split and cut as the cache's own identity says.
 

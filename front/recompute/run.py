@@ -16,7 +16,7 @@ from featcache.extract.forward import FeatureExtractor
 from featcache.extract.images import Rows, image_batches
 from featcache.extract.models import resolve_model
 from featcache.extract.sources.base import Sample, Source
-from featcache.recompute.inputs import check_inventory, model_of, refuse_difference, source_of
+from featcache.recompute.inputs import check_inventory, model_of, refuse_difference, source_of, taken_of
 from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance_of
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter, Silent
@@ -62,7 +62,7 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     rows = _choose(cache, request.samples, check_seed(request.seed, "--seed"))
     device = choose_device(request.device)
     reporter.message(f"recomputing {sum(map(len, rows.values()))} samples with {model.explicit} on {device}")
-    backbone = load_backbone(model, request.weights)
+    backbone = load_backbone(model, request.weights, None if request.weights is None else taken_of(cache))
     backbone.module.to(device)
     refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(backbone.spec))
     check_inventory(cache, source)

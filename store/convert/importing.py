@@ -80,9 +80,9 @@ def import_source(
     targets = source.targets
     inventory = Inventory(splits, targets.names, target_kind=targets.kind, units=targets.units)
     plan = Plan(spec, inventory, batch_size)
-    with CacheWriter(path, plan) as writer:
+    with CacheWriter(path, plan, say=reporter.message) as writer:
         with reporter.progress("importing", "rows") as update:
-            _fill(writer, source, update)
+            _fill(writer, source, update, reporter)
         writer.finish(provenance(source, names), card(source, names, spec))
     for request in source.document.requests if source.document else ():
         record_request(path, request)
@@ -101,7 +101,7 @@ def _check_covered(entry: Entry, source: ImportSource) -> None:
             )
 
 
-def _fill(writer: CacheWriter, source: ImportSource, update: Update) -> None:
+def _fill(writer: CacheWriter, source: ImportSource, update: Update, reporter: Reporter) -> None:
     splits = {split.name: split for split in source.splits}
     total, done = writer.plan.inventory.num_samples, 0
     while True:
@@ -120,6 +120,8 @@ def _fill(writer: CacheWriter, source: ImportSource, update: Update) -> None:
                 done += stop - start
                 update(done, total)
             writer.commit(block)
+        if writer.pending():
+            reporter.message(f"waiting for {len(writer.pending())} blocks that other processes import")
         if not writer.wait():
             return
 

@@ -115,13 +115,18 @@ class ChunkFiles:
                 raise UnknownNameError("token kind", kind, kinds, "(the cache holds no other)")
         return [kinds.index(kind) for kind in tokens]
 
+    def path_of(self, array: ArrayInfo, position: int, block: int) -> str:
+        """Return the path of a chunk file."""
+        # Not with pathlib, which takes longer than the system does to open the file.
+        return os.sep.join((self._prefix, array.name, array.chunk_name(block, position)))
+
     @contextmanager
     def open(self, array: ArrayInfo, block: int, position: int = 0) -> Iterator[int]:
         """Open a chunk file for reading and hand out its file descriptor.
 
         Raises:
-            CacheError: the file is missing or of the wrong size, it or its folder is a link, or the array's Zarr
-                metadata differ.
+            CacheError: the file is missing or of the wrong size, it or its folder is a link, the array's Zarr
+                metadata differ, or `read_into` failed within the context.
         """
         if array.name not in self._checked:
             folder = self._folder / array.name
@@ -129,8 +134,7 @@ class ChunkFiles:
                 refuse_link(link)
             check_array_metadata(folder / METADATA_FILE, array)
             self._checked.add(array.name)
-        # Not with pathlib, which takes longer than the system does to open the file.
-        path = os.sep.join((self._prefix, array.name, array.chunk_name(block, position)))
+        path = self.path_of(array, position, block)
         try:
             descriptor, size = open_plain(path)
         except FileNotFoundError:
@@ -141,25 +145,39 @@ class ChunkFiles:
                     f"{path}: {size} bytes, must be {array.chunk_bytes}; the cache is damaged, extract it again"
                 )
             yield descriptor
+        except ReadError as failure:
+            raise CacheError(f"{path}: {failure}; see `featcache verify`") from None
         finally:
             os.close(descriptor)
+
+
+class ReadError(OSError):
+    """A file was cut while it was read, or its disk failed. The message does not name the file."""
 
 
 def read_into(descriptor: int, target: Array, offset: int) -> None:
     """Fill `target`, C-contiguous, with the bytes of a file from `offset` on.
 
     Raises:
-        OSError: the file cannot be read, or ends before the target is full.
+        ReadError: the file cannot be read, or ends before the target is full.
     """
     view = target.reshape(-1).view(np.uint8).data
     while view:
-        if hasattr(os, "preadv"):
-            count = os.preadv(descriptor, [view], offset)
-        else:  # the descriptor is never shared between threads, so seeking is safe
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            piece = os.read(descriptor, min(len(view), 2**20))
-            count = len(piece)
-            view[:count] = piece
+        try:
+            count = _read_some(descriptor, view, offset)
+        except OSError as error:
+            raise ReadError(f"cannot be read at byte {offset} ({error.strerror})") from None
         if not count:
-            raise OSError(f"the file was cut while it was read, at byte {offset}")
+            raise ReadError(f"was cut at byte {offset} while it was read")
         view, offset = view[count:], offset + count
+
+
+def _read_some(descriptor: int, view: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [view], offset)
+    os.lseek(
+        descriptor, offset, os.SEEK_SET
+    )  # the descriptor is never shared between threads, so seeking is safe
+    piece = os.read(descriptor, min(len(view), 2**20))
+    view[: len(piece)] = piece
+    return len(piece)

@@ -69,6 +69,8 @@ class RowCopier:
         if method not in get_args(Method):
             raise UnknownNameError("method", method, get_args(Method))
         if method != "read" and self._can_map:
+            if self._maps is not None and self._maps.region.lost:
+                self._maps = None  # new ones are held to the files anew
             try:
                 self._maps = self._maps or LayerMaps(self.files)
                 self._maps.ensure(layers)
@@ -79,17 +81,25 @@ class RowCopier:
         return self._maps if method != "read" else None
 
     def copy(self, rows: Rows, selection: Selection, out: Array, maps: LayerMaps | None) -> None:
-        """Copy rows ``[B]`` into `out` ``[B, L, K, D]``, from the maps or, without, from the files."""
+        """Copy rows ``[B]`` into `out` ``[B, L, K, D]``, from the maps or, without, from the files.
+
+        Raises:
+            CacheError: a file is missing or damaged, or is cut while it is read.
+        """
         kinds = None if selection.all_kinds else selection.kinds
         if maps is None:
             read_rows(self.files, rows, selection.layers, kinds, out)
-        elif out.flags.c_contiguous:
-            gather_mapped(maps, rows, selection.layers, kinds, out)
         else:
-            contiguous = np.empty(out.shape, out.dtype)
-            gather_mapped(maps, rows, selection.layers, kinds, contiguous)
-            out[...] = contiguous
+            self._copy_mapped(maps, rows, selection.layers, kinds, out)
         self.fill_uncommitted(rows, out)
+
+    def _copy_mapped(
+        self, maps: LayerMaps, rows: Rows, layers: Sequence[str], kinds: Sequence[int] | None, out: Array
+    ) -> None:
+        target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+        gather_mapped(maps, rows, layers, kinds, target)
+        if target is not out:
+            out[...] = target
 
     def fill_uncommitted(self, rows: Rows, out: Array) -> None:
         """Write NaN where rows ``[B]`` are not committed."""

@@ -38,6 +38,9 @@ def gather_mapped(
         layers: layer names, in the order wanted.
         kinds: indices of the token kinds; None for all of them in their own order.
         out: C-contiguous ``[B, L, K, D]`` in the stored type.
+
+    Raises:
+        CacheError: a file was cut, or its disk failed, in the meantime.
     """
     offsets = maps.piece_offsets(layers, kinds)
     if not (len(rows) and len(offsets)):
@@ -48,8 +51,9 @@ def gather_mapped(
 
     def copy(part: slice) -> None:
         index = (rows[part, None] * pieces_per_row + offsets).ravel()
-        # With mode="raise", numpy would copy by way of a buffer; the rows have been checked.
-        np.take(source, index, axis=0, out=target[part].reshape(-1, source.shape[1]), mode="clip")
+        with maps.region:
+            # With mode="raise", numpy would copy by way of a buffer; the rows have been checked.
+            np.take(source, index, axis=0, out=target[part].reshape(-1, source.shape[1]), mode="clip")
 
     probe = min(len(rows), -(-PROBE_PIECES // len(offsets)))
     cold = comes_from_disk(lambda: copy(slice(0, probe)))
@@ -61,3 +65,4 @@ def gather_mapped(
     step = max(1, min(PIECES_PER_CALL // len(offsets), -(-len(rows) // threads)))
     parts = [slice(start, min(start + step, len(rows))) for start in range(probe, len(rows), step)]
     run_all(copy, parts, threads)
+    maps.region.check()

@@ -1,15 +1,15 @@
 """All layers of a split as one array: the chunk files are mapped side by side into one range of addresses.
 
 A gather over many files and layers is then a single `np.take`, which is twice as fast as going from file to file, and
-a layer is one contiguous array. Python's `mmap` cannot choose an address, so this calls the C library. Needs a system
-with POSIX memory maps, and chunk files that fill whole pages (all but tiny ones do); otherwise files are read.
+a layer is one contiguous array. Needs a system
+where maps can be guarded against files that are cut (`guard`), and chunk files that fill whole pages (all but tiny ones
+do); otherwise files are read.
 
 Shapes: N samples, K token kinds, D width, P the number of rows with the padding of the last block.
 """
 
 import ctypes
 import mmap
-import os
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
@@ -17,10 +17,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from featcache.store.arrays import DTYPES
+from featcache.store.reading import guard
 from featcache.store.reading.chunks import Array, ChunkFiles
-
-_MAP_FIXED = 0x10  # the same on Linux, macOS and the BSDs; the mmap module does not have it
-_FAILED = ctypes.c_void_p(-1).value
+from featcache.store.reading.libc import MAP_FIXED, advise, map_memory, unmap
 
 # The kernel cuts one request for read-ahead to the device's limit, which is at least this on common systems.
 READ_AHEAD_BYTES = 128 * 1024
@@ -49,13 +49,20 @@ class LayerMaps:
         self._layer_bytes = array.num_blocks * array.chunk_bytes
         self._mapped: set[str] = set()
         self._lock = threading.Lock()
-        self._libc = _c_library()
         size = len(self._slots) * self._layer_bytes
         # Readable zeros, so that no index can hit an unmapped page.
         self._address = self._map(None, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
         buffer = (ctypes.c_char * size).from_address(self._address)
-        self._unmap = weakref.finalize(buffer, self._libc.munmap, self._address, size)
+        self.region = guard.Region(
+            self._address,
+            size,
+            array.chunk_bytes,
+            DTYPES[array.dtype].fill_bytes,
+            _Names(files, array.num_blocks),
+        )
+        self._unmap = weakref.finalize(buffer, _unmap, self.region)
         self._unmap.atexit = False
+        guard.install()
         flat = np.frombuffer(memoryview(buffer).toreadonly(), array.stored_dtype)
         self._vectors = flat.reshape(-1, self._width)  # [L * P * K, D]
 
@@ -63,7 +70,7 @@ class LayerMaps:
     def supported(files: ChunkFiles) -> bool:
         """Whether these files can be mapped side by side here."""
         whole_pages = files.token_array.chunk_bytes % mmap.ALLOCATIONGRANULARITY == 0
-        return whole_pages and hasattr(mmap, "MADV_RANDOM") and hasattr(mmap, "MAP_ANONYMOUS")
+        return whole_pages and guard.supported() and hasattr(mmap, "MADV_RANDOM")
 
     def ensure(self, layers: Iterable[str]) -> None:
         """Map the layers that are not mapped yet.
@@ -103,11 +110,11 @@ class LayerMaps:
         first = base + start * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
         for address in range(first, base + stop * row_bytes, READ_AHEAD_BYTES):
             size = min(READ_AHEAD_BYTES, base + stop * row_bytes - address)
-            self._libc.madvise(address, size, mmap.MADV_WILLNEED)
+            advise(address, size, mmap.MADV_WILLNEED)
 
     def drop_pages(self) -> None:
         """Give the mapped pages back, so that they no longer count as memory of this process; maps stay valid."""
-        self._libc.madvise(self._address, len(self._slots) * self._layer_bytes, mmap.MADV_DONTNEED)
+        advise(self._address, len(self._slots) * self._layer_bytes, mmap.MADV_DONTNEED)
 
     def _map_layer(self, layer: str) -> None:
         array, index = self._files.locate(layer)
@@ -115,26 +122,33 @@ class LayerMaps:
         for block in self._files.committed:
             with self._files.open(array, block.index, index) as descriptor:
                 address = start + block.index * array.chunk_bytes
-                self._map(address, array.chunk_bytes, mmap.MAP_SHARED | _MAP_FIXED, descriptor)
+                self._map(address, array.chunk_bytes, mmap.MAP_SHARED | MAP_FIXED, descriptor)
         # Rows are read at random: the kernel's read-ahead would read the whole file for a few of them.
-        self._libc.madvise(start, self._layer_bytes, mmap.MADV_RANDOM)
+        advise(start, self._layer_bytes, mmap.MADV_RANDOM)
 
     def _map(self, address: int | None, size: int, flags: int, descriptor: int) -> int:
-        got = self._libc.mmap(address, size, mmap.PROT_READ, flags, descriptor, 0)
-        if got in (None, _FAILED):
+        try:
+            return map_memory(address, size, mmap.PROT_READ, flags, descriptor)
+        except OSError:
             # A failure may leave a hole, which unmapping the whole range later could take from someone else.
             if address is not None:
                 self._unmap.detach()
-            code = ctypes.get_errno()
-            raise OSError(code, f"cannot map {size} bytes: {os.strerror(code)}")
-        return int(got)
+                self.region.release()
+            raise
 
 
-def _c_library() -> ctypes.CDLL:
-    library = ctypes.CDLL(None, use_errno=True)
-    pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    library.mmap.argtypes = [pointer, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-    library.mmap.restype = pointer
-    library.munmap.argtypes = [pointer, size]
-    library.madvise.argtypes = [pointer, size, ctypes.c_int]
-    return library
+class _Names:
+    """Paths of the chunk files by their number in the range; keeps no arrays alive."""
+
+    def __init__(self, files: ChunkFiles, num_blocks: int) -> None:
+        self._files = files
+        self._num_blocks = num_blocks
+
+    def __call__(self, piece: int) -> str:
+        slot, block = divmod(piece, self._num_blocks)
+        return self._files.path_of(*self._files.locate(self._files.layers[slot]), block)
+
+
+def _unmap(region: guard.Region) -> None:
+    region.release()
+    unmap(region.address, region.size)

@@ -39,8 +39,7 @@ def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, co
     partial = target.with_name(target.name + RECEIVING)
     if kind_misfit(partial) not in (None, "missing"):
         partial.unlink()  # a link would lead the bytes out of the folder
-    flags = os.O_RDWR | os.O_CREAT | PLAIN_FLAGS
-    with naming(partial), open(os.open(partial, flags, 0o644), "r+b", buffering=0) as file:
+    with naming(partial), open(_open_partial(partial), "r+b", buffering=0) as file:
 
         def keep(piece: bytes) -> None:
             file.write(piece)
@@ -58,6 +57,16 @@ def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, co
         _fetch_twice(remote, path, record, sink)
         os.fsync(file.fileno())
     partial.replace(target)
+
+
+def _open_partial(partial: Path) -> int:
+    # The mode leaves it to the umask who else may write: a colleague goes on with what a killed pull left.
+    flags, mode = os.O_RDWR | os.O_CREAT | PLAIN_FLAGS, 0o666
+    try:
+        return os.open(partial, flags, mode)
+    except PermissionError:
+        partial.unlink()  # another user's alone; in a team folder it may be replaced
+        return os.open(partial, flags, mode)
 
 
 def receive_bytes(remote: Remote, path: str, record: FileRecord) -> bytes:

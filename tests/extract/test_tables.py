@@ -112,7 +112,7 @@ def test_splits_of_many_names(tmp_path):
     refused(
         f"csv:{table}",
         DatasetError,
-        "table has no split test; it has train, sketch, val: name one with --test-split, or split it anew with --resplit",
+        "table.csv has no split test; it has train, sketch, val: name one with --test-split, or split it anew with --resplit",
     )
 
 
@@ -151,7 +151,7 @@ def test_tables_that_cannot_be_used(tmp_path):
     change("path,path\na,b\n", "columns have the same name: path, path")
     change("where,label\na,b\n", "has no column path, file, filename", RequestError)
     change("path,split\na,train\n", "has no label column; it has path, split", RequestError)
-    change(whole.replace(",ant", ",", 1), "row 2 has no label")
+    change(whole.replace(",ant", ",", 1), "labels are missing in 1 rows (row 2 has '')")
     change(whole, "in column 'label', which is no number", target=REGRESSION)
     change(whole.replace("images/", "pictures/"), "15 images (below", DatasetError)
     twelve = whole + "".join(f"gone-{number}.png,train,ant\n" for number in range(12))
@@ -195,7 +195,7 @@ def test_what_no_cache_could_hold_is_refused_before_the_run(tmp_path):
 def test_numbers_as_classes_are_in_their_order(tmp_path):
     values = ["10", "9", "nan", "-1", "b", "9"]
     table = make_csv(tmp_path / "table.csv", {"label": lambda split, row: values[row % 6]})
-    assert open_it(f"csv:{table}").class_names == ("-1", "9", "10", "b", "nan")
+    assert open_it(f"csv:{table}?missing=class").class_names == ("-1", "9", "10", "b", "nan")
 
 
 def test_semicolons_and_quotes(tmp_path):

@@ -19,12 +19,14 @@ from torch import nn
 
 from featcache.extract.backbones import load_backbone
 from featcache.extract.backbones.base import TokenLayout
+from featcache.extract.backbones.checkpoint import choice_text
 from featcache.extract.backbones.timm_vit import why_not_supported
 from featcache.extract.backbones.timm_weights import load_state
 from featcache.extract.backbones.weights import fit_position_embedding, state_digest
 from featcache.extract.models import resolve_model
+from featcache.extract.request import ExtractRequest
 from featcache.extract.selftest import self_test
-from featcache.store.errors import BackboneError, RequestError
+from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 
 from .oracle import gelu, open_clip_forward, quick_gelu, timm_forward
 from .tiny import randomise
@@ -445,3 +447,136 @@ def test_the_position_embedding_is_resized_as_timm_does_it(prefix):
     assert fit_position_embedding(resized, prefix, (8, 8)) is resized
     with pytest.raises(ValueError, match="its position embedding of 77 tokens is of no square image"):
         fit_position_embedding(torch.zeros(1, 77, 8), prefix, (8, 8))
+
+
+# Files that hold more than one set of weights.
+
+
+def other_state(state):
+    return {name: tensor + 1 if name == "norm.weight" else tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (("state_dict", "state_dict_ema"), "state_dict_ema"),
+        (("model", "model_ema"), "model_ema"),
+        (("model_ema", "state_dict"), "model_ema"),
+        (("model", "state_dict"), "state_dict"),
+        (("model", "ema"), "model"),
+        (("model", "teacher", "optimizer"), "model"),
+    ],
+)
+def test_of_several_sets_the_one_is_taken_that_timm_takes_and_that_is_said(
+    tmp_path, tiny_state, names, taken
+):
+    from timm.models import load_state_dict
+
+    sets = {
+        name: {key: tensor + place if key == "norm.weight" else tensor for key, tensor in tiny_state.items()}
+        for place, name in enumerate(names)
+    }
+    optimizer = {"optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}}
+    path = save({**sets, **(optimizer if "optimizer" in names else {}), "epoch": 3}, tmp_path / "w.pth")
+    backbone = load_backbone(resolve_model(TIMM_TINY), path)
+    got = backbone.module.state_dict()["norm.weight"]
+    torch.testing.assert_close(got, load_state_dict(str(path))["norm.weight"], rtol=0, atol=0)
+    source = backbone.loaded.weights_source
+    assert source["taken"] == taken
+    assert sorted(source["not_taken"]) == sorted({*sets} - {taken, "optimizer"})
+    assert f"{taken} is taken, not " in choice_text(source)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "state_dict_ema", "deep/inner", "teacher."])
+def test_another_set_can_be_chosen(tmp_path, tiny_state, key):
+    wanted = other_state(tiny_state)
+    content = {"state_dict": tiny_state, "state_dict_ema": tiny_state, "deep": {"inner": tiny_state}}
+    if key == "teacher.":
+        content = {"state_dict": {**{f"student.{k}": v for k, v in tiny_state.items()}}}
+        content["state_dict"] |= {f"teacher.{k}": v for k, v in wanted.items()}
+    elif key == "deep/inner":
+        content["deep"]["inner"] = wanted
+    else:
+        content[key] = wanted
+    backbone = load_backbone(resolve_model(TIMM_TINY), save(content, tmp_path / "w.pth"), key)
+    torch.testing.assert_close(backbone.module.state_dict()["norm.weight"], wanted["norm.weight"])
+    assert backbone.loaded.weights_source["taken"] == key
+
+
+def test_one_set_is_taken_whatever_it_is_called_and_nothing_is_said(tmp_path, tiny_state):
+    wrapped = {f"module.{name}": tensor for name, tensor in tiny_state.items()}
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in tiny_state.items()}
+    digests = set()
+    for content in (
+        {"module": tiny_state, "args": None},
+        {"a": {"b": tiny_state}},
+        wrapped,
+        {"model": compiled},
+    ):
+        backbone = load_backbone(resolve_model(TIMM_TINY), save(content, tmp_path / "w.pth"))
+        digests.add(backbone.spec.weights_digest)
+        assert choice_text(backbone.loaded.weights_source) is None
+    assert len(digests) == 1
+
+
+def test_sets_without_a_usual_name_are_listed(tmp_path, tiny_state):
+    path = save({"teacher": tiny_state, "student": tiny_state}, tmp_path / "w.pth")
+    with pytest.raises(
+        BackboneError, match=r"several sets of weights: teacher, student; .*--weights-key teacher"
+    ):
+        load_backbone(resolve_model(TIMM_TINY), path)
+    with pytest.raises(UnknownNameError, match="unknown set of weights 'mine'; valid: teacher, student"):
+        load_backbone(resolve_model(TIMM_TINY), path, "mine")
+    with pytest.raises(RequestError, match="holds one set of weights"):
+        load_backbone(resolve_model(TIMM_TINY), save(tiny_state, tmp_path / "one.pth"), "ema")
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "model.", "teacher.backbone."])
+def test_the_prefix_of_names_that_do_not_fit_is_named(tmp_path, tiny_state, prefix):
+    path = save({"model": {prefix + name: tensor for name, tensor in tiny_state.items()}}, tmp_path / "w.pth")
+    with pytest.raises(
+        BackboneError, match=re.escape(f"begin with '{prefix}': --weights-key {prefix} takes those")
+    ):
+        load_backbone(resolve_model(TIMM_TINY), path)
+    right = save(tiny_state, tmp_path / "right.pth")
+    digests = [
+        load_backbone(resolve_model(TIMM_TINY), *a).spec.weights_digest for a in ((right,), (path, prefix))
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_what_is_no_tensor_is_left_out_and_a_file_without_tensors_is_refused(tmp_path, tiny_state):
+    plain = load_backbone(resolve_model(TIMM_TINY), save(tiny_state, tmp_path / "a.pth"))
+    mixed = load_backbone(
+        resolve_model(TIMM_TINY), save({**tiny_state, "epoch": 3, 7: "x"}, tmp_path / "b.pth")
+    )
+    assert plain.spec.weights_digest == mixed.spec.weights_digest
+    for content in ({"epoch": 3}, [1, 2], {"blocks.0.weight": "text"}):
+        with pytest.raises(BackboneError, match=r"it lacks cls_token|holds list, not a state dict"):
+            load_backbone(resolve_model(TIMM_TINY), save(content, tmp_path / "c.pth"))
+    damaged = {**tiny_state, "norm.weight": "text"}
+    with pytest.raises(BackboneError, match=r"does not fit .*lacks norm\.weight"):
+        load_backbone(resolve_model(TIMM_TINY), save(damaged, tmp_path / "d.pth"))
+
+
+def test_open_clip_knows_no_averaged_weights_so_the_choice_is_said(tmp_path):
+    from featcache.extract.backbones.checkpoint import OPEN_CLIP_ORDER, read_checkpoint
+
+    state = {"visual.proj": torch.zeros(2)}
+    path = save({"state_dict": state, "state_dict_ema": {"visual.proj": torch.ones(2)}}, tmp_path / "w.pt")
+    checkpoint = read_checkpoint(path, OPEN_CLIP_ORDER)
+    assert (checkpoint.taken, checkpoint.others) == ("state_dict", ("state_dict_ema",))
+    assert not checkpoint.state["visual.proj"].any()
+
+
+def test_a_request_remembers_how_weights_are_chosen_only_where_a_file_may_hold_several(tmp_path, tiny_state):
+    def literal(name, **options):
+        weights = save(tiny_state, tmp_path / name)
+        request = ExtractRequest(TIMM_TINY, "digits", weights=weights, **options)
+        return [*request.literals(resolve_model(TIMM_TINY), {})][1]
+
+    assert literal("a.safetensors").keys() == {"model", "weights", "dataset", "dtype", "precision"}
+    assert literal("a.pth")["weights_rule"] == "averaged weights first"
+    assert literal("a.pth", weights_key="model")["weights_key"] == "model"
+    with pytest.raises(RequestError, match="name it with --weights FILE"):
+        ExtractRequest(TIMM_TINY, "digits", weights_key="ema")

@@ -1,0 +1,142 @@
+"""Reading a weights file, and choosing one set of weights where a file holds several."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featcache.store.errors import BackboneError, RequestError, UnknownNameError
+from featcache.store.text import reason
+
+TIMM_ORDER = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Names under which timm's `load_state_dict` looks for weights, in its order: averaged weights (EMA) first."""
+OPEN_CLIP_ORDER = ("state_dict", "model")
+"""open_clip knows the first of these names and no averaged weights."""
+_DEPTH = 3
+_SEPARATOR = "/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One set of weights of a file."""
+
+    state: Mapping[str, Tensor]
+    """Tensors by name."""
+    taken: str = ""
+    """Name of the set within the file, such as ``model_ema`` or ``model/teacher``; empty where the file is the set."""
+    others: tuple[str, ...] = ()
+    """Names of the other sets that the file holds."""
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """The choice as provenance keeps it; empty where there was nothing to choose."""
+        return {"taken": self.taken, "not_taken": list(self.others)} if self.others else {}
+
+
+def read_checkpoint(path: Path, order: tuple[str, ...], key: str | None = None) -> Checkpoint:
+    """Read a weights file: safetensors, or a PyTorch file in weights-only mode (nothing in it is executed).
+
+    Args:
+        path: the file.
+        order: names of sets, of which the first that the file has is taken.
+        key: name of the set to take instead, as `Checkpoint.taken` writes it; one that ends in ``.`` is a prefix of the
+            names of tensors, such as ``teacher.``.
+
+    Raises:
+        BackboneError: the file cannot be read or holds no weights, or several sets without a usual name.
+        UnknownNameError: it has no set `key`.
+    """
+    content = _content(path)
+    found = dict(_sets(content))
+    if key is not None:
+        return _named(path, found, key)
+    if not found and isinstance(content, Mapping):
+        return Checkpoint({})  # the names that the model lacks say more
+    if not found:
+        raise BackboneError(f"weights file {path} holds {type(content).__name__}, not a state dict")
+    taken = _preferred(found, order)
+    if taken is None:
+        if len(found) > 1:
+            raise BackboneError(
+                f"weights file {path} holds several sets of weights: {', '.join(found)}; choose one with --weights-key "
+                f"{next(iter(found))}"
+            )
+        (taken,) = found
+    return _chosen(found, taken)
+
+
+def choice_text(source: Mapping[str, Any]) -> str | None:
+    """Say which of several sets of weights was taken, from the provenance of the weights; None if there was one."""
+    others = source.get("not_taken")
+    if not others:
+        return None
+    taken = source.get("taken") or "the tensors outside of it"
+    return (
+        f"note: {source.get('file')} holds several sets of weights: {taken} is taken, not {', '.join(others)} "
+        "(--weights-key chooses another)"
+    )
+
+
+def _content(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the libraries raise many kinds
+        raise BackboneError(
+            f"weights file {path} cannot be read ({reason(error)}); it must be safetensors, or a state dict saved by "
+            "torch (no TorchScript archive, no pickled model)"
+        ) from None
+
+
+def _sets(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """Every mapping of the file that holds tensors by name, and where it lies; those of optimizers hold none directly."""
+    if not isinstance(content, Mapping) or depth > _DEPTH:
+        return
+    tensors = {
+        key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    if any("." in key for key in tensors):
+        yield name, tensors
+    for key, value in content.items():
+        if isinstance(key, str):
+            yield from _sets(value, f"{name}{_SEPARATOR}{key}" if name else key, depth + 1)
+
+
+def _preferred(found: Mapping[str, Any], order: tuple[str, ...]) -> str | None:
+    """The set that the library would take: a usual name, also within another one; the file itself if it has none."""
+    for name in order:
+        inner = [one for one in found if one.split(_SEPARATOR)[0] == name]
+        usual = [one for one in inner if {*one.split(_SEPARATOR)} <= {*order}]
+        if usual:
+            return min(usual, key=lambda one: one.count(_SEPARATOR))
+    return "" if "" in found else None
+
+
+def _named(path: Path, found: Mapping[str, Mapping[str, Tensor]], key: str) -> Checkpoint:
+    if key in found:
+        return _chosen(found, key)
+    if key.endswith("."):
+        for name, tensors in found.items():
+            state = {one.removeprefix(key): value for one, value in tensors.items() if one.startswith(key)}
+            if state:
+                return Checkpoint(state, key, tuple(one for one in (name or "the rest",) if one))
+    valid = [name for name in found if name]
+    if not valid:
+        raise RequestError(f"weights file {path} holds one set of weights; leave --weights-key out")
+    raise UnknownNameError("set of weights", key, valid, f"({path})")
+
+
+def _chosen(found: Mapping[str, Mapping[str, Tensor]], taken: str) -> Checkpoint:
+    others = tuple(name or "the tensors outside of it" for name in found if name != taken)
+    return Checkpoint(found[taken], taken, others)
+
+
+def names_of(keys: Mapping[str, Any], marker: str) -> list[str]:
+    """The prefixes under which a state dict has the tensor `marker`, such as ``teacher.backbone.``; at most three."""
+    return sorted(key.removesuffix(marker) for key in keys if key.endswith(f".{marker}"))[:3]

@@ -1,0 +1,123 @@
+"""Which column of a table is the path, which the split, the id and the labels."""
+
+from pathlib import Path
+from typing import NoReturn
+
+from featcache.extract.sources.argument import Argument
+from featcache.extract.sources.csv_file import Table
+from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extract.sources.decode import EXTENSIONS
+from featcache.extract.sources.split_names import (
+    are_flags,
+    is_split_column,
+    name_the_only_split,
+    role_of,
+    splits_of_column,
+)
+from featcache.store.errors import RequestError, UnknownNameError
+
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path")
+SPLIT_COLUMN, ID_COLUMN = "split", "id"
+
+
+class Columns:
+    """Names of the columns by what they hold.
+
+    Args:
+        path: of the table, for errors.
+        table: its header and values.
+        argument: fields ``path``, ``split``, ``id`` and ``label`` may name columns; an empty ``split`` is for none.
+        options: ``group_by`` may name one.
+
+    Raises:
+        RequestError: columns are not there, or what one holds is not clear.
+    """
+
+    def __init__(self, path: Path, table: Table, argument: Argument, options: DatasetOptions) -> None:
+        self._path, self._table, self._header = path, table, table.header
+        self.notes: list[str] = []
+        named = argument.fields
+        usual = next((name for name in self._header if name.lower() in PATH_COLUMNS), None)
+        self.path = self._named("path", named.get("path")) or usual or self._lacking()
+        self.id = self._named("id", named.get("id")) or (ID_COLUMN if ID_COLUMN in self._header else None)
+        group = self._named("group-by", options.group_by)
+        labels = [self._named("label", name) or "" for name in argument.names("label")]
+        others = [name for name in self._header if name not in (self.path, self.id, group, *labels)]
+        if "split" in named:
+            self.split = self._named("split", named["split"])
+        else:
+            self.split = self._found_split(others, labels)
+        self.labels = labels or [name for name in others if name != self.split]
+        if not self.labels:
+            raise RequestError(
+                f"{path} has no label column; it has {', '.join(self._header)}: name it as in csv:FILE?label=NAME; for "
+                "images without labels add a column that is the same in every row"
+            )
+        self.used = list(dict.fromkeys(n for n in (self.path, self.split, self.id, group, *self.labels) if n))
+
+    def _found_split(self, others: list[str], labels: list[str]) -> str | None:
+        """The column that holds the split of each sample, by its name and its values."""
+        if SPLIT_COLUMN in others:
+            return SPLIT_COLUMN
+        found = [name for name in others if name.casefold() == SPLIT_COLUMN]
+        found = found or [name for name in others if self._holds_splits(name)]
+        if not found and not labels:
+            self._refuse_doubtful(others)
+        if not found and len(others) > 1 - bool(labels):
+            found = [name for name in others if self._is_bare_flag(name, others, labels)]
+        if len(found) > 1:
+            raise RequestError(
+                f"{self._path}: columns {', '.join(found)} may all be the split; name it as in csv:FILE?split={found[0]}"
+            )
+        if found:
+            splits = list(dict.fromkeys(splits_of_column(found[0], self._table.column(found[0]))))
+            self.notes.append(
+                f"column {found[0]} of {self._path.name} is taken for its split ({', '.join(splits[:5])}); csv:FILE?split= "
+                "reads the table without"
+            )
+        return found[0] if found else None
+
+    def _holds_splits(self, name: str) -> bool:
+        values = self._table.column(name)
+        if not is_split_column(name):
+            return len(self._header) > 2 and name_the_only_split(values)
+        roles = {role_of(split) for split in splits_of_column(name, values)}
+        return bool(values) and None not in roles
+
+    def _refuse_doubtful(self, others: list[str]) -> None:
+        """Refuse a column ``fold`` or ``set`` of other values where it would become a label beside others."""
+        doubtful = [name for name in others if is_split_column(name)]
+        if doubtful and len(others) > 1:
+            rest = ",".join(name for name in others if name not in doubtful)
+            raise RequestError(
+                f"{self._path}: column {doubtful[0]} may be the split or a label; name what it is as in "
+                f"csv:FILE?label={rest} or csv:FILE?split={doubtful[0]}&label={rest}"
+            )
+
+    def _is_bare_flag(self, name: str, others: list[str], labels: list[str]) -> bool:
+        """Whether a column ``train`` or ``test`` is a flag of the split; among columns of 0 and 1 it may be a class."""
+        if role_of(name) is None or not self._table.rows or not are_flags(self._table.column(name)):
+            return False
+        rest = labels or [other for other in others if other != name]
+        if labels or not all(are_flags(self._table.column(other)) for other in rest):
+            return True
+        if len(rest) == 1:
+            raise RequestError(
+                f"{self._path}: column {name} may be a flag of the split or a class; name what it is as in "
+                f"csv:FILE?split={name} or csv:FILE?label={','.join((*rest, name))}"
+            )
+        self.notes.append(f"column {name} of {self._path.name} is taken for a class, not for the split")
+        return False
+
+    def _named(self, what: str, name: str | None) -> str | None:
+        if name and name not in self._header:
+            raise UnknownNameError(f"{what} column", name, self._header, f"({self._path})")
+        return name or None
+
+    def _lacking(self) -> NoReturn:
+        hint = "name it as in csv:FILE?path=NAME"
+        if any(name.lower().endswith(tuple(EXTENSIONS)) for name in self._header):
+            hint = "its first line must be a header such as path,label"
+        raise RequestError(
+            f"{self._path} has no column {', '.join(PATH_COLUMNS)}; it has {', '.join(self._header[:20])}: {hint}"
+        )

@@ -1,0 +1,112 @@
+"""The image paths of a table: found in whatever form they are written, and named without the folders of this machine."""
+
+import ntpath
+import os
+import stat
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featcache.extract.sources.image_tree import refuse_irregular
+from featcache.extract.sources.shards import refuse_missing
+from featcache.store.errors import DatasetError
+
+STAT_THREADS = 16
+_MISSING = (-1, 0)
+_SHOWN = 120
+
+
+@dataclass
+class FoundImages:
+    """N files that are there."""
+
+    paths: list[str]
+    """Relative to the root, or absolute, as they are on disk."""
+    sizes: list[int]
+    """Bytes."""
+    notes: list[str] = field(default_factory=list)
+
+
+def find_images(root: Path, paths: Sequence[str], table: Path) -> FoundImages:
+    """Find the files that a table names.
+
+    Where a path is not there as it is written, it is looked for with ``/`` for the ``\\`` of Windows, and in the other Unicode
+    form (macOS decomposes accents).
+
+    Args:
+        root: folder that relative paths start from.
+        paths: as the table has them, N.
+        table: names the table in errors.
+
+    Raises:
+        DatasetError: files are not there, are no regular files, or more than one matches.
+    """
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        states = list(pool.map(lambda path: _state(root, path), paths, chunksize=512))
+    found = FoundImages(list(paths), [size for size, _ in states])
+    lacking = [row for row, size in enumerate(found.sizes) if size < 0]
+    converted = 0
+    for row in lacking:
+        path, (size, mode) = _other_form(root, paths[row], table, row)
+        if size >= 0:
+            converted += "\\" in paths[row] and "\\" not in path
+            found.paths[row], found.sizes[row], states[row] = path, size, (size, mode)
+    _refuse_missing_images(root, [paths[row] for row in lacking if found.sizes[row] < 0], table)
+    for row, (_, mode) in enumerate(states):
+        if not stat.S_ISREG(mode):
+            refuse_irregular(mode, f"{table}: row {row + 2}: {_short(paths[row])}")
+    if converted:
+        found.notes.append(
+            f"{converted} paths of {table.name} are written with Windows's \\ and are read with /"
+        )
+    return found
+
+
+def portable_ids(paths: Sequence[str], root: Path) -> tuple[list[str], list[str]]:
+    """Return ids that hold no folder of this machine, and notes.
+
+    A relative path is its own id. An absolute one is named from the root if it lies below, else from the folder that all of
+    those have in common.
+    """
+    absolute = [path for path in paths if path.startswith("/")]
+    if not absolute:
+        return list(paths), []
+    base = os.path.abspath(root)
+    if os.path.commonpath([base, *absolute]) != base:
+        base = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    ids = [os.path.relpath(path, base) if path.startswith("/") else path for path in paths]
+    return ids, [f"{len(absolute)} paths are absolute; ids name these images from their common folder"]
+
+
+def _state(root: Path, path: str) -> tuple[int, int]:
+    try:
+        state = os.stat(root / path)
+    except (OSError, ValueError):
+        return _MISSING
+    return state.st_size, state.st_mode
+
+
+def _other_form(root: Path, path: str, table: Path, row: int) -> tuple[str, tuple[int, int]]:
+    forms = [path.replace("\\", "/")] if "\\" in path else [path]
+    every = [*forms, *(unicodedata.normalize(form, one) for one in forms for form in ("NFC", "NFD"))]
+    there = {one: state for one in dict.fromkeys(every) if (state := _state(root, one)) != _MISSING}
+    if len(there) > 1:
+        raise DatasetError(
+            f"{table}: row {row + 2}: {_short(path)} is not there, and more than one file has this name in another Unicode "
+            f"form: {', '.join(map(ascii, there))}; rename one, or write the very name"
+        )
+    return next(iter(there.items()), (path, _MISSING))
+
+
+def _refuse_missing_images(root: Path, missing: Sequence[str], table: Path) -> None:
+    hint = f"images (below {root})"
+    if any("\\" in path or ntpath.splitdrive(path)[0] for path in missing):
+        hint = f"images with the separators or drives of Windows (below {root}; csv:FILE?root=DIR names their folder)"
+    refuse_missing([_short(path) for path in missing], hint, str(table))
+
+
+def _short(path: str) -> str:
+    shown = path if path.isprintable() else ascii(path)[1:-1]
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}... ({len(path)} characters)"
