@@ -138,7 +138,7 @@ def test_a_table_on_a_terminal(attach):
     assert "PWNED" in shown
     assert "[red]1[/red]" in shown
     assert harmless(re.sub(r"\x1b\[[0-9;]*m", "", shown))  # the styles of rich
-    terminal.truncate(0)
+    terminal = attach()
     for documents in (print_document, echo):
         documents(EVIL)
     assert harmless(terminal.getvalue())
