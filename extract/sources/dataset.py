@@ -25,7 +25,14 @@ from featcache.extract.sources.splits import (
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.inventory import MAX_SAMPLE_ID_BYTES, PROJECTION
 from featcache.store.seeds import check_seed
-from featcache.store.targets import REGRESSION, SINGLE_LABEL, TARGET_KINDS, Targets
+from featcache.store.targets import (
+    REGRESSION,
+    SINGLE_LABEL,
+    TARGET_KINDS,
+    Targets,
+    names_problem,
+    too_many_names,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -306,11 +313,9 @@ class SplitDataset(Source):
                 raise DatasetError(
                     f"{self.name}: split {split!r} cannot have this name in a cache; rename it (letters, digits, '_', '-')"
                 )
-        for name in (*targets.names, *targets.units):
-            if any(ord(character) < 32 for character in name):
-                raise DatasetError(
-                    f"{self.name}: the name {name!r} of a class or target has control characters"
-                )
+        problem = names_problem(targets.names, targets.units) or too_many_names(targets.names)
+        if problem:
+            raise DatasetError(f"{self.name}: {problem}")
         if longest > MAX_SAMPLE_ID_BYTES:
             raise DatasetError(
                 f"{self.name}: an id has {longest} bytes, at most {MAX_SAMPLE_ID_BYTES} are possible"
