@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
+from featcache.cli.unreadable import say_unreadable
+from featcache.console import ConsoleReporter
 from featcache.extract.models import model_names
 from featcache.store.catalogue import completed_last, select
 from featcache.store.errors import FeatcacheError, RequestError
@@ -26,6 +28,7 @@ def open_caches(
 ) -> list[Cache]:
     """The caches of every model and dataset named; the one completed last if nothing is."""
     if not (cache or model or dataset):
+        say_unreadable(search, ConsoleReporter())
         return [open_cache(completed_last(search).path, allow_partial=allow_partial)]
     models, datasets = _names(model), _names(dataset)
     found: dict[Path, Cache] = {}
