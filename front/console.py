@@ -81,12 +81,17 @@ class _ProgressLines:
         self._title, self._unit = title, unit
         self._rate = _Rate()
         self._printed = time.monotonic()
+        self._first: int | None = None
         self._line = ""
 
     def update(self, done: int, total: int, /) -> None:
         speed = _speed(self._rate.update(done), total - done)
         self._line = f"{self._title}: {done}/{total} {self._unit}" + (f", {speed}" if speed else "")
-        if time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+        self._first = done if self._first is None else self._first
+        # The first step is shown at once: whoever reads a log sees that work has begun.
+        begun = self._first is not None and done > self._first
+        if begun or time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+            self._first = total if begun else self._first
             self._print()
 
     def close(self) -> None:
