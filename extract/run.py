@@ -196,7 +196,7 @@ class _Extraction:
             raise _damaged(entry, error) from None
         require_files(cache)
         # A shared root may be read-only, or busy; then the next run has to look a little longer.
-        with suppress(OSError):
+        with suppress(OSError, CacheError):
             for literal in self._literals:
                 record_request(entry.path, literal)
             remove_journal(entry.path)
@@ -315,7 +315,9 @@ class _Extraction:
             require_space(path, plan.inventory)
             with (
                 suppress(CacheCompletedError),
-                CacheWriter(path, plan, projection=projection, adopt=True) as writer,
+                CacheWriter(
+                    path, plan, projection=projection, adopt=True, say=self._reporter.message
+                ) as writer,
             ):
                 for literal in self._literals:
                     record_request(path, literal)

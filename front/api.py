@@ -257,6 +257,7 @@ def probe(
     Raises:
         RequestError: the request is wrong; `UnknownNameError` for a name that does not exist.
         CacheError: the cache is damaged; `CacheNotFoundError` if there is none.
+        DivergedError: heads that diverged; the others were trained and kept, and the error's `rows` has them.
 
     Example:
         >>> rows = featcache.probe(cache, ["linear", "attentive"], layers="all", tokens="cls+ap")  # doctest: +SKIP

@@ -81,17 +81,17 @@ class _ProgressLines:
         self._title, self._unit = title, unit
         self._rate = _Rate()
         self._printed = time.monotonic()
-        self._first: int | None = None
+        self._start: int | None = None
+        self._shown = False
         self._line = ""
 
     def update(self, done: int, total: int, /) -> None:
         speed = _speed(self._rate.update(done), total - done)
         self._line = f"{self._title}: {done}/{total} {self._unit}" + (f", {speed}" if speed else "")
-        self._first = done if self._first is None else self._first
+        self._start = done if self._start is None else self._start
         # The first step is shown at once: whoever reads a log sees that work has begun.
-        begun = self._first is not None and done > self._first
+        begun = not self._shown and done > self._start
         if begun or time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
-            self._first = total if begun else self._first
             self._print()
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class _ProgressLines:
             self._print()
 
     def _print(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._shown = time.monotonic(), True
         print(self._line, file=sys.stderr, flush=True)
         self._line = ""
 

@@ -1,10 +1,14 @@
 """Corrections that changed what some runs give. Each is part of the id of these runs alone: no other is trained again for it."""
 
 from featcache.probe.protocol import INPUTS, L2_INPUT
-from featcache.probe.request import CHOICE, Job
+from featcache.probe.request import ADAMW, CHOICE, Job
+from featcache.probe.scoring.kinds import SINGLE_LABEL
 
 SCALING = "channels are constant by their own rounding"
 """Of standardized inputs: before, a channel was set to 0 where another one deviated a million times as much."""
+
+TIES = "ties go to the lower class, and five guesses hold no class without a vote"
+"""Of heads whose logits tie exactly, as votes of neighbors do; those of trained heads hardly ever do."""
 
 
 def corrections(job: Job, usual_input: str, target_type: str) -> list[str]:
@@ -18,5 +22,8 @@ def corrections(job: Job, usual_input: str, target_type: str) -> list[str]:
     inputs = {job.input or usual_input}
     if job.solver == CHOICE and job.input is None:
         inputs = {*INPUTS}
-    concerned = {SCALING: inputs != {L2_INPUT}}
+    concerned = {
+        SCALING: inputs != {L2_INPUT},
+        TIES: target_type == SINGLE_LABEL and job.solver != ADAMW,
+    }
     return [name for name, applies in concerned.items() if applies]

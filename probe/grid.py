@@ -9,7 +9,7 @@ import torch
 from featcache.probe.request import ProbeRequest
 from featcache.probe.results import ResultRow
 from featcache.probe.run import probe
-from featcache.store.errors import FeatcacheError
+from featcache.store.errors import DivergedError, FeatcacheError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
 from featcache.store.text import rough_duration
@@ -22,7 +22,7 @@ class GridResult:
     rows: list[ResultRow] = field(default_factory=list)
     """Cache by cache, as `probe` returns them."""
     failures: dict[str, FeatcacheError] = field(default_factory=dict)
-    """What went wrong, by the folder of the cache."""
+    """What went wrong, by the folder of the cache; heads that diverged leave the rows of others."""
 
 
 def probe_grid(
@@ -52,6 +52,9 @@ def probe_grid(
             reporter.message(f"cache {number + 1} of {len(caches)}{about}: {cache.directory}")
         try:
             result.rows.extend(probe(cache, request, device=device, reporter=reporter))
+        except DivergedError as error:
+            result.rows.extend(error.rows)
+            result.failures[str(cache.directory)] = error
         except FeatcacheError as error:
             if len(caches) == 1:
                 raise

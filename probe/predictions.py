@@ -25,6 +25,7 @@ def save_predictions(
     outputs: npt.NDArray[np.float32],
     names: Sequence[str],
     kind: str = SINGLE_LABEL,
+    predicted: npt.NDArray[np.int64] | None = None,
 ) -> None:
     """Write a CSV of test predictions; numbers have all their digits, and an empty cell is no number.
 
@@ -38,14 +39,15 @@ def save_predictions(
         outputs: probabilities ``[N, C]``, or numbers ``[N, O]``.
         names: of classes, in label order, or of quantities.
         kind: of targets.
+        predicted: the predicted class of single labels ``[N]``; by default the most probable one, the lowest index of several.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     rows = zip(sample_ids, labels, outputs, strict=True)
+    predicted = outputs.argmax(1) if predicted is None else predicted
     if kind == SINGLE_LABEL:
         writer.writerow(("sample_id", LABEL, PREDICTED, PROBABILITY, "label_name", "predicted_name"))
-        for sample_id, label, row in rows:
-            guess = int(row.argmax())
+        for (sample_id, label, row), guess in zip(rows, predicted.tolist(), strict=True):
             writer.writerow((sample_id, label, guess, shortest(row[guess]), names[label], names[guess]))
     else:
         named = [names[index] if index < len(names) else str(index) for index in range(outputs.shape[1])]

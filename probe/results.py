@@ -68,8 +68,8 @@ class ResultRow:
     """``single-label``, ``multi-label`` or ``regression``."""
     metric: str
     """Name of the score that was chosen by, and that gains are of."""
-    score: float
-    """Its value on test."""
+    score: float | None
+    """Its value on test; None where it is not defined, such as R2 of a single sample."""
     scores: Mapping[str, float | None]
     """All scores on test, by name."""
     score_interval: Sequence[float] | None
@@ -78,8 +78,8 @@ class ResultRow:
     top1: float | None
     top5: float | None
     """These three of single-label targets alone."""
-    gain: float
-    """Score over that of the linear probe on the last layer's class token."""
+    gain: float | None
+    """Score over that of the linear probe on the last layer's class token; None where one of both has none."""
     validation_score: float | None
     """Score on held-out samples of train, of what was chosen; None where nothing could be held out."""
     chosen_head: str
@@ -113,6 +113,11 @@ class ResultRow:
     tap: str = DEFAULT_TAP
     """Where in the blocks its tokens were taken; ``final`` if no block is among the layers."""
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the outputs were not finite; only earlier versions wrote such rows, with what an argmax of NaN gives as scores."""
+        return any(self.scores.get(name, 0.0) is None for name in ("nll", "mse"))
+
     def to_dict(self) -> JsonObject:
         """Return the row as plain JSON values."""
         return asdict(self)
@@ -138,9 +143,9 @@ _FIELDS: Mapping[tuple[type, ...], Sequence[str]] = {
     (str, NoneType): ("penalty_kind",),
     (int,): ("seed", "draw", "folds", "parameters", "train_samples", "test_samples"),
     (int, NoneType): ("num_heads", "shots"),
-    (int, float): ("score", "gain", "seconds", "finished_at"),
+    (int, float): ("seconds", "finished_at"),
     (int, float, NoneType): (
-        *("balanced_accuracy", "top1", "top5", "validation_score"),
+        *("score", "gain", "balanced_accuracy", "top1", "top5", "validation_score"),
         *("learning_rate", "weight_decay", "dropout", "penalty"),
     ),
     (bool, NoneType): ("converged",),

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from math import isnan
+from math import isnan, nan
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from featcache.probe.saved import CONFIG_FILE, HeadConfig, describe_parts, featu
 from featcache.probe.scoring.bootstrap import score_interval
 from featcache.probe.scoring.kinds import REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
 from featcache.probe.scoring.metrics import Report
+from featcache.probe.scoring.soundness import is_sound
 from featcache.probe.scoring.tasks import as_tensor, kind_of, make_task
 from featcache.probe.training.fitted import Fitted
 from featcache.probe.training.fitting import Fitter
@@ -39,7 +40,7 @@ from featcache.probe.training.process import flush_denormals, return_freed_memor
 from featcache.probe.training.trainer import predict, prediction_batch
 from featcache.probe.training.whole import check_whole
 from featcache.store.catalogue import slug
-from featcache.store.errors import RequestError
+from featcache.store.errors import DivergedError, RequestError
 from featcache.store.files import JsonObject
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
@@ -76,6 +77,7 @@ def probe(
         UnknownNameError: a layer or token kind does not exist or is not cached.
         RequestError: the train split is too small, or the memory does not hold what is needed.
         CacheError: the cache is damaged.
+        DivergedError: heads that diverged, after all others were trained; it has their rows.
     """
     flush_denormals()
     wanted = jobs(cache, request)
@@ -93,11 +95,13 @@ def probe(
     for job in wanted:
         rows += runner.run(job)
         return_freed_memory()
+    if runner.failures:
+        raise DivergedError("\n".join(runner.failures), rows)
     return rows
 
 
 def _is_kept(request: ProbeRequest, row: ResultRow) -> bool:
-    return (request.out / row.folder / CONFIG_FILE).is_file()
+    return not row.diverged and (request.out / row.folder / CONFIG_FILE).is_file()
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,9 @@ class _Runner:
         self._budget = Budget.of(request.memory, device)
         self._kind = request.target_kind or kind_of(cache["train"].labels())
         self._reporter = reporter
-        self._baseline: dict[_Trial, float] = {}
+        self._baseline: dict[_Trial, float | None] = {}
+        self.failures: list[str] = []
+        """What diverged, one line for each run."""
         self._earlier = (
             {}
             if request.force
@@ -180,7 +186,13 @@ class _Runner:
                 )
             else:
                 data = data or {split: self._load(split, job) for split in SPLITS}
-                row = self._train(job, trial, run, self._few(data["train"], job, trial), data["test"])
+                try:
+                    row = self._train(job, trial, run, self._few(data["train"], job, trial), data["test"])
+                except DivergedError as error:
+                    self._reporter.message(f"failed: {error}")
+                    self.failures.append(str(error))
+                    self._baseline.setdefault(trial, None)
+                    continue
                 self._earlier[run] = row
             self._baseline.setdefault(trial, row.score)
             yield row
@@ -262,6 +274,8 @@ class _Runner:
         fitted = fitter.fit(job, trial.seed, run, _title(job, trial), train)
         rows = torch.arange(test.tokens.num_samples)
         outputs = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens)).cpu()
+        if not is_sound(outputs, fitted.task.kind):
+            raise DivergedError(f"{_title(job, trial)}: the outputs of test samples are not finite")
         _, targets = make_task(test.labels, fitted.task.kind)
         report = fitted.task.scores(outputs, as_tensor(targets))
         interval = score_interval(outputs, as_tensor(targets), fitted.task)
@@ -282,7 +296,9 @@ class _Runner:
         test: SplitData,
     ) -> ResultRow:
         model, dataset = self._names()
-        score = report.scores[fitted.task.metric] or 0.0
+        score, baseline = report.scores[fitted.task.metric], self._baseline.get(trial, nan)
+        if baseline is not None and isnan(baseline):  # this is the baseline
+            baseline = score
         protocol = self._protocol_of(job, trial)
         return ResultRow(
             run=run,
@@ -309,7 +325,7 @@ class _Runner:
             balanced_accuracy=report.scores.get("balanced_accuracy"),
             top1=report.scores.get("top1"),
             top5=report.scores.get("top5"),
-            gain=score - self._baseline.get(trial, score),
+            gain=None if score is None or baseline is None else score - baseline,
             validation_score=None if isnan(fitted.validation) else fitted.validation,
             chosen_head=fitted.name,
             solver=job.solver,
@@ -377,7 +393,14 @@ class _Runner:
         save_head(folder, fitted.head, config)
         answers = fitted.task.probabilities(outputs).numpy()
         save_predictions(
-            folder / PREDICTIONS_FILE, test.sample_ids, test.labels, answers, class_names, row.target_kind
+            folder / PREDICTIONS_FILE,
+            test.sample_ids,
+            test.labels,
+            answers,
+            class_names,
+            row.target_kind,
+            # Of the logits: probabilities near 1 tie where logits do not.
+            predicted=outputs.argmax(1).numpy(),
         )
         save_scores(folder, report)
         if fitted.sweep is not None:

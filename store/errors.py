@@ -6,6 +6,7 @@ A message says what is wrong, where, and what to do next. ``exit_status`` is wha
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 ALIKE = 0.65
 """One wrong letter in three; with less, ``nope`` was taken for ``pets``."""
@@ -87,6 +88,19 @@ class IncompleteCacheError(CacheError):
 
 class PartialCacheError(CacheError):
     """The cache is a partial copy, and more of it is needed; the message has the command that fetches the rest."""
+
+
+class DivergedError(FeatcacheError, ArithmeticError):
+    """No training of a head ended in numbers: losses, weights or outputs are not finite.
+
+    Args:
+        message: which heads.
+        rows: the results of all other heads that were asked for.
+    """
+
+    def __init__(self, message: str, rows: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 class RemoteError(FeatcacheError, ConnectionError):

@@ -4,11 +4,13 @@ A *sealed* document carries a SHA-256 of its own content, so that damage to meta
 A cache may come from anywhere: what is read here is a plain file, never a link, and costs bounded memory and time.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from featcache.store.errors import CacheError
-from featcache.store.plain import kind_misfit, open_plain
+from featcache.store.errors import CacheError, FeatcacheError
+from featcache.store.plain import kind_misfit, read_plain
 
 JsonObject = dict[str, Any]
 
@@ -28,6 +30,18 @@ MAX_DOCUMENT_VALUES = 2**21
 # A manifest has 6 levels, a zarr.json 8. What is nested deeper can be parsed, yet not written again.
 MAX_DOCUMENT_DEPTH = 32
 PARTIAL_SUFFIX = ".partial"
+# Raised by fsync() of a folder on SMB shares and on file systems over object stores.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+# A writer's name has its token, which is random; a transfer's needs none, since its claim keeps others out.
+_TEMPORARY = re.compile(rf"(?P<name>.+?)(\.[0-9a-f]{{12}}|\.pull)?{re.escape(PARTIAL_SUFFIX)}")
+
+
+def temporary_for(name: str) -> str | None:
+    """Name of the file that a temporary file of ours stands for while it is written; None for other names."""
+    match = _TEMPORARY.fullmatch(name)
+    return match["name"] if match else None
 
 
 @contextmanager
@@ -38,6 +52,8 @@ def naming(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except FeatcacheError:
+        raise  # several are errors of the system too (`RemoteError`), and say already what there is to say
     except OSError as error:
         if error.filename is not None and not str(error.filename).endswith(PARTIAL_SUFFIX):
             raise
@@ -45,11 +61,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` survive a power loss."""
+    """Make renames in `directory` survive a power loss, where the file system can sync a folder."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         with naming(directory):
             os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
@@ -69,20 +88,33 @@ def write_atomic(path: Path, data: bytes) -> None:
                 missing_ok=True
             )  # a link would lead the bytes out of the folder, a pipe is waited for
         # What a killed process left under the plain name is written over, so nobody has to sweep it.
-        with partial.open("ab") as file:
-            locked = try_lock(file.fileno())
-            mine = bool(locked) and is_open_file(file.fileno(), partial)
-            if mine:
-                file.truncate(0)
-                _replace(partial, path, file, data)  # before the lock goes with the file
-        if not mine:
-            if locked is None:
-                partial.unlink(missing_ok=True)
-            # Another process is writing this very file.
+        if not _write_plainly_named(partial, path, data):
+            # Another process is writing this very file, or left it where only its user may write.
             partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
-            with partial.open("xb") as file:
-                _replace(partial, path, file, data)
+            try:
+                with partial.open("xb") as file:
+                    _replace(partial, path, file, data)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
     sync_directory(path.parent)
+
+
+def _write_plainly_named(partial: Path, path: Path, data: bytes) -> bool:
+    """Write by way of `partial` if no other process does; False if one does, or if it may not be written."""
+    try:
+        file = partial.open("ab")
+    except PermissionError:
+        return False
+    with file:
+        locked = try_lock(file.fileno())
+        if locked and is_open_file(file.fileno(), partial):
+            file.truncate(0)
+            _replace(partial, path, file, data)  # before the lock goes with the file
+            return True
+    if locked is None:
+        partial.unlink(missing_ok=True)
+    return False
 
 
 def _replace(partial: Path, path: Path, file: BinaryIO, data: bytes) -> None:
@@ -92,10 +124,10 @@ def _replace(partial: Path, path: Path, file: BinaryIO, data: bytes) -> None:
     partial.replace(path)
 
 
-def try_lock(descriptor: int) -> bool | None:
+def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
     """Lock an open file for this process; False if another one holds it, None on a file system without locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -169,13 +201,7 @@ def unseal(document: JsonObject, where: str) -> JsonObject:
 
 def read_json(path: Path) -> JsonObject:
     """Read a JSON object of bounded size; errors as in `read_sealed`."""
-    descriptor, size = open_plain(path)
-    with open(descriptor, "rb") as file:
-        if size > MAX_DOCUMENT_BYTES:
-            raise CacheError(
-                f"{path}: {size} bytes is more than a metadata file may have ({MAX_DOCUMENT_BYTES})"
-            )
-        return parse_json(file.read(size), str(path))
+    return parse_json(read_plain(path, MAX_DOCUMENT_BYTES), str(path))
 
 
 def parse_json(data: bytes, where: str) -> JsonObject:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from featcache.store.errors import PartialCacheError
+from featcache.store.errors import CacheError, PartialCacheError
 from featcache.store.files import field, read_sealed, write_sealed
 from featcache.store.inventory import Inventory
 from featcache.store.layers import FINAL
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 
 HELD_FILE = "held.json"
+COLUMN_ARRAYS = ("label", "sample_id", "valid")
+"""Arrays that a copy holds of every split of which it holds anything."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,16 @@ class Held:
             document, where = read_sealed(path), str(path)
         except FileNotFoundError:
             return None
+        inventory = Inventory.from_dict(field(document, "inventory", dict, where), where, whole=False)
+        for split in inventory.splits.values():
+            lacking = [name for name in COLUMN_ARRAYS if name not in split.arrays]
+            if lacking:
+                raise CacheError(
+                    f"{where}: split {split.name!r} lacks the array {lacking[0]!r}, which every copy holds; "
+                    "remove the copy and pull it again"
+                )
         return cls(
-            Inventory.from_dict(field(document, "inventory", dict, where), where, whole=False),
+            inventory,
             field(document, "origin", str, where),
             field(document, "version", str, where),
             field(document, "borrowed", bool, where),

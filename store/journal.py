@@ -4,7 +4,10 @@ It exists only while a cache is incomplete; the manifest replaces it.
 """
 
 import os
+import re
+import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -18,6 +21,14 @@ from featcache.store.spec import CacheSpec
 FEATURES = "features.zarr"
 JOURNAL = "journal"
 PLAN_FILE = "plan.json"
+SCRATCH = "zarr-metadata"
+"""The one folder in a journal: an earlier version's, of a writer that was killed while it began."""
+_TEMPORARY = r"(\.[0-9a-f]{12})?\.partial"
+_ASIDE = re.compile(rf"{JOURNAL}\.[0-9a-f]{{12}}\.partial")
+_OWN_FILES = re.compile(
+    rf"(plan\.json|[^/]+\.\d{{5,}}(\.progress)?\.json)({_TEMPORARY})?"
+    r"|[^/]+\.claim(\.[0-9a-f]{12})?|clock-[0-9a-f]{12}"
+)
 
 
 @dataclass(frozen=True)
@@ -113,3 +124,44 @@ def _read(directory: Path, inventory: Inventory, block: Block) -> BlockRecord | 
 
 def _files_hold(directory: Path, record: BlockRecord) -> bool:
     return not any(file.misfit(directory / FEATURES / path) for path, file in record.files.items())
+
+
+def is_set_aside(name: str) -> bool:
+    """Whether a folder of this name is a journal that was moved aside to be removed."""
+    return _ASIDE.fullmatch(name) is not None
+
+
+def foreign_names(folder: Path) -> list[str]:
+    """Names in the journal `folder` that no writer of ours gives, in order; those of another version are among them."""
+    with os.scandir(folder) as items:
+        return sorted(item.name for item in items if not _is_own(item))
+
+
+def drop_records(folder: Path) -> None:
+    """Remove the plan, the commit records and the checkpoints of a journal; claims stay, they are others' too."""
+    with os.scandir(folder) as items:
+        own = [item.name for item in items if _is_own(item) and ".json" in item.name]
+    for name in own:
+        (folder / name).unlink(missing_ok=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove the files of a journal, and the folder unless something that is not ours is left in it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    with os.scandir(folder) as items:
+        own = [item for item in items if _is_own(item)]
+    for item in own:
+        # Another process may be clearing it too.
+        if item.is_dir(follow_symlinks=False):
+            shutil.rmtree(item.path, ignore_errors=True)
+        else:
+            Path(item.path).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _is_own(item: "os.DirEntry[str]") -> bool:
+    if item.is_dir(follow_symlinks=False):
+        return item.name == SCRATCH
+    return _OWN_FILES.fullmatch(item.name) is not None

@@ -40,6 +40,34 @@ def open_plain(path: str | Path) -> tuple[int, int]:
     return descriptor, status.st_size
 
 
+def read_plain(path: str | Path, limit: int) -> bytes:
+    """Read a file of a cache whole.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CacheError: as for `open_plain`, or it has more than `limit` bytes.
+    """
+    descriptor, size = open_plain(path)
+    with open(descriptor, "rb", buffering=0) as file:
+        if size > limit:
+            raise CacheError(f"{path}: {size} bytes is more than such a file may have ({limit})")
+        data = bytearray()
+        # In pieces, since a file may grow after its size was asked, and one read may give less than all.
+        while len(data) <= limit and (piece := file.read(limit + 1 - len(data))):
+            data += piece
+    if len(data) > limit:
+        raise CacheError(f"{path}: it grows while it is read, beyond {limit} bytes")
+    return bytes(data)
+
+
+def has_content(path: str | Path, data: bytes) -> bool:
+    """Whether there is a regular file at `path` with exactly this content; no more than that is read."""
+    try:
+        return read_plain(path, len(data)) == data
+    except (FileNotFoundError, CacheError):
+        return False
+
+
 def refuse_link(path: str | Path) -> None:
     """Refuse a link inside a cache. The folder of the cache itself may be one: people keep caches on several disks.
 

@@ -9,6 +9,7 @@ from featcache.cli.options import common_options
 from featcache.console import ConsoleReporter, duration, print_json, print_table, size
 from featcache.store.catalogue import roots
 from featcache.store.catalogue.leftovers import Leftover, find_leftovers
+from featcache.store.catalogue.removal import left_behind
 from featcache.store.errors import CacheError, FeatcacheError, RequestError
 
 COLUMNS = ("kind", "path", "size", "age", "why")
@@ -29,13 +30,14 @@ def gc_command(older_than: float, yes: bool, root: tuple[Path, ...], as_json: bo
     """List what can go, and remove it with --yes.
 
     Remains of interrupted removals and writes, caches that nobody finished, and exact copies of a cache under another
-    dataset's name. Looks at the first root only, unless --root says otherwise: the others are shared.
+    dataset's name, where every byte of the one that stays is intact. What is not shown to be featcache's stays. Looks at the first root only, unless --root says otherwise: the others are shared.
     """
     if not older_than >= 0:
         raise RequestError(f"--older-than must be 0 days or more, got {older_than:g}")
     search = list(root) or roots()[:1]
-    found = [leftover for one in search for leftover in find_leftovers(one, older_than)]
-    failed = _remove(found, ConsoleReporter()) if yes else []
+    reporter = ConsoleReporter()
+    found = _find(search, older_than, reporter)
+    failed = _remove(found, reporter) if yes else []
     gone = [leftover for leftover in found if leftover not in failed] if yes else []
     if as_json:
         print_json([{**_describe(leftover), "removed": leftover in gone} for leftover in found])
@@ -45,14 +47,27 @@ def gc_command(older_than: float, yes: bool, root: tuple[Path, ...], as_json: bo
         raise CacheError(f"{len(failed)} of {len(found)} could not be removed, see above")
 
 
+def _find(search: list[Path], older_than: float, reporter: ConsoleReporter) -> list[Leftover]:
+    """What can go under the roots, each once: a root may be given under two names."""
+    found: dict[tuple[int, int, str], Leftover] = {}
+    for root in search:
+        for leftover in find_leftovers(root, older_than, reporter=reporter):
+            status = leftover.path.lstat()
+            found.setdefault((status.st_dev, status.st_ino, leftover.kind), leftover)
+    return list(found.values())
+
+
 def _remove(found: list[Leftover], reporter: ConsoleReporter) -> list[Leftover]:
     failed = []
     for leftover in found:
         try:
-            leftover.remove()
+            left = leftover.remove()
         except FeatcacheError as error:
             reporter.message(str(error))
             failed.append(leftover)
+        else:
+            if left:
+                reporter.message(left_behind(leftover.path, left))
     return failed
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
+from featcache.cli.unreadable import say_unreadable
+from featcache.console import ConsoleReporter
 from featcache.extract.models import model_names
 from featcache.store.catalogue import completed_last, select
 from featcache.store.errors import FeatcacheError, RequestError
@@ -18,7 +20,7 @@ class GridError(FeatcacheError):
         """Build the message: what went wrong with which cache."""
         listed = "\n  ".join(f"{name}: {error}" for name, error in failures.items())
         many = "1 cache was" if len(failures) == 1 else f"{len(failures)} caches were"
-        super().__init__(f"{many} passed over:\n  {listed}")
+        super().__init__(f"{many} passed over, in whole or in part:\n  {listed}")
 
 
 def open_caches(
@@ -26,6 +28,7 @@ def open_caches(
 ) -> list[Cache]:
     """The caches of every model and dataset named; the one completed last if nothing is."""
     if not (cache or model or dataset):
+        say_unreadable(search, ConsoleReporter())
         return [open_cache(completed_last(search).path, allow_partial=allow_partial)]
     models, datasets = _names(model), _names(dataset)
     found: dict[Path, Cache] = {}

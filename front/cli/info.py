@@ -10,7 +10,8 @@ import click
 
 from featcache.cli.options import common_options
 from featcache.cli.remote import describe_remote
-from featcache.console import name_range, print_json, size
+from featcache.cli.unreadable import say_unreadable
+from featcache.console import ConsoleReporter, name_range, print_json, size
 from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, select
 from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
@@ -41,6 +42,8 @@ def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> No
         document = describe_remote(cache)
     else:
         search = roots(root)
+        if not cache:
+            say_unreadable(search, ConsoleReporter())
         document = _describe(select(search, cache) if cache else completed_last(search))
     if as_json:
         print_json(document)

@@ -11,7 +11,7 @@ NUMERIC = COLUMNS[4:]
 
 def table_row(document: JsonObject) -> list[str]:
     """The cells of a cache; those of numbers are empty for one that is damaged or still being pushed."""
-    names = [document[name] for name in COLUMNS[:4]]
+    names = [document[name] or "" for name in COLUMNS[:4]]
     if "samples" not in document:
         return [*names, *[""] * len(NUMERIC)]
     samples = [str(document["samples"].get(split, "")) for split in ("train", "test")]

@@ -9,7 +9,7 @@ from featcache.cli.options import common_options
 from featcache.cli.remote import list_remote
 from featcache.console import print_json, print_table
 from featcache.extract.models import model_names
-from featcache.store.catalogue import Entry, goes_by, roots, scan
+from featcache.store.catalogue import Entry, Unreadable, goes_by, roots, scan, slug, unreadable
 from featcache.store.catalogue.summary import Summary, summarise
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
@@ -40,6 +40,7 @@ def ls_command(
         return
     search = roots(root)
     documents = [_describe(entry) for entry in scan(search) if _matches(entry, model, dataset)]
+    documents += [_closed(one) for one in unreadable(search) if _may_match(one, model, dataset)]
     if as_json:
         print_json(documents)
     elif documents:
@@ -57,6 +58,26 @@ def _matches(entry: Entry, model: str | None, dataset: str | None) -> bool:
     return not model or model.lower() in entry.model or goes_by(entry, model_names(model))
 
 
+def _may_match(one: Unreadable, model: str | None, dataset: str | None) -> bool:
+    """Whether an unreadable folder may hold what is looked for; of one above the caches nobody can tell."""
+    if dataset and one.dataset and dataset.lower() not in one.dataset.lower():
+        return False
+    names = model_names(model) if model else ()
+    return not model or not one.model or model.lower() in one.model or one.model in map(slug, names)
+
+
+def _closed(one: Unreadable) -> JsonObject:
+    return {
+        "dataset": one.dataset or None,
+        "model": one.model or None,
+        "key": one.key or None,
+        "path": str(one.path),
+        "root": str(one.root),
+        "state": "unreadable",
+        "error": f"{one.path} cannot be read ({one.reason})",
+    }
+
+
 def _describe(entry: Entry) -> JsonObject:
     document: JsonObject = {
         "dataset": entry.dataset,
@@ -70,6 +91,8 @@ def _describe(entry: Entry) -> JsonObject:
         modified = entry.modified
     except CacheError as error:
         return {**document, "state": "damaged", "error": str(error)}
+    except OSError as error:
+        return {**document, "state": "unreadable", "error": str(error)}
     inventory = summary.inventory
     return {
         **document,

@@ -179,8 +179,10 @@ def probe_command(
     result = probe_grid(caches, request, device=choose_device(device), reporter=reporter)
     if as_json:
         print_json([row.to_dict() for row in result.rows])
-    else:
+    elif result.rows:
         _print(result.rows, out, len(caches) > 1, max(request.settings().learning_rates))
+    if result.failures and len(caches) == 1:
+        raise next(iter(result.failures.values()))
     if result.failures:
         raise GridError(result.failures)
 

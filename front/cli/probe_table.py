@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from featcache.probe.results import ResultRow
 
 NUMERIC = ("seed", "top-1", "gain", "parameters", "seconds")
+UNDEFINED = "undefined"
+"""Shown for a score that the test samples do not define, such as R2 of a single one."""
 METRICS = {"balanced_accuracy": "balanced acc", "mean_average_precision": "mAP", "r2": "R2"}
 
 
@@ -58,7 +60,7 @@ def _groups(rows: Sequence["ResultRow"]) -> list[list["ResultRow"]]:
 
 
 def _line(row: "ResultRow") -> list[str]:
-    score = f"{100 * row.score:.2f}"
+    score = UNDEFINED if row.score is None else f"{100 * row.score:.2f}"
     if row.score_interval is not None:
         low, high = row.score_interval
         score += f" [{100 * low:.1f}, {100 * high:.1f}]"
@@ -70,7 +72,7 @@ def _line(row: "ResultRow") -> list[str]:
         str(row.seed) if row.shots is None else f"{_shots(row.shots)}, draw {row.draw}, {row.seed}",
         score,
         "" if row.top1 is None else f"{100 * row.top1:.2f}",
-        f"{100 * row.gain:+.2f}",
+        "" if row.gain is None else f"{100 * row.gain:+.2f}",
         chosen(row),
         f"{row.parameters:,}",
         f"{row.seconds:.1f}",

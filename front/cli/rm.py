@@ -8,7 +8,7 @@ from featcache.cli.options import common_options
 from featcache.cli.remote import confirmed, remove_remote
 from featcache.console import print_json, size
 from featcache.store.catalogue import Entry, roots, select
-from featcache.store.catalogue.removal import check_removable, remove_cache
+from featcache.store.catalogue.removal import check_removable, left_behind, refuse_linked, remove_cache
 from featcache.store.catalogue.usage import Usage, usage
 from featcache.store.errors import CacheNotFoundError, RequestError
 from featcache.store.transfer.address import is_address
@@ -22,22 +22,27 @@ def rm_command(cache: str, yes: bool, root: tuple[Path, ...], as_json: bool) -> 
     """Remove a cache, after showing what it is and asking.
 
     CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY, or REMOTE/CACHE, which goes for all
-    teammates. What is being written is refused.
+    teammates. What is being written is refused, and files in its folder that are not featcache's stay.
     """
     if is_address(cache):
         remove_remote(cache, yes, as_json)
         return
+    refuse_linked(Path(cache))
     entry = _select(roots(root), cache)
+    refuse_linked(entry.path)
     check_removable(entry.path)
     taken = usage(entry.path)
     if not yes and not confirmed(str(entry.path), _what(entry, taken)):
         click.echo("nothing was removed", err=True)
         return
-    remove_cache(entry.path)
+    left = remove_cache(entry.path)
+    removed = {"path": str(entry.path), "key": entry.key, "bytes": taken.num_bytes}
     if as_json:
-        print_json({"path": str(entry.path), "key": entry.key, "bytes": taken.num_bytes})
-    else:
-        click.echo(f"removed {entry.path} ({size(taken.num_bytes)})")
+        print_json({**removed, "left": [str(path) for path in left]})
+        return
+    click.echo(f"removed {entry.path} ({size(taken.num_bytes)})")
+    if left:
+        click.echo(left_behind(entry.path, left), err=True)
 
 
 def _select(search: list[Path], cache: str) -> Entry:

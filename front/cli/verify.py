@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from featcache.cli.options import common_options
+from featcache.cli.unreadable import say_unreadable
 from featcache.cli.verify_report import Checked
 from featcache.console import ConsoleReporter, print_json
 from featcache.store.catalogue import completed_last, roots, scan, select
@@ -74,7 +75,10 @@ def verify_command(
     given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
     _check_request(cache, every, samples, given)
     reporter, results = ConsoleReporter(quiet=as_json), []
-    for directory in _directories(roots(root), cache, every, mend):
+    search = roots(root)
+    if not cache:
+        say_unreadable(search, reporter)
+    for directory in _directories(search, cache, every, mend):
         found = verify(directory, threads=threads, reporter=reporter)
         repaired = _repair(found, every, reporter) if mend and found.damages else None
         recomputed = _recompute(found, samples, options, reporter) if samples else None

@@ -92,12 +92,12 @@ def plain_folds(num_samples: int, number: int, seed: int) -> list[tuple[Rows, Ro
     return _by_fold(rng.permutation(fold), number, num_samples)
 
 
-def plain_holdout(num_samples: int, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Hold out ``round(fraction * N)`` samples by lot, but never the last one; see `stratified_holdout`."""
+def plain_holdout(num_samples: int, fraction: float, seed: int, least: int = 0) -> tuple[Rows, Rows]:
+    """Hold out ``round(fraction * N)`` samples by lot, `least` at least, but never the last one; see `stratified_holdout`."""
     if not 0 < fraction < 1:
         raise RequestError(f"the held-out fraction must lie between 0 and 1, not {fraction}")
     order = np.random.Generator(np.random.PCG64(seed)).permutation(num_samples)
-    number = min(round(fraction * num_samples), num_samples - 1)
+    number = min(max(round(fraction * num_samples), least), num_samples - 1)
     return np.sort(order[number:]), np.sort(order[:number])
 
 

@@ -21,6 +21,9 @@ def sweep_figure(record: SweepRecord, title: str) -> Figure:
 
     Of settings beyond the third, the best value is drawn.
     """
+    lost = sum(not np.isfinite(trial.validation) for trial in record.trials)
+    if lost:
+        title += f"\n{lost} of {len(record.trials)} diverged and are not drawn"
     names = _varied(record)
     if len(names) == 1 and not any(isinstance(value, str) for value in _values(record, names[0])):
         return _curve(record, names[0], title)

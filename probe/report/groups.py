@@ -54,7 +54,7 @@ class Group:
     @cached_property
     def by_seed(self) -> dict[tuple[int, int], float]:
         """The score of every draw and seed."""
-        values = {(row.draw, row.seed): row.scores.get(self.score) for row in self.rows}
+        values = {(row.draw, row.seed): row.scores.get(self.score) for row in self.rows if not row.diverged}
         return {seed: value for seed, value in values.items() if value is not None}
 
     @property

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.probe.scoring.soundness import is_sound
 from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task
 
 RESAMPLES = 1000
@@ -29,11 +30,11 @@ def score_interval(
         level: of the interval.
 
     Returns:
-        Low and high; None for label sets, whose mean average precision takes too long to compute a thousand times, and for outputs
-        that are not finite.
+        Low and high; None for label sets, whose mean average precision takes too long to compute a thousand times, for outputs
+        that are not numbers, and for a single sample.
     """
     rng = np.random.Generator(np.random.PCG64(0))
-    if isinstance(task, MultiLabel) or not bool(outputs.isfinite().any(-1).all()):
+    if isinstance(task, MultiLabel) or not is_sound(outputs, task.kind) or len(targets) < 2:
         return None
     if isinstance(task, SingleLabel):
         scores = _balanced_accuracies(outputs.argmax(1) == targets, targets, rng)

@@ -12,6 +12,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from featcache.probe.scoring.ranks import among_first
+from featcache.probe.scoring.soundness import DIVERGED, is_sound
+
+TOP = 5
+SCORE_NAMES = {
+    SINGLE_LABEL: ("balanced_accuracy", "top1", "top5", "macro_f1", "nll", "ece"),
+    MULTI_LABEL: ("mean_average_precision", "macro_f1", "micro_f1", "nll"),
+    REGRESSION: ("r2", "spearman", "mse", "mae"),
+}
+"""What a report has, by target type."""
 ECE_BINS = 15
 # Of probabilities, so that one sample that was thought impossible does not make a mean infinite.
 FLOOR = float(torch.finfo(torch.float32).eps)
@@ -24,16 +35,16 @@ class Scores:
     balanced_accuracy: float
     top1: float
     top5: float | None
-    """None where the split has fewer than 6 classes."""
+    """None where split or logits have fewer than 6 classes."""
 
 
 def scores(logits: Tensor, labels: Tensor) -> Scores:
     """Score `logits` ``[N, C]`` against `labels` ``[N]`` (int64)."""
-    enough_classes = len(torch.bincount(labels).nonzero()) >= 6
+    enough_classes = min(len(torch.bincount(labels).nonzero()), logits.shape[1]) > TOP
     return Scores(
         balanced_accuracy=balanced_accuracy(logits, labels, logits.shape[1]),
         top1=top_k(logits, labels, 1),
-        top5=top_k(logits, labels, 5) if enough_classes else None,
+        top5=top_k(logits, labels, TOP) if enough_classes else None,
     )
 
 
@@ -52,15 +63,22 @@ class Report:
         """Return plain JSON values."""
         return {"scores": dict(self.scores), "per_class": list(self.per_class), "confusion": self.confusion}
 
+    @classmethod
+    def diverged(cls, target_type: str) -> "Report":
+        """Return the report of outputs that are not numbers: no score is defined."""
+        return cls(dict.fromkeys(SCORE_NAMES[target_type]))
+
 
 def single_label_report(logits: Tensor, labels: Tensor) -> Report:
     """Score `logits` ``[N, C]`` against `labels` ``[N]`` (int64); labels beyond C were unknown in training.
 
     ``macro_f1`` is the mean over the classes that occur in labels or predictions; ``nll`` the mean negative log-likelihood, with
     probabilities not below the least of float32; ``ece`` the expected calibration error with 15 bins of equal width
-    (Guo et al. 2017, arXiv 1706.04599).
+    (Guo et al. 2017, arXiv 1706.04599). Logits that are not numbers have no scores.
     """
     logits, labels = logits.cpu(), labels.cpu()
+    if not is_sound(logits, SINGLE_LABEL):
+        return Report.diverged(SINGLE_LABEL)
     found = scores(logits, labels)
     num_classes = max(logits.shape[1], int(labels.max()) + 1)
     predicted = logits.argmax(1)
@@ -100,7 +118,9 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
     """Expected calibration error: how far the largest probability is from the accuracy, bin by bin of equal width."""
-    confidence, predicted = logits.double().softmax(1).max(1)
+    # Of the logits, since probabilities near 1 or 0 tie where logits do not.
+    predicted = logits.argmax(1)
+    confidence = logits.double().softmax(1).gather(1, predicted[:, None]).squeeze(1)
     right = (predicted == labels).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, confidence - right)
@@ -110,20 +130,21 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = ECE_BINS) -> f
 def multi_label_report(logits: Tensor, targets: Tensor) -> Report:
     """Score `logits` ``[N, C]`` against `targets` ``[N, C]`` of 0 and 1; a class is predicted where its logit is positive.
 
-    Means over classes are over those with at least one positive sample.
+    Means over classes are over those with at least one positive sample. Logits that are not finite have no scores.
     """
+    if not is_sound(logits, MULTI_LABEL):
+        return Report.diverged(MULTI_LABEL)
     precisions = average_precisions(logits, targets)
     predicted, actual = logits.cpu().numpy() > 0, targets.cpu().numpy() > 0
     hits, marked = (predicted & actual).sum(0), predicted.sum(0) + actual.sum(0)
     present = actual.any(0)
     f1 = 2 * hits[present] / marked[present]
     micro = 2 * hits.sum() / marked.sum() if marked.any() else 0.0
-    log_likelihood = torch.nn.functional.binary_cross_entropy_with_logits(logits.cpu(), targets.cpu().float())
     values: dict[str, float | None] = {
         "mean_average_precision": _mean(precisions),
         "macro_f1": float(f1.mean()) if present.any() else None,
         "micro_f1": float(micro),
-        "nll": float(log_likelihood),
+        "nll": multi_label_negative_log_likelihood(logits, targets),
     }
     per_class = [
         {"samples": int(count), "average_precision": precision}
@@ -132,14 +153,19 @@ def multi_label_report(logits: Tensor, targets: Tensor) -> Report:
     return Report(values, per_class)
 
 
-def average_precisions(logits: Tensor, targets: Tensor) -> list[float | None]:
-    """Average precision of every class (scikit-learn's: no interpolation); None for one without positive samples.
+def multi_label_negative_log_likelihood(logits: Tensor, targets: Tensor) -> float:
+    """Mean of -log p over samples and classes, each class by itself; logits and targets ``[N, C]``."""
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits.cpu().double(), targets.cpu().double()
+    )
+    return float(losses)
 
-    Logits that are not numbers count as least of all.
-    """
+
+def average_precisions(logits: Tensor, targets: Tensor) -> list[float | None]:
+    """Average precision of every class (scikit-learn's: no interpolation); None for one without positive samples."""
     from sklearn.metrics import average_precision_score
 
-    scored, actual = logits.nan_to_num(nan=-torch.inf).cpu().numpy(), targets.cpu().numpy() > 0
+    scored, actual = logits.cpu().double().numpy(), targets.cpu().numpy() > 0
     return [
         float(average_precision_score(actual[:, index], scored[:, index])) if actual[:, index].any() else None
         for index in range(actual.shape[1])
@@ -149,21 +175,26 @@ def average_precisions(logits: Tensor, targets: Tensor) -> list[float | None]:
 def mean_average_precision(logits: Tensor, targets: Tensor) -> float:
     """Mean average precision over the classes with a positive sample; 0 if there is none.
 
-    Minus infinity for logits that are not numbers, such as those of a training that diverged.
+    `DIVERGED` for logits that are not finite.
     """
-    if bool(logits.isnan().any()):
-        return -float("inf")
+    if not is_sound(logits, MULTI_LABEL):
+        return DIVERGED
     return _mean(average_precisions(logits, targets)) or 0.0
 
 
 def regression_report(outputs: Tensor, targets: Tensor) -> Report:
-    """Score `outputs` ``[N, O]`` against `targets` ``[N, O]``: each score is the mean over outputs."""
+    """Score `outputs` ``[N, O]`` against `targets` ``[N, O]``: each score is the mean over outputs.
+
+    A single sample has no R2, and outputs that are not finite have no scores.
+    """
+    if not is_sound(outputs, REGRESSION):
+        return Report.diverged(REGRESSION)
     guessed, actual = outputs.cpu().double().numpy(), targets.cpu().double().numpy()
     error = guessed - actual
     correlations = [_spearman(guessed[:, index], actual[:, index]) for index in range(actual.shape[1])]
     return Report(
         {
-            "r2": r2(outputs, targets),
+            "r2": r2(outputs, targets) if len(targets) > 1 else None,
             "spearman": _mean(correlations),
             "mse": float(np.square(error).mean()),
             "mae": float(np.abs(error).mean()),
@@ -172,11 +203,16 @@ def regression_report(outputs: Tensor, targets: Tensor) -> Report:
 
 
 def r2(outputs: Tensor, targets: Tensor) -> float:
-    """Coefficient of determination, the mean over outputs; minus infinity for outputs that are not finite."""
+    """Coefficient of determination, the mean over outputs; `DIVERGED` for outputs that are not finite.
+
+    A single sample has none: then it is the negative squared error, which ranks outputs in the same order.
+    """
     from sklearn.metrics import r2_score
 
-    if not bool(outputs.isfinite().all()):
-        return -float("inf")
+    if not is_sound(outputs, REGRESSION):
+        return DIVERGED
+    if len(targets) < 2:
+        return -float((outputs.double() - targets.double()).square().mean())
     return float(r2_score(targets.cpu().double().numpy(), outputs.cpu().double().numpy()))
 
 
@@ -184,7 +220,7 @@ def _spearman(guessed: npt.NDArray[np.float64], actual: npt.NDArray[np.float64])
     """Rank correlation; None where one side is constant."""
     from scipy.stats import rankdata
 
-    if np.ptp(guessed) == 0 or np.ptp(actual) == 0 or not np.isfinite(guessed).all():
+    if np.ptp(guessed) == 0 or np.ptp(actual) == 0:
         return None
     return float(np.corrcoef(rankdata(guessed), rankdata(actual))[0, 1])
 
@@ -211,9 +247,8 @@ def balanced_accuracy(logits_or_pred: Tensor, labels: Tensor, num_classes: int) 
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Fraction of samples whose label is among the `k` largest of their logits ``[N, C]``."""
-    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return float((best == labels[:, None]).any(dim=1).cpu().double().mean())
+    """Fraction of samples whose label is among the `k` first classes of their logits ``[N, C]``; ties as in `among_first`."""
+    return float(among_first(logits, labels, k).cpu().double().mean())
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:

@@ -22,6 +22,7 @@ from featcache.probe.inputs.split import (
 from featcache.probe.inputs.stages import OutputScale
 from featcache.probe.scoring import metrics
 from featcache.probe.scoring.kinds import KINDS, MULTI_LABEL, REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
+from featcache.probe.scoring.soundness import DIVERGED, is_sound
 from featcache.probe.training.losses import (
     CrossEntropy,
     Loss,
@@ -32,6 +33,8 @@ from featcache.probe.training.losses import (
 from featcache.store.errors import RequestError, UnknownNameError
 
 Targets = npt.NDArray[Any]
+LEAST_REGRESSION = 4
+"""Samples that can be divided for a choice: two to train on, and two, which have an R2, to choose with."""
 
 
 class Task(ABC):
@@ -88,7 +91,9 @@ class SingleLabel(Task):
         return CrossEntropy(metrics.class_weights(targets, self.num_outputs).to(device))
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
-        """Balanced accuracy."""
+        """Balanced accuracy; `DIVERGED` for logits that are not numbers."""
+        if not is_sound(outputs, SINGLE_LABEL):
+            return DIVERGED
         return metrics.balanced_accuracy(outputs, targets.to(outputs.device), self.num_outputs)
 
     def scores(self, outputs: Tensor, targets: Tensor) -> metrics.Report:
@@ -157,6 +162,10 @@ class Regression(Task):
     def scale(self, targets: Tensor) -> OutputScale:
         """Mean and deviation of every output."""
         return OutputScale.of(targets)
+
+    def holdout(self, targets: Targets, fraction: float, seed: int) -> tuple[Rows, Rows]:
+        """By lot, but two samples at least, where that leaves two: a single one has no R2."""
+        return plain_holdout(len(targets), fraction, seed, least=2 if len(targets) >= LEAST_REGRESSION else 0)
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
         """Mean R2 over outputs."""

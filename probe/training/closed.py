@@ -23,11 +23,13 @@ from featcache.probe.inputs.stages import InputStage, fit_stage
 from featcache.probe.inputs.tokens import TokenSource, read_features
 from featcache.probe.protocol import Protocol
 from featcache.probe.scoring.calibration import fit_sigmoids
-from featcache.probe.scoring.metrics import negative_log_likelihood
+from featcache.probe.scoring.metrics import multi_label_negative_log_likelihood, negative_log_likelihood
+from featcache.probe.scoring.soundness import DIVERGED, are_numbers, is_sound
 from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task, as_tensor, make_task
 from featcache.probe.solver.logistic import solver_device
 from featcache.probe.training.sweep_plan import Split, check_number, make_splits
 from featcache.probe.training.trainer import prediction_batch
+from featcache.store.errors import DivergedError
 
 # Factors that least-squares outputs are multiplied with to become logits.
 FACTORS = tuple(10.0 ** (exponent / 8) for exponent in range(-4, 21))
@@ -80,6 +82,7 @@ def run_closed_sweep(
     Raises:
         RequestError: targets that do not fit the samples or the head, a train split too small to hold anything out, or data too
             large for the method.
+        DivergedError: no settings give finite outputs.
     """
     started = time.perf_counter()
     torch.set_flush_denormal(True)
@@ -106,6 +109,10 @@ def run_closed_sweep(
     best = max(
         range(len(settings)), key=lambda index: (scores[index], _likelihood(joined[index], targets, task))
     )
+    if scores[best] == DIVERGED:
+        raise DivergedError(
+            f"outputs are not finite under any of {len(settings)} settings; use another input stage"
+        )
     chosen, held_out = dict(settings[best]), joined[best]
     head = fitter.fit(torch.arange(tokens.num_samples), [settings[best]])
     if isinstance(task, SingleLabel) and not head.calibrated:
@@ -118,6 +125,7 @@ def run_closed_sweep(
         _rescale(head, slope, offset)
     if on_progress is not None:
         on_progress(len(splits) + 1, len(splits) + 1)
+    _check_sound(head)
     validation = tuple(zip(settings, scores, strict=True))
     seconds = time.perf_counter() - started
     return ClosedResult(chosen, validation, held_out, head, task.num_outputs, seconds)
@@ -128,6 +136,7 @@ def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: 
     if isinstance(task, MultiLabel) and not head.calibrated:
         # Outputs near 0 and 1, and nothing to measure them by: the tangent of the log odds at one half.
         _rescale(head, torch.tensor(4.0), torch.tensor(-2.0))
+    _check_sound(head)
     empty = torch.empty(0, task.num_outputs)
     seconds = time.perf_counter() - started
     return ClosedResult(settings, ((settings, nan),), empty, head, task.num_outputs, seconds)
@@ -165,8 +174,18 @@ class _Fitter:
         return list(torch.cat(parts, dim=1))
 
 
+def _check_sound(head: ClosedHead) -> None:
+    if not are_numbers(head.state_dict().values()):
+        raise DivergedError("the fit on all of train is not finite; use another input stage")
+
+
 def _likelihood(outputs: Tensor, targets: Tensor, task: Task) -> float:
-    return -negative_log_likelihood(outputs, targets) if isinstance(task, SingleLabel) else 0.0
+    """What decides a tie: the log-likelihood of labels; of label sets, that of every class."""
+    if not is_sound(outputs, task.kind):
+        return DIVERGED
+    if isinstance(task, SingleLabel):
+        return -negative_log_likelihood(outputs, targets)
+    return -multi_label_negative_log_likelihood(outputs, targets) if isinstance(task, MultiLabel) else 0.0
 
 
 @torch.no_grad()

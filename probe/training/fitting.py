@@ -1,7 +1,7 @@
 """One head, chosen and fitted on train: by training the members of a protocol, by formula, by the exact solver, or the best of these."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -26,10 +26,10 @@ from featcache.probe.request import (
     make_job,
 )
 from featcache.probe.results import Chosen
-from featcache.probe.scoring.kinds import REGRESSION_LOSSES, SINGLE_LABEL
-from featcache.probe.scoring.tasks import as_tensor, make_task
+from featcache.probe.scoring.kinds import REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
+from featcache.probe.scoring.tasks import LEAST_REGRESSION, as_tensor, make_task
 from featcache.probe.solver.exact import PenaltyKind, run_exact_sweep
-from featcache.probe.training.auto import CANDIDATES, Candidate, choose
+from featcache.probe.training.auto import CANDIDATES, Candidate, Choice, choose
 from featcache.probe.training.closed import run_closed_sweep
 from featcache.probe.training.estimate import estimate_sweep
 from featcache.probe.training.fitted import Fitted, Work, count_parameters, record_sweep
@@ -47,7 +47,7 @@ from featcache.probe.training.sweep import (
 from featcache.probe.training.sweep_plan import Sweep, make_splits, plan_sweep
 from featcache.probe.training.unfinished import Unfinished
 from featcache.probe.training.whole import check_whole
-from featcache.store.errors import RequestError
+from featcache.store.errors import DivergedError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.text import rough_duration
 
@@ -88,6 +88,7 @@ class Fitter:
 
         Raises:
             RequestError: the train split is too small, or its targets are not for this head.
+            DivergedError: nothing that was fitted is finite.
         """
         task, targets = make_task(train.labels, self.target_kind, loss=self.regression_loss)
         work = Work(job, seed, run, title, train, task, targets)
@@ -99,7 +100,15 @@ class Fitter:
                 f"note: {title}: one sample of each class leaves none to choose with; the settings are the middle ones of the sweep"
             )
             fitter = replace(self, protocol=self.protocol.without_choice())
-        return fitter._fit(work)
+        elif task.kind == REGRESSION and len(targets) < LEAST_REGRESSION:
+            self.reporter.message(
+                f"note: {title}: {len(targets)} samples leave none to choose with; the settings are the middle ones of the sweep"
+            )
+            fitter = replace(self, protocol=self.protocol.without_choice())
+        try:
+            return fitter._fit(work)
+        except DivergedError as error:
+            raise DivergedError(f"{title}: {error}") from error
 
     def _fit(self, work: Work) -> Fitted:
         how = {EXACT: self._solve, CLOSED: self._compute, CHOICE: self._choose, ADAMW: self._train}
@@ -109,7 +118,16 @@ class Fitter:
         sweep = self._plan(work)
         with threads(_threads(sweep)):
             result, _ = self._sweep(work, sweep, self._unfinished(work), run_sweep)
+        self._tell_diverged(work, result.diverged)
         return self._trained(work, result.member, result.validation, result.head, result.seconds)
+
+    def _tell_diverged(self, work: Work, members: Sequence[Member]) -> None:
+        if members:
+            named = dict.fromkeys(f"{one.learning_rate:g}/{one.weight_decay:g}" for one in members)
+            self.reporter.message(
+                f"note: {work.title}: {len(members)} members diverged and are ranked last: their losses, weights or outputs are not "
+                f"finite (learning rate/weight decay {', '.join(named)})"
+            )
 
     def _unfinished(self, work: Work) -> Unfinished | None:
         return None if self.out is None else Unfinished(self.out, work.run)
@@ -164,6 +182,10 @@ class Fitter:
             if unfinished is not None:
                 kept = sum(map(len, unfinished.read()))
                 self.reporter.message(f"{kept} of {number} members are kept; the same command goes on")
+            raise
+        except DivergedError:
+            if unfinished is not None:
+                unfinished.remove()
             raise
         if unfinished is not None:
             unfinished.remove()
@@ -276,16 +298,18 @@ class Fitter:
         for job, stage in possible:
             fitter = replace(self, protocol=replace(self.protocol, input=stage))
             title = f"{work.title}: {job.head.name} on {stage}"
-            candidates.append(fitter._candidate(replace(work, job=job, title=title)))
+            try:
+                candidates.append(fitter._candidate(replace(work, job=job, title=title)))
+            except DivergedError as error:
+                self.reporter.message(f"note: {title} is left out: {error}")
+                continue
             self.reporter.message(
                 f"{title}: {work.task.metric} {candidates[-1].score:.4f} on held-out samples"
             )
         splits = make_splits(work.targets, work.task, self.protocol, work.seed)
         targets = as_tensor(work.targets)[torch.cat([held for _, held in splits])]
-        choice, reason = choose(candidates, targets, work.task)
-        self.reporter.message(f"{work.title} chose {reason}")
-        parts = [part.finish() for part in choice.parts]
         listed = tuple({"head": one.head, "input": one.input, "score": one.score} for one in candidates)
+        choice, parts = self._finish_best(work, candidates, targets)
         if len(parts) == 1:
             return replace(parts[0], sweep=None, candidates=listed, seconds=time.perf_counter() - started)
         head = BlendHead.of([part.name for part in parts], [part.head for part in parts], work.task.kind)
@@ -300,6 +324,25 @@ class Fitter:
             " + ".join(f"{part.name} on {part.input}" for part in parts),
             candidates=listed,
         )
+
+    def _finish_best(
+        self, work: Work, candidates: Sequence[Candidate], targets: Tensor
+    ) -> tuple[Choice, list[Fitted]]:
+        """Fit the best choice on all of train; where a part of it diverges, the best without that part."""
+        left = list(candidates)
+        while left:
+            choice, reason = choose(left, targets, work.task)
+            self.reporter.message(f"{work.title} chose {reason}")
+            parts: list[Fitted] = []
+            for part in choice.parts:
+                try:
+                    parts.append(part.finish())
+                except DivergedError as error:
+                    self.reporter.message(f"note: {work.title}: {part} is left out: {error}")
+                    left.remove(part)
+            if len(parts) == len(choice.parts):
+                return choice, parts
+        raise DivergedError("every candidate diverged")
 
     def _possible(self, work: Work) -> list[tuple[Job, str]]:
         """The candidates, each a job and an input stage, that the data are not too large for."""
@@ -331,6 +374,7 @@ class Fitter:
         with threads(_threads(sweep)):
             unfinished = self._unfinished(replace(work, run=f"{work.run}-{name}-{stage}"))
             found, options = self._sweep(work, sweep, unfinished, tune)
+            self._tell_diverged(work, found.diverged)
             # Of members that an earlier run trained only the score is known.
             held_out = (
                 found.held_out if len(found.held_out) else held_out_outputs(sweep, found.member, options)
@@ -339,8 +383,10 @@ class Fitter:
 
         def finish_it() -> Fitted:
             with threads(_threads(sweep)):
-                head = finish(sweep, found.member, options)
-            return self._trained(work, found.member, found.validation, head, seconds)
+                member, head, _ = finish(
+                    sweep, replace(found, validation={found.member: found.validation[found.member]}), options
+                )
+            return self._trained(work, member, found.validation, head, seconds)
 
         return Candidate(name, stage, found.validation[found.member], held_out, finish_it)
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from featcache.probe.heads.base import Head
 from featcache.probe.protocol import Member, Plan
+from featcache.probe.scoring.soundness import DIVERGED
 from featcache.probe.training.batches import Jitter, Seeds
 from featcache.probe.training.precision import FP32
 from featcache.probe.training.sweep_plan import Sweep
-from featcache.probe.training.trainer import divide, fit_members, members_together, predict
+from featcache.probe.training.trainer import divide, fit_members, has_diverged, members_together, predict
+from featcache.store.errors import DivergedError
 
 # Bytes that a parameter takes while its member trains: itself and Adam's two moments; its gradient is one of few at a time.
 BYTES_PER_PARAMETER = 3 * 4
@@ -61,6 +63,8 @@ class Tuning:
     held_out: Tensor
     """Outputs ``[R, O]`` of the chosen member on the held-out samples, in the order of `Sweep.held_rows`; empty where an earlier run
     trained it."""
+    diverged: tuple[Member, ...] = ()
+    """Members whose losses, weights or outputs were not finite, in any round."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +83,23 @@ class SweepResult:
     final: Plan
     seconds: float
     """Wall time of the sweep and the final fit."""
+    diverged: tuple[Member, ...] = ()
+    """See `Tuning`; the final fit counts too."""
 
 
 def run_sweep(sweep: Sweep, options: SweepOptions | None = None) -> SweepResult:
-    """Choose the best member on held-out samples, then fit it on all of train."""
+    """Choose the best member on held-out samples, then fit it on all of train.
+
+    Raises:
+        DivergedError: no member ends in numbers.
+    """
     options = options or SweepOptions()
     start = time.perf_counter()
     counter = _Counter(options.on_progress, sweep)
     tuning = tune(sweep, options, counter)
-    head = finish(sweep, tuning.member, options, counter)
+    member, head, diverged = finish(sweep, tuning, options, counter)
     return SweepResult(
-        tuning.member,
+        member,
         tuning.validation,
         head,
         sweep.num_parameters,
@@ -97,6 +107,7 @@ def run_sweep(sweep: Sweep, options: SweepOptions | None = None) -> SweepResult:
         sweep.tuning,
         sweep.final,
         time.perf_counter() - start,
+        diverged,
     )
 
 
@@ -121,7 +132,11 @@ class _Counter:
 
 
 def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -> Tuning:
-    """Choose the best member on held-out samples."""
+    """Choose the best member on held-out samples.
+
+    Raises:
+        DivergedError: all members of a round diverged.
+    """
     counter = counter or _Counter(options.on_progress, sweep, final=False)
     empty = torch.empty(0, sweep.num_classes)
     if not sweep.splits:
@@ -137,24 +152,45 @@ def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -
         left = [member for member in members if member not in scores]
         for group in divide(left, group_size(sweep, options)):
             found = _held_out(sweep, group, one.factor, options, counter)
-            scores.update((member, sweep.task.score(*pair)) for member, pair in found.items())
+            scores.update((member, held.score) for member, held in found.items())
             best = select_best({member: scores[member] for member in members if member in scores})
-            outputs = {member: pair[0].cpu() for member, pair in found.items() if member == best} or outputs
+            outputs = {
+                member: held.outputs.cpu() for member, held in found.items() if member == best
+            } or outputs
             if options.on_group is not None:
                 options.on_group(rounds)
         scores = {member: scores[member] for member in members}
         rounds[index] = scores
+        if max(scores.values()) == DIVERGED:
+            raise DivergedError(f"all {len(members)} members diverged{_rates(members)}")
         if index + 1 < len(sweep.rounds):
             kept = sorted(members, key=lambda member: -scores[member])[: sweep.rounds[index + 1].num_members]
             members = [member for member in members if member in kept]
     chosen = select_best(rounds[-1])
-    return Tuning(chosen, rounds[-1], outputs.get(chosen, empty))
+    lost = {member for scores in rounds for member, score in scores.items() if score == DIVERGED}
+    diverged = tuple(member for member in sweep.members if member in lost)
+    return Tuning(chosen, rounds[-1], outputs.get(chosen, empty), diverged)
+
+
+def _rates(members: Sequence[Member]) -> str:
+    """The learning rates of members that diverged, for people, and what to do."""
+    rates = dict.fromkeys(f"{member.learning_rate:g}" for member in members)
+    named = f"rate {', '.join(rates)}" if len(rates) == 1 else f"rates {', '.join(rates)}"
+    return f" (learning {named}): losses, weights or outputs are not finite; give lower learning rates"
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """What a member gives on all held-out samples, split after split."""
+
+    outputs: Tensor
+    score: float
 
 
 def held_out_outputs(sweep: Sweep, member: Member, options: SweepOptions) -> Tensor:
     """Train one member on every split again: its outputs ``[R, O]`` on the held-out samples, split after split."""
     found = _held_out(sweep, [member], 1.0, options, lambda updates: None)
-    return found[member][0].cpu()
+    return found[member].outputs.cpu()
 
 
 def _held_out(
@@ -163,24 +199,47 @@ def _held_out(
     factor: float,
     options: SweepOptions,
     counter: Callable[[int], None],
-) -> dict[Member, tuple[Tensor, Tensor]]:
-    """Train some members on every split: outputs and targets of all held-out samples, split after split."""
+) -> dict[Member, _HeldOut]:
+    """Train some members on every split."""
     pieces: dict[Member, list[Tensor]] = {member: [] for member in group}
+    diverged: set[Member] = set()
     for train_rows, held_rows in sweep.splits:
         heads = _fit(sweep, train_rows, group, sweep.plan(train_rows, factor), options, counter)
         for member, head in zip(group, heads, strict=True):
             jitter = _validation_jitter(sweep, options.device)
+            diverged |= {member} if has_diverged(head) else set()
             pieces[member].append(predict(head, sweep.tokens, held_rows, sweep.batch_size, jitter))
     device = next(iter(pieces.values()))[0].device
     targets = sweep.targets[sweep.held_rows].to(device)
-    return {member: (torch.cat(parts), targets) for member, parts in pieces.items()}
+    joined = {member: torch.cat(parts) for member, parts in pieces.items()}
+    return {
+        member: _HeldOut(outputs, DIVERGED if member in diverged else sweep.task.score(outputs, targets))
+        for member, outputs in joined.items()
+    }
 
 
-def finish(sweep: Sweep, member: Member, options: SweepOptions, counter: _Counter | None = None) -> Head:
-    """Fit a member on all of train."""
+def finish(
+    sweep: Sweep, tuning: Tuning, options: SweepOptions, counter: _Counter | None = None
+) -> tuple[Member, Head, tuple[Member, ...]]:
+    """Fit the chosen member on all of train; should that diverge, the next best, and so on.
+
+    Returns:
+        The member, its head, and all members that diverged, here or before.
+
+    Raises:
+        DivergedError: every member diverged.
+    """
     rows = torch.arange(sweep.tokens.num_samples)
-    (head,) = _fit(sweep, rows, [member], sweep.final, options, counter or (lambda updates: None))
-    return head
+    left = {member: score for member, score in tuning.validation.items() if score != DIVERGED}
+    diverged = tuning.diverged
+    while left:
+        member = select_best(left)
+        (head,) = _fit(sweep, rows, [member], sweep.final, options, counter or (lambda updates: None))
+        if not has_diverged(head):
+            return member, head, diverged
+        diverged = (*diverged, member)
+        del left[member]
+    raise DivergedError(f"every member diverged{_rates(diverged)}")
 
 
 def _fit(

@@ -176,6 +176,12 @@ def fit_members(
     return alone
 
 
+def has_diverged(head: Head) -> bool:
+    """Whether a loss, weight or statistic of a head that was just trained is not finite."""
+    losses = [] if head.losses is None else [head.losses]
+    return not all(bool(tensor.isfinite().all()) for tensor in (*head.state_dict().values(), *losses))
+
+
 def members_together(build: BuildHead, tokens: TokenSource, num_classes: int, device: torch.device) -> int:
     """Members that go through a step as one head: so few that what they need of memory on the way is used again."""
     most = STEP_BYTES.get(device.type, DEFAULT_STEP_BYTES)

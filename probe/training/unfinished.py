@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from featcache.probe.protocol import Member
+from featcache.probe.scoring.soundness import DIVERGED
 from featcache.store.errors import CacheError
 from featcache.store.files import read_sealed, write_sealed
 
@@ -27,7 +28,7 @@ class Unfinished:
         try:
             document = read_sealed(self._path)
             return [
-                {Member(**entry["member"]): float(entry["score"]) for entry in entries}
+                {Member(**entry["member"]): _score(entry["score"]) for entry in entries}
                 for entries in document["rounds"]
             ]
         except (OSError, CacheError, KeyError, TypeError, ValueError):
@@ -37,7 +38,11 @@ class Unfinished:
         """Keep the scores of all members so far."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         entries = [
-            [{"member": asdict(member), "score": score} for member, score in scores.items()]
+            [
+                # JSON has no infinity: a member that diverged has no score.
+                {"member": asdict(member), "score": None if score == DIVERGED else score}
+                for member, score in scores.items()
+            ]
             for scores in rounds
         ]
         write_sealed(self._path, {"rounds": entries})
@@ -49,3 +54,7 @@ class Unfinished:
             self._path.parent.rmdir()
         except OSError:  # other runs keep theirs there
             return
+
+
+def _score(value: float | None) -> float:
+    return DIVERGED if value is None else float(value)

@@ -7,6 +7,7 @@ from typing import Any
 
 from featcache.store.catalogue.entries import (
     Entry,
+    Unreadable,
     cache_directory,
     folder_entry,
     folders,
@@ -14,12 +15,14 @@ from featcache.store.catalogue.entries import (
     roots,
     scan,
     slug,
+    unreadable,
 )
-from featcache.store.errors import CacheNotFoundError, RequestError
+from featcache.store.errors import CacheError, CacheNotFoundError, RequestError
 from featcache.store.requests import answers, recorded_requests
 
 __all__ = [
     "Entry",
+    "Unreadable",
     "cache_directory",
     "completed_last",
     "find_key",
@@ -31,11 +34,14 @@ __all__ = [
     "scan",
     "select",
     "slug",
+    "unreadable",
 ]
 
 
 MAX_TIME = 2**40
 """Seconds; a forged time must not overflow."""
+MIN_PREFIX = 4
+"""Digits of a key that are enough to name a cache for what cannot be undone, as on a remote."""
 
 
 def find_key(search: Sequence[Path], key: str) -> Entry | None:
@@ -67,25 +73,46 @@ def select(
         cache: a folder, a key or the beginning of one, or ``<dataset>/<model>-<key>``.
         models: names of one model, one of which it was extracted under; none for any model.
         dataset: name of the dataset as it was extracted.
-        exact: count incomplete caches as well where complete ones match: for what cannot be undone.
+        exact: count incomplete caches as well where complete ones match, and take no less than `MIN_PREFIX` digits of
+            a key: for what cannot be undone.
 
     Raises:
         CacheNotFoundError: none matches; the message lists what there is.
-        RequestError: several match; the message lists them.
+        CacheError: the folder that is named may not be read.
+        RequestError: several match, or the beginning of a key is too short; the message says which.
     """
-    folder = folder_entry(Path(cache)) if cache else None
+    folder = _named_folder(cache) if cache else None
     if folder is not None:
         return folder
     entries = list(scan(search))
     found = [entry for entry in entries if _matches(entry, cache, models, dataset)]
     if not found:
         raise CacheNotFoundError(_nothing_found(search, entries, cache, models, dataset))
+    short = exact and cache is not None and len(cache) < MIN_PREFIX
+    if short and not any(cache in (entry.name, entry.path.name) for entry in found):
+        listed = "\n  ".join(entry.name for entry in found[:10])
+        raise RequestError(
+            f"{cache!r} is too short for the beginning of a key, which needs {MIN_PREFIX} digits here; it may mean:\n  {listed}"
+        )
     meant = found if exact else [entry for entry in found if entry.complete] or found
+    meant = _distinct(meant)
     if len(meant) > 1:
         listed = "\n  ".join(entry.name for entry in meant[:10])
         how = "name one in full" if exact else "name one with --cache"
         raise RequestError(f"{len(meant)} caches match; {how}:\n  {listed}")
     return meant[0]
+
+
+def _named_folder(path: str) -> Entry | None:
+    try:
+        return folder_entry(Path(path))
+    except PermissionError as error:
+        raise CacheError(f"{path} cannot be read ({error.strerror}); ask its owner") from None
+
+
+def _distinct(entries: Sequence[Entry]) -> list[Entry]:
+    """Each folder once: a link to a dataset's folder gives the caches in it another name, and no other content."""
+    return list({os.path.realpath(entry.path): entry for entry in reversed(entries)}.values())[::-1]
 
 
 def completed_last(search: Sequence[Path]) -> Entry:
@@ -141,6 +168,9 @@ def _nothing_found(
         if value
     )
     where = os.pathsep.join(str(root) for root in search)
+    closed = unreadable(search)
+    if closed:
+        where += f" ({len(closed)} folders cannot be read, such as {closed[0].path}: {closed[0].reason})"
     if not entries:
         return (
             f"there is no cache under {where}; make one with `featcache extract --model NAME --dataset NAME`"

@@ -1,11 +1,12 @@
 """Dropping an addition to a complete cache that nobody finishes."""
 
-import shutil
+from contextlib import suppress
 from pathlib import Path
 
+from featcache.store import journal
 from featcache.store.checking.addition import unfinished_addition
 from featcache.store.errors import CacheError
-from featcache.store.files import PARTIAL_SUFFIX
+from featcache.store.files import temporary_for
 from featcache.store.inventory import PROJECTION
 from featcache.store.journal import FEATURES, JOURNAL
 from featcache.store.manifest import Manifest
@@ -47,13 +48,14 @@ def drop_addition(directory: Path) -> None:
     """
     with sole_owner(directory / JOURNAL):
         for path in addition_files(directory):
-            if path.is_dir():
-                path.rmdir()
+            if path.is_dir() and not path.is_symlink():
+                with suppress(OSError):  # something else lies in it
+                    path.rmdir()
             else:
                 path.unlink(missing_ok=True)
-        shutil.rmtree(directory / JOURNAL)
+        journal.clear(directory / JOURNAL)
 
 
 def _is_ours(path: Path, chunk: str) -> bool:
     """``c.1.0.0`` and ``c.1.0.0.<token>.partial``, but not ``c.1.0.01``."""
-    return path.name == chunk or (path.name.startswith(f"{chunk}.") and path.suffix == PARTIAL_SUFFIX)
+    return path.name == chunk or temporary_for(path.name) == chunk

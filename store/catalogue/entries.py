@@ -3,9 +3,10 @@
 A root holds ``<dataset>/<model>-<key>/``. Several roots are searched in order; writes go to the first.
 """
 
+import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from featcache.store.writing.writer import PROVENANCE_FILE
 
 ROOT_VARIABLE = "FEATCACHE_ROOT"
 WHOLE = 2
+Skipped = Callable[[Path, OSError], object]
+"""Called with a folder that cannot be read."""
 _FOLDER = re.compile(rf"(?P<model>.+)-(?P<key>[0-9a-f]{{{KEY_DIGITS}}})")
 
 
@@ -113,17 +116,22 @@ def cache_directory(root: Path, dataset: str, model: str, spec: CacheSpec) -> Pa
     return root / slug(dataset) / f"{slug(model)}-{spec.key}"
 
 
-def folders(root: Path) -> Iterator[tuple[Path, re.Match[str]]]:
-    """All folders ``*/<model>-<key>`` under one root, whatever they hold; names with a leading dot are never caches."""
-    for dataset in _subfolders(root):
-        for folder in _subfolders(dataset):
+def folders(root: Path, skipped: Skipped | None = None) -> Iterator[tuple[Path, re.Match[str]]]:
+    """All folders ``*/<model>-<key>`` under one root, whatever they hold; names with a leading dot are never caches.
+
+    Args:
+        root: the root.
+        skipped: called with each folder that cannot be listed, and why.
+    """
+    for dataset in _subfolders(root, skipped):
+        for folder in _subfolders(dataset, skipped):
             match = _FOLDER.fullmatch(folder.name)
             if match:
                 yield folder, match
 
 
 def scan(search: Sequence[Path]) -> Iterator[Entry]:
-    """All caches under the roots, complete or not; each once per dataset folder.
+    """All caches under the roots, complete or not; each once per dataset folder. `unreadable` has those left out.
 
     The first root that holds a cache wins, but a complete one goes before one that is still being extracted, and a
     copy that is surely whole before one that may be partial.
@@ -131,14 +139,70 @@ def scan(search: Sequence[Path]) -> Iterator[Entry]:
     found: dict[tuple[str, str], Entry] = {}
     for root in search:
         for folder, match in folders(root):
-            complete = (folder / MANIFEST_FILE).exists()
-            place = (folder.parent.name, folder.name)
-            if not complete and not (folder / JOURNAL / PLAN_FILE).exists():
+            try:
+                complete = _is_complete(folder)
+            except OSError:
                 continue
+            if complete is None:
+                continue
+            place = (folder.parent.name, folder.name)
             entry = Entry(folder, folder.parent.name, match["model"], match["key"], complete)
             if place not in found or entry.worth > found[place].worth:
                 found[place] = entry
     yield from found.values()
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A folder under a root that may hold caches but cannot be looked into."""
+
+    path: Path
+    root: Path
+    reason: str
+    dataset: str = ""
+    """Names as in `Entry`; empty where the folder is above that."""
+    model: str = ""
+    key: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be read ({self.reason}), so it was passed over"
+
+
+def unreadable(search: Sequence[Path]) -> list[Unreadable]:
+    """The folders that `scan` leaves out since this user, or anybody, cannot read them."""
+    found: list[Unreadable] = []
+    for root in search:
+
+        def skipped(path: Path, error: OSError, root: Path = root) -> None:
+            dataset = "" if path == root else path.name
+            found.append(Unreadable(path, root, error.strerror or str(error), dataset))
+
+        for folder, match in folders(root, skipped):
+            try:
+                _is_complete(folder)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                found.append(
+                    Unreadable(folder, root, reason, folder.parent.name, match["model"], match["key"])
+                )
+    return found
+
+
+def _is_complete(folder: Path) -> bool | None:
+    """Whether the cache in `folder` is complete; None if there is none.
+
+    Raises:
+        OSError: its manifest, or its plan, may not be read.
+    """
+    for path, complete in ((folder / MANIFEST_FILE, True), (folder / JOURNAL / PLAN_FILE, False)):
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if not os.access(path, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return complete
+    return None
 
 
 def folder_entry(path: Path) -> Entry | None:
@@ -152,10 +216,21 @@ def folder_entry(path: Path) -> Entry | None:
     return Entry(path, path.parent.name, match["model"] if match else path.name, key, complete)
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def _subfolders(folder: Path, skipped: Skipped | None) -> list[Path]:
     """Folders in `folder`, links to folders among them, by name; none where it does not exist or may not be read."""
     try:
         with os.scandir(folder) as items:
-            return sorted(Path(item.path) for item in items if item.name[0] != "." and item.is_dir())
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return sorted(Path(item.path) for item in items if item.name[0] != "." and _is_folder(item))
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        if skipped is not None:
+            skipped(folder, error)
+        return []
+
+
+def _is_folder(item: "os.DirEntry[str]") -> bool:
+    try:
+        return item.is_dir()
+    except OSError:  # a link in a circle, or to where one may not look
+        return False

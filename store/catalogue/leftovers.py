@@ -1,23 +1,42 @@
-"""What can go from a root: remains of killed removals, extractions nobody finished, caches that exist twice."""
+"""What can go from a root: remains of killed removals, extractions nobody finished, caches that exist twice.
 
+Nothing goes by its name alone. The folder is shown to be ours by what it holds (`ownership`), and the reason is checked:
+an age by files that looking does not touch, a copy by the digests of the one that stays.
+"""
+
+import os
+import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from featcache.store import journal
 from featcache.store.catalogue.additions import addition_files, drop_addition
-from featcache.store.catalogue.entries import folders
-from featcache.store.catalogue.removal import REMOVING_PREFIX, remove_cache, remove_tree, writers
+from featcache.store.catalogue.entries import Skipped, folders
+from featcache.store.catalogue.ownership import Owned, proof, weak_proof
+from featcache.store.catalogue.removal import (
+    REMOVING_PREFIX,
+    remove_cache,
+    remove_files,
+    remove_journal,
+    writers,
+)
 from featcache.store.catalogue.usage import usage
 from featcache.store.errors import CacheBusyError, CacheError
-from featcache.store.files import PARTIAL_SUFFIX
+from featcache.store.files import MAX_DOCUMENT_BYTES, PARTIAL_SUFFIX, sha256_hex, temporary_for
 from featcache.store.journal import FEATURES, JOURNAL
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.plain import sha256_plain
+from featcache.store.plain import read_plain
+from featcache.store.progress import Reporter, Silent
+from featcache.store.spec import KEY_DIGITS
 
 # A temporary file beside a complete cache belongs to a command that takes less than a second.
 SETTLED_S = 3600.0
 DAY_S = 86_400.0
+_REMOVING = re.compile(rf"{re.escape(REMOVING_PREFIX)}.+-(?P<key>[0-9a-f]{{{KEY_DIGITS}}})\.[0-9a-f]{{8}}")
 
 
 @dataclass(frozen=True)
@@ -31,74 +50,137 @@ class Leftover:
     num_bytes: int
     modified: float
     """Seconds since the epoch of the newest change inside."""
+    kept: Path | None = None
+    """Of a duplicate: the cache that stays, every byte of which was found to be intact."""
 
-    def remove(self) -> None:
-        """Remove it.
+    def remove(self) -> list[Path]:
+        """Remove it, if it still is what it was when it was found.
+
+        Returns:
+            Files and folders inside that are not featcache's; they stay where they are.
 
         Raises:
-            CacheBusyError: a process has begun to write it.
+            CacheBusyError: a process has begun to write it, or has changed it.
             CacheError: it lies where one may not write.
         """
-        if self.kind == "duplicate" or (self.kind == "incomplete" and (self.path / FEATURES).exists()):
-            remove_cache(self.path)
-            return
-        if self.kind == "addition":
-            drop_addition(self.path)
-            return
-        if self.kind in ("incomplete", "journal") and writers(_cache_of(self.path)):
-            raise CacheBusyError(f"{self.path}: another process is writing this cache")
         try:
-            remove_tree(self.path)
+            return self._remove()
         except PermissionError as error:
             raise CacheError(f"{self.path} cannot be removed ({error.strerror}); ask its owner") from None
 
+    def _remove(self) -> list[Path]:
+        if self.kind == "removal":
+            shown = _removed(self.path)
+            return remove_files(self.path, shown.inventory) if shown else []
+        if self.kind == "addition":
+            drop_addition(self.path)
+        elif self.kind == "journal":
+            remove_journal(self.path.parent)
+        elif self.kind == "partial" and self.path.is_dir():
+            journal.clear(self.path)
+        elif self.kind == "partial":
+            self.path.unlink(missing_ok=True)
+        else:
+            if self.kept is not None and not _same(self.path, self.kept):
+                raise CacheBusyError(f"{self.path} or {self.kept} has changed; run the command again")
+            return remove_cache(self.path)
+        return []
 
-def find_leftovers(root: Path, older_than_days: float, now: float | None = None) -> list[Leftover]:
-    """Return what can go under one root, nothing of which a live process is writing.
+
+def find_leftovers(
+    root: Path, older_than_days: float, now: float | None = None, reporter: Reporter | None = None
+) -> list[Leftover]:
+    """Return what can go under one root, nothing of which a live process is writing. Nothing is changed.
 
     Args:
         root: the root; a root that does not exist has no leftovers.
         older_than_days: age in days from which an incomplete cache counts; its age is that of its newest file.
         now: seconds since the epoch; the clock if not given.
+        reporter: is told the folders that cannot be read, and the progress of comparing copies.
     """
-    now = time.time() if now is None else now
-    found = list(_fragments(root, now - older_than_days * DAY_S))
-    complete = []
-    for folder, match in folders(root):
-        if folder.is_symlink():
-            continue  # what lies behind a link is somebody else's to keep
-        if (folder / MANIFEST_FILE).exists():
-            complete.append((match["key"], folder))
-            found += _remains(folder, now - SETTLED_S, now - older_than_days * DAY_S)
-        elif (folder / JOURNAL).is_dir() and not writers(folder):
-            reason = f"not touched for {older_than_days:g} days or more"
-            found += _if_older(folder, "incomplete", reason, now - older_than_days * DAY_S)
-    return [*found, *_duplicates(complete)]
+    now, reporter = time.time() if now is None else now, reporter or Silent()
+    found: list[Leftover] = []
+    complete: list[tuple[str, Path]] = []
+
+    def skipped(path: Path, error: OSError) -> None:
+        reporter.message(f"{path} cannot be read ({error.strerror or error}), so it was left alone")
+
+    for folder, key in _own_folders(root, skipped):
+        try:
+            shown = proof(folder, key)
+            if shown is not None and shown.manifest is not None:
+                complete.append((key, folder))
+                found += _remains(folder, shown, now - SETTLED_S, now - older_than_days * DAY_S)
+            elif (
+                not (folder / MANIFEST_FILE).exists()
+                and not writers(folder)
+                and (shown or weak_proof(folder))
+            ):
+                reason = f"not touched for {older_than_days:g} days or more"
+                found += _if_older(folder, "incomplete", reason, now - older_than_days * DAY_S)
+        except OSError as error:
+            skipped(folder, error)
+    return [*_removals(root), *found, *_duplicates(complete, reporter)]
 
 
-def _fragments(root: Path, since: float) -> Iterator[Leftover]:
-    """Folders of killed removals, and partial copies that nobody goes on with."""
+def _own_folders(root: Path, skipped: Skipped) -> Iterator[tuple[Path, str]]:
+    """Folders that may be caches, each once whatever its names; what lies behind a link is somebody else's to keep."""
+    seen: set[tuple[int, int]] = set()
+    for folder, match in folders(root, skipped):
+        if folder.is_symlink() or folder.parent.is_symlink():
+            continue
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) not in seen:  # under another mount point, it is the same folder
+            seen.add((status.st_dev, status.st_ino))
+            yield folder, match["key"]
+
+
+def _removals(root: Path) -> Iterator[Leftover]:
+    """Folders of killed removals."""
     for path in sorted(root.glob(f"*/{REMOVING_PREFIX}*")):
-        found = usage(path)
-        yield Leftover(path, "removal", "a removal was interrupted", found.num_bytes, found.modified)
-    for path in sorted(root.glob(f"*/*{PARTIAL_SUFFIX}")):
-        yield from _if_older(path, "partial", "a write was interrupted", since)
+        with suppress(OSError):
+            if not path.parent.is_symlink() and _removed(path) is not None:
+                found = usage(path)
+                yield Leftover(path, "removal", "a removal was interrupted", found.num_bytes, found.modified)
 
 
-def _remains(folder: Path, since: float, unfinished_since: float) -> Iterator[Leftover]:
+def _removed(path: Path) -> Owned | None:
+    """What shows that a folder was set aside by a removal; None if nothing does."""
+    match = _REMOVING.fullmatch(path.name)
+    if match is None or path.is_symlink() or not path.is_dir():
+        return None
+    return proof(path, match["key"]) or weak_proof(path) or (None if os.listdir(path) else Owned())
+
+
+def _remains(folder: Path, shown: Owned, since: float, unfinished_since: float) -> Iterator[Leftover]:
     """What the run that completed a cache, or one that changed its small files, left in it when it was killed."""
-    if (folder / JOURNAL).is_dir() and not writers(folder):
+    if (folder / JOURNAL).is_dir() and not (folder / JOURNAL).is_symlink() and not writers(folder):
         if addition_files(folder):
             newest = usage(folder / JOURNAL).modified
             size = sum(path.stat().st_size for path in addition_files(folder) if path.is_file())
             if newest < unfinished_since:
                 yield Leftover(folder, "addition", "what was added to it was not finished", size, newest)
             return
-        yield from _if_older(folder / JOURNAL, "journal", "the cache is complete", since)
-    paths = (*folder.glob(f"*{PARTIAL_SUFFIX}"), *folder.glob(f"{FEATURES}/*/*/*{PARTIAL_SUFFIX}"))
-    for path in sorted(paths):
-        if path.parent.resolve().is_relative_to(folder.resolve()):  # not what a link in the cache leads to
-            yield from _if_older(path, "partial", "a write was interrupted", since)
+        if not journal.foreign_names(folder / JOURNAL):
+            yield from _if_older(folder / JOURNAL, "journal", "the cache is complete", since)
+    for path in sorted(_temporaries(folder, shown)):
+        yield from _if_older(path, "partial", "a write was interrupted", since)
+
+
+def _temporaries(folder: Path, shown: Owned) -> Iterator[Path]:
+    """Temporary files that stand for a file of this cache, and its journal where that was set aside."""
+    names = shown.names()
+    for within in names:
+        place = folder / within
+        if any(one.is_symlink() for one in (place, *place.parents[: len(place.relative_to(folder).parts)])):
+            continue  # what a link in the cache leads to is not the cache's
+        for path in place.glob(f"*{PARTIAL_SUFFIX}"):
+            if path.is_symlink() or not path.is_dir():
+                ours = temporary_for(path.name) in names[within]
+            else:
+                ours = not within and journal.is_set_aside(path.name) and not journal.foreign_names(path)
+            if ours:
+                yield path
 
 
 def _if_older(path: Path, kind: str, reason: str, since: float) -> Iterator[Leftover]:
@@ -107,36 +189,64 @@ def _if_older(path: Path, kind: str, reason: str, since: float) -> Iterator[Left
         yield Leftover(path, kind, reason, found.num_bytes, found.modified)
 
 
-def _duplicates(complete: list[tuple[str, Path]]) -> Iterator[Leftover]:
-    """Caches with the very manifest of another one, which is whole: the first of them stays."""
-    kept: dict[tuple[str, str], Path] = {}
+def _duplicates(complete: list[tuple[str, Path]], reporter: Reporter) -> Iterator[Leftover]:
+    """Caches with the very manifest of another one whose every byte is intact: that one stays."""
+    copies: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for key, folder in complete:
-        if sum(other == key for other, _ in complete) < 2:
-            continue
-        try:
-            same = (key, sha256_plain(folder / MANIFEST_FILE))
-        except CacheError:
-            continue  # a link or a pipe: nobody can tell what it is the same as
-        if same in kept:
-            found = usage(folder)
-            reason = f"the same as {kept[same].parent.name}/{kept[same].name}"
-            yield Leftover(folder, "duplicate", reason, found.num_bytes, found.modified)
-        elif _is_whole(folder):
-            kept[same] = folder
+        if sum(other == key for other, _ in complete) > 1:
+            with suppress(CacheError, OSError):
+                copies[key, _digest(folder)].append(folder)
+    for group in copies.values():
+        kept = next((folder for folder in group if _is_intact(folder, reporter)), None) if group[1:] else None
+        for folder in group:
+            if kept is not None and folder != kept and not _share_storage(folder, kept):
+                found = usage(folder)
+                reason = f"the same as {kept.parent.name}/{kept.name}, which is intact"
+                yield Leftover(folder, "duplicate", reason, found.num_bytes, found.modified, kept)
+
+
+def _digest(folder: Path) -> str:
+    return sha256_hex(read_plain(folder / MANIFEST_FILE, MAX_DOCUMENT_BYTES))
+
+
+def _is_intact(folder: Path, reporter: Reporter) -> bool:
+    """Whether the cache is whole and every file has its recorded digest."""
+    if not _is_whole(folder):
+        return False  # at the price of a few looks
+    from featcache.store.checking.damage import Kind
+    from featcache.store.checking.verify import verify
+
+    reporter.message(f"reading {folder}, of which there are copies: one goes only if the other is intact")
+    harmless = (Kind.STRANGER, Kind.LEFTOVER, Kind.REQUEST, Kind.FORM)
+    checked = verify(folder, reporter=reporter)
+    return checked.complete and all(damage.place.kind in harmless for damage in checked.damages)
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the manifest reads and every file has its recorded size."""
+    """Whether the manifest reads and every file is there with its recorded size."""
     try:
         manifest = Manifest.read(folder)
-        files = {path: file for record in manifest.blocks for path, file in record.files.items()}
-        return all(
-            (folder / FEATURES / path).stat().st_size == file.bytes
-            for path, file in (files | dict(manifest.metadata)).items()
-        )
+    except (CacheError, OSError):
+        return False
+    files = {path: file for record in manifest.blocks for path, file in record.files.items()}
+    return not any(
+        file.misfit(folder / FEATURES / path) for path, file in (files | dict(manifest.metadata)).items()
+    )
+
+
+def _same(folder: Path, kept: Path) -> bool:
+    """Whether `kept`, which was found to be intact, still is a whole copy of `folder` in another place."""
+    try:
+        return _digest(folder) == _digest(kept) and _is_whole(kept) and not _share_storage(folder, kept)
     except (CacheError, OSError):
         return False
 
 
-def _cache_of(path: Path) -> Path:
-    return path.parent if path.name == JOURNAL else path
+def _share_storage(folder: Path, other: Path) -> bool:
+    """Whether some folder of one cache is, under another name or mount point, a folder of the other."""
+    return not _identities(folder).isdisjoint(_identities(other))
+
+
+def _identities(folder: Path) -> set[tuple[int, int]]:
+    places = (folder, *(Path(top, name) for top, names, _ in os.walk(folder) for name in names))
+    return {(status.st_dev, status.st_ino) for status in (place.stat() for place in places)}

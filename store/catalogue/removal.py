@@ -1,6 +1,7 @@
 """Removing caches: what goes is renamed first, so that a kill leaves either the whole cache or nothing that counts.
 
-A folder under a name with a leading dot is never a cache; `leftovers` finds what a killed removal left.
+A folder under a name with a leading dot is never a cache; `leftovers` finds what a killed removal left. Only the files
+that a cache consists of are removed; what else lies in its folder stays where it is.
 """
 
 import errno
@@ -8,19 +9,22 @@ import glob
 import os
 import secrets
 import shutil
-import time
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from featcache.store import journal
+from featcache.store.catalogue.ownership import foreign, owned
 from featcache.store.checking.addition import unfinished_addition
 from featcache.store.errors import CacheBusyError, CacheError
-from featcache.store.files import PARTIAL_SUFFIX, sync_directory
+from featcache.store.files import sync_directory, try_lock
 from featcache.store.held import HELD_FILE
+from featcache.store.inventory import Inventory
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.reading.reader import open_cache
 from featcache.store.requests import REQUEST_FILE
-from featcache.store.writing.claims import STALE_S, SUFFIX, live_claims, sole_owner
+from featcache.store.text import printable
+from featcache.store.writing.claims import live_claims, sole_owner
 from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
 
 REMOVING_PREFIX = ".removing-"
@@ -39,17 +43,8 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def writers(directory: Path) -> list[str]:
-    """Names of what live processes are writing in the cache at `directory`."""
-    folder = directory / journal.JOURNAL
-    claims = list(folder.glob(f"*{SUFFIX}"))
-    try:
-        return live_claims(folder) if claims else []
-    except OSError as error:
-        if error.errno not in _READ_ONLY:
-            raise
-        # Claims can only be tried where one may write; elsewhere their heartbeat tells.
-        now = time.time()
-        return [claim.name.removesuffix(SUFFIX) for claim in claims if now - claim.stat().st_mtime < STALE_S]
+    """Names of what live processes are writing in the cache at `directory`; looking changes nothing there."""
+    return live_claims(directory / journal.JOURNAL)
 
 
 def check_removable(directory: Path) -> None:
@@ -75,18 +70,48 @@ def check_removable(directory: Path) -> None:
         )
 
 
-def remove_cache(directory: Path) -> None:
+def refuse_linked(directory: Path) -> None:
+    """Refuse to remove through a link: what it leads to is elsewhere, and perhaps somebody else's.
+
+    Raises:
+        CacheError: the folder of a cache, or that of its dataset, is a link.
+    """
+    for folder in (directory, directory.absolute().parent):
+        if folder.is_symlink():
+            raise CacheError(
+                f"{folder} is a link to {folder.resolve()}; name that folder, or remove the link yourself"
+            )
+
+
+def left_behind(directory: Path, left: Sequence[Path]) -> str:
+    """Say which files of others stay where a cache was removed."""
+    names = [printable(str(path.relative_to(directory))) for path in left]
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+    return f"{directory} stays: it holds what is not featcache's ({listed})"
+
+
+def remove_cache(directory: Path) -> list[Path]:
     """Remove a cache. Links inside it are removed, not what they point to.
+
+    Returns:
+        Files and folders in it that are not featcache's; they stay where they are.
 
     Raises:
         CacheError: it is a link, not a cache, or lies where one may not write.
-        CacheBusyError: a process is writing it.
+        CacheBusyError: a process is writing it, or reading it as a borrowed copy.
     """
     check_removable(directory)
+    inventory = owned(directory).inventory
+    left = foreign(directory, inventory)
     try:
+        _require_writable(directory)
         folder = directory / journal.JOURNAL
         # A complete cache without a journal has no writer.
-        with sole_owner(folder) if folder.is_dir() else nullcontext():
+        with _unused(directory), sole_owner(folder) if folder.is_dir() else nullcontext():
+            if left:
+                remove_files(directory, inventory)
+                _forget(directory)
+                return left
             aside = directory.with_name(f"{REMOVING_PREFIX}{directory.name}.{secrets.token_hex(4)}")
             directory.rename(aside)
             sync_directory(aside.parent)
@@ -97,7 +122,69 @@ def remove_cache(directory: Path) -> None:
         raise CacheError(
             f"{directory} cannot be removed ({error.strerror}); its folder is read-only for you, ask its owner"
         ) from None
-    remove_tree(aside)
+    return remove_files(aside, inventory)
+
+
+def remove_files(directory: Path, inventory: Inventory | None) -> list[Path]:
+    """Delete the files of a cache, and its folder if nothing else is left; another process may be doing the same.
+
+    Manifest and journal, which show what the folder is, go last in a folder that was set aside, so that `leftovers` can
+    tell what it was. They go first where other files stay, so that nobody takes the rest for a cache.
+
+    Args:
+        directory: the folder.
+        inventory: what the cache holds; None if that cannot be told.
+
+    Returns:
+        What is not ours, and stays.
+    """
+    left = foreign(directory, inventory)
+    around = {*left, *(parent for path in left for parent in path.parents)}
+    shown_by = [directory / journal.JOURNAL, directory / MANIFEST_FILE]
+    others = [directory / name for name in sorted(os.listdir(directory))]
+    others = [path for path in others if path not in shown_by]
+    for path in (*shown_by, *others) if left else (*others, *shown_by):
+        _remove_own(path, set(left), around)
+    with suppress(OSError):
+        directory.rmdir()
+    return left
+
+
+def _remove_own(path: Path, left: set[Path], around: set[Path]) -> None:
+    if path not in around:
+        remove_tree(path)
+    elif path not in left:
+        for name in sorted(os.listdir(path)):
+            _remove_own(path / name, left, around)
+
+
+@contextmanager
+def _unused(directory: Path) -> Iterator[None]:
+    """Keep a borrowed copy from being used while it is removed; whoever uses one holds a shared lock on its folder.
+
+    Raises:
+        CacheBusyError: a process is using it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        if try_lock(descriptor) is False:
+            raise CacheBusyError(
+                f"{directory}: another process is using this borrowed copy; wait for it or stop it"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _require_writable(directory: Path) -> None:
+    """Refuse a cache in which some folder may not be written: half of it would stay.
+
+    Raises:
+        CacheError: there is one.
+    """
+    for folder in (directory, *(Path(top, name) for top, names, _ in os.walk(directory) for name in names)):
+        if not folder.is_symlink() and not os.access(folder, os.W_OK | os.X_OK):
+            raise CacheError(f"{directory} cannot be removed: you may not write in {folder}; ask its owner")
 
 
 def _forget(directory: Path) -> None:
@@ -119,7 +206,7 @@ def remove_journal(directory: Path) -> None:
     if folder.is_dir():
         with sole_owner(folder):
             if unfinished_addition(directory, Manifest.read(directory)) is None:
-                remove_tree(folder)
+                journal.clear(folder)
 
 
 def remove_tree(path: Path) -> None:
@@ -136,8 +223,8 @@ def remove_tree(path: Path) -> None:
 
 
 def _refuse_strangers(directory: Path, reason: CacheError) -> None:
-    names = sorted(os.listdir(directory)) if directory.is_dir() else []
-    strangers = [name for name in names if name.removesuffix(PARTIAL_SUFFIX) not in PARTS]
+    names = os.listdir(directory) if directory.is_dir() else []
+    strangers = [str(path.relative_to(directory)) for path in foreign(directory, None)]
     if strangers or not {journal.FEATURES, journal.JOURNAL}.intersection(names):
-        listed = f" (it holds {', '.join(strangers[:3])})" if strangers else ""
+        listed = f" (it holds {', '.join(map(printable, strangers[:3]))})" if strangers else ""
         raise CacheError(f"{directory} is not a cache{listed}, so it is not removed: {reason}") from None

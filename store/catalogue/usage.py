@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from featcache.store.writing.claims import SUFFIX
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -14,21 +16,25 @@ class Usage:
     num_bytes: int
     num_files: int
     modified: float
-    """Seconds since the epoch of the newest change inside."""
+    """Seconds since the epoch of the newest change to a file inside. Folders and claims do not count: trying whether
+    somebody is at work touches them. Where there is nothing else, they do."""
 
 
 def usage(path: Path) -> Usage:
     """Measure a file or a folder; a link counts as itself."""
-    num_bytes, num_files, modified = 0, 0, path.lstat().st_mtime
+    num_bytes, num_files = 0, 0
+    times: list[float] = []
+    others = [path.lstat().st_mtime]
     for item in _walk(path):
         try:
             found = item.lstat()
-        except FileNotFoundError:
-            continue  # a writer has just renamed it
-        modified = max(modified, found.st_mtime)
-        if not stat.S_ISDIR(found.st_mode):
-            num_bytes, num_files = num_bytes + found.st_size, num_files + 1
-    return Usage(num_bytes, num_files, modified)
+        except OSError:
+            continue  # a writer has just renamed it, or it may not be looked at
+        if stat.S_ISDIR(found.st_mode):
+            continue
+        (others if item.name.endswith(SUFFIX) else times).append(found.st_mtime)
+        num_bytes, num_files = num_bytes + found.st_size, num_files + 1
+    return Usage(num_bytes, num_files, max(times or others))
 
 
 def _walk(path: Path) -> Iterator[Path]:

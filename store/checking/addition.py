@@ -7,6 +7,7 @@ from featcache.store.checking.damage import Damage, Kind
 from featcache.store.errors import CacheError
 from featcache.store.journal import FEATURES, Plan
 from featcache.store.manifest import Manifest
+from featcache.store.plain import has_content
 from featcache.store.zarr_metadata import group_metadata_paths, metadata_documents
 
 
@@ -38,4 +39,4 @@ def without_new_groups(
 
 def _holds(path: Path, name: str, documents: Mapping[str, bytes]) -> bool:
     document = documents.get(name.removeprefix(f"{FEATURES}/"))
-    return document is not None and path.is_file() and path.read_bytes() == document
+    return document is not None and has_content(path, document)

@@ -11,7 +11,7 @@ from featcache.store.files import MAX_DOCUMENT_BYTES, read_sealed, sealed_bytes
 from featcache.store.held import read_held_manifest
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.plain import kind_misfit, sha256_plain
+from featcache.store.plain import has_content, kind_misfit, sha256_plain
 from featcache.store.reading.reader import read_partial
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.spec import KEY_DIGITS
@@ -83,7 +83,7 @@ def name_damages(directory: Path, manifest: Manifest) -> Iterator[Damage]:
 
 def _is_as_written(path: Path) -> bool:
     """Whether a sealed document, whose content holds, also has the bytes that we write."""
-    return sealed_bytes(read_sealed(path)) == path.read_bytes()
+    return has_content(path, sealed_bytes(read_sealed(path)))
 
 
 def _card_holds(directory: Path) -> bool:

@@ -47,9 +47,8 @@ def drop_committed(directory: Path, dropped: Collection[Block]) -> None:
 
 def write_journal(directory: Path, manifest: Manifest, dropped: Collection[Block]) -> None:
     """Lay out the journal that the unfinished cache will have, while the manifest still hides it."""
-    # A record that an earlier repair wrote may be of a block that was damaged since. Claims stay: they are others' too.
-    for path in (directory / JOURNAL).glob("*.json*"):
-        path.unlink(missing_ok=True)
+    # A record that an earlier repair wrote may be of a block that was damaged since.
+    journal.drop_records(directory / JOURNAL)
     Plan(manifest.spec, manifest.inventory, manifest.batch_size).write(directory)
     for record in manifest.blocks:
         if record.block not in dropped:

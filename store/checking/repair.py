@@ -5,7 +5,6 @@ journal with the records of the intact blocks is whole before the manifest goes.
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,11 @@ from featcache.store.checking.verify import Verification
 from featcache.store.errors import CacheBusyError, CacheError, PartialCacheError
 from featcache.store.files import JsonObject, read_sealed, sync_directory, write_sealed
 from featcache.store.inventory import Block
-from featcache.store.journal import JOURNAL
+from featcache.store.journal import JOURNAL, SCRATCH
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.plain import IS_LINK, kind_misfit
 from featcache.store.writing.claims import sole_owner
 
-# The one folder in a journal: of a writer that was killed while it began.
-SCRATCH = "zarr-metadata"
 _NEEDS_EXTRACTION = (Kind.DATA, Kind.METADATA, Kind.DOCUMENT)
 _REMOVED = (Kind.DATA, Kind.REQUEST, Kind.LEFTOVER)
 
@@ -99,7 +96,7 @@ def repair(found: Verification) -> Repair:
         _remove(directory, damages, _REMOVED)
         complete = found.complete and not reopened
         if complete:
-            shutil.rmtree(directory / JOURNAL, ignore_errors=True)
+            journal.clear(directory / JOURNAL)
     left = [damage.place.shown for damage in damages if damage.place.kind == Kind.STRANGER]
     dropped = _dropped(damages)
     return Repair(complete, [*dropped, *(b for b in found.missing_blocks if b not in dropped)], left)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from featcache.store.checking.damage import Damage, Kind, Place
 from featcache.store.checking.links import behind
-from featcache.store.files import PARTIAL_SUFFIX
+from featcache.store.files import temporary_for
 from featcache.store.held import HELD_FILE
 from featcache.store.inventory import Inventory
-from featcache.store.journal import FEATURES, JOURNAL
+from featcache.store.journal import FEATURES, JOURNAL, is_set_aside
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
@@ -38,8 +38,10 @@ def strangers(
             if entry.name in names or path in linked:
                 continue
             # A journal is moved aside before it is removed; other folders are nobody's.
-            ours = not entry.is_dir(follow_symlinks=False) or path.startswith(f"{JOURNAL}.")
-            temporary = entry.name.endswith(PARTIAL_SUFFIX) and ours
+            if entry.is_dir(follow_symlinks=False):
+                temporary = is_set_aside(path)
+            else:
+                temporary = temporary_for(entry.name) in names
             if not temporary and path != JOURNAL:
                 yield Damage(Place(path, Kind.STRANGER), "does not belong in a cache")
             elif complete:

@@ -59,6 +59,8 @@ def import_source(
         CacheError: a cache of the same key holds less, or an unfinished one was planned differently.
     """
     reporter = reporter or Silent()
+    for note in source.notes:
+        reporter.message(f"note: {note}")
     names = dict(source.document.names) if source.document else {"dataset": "imported", "model": "imported"}
     names |= {what: name for what, name in (("dataset", dataset), ("model", model)) if name}
     check_agreement(source)
@@ -79,9 +81,9 @@ def import_source(
     targets = source.targets
     inventory = Inventory(splits, targets.names, target_kind=targets.kind, units=targets.units)
     plan = Plan(spec, inventory, batch_size)
-    with CacheWriter(path, plan) as writer:
+    with CacheWriter(path, plan, say=reporter.message) as writer:
         with reporter.progress("importing", "rows") as update:
-            _fill(writer, source, update)
+            _fill(writer, source, update, reporter)
         writer.finish(provenance(source, names), card(source, names, spec))
     for request in source.document.requests if source.document else ():
         record_request(path, request)
@@ -100,7 +102,7 @@ def _check_covered(entry: Entry, source: ImportSource) -> None:
             )
 
 
-def _fill(writer: CacheWriter, source: ImportSource, update: Update) -> None:
+def _fill(writer: CacheWriter, source: ImportSource, update: Update, reporter: Reporter) -> None:
     splits = {split.name: split for split in source.splits}
     total, done = writer.plan.inventory.num_samples, 0
     while True:
@@ -119,6 +121,8 @@ def _fill(writer: CacheWriter, source: ImportSource, update: Update) -> None:
                 done += stop - start
                 update(done, total)
             writer.commit(block)
+        if writer.pending():
+            reporter.message(f"waiting for {len(writer.pending())} blocks that other processes import")
         if not writer.wait():
             return
 

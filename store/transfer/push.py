@@ -14,7 +14,7 @@ from featcache.store.files import JsonObject, read_sealed, sealed_bytes, sha256_
 from featcache.store.held import pull_command, require_whole
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
-from featcache.store.plain import kind_misfit
+from featcache.store.plain import read_plain
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import open_cache, require_files
 from featcache.store.requests import REQUEST_FILE, recorded_requests
@@ -255,9 +255,10 @@ class _Push:
     def _own_card(self, provenance: Mapping[str, object]) -> str:
         """The card that the cache has here, if it is as it was written."""
         path = self._directory / CARD_FILE
-        if kind_misfit(path) or path.stat().st_size > MAX_CARD_BYTES:
+        try:
+            card = read_plain(path, MAX_CARD_BYTES)
+        except (FileNotFoundError, CacheError):
             return ""
-        card = path.read_bytes()
         digest = provenance.get(CARD_DIGEST)
         return card.decode(errors="replace") if digest in (None, sha256_hex(card)) else ""
 
@@ -269,7 +270,7 @@ class _Push:
         return repository_card(self._remote, entries, None if others else licence)
 
     def _read(self, path: str, record: FileRecord) -> bytes:
-        data = (self._directory / path).read_bytes()
+        data = read_plain(self._directory / path, record.bytes)
         if (len(data), sha256_hex(data)) != (record.bytes, record.sha256):
             raise CacheError(
                 f"{self._directory / path}: content does not match its SHA-256, so it is not pushed; "

@@ -25,6 +25,7 @@ from featcache.store.files import (
 )
 from featcache.store.inventory import Block, SplitInventory
 from featcache.store.manifest import BlockRecord, FileRecord, files_from_dict
+from featcache.store.plain import open_plain
 from featcache.store.reading.machine import usable_cpus
 
 COPY_BYTES = 2**20
@@ -228,14 +229,15 @@ class _ChunkFile:
         """Copy what a checkpoint made durable; False if it does not have the recorded digest."""
         record = progress.files.get(name)
         try:
-            with _partial(self.path, progress.token).open("rb") as source:
-                while record and self._bytes < record.bytes:
-                    data = source.read(min(COPY_BYTES, record.bytes - self._bytes))
-                    if not data:
-                        return False
-                    self._write(data)
-        except FileNotFoundError:
+            descriptor, _ = open_plain(_partial(self.path, progress.token))
+        except (FileNotFoundError, CacheError):  # gone, another user's alone, or no file of ours
             return False
+        with open(descriptor, "rb") as source:
+            while record and self._bytes < record.bytes:
+                data = source.read(min(COPY_BYTES, record.bytes - self._bytes))
+                if not data:
+                    return False
+                self._write(data)
         return record is not None and self._digest.hexdigest() == record.sha256
 
     def sync(self) -> FileRecord:

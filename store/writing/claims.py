@@ -6,9 +6,11 @@ work, they do not guard data: what a block's files hold never depends on them.
 """
 
 import errno
+import fcntl
 import json
 import os
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,9 +20,9 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from weakref import WeakSet
 
-from featcache.store.errors import CacheBusyError
-from featcache.store.files import JsonObject, is_open_file, naming, try_lock
-from featcache.store.plain import refuse_link
+from featcache.store.errors import CacheBusyError, CacheError
+from featcache.store.files import JsonObject, is_open_file, naming, parse_json, try_lock
+from featcache.store.plain import PLAIN_FLAGS, read_plain, refuse_link
 
 _open: "WeakSet[Claims]" = WeakSet()
 
@@ -30,6 +32,12 @@ SUFFIX = ".claim"
 RECORD_BYTES = 256
 SETUP = "setup"
 """The claim that every writer holds while it begins."""
+QUIET_S = 2.0
+"""Seconds of waiting for another process that need no message."""
+DAY_S = 86_400.0
+# Raised by link() on exFAT, SMB shares, gcsfuse, s3fs and the like.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+_LOCK_TRIES = 100
 
 
 class Claims:
@@ -50,6 +58,7 @@ class Claims:
         self._folder = folder
         self._stale_s = stale_s
         self._held: dict[str, int] = {}
+        self._seen: dict[str, tuple[int, float]] = {}
         self._guard = Lock()
         self._stop = Event()
         self._heartbeat = Thread(target=self._beat, args=(heartbeat_s,), daemon=True)
@@ -61,6 +70,7 @@ class Claims:
 
         Raises:
             FileNotFoundError: the folder is gone.
+            CacheError: something that is no claim lies in its place and cannot be removed.
         """
         path = self._folder / f"{name}{SUFFIX}"
         descriptor = self._create(path)
@@ -72,12 +82,25 @@ class Claims:
             self._held[name] = descriptor
         return True
 
-    def wait(self, name: str, until: Callable[[], bool] = lambda: False, poll_s: float = 0.05) -> bool:
+    def wait(
+        self,
+        name: str,
+        until: Callable[[], bool] = lambda: False,
+        poll_s: float = 0.05,
+        say: Callable[[str], object] | None = None,
+    ) -> bool:
         """Claim `name` as soon as it is free; False if `until` held before, also where the folder went with it.
+
+        Args:
+            name: the claim.
+            until: ends the wait.
+            poll_s: seconds between tries.
+            say: receives one line if the wait takes longer than `QUIET_S`.
 
         Raises:
             FileNotFoundError: the folder is gone, and so is the one that it lay in, or `until` does not hold.
         """
+        started = time.monotonic()
         while True:
             try:
                 if self.acquire(name):
@@ -88,7 +111,19 @@ class Claims:
                     raise
             if until():
                 return False
+            if say is not None and time.monotonic() - started > QUIET_S:
+                say(f"waiting for {self.holder(name)} to finish its step on {self._folder.parent}")
+                say = None
             time.sleep(poll_s)
+
+    def holder(self, name: str) -> str:
+        """Describe the process that holds a claim, and when the claim ends should the process be dead."""
+        owner = _read_owner(self._folder / f"{name}{SUFFIX}") or {}
+        pid = owner.get("pid")
+        process = f"process {pid}" if isinstance(pid, int) else "another process"
+        if owner.get("machine") == _machine():
+            return f"{process} on this machine"
+        return f"{process} on another machine (taken over {self._stale_s:g} s after its last sign of life)"
 
     def holds(self, name: str) -> bool:
         """Whether the claim is still this process's own: a process that slept too long may have lost it.
@@ -132,8 +167,9 @@ class Claims:
 
     def _create(self, path: Path) -> int | None:
         """Make a claim that did not exist, with its owner and its lock from the first moment; None if it exists."""
-        draft = path.with_name(f".{path.name}.{self.token}")
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        draft = self._draft(path)
+        # The mode leaves it to the umask who else may write: in a team folder others take the claim over.
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | PLAIN_FLAGS, 0o666)
         try:
             with naming(draft):
                 self._sign(descriptor)
@@ -143,43 +179,122 @@ class Claims:
             os.close(descriptor)
             if isinstance(error, FileExistsError):
                 return None
+            if isinstance(error, OSError) and error.errno in _NO_LINKS:
+                return self._create_in_place(path)
             raise
         finally:
             draft.unlink(missing_ok=True)
         return descriptor
 
+    def _create_in_place(self, path: Path) -> int | None:
+        """Make a claim on a file system without hard links. A claim without an owner counts as fresh for `stale_s`."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | PLAIN_FLAGS, 0o666)
+        except FileExistsError:
+            return None
+        try:
+            # Another process may hold the lock for the moment in which it looks whether this claim is abandoned.
+            for _ in range(_LOCK_TRIES):
+                if try_lock(descriptor) is not False:
+                    break
+                time.sleep(0.01)
+            with naming(path):
+                self._sign(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
+        return descriptor
+
+    def _draft(self, path: Path) -> Path:
+        return path.with_name(f".{path.name}.{self.token}")
+
     def _sign(self, descriptor: int) -> None:
         # One write of fixed length: whoever is killed here leaves the old owner or the new one.
         owner = json.dumps({"token": self.token, "machine": _machine(), "pid": os.getpid()})
         os.pwrite(descriptor, owner.ljust(RECORD_BYTES).encode(), 0)
+        os.ftruncate(descriptor, RECORD_BYTES)  # a longer file would never be read as a claim again
 
     def _take_over(self, path: Path) -> int | None:
-        """Open a claim whose owner is gone; None if it is alive, or if somebody else was faster."""
+        """Take a claim whose owner is gone; None if it is alive, or if somebody else was faster.
+
+        Raises:
+            CacheError: it has to be replaced, and may not be.
+        """
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            status = path.lstat()
         except FileNotFoundError:
             return None  # just released; it can be claimed at the next try
-        except OSError:
-            return None  # a link, or a folder: nothing of ours, and never written through
+        if not stat.S_ISREG(status.st_mode):
+            return self._replace(path, status)  # never ours: claims appear as whole files
+        descriptor = _open_claim(path)
+        if descriptor is None:
+            return self._replace(path, status) if self._is_stale(path, status) else None
         try:
             locked = try_lock(descriptor)
             # Between opening and locking, the owner may have released the claim and another taken it.
-            if locked is not False and is_open_file(descriptor, path) and self._is_abandoned(path, locked):
-                self._sign(descriptor)
+            if locked is False or not is_open_file(descriptor, path):
+                return None
+            if not self._is_abandoned(path, os.fstat(descriptor), locked):
+                return None
+            if not _may_write(descriptor):
+                return self._replace(path, os.fstat(descriptor))
+            self._sign(descriptor)
+            with suppress(OSError):  # some file systems set no times; the write did
                 os.utime(descriptor)
-                return descriptor
+            taken, descriptor = descriptor, -1
+            return taken
+        except CacheError:
+            raise
         except OSError:
-            pass
-        os.close(descriptor)
-        return None
+            return None
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
 
-    def _is_abandoned(self, path: Path, locked: bool | None) -> bool:
+    def _replace(self, path: Path, judged: os.stat_result) -> int | None:
+        """Put a claim of our own in the place of what was judged to be abandoned.
+
+        Raises:
+            CacheError: it is a folder with something in it, or may not be removed.
+        """
+        try:
+            if stat.S_ISDIR(judged.st_mode):
+                path.rmdir()
+            else:
+                aside = self._draft(path)
+                path.rename(aside)
+                if not os.path.samestat(aside.lstat(), judged):
+                    aside.rename(path)  # somebody was faster, and this is their claim
+                    return None
+                aside.unlink()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CacheError(
+                f"{path}: nobody holds this claim, but it cannot be removed ({error.strerror}); "
+                "remove it, or ask its owner to, and run the command again"
+            ) from None
+        return self._create(path)
+
+    def _is_abandoned(self, path: Path, status: os.stat_result, locked: bool | None) -> bool:
         owner = _read_owner(path)
         if locked and owner is not None and owner.get("machine") == _machine():
             return True  # its lock was free, so its process is gone; without locks only the heartbeat tells
-        return self._now() - path.stat().st_mtime > self._stale_s
+        return self._is_stale(path, status)
 
-    def _now(self) -> float:
+    def _is_stale(self, path: Path, status: os.stat_result) -> bool:
+        """Whether a claim was not touched for `stale_s`, by the clock of the file system or while we were looking."""
+        age, now = self.now() - status.st_mtime, time.monotonic()
+        if age > self._stale_s or age < -DAY_S:
+            return True
+        touched, since = self._seen.setdefault(path.name, (status.st_mtime_ns, now))
+        if touched != status.st_mtime_ns:
+            self._seen[path.name] = (status.st_mtime_ns, now)
+            return False
+        return now - since > self._stale_s
+
+    def now(self) -> float:
         """Seconds since the epoch by the clock of the folder's file system, which may be another machine's."""
         probe = self._folder / f"clock-{self.token}"
         probe.touch()
@@ -191,20 +306,51 @@ class Claims:
         while not self._stop.wait(heartbeat_s):
             with self._guard:
                 for descriptor in self._held.values():
-                    with suppress(OSError):  # the disk's error belongs to whoever writes the block
-                        os.utime(descriptor)
+                    self._touch(descriptor)
+
+    def _touch(self, descriptor: int) -> None:
+        with suppress(OSError):  # the disk's error belongs to whoever writes the block
+            try:
+                os.utime(descriptor)
+            except OSError:
+                self._sign(descriptor)  # some file systems set no times, but a write does
 
 
-def live_claims(folder: Path) -> list[str]:
-    """Names of the claims in `folder` that a live process holds; for commands that must not disturb one."""
-    if not folder.is_dir():
-        return []
-    visitor = Claims(folder)
+def live_claims(folder: Path, now: float | None = None) -> list[str]:
+    """Names of the claims in `folder` that a live process holds. Nothing is written, so nothing becomes young by it.
+
+    Args:
+        folder: where the claims lie; one that does not exist has none.
+        now: seconds since the epoch by the clock of the file system; this machine's clock if not given.
+    """
+    now = time.time() if now is None else now
     try:
-        names = [path.name.removesuffix(SUFFIX) for path in sorted(folder.glob(f"*{SUFFIX}"))]
-        return [name for name in names if not visitor.acquire(name)]
+        names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and name[0] != ".")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [name.removesuffix(SUFFIX) for name in names if _is_live(folder / name, now)]
+
+
+def _is_live(path: Path, now: float) -> bool:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(status.st_mode):
+        return False  # nothing of ours
+    fresh = -DAY_S < now - status.st_mtime < STALE_S
+    try:
+        descriptor = os.open(path, os.O_RDONLY | PLAIN_FLAGS)
+    except OSError:
+        return fresh
+    try:
+        locked = try_lock(descriptor, shared=True)
     finally:
-        visitor.close()
+        os.close(descriptor)
+    if locked is False:
+        return True
+    owner = _read_owner(path)
+    return fresh and not (locked and owner is not None and owner.get("machine") == _machine())
 
 
 @contextmanager
@@ -216,7 +362,7 @@ def sole_owner(folder: Path) -> Iterator[None]:
     """
     claims = Claims(folder)
     try:
-        if not claims.acquire(SETUP) or set(live_claims(folder)) - {SETUP}:
+        if not claims.acquire(SETUP) or set(live_claims(folder, claims.now())) - {SETUP}:
             raise CacheBusyError(
                 f"{folder.parent}: another process is writing this cache; wait for it or stop it"
             )
@@ -243,9 +389,21 @@ def _machine() -> str:
         return socket.gethostname()
 
 
+def _open_claim(path: Path) -> int | None:
+    """Open a claim for writing, or only for reading where it is another user's; None where neither goes."""
+    for mode in (os.O_RDWR, os.O_RDONLY):
+        with suppress(OSError):
+            return os.open(path, mode | PLAIN_FLAGS)
+    return None
+
+
+def _may_write(descriptor: int) -> bool:
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+
+
 def _read_owner(path: Path) -> JsonObject | None:
+    """The owner that a claim names; None if there is no claim, or nothing that one of ours would hold."""
     try:
-        owner = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        return parse_json(read_plain(path, RECORD_BYTES), str(path))
+    except (FileNotFoundError, CacheError):
         return None
-    return owner if isinstance(owner, dict) else None

@@ -6,6 +6,7 @@ from pathlib import Path
 from featcache.store.files import sha256_hex, sync_directory, write_atomic
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import FileRecord
+from featcache.store.plain import has_content
 from featcache.store.zarr_metadata import PROJECTION_CHUNK, array_metadata_paths, recorded_paths
 
 
@@ -16,7 +17,7 @@ def write_metadata(features: Path, documents: Mapping[str, bytes], paths: Iterab
         target = features / path
         folders |= {target.parent, target.parent.parent}
         # On resume too: what was damaged in the meantime must not be sealed into the manifest.
-        if not target.is_file() or target.read_bytes() != documents[path]:
+        if not has_content(target, documents[path]):
             write_atomic(target, documents[path])
     for folder in sorted(folders):
         sync_directory(folder)

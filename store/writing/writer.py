@@ -5,9 +5,8 @@ cache: they divide its blocks by claims. zarr's own local store neither syncs no
 one, so it writes the metadata only.
 """
 
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -25,6 +24,7 @@ from featcache.store.files import (
     read_sealed,
     sha256_hex,
     sync_directory,
+    temporary_for,
     write_atomic,
     write_sealed,
 )
@@ -63,6 +63,7 @@ class CacheWriter:
         projection: the matrix ``[D, E]`` float32 that `plan` speaks of.
         adopt: take up an unfinished run of another plan in this folder, rather than refuse; see `plan`.
         checkpoint_s: seconds of work that a kill may cost inside a block.
+        say: receives a line where another process is waited for before this one begins, or before it ends.
 
     Raises:
         CacheCompletedError: the cache holds all that is planned, perhaps since a moment ago.
@@ -80,10 +81,12 @@ class CacheWriter:
         projection: npt.NDArray[np.float32] | None = None,
         adopt: bool = False,
         checkpoint_s: float = CHECKPOINT_S,
+        say: Callable[[str], object] | None = None,
     ) -> None:
         self.directory = directory
         self.plan = plan
         self._checkpoint_s = checkpoint_s
+        self._say = say
         self._projection = projection
         self._manifest = ManifestFile(directory)
         require_whole(directory, "added to")
@@ -115,7 +118,7 @@ class CacheWriter:
         """Begin as the only process that does; False if there is nothing left to begin."""
         while True:
             try:
-                return self._claims.wait(SETUP, until=lambda: self.complete)
+                return self._claims.wait(SETUP, until=lambda: self.complete, say=self._say)
             except FileNotFoundError:  # whoever completed the cache has just taken the journal away
                 (self.directory / JOURNAL).mkdir(exist_ok=True)
 
@@ -136,7 +139,8 @@ class CacheWriter:
             aside = self.directory / f"{JOURNAL}.{self._claims.token}{PARTIAL_SUFFIX}"
             (self.directory / JOURNAL).rename(aside)
         for aside in self.directory.glob(f"{JOURNAL}.*{PARTIAL_SUFFIX}"):
-            shutil.rmtree(aside, ignore_errors=True)
+            if journal.is_set_aside(aside.name):
+                journal.clear(aside)
 
     @property
     def complete(self) -> bool:
@@ -212,7 +216,7 @@ class CacheWriter:
         Raises:
             CacheError: a block is missing.
         """
-        if not self._claims.wait(FINISH, until=lambda: self.complete) or self.complete:
+        if not self._claims.wait(FINISH, until=lambda: self.complete, say=self._say) or self.complete:
             return
         held = self._manifest.read()
         documents = self._metadata(held)
@@ -283,8 +287,7 @@ class CacheWriter:
         held = self._manifest.read()
         if held is None or not held.inventory.covers(earlier.inventory):
             return earlier
-        for path in (self.directory / JOURNAL).glob("*.json*"):
-            path.unlink(missing_ok=True)
+        journal.drop_records(self.directory / JOURNAL)
         return None
 
     def _prepare_arrays(self) -> None:
@@ -307,10 +310,11 @@ class CacheWriter:
         """Remove what processes left that died between their last checkpoint and now."""
         for split in self.plan.inventory.splits.values():
             for array in split.arrays.values():
-                for leftover in (self.directory / FEATURES / split.name / array.name).glob(
-                    f"*{PARTIAL_SUFFIX}"
-                ):
-                    leftover.unlink(missing_ok=True)
+                folder = self.directory / FEATURES / split.name / array.name
+                names = {name for block in split.blocks() for name in array.chunk_names(block.index)}
+                for leftover in folder.glob(f"*{PARTIAL_SUFFIX}"):
+                    if temporary_for(leftover.name) in names:
+                        leftover.unlink(missing_ok=True)
 
 
 def _name(block: Block) -> str:

@@ -126,13 +126,13 @@ def test_truncated_missing_swapped_and_strange_files(cache):
     (features / "train/norm2/c.3.0.0.0").write_bytes(data)
     (features / "notes").mkdir()
     (features / "notes/a.txt").write_text("not looked at")
-    (features / "test/label/c.0.1f.partial").write_text("")
+    (features / "test/label/c.0.0123456789ab.partial").write_text("")
     (cache / "journal").mkdir()
     (cache / "README.md").unlink()
     assert {(d.place.path, d.place.kind) for d in verify(cache).damages} == {
         ("features.zarr/train/norm2/c.3.0.0.0", Kind.STRANGER),
         ("features.zarr/notes", Kind.STRANGER),
-        ("features.zarr/test/label/c.0.1f.partial", Kind.LEFTOVER),
+        ("features.zarr/test/label/c.0.0123456789ab.partial", Kind.LEFTOVER),
         ("journal", Kind.LEFTOVER),
         ("README.md", Kind.DOCUMENT),
     }
@@ -223,7 +223,7 @@ DAMAGED = (CHUNK, "features.zarr/test/label/c.0", "features.zarr/train/zarr.json
 def test_repair_then_rewrite_gives_the_same_bytes(cache, original):
     for name in (*DAMAGED, "request.json", "README.md"):
         flip(cache / name, 77)
-    (cache / "features.zarr/test/label/c.0.1f.partial").write_text("")
+    (cache / "features.zarr/test/label/c.0.0123456789ab.partial").write_text("")
     found = verify(cache)
     assert found.manifest is not None
     done = repair(found)

@@ -1,0 +1,165 @@
+"""Proof that a folder is a cache of ours, and which of the files in it are.
+
+A name proves nothing: `thesis/run-0123456789ab/journal/` may be anybody's. A cache is shown by a manifest or a plan that
+holds and whose key is the one in the folder's name; a file in it by the place that this manifest or plan gives it.
+"""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.store.errors import CacheError
+from featcache.store.files import parse_json, read_sealed, temporary_for
+from featcache.store.held import HELD_FILE
+from featcache.store.inventory import Inventory
+from featcache.store.journal import FEATURES, JOURNAL, Plan, foreign_names, is_set_aside
+from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.plain import read_plain
+from featcache.store.requests import REQUEST_FILE
+from featcache.store.writing.claims import RECORD_BYTES, SUFFIX
+from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
+from featcache.store.zarr_metadata import METADATA_FILE, recorded_paths
+
+DOCUMENTS = (MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE, HELD_FILE)
+_CHUNK = re.compile(r"c(\.\d+)+")
+
+
+@dataclass(frozen=True)
+class Owned:
+    """What shows that a folder is a cache."""
+
+    manifest: Manifest | None = None
+    plan: Plan | None = None
+
+    @property
+    def inventory(self) -> Inventory | None:
+        """All that may have files in the folder; None if that cannot be told."""
+        manifest = self.manifest.full_inventory if self.manifest else None
+        plan = self.plan.inventory if self.plan else None
+        if manifest is None or plan is None:
+            return manifest or plan
+        try:
+            return manifest.plus(plan)
+        except CacheError:  # a plan of something else, which adds nothing here
+            return manifest
+
+    def names(self) -> dict[str, set[str]]:
+        """Names of the files that the cache has or may have, by their folder within it."""
+        inside = _expected(self.inventory) if self.inventory else {}
+        return {"": {*DOCUMENTS}, **inside}
+
+
+def owned(folder: Path) -> Owned:
+    """The manifest and the plan in `folder`, as far as they can be read."""
+    manifest: Manifest | None = None
+    plan: Plan | None = None
+    with suppress(FileNotFoundError, CacheError):
+        manifest = Manifest.read(folder)
+    with suppress(FileNotFoundError, CacheError):
+        plan = Plan.read(folder)
+    return Owned(manifest, plan)
+
+
+def proof(folder: Path, key: str) -> Owned | None:
+    """The manifest and the plan of the cache in `folder`, if they hold and have the key; None if neither does."""
+    found = owned(folder)
+    manifest = found.manifest if found.manifest is not None and found.manifest.spec.key == key else None
+    plan = found.plan if found.plan is not None and found.plan.spec.key == key else None
+    return Owned(manifest, plan) if manifest or plan else None
+
+
+def weak_proof(folder: Path) -> Owned | None:
+    """For what was killed before it had a plan, or while it was removed: some document or claim of ours, and nothing else.
+
+    Returns None if there is no such document, or if anything lies in the folder that a cache would not have.
+    """
+    documents = (name for name in (PROVENANCE_FILE, REQUEST_FILE, HELD_FILE) if _is_sealed(folder / name))
+    claims = (path for path in folder.glob(f"{JOURNAL}/*{SUFFIX}") if _is_claim(path))
+    shown = next(documents, None) or next(claims, None)
+    return Owned() if shown and not foreign(folder, None) else None
+
+
+def foreign(folder: Path, inventory: Inventory | None) -> list[Path]:
+    """Files and folders in the folder of a cache that are not ours, as paths; a folder is named once, whatever is in it.
+
+    Args:
+        folder: of the cache.
+        inventory: what the cache holds, or is going to; without it, everything with the form of our names counts as ours.
+    """
+    expected = None if inventory is None else _expected(inventory)
+    return sorted(_foreign(folder, "", expected))
+
+
+def _foreign(folder: Path, within: str, expected: Mapping[str, set[str]] | None) -> Iterator[Path]:
+    try:
+        items = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for item in items:
+        path, inside = Path(item.path), f"{within}/{item.name}".lstrip("/")
+        if not item.is_dir(follow_symlinks=False):
+            if not _is_own_file(within, item.name, expected):
+                yield path
+        elif inside == JOURNAL or (not within and is_set_aside(item.name)):
+            yield from (path / name for name in foreign_names(path))
+        elif _is_own_folder(within, item.name, expected):
+            yield from _foreign(path, inside, expected)
+        else:
+            yield path
+
+
+def _is_own_folder(within: str, name: str, expected: Mapping[str, set[str]] | None) -> bool:
+    if not within:
+        return name == FEATURES
+    if expected is not None:
+        return f"{within}/{name}" in expected
+    return within.count("/") < 2
+
+
+def _is_own_file(within: str, name: str, expected: Mapping[str, set[str]] | None) -> bool:
+    if not within:  # a link in the place of a folder is removed as a link
+        return name in (*DOCUMENTS, FEATURES, JOURNAL) or temporary_for(name) in DOCUMENTS
+    if expected is not None:
+        names = expected.get(within, set())
+        return name in names or temporary_for(name) in names
+    bare = temporary_for(name) or name
+    return bare == METADATA_FILE or (within.count("/") >= 1 and _CHUNK.fullmatch(bare) is not None)
+
+
+def _expected(inventory: Inventory) -> dict[str, set[str]]:
+    """Per folder below features.zarr, and for itself, the names that belong in it."""
+    names: dict[str, set[str]] = defaultdict(set)
+    paths = [
+        path
+        for split in inventory.splits.values()
+        for b in split.blocks()
+        for _, path in split.chunk_files(b.index)
+    ]
+    for path in (*recorded_paths(inventory), *paths):
+        folder, _, name = f"{FEATURES}/{path}".rpartition("/")
+        names[folder].add(name)
+    for folder in list(names):
+        while "/" in folder:
+            folder, _, name = folder.rpartition("/")
+            names[folder].add(name)
+    return dict(names)
+
+
+def _is_sealed(path: Path) -> bool:
+    try:
+        read_sealed(path)
+    except (FileNotFoundError, CacheError):
+        return False
+    return True
+
+
+def _is_claim(path: Path) -> bool:
+    try:
+        owner = parse_json(read_plain(path, RECORD_BYTES), str(path))
+    except (FileNotFoundError, CacheError):
+        return False
+    return owner.keys() == {"token", "machine", "pid"}
