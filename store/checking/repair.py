@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featcache.store import journal
 from featcache.store.checking.addition import unfinished_addition
 from featcache.store.checking.damage import Damage, Kind
 from featcache.store.checking.documents import read_contents
