@@ -16,7 +16,7 @@ from featcache.extract.result import ExtractResult
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
 from featcache.extract.teammates import Teammates
-from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
+from featcache.store.catalogue import Entry, cache_directory, find_key, find_request, unreadable
 from featcache.store.catalogue.removal import remove_journal
 from featcache.store.errors import CacheCompletedError, CacheError, InterruptedRunError
 from featcache.store.files import JsonObject
@@ -140,6 +140,8 @@ class _Extraction:
                 )
             ):
                 return found
+        for closed in unreadable(self._search):
+            self._reporter.message(f"note: {closed}")
         # What is wrong with the request shows before the backbone is loaded, perhaps over the network.
         self._request.contents.choose_splits(list(self._source.splits))
         if self._own is None and self._model.explicit in TABLE:
