@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     import torch
 
 
+_ERRORS = (
+    *(RuntimeError, pickle.UnpicklingError, ValueError, EOFError, OSError, KeyError, IndexError),
+    *(AttributeError, TypeError, AssertionError),
+)
+"""What `torch.load` raises for files that are damaged or hold something else."""
+
+
 @dataclass(frozen=True)
 class TensorRows:
     """A tensor ``[N, ...]``, mapped from its file; see `featcache.store.convert.rows.RowArray`."""
@@ -49,7 +56,7 @@ def open_tensor(path: Path) -> TensorRows:
 
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError) as error:
+    except _ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DatasetError(
             f"{path} cannot be read as a tensor ({reason}); save it again with torch.save(tensor, path)"
@@ -59,4 +66,11 @@ def open_tensor(path: Path) -> TensorRows:
             f" with {', '.join(map(str, list(tensor)[:8]))}" if isinstance(tensor, dict) else ""
         )
         raise DatasetError(f"{path} must hold one tensor, it holds {held}")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise DatasetError(f"{path} holds a sparse or quantized tensor; save it as a plain one")
+    # A view of a small storage may be expanded to any size.
+    if tensor.numel() * tensor.element_size() > path.stat().st_size:
+        raise DatasetError(
+            f"{path} holds a tensor of {list(tensor.shape)}, of which not all is stored; save it with tensor.contiguous()"
+        )
     return TensorRows(str(path), tensor.detach())

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, FeatcacheError
 from featcache.store.plain import kind_misfit, read_plain
 
 JsonObject = dict[str, Any]
@@ -52,6 +52,8 @@ def naming(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except FeatcacheError:
+        raise  # several are errors of the system too (`RemoteError`), and say already what there is to say
     except OSError as error:
         if error.filename is not None and not str(error.filename).endswith(PARTIAL_SUFFIX):
             raise

@@ -205,8 +205,6 @@ class Inventory:
         )
         if sum(split.num_blocks for split in inventory.splits.values()) > MAX_SPLIT_BLOCKS:
             raise CacheError(f"{where}: field 'splits' makes more than 2**17 blocks in all")
-        if any(ord(character) < 32 for name in inventory.class_names for character in name):
-            raise CacheError(f"{where}: field 'class_names' has control characters")
         if whole:
             inventory.require_columns(where)
         return inventory

@@ -7,7 +7,7 @@
 | regression | float32 ``[N, T]`` | the T quantities, with their `units` |
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,10 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, field
+from featcache.store.files import JsonObject, field, texts
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single-label", "multi-label", "regression"
 TARGET_KINDS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+MAX_CLASSES = 2**20
+"""Classes that are written: their names stand in the manifest, which has a limit."""
+MAX_NAMES_BYTES = 2**24
+MAX_UNUSED_CLASSES = 4096
+"""Classes without a sample that are given names because a larger label occurs."""
 _DTYPES = {SINGLE_LABEL: "int64", MULTI_LABEL: "uint8", REGRESSION: "float32"}
 _AXES = {SINGLE_LABEL: (), MULTI_LABEL: ("class",), REGRESSION: ("target",)}
 
@@ -114,13 +119,46 @@ class Targets:
         Raises:
             CacheError: a field is missing, of the wrong type or out of range.
         """
-        if "targets" not in document:
+        targets = field(document, "targets", dict, where) if "targets" in document else {}
+        units = texts(targets, "units", where) if targets else ()
+        problem = names_problem(names, units)
+        if problem:
+            raise CacheError(f"{where}: {problem}")
+        if not targets:
             return cls(SINGLE_LABEL, names)
-        targets = field(document, "targets", dict, where)
-        kind, units = field(targets, "kind", str, where), field(targets, "units", list, where)
-        if not all(isinstance(unit, str) and unit.isprintable() for unit in units):
-            raise CacheError(f"{where}: field 'units' must be a list of printable strings")
+        kind = field(targets, "kind", str, where)
         try:
-            return cls(kind, names, tuple(units))
+            return cls(kind, names, units)
         except ValueError as error:
             raise CacheError(f"{where}: field 'targets': {error}") from None
+
+
+def names_problem(names: Sequence[str], units: Sequence[str] = ()) -> str | None:
+    """Why no cache can have these names and units; None if it can. Whoever writes them asks, and whoever reads them."""
+    for name in names:
+        if any(ord(character) < 32 for character in name):
+            return f"the name {ascii(name)[:80]} of a class or target has control characters"
+        if not _is_text(name):
+            return f"the name {ascii(name)[:80]} of a class or target is not valid Unicode"
+    for unit in units:
+        if not unit.isprintable():
+            return f"field 'units' must be a list of printable strings, got {ascii(unit)[:80]}"
+    return None
+
+
+def too_many_names(names: Sequence[str]) -> str | None:
+    """Why these names are too many for a manifest, or too long; None if they are not."""
+    if len(names) > MAX_CLASSES:
+        return f"{len(names)} classes are more than the {MAX_CLASSES} that a cache can have"
+    total = sum(len(name.encode()) for name in names)
+    if total > MAX_NAMES_BYTES:
+        return f"the names of the classes have {total} bytes, more than the {MAX_NAMES_BYTES} that a cache can have"
+    return None
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
+        return False
+    return True

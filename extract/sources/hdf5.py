@@ -16,7 +16,7 @@ from featcache.extract.sources.argument import Argument
 from featcache.extract.sources.arrays import Array, ArrayCollection, ArrayPart
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.places import unpacked
-from featcache.store.convert.import_h5 import open_h5
+from featcache.store.convert.h5_files import open_h5
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter
 

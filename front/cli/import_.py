@@ -57,8 +57,9 @@ def import_command(
     layer is taken for the backbone's final one, the others are numbered from 0.
     """
     from featcache.store.convert.choice import Choice
+    from featcache.store.convert.h5_files import open_h5
     from featcache.store.convert.import_files import folder_source
-    from featcache.store.convert.import_h5 import h5_source, open_h5
+    from featcache.store.convert.import_h5 import h5_source
     from featcache.store.convert.importing import import_source
     from featcache.store.convert.npy_rows import open_npy
     from featcache.torch_files import open_tensor
@@ -93,4 +94,11 @@ def _lines(path: Path | None) -> list[str] | None:
         return None
     if not path.is_file():
         raise RequestError(f"{path} does not exist")
-    return path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{path} is not UTF-8 (byte {error.start}: {error.object[error.start : error.start + 1]!r}); save it as UTF-8"
+        ) from None
+    # Not splitlines, which takes U+2028 and form feeds for ends of lines as well.
+    return lines[:-1] if lines[-1] == "" else lines

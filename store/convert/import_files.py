@@ -14,7 +14,7 @@ from featcache.store.convert.selection import ids_as_bytes
 from featcache.store.convert.source import (
     ImportSource,
     ImportSplit,
-    class_targets,
+    foreign_source,
     layer_names,
     make_columns,
 )
@@ -50,7 +50,7 @@ def folder_source(folder: Path, choice: Choice, openers: Mapping[str, Opener]) -
     splits = [_split(folder / name, choice, openers, document) for name in names]
     if document is not None:
         return ImportSource(folder.name, splits, document.targets, document)
-    return ImportSource(folder.name, splits, class_targets(splits, choice.class_names, str(folder)), None)
+    return foreign_source(folder.name, splits, choice.class_names, str(folder))
 
 
 def _document(folder: Path) -> ExportDocument | None:

@@ -59,6 +59,8 @@ def import_source(
         CacheError: a cache of the same key holds less, or an unfinished one was planned differently.
     """
     reporter = reporter or Silent()
+    for note in source.notes:
+        reporter.message(f"note: {note}")
     names = dict(source.document.names) if source.document else {"dataset": "imported", "model": "imported"}
     names |= {what: name for what, name in (("dataset", dataset), ("model", model)) if name}
     check_agreement(source)

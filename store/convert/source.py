@@ -1,21 +1,34 @@
 """What is imported: splits with features, labels and ids, wherever they were read from."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from featcache.store.arrays import DTYPES
+from featcache.store.columns import id_misfit
 from featcache.store.convert.document import ExportDocument
 from featcache.store.convert.rows import Features, RowArray
 from featcache.store.convert.selection import ids_as_bytes
 from featcache.store.convert.steps import ContentDigest, row_steps
 from featcache.store.errors import DatasetError
+from featcache.store.inventory import MAX_SAMPLE_ID_BYTES
 from featcache.store.layers import FINAL
 from featcache.store.progress import Update
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.reader import as_float32
-from featcache.store.targets import SINGLE_LABEL, Targets
+from featcache.store.targets import (
+    MAX_UNUSED_CLASSES,
+    SINGLE_LABEL,
+    Targets,
+    names_problem,
+    too_many_names,
+)
+
+_INTEGER = re.compile(r"u?int\d+")
+MAX_LABEL = 2**62
+"""Beyond any class; labels are stored as int64."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,8 @@ class ImportSource:
     targets: Targets
     document: ExportDocument | None
     """The cache that featcache exported this from; None for foreign data."""
+    notes: Sequence[str] = ()
+    """What people should know, such as how labels were numbered."""
 
 
 def layer_names(count: int) -> tuple[str, ...]:
@@ -84,42 +99,109 @@ def make_columns(
     Labels are class indices, or what `targets` says where featcache exported them.
 
     Raises:
-        DatasetError: labels, ids or valid have other rows than the features, or labels are no class indices.
+        DatasetError: labels, ids or valid have other rows than the features, labels are no class indices, or ids cannot be
+            stored or do not tell samples apart.
     """
-    values = labels.rows(0, labels.shape[0]) if labels.shape else np.zeros(0)
     row_shape = targets.row_shape if targets else ()
-    if values.shape != (num_samples, *row_shape):
+    if labels.shape != (num_samples, *row_shape):
         raise DatasetError(
             f"{labels.where} is {list(labels.shape)}, the features have {num_samples} rows: there must be one label a row"
         )
     single = targets is None or targets.kind == SINGLE_LABEL
-    if single and values.dtype.kind not in "iu":
+    if single and not _INTEGER.fullmatch(labels.dtype):
         raise DatasetError(f"{labels.where} is {labels.dtype}; labels must be integers from 0")
-    if ids is None:
-        ids = [str(row) for row in range(num_samples)]
-    encoded = ids if isinstance(ids, np.ndarray) else ids_as_bytes(ids)
+    values = labels.rows(0, labels.shape[0])
+    encoded = _encoded_ids(ids, labels.where, num_samples)
     valid = np.ones(num_samples, np.bool_) if valid is None else valid.astype(np.bool_)
-    for what, column in (("sample ids", encoded), ("valid", valid)):
-        if len(column) != num_samples:
-            raise DatasetError(f"{labels.where}: {len(column)} {what}, the features have {num_samples} rows")
+    if valid.shape != (num_samples,):
+        raise DatasetError(f"{labels.where}: {len(valid)} valid, the features have {num_samples} rows")
     if single and values[valid].min(initial=0) < 0:
         raise DatasetError(f"{labels.where}: label {values[valid].min()}; labels must be integers from 0")
+    if single and values[valid].max(initial=0) > MAX_LABEL:
+        raise DatasetError(f"{labels.where}: label {values[valid].max()} is larger than any index of a class")
     stored = DTYPES[targets.dtype if targets else "int64"].stored
     return {"label": values.astype(stored), "sample_id": encoded, "valid": valid}
 
 
-def class_targets(splits: Sequence[ImportSplit], names: Sequence[str] | None, where: str) -> Targets:
-    """Return the classes: by the names given, or numbers.
+def foreign_source(
+    name: str, splits: Sequence[ImportSplit], class_names: Sequence[str] | None, where: str
+) -> ImportSource:
+    """Put splits of foreign data together: classes by the names given, or by the numbers that occur as labels.
+
+    Labels are kept as they are, so a class that no row has is there as well. Only where the largest label would make more
+    than `MAX_UNUSED_CLASSES` of these, those that occur are numbered anew, and the old numbers are their names.
 
     Raises:
-        DatasetError: a label has no name.
+        DatasetError: a label has no name, or no cache can have these names.
     """
-    highest = max(int(split.columns["label"].max()) for split in splits)
-    if names is None:
-        return Targets(SINGLE_LABEL, tuple(str(label) for label in range(highest + 1)))
-    if highest >= len(names):
-        raise DatasetError(f"{where}: label {highest}, but there are {len(names)} class names (--classes)")
-    return Targets(SINGLE_LABEL, tuple(names))
+    labels = [split.columns["label"] for split in splits]
+    found = np.unique(np.concatenate(labels))
+    count, notes = int(found.max()) + 1, []
+    names = tuple(class_names or ())
+    if names and count > len(names):
+        raise DatasetError(f"{where}: label {count - 1}, but there are {len(names)} class names (--classes)")
+    if not names and count - len(found) > MAX_UNUSED_CLASSES:
+        names = tuple(map(str, found.tolist()))
+        splits = [
+            replace(
+                split, columns=split.columns | {"label": np.searchsorted(found, label).astype(label.dtype)}
+            )
+            for split, label in zip(splits, labels, strict=True)
+        ]
+        notes.append(
+            f"labels go up to {count - 1}, and {len(found)} occur: these are numbered from 0 in the cache, and their classes "
+            f"are called {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        )
+    elif count > len(found):
+        missing = np.setdiff1d(np.arange(count), found, assume_unique=True)
+        shown = ", ".join(map(str, missing[:10].tolist())) + (", ..." if len(missing) > 10 else "")
+        notes.append(f"no row has label {shown}: {len(missing)} of {count} classes are empty")
+    names = names or tuple(map(str, range(count)))
+    problem = names_problem(names) or too_many_names(names)
+    if problem:
+        raise DatasetError(f"{where}: {problem} (--classes)")
+    return ImportSource(name, splits, Targets(SINGLE_LABEL, names), None, notes)
+
+
+def _encoded_ids(ids: Sequence[str] | Array | None, where: str, num_samples: int) -> Array:
+    """Ids as a cache stores them; those of foreign data must be ones that tell samples apart.
+
+    Raises:
+        DatasetError: there are more or less of them than rows, or some are empty, repeated, too long or no UTF-8.
+    """
+    if ids is None:
+        ids = [str(row) for row in range(num_samples)]
+    if len(ids) != num_samples:
+        raise DatasetError(f"{where}: {len(ids)} sample ids, the features have {num_samples} rows")
+    if isinstance(ids, np.ndarray):
+        problem = id_misfit(ids) or _id_length(ids.shape[1])
+        encoded = ids
+    else:
+        problem = _ids_problem(ids)
+        encoded = np.zeros((0, 0), np.uint8) if problem else ids_as_bytes(ids)
+    if problem:
+        raise DatasetError(f"{where}: sample ids: {problem}")
+    return encoded
+
+
+def _ids_problem(ids: Sequence[str]) -> str | None:
+    seen: dict[str, int] = {}
+    for row, one in enumerate(ids):
+        if not one:
+            return f"row {row} has an empty id; ids must tell samples apart (without any, rows are numbered)"
+        if "\0" in one:
+            return f"row {row} has an id with a NUL ({ascii(one)[:60]})"
+        if seen.setdefault(one, row) != row:
+            return (
+                f"rows {seen[one]} and {row} have the same id {ascii(one)[:60]}; ids must tell samples apart"
+            )
+    return _id_length(max(len(one.encode()) for one in ids))
+
+
+def _id_length(longest: int) -> str | None:
+    if longest <= MAX_SAMPLE_ID_BYTES:
+        return None
+    return f"an id has {longest} bytes, at most {MAX_SAMPLE_ID_BYTES} are possible"
 
 
 def check_agreement(source: ImportSource) -> None:

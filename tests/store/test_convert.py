@@ -17,8 +17,9 @@ from safetensors.numpy import load_file
 from featcache.store.convert import export_h5, selection, steps
 from featcache.store.convert.choice import Choice
 from featcache.store.convert.export import export_cache
+from featcache.store.convert.h5_files import open_h5
 from featcache.store.convert.import_files import folder_source
-from featcache.store.convert.import_h5 import h5_source, open_h5
+from featcache.store.convert.import_h5 import h5_source
 from featcache.store.convert.importing import import_source
 from featcache.store.convert.npy_rows import open_npy
 from featcache.store.errors import CacheError, DatasetError, FeatcacheError, RequestError, UnknownNameError
