@@ -42,6 +42,11 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def encodable(text: str) -> str:
+    """Escape the bytes of a file name that are not UTF-8, which Python has as halves of characters: no document holds them."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def reason(error: BaseException) -> str:
     """What a library raised, in one line of at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.home import expanded
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Argument:
     @property
     def path(self) -> Path:
         """The place as a path."""
-        return Path(self.place).expanduser()
+        return expanded(self.place)
 
     def file(self) -> Path:
         """The place as a file that is there.

@@ -32,6 +32,7 @@ from featcache.extract.sources.path_column import find_images, portable_ids
 from featcache.extract.sources.samples import Texts
 from featcache.extract.sources.split_names import choose_splits, splits_of_column
 from featcache.store.errors import DatasetError, RequestError
+from featcache.store.home import expanded
 from featcache.store.progress import Reporter
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
 
@@ -51,7 +52,7 @@ class CsvTable(Collection):
         path = argument.file()
         argument.require_fields(*FIELDS)
         self.name = path.stem
-        self._root = Path(argument.fields.get("root", path.parent)).expanduser()
+        self._root = expanded(argument.fields.get("root", path.parent))
         table = read_table(path, argument.fields.get("encoding"))
         columns = Columns(path, table, argument, options)
         if not table.rows:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featcache.store.errors import DatasetError
+from featcache.store.home import expanded, user_cache
 from featcache.store.progress import Reporter
 
 DATA_VARIABLE = "FEATCACHE_DATA"
@@ -17,8 +18,7 @@ DATA_VARIABLE = "FEATCACHE_DATA"
 def data_folder() -> Path:
     """``$FEATCACHE_DATA``, else ``featcache-data`` in the user's cache folder."""
     named = os.environ.get(DATA_VARIABLE)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named).expanduser() if named else home / "featcache-data"
+    return expanded(named) if named else user_cache() / "featcache-data"
 
 
 def derived(kind: str, source: str, name: str) -> Path:

@@ -11,6 +11,7 @@ from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.split_names import ChosenSplits, choose_splits, role_of
 from featcache.extract.sources.text_file import read_lines
 from featcache.store.errors import DatasetError, RequestError
+from featcache.store.home import expanded
 
 CLASSES_FILE, COUNT_FILE = "classnames.txt", "nshards.txt"
 MAX_SHARDS = 10**6
@@ -52,7 +53,7 @@ def matching_files(pattern: str) -> list[Path]:
     """
     paths: list[Path] = []
     missing: list[str] = []
-    for text in expand(str(Path(pattern).expanduser())):
+    for text in expand(str(expanded(pattern))):
         path = Path(text)
         if set("*?[") & set(text):
             found = sorted(path.parent.glob(path.name), key=natural)

@@ -20,6 +20,7 @@ from featcache.extract.sources.split_names import TRAIN, choose_splits
 from featcache.extract.sources.text_file import read_lines
 from featcache.extract.sources.webdataset import WebDataset
 from featcache.store.errors import DatasetError, RequestError
+from featcache.store.home import expanded
 from featcache.store.progress import Reporter
 
 CLASSES, IMAGE, SPLITS, LABEL = "classes", "image", "splits", "label"
@@ -76,7 +77,7 @@ class _Fields:
         self.image = image
         self.class_names: list[str] = []
         if classes is not None:
-            file = Path(classes).expanduser()
+            file = expanded(classes)
             if not file.is_file():
                 raise RequestError(f"classes file {file} does not exist")
             self.class_names = read_lines(file)

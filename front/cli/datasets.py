@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featcache.cli.options import dataset_options, output_options
-from featcache.console import ConsoleReporter, print_json, print_table
+from featcache.console import ConsoleReporter, echo, print_json, print_table
 from featcache.extract.sources import KINDS, resolve_source
 from featcache.extract.sources.base import Source
 from featcache.extract.sources.dataset import DatasetOptions
@@ -49,7 +49,8 @@ def datasets_command(context: click.Context, only: str, as_json: bool) -> None:
         print_json([one.to_dict() for one in found])
         return
     print_table(COLUMNS, [_row(one) for one in found], numeric=NUMERIC)
-    click.echo("\none's own: " + "; ".join(kind.example for kind in KINDS.values()))
+    echo()
+    echo("one's own: " + "; ".join(kind.example for kind in KINDS.values()))
 
 
 def _row(one: "ListedDataset") -> list[str]:
@@ -123,7 +124,8 @@ def _describe(source: Source) -> JsonObject:
 def _print(document: JsonObject) -> None:
     targets, splits = document["targets"], list(document["samples"])
     sizes = ", ".join(f"{count} {split}" for split, count in document["samples"].items())
-    click.echo(f"{document['name']}: {sizes}; {len(targets['names'])} {_noun(targets['kind'])}\n")
+    echo(f"{document['name']}: {sizes}; {len(targets['names'])} {_noun(targets['kind'])}")
+    echo()
     if targets["kind"] == REGRESSION:
         units = targets["units"] or [""] * len(targets["names"])
         rows = [
@@ -138,16 +140,16 @@ def _print(document: JsonObject) -> None:
             for index, name in enumerate(targets["names"])
         ]
         print_table(("label", "class", *splits), rows, numeric=("label", *splits))
-    click.echo("")
+    echo()
     for what in ("licence", "cite", "homepage"):
         if document[what]:
-            click.echo(f"{what}: {document[what]}")
+            echo(f"{what}: {document[what]}")
     for note in document["notes"]:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     for problem in document.get("not_decoded", []):
-        click.echo(f"note: {problem}")
+        echo(f"note: {problem}")
     if "sheet" in document:
-        click.echo(f"contact sheet: {document['sheet']}")
+        echo(f"contact sheet: {document['sheet']}")
 
 
 def _noun(kind: str) -> str:

@@ -6,7 +6,7 @@ import click
 
 from featcache.cli.options import output_options
 from featcache.cli.results import chosen_rows, filter_options
-from featcache.console import print_json
+from featcache.console import echo, print_json
 from featcache.probe.report.groups import SCORES, group_rows
 from featcache.probe.report.views import Against, parse_reference
 from featcache.probe.results import read_rows
@@ -72,7 +72,7 @@ def plot_command(
         for stem, figure in draw(kind, folder, groups, every):
             paths += save(figure, into / stem)
             if not as_json:
-                click.echo(f"{paths[-2]}, {paths[-1].suffix[1:]}")
+                echo(f"{paths[-2]}, {paths[-1].suffix[1:]}")
     if not paths:
         raise RequestError(f"nothing to plot: the results that are chosen hold no {' or '.join(kinds)}")
     if as_json:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import output_options
-from featcache.console import print_json, print_table
+from featcache.console import echo, print_document, print_json, print_table
 from featcache.extract.models import model_names
 from featcache.probe.report.groups import SCORES, filter_rows, group_rows
 from featcache.probe.report.tables import FORMATS, SUFFIXES, to_records
@@ -57,9 +57,7 @@ def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[Resul
     unread = count_lines(folder) - len(rows)
     if unread:
         what = "1 line" if unread == 1 else f"{unread} lines"
-        click.echo(
-            f"note: {what} of {folder / RESULTS_FILE}, torn or of another version, passed over", err=True
-        )
+        echo(f"note: {what} of {folder / RESULTS_FILE}, torn or of another version, passed over", err=True)
     known = {row.model for row in rows}
     wanted = {
         # A list of layers is one name.
@@ -128,16 +126,16 @@ def results_command(
     if as_json:
         print_json(to_records(table))
         for note in table.notes:
-            click.echo(note, err=True)
+            echo(note, err=True)
     elif write_as is None:
         print_table(table.columns, table.cells(), numeric=table.numeric)
         for note in table.notes:
-            click.echo(note)
+            echo(note)
     elif to is None:
-        click.echo(FORMATS[write_as](table), nl=False)
+        print_document(FORMATS[write_as](table))
     else:
         write_atomic(to, FORMATS[write_as](table).encode())
-        click.echo(f"written: {to}", err=True)
+        echo(f"written: {to}", err=True)
 
 
 def _format(form: str | None, to: Path | None) -> str | None:

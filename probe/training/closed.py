@@ -6,7 +6,7 @@ Shapes: N samples, R held-out samples, C classes, O outputs.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -33,6 +33,9 @@ from featcache.store.errors import DivergedError
 
 # Factors that least-squares outputs are multiplied with to become logits.
 FACTORS = tuple(10.0 ** (exponent / 8) for exponent in range(-4, 21))
+
+NATURAL_ENDS = {"penalty": None, "shrinkage": 1.0, "k": 1}
+"""Settings of which the grid is a stretch, and the value beyond which there is none."""
 
 OnProgress = Callable[[int, int], None]
 
@@ -129,6 +132,18 @@ def run_closed_sweep(
     validation = tuple(zip(settings, scores, strict=True))
     seconds = time.perf_counter() - started
     return ClosedResult(chosen, validation, held_out, head, task.num_outputs, seconds)
+
+
+def ends_of_grid(validation: Sequence[tuple[Settings, float]], chosen: Settings) -> list[str]:
+    """Say which chosen settings are the last ones that were tried, beyond which there are better ones perhaps."""
+    notes = []
+    for name, natural in NATURAL_ENDS.items():
+        values = sorted({settings[name] for settings, _ in validation if name in settings})
+        if len(values) < 2 or chosen[name] not in (values[0], values[-1]) or chosen[name] == natural:
+            continue
+        end = "largest" if chosen[name] == values[-1] else "smallest"
+        notes.append(f"the {end} {name} was chosen, {chosen[name]:.3g}; a better one may lie beyond")
+    return notes
 
 
 def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: float) -> ClosedResult:

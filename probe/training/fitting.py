@@ -30,7 +30,7 @@ from featcache.probe.scoring.kinds import REGRESSION, REGRESSION_LOSSES, SINGLE_
 from featcache.probe.scoring.tasks import LEAST_REGRESSION, as_tensor, make_task
 from featcache.probe.solver.exact import PenaltyKind, run_exact_sweep
 from featcache.probe.training.auto import CANDIDATES, Candidate, Choice, choose
-from featcache.probe.training.closed import run_closed_sweep
+from featcache.probe.training.closed import ends_of_grid, run_closed_sweep
 from featcache.probe.training.estimate import estimate_sweep
 from featcache.probe.training.fitted import Fitted, Work, count_parameters, record_sweep
 from featcache.probe.training.process import threads
@@ -229,6 +229,8 @@ class Fitter:
             )
         # A head's own factor, which makes logits of its outputs, is not part of what was compared.
         chosen = {name: value for name, value in result.settings.items() if name != "factor"}
+        for note in ends_of_grid(result.validation, chosen):
+            self.reporter.message(f"note: {work.title}: {note}")
         fitted = Fitted(
             result.head,
             work.task,

@@ -270,7 +270,7 @@ def _aws() -> tuple[str | None, Any]:
         os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
         os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"),
     ]
-    if not profile and (plain or not any(Path(file).expanduser().is_file() for file in files)):
+    if not profile and (plain or not any(Path(os.path.expanduser(file)).is_file() for file in files)):
         return endpoint, None
     try:
         import boto3
