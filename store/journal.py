@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from featcache.store.errors import CacheError
-from featcache.store.files import field, read_sealed, write_sealed
+from featcache.store.files import field, read_sealed, sync_directory, write_sealed
 from featcache.store.inventory import Block, Inventory
 from featcache.store.manifest import BlockRecord, read_batch_size
 from featcache.store.spec import CacheSpec
@@ -90,6 +90,13 @@ def committed(directory: Path, inventory: Inventory, known: Collection[Block] = 
         if block not in known and _record_path(directory, block).name in found
     ]
     return [record for block in blocks if (record := _read(directory, inventory, block)) is not None]
+
+
+def drop(directory: Path, blocks: Collection[Block]) -> None:
+    """Make blocks not exist any more; their files are overwritten when they are done again."""
+    for block in blocks:
+        _record_path(directory, block).unlink(missing_ok=True)
+    sync_directory(directory / JOURNAL)
 
 
 def is_committed(directory: Path, inventory: Inventory, block: Block) -> bool:
