@@ -19,7 +19,7 @@ from featcache.extract.sources.base import Source
 from featcache.extract.summary import dataset_summary, preprocessing_text
 from featcache.extract.teammates import Teammates
 from featcache.extract.unfinished import covers, interrupted, plan_messages, recorded_batch_size
-from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
+from featcache.store.catalogue import Entry, cache_directory, find_key, find_request, unreadable
 from featcache.store.catalogue.entries import WHOLE
 from featcache.store.catalogue.removal import remove_journal
 from featcache.store.corrections import warnings_of
@@ -153,6 +153,8 @@ class _Extraction:
                 )
             ):
                 return found if self._is_answer(found) else None
+        for closed in unreadable(self._search):
+            self._reporter.message(f"note: {closed}")
         # What is wrong with the request shows before the backbone is loaded, perhaps over the network.
         self._request.contents.choose_splits(list(self._source.splits))
         if self._own is None and self._model.explicit in TABLE:

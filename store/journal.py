@@ -131,6 +131,11 @@ def is_set_aside(name: str) -> bool:
     return _ASIDE.fullmatch(name) is not None
 
 
+def is_own_name(name: str) -> bool:
+    """Whether a file of this name in a journal is one of ours."""
+    return _OWN_FILES.fullmatch(name) is not None
+
+
 def foreign_names(folder: Path) -> list[str]:
     """Names in the journal `folder` that no writer of ours gives, in order; those of another version are among them."""
     with os.scandir(folder) as items:
@@ -164,4 +169,4 @@ def clear(folder: Path) -> None:
 def _is_own(item: "os.DirEntry[str]") -> bool:
     if item.is_dir(follow_symlinks=False):
         return item.name == SCRATCH
-    return _OWN_FILES.fullmatch(item.name) is not None
+    return is_own_name(item.name)
