@@ -258,7 +258,7 @@ def test_a_shard_that_is_gone_or_shorter_when_it_is_read(tmp_path):
     source = open_wds(make_shards(tmp_path / "shards"))
     path = Path(tmp_path / "shards" / "train" / "2.tar")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(DatasetError, match=r"train/2/s0000009 cannot be read: .*2\.tar became shorter"):
+    with pytest.raises(DatasetError, match=r"2\.tar has changed since it was indexed; start again"):
         source.image("train", 9)
     path.with_name("0.tar").unlink()
     with pytest.raises(DatasetError, match=r"shard .*0\.tar cannot be read \(No such file"):
