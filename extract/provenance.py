@@ -11,6 +11,8 @@ import torch
 
 from featcache.extract.device import autocast_dtype
 from featcache.extract.names import public_command, public_name
+from featcache.store.corrections import FIELD as CORRECTIONS
+from featcache.store.corrections import known_corrections
 from featcache.store.files import JsonObject
 from featcache.store.journal import FEATURES, Plan
 from featcache.store.planning import CONTENT_DIGEST
@@ -35,7 +37,8 @@ def provenance(
         weights_source: where the weights came from.
         device: where the backbone ran.
         names: names of model and dataset as given and as resolved.
-        run: `command`, `started_at`, `samples` and `seconds` of the run that completed the cache.
+        run: `command`, `started_at`, `samples`, `seconds`, `dataset_summary` and `observed` of the run that completed
+            the cache.
     """
     plan = writer.plan
     mixed = plan.spec.precision == "mixed"
@@ -53,6 +56,9 @@ def provenance(
         "completed_at": round(time.time(), 3),
         "samples_in_last_run": run["samples"],
         "seconds_of_last_run": round(run["seconds"], 3),
+        "dataset": run["dataset_summary"],
+        "images_of_last_run": run["observed"],
+        CORRECTIONS: known_corrections(),
         "arrays": {
             split.name: {a.name: list(a.layers) for a in split.arrays.values() if a.layers}
             for split in plan.inventory.splits.values()

@@ -97,12 +97,17 @@ class _ProgressLines:
         self._title, self._unit = title, unit
         self._rate = _Rate()
         self._printed = time.monotonic()
+        self._start: int | None = None
+        self._shown = False
         self._line = ""
 
     def update(self, done: int, total: int, /) -> None:
         speed = _speed(self._rate.update(done), total - done)
         self._line = f"{self._title}: {done}/{total} {self._unit}" + (f", {speed}" if speed else "")
-        if time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+        self._start = done if self._start is None else self._start
+        # The first step is shown at once: whoever reads a log sees that work has begun.
+        begun = not self._shown and done > self._start
+        if begun or time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
             self._print()
 
     def close(self) -> None:
@@ -110,7 +115,7 @@ class _ProgressLines:
             self._print()
 
     def _print(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._shown = time.monotonic(), True
         echo(self._line, err=True)
         self._line = ""
 

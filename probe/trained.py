@@ -221,7 +221,7 @@ class TrainedHead:
 
     def _outputs(self, source: TokenSource) -> torch.Tensor:
         rows = torch.arange(source.num_samples)
-        return predict(self._head, source, rows, prediction_batch(source)).cpu()
+        return predict(self._head, source, rows, prediction_batch(source, self._head)).cpu()
 
 
 def task_of(kind: str, num_outputs: int) -> Task:

@@ -23,6 +23,15 @@ def parse_size(text: str) -> int | None:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def format_bytes(size: int) -> str:
+    """A size as people write it: ``12.3 MB``, ``4.7 GB``; three digits are enough to know what fits."""
+    for unit in ("GB", "MB", "kB"):
+        if size >= _UNITS[unit.lower()]:
+            value = size / _UNITS[unit.lower()]
+            return f"{value:,.{0 if value >= 100 else 1}f} {unit}"
+    return f"{size} bytes"
+
+
 def rough_duration(seconds: float) -> str:
     """Seconds that are only known about: ``42 s`` or ``12 min``."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -11,6 +11,7 @@ from featcache.extract.sources import KINDS, resolve_source
 from featcache.extract.sources.base import Source
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.samples import labels_of
+from featcache.extract.summary import dataset_summary
 from featcache.store.catalogue import slug
 from featcache.store.files import JsonObject
 from featcache.store.targets import REGRESSION
@@ -105,6 +106,8 @@ def _describe(source: Source) -> JsonObject:
         "identity": dict(source.identity),
         "targets": {"kind": targets.kind, "names": list(targets.names), "units": list(targets.units)},
         "samples": {name: len(samples) for name, samples in source.splits.items()},
+        "summary": dataset_summary(source, list(source.splits)),
+        "passed_over": dict(source.passed_over),
     }
     if targets.kind == REGRESSION:
         document["ranges"] = {
@@ -125,7 +128,7 @@ def _print(document: JsonObject) -> None:
     targets, splits = document["targets"], list(document["samples"])
     sizes = ", ".join(f"{count} {split}" for split, count in document["samples"].items())
     echo(f"{document['name']}: {sizes}; {len(targets['names'])} {_noun(targets['kind'])}")
-    echo()
+    echo(f"{document['summary']}\n")
     if targets["kind"] == REGRESSION:
         units = targets["units"] or [""] * len(targets["names"])
         rows = [

@@ -134,7 +134,8 @@ def extract_command(
 def _notes(result: ExtractResult) -> list[str]:
     what = "1 sample has" if result.skipped == 1 else f"{result.skipped} samples have"
     skipped = f"note: {what} no features, because of images that do not decode"
-    return [*([skipped] if result.skipped else []), *(f"note: {shared}" for shared in result.shared)]
+    told = [f"note: {note}" for note in result.notes]
+    return [*told, *([skipped] if result.skipped else []), *(f"note: {shared}" for shared in result.shared)]
 
 
 def _summary(result: ExtractResult) -> list[str]:

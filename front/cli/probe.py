@@ -180,7 +180,7 @@ def probe_command(
     if as_json:
         print_json([row.to_dict() for row in result.rows])
     elif result.rows:
-        _print(result.rows, out, len(caches) > 1, max(request.settings().learning_rates))
+        _print(result.rows, out, len(caches) > 1, request.settings().learning_rates)
     if result.failures and len(caches) == 1:
         raise next(iter(result.failures.values()))
     if result.failures:
@@ -194,7 +194,7 @@ def _left_out(cache: Cache, row: TableRow, missing: str) -> str:
     return f"row left out: {row}: {reason}"
 
 
-def _print(rows: Sequence["ResultRow"], out: Path, grid: bool, largest_rate: float) -> None:
+def _print(rows: Sequence["ResultRow"], out: Path, grid: bool, rates: Sequence[float]) -> None:
     """The table, and what there is to say about its rows."""
     from featcache.probe.attention import HEATMAP_FILE
     from featcache.probe.results import RESULTS_FILE
@@ -205,11 +205,11 @@ def _print(rows: Sequence["ResultRow"], out: Path, grid: bool, largest_rate: flo
     for row in rows:
         if row.kept_layers is not None:
             echo(f"layers left with weight: {', '.join(row.kept_layers) or 'none'}")
-        if row.learning_rate == largest_rate:
-            notes.add(
-                f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the largest learning rate of "
-                f"{row.protocol}; it may not have converged"
-            )
+        which = f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the"
+        if row.learning_rate == max(rates):
+            notes.add(f"{which} largest learning rate of {row.protocol}; it may not have converged")
+        elif row.learning_rate == min(rates):
+            notes.add(f"{which} smallest learning rate of {row.protocol}; a smaller one may be better")
         if not grid and (out / row.folder / HEATMAP_FILE).exists():
             echo(f"attention heatmap: {out / row.folder / HEATMAP_FILE}")
     for note in sorted(notes):

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 from featcache.console import echo, print_table, size
 from featcache.store.checking.repair import Repair
 from featcache.store.checking.verify import Verification
-from featcache.store.files import JsonObject
+from featcache.store.corrections import warnings_of
+from featcache.store.errors import CacheError
+from featcache.store.files import JsonObject, read_sealed
+from featcache.store.writing.writer import PROVENANCE_FILE
 
 if TYPE_CHECKING:
     from featcache.recompute.outcome import Recomputation
@@ -34,7 +37,20 @@ class Checked:
             **self.found.to_dict(),
             "repair": self.repaired.to_dict() if self.repaired else None,
             "recompute": self.recomputed.to_dict() if self.recomputed else None,
+            "warnings": self.warnings,
         }
+
+    @property
+    def warnings(self) -> list[str]:
+        """Corrections that concern the cache and that it was made before."""
+        manifest = self.found.manifest
+        if manifest is None:
+            return []
+        try:
+            provenance = read_sealed(self.found.directory / PROVENANCE_FILE)
+        except (OSError, CacheError):
+            provenance = {}
+        return warnings_of(manifest.spec, provenance)
 
     def show(self) -> None:
         """Print one line for each damage, then the summary."""
@@ -43,6 +59,8 @@ class Checked:
         if self.recomputed:
             _show_recomputation(self.recomputed)
         echo(f"{self.found.directory}: {_summary(self.found)}")
+        for warning in self.warnings:
+            echo(f"{self.found.directory}: {warning}")
         if self.repaired:
             echo(_describe_repair(self.repaired))
         elif self.found.damages:

@@ -4,7 +4,6 @@ Data first: a file gets its name when its digest is seen to be right. Then what 
 written last. Interrupted at any point, the cache that was here before is as it was, and the next pull goes on.
 """
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import JsonObject, sync_directory
 from featcache.store.held import HELD_FILE, Held
 from featcache.store.inventory import Inventory
-from featcache.store.journal import FEATURES, JOURNAL, PLAN_FILE
+from featcache.store.journal import FEATURES, JOURNAL, PLAN_FILE, clear
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
 from featcache.store.plain import refuse_link, sha256_plain
 from featcache.store.progress import Reporter, Silent
@@ -273,7 +272,8 @@ def _writing(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            shutil.rmtree(journal, ignore_errors=True)
+            with suppress(OSError):
+                clear(journal)
 
 
 def _receive(
