@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.text import encodable
 
 BASE = "base"
 SUFFIX = ".toml"
@@ -61,7 +62,7 @@ def read_text(name: str) -> tuple[str, str]:
     if name.endswith(SUFFIX):
         path = Path(name)
         try:
-            return path.stem, path.read_text(encoding="utf-8")
+            return encodable(path.stem), path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise RequestError(

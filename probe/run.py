@@ -45,6 +45,7 @@ from featcache.store.files import JsonObject
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
+from featcache.store.text import encodable
 
 PARITY = "paper-parity"
 FEW_SHOTS, FEW_SHOT_FOLDS = 10, 5
@@ -423,4 +424,4 @@ class _Runner:
         provenance = self._cache.provenance
         names = [provenance.get(f"{what}_names") or [""] for what in ("model", "dataset")]
         folder = self._cache.directory
-        return str(names[0][0]) or folder.name, str(names[1][0]) or folder.parent.name
+        return encodable(str(names[0][0]) or folder.name), encodable(str(names[1][0]) or folder.parent.name)
