@@ -15,6 +15,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -122,6 +123,13 @@ def _replace(partial: Path, path: Path, file: BinaryIO, data: bytes) -> None:
     file.flush()
     os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write all of `data` to an unbuffered file, which may take a part of it, without an error, on a disk that fills up."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:

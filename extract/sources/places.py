@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,8 @@ def derived(kind: str, source: str, name: str) -> Path:
 def whole_file(target: Path) -> Iterator[Path]:
     """Give a path beside `target` to write to; it becomes `target` at the end, and goes if an error ends it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    # A token, not the process id: containers that share the folder have the same ones.
+    partial = target.with_name(f"{target.name}.{secrets.token_hex(6)}.partial")
     try:
         yield partial
         partial.replace(target)

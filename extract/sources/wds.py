@@ -1,6 +1,6 @@
 """``wds:``: WebDataset shards by folder, pattern or address."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featcache.extract.sources.argument import Argument
@@ -16,7 +16,7 @@ from featcache.extract.sources.shards import (
     packed_shards,
     splits_by_name,
 )
-from featcache.extract.sources.split_names import TRAIN, choose_splits
+from featcache.extract.sources.split_names import TRAIN, ChosenSplits, choose_splits
 from featcache.extract.sources.text_file import read_lines
 from featcache.extract.sources.webdataset import WebDataset
 from featcache.store.errors import DatasetError, RequestError
@@ -56,15 +56,7 @@ def open_wds(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
         return _open(name.removesuffix(".tar"), paths, options, reporter, chosen)
     picked = choose_splits(list(patterns), options, argument.place)
     splits = {split: _shards(patterns[own], reporter) for split, own in picked.names.items()}
-    return WebDataset(
-        name.removesuffix(".tar"),
-        splits,
-        chosen.class_names,
-        target=options.target,
-        unread=picked.unread,
-        image=chosen.image,
-        reporter=reporter,
-    )
+    return _dataset(name.removesuffix(".tar"), splits, options, reporter, chosen, picked)
 
 
 class _Fields:
@@ -88,15 +80,8 @@ def _open_folder(folder: Path, options: DatasetOptions, reporter: Reporter, chos
     if is_shard_folder(folder):
         splits, picked = folder_shards(folder, options)
         beside = [*folder.glob("*.tar"), *packed]
-        dataset = WebDataset(
-            folder.resolve().name,
-            splits,
-            chosen.class_names or class_names(folder),
-            target=options.target,
-            unread=picked.unread,
-            image=chosen.image,
-            reporter=reporter,
-        )
+        chosen.class_names = chosen.class_names or class_names(folder)
+        dataset = _dataset(folder.resolve().name, splits, options, reporter, chosen, picked)
         packed = [path for name in picked.names.values() for path in packed_shards(folder / name)]
         _say_left_out(dataset, beside, "tar files beside the folders of the splits")
     else:
@@ -118,6 +103,22 @@ def _open(
     by_name = splits_by_name(paths) if chosen.by_name else {}
     picked = choose_splits(list(by_name), options, name)
     splits = {split: by_name[own] for split, own in picked.names.items()} or {"": list(paths)}
+    dataset = _dataset(name, splits, options, reporter, chosen, picked)
+    if by_name:
+        shown = ", ".join(f"{own} {len(by_name[own])}" for own in by_name)
+        note = f"shards of {name} are taken for splits by their names ({shown}; wds:...?{SPLITS}={NO_SPLITS} for none)"
+        dataset.listing.notes = [*dataset.listing.notes, note]
+    return dataset
+
+
+def _dataset(
+    name: str,
+    splits: Mapping[str, Sequence[Path]],
+    options: DatasetOptions,
+    reporter: Reporter,
+    chosen: _Fields,
+    picked: ChosenSplits,
+) -> WebDataset:
     dataset = WebDataset(
         name,
         splits,
@@ -127,10 +128,7 @@ def _open(
         image=chosen.image,
         reporter=reporter,
     )
-    if by_name:
-        shown = ", ".join(f"{own} {len(by_name[own])}" for own in by_name)
-        note = f"shards of {name} are taken for splits by their names ({shown}; wds:...?{SPLITS}={NO_SPLITS} for none)"
-        dataset.listing.notes = [*dataset.listing.notes, note]
+    dataset.listing.notes = [*dataset.listing.notes, *picked.notes(name)]
     return dataset
 
 

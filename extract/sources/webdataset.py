@@ -27,6 +27,7 @@ from featcache.extract.sources.collection import (
     listing_digest,
     refuse_repeated,
 )
+from featcache.extract.sources.dataset import AUTO
 from featcache.extract.sources.decode import EXTENSIONS, decode
 from featcache.extract.sources.image_tree import refuse_irregular
 from featcache.extract.sources.samples import Texts
@@ -85,6 +86,7 @@ class WebDataset(Collection):
         self.citation = citation or Citation()
         self._paths = [path for paths in splits.values() for path in paths]
         image = image.lower().removeprefix(".") if image else None
+        self._states = [_state(path) for path in self._paths]
         shards = _read_all(self._paths, image, reporter or Silent())
         prefixes = [
             f"{split}/{stem}" if split else stem
@@ -116,7 +118,7 @@ class WebDataset(Collection):
             unread,
             _columns([record for shard in shards for record in shard.records]),
             {**(facts or {}), **({"image": image} if image else {})},
-            [*_doubts(name, labels, targets, classes)],
+            list(_doubts(name, targets, classes, target)),
             dict(sum((Counter(shard.left_out) for shard in shards), Counter())),
         )
         self._open: OrderedDict[int, int] = OrderedDict()
@@ -150,11 +152,15 @@ class WebDataset(Collection):
         if found is None:
             try:
                 found = self._opened(self._paths[shard])
+                changed = _state(found) != self._states[shard]
             except OSError as error:
                 raise UnavailableError(
                     f"shard {self._paths[shard]} cannot be read ({error.strerror}); once it is there again, the same command "
                     "resumes"
                 ) from error
+            if changed:  # places of one file mean nothing in another
+                os.close(found)
+                raise UnavailableError(f"{self._paths[shard]} has changed since it was indexed; start again")
             if len(self._open) >= OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
         self._open[shard] = found
@@ -175,6 +181,15 @@ class WebDataset(Collection):
     def __del__(self) -> None:
         for descriptor in getattr(self, "_open", {}).values():
             os.close(descriptor)
+
+
+def _state(file: Path | int) -> tuple[int, int] | None:
+    """Bytes of a file and when it was changed; None if it is not there."""
+    try:
+        state = os.stat(file)
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
 
 
 def _read_all(paths: Sequence[Path], image: str | None, reporter: Reporter) -> list[Shard]:
@@ -297,8 +312,8 @@ def _refuse_odd_names(names: Sequence[str], path: Path) -> None:
     except UnicodeEncodeError:
         odd = next(name for name in names if any("\ud800" <= one <= "\udfff" for one in name))
         raise DatasetError(f"{path}: the name {odd!r} of a member is not valid UTF-8; rename it") from None
-    cut = next((name for name in names if "\0" in name), None)
-    if cut is not None:
+    if any("\0" in name for name in names):
+        cut = next(name for name in names if "\0" in name)
         raise DatasetError(f"{path}: the name {cut[:100]!r} of a member has a NUL character; rename it")
 
 
@@ -349,13 +364,15 @@ def _record(content: bytes, where: str) -> Mapping[str, Any]:
     return record
 
 
-def _doubts(name: str, labels: Labels, targets: Targets, classes: Sequence[str]) -> Iterator[str]:
-    """What people should know of labels that are numbers of classes."""
+def _doubts(name: str, targets: Targets, classes: Sequence[str], target: str) -> Iterator[str]:
+    """What people should know of labels that are numbers."""
     if targets.kind == SINGLE_LABEL and classes and len(classes) < len(targets.names):
         yield (
             f"{name}: {len(classes)} names for {len(targets.names)} classes; classes from {len(classes)} on are called by "
             "their numbers"
         )
+    if targets.kind == REGRESSION and target == AUTO:
+        yield f"{name}: labels in .npy are not all 0 or 1, so they are real values; for classes save their indices as .cls"
 
 
 def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

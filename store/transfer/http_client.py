@@ -7,7 +7,7 @@ of a body, and what a compressed body unpacks to. Every failure is an error of t
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -134,7 +134,7 @@ class HttpClient:
             return answer
         answer.close()
         if status in _MISSING:
-            raise MissingError(f"{where}: not there")
+            raise MissingError(f"{where}: not there (status {status})")
         if status in _REFUSED:
             raise RemoteError(
                 f"{where}: refused (status {status}){'; ' + self._refused if self._refused else ''}"
@@ -227,6 +227,8 @@ class Answer:
                             raise TransientError(
                                 f"{self.where}: too little arrived in {SILENCE_S:.0f} s"
                             ) from None
+                        if _innermost(error, IncompleteRead):
+                            raise self._ended(received) from error
                         raise _failure(error, self.where) from error
                     if not piece:
                         break
@@ -236,9 +238,13 @@ class Answer:
             if pulse.silent:
                 raise TransientError(f"{self.where}: too little arrived in {SILENCE_S:.0f} s")
             if length is not None and received != length:
-                raise TransientError(f"{self.where}: the connection ended after {received} of {length} bytes")
+                raise self._ended(received)
         finally:
             self.close()
+
+    def _ended(self, received: int) -> TransientError:
+        of = "" if self.length is None else f" of {self.length}"
+        return TransientError(f"{self.where}: the connection ended after {received}{of} bytes")
 
     def close(self) -> None:
         """Give the connection up, with what is left of the body."""
@@ -333,11 +339,16 @@ def _failure(error: Exception, where: str) -> RemoteError:
     return kind(f"{where}: {describe(error)}")
 
 
+def _innermost(error: BaseException, kind: type[BaseException]) -> BaseException | None:
+    """The error that a chain of wrappers holds, if it is of a kind."""
+    while not isinstance(error, IncompleteRead) and error.args and isinstance(error.args[-1], BaseException):
+        error = error.args[-1]
+    return error if isinstance(error, kind) else None
+
+
 def describe(error: Exception) -> str:
     """The innermost reason, without the addresses and objects that a client wraps it in."""
-    inner: BaseException = error
-    while inner.args and isinstance(inner.args[-1], BaseException):
-        inner = inner.args[-1]
+    inner = _innermost(error, BaseException) or error
     reason = getattr(inner, "reason", None)
     if isinstance(reason, BaseException):
         inner = reason

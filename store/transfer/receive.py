@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from featcache.store.errors import CacheError
-from featcache.store.files import PARTIAL_SUFFIX, naming
+from featcache.store.files import PARTIAL_SUFFIX, naming, write_all
 from featcache.store.manifest import FileRecord
 from featcache.store.plain import PLAIN_FLAGS, kind_misfit
 from featcache.store.transfer.flight import Attempts, TransientError, check_stop, retried
@@ -43,7 +43,7 @@ def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, co
     with naming(partial), open(_open_partial(partial), "r+b", buffering=0) as file:
 
         def keep(piece: bytes) -> None:
-            file.write(piece)
+            write_all(file, piece)
 
         def restart() -> None:
             file.seek(0)

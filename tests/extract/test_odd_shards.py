@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from featcache.extract.sources import resolve_source, shard_index
+from featcache.extract.sources import resolve_source, shard_index, torchvision_sets
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.tar_index import BLOCK, index_tar
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnavailableError
@@ -162,6 +162,7 @@ def test_splits_of_folders_in_any_spelling(tmp_path):
     (other / "train").rename(other / "Training")
     (other / "test").rename(other / "TEST")
     assert open_it(other).identity == usual.identity
+    assert "splits of b: Training is train, TEST is test" in open_it(other).notes
     (other / "TEST").rename(other / "validation")
     refused(other, "has no split test; it has Training, validation: name one with --test-split")
     assert len(open_it(other, test_splits=("val",)).splits["test"]) == 5
@@ -369,6 +370,33 @@ def test_a_shard_that_is_gone_is_no_bad_image(tmp_path):
         source.image("train", 0)
 
 
+def test_a_shard_that_was_replaced_is_not_read_by_its_old_places(tmp_path):
+    folder = make_shards(tmp_path / "shards")
+    source = open_it(folder)
+    path = folder / "train" / "0.tar"
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[::-1])  # of the same size
+    os.utime(path, (1, 1))
+    with pytest.raises(UnavailableError, match=r"0\.tar has changed since it was indexed; start again"):
+        source.image("train", 0)
+
+
+def test_real_values_in_arrays_are_said(tmp_path):
+    members = [
+        (f"{i}.{end}", one) for i in range(8) for end, one in (("png", TRAIN[0][1]), ("npy", float_array(i)))
+    ]
+    path = write_tar(tmp_path / "s.tar", members)
+    note = "s: labels in .npy are not all 0 or 1, so they are real values; for classes save their indices as .cls"
+    assert note in open_it(path).notes
+    assert note not in open_it(path, target="regression").notes
+
+
+def float_array(value):
+    buffer = io.BytesIO()
+    np.save(buffer, np.float32(value))
+    return buffer.getvalue()
+
+
 # Forged headers.
 
 
@@ -430,3 +458,24 @@ def test_names_as_they_are_on_other_machines(tmp_path):
     assert np.array_equal(index_tar(write_tar(tmp_path / "e.tar", [])).sizes, [])
     refused(tmp_path / "e.tar", "holds no samples|no samples")
     refused(write_tar(tmp_path / "x.tar", [("", b"x"), (".png", b"x")]), "holds no samples")
+
+
+# Datasets of torchvision.
+
+
+class Photos:
+    """A class of torchvision's form that has ``val`` where others have ``test``."""
+
+    def __init__(self, root, split="train"):
+        if split not in ("train", "val"):
+            raise ValueError(
+                f"Unknown value '{split}' for argument split. Valid values are {{'train', 'val'}}."
+            )
+
+
+def test_a_split_of_another_name_in_torchvision_is_not_passed_over():
+    with pytest.raises(
+        DatasetError, match=r"Photos has no split test \(.*'train', 'val'.*; name one with --test-split"
+    ):
+        torchvision_sets._refuse_other_splits(Photos, "x", DatasetOptions())
+    torchvision_sets._refuse_other_splits(Photos, "x", DatasetOptions(resplit=True))

@@ -209,13 +209,11 @@ def test_addresses_are_fetched_once_and_go_on(tmp_path):
     hub.broken_off["train/1.tar"] = 1000
     with hub_server(hub) as address:
         pattern = f"{address}/datasets/x/resolve/main/train/{{0..2}}.tar"
-        with pytest.raises(
-            DatasetError, match=r"train/1\.tar broke off at 1000 of \d+ bytes; the same command goes on"
-        ):
-            open_wds(pattern)
-        source = open_wds(pattern)
+        source = open_wds(pattern)  # which resumes by itself where an answer broke off
         assert ("GET", "/datasets/x/resolve/main/train/1.tar", "bytes=1000-") in hub.asked
-        with pytest.raises(DatasetError, match=r"/train/3\.tar could not be fetched \(status 404\)$"):
+        with pytest.raises(
+            DatasetError, match=r"/train/3\.tar could not be fetched: not there \(status 404\)$"
+        ):
             open_wds(f"{address}/datasets/x/resolve/main/train/{{0..3}}.tar")
     # Nobody answers any more.
     again = open_wds(pattern)
@@ -260,7 +258,7 @@ def test_a_shard_that_is_gone_or_shorter_when_it_is_read(tmp_path):
     source = open_wds(make_shards(tmp_path / "shards"))
     path = Path(tmp_path / "shards" / "train" / "2.tar")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(DatasetError, match=r"train/2/s0000009 cannot be read: .*2\.tar became shorter"):
+    with pytest.raises(DatasetError, match=r"2\.tar has changed since it was indexed; start again"):
         source.image("train", 9)
     path.with_name("0.tar").unlink()
     with pytest.raises(DatasetError, match=r"shard .*0\.tar cannot be read \(No such file"):

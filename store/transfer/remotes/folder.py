@@ -9,7 +9,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from featcache.store.errors import FeatcacheError, RemoteError
-from featcache.store.files import PARTIAL_SUFFIX, sync_directory, write_atomic
+from featcache.store.files import PARTIAL_SUFFIX, sync_directory, write_all, write_atomic
 from featcache.store.plain import open_plain, refuse_link
 from featcache.store.transfer.flight import check_stop
 from featcache.store.transfer.patience import ListingGuard
@@ -86,7 +86,7 @@ class FolderRemote(Remote):
                 while piece := source.read(PIECE_BYTES):
                     check_stop()
                     digest.update(piece)
-                    file.write(piece)
+                    write_all(file, piece)
                     size += len(piece)
                     count(len(piece))
                 os.fsync(file.fileno())

@@ -174,7 +174,7 @@ class ObjectRemote(Remote):
         if "NoSuchBucket" in text or "BucketNotFound" in text or "ContainerNotFound" in text:
             return RemoteError(f"{self.address.scheme}://{self.address.place}: there is no such bucket")
         if isinstance(error, FileNotFoundError) or status == 404:
-            return MissingError(f"{where}: not there")
+            return MissingError(f"{where}: not there (status 404)")
         refused = (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError)
         if isinstance(error, refused) or status in (401, 403):
             return RemoteError(f"{where}: refused{f' (status {status})' if status else ''}; {credentials}")
