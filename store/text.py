@@ -56,6 +56,21 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+_MARKDOWN_PUNCTUATION = re.compile(r"[\\`*_{}\[\]|~$#!]")
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is, in a cell of a table too: one line without markup, HTML or formulas."""
+    text = _MARKDOWN_PUNCTUATION.sub(lambda match: f"\\{match[0]}", printable(text))
+    return _ENTITY.sub("&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def in_cell(text: str) -> str:
+    """Return text for a cell of a Markdown table that keeps its links and emphasis: no border, no escape, no HTML."""
+    return text.replace("\\", r"\\").replace("|", r"\|").replace("<", "&lt;")
+
+
 def reason(error: BaseException) -> str:
     """What a library raised, in one line of at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

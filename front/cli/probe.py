@@ -151,9 +151,13 @@ def probe_command(
         table=table,
         **training_settings(training),
     )
+    if cache and (model or dataset):
+        raise RequestError(f"--cache says which cache is meant, {cache}; leave --model and --dataset out")
     if cache and is_address(cache):
-        if model or dataset:
-            raise RequestError(f"--cache says which cache is meant, {cache}; leave --model and --dataset out")
+        if allow_partial:
+            raise RequestError(
+                "--allow-partial is for caches here, and --cache names one on a remote; leave it out"
+            )
         caches = [open_cache(borrow_for_probe(cache, roots(root), request, reporter))]
     else:
         caches = open_caches(roots(root), cache, model, dataset, allow_partial)
