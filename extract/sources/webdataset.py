@@ -8,7 +8,7 @@ import errno
 import io
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -124,6 +124,10 @@ class WebDataset(Collection):
             dict(sum((Counter(shard.left_out) for shard in shards), Counter())),
         )
         self._open: OrderedDict[int, int] = OrderedDict()
+
+    def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
+        """Return the shards."""
+        return self._paths
 
     def image(self, row: int) -> "Image":
         """Decode one image."""
