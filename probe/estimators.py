@@ -140,7 +140,7 @@ class HeadRegressor(MultiOutputMixin, RegressorMixin, TokenEstimator):  # type: 
 
 def _are_label_sets(y: Any) -> bool:
     """Whether y has a column of 0 and 1 for every class."""
-    if y is None or (not issparse(y) and np.ndim(y) != 2):
+    if y is None or (not issparse(y) and np.asarray(y).ndim != 2):
         return False
     with np.errstate(invalid="ignore"):  # what is not finite is refused later, by name
         return bool(type_of_target(y) == "multilabel-indicator")
