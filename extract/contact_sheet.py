@@ -90,14 +90,9 @@ def _spread(count: int, most: int) -> "np.typing.NDArray[np.int64]":
 def _thumbnail(source: Source, split: str, row: int) -> "Image":
     from PIL import Image, ImageOps
 
-    from featcache.extract.rgb import to_rgb
+    from featcache.extract.rgb import rgb_image
 
-    try:
-        image = to_rgb(source.image(split, row), source.pixels)
-    except ValueError as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"image {source.splits[split][row].id!r}: {error}") from None
+    image = rgb_image(source, split, row)
     way = Image.Resampling.NEAREST if max(image.size) * 2 <= SIDE else Image.Resampling.BICUBIC
     return ImageOps.pad(image, (SIDE, SIDE), way, BACKGROUND)
 

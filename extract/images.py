@@ -4,6 +4,7 @@ import hashlib
 import signal
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -14,10 +15,13 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from featcache.extract.rgb import to_rgb
+from featcache.extract.pixels import FACTS, facts_of
+from featcache.extract.rgb import rgb_image
 from featcache.extract.sources.base import Source
-from featcache.store.errors import DatasetError, UnavailableError
+from featcache.extract.sources.decode import MAX_PIXELS
+from featcache.store.errors import DatasetError, FeatcacheError, UnavailableError
 from featcache.store.planning import CONTENT_DIGEST_BYTES
+from featcache.store.text import reason
 
 
 @dataclass(frozen=True)
@@ -38,37 +42,93 @@ class ImageBatch(NamedTuple):
     """``[B, 16]`` uint8: beginning of the SHA-256 of every decoded image, for telling the same image again."""
     failures: list[tuple[int, str]]
     """Row of the batch and message of every image that could not be decoded."""
+    facts: Tensor
+    """``[B, len(FACTS)]`` int64: what decoding tells of every image; zeros where one failed."""
     unavailable: list[str]
     """Messages of images whose files are gone or cannot be read; they are among the failures too."""
 
 
-class _Images(Dataset[tuple[Tensor, bytes] | DatasetError]):
+class Prepared(NamedTuple):
+    """One image as the backbone takes it."""
+
+    tensor: Tensor
+    """``[3, S, S]`` float32."""
+    digest: bytes
+    """Beginning of the SHA-256 of the decoded image."""
+    facts: tuple[int, ...]
+    """By `FACTS`."""
+
+
+class WorkerError(FeatcacheError, RuntimeError):
+    """A process that decodes images came to an end on its own."""
+
+
+class _Images(Dataset[Prepared | DatasetError]):
     """Preprocessed images by (split, row), each with the digest of its content."""
 
     def __init__(self, source: Source, transform: Any) -> None:
         self._source = source
         self._transform = transform
+        self._shorter_side = _shorter_side(transform)
 
-    def __getitem__(self, spot: tuple[str, int]) -> tuple[Tensor, bytes] | DatasetError:
+    def __getitem__(self, spot: tuple[str, int]) -> Prepared | DatasetError:
         # An error raised in a worker would reach the user wrapped in a traceback; returned, it stays one line.
         try:
-            image = self._rgb(*spot)
+            return self._prepared(*spot)
         except DatasetError as error:
             return error
-        tensor: Tensor = self._transform(image)
-        return tensor, content_digest(image)
+        except MemoryError:
+            return DatasetError(f"image {self._id(*spot)!r} needs more memory than there is")
+        except OSError as error:
+            if error.errno is None:
+                raise
+            return UnavailableError(f"image {self._id(*spot)!r} cannot be read ({error.strerror or error})")
 
-    def __getitems__(self, spots: Sequence[tuple[str, int]]) -> list[tuple[Tensor, bytes] | DatasetError]:
+    def __getitems__(self, spots: Sequence[tuple[str, int]]) -> list[Prepared | DatasetError]:
         # The loader asks for a whole batch at once where it can: rows of one split.
-        self._source.prepare(spots[0][0], [row for _, row in spots])
+        with suppress(DatasetError, OSError):  # each image that this concerns says so itself
+            self._source.prepare(spots[0][0], [row for _, row in spots])
         return [self[spot] for spot in spots]
 
-    def _rgb(self, split: str, row: int) -> Image:
-        image = self._source.image(split, row)
+    def _prepared(self, split: str, row: int) -> Prepared:
+        image = rgb_image(self._source, split, row)
+        facts = facts_of(image)
+        self._refuse_strip(image, split, row)
         try:
-            return to_rgb(image, self._source.pixels)
-        except ValueError as error:
-            raise DatasetError(f"image {self._source.splits[split][row].id!r}: {error}") from None
+            tensor: Tensor = self._transform(image)
+        except MemoryError:
+            raise
+        except Exception as error:  # the libraries raise many kinds
+            raise DatasetError(
+                f"image {self._id(split, row)!r} of {image.width} x {image.height} pixels cannot be preprocessed "
+                f"({type(error).__name__}: {reason(error)})"
+            ) from error
+        return Prepared(tensor, content_digest(image), tuple(facts.get(name, 0) for name in FACTS))
+
+    def _refuse_strip(self, image: Image, split: str, row: int) -> None:
+        """Refuse an image that resizing would blow up: of 60,000 x 1 pixels, 160 px on the shorter side are 6 GB."""
+        short, long = sorted(image.size)
+        if self._shorter_side is None or not short:
+            return
+        resized = self._shorter_side * long // short
+        if resized * self._shorter_side > MAX_PIXELS:
+            raise DatasetError(
+                f"image {self._id(split, row)!r} is {image.width} x {image.height} pixels: with {self._shorter_side} px on the "
+                f"shorter side it would be {resized:,} px long; crop it"
+            )
+
+    def _id(self, split: str, row: int) -> str:
+        return self._source.splits[split][row].id
+
+
+def _shorter_side(transform: Any) -> int | None:
+    """Length of the shorter side to which a transform resizes, pixels; None if it resizes in another way."""
+    for step in getattr(transform, "transforms", ()):
+        size = getattr(step, "size", None)
+        if type(step).__name__ == "Resize":
+            sides = [size] if isinstance(size, int) else list(size or ())
+            return int(sides[0]) if len(sides) == 1 else None
+    return None
 
 
 def content_digest(image: Image) -> bytes:
@@ -93,14 +153,15 @@ def image_batches(
     )
 
 
-def _collate(items: Sequence[tuple[Tensor, bytes] | DatasetError], size: int) -> ImageBatch:
+def _collate(items: Sequence[Prepared | DatasetError], size: int) -> ImageBatch:
     failures = [(row, str(item)) for row, item in enumerate(items) if isinstance(item, DatasetError)]
-    blank = torch.zeros(3, size, size), bytes(CONTENT_DIGEST_BYTES)
-    pairs = [blank if isinstance(item, DatasetError) else item for item in items]
-    content = torch.frombuffer(bytearray(b"".join(digest for _, digest in pairs)), dtype=torch.uint8)
-    images = torch.stack([image for image, _ in pairs])
+    blank = Prepared(torch.zeros(3, size, size), bytes(CONTENT_DIGEST_BYTES), (0,) * len(FACTS))
+    done = [blank if isinstance(item, DatasetError) else item for item in items]
+    content = torch.frombuffer(bytearray(b"".join(one.digest for one in done)), dtype=torch.uint8)
+    images = torch.stack([one.tensor for one in done])
+    facts = torch.tensor([one.facts for one in done], dtype=torch.int64)
     unavailable = [str(item) for item in items if isinstance(item, UnavailableError)]
-    return ImageBatch(images, content.reshape(len(items), CONTENT_DIGEST_BYTES), failures, unavailable)
+    return ImageBatch(images, content.reshape(len(items), CONTENT_DIGEST_BYTES), failures, facts, unavailable)
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from featcache.extract.forward import Extractor, NotFiniteError, NumpyBatch
-from featcache.extract.images import ImageBatch, Rows, image_batches
+from featcache.extract.images import ImageBatch, Rows, WorkerError, image_batches
+from featcache.extract.observed import Observed
 from featcache.extract.prefetch import to_device
 from featcache.extract.sources.base import Sample, Source
 from featcache.store.arrays import DTYPES
@@ -25,6 +26,7 @@ from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.inventory import SplitInventory
 from featcache.store.planning import CONTENT_DIGEST
 from featcache.store.progress import Update
+from featcache.store.text import reason
 from featcache.store.writing.block import BlockWriter
 from featcache.store.writing.writer import CacheWriter
 
@@ -51,6 +53,8 @@ class ImageInput:
     """Is told of every image that is skipped."""
     known_content: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """By split, the content digests ``[N, 16]`` of a cache that is added to: its images must be the same ones."""
+    observed: Observed = field(default_factory=Observed)
+    """Counts what decoding tells of the images of this run."""
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[ImageBatch]:
         """The images of `rows` on the device, in order."""
@@ -58,7 +62,7 @@ class ImageInput:
         loader = image_batches(self.source, self.transform, rows, self.workers, pin, self.input_size)
         # The thread that pins memory opens the GPU that is current when it starts.
         with torch.cuda.device(self.device) if pin else nullcontext():
-            batches = iter(loader)
+            batches = _while_workers_live(iter(loader))
         return to_device(batches, self.device)
 
     def refuse_or_skip(self, batch: ImageBatch) -> None:
@@ -97,6 +101,27 @@ class ImageInput:
             )
 
 
+def _while_workers_live(batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
+    """Pass batches on; the end of a worker process is told in one line.
+
+    Raises:
+        WorkerError: a process that decodes images was killed.
+    """
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise WorkerError(
+                f"a process that decodes images came to an end ({reason(error)}), most often for want of memory; the same "
+                "command resumes, with fewer processes if you give --workers"
+            ) from error
+        if batch is None:
+            return
+        yield batch
+
+
 def run_blocks(
     writer: CacheWriter, images: ImageInput, extractors: Mapping[str, Extractor], update: Update
 ) -> int:
@@ -123,6 +148,7 @@ def run_blocks(
         try:
             for batch in batches:
                 images.refuse_or_skip(batch)
+                images.observed.add(batch.facts.numpy())
                 block, rows = claimed.loaded()
                 samples = images.source.splits[rows.split][rows.start : rows.stop]
                 images.check_content(rows, samples, batch.content.numpy())

@@ -1,18 +1,18 @@
 """Where a cache comes from: for people and for reproduction, never part of its key."""
 
 import platform
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from featcache.extract.device import autocast_dtype
-from featcache.extract.sources import KINDS
+from featcache.extract.names import public_command, public_name
+from featcache.store.corrections import FIELD as CORRECTIONS
+from featcache.store.corrections import known_corrections
 from featcache.store.files import JsonObject
 from featcache.store.journal import FEATURES, Plan
 from featcache.store.planning import CONTENT_DIGEST
@@ -37,7 +37,8 @@ def provenance(
         weights_source: where the weights came from.
         device: where the backbone ran.
         names: names of model and dataset as given and as resolved.
-        run: `command`, `started_at`, `samples` and `seconds` of the run that completed the cache.
+        run: `command`, `started_at`, `samples`, `seconds`, `dataset_summary` and `observed` of the run that completed
+            the cache.
     """
     plan = writer.plan
     mixed = plan.spec.precision == "mixed"
@@ -47,14 +48,17 @@ def provenance(
         else platform.processor() or platform.machine()
     )
     return {
-        "model_names": list(dict.fromkeys(names["model"])),
-        "dataset_names": list(dict.fromkeys(_without_path(name) for name in names["dataset"])),
+        "model_names": list(dict.fromkeys(map(public_name, names["model"]))),
+        "dataset_names": list(dict.fromkeys(map(public_name, names["dataset"]))),
         "weights_source": weights_source,
-        "command": shlex.join(map(_without_path, shlex.split(run["command"]))),
+        "command": public_command(run["command"]),
         "started_at": round(run["started_at"], 3),
         "completed_at": round(time.time(), 3),
         "samples_in_last_run": run["samples"],
         "seconds_of_last_run": round(run["seconds"], 3),
+        "dataset": run["dataset_summary"],
+        "images_of_last_run": run["observed"],
+        CORRECTIONS: known_corrections(),
         "arrays": {
             split.name: {a.name: list(a.layers) for a in split.arrays.values() if a.layers}
             for split in plan.inventory.splits.values()
@@ -92,14 +96,15 @@ def card(plan: Plan, names: Mapping[str, Sequence[str]], about: str = "") -> str
     """
     backbone = plan.spec.backbone
     rows = "\n".join(f"| {split.name} | {split.num_samples} |" for split in plan.inventory.splits.values())
-    return f"""# {names["dataset"][0]}, features of {names["model"][0]}
+    dataset, model, explicit = map(public_name, (names["dataset"][0], names["model"][0], names["model"][-1]))
+    return f"""# {dataset}, features of {model}
 
 All-layer token features (class token and average of the patch tokens) of a frozen vision transformer,
 extracted by featcache. Read it with `featcache probe`, `featcache.open(DIR)`, or any Zarr v3 reader (`features.zarr`).
 
 | | |
 |---|---|
-| backbone | {names["model"][-1]} ({backbone.num_layers} blocks, width {backbone.width}, {backbone.input_size} px) |
+| backbone | {explicit} ({backbone.num_layers} blocks, width {backbone.width}, {backbone.input_size} px) |
 | key | {plan.spec.key} |
 | stored as | {plan.spec.dtype}, forward pass in {plan.spec.precision} |
 | classes | {len(plan.inventory.class_names)} |
@@ -108,11 +113,3 @@ extracted by featcache. Read it with `featcache probe`, `featcache.open(DIR)`, o
 |---|---|
 {rows}
 {about}"""
-
-
-def _without_path(argument: str) -> str:
-    """Reduce a path, also one behind ``kind:``, to its last part: a teammate may not be meant to see the rest."""
-    kind, separator, path = argument.partition(":")
-    if separator and kind in KINDS and kind != "hf":  # a repository is no path
-        return f"{kind}:{Path(path.partition('?')[0]).name}"
-    return Path(argument).name if argument.startswith(("/", "~", ".")) else argument

@@ -21,6 +21,8 @@ class ExtractResult:
     """Samples extracted by this run."""
     seconds: float
     """Time that the backbone and its data took in this run, without loading."""
+    notes: tuple[str, ...] = ()
+    """Sentences on images that were not taken just as they are, such as those with transparency."""
 
     @cached_property
     def skipped(self) -> int:
@@ -44,5 +46,6 @@ class ExtractResult:
             "seconds": round(self.seconds, 3),
             "images_per_second": rate,
             "skipped": self.skipped,
+            "notes": list(self.notes),
             "shared_images": [shared.to_dict() for shared in self.shared],
         }

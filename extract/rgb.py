@@ -6,6 +6,8 @@ import numpy as np
 from PIL.Image import Exif, Image, Transpose, fromarray
 
 from featcache.extract.pixels import PixelOptions, facts_of, is_clipped, remember, to_8_bit
+from featcache.extract.sources.base import Source
+from featcache.store.errors import DatasetError
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -39,6 +41,20 @@ def to_rgb(image: Image, options: PixelOptions = _AS_STORED) -> Image:
         rgb = rgb.transpose(turn)
     remember(rgb, **facts)
     return rgb
+
+
+def rgb_image(source: Source, split: str, row: int) -> Image:
+    """Return one image of a dataset as 8-bit RGB, as the dataset's options say.
+
+    Raises:
+        UnavailableError: its file is gone or cannot be read.
+        DatasetError: it does not decode, or its pixels cannot be told.
+    """
+    image = source.image(split, row)
+    try:
+        return to_rgb(image, source.pixels)
+    except ValueError as error:
+        raise DatasetError(f"image {source.splits[split][row].id!r}: {error}") from None
 
 
 def _flat(image: Image, options: PixelOptions, facts: dict[str, int]) -> Image:

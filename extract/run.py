@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from featcache.extract.estimate import Estimate, Speed
 from featcache.extract.model_table import TABLE
@@ -13,12 +13,17 @@ from featcache.extract.planning import plan_inventory
 from featcache.extract.remaining import remaining, require_space
 from featcache.extract.request import SKIP, ExtractRequest
 from featcache.extract.result import ExtractResult
+from featcache.extract.retry import Retry, drop_restored, refuse_empty_splits, reopen_restored, try_again
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
+from featcache.extract.summary import dataset_summary, preprocessing_text
 from featcache.extract.teammates import Teammates
-from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
+from featcache.extract.unfinished import covers, interrupted, plan_messages, recorded_batch_size
+from featcache.store.catalogue import Entry, cache_directory, find_key, find_request, unreadable
+from featcache.store.catalogue.entries import WHOLE
 from featcache.store.catalogue.removal import remove_journal
-from featcache.store.errors import CacheCompletedError, CacheError, InterruptedRunError
+from featcache.store.corrections import warnings_of
+from featcache.store.errors import CacheCompletedError, CacheError
 from featcache.store.files import JsonObject
 from featcache.store.held import require_whole
 from featcache.store.inventory import Inventory
@@ -120,9 +125,17 @@ class _Extraction:
             else ModelName(request.model, "custom", request.model)
         )
         self._source = source or resolve_source(request.dataset, request.dataset_options, reporter)
+        chosen = [
+            name
+            for name in self._source.splits
+            if name in request.contents.splits or not request.contents.splits
+        ]
+        self._summary = dataset_summary(self._source, chosen)
+        reporter.message(f"{self._source.name}: {self._summary}")
         for note in self._source.notes:
             reporter.message(f"note: {note}")
         self._literals: list[JsonObject] = []
+        self._retry: Retry | None = None
 
     def find_literally(self) -> Entry | None:
         """The complete cache that answers the request, if one remembers it; needs no torch."""
@@ -139,13 +152,34 @@ class _Extraction:
                     _holds(found, self._request, self._source) or self._teammates.complete(found, self._part)
                 )
             ):
-                return found
+                return found if self._is_answer(found) else None
+        for closed in unreadable(self._search):
+            self._reporter.message(f"note: {closed}")
         # What is wrong with the request shows before the backbone is loaded, perhaps over the network.
         self._request.contents.choose_splits(list(self._source.splits))
         if self._own is None and self._model.explicit in TABLE:
             num_layers, _, _, num_registers, *_ = TABLE[self._model.explicit]
             self._request.contents.require_of(self._model.explicit, num_layers, num_registers)
         return self._teammates.find_request(self._literals, self._source.name, self._part)
+
+    def _is_answer(self, entry: Entry) -> bool:
+        """Whether a complete cache that holds all that is wanted is the answer, or rows of it can be extracted now.
+
+        Raises:
+            CacheError: its values are wrong by a correction that was made since.
+        """
+        try:
+            cache = open_cache(entry.path)
+            wrong = warnings_of(cache.spec, cache.provenance)
+        except CacheError as error:
+            raise _damaged(entry, error) from None
+        if wrong:
+            raise CacheError(f"{entry.path} was {wrong[0]}: remove it first (`featcache rm {entry.path}`)")
+        if self._retry is None and entry.worth == WHOLE and self._search[0] in entry.path.parents:
+            self._retry = try_again(cache, self._source)
+            if self._retry is not None:
+                self._reporter.message(str(self._retry))
+        return self._retry is None or not self._retry.blocks
 
     def _part(self, whole: Manifest) -> Inventory | None:
         """The part of a cache that answers the request; None if it does not hold all of it."""
@@ -181,7 +215,9 @@ class _Extraction:
         spec, entry = self._find_spec(backbone, device)
         wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)
         if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
-            return self.cached(entry)
+            if self._is_answer(entry):
+                return self.cached(entry)
+            reopen_restored(entry.path, cast(Retry, self._retry))
         fetched = self._teammates.find_key(spec.key, entry, self._part)
         if fetched is not None:
             return self.cached(fetched)
@@ -221,6 +257,10 @@ class _Extraction:
             backbone = load_backbone(self._model, self._request.weights, self._request.weights_key)
             if (chosen := choice_text(backbone.loaded.weights_source)) is not None:
                 self._reporter.message(chosen)
+        prepared = preprocessing_text(backbone.spec.preprocessing, backbone.spec.input_size)
+        if prepared is not None:
+            self._summary += f"; {prepared}"
+            self._reporter.message(prepared)
         with enough_memory(device):
             backbone.module.to(device)
         return backbone, device
@@ -246,7 +286,7 @@ class _Extraction:
         else:
             path = entry.path
         # The recorded one is the writer's choice in any case; a dry run, too, has to go by it.
-        size = _recorded_batch_size(path) or self._request.batch_size
+        size = recorded_batch_size(path) or self._request.batch_size
         return path, Plan(spec, wanted, size or fitting_batch_size(backbone, device, spec, wanted))
 
     def _find_spec(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
@@ -268,9 +308,12 @@ class _Extraction:
     def _fill(self, path: Path, plan: Plan, backbone: "Backbone", device: "torch.device") -> ExtractResult:
         """Write what the cache lacks of `plan`; first, what an earlier run for something else left unfinished."""
         samples, seconds = 0, 0.0
+        notes: tuple[str, ...] = ()
         matrix = backbone.projection
         projection = None if matrix is None else matrix.detach().float().cpu().contiguous().numpy()
-        while not _covers(path, plan.inventory):
+        if (retried := drop_restored(path, self._source)) is not None:
+            self._reporter.message(str(retried))
+        while not covers(path, plan.inventory):
             require_space(path, plan.inventory)
             with (
                 suppress(CacheCompletedError),
@@ -280,39 +323,35 @@ class _Extraction:
             ):
                 for literal in self._literals:
                     record_request(path, literal)
-                self._say_plan(writer, plan)
+                for text in plan_messages(writer, plan, self._request.batch_size):
+                    self._reporter.message(text)
                 started = time.perf_counter()
+                images = self._image_input(writer.directory, backbone, device)
                 try:
-                    done = self._run_blocks(writer, backbone, device)
+                    done = self._run_blocks(writer, images, backbone, device)
                 except KeyboardInterrupt:
-                    raise _interrupted(writer) from None
+                    raise interrupted(writer) from None
                 elapsed = time.perf_counter() - started
-                self._finish(writer, done, elapsed, backbone, device)
+                run = {
+                    "command": self._command,
+                    "started_at": self._started,
+                    "samples": done,
+                    "seconds": elapsed,
+                    "dataset_summary": self._summary,
+                    "observed": images.observed.to_dict(),
+                }
+                self._finish(writer, run, backbone, device)
                 samples, seconds = samples + done, seconds + elapsed
+                notes = (*notes, *images.observed.notes(self._source.pixels))
         # Nothing done by this process: another completed the cache a moment ago.
-        return ExtractResult(path, plan.spec.key, not samples, samples, seconds)
+        return ExtractResult(path, plan.spec.key, not samples, samples, seconds, notes)
 
-    def _say_plan(self, writer: CacheWriter, wanted: Plan) -> None:
-        done, total = writer.committed_rows(), writer.plan.inventory.num_samples
-        if not wanted.inventory.covers(writer.plan.inventory):
-            self._reporter.message(
-                f"first finishing what an earlier run began: {_arrays(writer.plan.inventory)}"
-            )
-        elif (writer.directory / MANIFEST_FILE).exists():
-            self._reporter.message(f"adding to {writer.directory}: {_arrays(writer.plan.inventory)}")
-        if done:
-            self._reporter.message(f"resuming {writer.directory}: {done} of {total} samples are committed")
-        asked = self._request.batch_size or writer.plan.batch_size
-        if asked != writer.plan.batch_size:
-            self._reporter.message(
-                f"the batch size stays {writer.plan.batch_size}, as it was when this cache was begun"
-            )
-
-    def _run_blocks(self, writer: CacheWriter, backbone: "Backbone", device: "torch.device") -> int:
+    def _run_blocks(
+        self, writer: CacheWriter, images: "ImageInput", backbone: "Backbone", device: "torch.device"
+    ) -> int:
         from featcache.extract.extractors import Forward
         from featcache.extract.pipeline import run_blocks
 
-        images = self._image_input(writer.directory, backbone, device)
         forward = Forward(backbone, device, self._request.compile, self._reporter.message)
         samples = 0
         with forward.extractors(writer.plan) as extractors:
@@ -350,50 +389,15 @@ class _Extraction:
         )
 
     def _finish(
-        self, writer: CacheWriter, samples: int, seconds: float, backbone: "Backbone", device: "torch.device"
+        self, writer: CacheWriter, run: JsonObject, backbone: "Backbone", device: "torch.device"
     ) -> None:
         from featcache.extract.dataset_card import about_dataset
         from featcache.extract.provenance import card, provenance
 
+        refuse_empty_splits(writer)
         names = {
             "model": [self._model.given, self._model.explicit],
             "dataset": [self._source.name, self._request.dataset],
         }
-        run = {
-            "command": self._command,
-            "started_at": self._started,
-            "samples": samples,
-            "seconds": seconds,
-        }
         document = provenance(writer, backbone.loaded.weights_source, device, names, run)
         writer.finish(document, card(writer.plan, names, about_dataset(writer, self._source.citation)))
-
-
-def _recorded_batch_size(path: Path) -> int | None:
-    """That of the cache that was completed or begun at `path`."""
-    for document in (Manifest, Plan):
-        with suppress(FileNotFoundError):
-            return document.read(path).batch_size
-    return None
-
-
-def _covers(path: Path, wanted: Inventory) -> bool:
-    try:
-        return Manifest.read(path).inventory.covers(wanted)
-    except FileNotFoundError:
-        return False
-
-
-def _arrays(inventory: Inventory) -> str:
-    return "; ".join(
-        f"{split.name}: {', '.join(array.name for array in split.arrays.values() if array.layers)}"
-        for split in inventory.splits.values()
-    )
-
-
-def _interrupted(writer: CacheWriter) -> InterruptedRunError:
-    done, total = writer.committed_rows(), writer.plan.inventory.num_samples
-    return InterruptedRunError(
-        f"interrupted: {done} of {total} samples are committed in {writer.directory}; "
-        "run the same command again to go on"
-    )

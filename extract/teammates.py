@@ -5,7 +5,7 @@ from pathlib import Path
 
 from featcache.store.catalogue import Entry, slug
 from featcache.store.catalogue.entries import folder_entry
-from featcache.store.errors import CacheError, RemoteError
+from featcache.store.errors import CacheError, FeatcacheError
 from featcache.store.files import JsonObject
 from featcache.store.held import Held
 from featcache.store.inventory import Inventory
@@ -22,10 +22,13 @@ MAX_CANDIDATES = 16
 
 
 class Teammates:
-    """The remotes where teammates push, asked in order. One that cannot be reached is passed over with a note."""
+    """The remotes where teammates push, asked in order.
+
+    One that cannot be reached, or whose answer is wrong, is left out with a note: the images are here to compute from.
+    """
 
     def __init__(self, remotes: Sequence[Address], search: Sequence[Path], reporter: Reporter) -> None:
-        self._remotes, self._search, self._reporter = remotes, search, reporter
+        self._remotes, self._search, self._reporter = list(remotes), search, reporter
 
     def find_request(self, literals: Sequence[JsonObject], dataset: str, part: Part) -> Entry | None:
         """Pull the cache that remembers one of these literal requests; None if there is none.
@@ -64,10 +67,16 @@ class Teammates:
         if name is None:
             return False
         self._reporter.message(f"{entry.path} is a partial copy; completing it from {held.origin}")
-        if self._pull(address, name, part) is None:
+        # Nothing can be computed into a partial copy, and it may be all that is left of the cache.
+        remedy = f"remove the copy (`featcache rm {entry.path}`) and run this again to extract it here"
+        try:
+            pulled = self._pull(address, name, part)
+        except FeatcacheError as error:
             raise CacheError(
-                f"{held.origin} no longer holds what {entry.path} lacks; remove the copy and run this again"
-            )
+                f"{entry.path} could not be completed ({error}); try again later, or {remedy}"
+            ) from error
+        if pulled is None:
+            raise CacheError(f"{held.origin} no longer holds what {entry.path} lacks; {remedy}")
         entry.__dict__.pop("cache", None)
         return True
 
@@ -80,19 +89,29 @@ class Teammates:
             yield from (entry.name for entry in retried(lambda: read_catalogue(remote)).entries)
 
     def _first(self, names: Callable[[Address], Sequence[CacheName]], part: Part) -> Entry | None:
-        for address in self._remotes:
+        for address in list(self._remotes):
             try:
-                for name in names(address):
+                candidates = list(names(address))
+            except FeatcacheError as error:
+                self._leave_out(address, f"was not looked at ({error})")
+                continue
+            try:
+                for name in candidates:
                     found = self._pull(address, name, part)
                     if found is not None:
                         return found
-            except RemoteError as error:
-                self._reporter.message(f"note: {address} was not looked at ({error})")
+            except FeatcacheError as error:
+                self._leave_out(address, f"is left out, its copy could not be pulled ({error})")
         return None
+
+    def _leave_out(self, address: Address, why: str) -> None:
+        """Say why a remote is not used, once: it is not asked again in this run."""
+        self._remotes.remove(address)
+        self._reporter.message(f"note: {address} {why}")
 
     def _pull(self, address: Address, name: CacheName, part: Part) -> Entry | None:
         from featcache.store.transfer.manifests import fetch_manifest
-        from featcache.store.transfer.pull import directory_of, fetch
+        from featcache.store.transfer.pull import directory_of, discard_unfinished, fetch
         from featcache.store.transfer.remotes import open_remote
 
         with open_remote(address) as remote:
@@ -104,4 +123,9 @@ class Teammates:
                 f"a teammate has this cache: pulling {remote.where(str(name))} (--force to extract it here)"
             )
             directory = directory_of(self._search, name)
-            return folder_entry(fetch(remote, name, theirs, wanted, directory, reporter=self._reporter).path)
+            try:
+                done = fetch(remote, name, theirs, wanted, directory, reporter=self._reporter)
+            except FeatcacheError:
+                discard_unfinished(directory)
+                raise
+            return folder_entry(done.path)

@@ -179,14 +179,17 @@ def extract(
         on_error=on_error,
     )
     named = [] if root is None else [Path(root)]
+    reporter = ConsoleReporter(quiet=not progress)
     result = run_extract(
         request,
         roots(named),
         backbone=backbone,
         source=source,
-        reporter=ConsoleReporter(quiet=not progress),
+        reporter=reporter,
         remotes=[] if force else remote_roots(named),
     )
+    for note in result.notes:
+        reporter.message(f"note: {note}")
     return open_cache(result.path)
 
 

@@ -1,14 +1,27 @@
-"""What people see: messages and progress on stderr, tables and results on stdout; plain lines where it is no terminal."""
+"""What people see: messages and progress on stderr, tables and results on stdout; plain lines where it is no terminal.
 
-import json
+All output of the command line passes through here, or through `featcache.terminal`, which makes it safe for terminals.
+"""
+
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from featcache.store.progress import Update
 from featcache.store.text import printable
+from featcache.terminal import Guarded, echo, guard_streams, print_document, print_json, unguarded
+
+__all__ = [
+    "ConsoleReporter",
+    "duration",
+    "echo",
+    "name_range",
+    "print_document",
+    "print_json",
+    "print_table",
+    "size",
+]
 
 PLAIN_INTERVAL_S = 10.0
 MAX_RICH_ROWS = 100
@@ -23,7 +36,7 @@ class ConsoleReporter:
     def message(self, text: str) -> None:
         """Print one line to stderr."""
         if not self._quiet:
-            print(text, file=sys.stderr, flush=True)
+            echo(text, err=True)
 
     @contextmanager
     def progress(self, title: str, unit: str) -> Iterator[Update]:
@@ -59,14 +72,17 @@ def _bar(title: str, unit: str) -> Iterator[Update]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(f"{unit}  {{task.fields[speed]}}"),
     )
     rate = _Rate()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=None, speed="")
+    guarded = isinstance(sys.stderr, Guarded)
+    with Progress(*columns, console=Console(file=unguarded(sys.stderr))) as progress:
+        if guarded:
+            guard_streams()  # rich has put streams of its own in their place, until the bar ends
+        task = progress.add_task(printable(title), total=None, speed="")
 
         def update(done: int, total: int, /) -> None:
             progress.update(task, completed=done, total=total, speed=_speed(rate.update(done), total - done))
@@ -81,12 +97,17 @@ class _ProgressLines:
         self._title, self._unit = title, unit
         self._rate = _Rate()
         self._printed = time.monotonic()
+        self._start: int | None = None
+        self._shown = False
         self._line = ""
 
     def update(self, done: int, total: int, /) -> None:
         speed = _speed(self._rate.update(done), total - done)
         self._line = f"{self._title}: {done}/{total} {self._unit}" + (f", {speed}" if speed else "")
-        if time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+        self._start = done if self._start is None else self._start
+        # The first step is shown at once: whoever reads a log sees that work has begun.
+        begun = not self._shown and done > self._start
+        if begun or time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
             self._print()
 
     def close(self) -> None:
@@ -94,8 +115,8 @@ class _ProgressLines:
             self._print()
 
     def _print(self) -> None:
-        self._printed = time.monotonic()
-        print(self._line, file=sys.stderr, flush=True)
+        self._printed, self._shown = time.monotonic(), True
+        echo(self._line, err=True)
         self._line = ""
 
 
@@ -106,14 +127,10 @@ def _speed(rate: float, left: int) -> str:
     return f"{rate:.1f}/s, {duration(left / rate)} left" if left else f"{rate:.1f}/s"
 
 
-def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Print one JSON document to stdout."""
-    print(json.dumps(document, indent=1, ensure_ascii=False))
-
-
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str] = ()) -> None:
     """Print a table to stdout; the columns in `numeric` are aligned to the right."""
-    rows = [[printable(cell) for cell in row] for row in rows]
+    numeric = [printable(column) for column in numeric]
+    columns, *rows = [[printable(cell) for cell in row] for row in (columns, *rows)]
     # rich takes most of a millisecond a row, so a table too long for a screen is plain on a terminal too.
     if not sys.stdout.isatty() or len(rows) > MAX_RICH_ROWS:
         print("\n".join(_plain_lines([columns, *rows], [column in numeric for column in columns])))
@@ -125,12 +142,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: 
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in numeric else "left", no_wrap=True)
+        table.add_column(Text(column), justify="right" if column in numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     # A narrow terminal wraps whole lines, which reads better than cells folded to a few letters. Without a height as well,
     # rich would cut them to 80 columns on a dumb terminal.
-    Console(width=10_000, height=25).print(table)
+    Console(width=10_000, height=25, file=unguarded(sys.stdout)).print(table)
 
 
 def _plain_lines(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """Corrections that changed what some runs give. Each is part of the id of these runs alone: no other is trained again for it."""
 
 from featcache.probe.protocol import INPUTS, L2_INPUT
-from featcache.probe.request import ADAMW, CHOICE, Job
+from featcache.probe.request import ADAMW, CHOICE, EXACT, Job
 from featcache.probe.scoring.kinds import SINGLE_LABEL
 
 SCALING = "channels are constant by their own rounding"
 """Of standardized inputs: before, a channel was set to 0 where another one deviated a million times as much."""
 
+PENALTY = "tied penalties go to the likelier, and the path goes on while its end is chosen"
 TIES = "ties go to the lower class, and five guesses hold no class without a vote"
 """Of heads whose logits tie exactly, as votes of neighbors do; those of trained heads hardly ever do."""
 
@@ -22,7 +23,9 @@ def corrections(job: Job, usual_input: str, target_type: str) -> list[str]:
     inputs = {job.input or usual_input}
     if job.solver == CHOICE and job.input is None:
         inputs = {*INPUTS}
+    solved = job.solver == EXACT or (job.solver == CHOICE and target_type == SINGLE_LABEL)
     concerned = {
+        PENALTY: solved,
         SCALING: inputs != {L2_INPUT},
         TIES: target_type == SINGLE_LABEL and job.solver != ADAMW,
     }

@@ -103,7 +103,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
             )
         source = InMemoryTokens(_as_tokens(array), self.device)
         rows = torch.arange(source.num_samples)
-        return predict(self.head_, source, rows, prediction_batch(source)).cpu()
+        return predict(self.head_, source, rows, prediction_batch(source, self.head_)).cpu()
 
     def _load(self, split: SplitReader, rows: npt.NDArray[np.int64]) -> Array:
         """The rows of a split that hold features, ``[N, L, K, D]``."""

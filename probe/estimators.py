@@ -7,12 +7,14 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from featcache.probe.estimator_base import Array, TokenEstimator
+from featcache.probe.heads import HEADS
 from featcache.probe.protocol import Protocol
-from featcache.probe.scoring.kinds import REGRESSION, SINGLE_LABEL
+from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.store.reading.split import SplitReader
 
 
@@ -38,10 +40,10 @@ class HeadProbe(ClassifierMixin, TokenEstimator):  # type: ignore[misc]
         random_state: fixes the held-out part, initialisation, order, jitter and dropout.
 
     Attributes:
-        classes_: the C labels, sorted.
+        classes_: the C labels, sorted; of label sets, the columns.
         head_: the fitted head, a torch module of one member.
         chosen_: the settings that were chosen, such as ``learning_rate``.
-        validation_score_: balanced accuracy of these on the held-out part.
+        validation_score_: balanced accuracy of these on the held-out part; of label sets, mean average precision.
         n_features_in_: size of the second axis of X.
 
     Example:
@@ -55,31 +57,51 @@ class HeadProbe(ClassifierMixin, TokenEstimator):  # type: ignore[misc]
 
         Args:
             X: see the class.
-            y: labels ``[N]``, of any type that can be sorted; those of the split if not given.
+            y: labels ``[N]``, of any type that can be sorted, or label sets ``[N, C]`` of 0 and 1 (dense or sparse); those of the split if
+                not given.
 
         Raises:
             ValueError: X and y do not fit each other, are not finite or are too few.
             UnknownNameError: the head, the protocol, a layer or a token kind does not exist.
         """
-        array, y = self._read(X, y)
+        sets = _are_label_sets(X.labels()[:1] if y is None and isinstance(X, SplitReader) else y)
+        array, y = self._read(X, y, multi_output=sets)
         check_classification_targets(y)
+        self._label_sets = sets
+        if sets:
+            y = y.toarray() if issparse(y) else y
+            self.classes_ = np.arange(y.shape[1])
+            self._fit(array, y.astype(np.uint8), MULTI_LABEL)
+            return self
         self.classes_, labels = np.unique(y, return_inverse=True)
         self._fit(array, labels.reshape(-1), SINGLE_LABEL)
         return self
 
+    def __sklearn_tags__(self) -> Any:
+        """Say whether the head takes label sets too."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = self.head in HEADS and MULTI_LABEL in HEADS[self.head].kinds
+        return tags
+
     def decision_function(self, X: Array | SplitReader) -> npt.NDArray[np.float32]:  # noqa: N803
-        """Compute logits ``[N, C]``; of two classes the difference of the second and the first, ``[N]``."""
+        """Compute logits ``[N, C]``; of two classes the difference of the second and the first, ``[N]``, unless y were label sets."""
         logits = self._outputs(X).numpy()
+        if self._label_sets:
+            return logits
         # scikit-learn's form of two classes.
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict_proba(self, X: Array | SplitReader) -> npt.NDArray[np.float32]:  # noqa: N803
-        """Compute probabilities ``[N, C]``, in the order of `classes_`."""
-        return self._outputs(X).softmax(1).numpy()
+        """Compute probabilities ``[N, C]``, in the order of `classes_`; of label sets, each class has its own."""
+        outputs = self._outputs(X)
+        return (outputs.sigmoid() if self._label_sets else outputs.softmax(1)).numpy()
 
     def predict(self, X: Array | SplitReader) -> Array:  # noqa: N803
-        """Return the likeliest label of each sample, ``[N]``."""
-        likeliest = self._outputs(X).argmax(1).numpy()
+        """Return the likeliest label of each sample, ``[N]``, or label sets ``[N, C]`` of 0 and 1."""
+        outputs = self._outputs(X)
+        if self._label_sets:
+            return (outputs > 0).numpy().astype(np.int64)
+        likeliest = outputs.argmax(1).numpy()
         labels: Array = self.classes_[likeliest]
         return labels
 
@@ -114,6 +136,14 @@ class HeadRegressor(MultiOutputMixin, RegressorMixin, TokenEstimator):  # type: 
         standard = self._outputs(X).double().numpy()
         outputs: npt.NDArray[np.float64] = standard * self._deviation + self._mean
         return outputs[:, 0] if self._single else outputs
+
+
+def _are_label_sets(y: Any) -> bool:
+    """Whether y has a column of 0 and 1 for every class."""
+    if y is None or (not issparse(y) and np.asarray(y).ndim != 2):
+        return False
+    with np.errstate(invalid="ignore"):  # what is not finite is refused later, by name
+        return bool(type_of_target(y) == "multilabel-indicator")
 
 
 class LinearProbe(HeadProbe):
@@ -180,3 +210,12 @@ class AttentiveProbe(HeadProbe):
             precision=precision,
             random_state=random_state,
         )
+
+    def __sklearn_tags__(self) -> Any:
+        """Say that two channels are too few: scikit-learn measures scores on such data.
+
+        A layer norm over two channels leaves which of them is larger, which tells two classes apart, but not three.
+        """
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = True
+        return tags

@@ -10,8 +10,11 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
 
+from featcache.probe.scoring.confusion import Confusion
+from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, canonical_json, finite_or_null, sha256_hex, write_atomic
 from featcache.store.inventory import DEFAULT_TAP
+from featcache.store.plain import open_plain
 
 if TYPE_CHECKING:
     from featcache.probe.scoring.metrics import Report
@@ -247,6 +250,26 @@ def count_lines(out: Path) -> int:
 def save_scores(directory: Path, report: "Report") -> None:
     """Write scores.json: all scores, those of each class, and the confusion matrix."""
     write_atomic(directory / SCORES_FILE, _text(report.to_dict()))
+
+
+def read_confusion(directory: Path) -> Confusion | None:
+    """Read the confusion matrix of a head's test predictions; None where there is none, as of other than single labels.
+
+    Raises:
+        CacheError: the file is damaged.
+    """
+    path = directory / SCORES_FILE
+    try:
+        descriptor, _ = open_plain(path)
+    except FileNotFoundError:
+        return None
+    with open(descriptor, "rb") as file:
+        try:
+            document = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise CacheError(f"{path}: not valid JSON ({error})") from None
+    confusion = document.get("confusion") if isinstance(document, dict) else document
+    return None if confusion is None else Confusion.from_json(confusion, str(path))
 
 
 def save_candidates(directory: Path, candidates: Sequence[Mapping[str, Any]]) -> None:

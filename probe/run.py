@@ -38,7 +38,7 @@ from featcache.probe.training.memory import TRAIN, Budget
 from featcache.probe.training.precision import choose_precision
 from featcache.probe.training.process import flush_denormals, return_freed_memory
 from featcache.probe.training.trainer import predict, prediction_batch
-from featcache.probe.training.whole import check_whole
+from featcache.probe.training.whole import Size, check_outputs, check_whole
 from featcache.store.catalogue import slug
 from featcache.store.errors import DivergedError, RequestError
 from featcache.store.files import JsonObject
@@ -161,8 +161,9 @@ class _Runner:
         """Refuse what cannot be trained before anything is."""
         reader = self._cache["train"]
         width = job.selection.parts[0].of(reader).width
+        num_outputs = len(self._cache.inventory.class_names)
         with torch.device("meta"):
-            job.build(job.selection.num_tokens, width, len(self._cache.inventory.class_names), (0.0,))
+            job.build(job.selection.num_tokens, width, num_outputs, (0.0,))
         if job.solver != CHOICE:
             get_head("logreg" if job.solver == EXACT else job.head.name).check_kind(self._kind)
         if self._request.regression_loss != REGRESSION_LOSSES[0] and self._kind != REGRESSION:
@@ -170,7 +171,9 @@ class _Runner:
                 f"the loss {self._request.regression_loss} is for regression targets, and these are {self._kind}; leave --loss out"
             )
         if not self._request.shots:
-            check_whole(job, reader.num_samples, width, self._device)
+            size = Size.of(reader.num_samples, width, num_outputs, self._protocol)
+            check_whole(job, size, self._device, self._request.memory)
+        check_outputs(self._cache["test"].num_samples, num_outputs, self._request.memory)
         if job.solver in (ADAMW, CHOICE):
             check_memory(reader, job.selection, batch_size(reader.num_samples, self._protocol), self._budget)
 
@@ -270,10 +273,11 @@ class _Runner:
             self._reporter,
             request.target_kind,
             request.regression_loss,
+            request.memory,
         )
         fitted = fitter.fit(job, trial.seed, run, _title(job, trial), train)
         rows = torch.arange(test.tokens.num_samples)
-        outputs = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens)).cpu()
+        outputs = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens, fitted.head)).cpu()
         if not is_sound(outputs, fitted.task.kind):
             raise DivergedError(f"{_title(job, trial)}: the outputs of test samples are not finite")
         _, targets = make_task(test.labels, fitted.task.kind)

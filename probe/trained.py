@@ -20,6 +20,7 @@ from featcache.probe.scoring.metrics import Report
 from featcache.probe.scoring.tasks import MultiLabel, Regression, SingleLabel, Task, as_tensor, make_task
 from featcache.probe.training.trainer import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.home import expanded
 from featcache.store.reading.reader import Cache
 from featcache.store.token_groups import POOLED
 
@@ -54,7 +55,7 @@ class TrainedHead:
             FileNotFoundError: there is none in `folder`.
             CacheError: its files are damaged or do not fit each other.
         """
-        return cls(*load_head(Path(folder).expanduser()))
+        return cls(*load_head(expanded(folder)))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -220,7 +221,7 @@ class TrainedHead:
 
     def _outputs(self, source: TokenSource) -> torch.Tensor:
         rows = torch.arange(source.num_samples)
-        return predict(self._head, source, rows, prediction_batch(source)).cpu()
+        return predict(self._head, source, rows, prediction_batch(source, self._head)).cpu()
 
 
 def task_of(kind: str, num_outputs: int) -> Task:

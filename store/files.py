@@ -15,10 +15,11 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, FeatcacheError
 from featcache.store.plain import kind_misfit, read_plain
 
 JsonObject = dict[str, Any]
@@ -52,6 +53,8 @@ def naming(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except FeatcacheError:
+        raise  # several are errors of the system too (`RemoteError`), and say already what there is to say
     except OSError as error:
         if error.filename is not None and not str(error.filename).endswith(PARTIAL_SUFFIX):
             raise
@@ -120,6 +123,13 @@ def _replace(partial: Path, path: Path, file: BinaryIO, data: bytes) -> None:
     file.flush()
     os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write all of `data` to an unbuffered file, which may take a part of it, without an error, on a disk that fills up."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:

@@ -109,8 +109,13 @@ def require_whole(directory: Path, what: str) -> None:
 
 def touch(directory: Path) -> None:
     """Note that a borrowed copy is used just now; those that were not for the longest time go first."""
-    with suppress(OSError):  # of a root that one may only read
-        os.utime(directory / HELD_FILE)
+    with suppress(OSError, CacheError):  # of a root that one may only read
+        try:
+            os.utime(directory / HELD_FILE)
+        except OSError:  # some file systems set no times, but a write does
+            held = Held.read(directory)
+            if held is not None:
+                held.write(directory)
 
 
 def describe_part(inventory: Inventory, whole: Inventory) -> str:

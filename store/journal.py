@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from featcache.store.errors import CacheError
-from featcache.store.files import field, read_sealed, write_sealed
+from featcache.store.files import field, read_sealed, sync_directory, write_sealed
 from featcache.store.inventory import Block, Inventory
 from featcache.store.manifest import BlockRecord, read_batch_size
 from featcache.store.spec import CacheSpec
@@ -92,6 +92,13 @@ def committed(directory: Path, inventory: Inventory, known: Collection[Block] = 
     return [record for block in blocks if (record := _read(directory, inventory, block)) is not None]
 
 
+def drop(directory: Path, blocks: Collection[Block]) -> None:
+    """Make blocks not exist any more; their files are overwritten when they are done again."""
+    for block in blocks:
+        _record_path(directory, block).unlink(missing_ok=True)
+    sync_directory(directory / JOURNAL)
+
+
 def is_committed(directory: Path, inventory: Inventory, block: Block) -> bool:
     """Whether one block exists."""
     return _read(directory, inventory, block) is not None
@@ -122,6 +129,11 @@ def _files_hold(directory: Path, record: BlockRecord) -> bool:
 def is_set_aside(name: str) -> bool:
     """Whether a folder of this name is a journal that was moved aside to be removed."""
     return _ASIDE.fullmatch(name) is not None
+
+
+def is_own_name(name: str) -> bool:
+    """Whether a file of this name in a journal is one of ours."""
+    return _OWN_FILES.fullmatch(name) is not None
 
 
 def foreign_names(folder: Path) -> list[str]:
@@ -157,4 +169,4 @@ def clear(folder: Path) -> None:
 def _is_own(item: "os.DirEntry[str]") -> bool:
     if item.is_dir(follow_symlinks=False):
         return item.name == SCRATCH
-    return _OWN_FILES.fullmatch(item.name) is not None
+    return is_own_name(item.name)

@@ -23,6 +23,15 @@ def parse_size(text: str) -> int | None:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def format_bytes(size: int) -> str:
+    """A size as people write it: ``12.3 MB``, ``4.7 GB``; three digits are enough to know what fits."""
+    for unit in ("GB", "MB", "kB"):
+        if size >= _UNITS[unit.lower()]:
+            value = size / _UNITS[unit.lower()]
+            return f"{value:,.{0 if value >= 100 else 1}f} {unit}"
+    return f"{size} bytes"
+
+
 def rough_duration(seconds: float) -> str:
     """Seconds that are only known about: ``42 s`` or ``12 min``."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
@@ -40,6 +49,26 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(
         one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in text
     )
+
+
+def encodable(text: str) -> str:
+    """Escape the bytes of a file name that are not UTF-8, which Python has as halves of characters: no document holds them."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+_MARKDOWN_PUNCTUATION = re.compile(r"[\\`*_{}\[\]|~$#!]")
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is, in a cell of a table too: one line without markup, HTML or formulas."""
+    text = _MARKDOWN_PUNCTUATION.sub(lambda match: f"\\{match[0]}", printable(text))
+    return _ENTITY.sub("&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def in_cell(text: str) -> str:
+    """Return text for a cell of a Markdown table that keeps its links and emphasis: no border, no escape, no HTML."""
+    return text.replace("\\", r"\\").replace("|", r"\|").replace("<", "&lt;")
 
 
 def reason(error: BaseException) -> str:

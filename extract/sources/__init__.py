@@ -1,9 +1,9 @@
 """Dataset sources by name. A new source is one file with a `Collection`, and one entry in `KINDS`."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 
 from featcache.extract.sources.aliases import aliases
 from featcache.extract.sources.argument import Argument
@@ -11,7 +11,7 @@ from featcache.extract.sources.base import Source
 from featcache.extract.sources.collection import Collection
 from featcache.extract.sources.dataset import DatasetOptions, SplitDataset
 from featcache.extract.sources.digits import Digits
-from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnknownNameError
 from featcache.store.progress import Reporter, Silent
 
 Opener = Callable[[Argument, DatasetOptions, Reporter], Collection]
@@ -81,15 +81,23 @@ def resolve_source(
         refuse_options(name, options)
         return Digits(options)
     alias = aliases().get(name)
-    if alias is not None:
-        from featcache.extract.sources.paper_sets import open_alias
-
-        return SplitDataset(open_alias(alias, options, reporter), options)
     kind, colon, text = name.partition(":")
-    if colon and kind in KINDS:
-        argument = Argument.parse(kind, text, KINDS[kind].example)
-        return SplitDataset(KINDS[kind].open(argument, options, reporter), options)
+    try:
+        if alias is not None:
+            from featcache.extract.sources.paper_sets import open_alias
+
+            return SplitDataset(open_alias(alias, options, reporter), options)
+        if colon and kind in KINDS:
+            argument = Argument.parse(kind, text, KINDS[kind].example)
+            return SplitDataset(KINDS[kind].open(argument, options, reporter), options)
+    except FeatcacheError:
+        raise
+    except (
+        OSError
+    ) as error:  # whatever a source meets on a disk that fails, or in a folder that it may not read
+        what = error.filename or name
+        raise DatasetError(f"{what} cannot be read ({error.strerror or error})") from error
     if colon:
         raise UnknownNameError("dataset", f"{kind}:", [f"{one}:" for one in KINDS])
-    hint = f"imagefolder:{name}" if Path(name).is_dir() else "imagefolder:DIR, csv:FILE, ..."
+    hint = f"imagefolder:{name}" if os.path.isdir(name) else "imagefolder:DIR, csv:FILE, ..."
     raise UnknownNameError("dataset", name, (DIGITS, *aliases()), f"(one's own images are written {hint})")

@@ -1,10 +1,12 @@
 """What stands behind ``KIND:`` on the command line: a place, and ``?name=value&...``."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.home import expanded
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Argument:
     @property
     def path(self) -> Path:
         """The place as a path."""
-        return Path(self.place).expanduser()
+        return expanded(self.place)
 
     def file(self) -> Path:
         """The place as a file that is there.
@@ -42,8 +44,8 @@ class Argument:
         Raises:
             RequestError: it is not.
         """
-        if not self.path.is_file():
-            raise RequestError(f"{self.kind} file {self.path} does not exist or is not a file")
+        if not os.path.isfile(self.path):  # Path.is_file raises where a folder above may not be entered
+            raise RequestError(f"{self.kind} file {self.path!s:.300} does not exist or is not a file")
         return self.path
 
     def folder(self) -> Path:
@@ -52,8 +54,8 @@ class Argument:
         Raises:
             RequestError: it is not.
         """
-        if not self.path.is_dir():
-            raise RequestError(f"{self.kind} folder {self.path} does not exist or is not a folder")
+        if not os.path.isdir(self.path):
+            raise RequestError(f"{self.kind} folder {self.path!s:.300} does not exist or is not a folder")
         return self.path
 
     def require_fields(self, *known: str) -> None:

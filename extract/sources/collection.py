@@ -123,7 +123,8 @@ def group_column(listing: Listing, column: str, where: str) -> list[str]:
         if not listing.columns:
             raise RequestError(f"{where} has no columns to group by; leave --group-by out")
         raise UnknownNameError("column", column, listing.columns)
-    return [str(value) for value in listing.columns[column]]
+    # JSON may hold half of a pair of surrogates, which is no text that could be hashed or printed.
+    return [str(value).encode("utf-8", "backslashreplace").decode() for value in listing.columns[column]]
 
 
 def refuse_repeated(ids: Sequence[str], where: str) -> None:

@@ -32,6 +32,7 @@ from featcache.extract.sources.path_column import find_images, portable_ids
 from featcache.extract.sources.samples import Texts
 from featcache.extract.sources.split_names import choose_splits, splits_of_column
 from featcache.store.errors import DatasetError, RequestError
+from featcache.store.home import expanded
 from featcache.store.progress import Reporter
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
 
@@ -51,7 +52,7 @@ class CsvTable(Collection):
         path = argument.file()
         argument.require_fields(*FIELDS)
         self.name = path.stem
-        self._root = Path(argument.fields.get("root", path.parent)).expanduser()
+        self._root = expanded(argument.fields.get("root", path.parent))
         table = read_table(path, argument.fields.get("encoding"))
         columns = Columns(path, table, argument, options)
         if not table.rows:
@@ -77,7 +78,7 @@ class CsvTable(Collection):
             )
         )
         refuse_repeated(ids, f"{path}: {columns.id or columns.path}")
-        splits, parts, unread = _splits(path, columns.split, values, options)
+        splits, parts, unread = _splits(path, columns.split, values, options, notes)
         contents = (
             found.sizes
             if splits is None
@@ -137,7 +138,11 @@ def _drop_rows_without_label(path: Path, table: Table, columns: Columns, argumen
 
 
 def _splits(
-    path: Path, column: str | None, values: dict[str, list[str]], options: DatasetOptions
+    path: Path,
+    column: str | None,
+    values: dict[str, list[str]],
+    options: DatasetOptions,
+    notes: list[str],
 ) -> tuple[list[str] | None, dict[str, Rows], tuple[str, ...]]:
     """The split of every row by the name that it goes by here, rows by split, and splits that are not read."""
     if column is None:
@@ -150,6 +155,7 @@ def _splits(
             "csv:FILE?split= reads the table without"
         )
     chosen = choose_splits(list(dict.fromkeys(spelled)), options, str(path))
+    notes += chosen.notes(path.name)
     # The digest holds these names, so a table says the same in every spelling, and none is taken for one of before.
     names = {spelling: name for name, spelling in chosen.names.items()}
     splits = [names.get(split, split) for split in spelled]

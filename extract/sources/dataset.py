@@ -135,6 +135,7 @@ class SplitDataset(Source):
         rows = self._own_splits() if self._own else self._new_splits()
         self._check_storable(rows)
         self._check_agreement(rows)
+        self._say_empty_classes(rows)
         self._limit = self._options.limit
         if self._limit is not None and all(len(part) <= self._limit for part in rows.values()):
             self._limit = None  # it cuts nothing, so it must not change the identity
@@ -320,6 +321,24 @@ class SplitDataset(Source):
             raise DatasetError(
                 f"{self.name}: an id has {longest} bytes, at most {MAX_SAMPLE_ID_BYTES} are possible"
             )
+
+    def _say_empty_classes(self, rows: Mapping[str, Rows]) -> None:
+        """Say which classes no sample has: labels that count from 1 make such a class."""
+        if self.targets.kind == REGRESSION:
+            return
+        labels = self._collection.listing.labels[np.concatenate(list(rows.values()))]
+        counts = self.targets.counts(labels)
+        empty = np.flatnonzero(counts == 0)
+        if not empty.size:
+            return
+        shown = ", ".join(self.targets.names[int(label)] for label in empty[:5])
+        from_one = (
+            empty.tolist() == [0] and self.targets.kind == SINGLE_LABEL and self.targets.names[0] == "0"
+        )
+        self._notes.append(
+            f"{self.name}: {len(empty)} of {len(counts)} classes have no sample ({shown}{', ...' if len(empty) > 5 else ''})"
+            + ("; labels count from 1" if from_one else "")
+        )
 
     def _check_agreement(self, rows: Mapping[str, Rows]) -> None:
         """Say what of test a head that is trained on train cannot know."""

@@ -28,6 +28,7 @@ from featcache.store.convert.h5_files import (
     read_texts,
 )
 from featcache.store.errors import DatasetError, RequestError
+from featcache.store.home import expanded
 from featcache.store.progress import Reporter
 from featcache.store.text import printable
 
@@ -151,7 +152,7 @@ def _part(
 
 def _label_file(argument: Argument, given: Path, path: Path, name: str, filled: Callable[[str], str]) -> Path:
     if "labels_file" in argument.fields:
-        file = Path(filled(argument.fields["labels_file"])).expanduser()
+        file = expanded(filled(argument.fields["labels_file"]))
         file = file if file.is_absolute() or file.is_file() else given.parent / file
         return Argument(argument.kind, str(file)).file()
     beside = given.with_name(re.sub(r"_x(?=\.)", "_y", given.name))

@@ -1,20 +1,30 @@
-"""Files at plain addresses, fetched once and kept; a download that broke off goes on where it was."""
+"""Files at plain addresses, fetched once and kept; an interrupted download resumes if the server still has the same version."""
 
-import os
-import urllib.error
-import urllib.request
+import hashlib
+import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
+from posixpath import dirname
+from threading import Lock
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
 
 from featcache.extract.sources.places import derived
-from featcache.store.errors import DatasetError
+from featcache.store.errors import DatasetError, RemoteError
 from featcache.store.progress import Reporter
 
+if TYPE_CHECKING:
+    from featcache.store.transfer.http_client import HttpClient
+
 THREADS = 8
-TIMEOUT_S = 30.0
-CHUNK_BYTES = 2**20
+MAX_NAME_BYTES = 150
+"""Of a file's name; a token and an ending go behind it."""
+# What a store puts into a query to sign it: another signature is not another file.
+_SIGNATURE = re.compile(
+    r"x-(amz|goog)-.*|signature|expires|key-pair-id|policy|awsaccesskeyid|googleaccessid|s(ig|e|t|p|v|r|pr|ip|koid|ktid|kt|ke|ks|kv)",
+    re.IGNORECASE,
+)
 
 
 def is_address(text: str) -> bool:
@@ -28,53 +38,73 @@ def fetch_all(addresses: Sequence[str], reporter: Reporter) -> list[Path]:
     Raises:
         DatasetError: one cannot be had; the message names it.
     """
-    # By folder, so that shards of one dataset lie side by side under their own names.
-    targets = [
-        derived("downloads", one.rpartition("/")[0], "files") / Path(urlsplit(one).path).name
-        for one in addresses
-    ]
-    with reporter.progress("downloading", "files") as update, ThreadPoolExecutor(THREADS) as pool:
-        done = []
+    targets = [_target(address) for address in addresses]
+    missing = {
+        target: address for address, target in zip(addresses, targets, strict=True) if not target.is_file()
+    }
+    if missing:
+        _fetch(missing, reporter)
+    return targets
+
+
+def _fetch(missing: dict[Path, str], reporter: Reporter) -> None:
+    from featcache.store.transfer.flight import fly
+    from featcache.store.transfer.http_client import HttpClient
+
+    done, lock = 0, Lock()
+    client = HttpClient(anywhere=True, refused="a login for the host belongs into ~/.netrc")
+    with reporter.progress("downloading", "files") as update:
+
+        def one(target: Path, address: str) -> None:
+            nonlocal done
+            _fetch_one(client, address, target, reporter)
+            with lock:
+                done += 1
+                update(done, len(missing))
+
         try:
-            for path in pool.map(_fetch, addresses, targets):
-                done.append(path)
-                update(len(done), len(addresses))
+            fly([partial(one, target, address) for target, address in missing.items()], THREADS)
         finally:
-            pool.shutdown(cancel_futures=True)
-        return done
+            client.close()
 
 
-def _fetch(address: str, target: Path) -> Path:
-    if target.is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial")
-    have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
+def _fetch_one(client: "HttpClient", address: str, target: Path, reporter: Reporter) -> None:
+    from featcache.store.transfer.fetch import fetch_file
+
+    where = _shown(address)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            again = have > 0 and answer.status == 206
-            length = answer.headers.get("Content-Length")
-            with partial.open("ab" if again else "wb") as out:
-                while chunk := answer.read(CHUNK_BYTES):
-                    out.write(chunk)
-                out.flush()
-                os.fsync(out.fileno())
-        whole = None if length is None else int(length) + (have if again else 0)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416 and have:  # all of it is there already
-                whole = have
-            else:
-                raise DatasetError(f"{address} could not be fetched (status {error.code})") from None
-    except OSError as error:
-        reason = getattr(error, "reason", None) or error
+        fetch_file(client, address, where, target, lambda _: None, reporter.message)
+    except RemoteError as error:
         raise DatasetError(
-            f"{address} could not be fetched ({reason}); the same command goes on with it"
-        ) from None
-    if whole is not None and partial.stat().st_size != whole:
+            f"{where} could not be fetched: {str(error).removeprefix(f'{where}: ')}"
+        ) from error
+
+
+def _shown(address: str) -> str:
+    from featcache.store.transfer.address import redacted
+
+    return redacted(address)
+
+
+def _target(address: str) -> Path:
+    """Where a file is kept: those of one folder side by side under their own names, as shards of one dataset lie.
+
+    Raises:
+        DatasetError: the address names no file.
+    """
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise DatasetError(f"{_shown(address)} is no address") from None
+    name = parts.path.rpartition("/")[2]
+    if name in ("", ".", "..") or not name.isprintable():
         raise DatasetError(
-            f"{address} broke off at {partial.stat().st_size} of {whole} bytes; the same command goes on with it"
+            f"{_shown(address)} names no file; write the address of one, such as https://HOST/0.tar"
         )
-    partial.replace(target)
-    return target
+    query = [(key, value) for key, value in parse_qsl(parts.query) if not _SIGNATURE.fullmatch(key)]
+    if query:  # which may be all that tells two files apart
+        name = f"{hashlib.sha256(repr(query).encode()).hexdigest()[:8]}-{name}"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        name = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{Path(name).suffix[:16]}"
+    folder = f"{parts.scheme}://{parts.netloc}{dirname(parts.path)}".rstrip("/")
+    return derived("downloads", folder, "files") / name

@@ -1,5 +1,6 @@
 """A folder of images: ``DIR/<class>/...``, or ``DIR/train/<class>/...`` and ``DIR/test/<class>/...``."""
 
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,8 +49,8 @@ class ImageFolder(Collection):
     def __init__(
         self, directory: Path, options: DatasetOptions | None = None, *, own_splits: bool = True
     ) -> None:
-        if not directory.is_dir():
-            raise RequestError(f"image folder {directory} does not exist or is not a folder")
+        if not os.path.isdir(directory):
+            raise RequestError(f"image folder {directory!s:.300} does not exist or is not a folder")
         self._directory = directory.resolve()
         self.name = self._directory.name
         self._tree = ImageTree(self._directory)
@@ -106,6 +107,7 @@ class ImageFolder(Collection):
         # Folders of another kind (docs/, meta/) are not put together with the splits.
         found = [name for name in folders if role_of(name) or asked or not options.resplit]
         chosen = choose_splits(found, options, str(self._directory))
+        self._notes += chosen.notes(self.name)
         read = chosen.names.values()
         return ChosenSplits(chosen.names, tuple(_printable(name) for name in folders if name not in read))
 

@@ -17,7 +17,7 @@ from featcache.extract.sources.shards import (
     is_shard_folder,
     natural,
 )
-from featcache.extract.sources.split_names import TRAIN
+from featcache.extract.sources.split_names import TEST, TRAIN
 from featcache.extract.sources.webdataset import WebDataset
 from featcache.store.errors import DatasetError
 from featcache.store.progress import Reporter
@@ -32,13 +32,13 @@ def open_alias(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Col
         DatasetError: there is no copy where one was named, it cannot be fetched, or it is damaged.
     """
     found = _local(alias, options) or _downloaded(alias, options) or _fetched(alias, options, reporter)
-    splits, unread = folder_shards(found.folder, options.own_splits)
+    splits, chosen = folder_shards(found.folder, options)
     collection = WebDataset(
         alias.name,
         splits,
         class_names(found.folder),
         target=options.target,
-        unread=unread,
+        unread=chosen.unread,
         facts={"repository": alias.repository, "revision": found.commit or None},
         citation=alias.citation,
         reporter=reporter,
@@ -113,10 +113,10 @@ def _fetched(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Snaps
 
 def _has_both(folder: Path) -> bool:
     try:
-        splits, _ = folder_shards(folder, ("train", "test"))
+        splits, _ = folder_shards(folder, DatasetOptions())
     except DatasetError:  # a shard that nshards.txt counts is missing
         return False
-    return len(splits) == 2 and all((folder / split / COUNT_FILE).is_file() for split in splits)
+    return set(splits) == {TRAIN, TEST} and all((folder / split / COUNT_FILE).is_file() for split in splits)
 
 
 def _commit_of(folder: Path) -> str:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import secrets
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from featcache.store.errors import DatasetError
+from featcache.store.home import expanded, user_cache
 from featcache.store.progress import Reporter
 
 DATA_VARIABLE = "FEATCACHE_DATA"
@@ -22,8 +24,7 @@ MAX_UNPACKED_RATIO = 200
 def data_folder() -> Path:
     """``$FEATCACHE_DATA``, else ``featcache-data`` in the user's cache folder."""
     named = os.environ.get(DATA_VARIABLE)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named).expanduser() if named else home / "featcache-data"
+    return expanded(named) if named else user_cache() / "featcache-data"
 
 
 def derived(kind: str, source: str, name: str) -> Path:
@@ -35,7 +36,8 @@ def derived(kind: str, source: str, name: str) -> Path:
 def whole_file(target: Path) -> Iterator[Path]:
     """Give a path beside `target` to write to; it becomes `target` at the end, and goes if an error ends it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    # A token, not the process id: containers that share the folder have the same ones.
+    partial = target.with_name(f"{target.name}.{secrets.token_hex(6)}.partial")
     try:
         yield partial
         partial.replace(target)

@@ -31,11 +31,18 @@ class Shard:
     """Class, or an array."""
     records: list[Mapping[str, Any]] = field(default_factory=list)
     """What its JSON says of every sample; empty where there is none."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Number of members that belong to no sample, by what they are."""
 
 
-def load_shard(path: Path) -> Shard | None:
-    """The index that was kept of this very file, by place, size and time of change; None if there is none."""
-    kept = _place(path)
+def load_shard(path: Path, image: str | None = None) -> Shard | None:
+    """The index that was kept of this very file, by place, size and time of change; None if there is none.
+
+    Args:
+        path: of the shard.
+        image: which image of a sample it is about; the only one if None.
+    """
+    kept = _place(path, image)
     if kept is None or not kept.is_file():
         return None
     try:
@@ -48,14 +55,15 @@ def load_shard(path: Path) -> Shard | None:
                 arrays["sizes"].tolist(),
                 labels.tolist() if labels.ndim == 1 else list(labels),
                 json.loads(arrays["records"].tobytes()) or [{}] * len(texts),
+                json.loads(arrays["left_out"].tobytes()),
             )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # it is only a shortcut
         return None
 
 
-def keep_shard(path: Path, shard: Shard) -> None:
-    """Keep the index of a large shard, where that is possible."""
-    kept = _place(path)
+def keep_shard(path: Path, shard: Shard, image: str | None = None) -> None:
+    """Keep the index of a large shard, where that is possible; see `load_shard`."""
+    kept = _place(path, image)
     shapes = {np.shape(label) for label in shard.labels}
     if kept is None or len(shapes) != 1:
         return
@@ -70,13 +78,16 @@ def keep_shard(path: Path, shard: Shard) -> None:
         sizes=np.array(shard.sizes, np.int64),
         labels=np.array(shard.labels),
         records=np.frombuffer(records, np.uint8),
+        left_out=np.frombuffer(json.dumps(shard.left_out).encode(), np.uint8),
     )
     with suppress(OSError), whole_file(kept) as partial:
         partial.write_bytes(content.getvalue())
 
 
-def _place(path: Path) -> Path | None:
+def _place(path: Path, image: str | None) -> Path | None:
     state = path.stat()
     if state.st_size < KEEP_FROM_BYTES:
         return None
-    return derived("index", f"1 {path.resolve()} {state.st_size} {state.st_mtime_ns}", f"{path.stem}.npz")
+    # The number is that of the rules by which members become samples.
+    what = f"2 {image or ''} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
+    return derived("index", what, f"{path.stem}.npz")

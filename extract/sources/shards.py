@@ -1,27 +1,36 @@
 """Which tar files a dataset consists of: a folder laid out as on the Hub, a pattern, or addresses."""
 
+import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path, PurePath
 
+from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extract.sources.split_names import ChosenSplits, choose_splits, role_of
+from featcache.extract.sources.text_file import read_lines
 from featcache.store.errors import DatasetError, RequestError
+from featcache.store.home import expanded
 
 CLASSES_FILE, COUNT_FILE = "classnames.txt", "nshards.txt"
 MAX_SHARDS = 10**6
 _RANGE = re.compile(r"\{([^{}]*)\}")
+_PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
 def expand(pattern: str) -> list[str]:
     """Spell a pattern out: ``{000..010}`` (with the zeros of its first number) and ``{a,b}``.
 
     Raises:
-        RequestError: a range is none.
+        RequestError: a range is none, or there are too many shards.
     """
     pieces = _RANGE.split(pattern)
     choices = [
         [piece] if number % 2 == 0 else _choices(piece, pattern) for number, piece in enumerate(pieces)
     ]
+    if math.prod(map(len, choices)) > MAX_SHARDS:
+        raise RequestError(f"{pattern} stands for more than {MAX_SHARDS:,} shards")
     return ["".join(parts) for parts in product(*choices)]
 
 
@@ -29,7 +38,8 @@ def _choices(text: str, pattern: str) -> list[str]:
     first, dots, last = text.partition("..")
     if not dots:
         return text.split(",")
-    if not (first.isdigit() and last.isdigit()) or not 0 <= int(last) - int(first) < MAX_SHARDS:
+    numbers = [re.fullmatch("[0-9]{1,12}", one) for one in (first, last)]
+    if not all(numbers) or not 0 <= int(last) - int(first) < MAX_SHARDS:
         raise RequestError(f"{{{text}}} in {pattern} is no range; write such as {{000..010}}")
     width = len(first) if first.startswith("0") else 0
     return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
@@ -43,7 +53,7 @@ def matching_files(pattern: str) -> list[Path]:
     """
     paths: list[Path] = []
     missing: list[str] = []
-    for text in expand(str(Path(pattern).expanduser())):
+    for text in expand(str(expanded(pattern))):
         path = Path(text)
         if set("*?[") & set(text):
             found = sorted(path.parent.glob(path.name), key=natural)
@@ -80,17 +90,60 @@ def split_folders(folder: Path) -> Iterator[str]:
                 yield entry.name
 
 
-def folder_shards(folder: Path, wanted: Sequence[str]) -> tuple[dict[str, list[Path]], list[str]]:
-    """Shards of the wanted splits that a folder has, in order, and the names of those that were not wanted.
+def folder_shards(folder: Path, options: DatasetOptions) -> tuple[dict[str, list[Path]], ChosenSplits]:
+    """Shards of the splits of a folder that are read, in order, and the choice of splits.
 
     Raises:
-        DatasetError: there is none, or a shard that nshards.txt counts is missing.
+        DatasetError: there is none, the names do not tell which is which, or a shard that nshards.txt counts is missing.
     """
     there = list(split_folders(folder))
     if not there:
         raise DatasetError(f"{folder} has no folder train or test with tar files")
-    splits = {split: _numbered(folder / split) for split in wanted if split in there}
-    return splits, [split for split in there if split not in wanted]
+    chosen = choose_splits(there, options, str(folder))
+    return {split: _numbered(folder / name) for split, name in chosen.names.items()}, chosen
+
+
+def splits_by_name(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Shards by the split that their names tell: ``photos-train-000.tar`` and ``photos-test-000.tar``.
+
+    Returns:
+        Shards by split, as the names spell it; empty if they do not name two splits at least.
+
+    Raises:
+        DatasetError: some name a split and others do not.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        words = [word for word in re.split(r"[^A-Za-z]+", path.stem) if role_of(word)]
+        found.setdefault(words[0] if len(words) == 1 else "", []).append(path)
+    named = [split for split in found if split]
+    if len({role_of(split) for split in named}) < 2:
+        return {}
+    if "" in found:
+        raise DatasetError(
+            f"shards such as {found[named[0]][0].name} name a split, {found[''][0].name} names none; put each split into a "
+            "folder of its own, or name them as in wds:PATTERN?test=PATTERN"
+        )
+    return found
+
+
+def packed_shards(folder: Path) -> list[Path]:
+    """Compressed shards of a folder, which are not read; members are read by their place."""
+    return sorted(path for path in folder.iterdir() if _PACKED.search(path.name)) if folder.is_dir() else []
+
+
+def shard_names(paths: Sequence[Path]) -> list[str]:
+    """Names of the shards of one split, for ids: without folders, unless two shards have the same name.
+
+    Such shards are named from the folder that all of the split have in common.
+    """
+    stems = [path.stem for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    common = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
+    return [
+        PurePath(os.path.relpath(os.path.abspath(path), common)).with_suffix("").as_posix() for path in paths
+    ]
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -99,7 +152,7 @@ def _numbered(folder: Path) -> list[Path]:
     counted = folder / COUNT_FILE
     if not counted.is_file():
         return found
-    count = shard_count(counted.read_text(), counted)
+    count = shard_count("\n".join(read_lines(counted)), counted)
     numbers = {int(path.stem): path for path in found if path.stem.isdigit()}
     refuse_missing(
         [f"{number}.tar" for number in range(count) if number not in numbers], "shards", str(folder)
@@ -113,7 +166,7 @@ def shard_count(text: str, where: object) -> int:
     Raises:
         DatasetError: it is no number.
     """
-    if not text.strip().isdigit() or not 0 < int(text) <= MAX_SHARDS:
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text) or not 0 < int(text) <= MAX_SHARDS:
         raise DatasetError(f"{where} must be a number of shards, got {text.strip()[:40]!r}")
     return int(text)
 
@@ -123,7 +176,7 @@ def class_names(folder: Path) -> list[str]:
     path = folder / CLASSES_FILE
     if not path.is_file():
         return []
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_lines(path)
 
 
 def natural(path: PurePath) -> tuple[object, ...]:

@@ -38,6 +38,11 @@ class ChosenSplits:
     unread: tuple[str, ...] = ()
     """Splits that are there and were not asked for, as the dataset spells them."""
 
+    def notes(self, where: str) -> list[str]:
+        """Say which splits of the dataset `where` go by another name here."""
+        renamed = [f"{own} is {name}" for name, own in self.names.items() if name != own]
+        return [f"splits of {where}: {', '.join(renamed)}"] if renamed else []
+
 
 def split_text(value: Any) -> str:
     """Return the name of a split as text; arrays and attributes hold bytes, numbers and flags too."""

@@ -6,8 +6,10 @@ write them. https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html#
 """
 
 import os
+import posixpath
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.extract.sources.base import Rows
+from featcache.extract.sources.tar_headers import Extended, member_size, special_size, sum_is_right
 from featcache.store.errors import DatasetError
 
 Bytes = npt.NDArray[np.uint8]
@@ -25,26 +28,40 @@ WINDOW_BYTES = 2**20
 SPARSE_WINDOW_BYTES = 4096
 """Where members are large, reading ahead would read all of them."""
 SPARSE_MEMBER_BYTES = 256 * 2**10
-MAX_SPECIAL_BYTES = 2**20
-"""Long names and pax records are a few hundred bytes; a forged size must not fill the memory."""
+MAX_BEHIND_BYTES = 2**20
+"""How far behind the end another archive is looked for: tar fills up to a block of at most this size."""
 
 _FILES = b"0\0007"
+LINKS_LEFT_OUT = "links to files that are not in the shard"
+_LINKS = b"12"
+_WITHOUT_CONTENT = b"23456"
+"""Links, devices, folders and pipes; what some programs give as their size means nothing."""
+_LINK_HOPS = 8
 _SPECIAL = b"xgLKSVM"
 _SPECIAL_KINDS = tuple(bytes([kind]) for kind in _SPECIAL)
 _MAGIC = b"ustar"
 _OCTAL = 8 ** np.arange(10, -1, -1)
-_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5": "unzstd"}
+_COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"\x04\x22\x4d\x18": "unlz4",
+    b"PK\x03\x04": "unzip",
+}
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """M plain files in a tar file, in its order."""
+    """M plain files in a tar file, in its order; a link to one of them is a file with the content of that one."""
 
     names: list[str]
     offsets: Rows
     """Where the content begins, ``[M]``."""
     sizes: Rows
     """Bytes of the content, ``[M]``."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Number of members without a content of their own that can be read, by what they are; folders are not counted."""
 
 
 @dataclass
@@ -59,6 +76,8 @@ class _Headers:
     """Where the header behind them is."""
     names: dict[int, str]
     """By position, those that stand in a member of their own."""
+    links: dict[int, str] = field(default_factory=dict)
+    """By position, targets of links that stand in a member of their own."""
     ended: bool = False
     """Whether the end of the archive follows."""
 
@@ -73,16 +92,60 @@ def index_tar(path: Path) -> TarIndex:
         _refuse_compressed(file.fileno(), path)
         runs = list(_walk(file, os.fstat(file.fileno()).st_size, path))
     names: list[str] = []
+    links: dict[int, str] = {}
     for run in runs:
         _check_sums(run, path)
+        links |= {len(names) + index: target for index, target in _link_targets(run).items()}
         names += _names(run)
     if not names:
         return TarIndex([], np.zeros(0, np.int64), np.zeros(0, np.int64))
     offsets, sizes = (np.concatenate([getattr(run, what) for run in runs]) for what in ("offsets", "sizes"))
-    plain = np.concatenate([np.isin(run.table[:, 156], np.frombuffer(_FILES, np.uint8)) for run in runs])
-    if not plain.all():
-        names = [name for name, kept in zip(names, plain.tolist(), strict=True) if kept]
-    return TarIndex(names, offsets[plain] + BLOCK, sizes[plain])
+    types = np.concatenate([run.table[:, 156] for run in runs])
+    plain = np.isin(types, np.frombuffer(_FILES, np.uint8))
+    if plain.all():
+        return TarIndex(names, offsets + BLOCK, sizes)
+    left_out = _follow_links(names, links, plain, offsets, sizes)
+    for kind in types[~plain].tolist():
+        if kind not in _LINKS and chr(kind) != "5":
+            left_out["devices, pipes and other special members"] += 1
+    names = [name for name, kept in zip(names, plain.tolist(), strict=True) if kept]
+    return TarIndex(names, offsets[plain] + BLOCK, sizes[plain], dict(left_out))
+
+
+def _link_targets(run: _Headers) -> dict[int, str]:
+    """Target of every link of a run, by position, as it is written; a hard link is marked by a slash before it."""
+    targets = {}
+    for index in np.flatnonzero(np.isin(run.table[:, 156], np.frombuffer(_LINKS, np.uint8))).tolist():
+        stored = run.table[index, 157:257].tobytes().partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        target = run.links.get(index, stored)
+        targets[index] = f"//{target}" if run.table[index, 156] == ord("1") else target
+    return targets
+
+
+def _follow_links(
+    names: list[str], links: dict[int, str], plain: npt.NDArray[np.bool_], offsets: Rows, sizes: Rows
+) -> Counter[str]:
+    """Give every link to a file of the archive that file's place; returns how many lead elsewhere.
+
+    A hard link names a member by its name, a symbolic one by a path from its own folder.
+    """
+    left_out: Counter[str] = Counter()
+    # Of two members of one name, extraction keeps the last.
+    files = {
+        posixpath.normpath(name): index for index, name in enumerate(names) if plain[index] or index in links
+    }
+    for index, target in links.items():
+        here, hops = index, 0
+        while here in links and hops < _LINK_HOPS:
+            target, hard = links[here].removeprefix("//"), links[here].startswith("//")
+            base = "" if hard else posixpath.dirname(names[here])
+            here, hops = files.get(posixpath.normpath(posixpath.join(base, target)), -1), hops + 1
+        if here >= 0 and here not in links:
+            offsets[index], sizes[index] = offsets[here], sizes[here]
+            plain[index] = True
+        else:
+            left_out[LINKS_LEFT_OUT] += 1
+    return left_out
 
 
 def _refuse_compressed(descriptor: int, path: Path) -> None:
@@ -112,12 +175,27 @@ def _walk(file: FileIO, total: int, path: Path) -> Iterator[_Headers]:
         if run.next > total:
             _refuse_truncated(path, total, run.next)
         if run.ended:
+            _refuse_more_behind(file.fileno(), run.next, path)
             return
         position, members = run.next, members + len(run.offsets)
         if position > max(members, 1) * SPARSE_MEMBER_BYTES:
             length = SPARSE_WINDOW_BYTES
     # An end without an empty block is what a copy that broke off at a member's edge looks like.
     _refuse_truncated(path, total, position + 2 * BLOCK)
+
+
+def _refuse_more_behind(descriptor: int, end: int, path: Path) -> None:
+    """Refuse archives written one behind the other: readers stop at the first end, so samples would vanish."""
+    behind = os.pread(descriptor, MAX_BEHIND_BYTES, end)
+    for start in range(0, len(behind) - BLOCK + 1, BLOCK):
+        header = behind[start : start + BLOCK]
+        if header.strip(b"\0"):
+            if header[257:262] == _MAGIC and sum_is_right(header):
+                raise DatasetError(
+                    f"{path} has more members behind its end, at byte {end + start}: are these tar files joined with cat? Join "
+                    "them with tar --concatenate, or keep them apart"
+                )
+            return
 
 
 def _run_of_plain(blocks: Bytes, start: int) -> _Headers | None:
@@ -148,16 +226,17 @@ def _run_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _
     found: list[int] = []
     sizes: list[int] = []
     names: dict[int, str] = {}
-    long_name: str | None = None
-    long_size: int | None = None
+    links: dict[int, str] = {}
+    told = Extended()
     at, last = 0, 0
     while at < len(blocks):
         header, position = blocks[at].tobytes(), start + at * BLOCK
         if header[156:157] in _SPECIAL_KINDS:
-            size = _special_size(header, path, position)
+            size = special_size(header, path, position)
             content = os.pread(descriptor, size, position + BLOCK)
-            name, special = _read_special(header[156:157], content, path, position)
-            long_name, long_size = name or long_name, special or long_size
+            if len(content) < size:
+                _refuse_truncated(path, position + BLOCK + len(content), position + BLOCK + size)
+            told.read(header[156:157], content, path, position)
             behind = at + 1 + -(-size // BLOCK)
             if behind >= len(blocks) and not found:
                 # What it is about is in the next window, which then has to begin here.
@@ -165,17 +244,29 @@ def _run_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _
             at = behind
             continue
         if not header.rstrip(b"\0"):
-            return _headers(blocks, start, found, sizes, start + at * BLOCK, names, ended=True)
-        size = _size(header, path, position)
-        if long_size is not None:
-            size, long_size = long_size, None
-        if long_name is not None:
-            names[len(found)], long_name = long_name, None
+            return _headers(blocks, start, found, sizes, start + at * BLOCK, names, links, ended=True)
+        size = member_size(header, path, position) if told.size is None else told.size
+        if header[156] in _WITHOUT_CONTENT or (
+            header[156] == ord("1") and _has_no_content(descriptor, position)
+        ):
+            size = 0
+        if told.count:
+            if told.name is not None:
+                names[len(found)] = told.name
+            if told.link is not None:
+                links[len(found)] = told.link
+            told = Extended()
         found.append(at)
         sizes.append(size)
         at = last = at + 1 + -(-size // BLOCK)
     # Long names at the very end belong to what follows, and are read again with it.
-    return _headers(blocks, start, found, sizes, start + last * BLOCK, names)
+    return _headers(blocks, start, found, sizes, start + last * BLOCK, names, links)
+
+
+def _has_no_content(descriptor: int, position: int) -> bool:
+    """Whether a header or the end follows a hard link at once: some programs give the size of its target, not its own."""
+    behind = os.pread(descriptor, BLOCK, position + BLOCK)
+    return not behind.strip(b"\0") or (behind[257:262] == _MAGIC and sum_is_right(behind))
 
 
 def _longer(descriptor: int, start: int, count: int, path: Path) -> Bytes:
@@ -192,66 +283,20 @@ def _headers(
     sizes: list[int],
     behind: int,
     names: dict[int, str],
+    links: dict[int, str],
     *,
     ended: bool = False,
 ) -> _Headers:
     places = np.array(found, np.int64)
-    return _Headers(blocks[places], start + places * BLOCK, np.array(sizes, np.int64), behind, names, ended)
+    return _Headers(
+        blocks[places], start + places * BLOCK, np.array(sizes, np.int64), behind, names, links, ended
+    )
 
 
 def _refuse_truncated(path: Path, total: int, wanted: int) -> NoReturn:
     raise DatasetError(
         f"{path} is truncated: {total} bytes, there must be at least {wanted}; download or copy it again"
     )
-
-
-def _special_size(header: bytes, path: Path, position: int) -> int:
-    try:
-        size = int(header[124:135].rstrip(b"\0 "), 8)
-    except ValueError:
-        size = MAX_SPECIAL_BYTES + 1
-    if size > MAX_SPECIAL_BYTES or header[156:157] in b"SVM":
-        kind = chr(header[156])
-        raise DatasetError(
-            f"{path}: a member of type {kind!r} at byte {position} cannot be read; pack it again with tar"
-        )
-    return size
-
-
-def _read_special(kind: bytes, content: bytes, path: Path, position: int) -> tuple[str | None, int | None]:
-    """Name and size of the next member, as far as a long name or a pax record gives them."""
-    if kind == b"L":
-        return content.rstrip(b"\0").decode("utf-8", "surrogateescape"), None
-    if kind != b"x":  # global records, and long names of links
-        return None, None
-    name: str | None = None
-    size: int | None = None
-    while content and content[0]:
-        head, _, rest = content.partition(b" ")
-        length = int(head) if head.isdigit() else 0
-        field, separator, value = rest[: length - len(head) - 1].rstrip(b"\n").partition(b"=")
-        if length <= len(head) or not separator:
-            raise DatasetError(f"{path} is damaged: its extended header at byte {position} cannot be read")
-        if field == b"path":
-            name = value.decode("utf-8", "surrogateescape")
-        elif field == b"size" and value.isdigit():
-            size = int(value)
-        content = content[length:]
-    return name, size
-
-
-def _size(header: bytes, path: Path, position: int) -> int:
-    """The size of a member: octal, padded or not, or in base 256, as GNU tar writes it from 8 GiB on."""
-    field = header[124:136]
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.strip(b"\0 ") or b"0", 8)
-    except ValueError:
-        pass
-    if position == 0:
-        raise DatasetError(f"{path} is no tar file")
-    raise DatasetError(f"{path} is damaged: there is no header at byte {position}; download or copy it again")
 
 
 def _check_sums(run: _Headers, path: Path) -> None:

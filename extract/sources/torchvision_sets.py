@@ -45,6 +45,7 @@ def open_torchvision(argument: Argument, options: DatasetOptions, reporter: Repo
     if not found:
         raise RequestError(f"{argument.place} of torchvision has no splits that can be chosen by name")
     if TEST not in found and options.test_splits == ():
+        _refuse_other_splits(made, root, options)
         found = {"": found[TRAIN]}
     targets = {split: _targets(dataset) for split, dataset in found.items()}
     known = {split: values for split, values in targets.items() if values is not None}
@@ -79,6 +80,21 @@ def _open(made: Any, root: str, split: str) -> Any:
             f"{made.__name__} could not be downloaded ({_line(error)}); put its files into {root}, or name their folder "
             "with --data DIR"
         ) from None
+
+
+def _refuse_other_splits(made: Any, root: str, options: DatasetOptions) -> None:
+    """Refuse to split train anew where the class has a split of another name, such as ``val``."""
+    if "split" not in inspect.signature(made).parameters or options.resplit:
+        return
+    try:
+        made(root, split=TEST)
+    except ValueError as error:
+        raise DatasetError(
+            f"{made.__name__} has no split test ({_line(error)}); name one with --test-split, or split train anew with "
+            "--resplit"
+        ) from None
+    except (RuntimeError, OSError, TypeError):  # the split is there, its files are not
+        return
 
 
 def _targets(dataset: Any) -> Any:

@@ -1,6 +1,6 @@
 """``wds:``: WebDataset shards by folder, pattern or address."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featcache.extract.sources.argument import Argument
@@ -13,74 +13,139 @@ from featcache.extract.sources.shards import (
     is_shard_folder,
     matching_files,
     natural,
+    packed_shards,
+    splits_by_name,
 )
-from featcache.extract.sources.split_names import TRAIN
+from featcache.extract.sources.split_names import TRAIN, ChosenSplits, choose_splits
+from featcache.extract.sources.text_file import read_lines
 from featcache.extract.sources.webdataset import WebDataset
 from featcache.store.errors import DatasetError, RequestError
+from featcache.store.home import expanded
 from featcache.store.progress import Reporter
 
-CLASSES = "classes"
+CLASSES, IMAGE, SPLITS, LABEL = "classes", "image", "splits", "label"
+NO_SPLITS = "none"
 
 
 def open_wds(argument: Argument, options: DatasetOptions, reporter: Reporter) -> WebDataset:
     """Open shards as a dataset.
 
     ``wds:DIR`` is a folder with ``train/`` and ``test/``, or one of shards that are to be split; ``wds:PATTERN`` shards by
-    path or address, ``{000..010}`` spelt out; ``?test=PATTERN`` and other splits by name behind it; ``?classes=FILE`` has
-    the name of a class in every line.
+    path or address, ``{000..010}`` spelt out; ``?test=PATTERN`` and other splits by name behind it. ``?classes=FILE`` has
+    the name of a class in every line, ``?image=KEY`` tells which of several images of a sample is read (``jpg``,
+    ``seg.png``), and ``?splits=none`` takes shards whose names tell a split for those of one set.
 
     Raises:
-        RequestError: there is no such folder.
+        RequestError: there is no such folder, or a field has no meaning.
         DatasetError: shards are missing or damaged.
     """
     fields = dict(argument.fields)
-    classes = _class_names(fields.pop(CLASSES, None))
+    chosen = _Fields(fields.pop(CLASSES, None), fields.pop(IMAGE, None), fields.pop(SPLITS, None))
+    if LABEL in fields:
+        raise RequestError(
+            f"wds has no field {LABEL}: labels are the members .cls (the index of a class) and .npy of every sample; labels "
+            "in JSON or text have to be written as .cls first"
+        )
     if argument.path.is_dir():
-        return _open_folder(argument, options, reporter, classes)
-    patterns = {TRAIN: argument.place, **fields} if fields else {"": argument.place}
-    wanted = [split for split in patterns if split in ("", *options.own_splits)]
-    splits = {split: _shards(patterns[split], reporter) for split in wanted}
-    unread = [split for split in patterns if split not in wanted]
+        argument.require_fields(CLASSES, IMAGE, SPLITS)
+        return _open_folder(argument.folder(), options, reporter, chosen)
+    patterns = {TRAIN: argument.place, **fields}
     name = Path(argument.place.partition("{")[0]).name.strip("-_.") or Path(argument.place).parent.name
-    return WebDataset(
-        name.removesuffix(".tar"), splits, classes, target=options.target, unread=unread, reporter=reporter
-    )
+    if not fields:
+        paths = _shards(argument.place, reporter)
+        return _open(name.removesuffix(".tar"), paths, options, reporter, chosen)
+    picked = choose_splits(list(patterns), options, argument.place)
+    splits = {split: _shards(patterns[own], reporter) for split, own in picked.names.items()}
+    return _dataset(name.removesuffix(".tar"), splits, options, reporter, chosen, picked)
 
 
-def _open_folder(
-    argument: Argument, options: DatasetOptions, reporter: Reporter, classes: Sequence[str]
-) -> WebDataset:
-    argument.require_fields(CLASSES)
-    folder = argument.folder()
-    splits: dict[str, list[Path]]
+class _Fields:
+    """Fields that are no splits."""
+
+    def __init__(self, classes: str | None, image: str | None, splits: str | None) -> None:
+        if splits not in (None, NO_SPLITS):
+            raise RequestError(f"{SPLITS} of wds must be {NO_SPLITS}, got {splits!r}")
+        self.by_name = splits is None
+        self.image = image
+        self.class_names: list[str] = []
+        if classes is not None:
+            file = expanded(classes)
+            if not file.is_file():
+                raise RequestError(f"classes file {file} does not exist")
+            self.class_names = read_lines(file)
+
+
+def _open_folder(folder: Path, options: DatasetOptions, reporter: Reporter, chosen: _Fields) -> WebDataset:
+    packed = packed_shards(folder)
     if is_shard_folder(folder):
-        splits, unread = folder_shards(folder, options.own_splits)
-        if not splits:
-            raise DatasetError(
-                f"{folder} has no split {' or '.join(options.own_splits)}; it has {', '.join(unread)}"
-            )
+        splits, picked = folder_shards(folder, options)
+        beside = [*folder.glob("*.tar"), *packed]
+        chosen.class_names = chosen.class_names or class_names(folder)
+        dataset = _dataset(folder.resolve().name, splits, options, reporter, chosen, picked)
+        packed = [path for name in picked.names.values() for path in packed_shards(folder / name)]
+        _say_left_out(dataset, beside, "tar files beside the folders of the splits")
     else:
-        splits, unread = {"": sorted(folder.glob("*.tar"), key=natural)}, []
-        if not splits[""]:
-            raise DatasetError(f"{folder} has no tar files, and no folder train or test with some")
-    return WebDataset(
-        folder.resolve().name,
+        paths = sorted(folder.glob("*.tar"), key=natural)
+        if not paths:
+            raise DatasetError(
+                f"{folder} has no tar files, and no folder train or test with some{_advice(folder, packed)}"
+            )
+        chosen.class_names = chosen.class_names or class_names(folder)
+        dataset = _open(folder.resolve().name, paths, options, reporter, chosen)
+    _say_left_out(dataset, packed, "compressed tar files")
+    return dataset
+
+
+def _open(
+    name: str, paths: Sequence[Path], options: DatasetOptions, reporter: Reporter, chosen: _Fields
+) -> WebDataset:
+    """Shards that are in no folders of splits; their names may tell splits."""
+    by_name = splits_by_name(paths) if chosen.by_name else {}
+    picked = choose_splits(list(by_name), options, name)
+    splits = {split: by_name[own] for split, own in picked.names.items()} or {"": list(paths)}
+    dataset = _dataset(name, splits, options, reporter, chosen, picked)
+    if by_name:
+        shown = ", ".join(f"{own} {len(by_name[own])}" for own in by_name)
+        note = f"shards of {name} are taken for splits by their names ({shown}; wds:...?{SPLITS}={NO_SPLITS} for none)"
+        dataset.listing.notes = [*dataset.listing.notes, note]
+    return dataset
+
+
+def _dataset(
+    name: str,
+    splits: Mapping[str, Sequence[Path]],
+    options: DatasetOptions,
+    reporter: Reporter,
+    chosen: _Fields,
+    picked: ChosenSplits,
+) -> WebDataset:
+    dataset = WebDataset(
+        name,
         splits,
-        classes or class_names(folder),
+        chosen.class_names,
         target=options.target,
-        unread=unread,
+        unread=picked.unread,
+        image=chosen.image,
         reporter=reporter,
     )
+    dataset.listing.notes = [*dataset.listing.notes, *picked.notes(name)]
+    return dataset
+
+
+def _advice(folder: Path, packed: Sequence[Path]) -> str:
+    if packed:
+        return f"; {packed[0].name} is compressed: unpack it first (gunzip, unxz, ...), members are read by their place"
+    below = next(folder.glob("*/*/*.tar"), None)
+    return f"; there are some in {below.parent}" if below else ""
+
+
+def _say_left_out(dataset: WebDataset, paths: Sequence[Path], what: str) -> None:
+    if not paths:
+        return
+    note = f"{len(paths)} {what} are not read: {', '.join(path.name for path in paths[:3])}"
+    dataset.listing.notes = [*dataset.listing.notes, note + (", ..." if len(paths) > 3 else "")]
+    dataset.listing.passed_over = {**dataset.listing.passed_over, what: len(paths)}
 
 
 def _shards(pattern: str, reporter: Reporter) -> list[Path]:
     return fetch_all(expand(pattern), reporter) if is_address(pattern) else matching_files(pattern)
-
-
-def _class_names(path: str | None) -> list[str]:
-    if path is None:
-        return []
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise RequestError(f"classes file {file} does not exist")
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]

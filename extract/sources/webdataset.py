@@ -4,24 +4,37 @@ Shards are indexed first, so rows are known before an image is decoded and any o
 folders ``train/`` and ``test/`` or by pattern, is `shards`' business.
 """
 
+import errno
 import io
 import json
+import math
 import os
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache.extract.sources.base import Citation, Labels
-from featcache.extract.sources.collection import Collection, Listing, indexed_targets, listing_digest
+from featcache.extract.sources.collection import (
+    Collection,
+    Listing,
+    indexed_targets,
+    listing_digest,
+    refuse_repeated,
+)
+from featcache.extract.sources.dataset import AUTO
 from featcache.extract.sources.decode import EXTENSIONS, decode
+from featcache.extract.sources.image_tree import refuse_irregular
 from featcache.extract.sources.samples import Texts
 from featcache.extract.sources.shard_index import Shard, keep_shard, load_shard
-from featcache.extract.sources.tar_index import TarIndex, index_tar
-from featcache.store.errors import DatasetError
+from featcache.extract.sources.shards import shard_names
+from featcache.extract.sources.tar_index import LINKS_LEFT_OUT, TarIndex, index_tar
+from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
 
@@ -33,6 +46,7 @@ OPEN_SHARDS = 64
 INDEX_THREADS = 4
 MAX_LABEL_BYTES = 2**20
 CLASS, ARRAY, RECORD = ".cls", ".npy", ".json"
+_INTEGER = re.compile(rb"\s*[+]?[0-9]{1,30}\s*")
 
 
 class WebDataset(Collection):
@@ -44,6 +58,8 @@ class WebDataset(Collection):
         classes: names of the classes, in label order; it may lack some.
         target: kind of the targets, or ``auto``.
         reporter: watches the indexing.
+        unread: splits that are there and were not asked for.
+        image: key of the image of every sample, such as ``jpg`` or ``seg.png``; its only image if None.
         citation: licence and citation.
         facts: further parts of the identity.
 
@@ -61,6 +77,7 @@ class WebDataset(Collection):
         *,
         target: str = "auto",
         unread: Sequence[str] = (),
+        image: str | None = None,
         facts: Mapping[str, Any] | None = None,
         citation: Citation | None = None,
         reporter: Reporter | None = None,
@@ -68,11 +85,13 @@ class WebDataset(Collection):
         self.name = name
         self.citation = citation or Citation()
         self._paths = [path for paths in splits.values() for path in paths]
-        shards = _read_all(self._paths, reporter or Silent())
+        image = image.lower().removeprefix(".") if image else None
+        self._states = [_state(path) for path in self._paths]
+        shards = _read_all(self._paths, image, reporter or Silent())
         prefixes = [
-            f"{split}/{path.stem}" if split else path.stem
+            f"{split}/{stem}" if split else stem
             for split, paths in splits.items()
-            for path in paths
+            for stem in shard_names(paths)
         ]
         self._shards = np.repeat(np.arange(len(shards)), [len(shard.keys) for shard in shards])
         self._offsets = np.array([offset for shard in shards for offset in shard.offsets], np.int64)
@@ -80,6 +99,7 @@ class WebDataset(Collection):
         ids = Texts.of(
             f"{prefix}/{key}" for prefix, shard in zip(prefixes, shards, strict=True) for key in shard.keys
         )
+        refuse_repeated(ids, name)
         labels, targets = _targets(
             [label for shard in shards for label in shard.labels], classes, target, name
         )
@@ -97,7 +117,9 @@ class WebDataset(Collection):
             {} if list(splits) == [""] else parts,
             unread,
             _columns([record for shard in shards for record in shard.records]),
-            facts or {},
+            {**(facts or {}), **({"image": image} if image else {})},
+            list(_doubts(name, targets, classes, target)),
+            dict(sum((Counter(shard.left_out) for shard in shards), Counter())),
         )
         self._open: OrderedDict[int, int] = OrderedDict()
 
@@ -110,13 +132,13 @@ class WebDataset(Collection):
         """The bytes of one image as they are stored.
 
         Raises:
-            DatasetError: its shard is gone, or became shorter.
+            UnavailableError: its shard is gone, or became shorter.
         """
         shard = int(self._shards[row])
         size, offset = int(self._sizes[row]), int(self._offsets[row])
         content = os.pread(self._descriptor(shard), size, offset)
         if len(content) < size:
-            raise DatasetError(
+            raise UnavailableError(
                 f"image {self.listing.ids[row]} cannot be read: {self._paths[shard]} became shorter"
             )
         return content
@@ -129,24 +151,52 @@ class WebDataset(Collection):
         found = self._open.pop(shard, None)
         if found is None:
             try:
-                found = os.open(self._paths[shard], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                found = self._opened(self._paths[shard])
+                changed = _state(found) != self._states[shard]
             except OSError as error:
-                raise DatasetError(f"shard {self._paths[shard]} cannot be read ({error.strerror})") from None
+                raise UnavailableError(
+                    f"shard {self._paths[shard]} cannot be read ({error.strerror}); once it is there again, the same command "
+                    "resumes"
+                ) from error
+            if changed:  # places of one file mean nothing in another
+                os.close(found)
+                raise UnavailableError(f"{self._paths[shard]} has changed since it was indexed; start again")
             if len(self._open) >= OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
         self._open[shard] = found
         return found
+
+    def _opened(self, path: Path) -> int:
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+        try:
+            return os.open(path, flags)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
+                raise
+        # The process has no descriptor left; those of other shards can be opened again.
+        while self._open:
+            os.close(self._open.popitem()[1])
+        return os.open(path, flags)
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_open", {}).values():
             os.close(descriptor)
 
 
-def _read_all(paths: Sequence[Path], reporter: Reporter) -> list[Shard]:
+def _state(file: Path | int) -> tuple[int, int] | None:
+    """Bytes of a file and when it was changed; None if it is not there."""
+    try:
+        state = os.stat(file)
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
+def _read_all(paths: Sequence[Path], image: str | None, reporter: Reporter) -> list[Shard]:
     with reporter.progress("indexing", "shards") as update, ThreadPoolExecutor(INDEX_THREADS) as pool:
         shards = []
         try:
-            for shard in pool.map(_read, paths):
+            for shard in pool.map(_read, paths, repeat(image)):
                 shards.append(shard)
                 update(len(shards), len(paths))
         finally:
@@ -154,51 +204,38 @@ def _read_all(paths: Sequence[Path], reporter: Reporter) -> list[Shard]:
         return shards
 
 
-def _read(path: Path) -> Shard:
+def _read(path: Path, image: str | None) -> Shard:
     try:
-        kept = load_shard(path)
+        refuse_irregular(path.stat().st_mode, path)  # opening a named pipe waits for ever
+        kept = load_shard(path, image)
         if kept is not None:
             return kept
         index = index_tar(path)
         with path.open("rb") as file:
-            shard = _samples(path, index, file.fileno())
+            shard = _samples(path, index, file.fileno(), image)
     except OSError as error:
         raise DatasetError(f"shard {path} cannot be read ({error.strerror})") from None
-    keep_shard(path, shard)
+    keep_shard(path, shard, image)
     return shard
 
 
-def _samples(path: Path, index: TarIndex, descriptor: int) -> Shard:
+def _samples(path: Path, index: TarIndex, descriptor: int, image: str | None) -> Shard:
     """Members by key, keys in the order of the tar; every image with its label and every label with its image."""
     _refuse_odd_names(index.names, path)
-    members: dict[str, dict[str, int]] = {}
-    for number, name in enumerate(index.names):
-        folder, slash, base = name.rpartition("/")
-        if base.startswith("."):
-            continue
-        stem, dot, suffix = base.partition(".")
-        own = members.setdefault(f"{folder}{slash}{stem}", {})
-        suffix = f"{dot}{suffix}".lower()
-        if suffix in own:
-            raise DatasetError(
-                f"{path}: sample {folder}{slash}{stem} has two members {suffix}; keys must be unique"
-            )
-        own[suffix] = number
     shard, sizes, offsets = Shard(), index.sizes.tolist(), index.offsets.tolist()
-    problems: list[str] = []
+    left_out = Counter(index.left_out)
+    problems: dict[str, str] = {}
+    members = _members_by_key(path, index.names, left_out)
     for key, own in members.items():
-        images = [suffix for suffix in own if f".{suffix.rpartition('.')[2]}" in EXTENSIONS]
+        images = [suffix for suffix in own if _is_image(suffix)]
+        if image is not None:
+            images = [f".{image}"] if f".{image}" in own else []
         label = CLASS if CLASS in own else ARRAY if ARRAY in own else None
-        if label is None and not images:
-            continue  # texts, for example
+        if label is None and not images:  # texts, for example
+            left_out.update(f".{suffix.rpartition('.')[2]}" if suffix else "no extension" for suffix in own)
+            continue
         if label is None or len(images) != 1:
-            problems.append(
-                f"{key} has no label (.cls or .npy)"
-                if label is None
-                else f"{key} has no image"
-                if not images
-                else f"{key} has {len(images)} images"
-            )
+            problems[key] = _problem(key, label, images, image)
             continue
         number = own[images[0]]
         shard.keys.append(key)
@@ -212,10 +249,61 @@ def _samples(path: Path, index: TarIndex, descriptor: int) -> Shard:
             shard.records.append(_record(record, f"{path}: {key}{RECORD}"))
         else:
             shard.records.append({})
-    if problems:
-        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DatasetError(f"{path}: {len(problems)} samples are not whole: {'; '.join(problems[:10])}{more}")
+    _refuse_problems(path, problems, members, LINKS_LEFT_OUT in left_out)
+    shard.left_out = dict(left_out)
     return shard
+
+
+def _members_by_key(path: Path, names: Sequence[str], left_out: Counter[str]) -> dict[str, dict[str, int]]:
+    """Number of every member by key and suffix, in the order of the tar."""
+    members: dict[str, dict[str, int]] = {}
+    for number, name in enumerate(names):
+        folder, slash, base = name.rpartition("/")
+        if base.startswith("."):
+            if _is_image(base) and not base.startswith("._"):
+                left_out["hidden files"] += 1
+            continue
+        stem, dot, suffix = base.partition(".")
+        own = members.setdefault(f"{folder}{slash}{stem}", {})
+        suffix = f"{dot}{suffix}".lower()
+        if suffix in own:
+            raise DatasetError(
+                f"{path}: sample {folder}{slash}{stem} has two members {suffix}; keys must be unique"
+            )
+        own[suffix] = number
+    return members
+
+
+def _is_image(suffix: str) -> bool:
+    return f".{suffix.rpartition('.')[2].lower()}" in EXTENSIONS
+
+
+def _problem(key: str, label: str | None, images: Sequence[str], image: str | None) -> str:
+    if label is None:
+        return f"{key} has no label (.cls or .npy)"
+    if not images:
+        return f"{key} has no image{f' .{image}' if image else ''}"
+    return f"{key} has {len(images)} images"
+
+
+def _refuse_problems(
+    path: Path, problems: Mapping[str, str], members: Mapping[str, Mapping[str, int]], links: bool
+) -> None:
+    """Refuse samples that are not whole, with the members of the first and what to do about it."""
+    if not problems:
+        return
+    key, first = next(iter(problems.items()))
+    more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
+    hint = f"; {key} has {', '.join(suffix for suffix in members[key] if suffix)[:200]}"
+    images = [suffix.removeprefix(".") for suffix in members[key] if _is_image(suffix)]
+    if "images" in first:
+        hint += f": choose one as in wds:...?image={images[0]}"
+    elif links:
+        hint += ", and the file has links to files that are not in it"
+    elif RECORD in members[key] and "label" in first:
+        hint += ": labels in JSON are not read, write the index of the class as .cls"
+    listed = "; ".join([*problems.values()][:10])
+    raise DatasetError(f"{path}: {len(problems)} samples are not whole: {listed}{more}{hint}")
 
 
 def _refuse_odd_names(names: Sequence[str], path: Path) -> None:
@@ -224,27 +312,46 @@ def _refuse_odd_names(names: Sequence[str], path: Path) -> None:
     except UnicodeEncodeError:
         odd = next(name for name in names if any("\ud800" <= one <= "\udfff" for one in name))
         raise DatasetError(f"{path}: the name {odd!r} of a member is not valid UTF-8; rename it") from None
+    if any("\0" in name for name in names):
+        cut = next(name for name in names if "\0" in name)
+        raise DatasetError(f"{path}: the name {cut[:100]!r} of a member has a NUL character; rename it")
 
 
 def _label(content: bytes, suffix: str, where: str) -> Any:
     if suffix == ARRAY:
-        try:
-            array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise DatasetError(f"{where} is no array of numbers ({error})") from None
-        if array.dtype.kind not in "biuf":
-            raise DatasetError(f"{where} is {array.dtype}; labels must be numbers")
+        array = _array(content, where)
         if array.ndim or array.dtype.kind == "f":
             return array.ravel()
-        content = str(array.item()).encode()
-    try:
-        label = int(content)
-    except ValueError:
-        label = -1
+        content = str(int(array.item())).encode()
+    label = int(content) if _INTEGER.fullmatch(content) else -1
     if label < 0:
         shown = content[:40].decode("utf-8", "backslashreplace")
         raise DatasetError(f"{where} must be an integer from 0, got {shown!r}")
+    if label >= 2**63:
+        raise DatasetError(f"{where} must be the index of a class, got {label:,}")
     return label
+
+
+def _array(content: bytes, where: str) -> "np.ndarray[Any, np.dtype[Any]]":
+    """A small array of numbers; a header that promises more than there is would take all memory."""
+    file = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+        whole = math.prod(shape) * dtype.itemsize == len(content) - file.tell()
+        if dtype.kind in "biuf" and whole:
+            file.seek(0)
+            array: np.ndarray[Any, np.dtype[Any]] = np.lib.format.read_array(file, allow_pickle=False)
+            return array
+        reason = "" if dtype.kind in "biuf" else f" is {dtype}; labels must be numbers"
+    except Exception as error:  # numpy reads the header as Python source, which fails in many ways
+        reason = f" is no array of numbers ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})"
+    raise DatasetError(
+        f"{where}{reason or ' is no array of numbers (its size is not that of its shape)'}"
+    ) from None
 
 
 def _record(content: bytes, where: str) -> Mapping[str, Any]:
@@ -255,6 +362,17 @@ def _record(content: bytes, where: str) -> Mapping[str, Any]:
     if not isinstance(record, dict):
         raise DatasetError(f"{where} is no JSON object")
     return record
+
+
+def _doubts(name: str, targets: Targets, classes: Sequence[str], target: str) -> Iterator[str]:
+    """What people should know of labels that are numbers."""
+    if targets.kind == SINGLE_LABEL and classes and len(classes) < len(targets.names):
+        yield (
+            f"{name}: {len(classes)} names for {len(targets.names)} classes; classes from {len(classes)} on are called by "
+            "their numbers"
+        )
+    if targets.kind == REGRESSION and target == AUTO:
+        yield f"{name}: labels in .npy are not all 0 or 1, so they are real values; for classes save their indices as .cls"
 
 
 def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -271,7 +389,7 @@ def _targets(labels: Sequence[Any], classes: Sequence[str], target: str, name: s
         column = np.array(labels, np.int64)
         if target == REGRESSION:
             return column[:, None].astype(np.float32), Targets(REGRESSION, tuple(classes[:1]) or ("target",))
-        return column, indexed_targets(column, classes)
+        return column, indexed_targets(column, classes, name)
     arrays = [np.asarray(label).ravel() for label in labels]
     if len({len(array) for array in arrays}) > 1:
         raise DatasetError(

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import click
 
+from featcache.store.catalogue.entries import ROOT_VARIABLE
 from featcache.store.errors import FeatcacheError, UnknownNameError
-from featcache.store.text import printable
+from featcache.store.transfer.redaction import redacted_lines, remember_logins
+from featcache.terminal import echo_error, guard_streams
 
 COMMANDS = (
     "datasets",
@@ -94,6 +96,9 @@ def main() -> None:
     141 where the reader of the output has left, as `cat` and `grep` end then: 0 would tell a script, for example, that
     `verify` found all caches intact.
     """
+    for argument in (*sys.argv[1:], os.environ.get(ROOT_VARIABLE, "")):
+        remember_logins(argument)
+    guard_streams()
     if "--debug" not in sys.argv:
         # Libraries log to stderr as they see fit, dozens of lines without a network; what fails raises as well.
         logging.disable(logging.CRITICAL)
@@ -103,7 +108,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        error.show(file=sys.stderr)  # as it is now: click keeps the stream of before
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
@@ -119,9 +124,8 @@ def main() -> None:
 
 def _fail(message: str, status: int) -> None:
     if "--debug" in sys.argv:
-        traceback.print_exc()
-    text = printable(message, keep="\n")
-    print(f"featcache: {text}", file=sys.stderr)
+        print(redacted_lines(traceback.format_exc()), file=sys.stderr)
+    echo_error(f"featcache: {message}")
     sys.exit(status)
 
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 import click
 
 from featcache.cli.options import dataset_options, output_options
-from featcache.console import ConsoleReporter, print_json, print_table
+from featcache.console import ConsoleReporter, echo, print_json, print_table
 from featcache.extract.sources import KINDS, resolve_source
 from featcache.extract.sources.base import Source
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.samples import labels_of
+from featcache.extract.summary import dataset_summary
 from featcache.store.catalogue import slug
 from featcache.store.files import JsonObject
 from featcache.store.targets import REGRESSION
@@ -49,7 +50,8 @@ def datasets_command(context: click.Context, only: str, as_json: bool) -> None:
         print_json([one.to_dict() for one in found])
         return
     print_table(COLUMNS, [_row(one) for one in found], numeric=NUMERIC)
-    click.echo("\none's own: " + "; ".join(kind.example for kind in KINDS.values()))
+    echo()
+    echo("one's own: " + "; ".join(kind.example for kind in KINDS.values()))
 
 
 def _row(one: "ListedDataset") -> list[str]:
@@ -104,6 +106,8 @@ def _describe(source: Source) -> JsonObject:
         "identity": dict(source.identity),
         "targets": {"kind": targets.kind, "names": list(targets.names), "units": list(targets.units)},
         "samples": {name: len(samples) for name, samples in source.splits.items()},
+        "summary": dataset_summary(source, list(source.splits)),
+        "passed_over": dict(source.passed_over),
     }
     if targets.kind == REGRESSION:
         document["ranges"] = {
@@ -123,7 +127,8 @@ def _describe(source: Source) -> JsonObject:
 def _print(document: JsonObject) -> None:
     targets, splits = document["targets"], list(document["samples"])
     sizes = ", ".join(f"{count} {split}" for split, count in document["samples"].items())
-    click.echo(f"{document['name']}: {sizes}; {len(targets['names'])} {_noun(targets['kind'])}\n")
+    echo(f"{document['name']}: {sizes}; {len(targets['names'])} {_noun(targets['kind'])}")
+    echo(f"{document['summary']}\n")
     if targets["kind"] == REGRESSION:
         units = targets["units"] or [""] * len(targets["names"])
         rows = [
@@ -138,16 +143,16 @@ def _print(document: JsonObject) -> None:
             for index, name in enumerate(targets["names"])
         ]
         print_table(("label", "class", *splits), rows, numeric=("label", *splits))
-    click.echo("")
+    echo()
     for what in ("licence", "cite", "homepage"):
         if document[what]:
-            click.echo(f"{what}: {document[what]}")
+            echo(f"{what}: {document[what]}")
     for note in document["notes"]:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     for problem in document.get("not_decoded", []):
-        click.echo(f"note: {problem}")
+        echo(f"note: {problem}")
     if "sheet" in document:
-        click.echo(f"contact sheet: {document['sheet']}")
+        echo(f"contact sheet: {document['sheet']}")
 
 
 def _noun(kind: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
-from featcache.console import print_json
+from featcache.console import echo, print_json
 from featcache.doctor import FAILED, Finding, examine
 from featcache.store.catalogue import roots
 
@@ -22,12 +22,12 @@ def doctor_command(root: tuple[Path, ...], as_json: bool) -> None:
     for finding in examine(roots(root)):
         findings.append(finding)
         if not as_json:
-            click.echo(_line(finding))
+            echo(_line(finding))
     failed = [finding for finding in findings if finding.status == FAILED]
     if as_json:
         print_json({"ok": not failed, "findings": [finding.to_dict() for finding in findings]})
     else:
-        click.echo(f"failed: {len(failed)}" if failed else "everything that is needed works")
+        echo(f"failed: {len(failed)}" if failed else "everything that is needed works")
     if failed:
         sys.exit(1)
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 
-import click
-
-from featcache.console import duration, name_range, print_json, size
+from featcache.console import duration, echo, name_range, print_json, size
 from featcache.extract.estimate import COMPLETE, LACKING, UNFINISHED, Estimate
 from featcache.store.inventory import SplitInventory
 
@@ -15,7 +13,7 @@ def print_estimate(estimate: Estimate, as_json: bool) -> None:
         print_json(estimate.to_dict())
         return
     for line in _lines(estimate):
-        click.echo(line)
+        echo(line)
 
 
 def _lines(estimate: Estimate) -> Iterator[str]:

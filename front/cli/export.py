@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
-from featcache.console import ConsoleReporter, print_json, size
+from featcache.console import ConsoleReporter, echo, print_json, size
 from featcache.store.catalogue import roots, select
 from featcache.store.reading.reader import open_cache
 
@@ -53,4 +53,4 @@ def export_command(
         }
         print_json(document)
     else:
-        click.echo(f"{result.path} ({size(result.num_bytes)})")
+        echo(f"{result.path} ({size(result.num_bytes)})")

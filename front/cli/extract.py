@@ -8,7 +8,7 @@ import click
 
 from featcache.cli.estimate import print_estimate
 from featcache.cli.options import common_options, dataset_options
-from featcache.console import ConsoleReporter, duration, print_json
+from featcache.console import ConsoleReporter, duration, echo, print_json
 from featcache.extract.contents import Contents
 from featcache.extract.request import STOP, ExtractRequest
 from featcache.extract.result import ExtractResult
@@ -127,21 +127,22 @@ def extract_command(
     if as_json:
         print_json(result.to_dict())
     else:
-        click.echo(_summary(result))
-        for note in _notes(result):
-            click.echo(note)
+        for line in (*_summary(result), *_notes(result)):
+            echo(line)
 
 
 def _notes(result: ExtractResult) -> list[str]:
     what = "1 sample has" if result.skipped == 1 else f"{result.skipped} samples have"
     skipped = f"note: {what} no features, because of images that do not decode"
-    return [*([skipped] if result.skipped else []), *(f"note: {shared}" for shared in result.shared)]
+    told = [f"note: {note}" for note in result.notes]
+    return [*told, *([skipped] if result.skipped else []), *(f"note: {shared}" for shared in result.shared)]
 
 
-def _summary(result: ExtractResult) -> str:
+def _summary(result: ExtractResult) -> list[str]:
     if result.cached:
-        return f"already cached: {result.path}"
+        return [f"already cached: {result.path}"]
     rate = result.samples / result.seconds if result.seconds else 0.0
-    return (
-        f"{result.samples} images in {duration(result.seconds)} ({rate:.1f} images/s)\ncache: {result.path}"
-    )
+    return [
+        f"{result.samples} images in {duration(result.seconds)} ({rate:.1f} images/s)",
+        f"cache: {result.path}",
+    ]

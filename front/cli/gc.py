@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
-from featcache.console import ConsoleReporter, duration, print_json, print_table, size
+from featcache.console import ConsoleReporter, duration, echo, print_json, print_table, size
 from featcache.store.catalogue import roots
 from featcache.store.catalogue.leftovers import Leftover, find_leftovers
 from featcache.store.catalogue.removal import left_behind
@@ -34,7 +34,7 @@ def gc_command(older_than: float, yes: bool, root: tuple[Path, ...], as_json: bo
     """
     if not older_than >= 0:
         raise RequestError(f"--older-than must be 0 days or more, got {older_than:g}")
-    search = list(root) or roots()[:1]
+    search = roots(root) if root else roots()[:1]
     reporter = ConsoleReporter()
     found = _find(search, older_than, reporter)
     failed = _remove(found, reporter) if yes else []
@@ -73,7 +73,7 @@ def _remove(found: list[Leftover], reporter: ConsoleReporter) -> list[Leftover]:
 
 def _print(found: list[Leftover], gone: list[Leftover], search: list[Path]) -> None:
     if not found:
-        click.echo(f"nothing to remove under {', '.join(map(str, search))}")
+        echo(f"nothing to remove under {', '.join(map(str, search))}")
         return
     now = time.time()
     rows = [
@@ -88,7 +88,7 @@ def _print(found: list[Leftover], gone: list[Leftover], search: list[Path]) -> N
     ]
     print_table(COLUMNS, rows, numeric=("size", "age"))
     total = size(sum(item.num_bytes for item in gone or found))
-    click.echo(f"removed {len(gone)}: {total}" if gone else f"{len(found)}: {total}; --yes removes them")
+    echo(f"removed {len(gone)}: {total}" if gone else f"{len(found)}: {total}; --yes removes them")
 
 
 def _describe(leftover: Leftover) -> dict[str, str | int | float]:

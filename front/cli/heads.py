@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featcache.cli.options import output_options
-from featcache.console import print_json, print_table
+from featcache.console import print_document, print_json, print_table
 from featcache.probe.heads import HEADS, HeadInfo, get_head
 
 COLUMNS = ("head", "fitted", "default tokens", "takes, or sweeps over", "parameters", "source")
@@ -31,7 +31,7 @@ def heads_command(name: str, as_json: bool) -> None:
     if as_json:
         print_json([_document(info) for info in heads])
     elif name:
-        click.echo(_describe(heads[0]))
+        print_document(_describe(heads[0]) + "\n")
     else:
         print_table(COLUMNS, [_row(info) for info in heads], numeric=NUMERIC)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
-from featcache.console import ConsoleReporter, print_json
+from featcache.console import ConsoleReporter, echo, print_json
 from featcache.store.catalogue import roots
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import parse_tokens
@@ -86,7 +86,7 @@ def import_command(
             {"path": str(result.path), "key": result.key, "cached": result.cached, "samples": result.samples}
         )
     else:
-        click.echo(f"{'already there' if result.cached else 'cache'}: {result.path}")
+        echo(f"{'already there' if result.cached else 'cache'}: {result.path}")
 
 
 def _lines(path: Path | None) -> list[str] | None:

@@ -11,13 +11,13 @@ import click
 from featcache.cli.options import common_options
 from featcache.cli.remote import describe_remote
 from featcache.cli.unreadable import say_unreadable
-from featcache.console import ConsoleReporter, name_range, print_json, size
+from featcache.console import ConsoleReporter, echo, name_range, print_json, size
 from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, select
+from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
 from featcache.store.held import Held, describe_part
 from featcache.store.reading.content import shared_images
 from featcache.store.targets import REGRESSION, SINGLE_LABEL
-from featcache.store.text import printable
 from featcache.store.transfer.address import is_address
 from featcache.store.writing.writer import ADDITIONS
 
@@ -48,7 +48,7 @@ def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> No
         print_json(document)
     else:
         for line in _lines(document):
-            click.echo(printable(line))
+            echo(line)
 
 
 def _describe(entry: Entry) -> JsonObject:
@@ -72,6 +72,7 @@ def _describe(entry: Entry) -> JsonObject:
         else None,
         "shared_images": [shared.to_dict() for shared in found],
         "provenance": cache.provenance,
+        "warnings": warnings_of(cache.spec, cache.provenance),
     }
 
 
@@ -137,6 +138,7 @@ def _lines(document: JsonObject) -> list[str]:
                     f"          {array}: {info['dtype']} {info['shape']}, layers {layers}, tokens {tokens}"
                 )
     lines += _target_lines(document)
+    lines += [f"warning   {warning}" for warning in document.get("warnings", [])]
     if document["skipped"]:
         lines.append(f"skipped   {document['skipped']} samples without features")
     for shared in document["shared_images"]:

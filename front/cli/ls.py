@@ -7,7 +7,7 @@ import click
 from featcache.cli.listing import COLUMNS, NUMERIC, none_found, table_row
 from featcache.cli.options import common_options
 from featcache.cli.remote import list_remote
-from featcache.console import print_json, print_table
+from featcache.console import echo, print_json, print_table
 from featcache.extract.models import model_names
 from featcache.store.catalogue import Entry, Unreadable, goes_by, roots, scan, slug, unreadable
 from featcache.store.catalogue.summary import Summary, summarise
@@ -49,7 +49,7 @@ def ls_command(
         rows = [[*table_row(document), document["root"]][: len(columns)] for document in documents]
         print_table(columns, rows, numeric=NUMERIC)
     else:
-        click.echo(f"{none_found(model, dataset)} under {', '.join(map(str, search))}")
+        echo(f"{none_found(model, dataset)} under {', '.join(map(str, search))}")
 
 
 def _matches(entry: Entry, model: str | None, dataset: str | None) -> bool:

@@ -6,7 +6,7 @@ import click
 
 from featcache.cli.options import output_options
 from featcache.cli.results import chosen_rows, filter_options
-from featcache.console import print_json
+from featcache.console import echo, print_json
 from featcache.probe.report.groups import SCORES, group_rows
 from featcache.probe.report.views import Against, parse_reference
 from featcache.probe.results import read_rows
@@ -54,16 +54,19 @@ def plot_command(
 
     FOLDER is what was given to `featcache probe --out`.  [default: featcache-results]
     """
+    kinds = _kinds(named)
+    if against is not None and "gains" not in kinds:
+        raise RequestError(f"--against is for --kind gains, and not for {', '.join(kinds)}; leave it out")
+    if score != SCORES[0] and not {"gains", "shots"} & {*kinds}:
+        raise RequestError(
+            f"--score is for --kind gains and shots, and not for {', '.join(kinds)}; leave it out"
+        )
     reference = parse_reference(against)
     groups = group_rows(chosen_rows(folder, given), score)
 
-    from featcache.probe.plots.collect import KINDS, draw
+    from featcache.probe.plots.collect import draw
     from featcache.probe.plots.style import save
 
-    kinds = [part.strip() for value in named for part in value.split(",") if part.strip()] or list(KINDS)
-    for kind in kinds:
-        if kind not in KINDS:
-            raise UnknownNameError("kind of plot", kind, KINDS)
     into = folder / "plots" if to is None else to
     into.mkdir(parents=True, exist_ok=True)
     every = Against(reference, group_rows(read_rows(folder), score))
@@ -72,8 +75,23 @@ def plot_command(
         for stem, figure in draw(kind, folder, groups, every):
             paths += save(figure, into / stem)
             if not as_json:
-                click.echo(f"{paths[-2]}, {paths[-1].suffix[1:]}")
+                echo(f"{paths[-2]}, {paths[-1].suffix[1:]}")
     if not paths:
         raise RequestError(f"nothing to plot: the results that are chosen hold no {' or '.join(kinds)}")
     if as_json:
         print_json([str(path) for path in paths])
+
+
+def _kinds(named: tuple[str, ...]) -> list[str]:
+    """The kinds of plots that are asked for; all if none is named.
+
+    Raises:
+        UnknownNameError: there is no such kind.
+    """
+    from featcache.probe.plots.collect import KINDS  # with matplotlib, which takes a moment
+
+    kinds = [part.strip() for value in named for part in value.split(",") if part.strip()]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UnknownNameError("kind of plot", kind, KINDS)
+    return kinds or list(KINDS)

@@ -11,7 +11,7 @@ from featcache.cli.grid import GridError, open_caches
 from featcache.cli.options import SIZE, common_options
 from featcache.cli.probe_table import NUMERIC, rows_table
 from featcache.cli.training import parse_numbers, training_options, training_settings
-from featcache.console import ConsoleReporter, print_json, print_table
+from featcache.console import ConsoleReporter, echo, print_json, print_table
 from featcache.probe.request import ProbeRequest, jobs, left_out
 from featcache.probe.table import TableRow
 from featcache.store.catalogue import roots
@@ -151,9 +151,13 @@ def probe_command(
         table=table,
         **training_settings(training),
     )
+    if cache and (model or dataset):
+        raise RequestError(f"--cache says which cache is meant, {cache}; leave --model and --dataset out")
     if cache and is_address(cache):
-        if model or dataset:
-            raise RequestError(f"--cache says which cache is meant, {cache}; leave --model and --dataset out")
+        if allow_partial:
+            raise RequestError(
+                "--allow-partial is for caches here, and --cache names one on a remote; leave it out"
+            )
         caches = [open_cache(borrow_for_probe(cache, roots(root), request, reporter))]
     else:
         caches = open_caches(roots(root), cache, model, dataset, allow_partial)
@@ -180,7 +184,7 @@ def probe_command(
     if as_json:
         print_json([row.to_dict() for row in result.rows])
     elif result.rows:
-        _print(result.rows, out, len(caches) > 1, max(request.settings().learning_rates))
+        _print(result.rows, out, len(caches) > 1, request.settings().learning_rates)
     if result.failures and len(caches) == 1:
         raise next(iter(result.failures.values()))
     if result.failures:
@@ -194,7 +198,7 @@ def _left_out(cache: Cache, row: TableRow, missing: str) -> str:
     return f"row left out: {row}: {reason}"
 
 
-def _print(rows: Sequence["ResultRow"], out: Path, grid: bool, largest_rate: float) -> None:
+def _print(rows: Sequence["ResultRow"], out: Path, grid: bool, rates: Sequence[float]) -> None:
     """The table, and what there is to say about its rows."""
     from featcache.probe.attention import HEATMAP_FILE
     from featcache.probe.results import RESULTS_FILE
@@ -204,14 +208,14 @@ def _print(rows: Sequence["ResultRow"], out: Path, grid: bool, largest_rate: flo
     notes: set[str] = set()
     for row in rows:
         if row.kept_layers is not None:
-            click.echo(f"layers left with weight: {', '.join(row.kept_layers) or 'none'}")
-        if row.learning_rate == largest_rate:
-            notes.add(
-                f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the largest learning rate of "
-                f"{row.protocol}; it may not have converged"
-            )
+            echo(f"layers left with weight: {', '.join(row.kept_layers) or 'none'}")
+        which = f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the"
+        if row.learning_rate == max(rates):
+            notes.add(f"{which} largest learning rate of {row.protocol}; it may not have converged")
+        elif row.learning_rate == min(rates):
+            notes.add(f"{which} smallest learning rate of {row.protocol}; a smaller one may be better")
         if not grid and (out / row.folder / HEATMAP_FILE).exists():
-            click.echo(f"attention heatmap: {out / row.folder / HEATMAP_FILE}")
+            echo(f"attention heatmap: {out / row.folder / HEATMAP_FILE}")
     for note in sorted(notes):
-        click.echo(note)
-    click.echo(f"results: {out / RESULTS_FILE}; `featcache results` shows them again, side by side")
+        echo(note)
+    echo(f"results: {out / RESULTS_FILE}; `featcache results` shows them again, side by side")

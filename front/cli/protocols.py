@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from featcache.cli.options import output_options
-from featcache.console import print_json, print_table
+from featcache.console import print_document, print_json, print_table
 from featcache.probe.protocol import Protocol, get_protocol
 from featcache.probe.protocol_files import preset_names, read_text
 
@@ -30,7 +30,7 @@ def protocols_command(name: str, as_json: bool) -> None:
     """
     if name and not as_json:
         get_protocol(name)  # what is wrong with a file of one's own shows here
-        click.echo(read_text(name)[1].rstrip())
+        print_document(read_text(name)[1].rstrip() + "\n")
         return
     protocols = [get_protocol(one) for one in ([name] if name else preset_names())]
     if as_json:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
-from featcache.console import ConsoleReporter, duration, print_json, size
+from featcache.console import ConsoleReporter, duration, echo, print_json, size
 from featcache.store.catalogue import roots
 from featcache.store.text import split_names
 from featcache.store.transfer.address import parse_address
@@ -58,8 +58,7 @@ def pull_command(
         return
     part = "" if done.whole else " (a part; `featcache info` says which)"
     if done.num_bytes:
-        click.echo(
-            f"pulled {size(done.num_bytes)} in {done.files} files of data, {duration(done.seconds)}\ncache: {done.path}{part}"
-        )
+        echo(f"pulled {size(done.num_bytes)} in {done.files} files of data, {duration(done.seconds)}")
+        echo(f"cache: {done.path}{part}")
     else:
-        click.echo(f"already here: {done.path}{part}")
+        echo(f"already here: {done.path}{part}")

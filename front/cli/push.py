@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
-from featcache.console import ConsoleReporter, duration, print_json, size
+from featcache.console import ConsoleReporter, duration, echo, print_json, size
 from featcache.store.catalogue import roots, select
 from featcache.store.transfer.address import parse_address
 
@@ -41,7 +41,7 @@ def push_command(cache: str, remote: str, force: bool, root: tuple[Path, ...], a
     if as_json:
         print_json(done.to_dict())
     elif done.there:
-        click.echo(f"already there: {done.address}")
+        echo(f"already there: {done.address}")
     else:
-        click.echo(f"pushed {size(done.num_bytes)} in {done.files} files, {duration(done.seconds)}")
-        click.echo(f"featcache pull {done.address}")
+        echo(f"pushed {size(done.num_bytes)} in {done.files} files, {duration(done.seconds)}")
+        echo(f"featcache pull {done.address}")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import click
 
 from featcache.cli.listing import COLUMNS, NUMERIC, none_found, table_row
-from featcache.console import print_json, print_table, size
+from featcache.console import echo, print_json, print_table, size
 from featcache.extract.models import model_names
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
@@ -32,9 +32,9 @@ def list_remote(remote_address: str, model: str | None, dataset: str | None, as_
             print_json(documents)
         elif documents:
             print_table(COLUMNS, [table_row(document) for document in documents], numeric=NUMERIC)
-            click.echo(f"featcache pull {remote.where()}/DATASET/MODEL-KEY")
+            echo(f"featcache pull {remote.where()}/DATASET/MODEL-KEY")
         else:
-            click.echo(f"{none_found(model, dataset)} at {remote.where()}")
+            echo(f"{none_found(model, dataset)} at {remote.where()}")
 
 
 def describe_remote(cache_address: str) -> JsonObject:
@@ -76,13 +76,13 @@ def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
     with found.remote:
         what = f"{len(found.files)} files, {size(found.num_bytes)}, for everybody who uses this remote"
         if not yes and not confirmed(found.where, what):
-            click.echo("nothing was removed", err=True)
+            echo("nothing was removed", err=True)
             return
         found.remove()
     if as_json:
         print_json({"address": found.where, "key": found.name.key, "bytes": found.num_bytes})
     else:
-        click.echo(f"removed {found.where} ({size(found.num_bytes)})")
+        echo(f"removed {found.where} ({size(found.num_bytes)})")
 
 
 def confirmed(where: str, what: str) -> bool:
@@ -93,5 +93,6 @@ def confirmed(where: str, what: str) -> bool:
     """
     if not sys.stdin.isatty():
         raise RequestError(f"{where} was not removed: there is no terminal to ask on; add --yes to remove it")
-    click.echo(f"{where}\n{what}", err=True)
+    echo(where, err=True)
+    echo(what, err=True)
     return click.confirm("remove it?", err=True)

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import output_options
-from featcache.console import print_json, print_table
+from featcache.console import echo, print_document, print_json, print_table
 from featcache.extract.models import model_names
+from featcache.probe.report.comparison import SCORE as PUBLISHED_SCORE
 from featcache.probe.report.groups import SCORES, filter_rows, group_rows
 from featcache.probe.report.tables import FORMATS, SUFFIXES, to_records
 from featcache.probe.report.views import VIEWS, Against, parse_reference
@@ -57,9 +58,7 @@ def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[Resul
     unread = count_lines(folder) - len(rows)
     if unread:
         what = "1 line" if unread == 1 else f"{unread} lines"
-        click.echo(
-            f"note: {what} of {folder / RESULTS_FILE}, torn or of another version, passed over", err=True
-        )
+        echo(f"note: {what} of {folder / RESULTS_FILE}, torn or of another version, passed over", err=True)
     known = {row.model for row in rows}
     wanted = {
         # A list of layers is one name.
@@ -116,6 +115,7 @@ def results_command(
         raise RequestError(
             "--json prints for programs, --to and --format are for tables: leave one of them out"
         )
+    check_view(view, score, against)
     reference = parse_reference(against)
     rows = chosen_rows(folder, given)
     groups = group_rows(rows, score)
@@ -128,16 +128,32 @@ def results_command(
     if as_json:
         print_json(to_records(table))
         for note in table.notes:
-            click.echo(note, err=True)
+            echo(note, err=True)
     elif write_as is None:
         print_table(table.columns, table.cells(), numeric=table.numeric)
         for note in table.notes:
-            click.echo(note)
+            echo(note)
     elif to is None:
-        click.echo(FORMATS[write_as](table), nl=False)
+        print_document(FORMATS[write_as](table))
     else:
         write_atomic(to, FORMATS[write_as](table).encode())
-        click.echo(f"written: {to}", err=True)
+        echo(f"written: {to}", err=True)
+
+
+def check_view(view: str, score: str, against: str | None) -> None:
+    """Refuse options that a view would ignore.
+
+    Raises:
+        RequestError: naming the option, and the views that it is for.
+    """
+    if against is not None and view not in ("summary", "gains"):
+        raise RequestError(
+            f"--against is for --view gains and summary, and --view {view} shows no gains; leave it out"
+        )
+    if view == "published" and score not in (SCORES[0], PUBLISHED_SCORE):
+        raise RequestError(
+            f"--view published compares {PUBLISHED_SCORE}, the paper's score; leave --score {score} out"
+        )
 
 
 def _format(form: str | None, to: Path | None) -> str | None:

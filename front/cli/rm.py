@@ -6,7 +6,7 @@ import click
 
 from featcache.cli.options import common_options
 from featcache.cli.remote import confirmed, remove_remote
-from featcache.console import print_json, size
+from featcache.console import echo, print_json, size
 from featcache.store.catalogue import Entry, roots, select
 from featcache.store.catalogue.removal import check_removable, left_behind, refuse_linked, remove_cache
 from featcache.store.catalogue.usage import Usage, usage
@@ -33,16 +33,16 @@ def rm_command(cache: str, yes: bool, root: tuple[Path, ...], as_json: bool) -> 
     check_removable(entry.path)
     taken = usage(entry.path)
     if not yes and not confirmed(str(entry.path), _what(entry, taken)):
-        click.echo("nothing was removed", err=True)
+        echo("nothing was removed", err=True)
         return
     left = remove_cache(entry.path)
     removed = {"path": str(entry.path), "key": entry.key, "bytes": taken.num_bytes}
     if as_json:
         print_json({**removed, "left": [str(path) for path in left]})
         return
-    click.echo(f"removed {entry.path} ({size(taken.num_bytes)})")
+    echo(f"removed {entry.path} ({size(taken.num_bytes)})")
     if left:
-        click.echo(left_behind(entry.path, left), err=True)
+        echo(left_behind(entry.path, left), err=True)
 
 
 def _select(search: list[Path], cache: str) -> Entry:

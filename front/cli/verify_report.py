@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import click
-
-from featcache.console import print_table, size
+from featcache.console import echo, print_table, size
 from featcache.store.checking.repair import Repair
 from featcache.store.checking.verify import Verification
-from featcache.store.files import JsonObject
+from featcache.store.corrections import warnings_of
+from featcache.store.errors import CacheError
+from featcache.store.files import JsonObject, read_sealed
+from featcache.store.writing.writer import PROVENANCE_FILE
 
 if TYPE_CHECKING:
     from featcache.recompute.outcome import Recomputation
@@ -36,19 +37,34 @@ class Checked:
             **self.found.to_dict(),
             "repair": self.repaired.to_dict() if self.repaired else None,
             "recompute": self.recomputed.to_dict() if self.recomputed else None,
+            "warnings": self.warnings,
         }
+
+    @property
+    def warnings(self) -> list[str]:
+        """Corrections that concern the cache and that it was made before."""
+        manifest = self.found.manifest
+        if manifest is None:
+            return []
+        try:
+            provenance = read_sealed(self.found.directory / PROVENANCE_FILE)
+        except (OSError, CacheError):
+            provenance = {}
+        return warnings_of(manifest.spec, provenance)
 
     def show(self) -> None:
         """Print one line for each damage, then the summary."""
         for damage in self.found.damages:
-            click.echo(str(damage))
+            echo(str(damage))
         if self.recomputed:
             _show_recomputation(self.recomputed)
-        click.echo(f"{self.found.directory}: {_summary(self.found)}")
+        echo(f"{self.found.directory}: {_summary(self.found)}")
+        for warning in self.warnings:
+            echo(f"{self.found.directory}: {warning}")
         if self.repaired:
-            click.echo(_describe_repair(self.repaired))
+            echo(_describe_repair(self.repaired))
         elif self.found.damages:
-            click.echo(self.found.remedy)
+            echo(self.found.remedy)
 
 
 def _summary(found: Verification) -> str:
@@ -82,13 +98,13 @@ def _show_recomputation(done: "Recomputation") -> None:
         numeric=COLUMNS[3:],
     )
     for text in done.other_samples:
-        click.echo(text)
+        echo(text)
     verdict = (
         "agrees"
         if done.agrees
         else "DIFFERS: other weights, other preprocessing or forged data; do not use it, extract it again"
     )
-    click.echo(
+    echo(
         f"{done.samples} samples recomputed: largest relative difference {done.largest_relative:.3g}, "
         f"tolerance {done.tolerance:.3g}: {verdict}"
     )

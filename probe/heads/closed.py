@@ -23,6 +23,8 @@ Settings = Mapping[str, float]
 
 # Samples or features, whichever are fewer: the decomposition of a larger matrix takes hours and tens of gigabytes.
 MAX_DIRECTIONS = 16384
+# Memory of a decomposition for each entry of its matrix: the matrix, its eigenvectors and what LAPACK works with, in float64.
+GRAM_BYTES = 5 * 8
 
 
 class ClosedHead(Head):
@@ -40,6 +42,11 @@ class ClosedHead(Head):
         Raises:
             RequestError: saying what to ask for instead.
         """
+
+    @classmethod
+    def bytes_needed(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
+        """Memory at the peak of a fit of all settings, beside the outputs that they give."""
+        return cls.bytes_per_value * num_samples * num_features
 
     @classmethod
     @abstractmethod
@@ -75,12 +82,22 @@ class ClosedHead(Head):
 class ClosedLinearHead(ClosedHead):
     """M affine maps of the concatenated tokens, computed by formula."""
 
+    decomposes = False
+    """Whether a matrix of samples or features, whichever are fewer, is decomposed."""
+
     def __init__(
         self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float] = (0.0,)
     ) -> None:
         """Build M heads to load parameters into."""
         super().__init__(num_tokens, width, num_classes, dropouts)
         self.classifier = Linear(self.num_members, num_tokens * width, num_classes)
+
+    @classmethod
+    def bytes_needed(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
+        """Memory at the peak of a fit: features, and the weights of all settings, which exist in float64 and in float32."""
+        weights = 12 * len(cls.grid(num_samples)) * num_outputs * num_features
+        gram = GRAM_BYTES * min(num_samples, num_features) ** 2 if cls.decomposes else 0
+        return super().bytes_needed(num_samples, num_features, num_outputs) + weights + gram
 
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> Tensor:
         """Concatenate the tokens: ``[B, F]``."""

@@ -24,6 +24,11 @@ from featcache.probe.scoring.tasks import Task
 
 NEIGHBOURS = (20, 10, 5, 1, 50, 100, 200)
 TEMPERATURES = (0.07, 0.02, 0.2, 1.0)
+# Similarities that are held at once. On a CPU a block that stays in its cache is the fastest; with fewer rows than these, the
+# gallery is read from memory for every one of them.
+BLOCK_VALUES = {"cpu": 2**20}
+DEFAULT_BLOCK_VALUES = 2**26
+LEAST_ROWS = 32
 # Of a probability: no vote for a class is not proof against it.
 FLOOR = 1e-4
 
@@ -61,6 +66,13 @@ class KnnHead(ClosedHead):
         self.register_buffer("targets", targets)
         self.register_buffer("k", torch.ones(members, dtype=torch.int64))
         self.register_buffer("temperature", torch.ones(members))
+
+    @classmethod
+    def bytes_needed(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
+        """Memory at the peak of a fit: features, the gallery, and one block of similarities with what is sorted of it."""
+        rows = min(num_samples, max(LEAST_ROWS, BLOCK_VALUES["cpu"] // num_samples))
+        block = 12 * rows * num_samples
+        return super().bytes_needed(num_samples, num_features, num_outputs) + block
 
     @property
     def options(self) -> dict[str, int | str]:
@@ -108,15 +120,30 @@ class KnnHead(ClosedHead):
 
     def classify(self, inputs: Tensor) -> Tensor:
         """Vote: logits, or averages of numbers, ``[M, B, O]``."""
+        values, indices = self._nearest(inputs)
+        outputs = values.new_empty(self.num_members, len(inputs), self.num_classes)
+        members = zip(self.k.tolist(), self.temperature.tolist(), outputs, strict=True)
+        for k, temperature, own in members:
+            own.copy_(self._vote(values[:, :k], indices[:, :k], temperature))
+        return outputs
+
+    def _nearest(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and places in the gallery, ``[B, K]`` each, of the K nearest: block by block, as B x N of them may be terabytes."""
         # The members' copies are one: they were fitted together, or there is one member.
-        similarity = inputs @ self.gallery[0].T.to(inputs.dtype)
-        nearest = similarity.topk(min(int(self.k.max()), self.num_samples), dim=1)
-        return torch.stack(
-            [
-                self._vote(nearest.values[:, :k], nearest.indices[:, :k], temperature)
-                for k, temperature in zip(self.k.tolist(), self.temperature.tolist(), strict=True)
-            ]
-        )
+        gallery = self.gallery[0].T.to(inputs.dtype)
+        neighbours = min(int(self.k.max()), self.num_samples)
+        most = BLOCK_VALUES.get(inputs.device.type, DEFAULT_BLOCK_VALUES)
+        rows = min(len(inputs), max(LEAST_ROWS, most // self.num_samples))
+        # One buffer for all blocks: between results that stay, the memory of blocks that go is not used again.
+        similarity = inputs.new_empty(rows, self.num_samples)
+        values = inputs.new_empty(len(inputs), neighbours)
+        indices = torch.empty(len(inputs), neighbours, dtype=torch.int64, device=inputs.device)
+        for start in range(0, len(inputs), max(1, rows)):
+            part = inputs[start : start + rows]
+            block, stop = similarity[: len(part)], start + len(part)
+            torch.mm(part, gallery, out=block)
+            torch.topk(block, neighbours, dim=1, out=(values[start:stop], indices[start:stop]))
+        return values, indices
 
     def _vote(self, similarity: Tensor, neighbours: Tensor, temperature: float) -> Tensor:
         """``[B, O]`` from the k nearest of B samples."""

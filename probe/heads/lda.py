@@ -32,6 +32,8 @@ SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5
 class LdaHead(ClosedLinearHead):
     """M affine maps that tell Gaussians apart, of different shrinkage."""
 
+    decomposes = True
+
     @classmethod
     def grid(cls, num_samples: int) -> tuple[Settings, ...]:
         """Shrinkages, strong to weak."""

@@ -10,7 +10,8 @@ with Z and Y the features and targets after their weighted means are taken off, 
 Shapes: M members, N samples, F = T * D features, C classes, O outputs, R directions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, reduce
 from typing import Self
 
 import torch
@@ -26,6 +27,8 @@ from featcache.probe.heads.closed import (
 )
 from featcache.probe.scoring.tasks import SingleLabel, Task
 
+# Values of targets that are held in float64 at once: N x C of one-hot targets are 10 GB for a million samples of a thousand classes.
+BLOCK_VALUES = 2**24
 FACTORS = tuple(10.0 ** (-exponent / 2) for exponent in range(15))
 
 
@@ -33,6 +36,7 @@ class RidgeHead(ClosedLinearHead):
     """M affine maps, fitted by least squares under different penalties."""
 
     calibrated = False
+    decomposes = True
 
     @classmethod
     def grid(cls, num_samples: int) -> tuple[Settings, ...]:
@@ -60,14 +64,14 @@ class RidgeHead(ClosedLinearHead):
     ) -> Self:
         """Solve in the directions of the features; a class without samples gets a bias of minus infinity."""
         weights = sample_weights(targets, task)
-        wanted = targets.double()
-        if isinstance(task, SingleLabel):
-            wanted = F.one_hot(targets, task.num_outputs).double()
-        centre, level = weights @ features.double(), weights @ wanted
+        blocks = _blocks(targets, task)
+        centre = weights @ features.double()
+        level = _sum(weights[rows] @ wanted() for rows, wanted in blocks)
         centred = features.double() - centre
         directions = Directions.of(centred, weights)
         # [R, O]: products of features and targets along every direction.
-        along = directions.basis.T @ (centred.T @ (weights[:, None] * (wanted - level)))
+        products = (centred[rows].T @ (weights[rows, None] * (wanted() - level)) for rows, wanted in blocks)
+        along = directions.basis.T @ _sum(products)
         penalties = torch.tensor([one["penalty"] for one in settings], device=features.device).double()
         shrunk = directions.squares + penalties[:, None] * directions.squares.sum().clamp(
             min=1e-300
@@ -78,3 +82,19 @@ class RidgeHead(ClosedLinearHead):
         if isinstance(task, SingleLabel):
             bias = bias.where(level > 0, -torch.inf)
         return cls.of(size, weight, bias)
+
+
+def _blocks(targets: Tensor, task: Task) -> list[tuple[slice, Callable[[], Tensor]]]:
+    """Divide samples: rows, and what makes their targets ``[B, O]`` in float64, one-hot where they are class indices."""
+
+    def make(part: Tensor) -> Tensor:
+        return (F.one_hot(part, task.num_outputs) if isinstance(task, SingleLabel) else part).double()
+
+    size = max(1, BLOCK_VALUES // task.num_outputs)
+    parts = [slice(start, start + size) for start in range(0, len(targets), size)]
+    return [(rows, partial(make, targets[rows])) for rows in parts]
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    """Add tensors of one shape as they are made."""
+    return reduce(torch.add, parts)

@@ -159,8 +159,11 @@ def read_features(tokens: TokenSource, rows: Tensor, device: torch.device | str)
 def _as_tensor(array: npt.NDArray[Any] | Tensor) -> Tensor:
     if isinstance(array, Tensor):
         return array
-    # torch warns about read-only arrays (memory maps), which it cannot protect.
-    return torch.from_numpy(array if array.flags.writeable else np.array(array))
+    # torch knows neither negative strides nor foreign byte order, and warns about read-only arrays (memory maps), which it cannot protect.
+    foreign = not array.dtype.isnative or any(stride < 0 for stride in array.strides)
+    if foreign or not array.flags.writeable:
+        array = np.array(array, array.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(array)
 
 
 def _norms(tokens: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
 """A score as it is shown."""
 
+from math import floor, isfinite, log10
+
 from featcache.probe.report.groups import NO_FRACTION
 from featcache.probe.report.tables import Number
+
+LEAST_DECIMALS = 4
 
 
 def factor(score: str) -> int:
@@ -19,6 +23,13 @@ def number(
     best: bool = False,
 ) -> Number:
     """A score as it is shown: fractions in percent, others as they are."""
-    by, decimals = factor(score), 4 if score in NO_FRACTION else 2
+    by, decimals = factor(score), _decimals(value) if score in NO_FRACTION else 2
     spread = None if deviation is None else by * deviation
     return Number(by * value, spread, p_value, signed, best, decimals)
+
+
+def _decimals(value: float) -> int:
+    """Decimals of a score that has a unit: four, or as many as show four digits of a small one."""
+    if not value or not isfinite(value):
+        return LEAST_DECIMALS
+    return max(LEAST_DECIMALS, 3 - floor(log10(abs(value))))

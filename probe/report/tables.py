@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from featcache.store.files import JsonObject
-from featcache.store.text import printable
+from featcache.store.text import escape_markdown, printable
 
 
 @dataclass(frozen=True)
@@ -128,34 +128,30 @@ def to_csv(table: Table) -> str:
 
 def _bare(value: Value) -> object:
     if isinstance(value, Interval):
-        return value.text
+        return f"{_short(value.low.value)} – {_short(value.high.value)}"
     return value.value if isinstance(value, Number) else value
 
 
 def _short(value: object) -> object:
-    """Ten digits are enough for anyone, and hide what rounding left."""
-    return f"{value:.10g}" if isinstance(value, float) else value
+    """Fifteen digits, which is all but the last of a float: those hide what rounding left, such as 56.99999999999999."""
+    return f"{value:.15g}" if isinstance(value, float) else value
 
 
 def to_markdown(table: Table) -> str:
     """A GitHub table, the best of a row in bold, with the notes below."""
 
     def cell(value: Value) -> str:
-        text = printable(_plain(value)).replace("|", r"\|").replace("*", r"\*")
+        text = escape_markdown(_plain(value))
         return f"**{text}**" if isinstance(value, Number) and value.best else text
 
     right = table.numeric
     lines = [
-        list(table.columns),
+        [escape_markdown(name) for name in table.columns],
         ["---:" if name in right else "---" for name in table.columns],
         *([cell(value) for value in row] for row in table.rows),
     ]
-    notes = "".join(f"\n{_escape_markdown(note)}\n" for note in table.notes)
+    notes = "".join(f"\n{escape_markdown(note)}\n" for note in table.notes)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + notes
-
-
-def _escape_markdown(text: str) -> str:
-    return text.replace("*", r"\*")
 
 
 _LATEX: Mapping[str, str] = {
@@ -163,6 +159,13 @@ _LATEX: Mapping[str, str] = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}",
+    # LaTeX's usual encoding prints these three as other characters.
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    # A bracket at the beginning of a row would be the argument of the line break before it, and two hyphens are a dash.
+    "[": "{[}",
+    "-": "-{}",
     "±": r"$\pm$",
     "–": "--",
 }
@@ -195,7 +198,9 @@ def _latex_cell(value: Value) -> str:
 
 
 def _escape_latex(text: str) -> str:
-    return re.sub(r"[&%$#_{}~^\\±–]", lambda match: _LATEX[match[0]], printable(text))
+    text = re.sub(r"[&%$#_{}~^\\±–|<>\[]|-(?=-)", lambda match: _LATEX[match[0]], printable(text))
+    # The same line break would take a star.
+    return f"{{*}}{text[1:]}" if text.startswith("*") else text
 
 
 FORMATS: Mapping[str, Callable[[Table], str]] = {"csv": to_csv, "markdown": to_markdown, "latex": to_latex}

@@ -13,6 +13,8 @@ from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task
 
 RESAMPLES = 1000
 LEVEL = 0.95
+# Drawn counts that are held at once.
+BLOCK_VALUES = 2**21
 
 
 def score_interval(
@@ -51,9 +53,11 @@ def _balanced_accuracies(hits: Tensor, labels: Tensor, rng: np.random.Generator)
     right = torch.bincount(labels[hits], minlength=len(counts))
     present = counts > 0
     number, share = counts[present].numpy(), (right[present] / counts[present]).double().numpy()
-    drawn = rng.binomial(number, np.clip(share, 0, 1), size=(RESAMPLES, len(number)))
-    means: npt.NDArray[np.float64] = (drawn / number).mean(1)
-    return means
+    step = max(1, BLOCK_VALUES // len(number))
+    sizes = [min(step, RESAMPLES - start) for start in range(0, RESAMPLES, step)]
+    # Drawn one after another, so that the draws of many classes are those of one call, in less memory.
+    blocks = (rng.binomial(number, np.clip(share, 0, 1), size=(size, len(number))) for size in sizes)
+    return np.concatenate([(drawn / number).mean(1) for drawn in blocks])
 
 
 def _r2(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.probe.scoring.confusion import DENSE_CLASSES, Confusion
 from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.probe.scoring.ranks import among_first
 from featcache.probe.scoring.soundness import DIVERGED, is_sound
@@ -24,6 +25,8 @@ SCORE_NAMES = {
 }
 """What a report has, by target type."""
 ECE_BINS = 15
+# Values of outputs that are copied to float64 at once: all outputs of many samples and classes take gigabytes as they are.
+BLOCK_VALUES = 2**22
 # Of probabilities, so that one sample that was thought impossible does not make a mean infinite.
 FLOOR = float(torch.finfo(torch.float32).eps)
 
@@ -56,12 +59,21 @@ class Report:
     """By name; None where one is not defined, such as top-5 of fewer than 6 classes."""
     per_class: Sequence[Mapping[str, float | int | None]] = field(default=())
     """For every class: its number of samples, recall and precision or average precision; None where there are none."""
-    confusion: Sequence[Sequence[int]] | None = None
-    """``[label][predicted]``, counts; of single-label targets."""
+    pairs: Confusion | None = None
+    """Which classes were taken for which; of single-label targets."""
+
+    @property
+    def confusion(self) -> Sequence[Sequence[int]] | None:
+        """``[label][predicted]``, counts; None of other targets, and of more than 256 classes, for which there is `pairs`."""
+        if self.pairs is None or self.pairs.num_classes > DENSE_CLASSES:
+            return None
+        matrix: list[list[int]] = self.pairs.dense().tolist()
+        return matrix
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"scores": dict(self.scores), "per_class": list(self.per_class), "confusion": self.confusion}
+        confusion = None if self.pairs is None else self.pairs.to_json()
+        return {"scores": dict(self.scores), "per_class": list(self.per_class), "confusion": confusion}
 
     @classmethod
     def diverged(cls, target_type: str) -> "Report":
@@ -82,10 +94,10 @@ def single_label_report(logits: Tensor, labels: Tensor) -> Report:
     found = scores(logits, labels)
     num_classes = max(logits.shape[1], int(labels.max()) + 1)
     predicted = logits.argmax(1)
-    confusion = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(
-        num_classes, num_classes
+    hits, actual, guessed = (
+        torch.bincount(classes, minlength=num_classes)
+        for classes in (labels[predicted == labels], labels, predicted)
     )
-    hits, actual, guessed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     occurs = (actual + guessed) > 0
     f1 = 2 * hits[occurs].double() / (actual + guessed)[occurs]
     values: dict[str, float | None] = {
@@ -104,27 +116,43 @@ def single_label_report(logits: Tensor, labels: Tensor) -> Report:
         }
         for right, samples, number in zip(hits.tolist(), actual.tolist(), guessed.tolist(), strict=True)
     ]
-    return Report(values, per_class, confusion.tolist())
+    return Report(values, per_class, Confusion.of(labels.numpy(), predicted.numpy(), num_classes))
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
     """Mean of -log p(label), p not below the least of float32; logits ``[N, C]``, labels ``[N]``."""
-    probabilities = logits.double().softmax(1)
-    known = labels < logits.shape[1]
+    return float(-log_likelihoods(logits, labels).mean())
+
+
+def log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
+    """log p(label) of every sample, ``[N]``, float64; see `negative_log_likelihood`."""
     of_label = torch.zeros(len(labels), dtype=torch.float64)
-    of_label[known] = probabilities[known, labels[known]]
-    return float(-of_label.clamp(min=FLOOR).log().mean())
+    for rows in row_blocks(logits):
+        probabilities, label = logits[rows].double().softmax(1), labels[rows]
+        known = label < logits.shape[1]
+        of_label[rows][known] = probabilities[known, label[known]]
+    return of_label.clamp(min=FLOOR).log()
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
     """Expected calibration error: how far the largest probability is from the accuracy, bin by bin of equal width."""
     # Of the logits, since probabilities near 1 or 0 tie where logits do not.
     predicted = logits.argmax(1)
-    confidence = logits.double().softmax(1).gather(1, predicted[:, None]).squeeze(1)
+    parts = [
+        logits[rows].double().softmax(1).gather(1, predicted[rows, None]).squeeze(1)
+        for rows in row_blocks(logits)
+    ]
+    confidence = torch.cat(parts)
     right = (predicted == labels).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, confidence - right)
     return float(gaps.abs().sum() / len(labels))
+
+
+def row_blocks(outputs: Tensor) -> list[slice]:
+    """Divide the rows of `outputs` ``[N, C]``, so that a float64 copy of a block takes 32 MB; there is at least one block."""
+    size = max(1, BLOCK_VALUES // max(1, outputs.shape[1]))
+    return [slice(start, start + size) for start in range(0, max(1, len(outputs)), size)]
 
 
 def multi_label_report(logits: Tensor, targets: Tensor) -> Report:

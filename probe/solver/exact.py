@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import nan
+from math import inf, nan
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,11 +21,14 @@ from featcache.probe.inputs.split import Rows, stratified_folds, stratified_hold
 from featcache.probe.inputs.stages import PLAIN, InputStage, fit_stage
 from featcache.probe.inputs.tokens import TokenSource, read_features
 from featcache.probe.protocol import NO_FOLDS, Protocol
-from featcache.probe.scoring.metrics import balanced_accuracy
+from featcache.probe.scoring.metrics import negative_log_likelihood
+from featcache.probe.scoring.soundness import DIVERGED, are_numbers
+from featcache.probe.scoring.tasks import SingleLabel
 from featcache.probe.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved
 from featcache.probe.solver.logistic import check_penalties, solver_device
-from featcache.probe.solver.methods import Data, Final, GroupLassoSolver, L2Solver, Limits, Tuned
-from featcache.store.errors import RequestError, UnknownNameError
+from featcache.probe.solver.methods import Data, Final, GroupLassoSolver, L2Solver, Limits
+from featcache.probe.solver.path_choice import Bounds, Tried, further_penalties, select_penalty
+from featcache.store.errors import DivergedError, RequestError, UnknownNameError
 
 PenaltyKind = Literal["l2", "group-lasso"]
 
@@ -57,6 +60,8 @@ class ExactResult:
     """What stored tokens go through before the head."""
     held_out: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     """Logits ``[M, C]`` with the chosen penalty on the held-out samples, of the heads it was chosen from."""
+    extended: int = 0
+    """Penalties beyond the default path, which were tried because its end was chosen."""
 
     @property
     def notes(self) -> list[str]:
@@ -74,7 +79,10 @@ class ExactResult:
         grid = list(self.validation)
         if len(grid) > 1 and self.penalty in (grid[0], grid[-1]):
             end = "largest" if self.penalty == grid[0] else "smallest"
-            notes.append(f"the {end} penalty was chosen, {self.penalty:.3g}; a better one may lie beyond")
+            how = f", after the path was extended by {self.extended}" if self.extended else ""
+            notes.append(
+                f"the {end} penalty was chosen, {self.penalty:.3g}{how}; a better one may lie beyond"
+            )
         return notes
 
 
@@ -102,7 +110,7 @@ def run_exact_sweep(
         labels: class indices, ``[N]``.
         protocol: how much is held out, and the input stage.
         seed: fixes the held-out part; nothing else is random.
-        penalties: positive; by default a grid that suits the features.
+        penalties: positive; by default a grid that suits the features and is extended while its end is chosen, within bounds.
         penalty_kind: ``l2`` or ``group-lasso``.
         groups: with a group lasso, the group of each token, ``[T]``, from 0 on: the layers, say; by default every token
             is a group of its own.
@@ -114,6 +122,7 @@ def run_exact_sweep(
 
     Raises:
         RequestError: labels, penalties or groups that do not fit, or a train split too small to hold anything out.
+        DivergedError: no penalty gives finite logits.
     """
     started = time.perf_counter()
     # Probabilities of sure predictions run into denormals. Threads inherit this, so entry points say it first, too.
@@ -131,16 +140,12 @@ def run_exact_sweep(
         if penalty_kind == "l2"
         else partial(GroupLassoSolver, _columns(tokens, groups)),
         penalties=None if penalties is None else check_penalties(penalties),
+        stronger=penalty_kind == "l2",
         device=solver_device(device),
         limits={"tolerance": tolerance, "max_iterations": max_iterations},
         on_progress=on_progress,
     )
     return replace(sweep.run(penalty_kind), seconds=time.perf_counter() - started)
-
-
-def select_penalty(validation: dict[float, float]) -> float:
-    """Return the penalty with the best score; a tie keeps the stronger one."""
-    return max(validation, key=lambda penalty: (validation[penalty], penalty))
 
 
 def _columns(tokens: TokenSource, groups: Sequence[int] | None) -> list[Tensor]:
@@ -188,6 +193,8 @@ class _Sweep:
     input: str
     solver: Callable[[Data], L2Solver | GroupLassoSolver]
     penalties: list[float] | None
+    stronger: bool
+    """Whether a default path may be extended to stronger penalties."""
     device: torch.device
     limits: Limits
     on_progress: OnProgress | None
@@ -196,48 +203,70 @@ class _Sweep:
         """Tune on every split, then fit on everything."""
         if not self.splits:
             return self._without_choice(kind)
-        tuned: list[Tuned] = []
-        for train_rows, held_rows in self.splits:
-            data = self._read(train_rows, held_rows)
-            solver = self.solver(data)
-            if not tuned:
-                penalties = sorted(set(self.penalties or solver.default_penalties()), reverse=True)
-                report = self._counter(len(penalties) * len(self.splits) + 1)
-            tuned.append(solver.tune(penalties, report, self.limits))
-        held = np.concatenate([held_rows for _, held_rows in self.splits])
-        outputs = [
-            torch.cat([one.outputs(index, self.num_classes) for one in tuned])
-            for index in range(len(penalties))
-        ]
-        labels = self.labels[torch.from_numpy(held)]
-        scores = [balanced_accuracy(one, labels, self.num_classes) for one in outputs]
-        validation = dict(zip(penalties, scores, strict=True))
-        chosen = select_penalty(validation)
-        index = penalties.index(chosen)
+        solver = self._solver_of(self.splits[0])
+        asked = sorted(set(self.penalties or solver.default_penalties()), reverse=True)
+        bounds = None if self.penalties else Bounds.of(asked, stronger=self.stronger)
+        counter, usual = _Counter(self.on_progress), len(asked)
+        tried: dict[float, Tried] = {}
+        while asked:
+            counter.total += len(asked) * len(self.splits)
+            tried |= self._try(asked, solver, tried, counter)
+            asked = [] if bounds is None else further_penalties(tried, bounds)
+        tried = {penalty: tried[penalty] for penalty in sorted(tried, reverse=True)}
+        chosen = select_penalty(tried)
+        if tried[chosen].score == DIVERGED:
+            raise DivergedError("logits are not finite under any penalty; use another input stage")
+        start = tried[chosen].start
         # Held-out samples were read along, so this is all of train, unless its statistics are others.
-        start = tuned[0].starts[index]
-        if len(self.splits) > 1 or data.stage.mean is not None:
-            del data, solver
+        if len(self.splits) > 1 or solver.stage.mean is not None:
+            del solver
             everything = np.arange(len(self.labels))
-            solver, start = self.solver(self._read(everything, everything[:0])), None
-        final = solver.final(chosen, start, report, self.limits)
-        worst = [
-            max(
-                (one.certificates[at] for one in tuned),
-                key=lambda found: (not found.converged, found.suboptimality),
+            solver, start = self._solver_of((everything, everything[:0])), None
+        final = solver.final(chosen, start, counter, self.limits)
+        validation = {penalty: one.score for penalty, one in tried.items()}
+        tuning = {penalty: one.certificate for penalty, one in tried.items()}
+        result = self._result(kind, chosen, validation, tuning, final, solver.stage, tried[chosen].outputs)
+        return replace(result, extended=len(tried) - usual)
+
+    def _try(
+        self,
+        penalties: list[float],
+        first: L2Solver | GroupLassoSolver,
+        known: dict[float, Tried],
+        on_solved: OnSolved,
+    ) -> dict[float, Tried]:
+        """Fit with every penalty on every split; `first` is the solver of the first one, and `known` what was tried before."""
+        weakest = min(known, default=inf)
+        start = known[weakest].start if known and max(penalties) < weakest else None
+        tuned = [first.tune(penalties, on_solved, self.limits, start)]
+        for split in self.splits[1:]:
+            tuned.append(self._solver_of(split).tune(penalties, on_solved, self.limits))
+        held = torch.from_numpy(np.concatenate([held_rows for _, held_rows in self.splits]))
+        labels, task = self.labels[held], SingleLabel(self.num_classes)
+        found = {}
+        for index, penalty in enumerate(penalties):
+            outputs = torch.cat([one.outputs(index, self.num_classes) for one in tuned])
+            score = task.score(outputs, labels)
+            sound = score != DIVERGED
+            found[penalty] = Tried(
+                outputs,
+                score,
+                -negative_log_likelihood(outputs, labels) if sound else DIVERGED,
+                max(
+                    (one.certificates[index] for one in tuned),
+                    key=lambda found: (not found.converged, found.suboptimality),
+                ),
+                tuned[0].starts[index],
             )
-            for at in range(len(penalties))
-        ]
-        tuning = dict(zip(penalties, worst, strict=True))
-        return self._result(kind, chosen, validation, tuning, final, solver.stage, outputs[index])
+        return found
 
     def _without_choice(self, kind: PenaltyKind) -> ExactResult:
         """Fit to everything with the penalty in the middle of the grid."""
         everything = np.arange(len(self.labels))
-        solver = self.solver(self._read(everything, everything[:0]))
+        solver = self._solver_of((everything, everything[:0]))
         penalties = sorted(self.penalties or solver.default_penalties(), reverse=True)
         chosen = penalties[len(penalties) // 2]
-        final = solver.final(chosen, None, self._counter(1), self.limits)
+        final = solver.final(chosen, None, _Counter(self.on_progress), self.limits)
         empty = torch.empty(0, self.num_classes)
         return self._result(kind, chosen, {chosen: nan}, {}, final, solver.stage, empty)
 
@@ -251,6 +280,8 @@ class _Sweep:
         stage: InputStage,
         held_out: Tensor,
     ) -> ExactResult:
+        if not are_numbers((final.weight, final.bias)):
+            raise DivergedError("the solution on all of train is not finite; use another input stage")
         return ExactResult(
             kind,
             chosen,
@@ -266,20 +297,24 @@ class _Sweep:
             held_out=held_out,
         )
 
-    def _read(self, train_rows: Rows, held_rows: Rows) -> Data:
+    def _solver_of(self, split: tuple[Rows, Rows]) -> L2Solver | GroupLassoSolver:
+        """Read a split, through an input stage that is fitted to its training part."""
+        train_rows, held_rows = split
         stage = fit_stage(self.input, self.tokens, torch.from_numpy(train_rows))
         # The part to tune on comes first, so that it is a view.
         order = torch.from_numpy(np.concatenate([train_rows, held_rows]))
         features = read_features(self.tokens.with_stage(stage), order, self.device)
-        return Data(features, self.labels[order], len(train_rows), self.num_classes, stage)
+        return self.solver(Data(features, self.labels[order], len(train_rows), self.num_classes, stage))
 
-    def _counter(self, total: int) -> OnSolved:
-        done = 0
 
-        def count(solved: int) -> None:
-            nonlocal done
-            done += solved
-            if self.on_progress is not None:
-                self.on_progress(done, total)
+class _Counter:
+    """Counts solutions; the last one is the final fit."""
 
-        return count
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self.total, self._done, self._on_progress = 1, 0, on_progress
+
+    def __call__(self, solved: int) -> None:
+        """Count and report."""
+        self._done += solved
+        if self._on_progress is not None:
+            self._on_progress(self._done, self.total)

@@ -89,11 +89,17 @@ class L2Solver:
         problem = self._data.problem(count)
         return self._space.fitting(problem.loss.weights), problem
 
-    def tune(self, penalties: list[float], on_solved: OnSolved, limits: Limits) -> Tuned:
-        """Fit to the first samples with every penalty."""
+    def tune(
+        self,
+        penalties: list[float],
+        on_solved: OnSolved,
+        limits: Limits,
+        start: Coefficients | None = None,
+    ) -> Tuned:
+        """Fit to the first samples with every penalty, from `start`, which an earlier call gave."""
         fitting, part = self._fitted or self._fitting(self._data.num_train)
         self._fitted = None
-        path = solve_path(fitting, part.loss, penalties, on_solved=on_solved, **limits)
+        path = solve_path(fitting, part.loss, penalties, start=start, on_solved=on_solved, **limits)
         logits = self._space.logits(path.coefficients, self._data.num_train)
         starts = [path.coefficients.of(index) for index in range(len(penalties))]
         return Tuned(path.certificates, logits, part.classes, starts)
@@ -124,11 +130,18 @@ class GroupLassoSolver:
         problem = self._data.problem(count)
         return make_groups(problem.features, problem.loss.weights, self._columns), problem
 
-    def tune(self, penalties: list[float], on_solved: OnSolved, limits: Limits) -> Tuned:
-        """Fit to the first samples with every penalty."""
+    def tune(
+        self,
+        penalties: list[float],
+        on_solved: OnSolved,
+        limits: Limits,
+        start: tuple[Tensor, Tensor] | None = None,
+    ) -> Tuned:
+        """Fit to the first samples with every penalty, from `start`, which an earlier call gave."""
         grouped, part = self._fitted or self._grouped(self._data.num_train)
         self._fitted = None
-        path = solve_group_path(grouped, part.loss, penalties, on_solved=on_solved, **limits)
+        params = None if start is None else grouped.params(*start)
+        path = solve_group_path(grouped, part.loss, penalties, start=params, on_solved=on_solved, **limits)
         heads = [grouped.head(solution.params) for solution in path]
         held = self._data.features[self._data.num_train :]
         logits = [weight.float() @ held.T + bias.float().unsqueeze(1) for weight, bias in heads]

@@ -6,7 +6,7 @@ Shapes: N samples, R held-out samples, C classes, O outputs.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -23,16 +23,19 @@ from featcache.probe.inputs.stages import InputStage, fit_stage
 from featcache.probe.inputs.tokens import TokenSource, read_features
 from featcache.probe.protocol import Protocol
 from featcache.probe.scoring.calibration import fit_sigmoids
-from featcache.probe.scoring.metrics import multi_label_negative_log_likelihood, negative_log_likelihood
-from featcache.probe.scoring.soundness import DIVERGED, are_numbers, is_sound
+from featcache.probe.scoring.soundness import DIVERGED, are_numbers
 from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task, as_tensor, make_task
 from featcache.probe.solver.logistic import solver_device
+from featcache.probe.training.held_out import likelihood, make_held_out
 from featcache.probe.training.sweep_plan import Split, check_number, make_splits
 from featcache.probe.training.trainer import prediction_batch
 from featcache.store.errors import DivergedError
 
 # Factors that least-squares outputs are multiplied with to become logits.
 FACTORS = tuple(10.0 ** (exponent / 8) for exponent in range(-4, 21))
+
+NATURAL_ENDS = {"penalty": None, "shrinkage": 1.0, "k": 1}
+"""Settings of which the grid is a stretch, and the value beyond which there is none."""
 
 OnProgress = Callable[[int, int], None]
 
@@ -62,6 +65,7 @@ def run_closed_sweep(
     seed: int,
     task: Task | None = None,
     device: torch.device | str = "cpu",
+    memory: int = 2**31,
     on_progress: OnProgress | None = None,
 ) -> ClosedResult:
     """Choose among the settings of a head and fit it on the whole train split.
@@ -77,6 +81,8 @@ def run_closed_sweep(
         seed: fixes the held-out samples; nothing else is random.
         task: what the targets are; by default what `make_task` makes of them.
         device: where to compute (Apple's GPUs have no float64: there it is the CPU).
+        memory: bytes that the outputs of all settings on held-out samples may take; where they take more, those of the chosen
+            settings are computed a second time.
         on_progress: called with the fits done and to be done.
 
     Raises:
@@ -97,26 +103,26 @@ def run_closed_sweep(
     if not splits:
         return _without_choice(fitter, head_class.default(), task, started)
     settings = head_class.grid(min(len(train) for train, _ in splits))
-    pieces: list[list[Tensor]] = [[] for _ in settings]
+    targets = fitter.targets[torch.cat([held for _, held in splits])]
+    held = make_held_out(task, len(settings), targets, memory)
     for number, split in enumerate(splits, 1):
-        for outputs, piece in zip(fitter.held_out(split, settings), pieces, strict=True):
-            piece.append(outputs)
+        for outputs in fitter.held_out(split, settings):
+            held.add(outputs)
         if on_progress is not None:
             on_progress(number, len(splits) + 1)
-    targets = fitter.targets[torch.cat([held for _, held in splits])]
-    joined = [torch.cat(piece) for piece in pieces]
-    scores = [task.score(outputs, targets) for outputs in joined]
-    best = max(
-        range(len(settings)), key=lambda index: (scores[index], _likelihood(joined[index], targets, task))
-    )
-    if scores[best] == DIVERGED:
+    ranks = held.ranks()
+    best = max(range(len(settings)), key=lambda index: ranks[index])
+    if ranks[best][0] == DIVERGED:
         raise DivergedError(
             f"outputs are not finite under any of {len(settings)} settings; use another input stage"
         )
-    chosen, held_out = dict(settings[best]), joined[best]
+    chosen, held_out = dict(settings[best]), held.outputs(best)
+    if held_out is None:
+        again = [part[0] for split in splits for part in fitter.held_out(split, [settings[best]])]
+        held_out = torch.cat(again)
     head = fitter.fit(torch.arange(tokens.num_samples), [settings[best]])
     if isinstance(task, SingleLabel) and not head.calibrated:
-        factor = max(FACTORS, key=lambda factor: _likelihood(held_out * factor, targets, task))
+        factor = max(FACTORS, key=lambda factor: likelihood(held_out * factor, targets, task))
         chosen["factor"], held_out = factor, held_out * factor
         _rescale(head, torch.tensor(factor))
     elif isinstance(task, MultiLabel) and not head.calibrated:
@@ -126,9 +132,21 @@ def run_closed_sweep(
     if on_progress is not None:
         on_progress(len(splits) + 1, len(splits) + 1)
     _check_sound(head)
-    validation = tuple(zip(settings, scores, strict=True))
+    validation = tuple((one, score) for one, (score, _) in zip(settings, ranks, strict=True))
     seconds = time.perf_counter() - started
     return ClosedResult(chosen, validation, held_out, head, task.num_outputs, seconds)
+
+
+def ends_of_grid(validation: Sequence[tuple[Settings, float]], chosen: Settings) -> list[str]:
+    """Say which chosen settings are the last ones that were tried, beyond which there are better ones perhaps."""
+    notes = []
+    for name, natural in NATURAL_ENDS.items():
+        values = sorted({settings[name] for settings, _ in validation if name in settings})
+        if len(values) < 2 or chosen[name] not in (values[0], values[-1]) or chosen[name] == natural:
+            continue
+        end = "largest" if chosen[name] == values[-1] else "smallest"
+        notes.append(f"the {end} {name} was chosen, {chosen[name]:.3g}; a better one may lie beyond")
+    return notes
 
 
 def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: float) -> ClosedResult:
@@ -153,7 +171,7 @@ class _Fitter:
     protocol: Protocol
     device: torch.device
 
-    def fit(self, rows: Tensor, settings: list[Settings] | tuple[Settings, ...]) -> ClosedHead:
+    def fit(self, rows: Tensor, settings: Sequence[Settings]) -> ClosedHead:
         """Fit a head of all settings on some samples."""
         stage: InputStage = fit_stage(self.protocol.input, self.tokens, rows)
         source = self.tokens.with_stage(stage)
@@ -163,29 +181,19 @@ class _Fitter:
         head.stage = stage
         return head
 
-    def held_out(self, split: Split, settings: tuple[Settings, ...]) -> list[Tensor]:
-        """Outputs on the held-out part for all settings, of heads fitted on the other."""
+    def held_out(self, split: Split, settings: Sequence[Settings]) -> Iterator[Tensor]:
+        """Outputs ``[M, B, O]`` for all settings on the held-out part, batch by batch, of heads fitted on the other."""
         head = self.fit(split[0], settings)
         source = self.tokens.with_stage(head.stage)
-        parts = []
-        with torch.inference_mode():
-            for rows in torch.split(split[1], prediction_batch(self.tokens)):
-                parts.append(head(source.batch(rows).to(self.device)).cpu())
-        return list(torch.cat(parts, dim=1))
+        for rows in torch.split(split[1], prediction_batch(self.tokens, head)):
+            with torch.inference_mode():
+                outputs = head(source.batch(rows).to(self.device)).cpu()
+            yield outputs
 
 
 def _check_sound(head: ClosedHead) -> None:
     if not are_numbers(head.state_dict().values()):
         raise DivergedError("the fit on all of train is not finite; use another input stage")
-
-
-def _likelihood(outputs: Tensor, targets: Tensor, task: Task) -> float:
-    """What decides a tie: the log-likelihood of labels; of label sets, that of every class."""
-    if not is_sound(outputs, task.kind):
-        return DIVERGED
-    if isinstance(task, SingleLabel):
-        return -negative_log_likelihood(outputs, targets)
-    return -multi_label_negative_log_likelihood(outputs, targets) if isinstance(task, MultiLabel) else 0.0
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from featcache.probe.scoring.kinds import REGRESSION, REGRESSION_LOSSES, SINGLE_
 from featcache.probe.scoring.tasks import LEAST_REGRESSION, as_tensor, make_task
 from featcache.probe.solver.exact import PenaltyKind, run_exact_sweep
 from featcache.probe.training.auto import CANDIDATES, Candidate, Choice, choose
-from featcache.probe.training.closed import run_closed_sweep
+from featcache.probe.training.closed import ends_of_grid, run_closed_sweep
 from featcache.probe.training.estimate import estimate_sweep
 from featcache.probe.training.fitted import Fitted, Work, count_parameters, record_sweep
 from featcache.probe.training.process import threads
@@ -46,7 +46,7 @@ from featcache.probe.training.sweep import (
 )
 from featcache.probe.training.sweep_plan import Sweep, make_splits, plan_sweep
 from featcache.probe.training.unfinished import Unfinished
-from featcache.probe.training.whole import check_whole
+from featcache.probe.training.whole import Size, check_whole
 from featcache.store.errors import DivergedError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.text import rough_duration
@@ -75,6 +75,8 @@ class Fitter:
     reporter: Reporter = field(default_factory=Silent)
     target_kind: str | None = None
     regression_loss: str = REGRESSION_LOSSES[0]
+    limit: int | None = None
+    """Bytes that the user gives to the run; None for what is free."""
 
     def fit(self, job: Job, seed: int, run: str, title: str, train: SplitData) -> Fitted:
         """Choose and fit a head.
@@ -225,10 +227,13 @@ class Fitter:
                 seed=work.seed,
                 task=work.task,
                 device=self.device,
+                memory=self.memory,
                 on_progress=update,
             )
         # A head's own factor, which makes logits of its outputs, is not part of what was compared.
         chosen = {name: value for name, value in result.settings.items() if name != "factor"}
+        for note in ends_of_grid(result.validation, chosen):
+            self.reporter.message(f"note: {work.title}: {note}")
         fitted = Fitted(
             result.head,
             work.task,
@@ -347,13 +352,14 @@ class Fitter:
     def _possible(self, work: Work) -> list[tuple[Job, str]]:
         """The candidates, each a job and an input stage, that the data are not too large for."""
         tokens = work.train.tokens
+        size = Size.of(tokens.num_samples, tokens.width, work.task.num_outputs, self.protocol)
         possible = []
         for name, stage in CANDIDATES[work.task.kind]:
             if work.job.input not in (None, stage):
                 continue
             job = make_job(get_head(name), work.job.selection, ProbeRequest(("auto",)))
             try:
-                check_whole(job, tokens.num_samples, tokens.width, self.device)
+                check_whole(job, size, self.device, self.limit)
             except RequestError as error:
                 self.reporter.message(f"{work.title}: {name} on {stage} is left out: {error}")
             else:

@@ -6,7 +6,7 @@ successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all members 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 
@@ -151,12 +151,10 @@ def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -
         outputs: dict[Member, Tensor] = {}
         left = [member for member in members if member not in scores]
         for group in divide(left, group_size(sweep, options)):
-            found = _held_out(sweep, group, one.factor, options, counter)
-            scores.update((member, held.score) for member, held in found.items())
-            best = select_best({member: scores[member] for member in members if member in scores})
-            outputs = {
-                member: held.outputs.cpu() for member, held in found.items() if member == best
-            } or outputs
+            for member, held in _held_out(sweep, group, one.factor, options, counter):
+                scores[member] = held.score
+                best = select_best({other: scores[other] for other in members if other in scores})
+                outputs = {member: held.outputs.cpu()} if member == best else outputs
             if options.on_group is not None:
                 options.on_group(rounds)
         scores = {member: scores[member] for member in members}
@@ -189,8 +187,8 @@ class _HeldOut:
 
 def held_out_outputs(sweep: Sweep, member: Member, options: SweepOptions) -> Tensor:
     """Train one member on every split again: its outputs ``[R, O]`` on the held-out samples, split after split."""
-    found = _held_out(sweep, [member], 1.0, options, lambda updates: None)
-    return found[member].outputs.cpu()
+    ((_, held),) = _held_out(sweep, [member], 1.0, options, lambda updates: None)
+    return held.outputs.cpu()
 
 
 def _held_out(
@@ -199,23 +197,26 @@ def _held_out(
     factor: float,
     options: SweepOptions,
     counter: Callable[[int], None],
-) -> dict[Member, _HeldOut]:
-    """Train some members on every split."""
+) -> Iterator[tuple[Member, _HeldOut]]:
+    """Train some members on every split, and yield each with what it gives on all held-out samples, split after split.
+
+    Outputs of the last split, which mostly is the only one, are computed when they are asked for: those of all members of a large
+    train split with many classes do not fit into memory.
+    """
     pieces: dict[Member, list[Tensor]] = {member: [] for member in group}
     diverged: set[Member] = set()
-    for train_rows, held_rows in sweep.splits:
+    for number, (train_rows, held_rows) in enumerate(sweep.splits, 1):
         heads = _fit(sweep, train_rows, group, sweep.plan(train_rows, factor), options, counter)
         for member, head in zip(group, heads, strict=True):
             jitter = _validation_jitter(sweep, options.device)
             diverged |= {member} if has_diverged(head) else set()
             pieces[member].append(predict(head, sweep.tokens, held_rows, sweep.batch_size, jitter))
-    device = next(iter(pieces.values()))[0].device
-    targets = sweep.targets[sweep.held_rows].to(device)
-    joined = {member: torch.cat(parts) for member, parts in pieces.items()}
-    return {
-        member: _HeldOut(outputs, DIVERGED if member in diverged else sweep.task.score(outputs, targets))
-        for member, outputs in joined.items()
-    }
+            if number == len(sweep.splits):
+                parts = pieces.pop(member)
+                outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
+                targets = sweep.targets[sweep.held_rows].to(outputs.device)
+                score = DIVERGED if member in diverged else sweep.task.score(outputs, targets)
+                yield member, _HeldOut(outputs, score)
 
 
 def finish(

@@ -211,9 +211,12 @@ def divide(members: Sequence[Member], size: int) -> list[Sequence[Member]]:
     return [members[start : start + size] for start in range(0, len(members), size)]
 
 
-def prediction_batch(tokens: TokenSource) -> int:
-    """Samples whose tokens are worked on at once outside training."""
-    return max(1, PREDICTION_BYTES // (4 * tokens.num_tokens * tokens.width))
+def prediction_batch(tokens: TokenSource, head: Head | None = None) -> int:
+    """Samples that are worked on at once outside training: as many as tokens, and what `head` makes of them, leave room for."""
+    values = tokens.num_tokens * tokens.width
+    if head is not None:
+        values = max(values, head.num_members * (head.num_classes + head.activations))
+    return max(1, PREDICTION_BYTES // (4 * values))
 
 
 @torch.inference_mode()
@@ -235,9 +238,13 @@ def predict(
     head.eval()
     device = next(iter(head.state_dict().values())).device
     tokens = tokens.with_stage(head.stage)
-    outputs = []
-    for part in torch.split(rows, batch_size):
+    joined: Tensor | None = None
+    for start, part in zip(range(0, len(rows), batch_size), torch.split(rows, batch_size), strict=True):
         x = tokens.batch(part).to(device)
-        outputs.append(head(x if jitter is None else jitter.add_(x)).squeeze(0))
-    joined = torch.cat(outputs)
+        outputs = head(x if jitter is None else jitter.add_(x)).squeeze(0)
+        if joined is None:  # filled in place: parts and their concatenation would take twice the memory
+            joined = outputs.new_empty(len(rows), *outputs.shape[1:])
+        joined[start : start + len(part)] = outputs
+    if joined is None:
+        joined = torch.empty(0, head.num_classes, device=device)
     return joined if head.output is None else head.output.apply(joined)

@@ -1,43 +1,136 @@
-"""Heads that look at all samples at once, by formula or by the exact solver, and whether that is possible."""
+"""What a run takes of memory, inputs and outputs alike, and whether that is there: the one place where it is counted.
 
+Shapes: N samples, F = T * D features, O outputs, R held-out samples, P penalties.
+"""
+
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from featcache.probe.protocol import Protocol
 from featcache.probe.request import CLOSED, EXACT, Job
+from featcache.probe.solver.logistic import BATCH_COLUMNS, GRID
+from featcache.probe.training.held_out import OUTPUT_SHARE
 from featcache.store.errors import RequestError
 from featcache.store.reading.machine import available_memory
+from featcache.store.text import format_bytes
 
 if TYPE_CHECKING:
     from featcache.probe.heads.closed import ClosedHead
 
 # Memory at the peak of a fit by the exact solver for each value of the features; see `ClosedHead.bytes_per_value`.
 EXACT_BYTES_PER_VALUE = 20
+# Copies of logits, and of parameters, of the penalties that are solved side by side, in float64.
+EXACT_LOGITS, EXACT_PARAMETERS = 6, 20
+# Outputs on test: themselves, and blocks of their probabilities.
+BYTES_PER_OUTPUT = 8
 
 
-def check_whole(job: Job, num_samples: int, width: int, device: torch.device) -> None:
+@dataclass(frozen=True)
+class Size:
+    """How much there is to fit to."""
+
+    num_samples: int
+    """N, of train."""
+    num_held_out: int
+    """R."""
+    width: int
+    """D."""
+    num_outputs: int
+    """O: classes or quantities."""
+
+    @classmethod
+    def of(cls, num_samples: int, width: int, num_outputs: int, protocol: Protocol) -> "Size":
+        """The size of a train split that is chosen on as a protocol has it."""
+        share = 1.0 if protocol.num_folds(num_samples) > 1 else protocol.validation_fraction
+        return cls(num_samples, int(share * num_samples), width, num_outputs)
+
+
+def bytes_needed(job: Job, size: Size, memory: int) -> int:
+    """Count the memory at the peak of a choice and a fit by formula or by the exact solver.
+
+    Args:
+        job: of such a head.
+        size: of what it is fitted to.
+        memory: bytes that the outputs of all settings may take a share of; beyond it those of single labels are not kept.
+    """
+    features = job.selection.num_tokens * size.width
+    if job.solver == EXACT:
+        return _exact_bytes(size, features)
+    head_class: type[ClosedHead] = job.head.load()
+    outputs = 4 * size.num_held_out * size.num_outputs
+    kept = len(head_class.grid(size.num_samples)) * outputs
+    # Chosen outputs exist twice while they are calibrated.
+    fitting = head_class.bytes_needed(size.num_samples, features, size.num_outputs)
+    return fitting + 2 * outputs + min(kept, memory // OUTPUT_SHARE)
+
+
+def _exact_bytes(size: Size, num_features: int) -> int:
+    outputs, penalties = size.num_outputs, len(GRID)
+    together = max(outputs, BATCH_COLUMNS.get("cpu", 64))  # columns that are solved side by side
+    dimensions = min(size.num_samples, num_features)
+    return (
+        EXACT_BYTES_PER_VALUE * size.num_samples * num_features
+        + 8 * EXACT_LOGITS * together * size.num_samples
+        + 8 * EXACT_PARAMETERS * together * dimensions
+        # Logits of all penalties on held-out samples, in float64 and as outputs, and the path of parameters.
+        + 12 * penalties * outputs * size.num_held_out
+        + 16 * penalties * outputs * dimensions
+    )
+
+
+def check_whole(job: Job, size: Size, device: torch.device, memory: int | None = None) -> None:
     """Refuse a head that sees all features at once where they are too many for its method or for the memory.
 
     Args:
         job: any; heads that are trained in mini-batches pass.
-        num_samples: N, of train.
-        width: D.
+        size: of what it is fitted to.
         device: where the head is fitted.
+        memory: bytes that the user gives to the run; None for what is free.
 
     Raises:
         RequestError: saying what to ask for instead.
     """
     if job.solver not in (CLOSED, EXACT):
         return
-    features, each = job.selection.num_tokens * width, EXACT_BYTES_PER_VALUE
     if job.solver == CLOSED:
         head_class: type[ClosedHead] = job.head.load()
-        head_class.check_size(num_samples, features)
-        each = head_class.bytes_per_value
-    needed = num_samples * features * each
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-    if needed > free:
+        head_class.check_size(size.num_samples, job.selection.num_tokens * size.width)
+    free = free_memory(device)
+    limit = free if memory is None else min(free, memory)
+    needed = bytes_needed(job, size, limit)
+    if needed > limit:
         raise RequestError(
-            f"{job.head.name} needs the features of all {num_samples:,} samples in memory, about {needed / 1e9:,.1f} GB, and "
-            f"{free / 1e9:,.1f} GB are free; ask for fewer layers, or for a head that is trained in mini-batches, such as linear"
+            f"{job.head.name} needs the features of all {size.num_samples:,} samples in memory, and the outputs for "
+            f"{size.num_outputs:,} classes or quantities, about {format_bytes(needed)}, and {_there_is(limit, free)}; "
+            "ask for fewer layers, or for a head that is trained in mini-batches, such as linear"
         )
+
+
+def check_outputs(num_test: int, num_outputs: int, memory: int | None = None) -> None:
+    """Refuse a test split whose outputs ``[N, O]`` do not fit into memory.
+
+    Raises:
+        RequestError: saying what to ask for instead.
+    """
+    free = available_memory()
+    limit = free if memory is None else min(free, memory)
+    needed = BYTES_PER_OUTPUT * num_test * num_outputs
+    if needed > limit:
+        raise RequestError(
+            f"the outputs for {num_test:,} test samples and {num_outputs:,} classes or quantities take about "
+            f"{format_bytes(needed)}, and {_there_is(limit, free)}; test on fewer samples, or give more"
+        )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free where a head is fitted."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def _there_is(limit: int, free: int) -> str:
+    """What there is of memory, in words."""
+    if limit == free:
+        return f"{format_bytes(free)} are free"
+    return f"--memory allows {format_bytes(limit)}"

@@ -19,6 +19,7 @@ from featcache.store.catalogue.entries import (
 )
 from featcache.store.errors import CacheError, CacheNotFoundError, RequestError
 from featcache.store.requests import answers, recorded_requests
+from featcache.store.transfer.address import is_address, parse_address
 
 __all__ = [
     "Entry",
@@ -81,6 +82,8 @@ def select(
         CacheError: the folder that is named may not be read.
         RequestError: several match, or the beginning of a key is too short; the message says which.
     """
+    if cache and is_address(cache):
+        raise RequestError(f"{parse_address(cache)} is on a remote; `featcache pull` fetches it")
     folder = _named_folder(cache) if cache else None
     if folder is not None:
         return folder

@@ -14,11 +14,12 @@ from pathlib import Path
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.files import JsonObject, read_sealed
 from featcache.store.held import HELD_FILE
+from featcache.store.home import expanded, user_cache
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import KEY_DIGITS, CacheSpec
-from featcache.store.transfer.address import Address, is_address, parse_address, redacted, split_roots
+from featcache.store.transfer.address import Address, is_address, parse_address, split_roots
 from featcache.store.writing.writer import PROVENANCE_FILE
 
 ROOT_VARIABLE = "FEATCACHE_ROOT"
@@ -82,18 +83,22 @@ def roots(given: Sequence[Path] = ()) -> list[Path]:
     """Return the roots: those given, else ``FEATCACHE_ROOT`` (several separated by ``:``), else the user's cache folder.
 
     Raises:
-        RequestError: ``FEATCACHE_ROOT`` begins with a remote.
+        RequestError: a remote stands where a folder is needed, or there is no home folder that the default could be in.
     """
     if given:
+        for root in given:
+            if is_address(str(root)):
+                raise RequestError(
+                    "--root takes folders, not addresses; `featcache pull` and FEATCACHE_ROOT take those"
+                )
         return list(given)
     parts = split_roots(os.environ.get(ROOT_VARIABLE, ""))
     if parts and is_address(parts[0]):
         raise RequestError(
-            f"{ROOT_VARIABLE} must begin with a folder, where new caches go; {redacted(parts[0])} can come after it"
+            f"{ROOT_VARIABLE} must begin with a folder, where new caches go; addresses come after it"
         )
-    named = [Path(part) for part in parts if not is_address(part)]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [root.expanduser() for root in named] or [home / "featcache"]
+    named = [expanded(part) for part in parts if not is_address(part)]
+    return named or [user_cache() / "featcache"]
 
 
 def remote_roots(given: Sequence[Path] = ()) -> list[Address]:

@@ -16,7 +16,7 @@ from featcache.store.errors import CacheError
 from featcache.store.files import parse_json, read_sealed, temporary_for
 from featcache.store.held import HELD_FILE
 from featcache.store.inventory import Inventory
-from featcache.store.journal import FEATURES, JOURNAL, Plan, foreign_names, is_set_aside
+from featcache.store.journal import FEATURES, JOURNAL, Plan, foreign_names, is_own_name, is_set_aside
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.plain import read_plain
 from featcache.store.requests import REQUEST_FILE
@@ -92,6 +92,16 @@ def foreign(folder: Path, inventory: Inventory | None) -> list[Path]:
     """
     expected = None if inventory is None else _expected(inventory)
     return sorted(_foreign(folder, "", expected))
+
+
+def is_own_path(path: str) -> bool:
+    """Whether a path within the folder of a cache has the form of one of ours; for folders that are only listed."""
+    *folders, name = path.split("/")
+    if folders == [JOURNAL]:
+        return is_own_name(name)
+    if folders and folders[0] != FEATURES:
+        return False
+    return len(folders) <= 3 and _is_own_file("/".join(folders), name, None)
 
 
 def _foreign(folder: Path, within: str, expected: Mapping[str, set[str]] | None) -> Iterator[Path]:

@@ -18,27 +18,15 @@ from featcache.store.catalogue.ownership import foreign, owned
 from featcache.store.checking.addition import unfinished_addition
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import sync_directory, try_lock
-from featcache.store.held import HELD_FILE
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.reading.reader import open_cache
-from featcache.store.requests import REQUEST_FILE
 from featcache.store.text import printable
 from featcache.store.writing.claims import live_claims, sole_owner
-from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
 
 REMOVING_PREFIX = ".removing-"
 CATALOGUE = "_catalogue"
 """Folder of a root that others push to; no dataset's folder can have this name."""
-PARTS = (
-    journal.FEATURES,
-    journal.JOURNAL,
-    MANIFEST_FILE,
-    PROVENANCE_FILE,
-    REQUEST_FILE,
-    CARD_FILE,
-    HELD_FILE,
-)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -190,7 +178,7 @@ def _require_writable(directory: Path) -> None:
 def _forget(directory: Path) -> None:
     """Take a cache out of the catalogue of a shared folder; see `featcache.store.transfer.catalogue`."""
     entries = directory.parent.parent / CATALOGUE
-    if entries.is_dir():
+    if entries.is_dir() and not entries.is_symlink():
         for entry in entries.glob(f"{glob.escape(f'{directory.parent.name}@{directory.name}')}@*"):
             entry.unlink(missing_ok=True)
 

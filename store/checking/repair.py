@@ -13,12 +13,13 @@ from featcache.store import journal
 from featcache.store.checking.addition import unfinished_addition
 from featcache.store.checking.damage import Damage, Kind
 from featcache.store.checking.documents import read_contents
+from featcache.store.checking.reopen import write_journal
 from featcache.store.checking.verify import Verification
 from featcache.store.errors import CacheBusyError, CacheError, PartialCacheError
 from featcache.store.files import JsonObject, read_sealed, sync_directory, write_sealed
 from featcache.store.inventory import Block
-from featcache.store.journal import JOURNAL, SCRATCH, Plan
-from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.journal import JOURNAL, SCRATCH
+from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.plain import IS_LINK, kind_misfit
 from featcache.store.writing.claims import sole_owner
 
@@ -87,7 +88,7 @@ def repair(found: Verification) -> Repair:
             write_sealed(path, read_sealed(path))
         reopened = found.complete and any(damage.place.kind in _NEEDS_EXTRACTION for damage in damages)
         if reopened:
-            _write_journal(directory, manifest, damages)
+            write_journal(directory, manifest, _dropped(damages))
         # Before the manifest goes: the next writer makes a zarr.json that is missing, but would take a damaged one over.
         _remove(directory, damages, (Kind.METADATA,))
         if reopened:
@@ -125,18 +126,6 @@ def _refuse_what_is_no_file(found: Verification) -> None:
         misfit = kind_misfit(path)
         if misfit and path.name != SCRATCH:
             raise CacheError(f"{path}: {misfit}; move it away and run the command again")
-
-
-def _write_journal(directory: Path, manifest: Manifest, damages: Sequence[Damage]) -> None:
-    """Lay out the journal that the unfinished cache will have, while the manifest still hides it."""
-    # A record that an earlier repair wrote may be of a block that was damaged since.
-    journal.drop_records(directory / JOURNAL)
-    Plan(manifest.spec, manifest.inventory, manifest.batch_size).write(directory)
-    dropped = _dropped(damages)
-    for record in manifest.blocks:
-        if record.block not in dropped:
-            journal.commit(directory, record)
-    sync_directory(directory)
 
 
 def _remove(directory: Path, damages: Sequence[Damage], kinds: Sequence[Kind]) -> None:

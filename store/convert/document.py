@@ -11,6 +11,7 @@ from featcache.store.reading.reader import Cache
 from featcache.store.requests import recorded_requests
 from featcache.store.spec import CacheSpec
 from featcache.store.targets import Targets
+from featcache.store.text import encodable
 
 EXPORT_FORMAT = "featcache-export"
 EXPORT_VERSION = 1
@@ -45,6 +46,7 @@ class ExportDocument:
         folder = cache.directory.resolve()
         provenance = dict(cache.provenance)
         names = {"dataset": folder.parent.name, "model": folder.name.removesuffix(f"-{cache.key}")}
+        names = {what: encodable(name) for what, name in names.items()}
         return cls(
             cache.spec,
             cache.inventory.targets,

@@ -7,6 +7,7 @@ from featcache.store.errors import DatasetError
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.layers import FINAL
 from featcache.store.spec import BackboneSpec, CacheSpec
+from featcache.store.text import encodable
 
 
 def carried_spec(source: ImportSource, digests: dict[str, str]) -> CacheSpec | None:
@@ -48,7 +49,7 @@ def foreign_spec(source: ImportSource, digests: dict[str, str], model: str) -> C
 
 def provenance(source: ImportSource, names: dict[str, str]) -> JsonObject:
     """Return the content of provenance.json."""
-    imported = {"imported_from": source.where, "imported_at": round(time.time(), 3)}
+    imported = {"imported_from": encodable(source.where), "imported_at": round(time.time(), 3)}
     if source.document is not None:
         return {**source.document.provenance, **imported}
     own = {"model_names": [names["model"]], "dataset_names": [names["dataset"]]}
@@ -60,7 +61,7 @@ def card(source: ImportSource, names: dict[str, str], spec: CacheSpec) -> str:
     rows = "\n".join(f"| {split.name} | {split.features.num_samples} |" for split in source.splits)
     return f"""# {names["dataset"]}, features of {names["model"]}
 
-Imported by featcache from {source.where}. Read it with `featcache probe`, `featcache.open(DIR)`, or any Zarr v3 reader
+Imported by featcache from {encodable(source.where)}. Read it with `featcache probe`, `featcache.open(DIR)`, or any Zarr v3 reader
 (`features.zarr`).
 
 | | |

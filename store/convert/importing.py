@@ -17,6 +17,7 @@ from featcache.store.progress import Reporter, Silent, Update
 from featcache.store.requests import record_request
 from featcache.store.spec import CacheSpec
 from featcache.store.targets import Targets
+from featcache.store.text import encodable
 from featcache.store.writing.writer import CacheWriter
 
 FOREIGN_BATCH = 1
@@ -62,7 +63,7 @@ def import_source(
     for note in source.notes:
         reporter.message(f"note: {note}")
     names = dict(source.document.names) if source.document else {"dataset": "imported", "model": "imported"}
-    names |= {what: name for what, name in (("dataset", dataset), ("model", model)) if name}
+    names |= {what: encodable(name) for what, name in (("dataset", dataset), ("model", model)) if name}
     check_agreement(source)
     total = sum(split.features.num_samples for split in source.splits)
     with reporter.progress("checking", "rows") as update:

@@ -1,6 +1,8 @@
 """Files and folders that appear whole or not at all: written under a temporary name, synced, renamed."""
 
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,10 +32,21 @@ def check_target(path: Path, num_bytes: int) -> None:
         )
 
 
+def killed_outputs(path: Path) -> list[Path]:
+    """What other runs that make `path` have begun; of runs that were killed, unless one is at work just now."""
+    name = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{12}}{re.escape(PARTIAL_SUFFIX)}")
+    return sorted(found for found in path.absolute().parent.iterdir() if name.fullmatch(found.name))
+
+
+def _partial(path: Path) -> Path:
+    # A name of this run's own: `path.partial` may be somebody's file or folder.
+    return path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give the temporary name to write to; leaving without an error makes it `path`."""
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = _partial(path)
     try:
         yield partial
         sync_file(partial)
@@ -47,8 +60,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; leaving without an error makes it `path`."""
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial = _partial(path)
     partial.mkdir()
     try:
         yield partial

@@ -20,6 +20,7 @@ from featcache.store.errors import (
 )
 from featcache.store.files import JsonObject, read_sealed
 from featcache.store.held import Held, describe_part, missing_command, read_held_manifest
+from featcache.store.home import expanded
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
@@ -130,7 +131,7 @@ def open_cache(directory: str | Path, *, allow_partial: bool = False) -> Cache:
         IncompleteCacheError: the extraction has not finished; the message says what is missing.
         CacheError: its metadata are damaged.
     """
-    directory = Path(directory).expanduser()
+    directory = expanded(directory)
     try:
         return Cache(directory, read_held_manifest(directory))
     except FileNotFoundError:

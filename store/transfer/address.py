@@ -2,14 +2,27 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.home import expanded
 from featcache.store.spec import KEY_DIGITS
+from featcache.store.transfer.redaction import redacted, remember_login
+
+__all__ = [
+    "Address",
+    "CacheName",
+    "cache_name",
+    "is_address",
+    "key_beginning",
+    "parse_address",
+    "redacted",
+    "split_roots",
+]
 
 OBJECT_SCHEMES = ("s3", "gs", "az")
 WEB_SCHEMES = ("http", "https")
@@ -21,8 +34,17 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _CACHE_FOLDER = re.compile(rf"(?P<model>{_NAME})-(?P<key>[0-9a-f]{{{KEY_DIGITS}}})")
 _DATASET = re.compile(_NAME)
 _KEY_BEGINNING = re.compile(rf"[0-9a-f]{{4,{KEY_DIGITS}}}")
-# Between roots stands a colon; those of ``s3://`` and of a port do not end an address.
-_ROOT = re.compile(r"[a-z][a-z0-9+.-]*://[^:]*(?:(?<=@)[^:]*)?(?::[0-9]+(?=/|:|$)[^:]*)?|[^:]+")
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# A scheme with a slash too few, as a typing error or pathlib leaves it.
+_TORN_SCHEME = re.compile(rf"(?:{'|'.join((*SCHEMES, *_ALIASES))}):(?:/|.*@)", re.IGNORECASE)
+_HOST = re.compile(r"(?:[\w.-]+|\[[\w:.%]+\])(?::(?P<port>[0-9]{0,5}))?")
+_BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
+_REPOSITORY = re.compile(r"[\w.-]+")
+# The characters that RFC 3986 allows in a login, letters of other alphabets, and the escapes.
+_LOGIN = re.compile(r"[\w.~!$&'()*+,;=:%-]*")
+# Between roots stands a colon; that of a port does not end an address.
+_ROOT_ADDRESS = re.compile(r"(?:\[[^\]]*\]|[^:/]*)(?::[0-9]+(?=[/:]|$))?(?P<path>/[^:]*)?")
 
 
 @dataclass(frozen=True)
@@ -76,72 +98,145 @@ class Address:
 
     def __str__(self) -> str:
         if self.scheme == "file":
-            return self.path
+            # Documents hold addresses, and no document holds a name that is not UTF-8.
+            return self.path if _is_utf8(self.path) else f"file://{quote(os.fsencode(self.path))}"
         user = self.login.partition(":")[0]
         login = f"{user}@" if user and self.scheme == "ssh" else ""
-        return f"{self.scheme}://{login}{self.place}" + (f"/{'/'.join(self.parts)}" if self.parts else "")
+        return "/".join((f"{self.scheme}://{login}{self.place}", *map(self._quoted, self.parts)))
+
+    def _quoted(self, part: str) -> str:
+        """Return a part of the path so that `parse_address` reads the same part again."""
+        reserved = "%?#@" if self.scheme in WEB_SCHEMES else "@"
+        return "".join(f"%{ord(one):02X}" if one in reserved else one for one in part)
 
 
 def is_address(text: str) -> bool:
     """Whether `text` is meant as the address of something remote, not as a folder, a key or a name."""
-    return "://" in text
+    return "://" in text or _TORN_SCHEME.match(text) is not None
 
 
 def parse_address(text: str) -> Address:
     """Read an address such as ``s3://bucket/team``, ``hf://datasets/org/name``, ``ssh://host/path`` or a folder.
 
+    No message shows a part of an address that could be a password. A login whose end is not certain is refused.
+
     Raises:
         UnknownNameError: there is no such scheme.
-        RequestError: it names nothing, or has a part that cannot be.
+        RequestError: the address names nothing, is ambiguous, or has a part that cannot be.
     """
     if not is_address(text):
         if not text:
             raise RequestError(
                 "no remote is named, such as s3://bucket/team, hf://org/name or a shared folder"
             )
-        return Address("file", "", Path(os.path.abspath(Path(text).expanduser())).parts[1:])
-    scheme, _, rest = text.partition("://")
-    scheme = _ALIASES.get(scheme.lower(), scheme.lower())
+        return Address("file", "", Path(os.path.abspath(expanded(text))).parts[1:])
+    match = _SCHEME.match(text)
+    if match is None:
+        raise RequestError(
+            f"an address begins with its scheme and two slashes, such as https:// or s3://; valid: {', '.join(SCHEMES)}"
+        )
+    scheme = _ALIASES.get(match[1].lower(), match[1].lower())
     if scheme not in SCHEMES:
         raise UnknownNameError("kind of remote", scheme, SCHEMES)
+    rest = text[match.end() :]
     if "?" in rest or "#" in rest:
         raise RequestError(
-            f"{redacted(text)}: an address has no query; credentials go where the client looks for them"
+            f"{scheme}://...: an address has no query and no fragment; credentials go where the client looks for them, "
+            "and '?' and '#' in a login or a path are written %3F and %23"
         )
+    if scheme == "hf":
+        return Address(scheme, *_hub_place(rest))
     place, _, path = rest.partition("/")
     login, _, place = place.rpartition("@")
-    parts = [unquote(part) if scheme in WEB_SCHEMES else part for part in path.split("/") if part]
-    if scheme == "hf":
-        login, place, parts = "", *_hub_place(text, f"{login}@{place}" if login else place, parts)
-    if not place and scheme != "file":
+    if scheme != "file" and ("@" in path or not _LOGIN.fullmatch(login)):
         raise RequestError(
-            f"{redacted(text)} names no {'host' if scheme in ('ssh', *WEB_SCHEMES) else 'bucket'}"
+            f"{scheme}://...: where the login ends is ambiguous; percent-encode what is special in a login or a path, "
+            "'/' as %2F, '@' as %40, a space as %20"
         )
-    if any(part in (".", "..") or "/" in part or "\\" in part or not part.isprintable() for part in parts):
-        raise RequestError(
-            f"{redacted(text)}: '.', '..', backslashes and control characters have no place in an address"
-        )
-    if scheme in WEB_SCHEMES:
-        _check_port(text)
-    return Address(scheme, place, tuple(parts), login)
+    _check_place(scheme, login, place)
+    parts = _path_parts(scheme, place, path)
+    if login and scheme in WEB_SCHEMES:
+        remember_login(login)
+    return Address(scheme, "" if scheme == "file" else place, parts, login)
 
 
-def _hub_place(text: str, first: str, parts: list[str]) -> tuple[str, list[str]]:
-    """``datasets/org/name[@revision]`` and what follows; ``org/name`` alone is a dataset."""
-    parts = [first, *parts]
-    kind = parts.pop(0) if parts[0] in _HUB_KINDS else "datasets"
-    if len(parts) < 2 or not all(parts[:2]):
-        raise RequestError(
-            f"{text} names no repository; write hf://datasets/OWNER/NAME or hf://buckets/OWNER/NAME"
-        )
-    return f"{kind}/{parts[0]}/{parts[1]}", parts[2:]
+def _check_place(scheme: str, login: str, place: str) -> None:
+    """Refuse a place that is no host or bucket, and a login that the scheme has no use for."""
+    if scheme == "file":
+        if login or place not in ("", "localhost"):
+            raise RequestError("file://... names a host; write three slashes, as in file:///data/caches")
+        return
+    if not place:
+        raise RequestError(f"{scheme}://... names no {'bucket' if scheme in OBJECT_SCHEMES else 'host'}")
+    if scheme in OBJECT_SCHEMES:
+        if login:
+            raise RequestError(
+                f"{scheme}://...: no logins in addresses of buckets; credentials go where the client looks for them"
+            )
+        if not _BUCKET.fullmatch(place):
+            raise RequestError(f"{scheme}://... names no valid bucket; write {scheme}://BUCKET/PATH")
+        return
+    if scheme == "ssh" and ":" in login:
+        raise RequestError(f"{scheme}://...: no passwords in addresses; use a key or the agent")
+    host = _HOST.fullmatch(place)
+    if host is None or int(host["port"] or 0) > 65535:
+        raise RequestError(f"{scheme}://... has no valid host and port; write {scheme}://HOST:PORT/PATH")
 
 
-def _check_port(text: str) -> None:
+def _path_parts(scheme: str, place: str, path: str) -> tuple[str, ...]:
+    """Decode the parts of a path, and refuse those that lead elsewhere or give orders to a terminal."""
+    decoded = _DECODERS.get(scheme, _with_at)
+    parts = tuple(decoded(part) for part in path.split("/") if part)
+    for part in parts:
+        visible = os.fsencode(part).decode(errors="replace") if scheme == "file" else part
+        if part in (".", "..") or "/" in part or "\\" in part or not visible.isprintable():
+            raise RequestError(
+                f"{scheme}://{place}/...: '.', '..', backslashes and control characters have no place in an address"
+            )
+    return parts
+
+
+def _with_at(part: str) -> str:
+    """Decode ``%40``, the one escape in paths of buckets and hosts: there ``%`` is a character like any other."""
+    return part.replace("%40", "@")
+
+
+def _file_name(part: str) -> str:
+    """Decode a part of a file address to the bytes of a name, which need not be UTF-8."""
+    return os.fsdecode(unquote_to_bytes(os.fsencode(part)))
+
+
+def _is_utf8(text: str) -> bool:
     try:
-        _ = urlsplit(text).port
-    except ValueError:
-        raise RequestError(f"{redacted(text)} has no valid port") from None
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_DECODERS: dict[str, Callable[[str], str]] = {"http": unquote, "https": unquote, "file": _file_name}
+
+
+def _hub_place(rest: str) -> tuple[str, tuple[str, ...]]:
+    """``datasets/org/name[@revision]`` and what follows; ``org/name`` alone is a dataset."""
+    parts = [part for part in rest.split("/") if part]
+    kind = parts.pop(0) if parts and parts[0] in _HUB_KINDS else "datasets"
+    if len(parts) < 2:
+        raise RequestError(
+            "hf://... names no repository; write hf://datasets/OWNER/NAME or hf://buckets/OWNER/NAME"
+        )
+    owner, (name, at, revision) = parts[0], parts[1].partition("@")
+    names = [owner, name, *([revision] if at else [])]
+    if (
+        not all(_REPOSITORY.fullmatch(one) for one in names)
+        or revision in _HUB_KINDS
+        or "@" in "".join(parts[2:])
+    ):
+        raise RequestError(
+            "hf://...: no logins in addresses of the Hub; write hf://datasets/OWNER/NAME[@REVISION]/PATH, "
+            "'@' in a path as %40"
+        )
+    return f"{kind}/{owner}/{parts[1]}", _path_parts("hf", f"{owner}/{name}", "/".join(parts[2:]))
 
 
 def cache_name(address: Address) -> tuple[Address, CacheName | None]:
@@ -161,21 +256,32 @@ def key_beginning(address: Address) -> tuple[Address, str] | None:
 
 
 def split_roots(text: str) -> list[str]:
-    """Divide the value of FEATCACHE_ROOT at its colons; those inside an address stay."""
-    return [part for part in (_ROOT.findall(text) if os.pathsep == ":" else text.split(os.pathsep)) if part]
+    """Divide the value of FEATCACHE_ROOT at its colons; those inside an address stay.
+
+    Raises:
+        RequestError: a colon may be part of a login. The message shows nothing of the value.
+    """
+    if os.pathsep != ":":
+        return [part for part in text.split(os.pathsep) if part]
+    parts, rest, remote = [], text, False
+    while rest:
+        match = _SCHEME.match(rest)
+        part = rest[: _address_end(rest, match.end())] if match else rest.partition(":")[0]
+        rest = rest[len(part) + 1 :]
+        torn = _TORN_SCHEME.match(f"{part}:{rest[:1]}") is not None and not match
+        if torn or (remote and not match and "@" in part and not expanded(part).is_dir()):
+            raise RequestError(
+                "FEATCACHE_ROOT cannot be divided safely: in the login of an address, '/', ':' and '@' are written "
+                "%2F, %3A and %40, and a new folder with '@' in its name stands before the addresses"
+            )
+        remote = remote or match is not None
+        parts.append(part)
+    return [part for part in parts if part]
 
 
-_SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "ACCESS_KEY", "ACCOUNT_KEY", "SAS")
-
-
-def redacted(text: str, secrets: Sequence[str] = ()) -> str:
-    """Return `text`, one line, without logins and queries of addresses, and without any credential of the environment."""
-    known = [
-        value for name, value in os.environ.items() if any(word in name.upper() for word in _SECRET_WORDS)
-    ]
-    for secret in (*secrets, *known):
-        if len(secret) >= 8:
-            text = text.replace(secret, "***")
-    text = re.sub(r"://[^/@\s\"']*@", "://", text)
-    text = re.sub(r"(\b[a-z]+://[^\s?\"'<>]*)\?[^\s\"'<>)]*", r"\1", text)
-    return " ".join(text.split())
+def _address_end(text: str, start: int) -> int:
+    """Index behind the address that `text` begins with; its host, or its login, begins at `start`."""
+    slash = text.find("/", start)
+    login = text.rfind("@", start, len(text) if slash < 0 else slash) + 1
+    match = _ROOT_ADDRESS.match(text, max(start, login))
+    return match.end() if match else len(text)

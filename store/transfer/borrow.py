@@ -6,6 +6,7 @@ never evicted underneath; the kernel drops the lock with the process.
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from featcache.store.transfer.remotes.base import Remote
 
 LIMIT_VARIABLE = "FEATCACHE_BORROWED"
 DEFAULT_LIMIT = 50 * 10**9
+IDLE_S = 86_400.0
+"""Seconds for which a borrowed copy stays after it was asked for, where no lock tells whether it is in use."""
 
 Needed = Callable[[Manifest], Inventory]
 """Says which part of a cache is needed, given the manifest of the whole."""
@@ -154,7 +157,7 @@ def make_room(root: Path, wanted: Inventory, keep: Path) -> None:
     for copy in copies:
         if taken <= allowed:
             return
-        if _evict(copy.directory):
+        if _evict(copy):
             taken -= copy.num_bytes
 
 
@@ -174,21 +177,27 @@ def borrowed(root: Path) -> list[Borrowed]:
     for folder, _ in folders(root):
         held = _held(folder)
         if held is not None and held.borrowed:
-            used = (folder / HELD_FILE).stat().st_mtime
-            found.append(Borrowed(folder, held.inventory.num_bytes, used))
+            with suppress(OSError):  # just being evicted
+                used = (folder / HELD_FILE).stat().st_mtime
+                found.append(Borrowed(folder, held.inventory.num_bytes, used))
     return found
 
 
-def _evict(directory: Path) -> bool:
-    """Remove a copy that nobody uses."""
+def _evict(copy: Borrowed) -> bool:
+    """Remove a copy that nobody uses; where the file system has no locks, one that was not asked for during `IDLE_S`."""
+    try:
+        if not _has_locks(copy.directory) and time.time() - copy.used < IDLE_S:
+            return False
+        remove_cache(copy.directory)  # which is refused while a process holds a lock
+    except (FeatcacheError, OSError):
+        return False
+    return True
+
+
+def _has_locks(directory: Path) -> bool:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        if not try_lock(descriptor):
-            return False
-        remove_cache(directory)
-        return True
-    except FeatcacheError:
-        return False
+        return try_lock(descriptor) is not None
     finally:
         os.close(descriptor)
 
@@ -219,7 +228,7 @@ def _manifest(directory: Path) -> Manifest | None:
 def _held(directory: Path) -> Held | None:
     try:
         return Held.read(directory)
-    except CacheError:
+    except (CacheError, OSError):
         return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from featcache.store.arrays import ArrayInfo
 from featcache.store.manifest import Manifest
-from featcache.store.text import printable
+from featcache.store.text import in_cell, printable
 from featcache.store.transfer.catalogue import CatalogueEntry, manifest_digest
 from featcache.store.transfer.remotes.base import Remote
 
@@ -128,4 +128,4 @@ def _array(array: ArrayInfo) -> str:
 
 def _cell(text: str) -> str:
     """Text that can stand in a table, whatever it is."""
-    return printable(" ".join(text.split())).replace("|", "\\|")[:400]
+    return in_cell(printable(" ".join(text.split()))[:400])

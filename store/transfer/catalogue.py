@@ -10,9 +10,17 @@ from dataclasses import dataclass
 from typing import Self
 
 from featcache.store.catalogue.entries import slug
-from featcache.store.catalogue.removal import CATALOGUE, PARTS
-from featcache.store.errors import CacheNotFoundError, FeatcacheError, RemoteError, RequestError
+from featcache.store.catalogue.ownership import is_own_path
+from featcache.store.catalogue.removal import CATALOGUE
+from featcache.store.errors import (
+    CacheBusyError,
+    CacheNotFoundError,
+    FeatcacheError,
+    RemoteError,
+    RequestError,
+)
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
+from featcache.store.journal import JOURNAL
 from featcache.store.manifest import Manifest
 from featcache.store.transfer.address import Address, CacheName, cache_name, key_beginning
 from featcache.store.transfer.flight import retried
@@ -124,7 +132,20 @@ def is_marker(path: str) -> bool:
 def cache_files(remote: Remote, name: CacheName) -> dict[str, Listed]:
     """The files of one cache on a remote, by path within it; what else somebody put into its folder is not among them."""
     listed = retried(lambda: remote.files(str(name)))
-    return {path: file for path, file in listed.items() if path.partition("/")[0] in PARTS}
+    return {path: file for path, file in listed.items() if is_own_path(path)}
+
+
+def refuse_extraction(remote: Remote, name: CacheName, files: Collection[str]) -> None:
+    """Refuse to clear a folder in which a cache is being extracted: a shared folder may be a root of others.
+
+    Raises:
+        CacheBusyError: it holds the journal of an extraction.
+    """
+    if any(path.startswith(f"{JOURNAL}/") for path in files):
+        raise CacheBusyError(
+            f"{remote.where(str(name))} is being extracted there, or was interrupted while it was: finish that, "
+            "or remove it with `featcache rm` where that folder is a root"
+        )
 
 
 def read_catalogue(remote: Remote) -> Catalogue:

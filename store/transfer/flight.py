@@ -2,7 +2,8 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread, local
 from typing import TypeVar
@@ -14,6 +15,8 @@ MB, KB = 10**6, 10**3
 UPDATE_S = 0.1
 TRIES = 6
 """Without any progress; a transfer that moves is never given up."""
+GIVE_UP_S = 30.0
+"""Seconds without any progress after which nothing is tried again."""
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 10.0
 PATIENCE_S = 2.0
 """For transfers that are to stop; what hangs longer is left to itself."""
@@ -44,6 +47,18 @@ def _stop() -> Event:
     return event
 
 
+def same_stop() -> Callable[[], AbstractContextManager[None]]:
+    """Return what a helper thread enters to be stopped together with this one."""
+    stop = _stop()
+
+    @contextmanager
+    def entered() -> Iterator[None]:
+        _of_thread.stop = stop
+        yield
+
+    return entered
+
+
 def back_off(attempt: int) -> None:
     """Wait before trying again, the longer the more often it has failed, and never at the same time as all others."""
     wait_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0)
@@ -51,16 +66,43 @@ def back_off(attempt: int) -> None:
         raise StoppedError
 
 
+class Attempts:
+    """Counts how often, and for how long, something has failed without any progress."""
+
+    def __init__(self) -> None:
+        self.progress()
+
+    def progress(self) -> None:
+        """Begin anew: something has moved."""
+        self._failed, self._since = 0, time.monotonic()
+
+    def failed(self, error: TransientError | None) -> bool:
+        """Wait before the next try; False if there is to be none and nothing to raise.
+
+        Raises:
+            TransientError: `error`, which has come too often; with how often, and what to do.
+        """
+        self._failed += 1
+        seconds = time.monotonic() - self._since
+        if self._failed < TRIES and seconds < GIVE_UP_S:
+            back_off(self._failed)
+            return True
+        if error is None:
+            return False
+        times = "once" if self._failed == 1 else f"{self._failed} times"
+        raise TransientError(
+            f"{error} (tried {times} in {seconds:.0f} s; the same command resumes when the remote answers again)"
+        ) from error
+
+
 def retried(work: Callable[[], T]) -> T:
     """Do `work`, again where it fails for a reason that may pass."""
-    for attempt in range(TRIES):
+    attempts = Attempts()
+    while True:
         try:
             return work()
-        except TransientError:
-            if attempt == TRIES - 1:
-                raise
-            back_off(attempt)
-    raise AssertionError  # the last attempt returns or raises
+        except TransientError as error:
+            attempts.failed(error)
 
 
 def fly(tasks: Sequence[Callable[[], None]], threads: int) -> None:

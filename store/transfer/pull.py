@@ -4,10 +4,9 @@ Data first: a file gets its name when its digest is seen to be right. Then what 
 written last. Interrupted at any point, the cache that was here before is as it was, and the next pull goes on.
 """
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,12 @@ from pathlib import Path
 from featcache.store.catalogue import find_key
 from featcache.store.catalogue.entries import WHOLE
 from featcache.store.checking.digests import sha256_files
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import JsonObject, sync_directory
 from featcache.store.held import HELD_FILE, Held
 from featcache.store.inventory import Inventory
-from featcache.store.journal import FEATURES, JOURNAL, PLAN_FILE
-from featcache.store.manifest import FileRecord, Manifest
+from featcache.store.journal import FEATURES, JOURNAL, PLAN_FILE, clear
+from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
 from featcache.store.plain import refuse_link, sha256_plain
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.machine import usable_cpus
@@ -30,7 +29,7 @@ from featcache.store.transfer.documents import fetch_documents, united_metadata
 from featcache.store.transfer.flight import ByteCounter, fly, moving
 from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, unite
 from featcache.store.transfer.plan import Choice, data_files
-from featcache.store.transfer.receive import receive_bytes, receive_file
+from featcache.store.transfer.receive import RECEIVING, receive_bytes, receive_file
 from featcache.store.transfer.remotes.base import IN_FLIGHT, Remote
 from featcache.store.transfer.space import require_room
 from featcache.store.writing.claims import sole_owner
@@ -140,6 +139,26 @@ def fetch(
             moved += copy.finish(remote, name)
     seconds = time.perf_counter() - started
     return Pulled(directory, name.key, copy.origin, moved, len(files), copy.whole, seconds)
+
+
+def discard_unfinished(directory: Path) -> None:
+    """Remove what a pull that is given up left of files on their way: an extraction is going to fill the folder.
+
+    Files that have arrived whole stay; the extraction writes over them. Nothing is touched that belongs to a copy that
+    counts, or while another process is at work in the folder.
+    """
+    if (
+        not directory.is_dir()
+        or (directory / MANIFEST_FILE).exists()
+        or (directory / JOURNAL / PLAN_FILE).exists()
+    ):
+        return
+    with suppress(CacheError, CacheBusyError, OSError), _writing(directory):
+        inside = directory.resolve()
+        for path in (directory / FEATURES).glob(f"*/*/*{RECEIVING}"):
+            if path.parent.resolve().is_relative_to(inside):  # not behind a link
+                path.unlink(missing_ok=True)
+        (directory / HELD_FILE).unlink(missing_ok=True)
 
 
 class _Copy:
@@ -253,7 +272,8 @@ def _writing(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            shutil.rmtree(journal, ignore_errors=True)
+            with suppress(OSError):
+                clear(journal)
 
 
 def _receive(

@@ -28,6 +28,7 @@ from featcache.store.transfer.catalogue import (
     is_marker,
     push_marker,
     read_catalogue,
+    refuse_extraction,
 )
 from featcache.store.transfer.documents import fetch_requests, repository_card
 from featcache.store.transfer.flight import moving, retried
@@ -291,10 +292,13 @@ class _Push:
 
     def _clear(self, catalogue: Catalogue) -> None:
         """Take what is there away, the manifest first, so that nobody reads a mixture."""
+        refuse_extraction(self._remote, self._name, cache_files(self._remote, self._name))
         first = [f"{self._name}/{MANIFEST_FILE}", *catalogue.paths(self._name)]
         retried(lambda: self._remote.delete(first))
         self._clear_files()
 
     def _clear_files(self) -> None:
-        there = [f"{self._name}/{path}" for path in cache_files(self._remote, self._name)]
+        files = cache_files(self._remote, self._name)
+        refuse_extraction(self._remote, self._name, files)
+        there = [f"{self._name}/{path}" for path in files]
         retried(lambda: self._remote.delete(there))

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from featcache.store.errors import CacheError
-from featcache.store.files import PARTIAL_SUFFIX, naming
+from featcache.store.files import PARTIAL_SUFFIX, naming, write_all
 from featcache.store.manifest import FileRecord
 from featcache.store.plain import PLAIN_FLAGS, kind_misfit
-from featcache.store.transfer.flight import TRIES, TransientError, back_off, check_stop, retried
-from featcache.store.transfer.remotes.base import PIECE_BYTES, Counter, Remote
+from featcache.store.transfer.flight import Attempts, TransientError, check_stop, retried
+from featcache.store.transfer.remotes.base import PIECE_BYTES, Counter, MissingError, Remote
 
 T = TypeVar("T")
+_PUSH_AGAIN = "whoever pushed the cache can mend it with another `featcache push`"
 RECEIVING = f".pull{PARTIAL_SUFFIX}"
 
 
@@ -42,7 +43,7 @@ def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, co
     with naming(partial), open(_open_partial(partial), "r+b", buffering=0) as file:
 
         def keep(piece: bytes) -> None:
-            file.write(piece)
+            write_all(file, piece)
 
         def restart() -> None:
             file.seek(0)
@@ -54,7 +55,10 @@ def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, co
         while piece := file.read(PIECE_BYTES):  # what an interrupted pull left
             check_stop()
             sink.begin(piece)
-        _fetch_twice(remote, path, record, sink)
+        try:
+            _fetch_twice(remote, path, record, sink)
+        except MissingError as error:
+            raise MissingError(f"{error}, although the manifest names it; {_PUSH_AGAIN}") from error
         os.fsync(file.fileno())
     partial.replace(target)
 
@@ -87,7 +91,7 @@ def receive_document(remote: Remote, path: str, limit: int) -> bytes:
 
     def fetch() -> bytes:
         data = bytearray()
-        with closing(remote.read(path)) as pieces:
+        with closing(remote.read(path, 0, limit)) as pieces:
             for piece in pieces:
                 data += piece
                 if len(data) > limit:
@@ -153,7 +157,7 @@ def _fetch_twice(remote: Remote, path: str, record: FileRecord, sink: Sink) -> N
 
 def _fetch(remote: Remote, path: str, record: FileRecord, sink: Sink) -> bool:
     """Read until the recorded size is there, from where it was; True if the remote would send more."""
-    failures = 0
+    attempts = Attempts()
     while True:
         before = sink.size
         try:
@@ -162,16 +166,14 @@ def _fetch(remote: Remote, path: str, record: FileRecord, sink: Sink) -> bool:
             too_long, error = False, caught
         if too_long or sink.size == record.bytes:
             return too_long
-        failures = 0 if sink.size > before else failures + 1
-        if failures == TRIES:
-            if error is None:
-                return False  # it ends too early, every time
-            raise error
-        back_off(failures)
+        if sink.size > before:
+            attempts.progress()
+        if not attempts.failed(error):
+            return False  # it ends too early, every time
 
 
 def _read_on(remote: Remote, path: str, size: int, sink: Sink) -> bool:
-    with closing(remote.read(path, sink.size)) as pieces:
+    with closing(remote.read(path, sink.size, size)) as pieces:
         for piece in pieces:
             check_stop()
             if sink.size + len(piece) > size:

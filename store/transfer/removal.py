@@ -2,10 +2,17 @@
 
 from dataclasses import dataclass
 
-from featcache.store.errors import CacheNotFoundError, RequestError
+from featcache.store.errors import CacheBusyError, CacheNotFoundError, RequestError
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.transfer.address import Address, CacheName
-from featcache.store.transfer.catalogue import Catalogue, cache_files, find_cache, not_found, read_catalogue
+from featcache.store.transfer.catalogue import (
+    Catalogue,
+    cache_files,
+    find_cache,
+    not_found,
+    read_catalogue,
+    refuse_extraction,
+)
 from featcache.store.transfer.documents import repository_card
 from featcache.store.transfer.flight import retried
 from featcache.store.transfer.remotes.base import Remote
@@ -57,6 +64,11 @@ def find_removable(address: Address) -> Removable:
     if not remote.writable:
         raise RequestError(f"{remote.where()} is read-only; nothing can be removed there")
     listed = cache_files(remote, name)
+    try:
+        refuse_extraction(remote, name, listed)
+    except CacheBusyError:
+        remote.close()
+        raise
     catalogue: Catalogue = retried(lambda: read_catalogue(remote))
     entries = tuple(catalogue.paths(name))
     if not listed and not entries:

@@ -21,6 +21,7 @@ from featcache.store.files import (
     field,
     read_sealed,
     sync_directory,
+    temporary_for,
     write_sealed,
 )
 from featcache.store.inventory import Block, SplitInventory
@@ -196,12 +197,12 @@ class BlockWriter:
 
     def _sweep(self) -> None:
         """Remove temporary files of this block that other processes left."""
-        names = {file.path.name for file in self._files.values()}
+        names, mine = {file.path.name for file in self._files.values()}, f".{self._token}{PARTIAL_SUFFIX}"
         for folder in self._folders():
             # Faster than a glob, which matters in a folder of thousands of files.
             for found in os.listdir(folder):
-                name, _, token = found.removesuffix(PARTIAL_SUFFIX).rpartition(".")
-                if found.endswith(PARTIAL_SUFFIX) and name in names and token != self._token:
+                others = found.endswith(PARTIAL_SUFFIX) and not found.endswith(mine)
+                if others and temporary_for(found) in names:
                     (folder / found).unlink(missing_ok=True)
 
 

@@ -134,10 +134,13 @@ class CacheWriter:
 
     def _remove_journal(self) -> None:
         """Take the journal of a complete cache away, unless another process has begun an addition in it."""
+        folder = self.directory / JOURNAL
         if self._earlier_plan() is None:
-            # In one step, so that what a process that begins just now writes goes to a journal of its own.
-            aside = self.directory / f"{JOURNAL}.{self._claims.token}{PARTIAL_SUFFIX}"
-            (self.directory / JOURNAL).rename(aside)
+            if journal.foreign_names(folder):  # which stay where somebody put them
+                journal.clear(folder)
+            else:
+                # In one step, so that what a process that begins just now writes goes to a journal of its own.
+                folder.rename(self.directory / f"{JOURNAL}.{self._claims.token}{PARTIAL_SUFFIX}")
         for aside in self.directory.glob(f"{JOURNAL}.*{PARTIAL_SUFFIX}"):
             if journal.is_set_aside(aside.name):
                 journal.clear(aside)

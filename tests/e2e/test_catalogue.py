@@ -143,3 +143,53 @@ def test_gc_is_dry_until_told_and_leaves_shared_roots_alone(cli, made, root, tmp
     ]
     assert (mine.exists(), theirs.exists(), made.exists()) == (False, True, True)
     check(cli("gc", "--older-than", -1), 2, "--older-than must be 0 days or more, got -1")
+
+
+def test_rm_says_what_stays(cli, made):
+    (made / "results").mkdir()
+    (made / "results" / "scores.csv").write_text("mine")
+    outcome = cli("rm", made.name, "--yes")
+    assert outcome.status == 0
+    assert outcome.err == f"{made} stays: it holds what is not featcache's (results)\n"
+    assert [path.name for path in made.iterdir()] == ["results"]
+
+
+def test_rm_refuses_links_and_short_keys(cli, made, root):
+    (root / "alias").symlink_to("made")
+    check(cli("rm", root / "alias" / made.name, "--yes"), 1, "is a link to")
+    check(cli("rm", f"alias/{made.name}", "--yes"), 1, "is a link to")
+    short = cli("rm", made.name[-12:-11], "--yes")
+    assert short.status == 2
+    assert "is too short for the beginning of a key, which needs 4 digits here" in short.err
+    assert made.exists()
+
+
+def test_gc_takes_a_root_under_two_names_once(cli, root, tmp_path):
+    plan = make_plan(SMALL)
+    for dataset in ("flowers", "flowers102"):
+        write_cache(cache_folder(root, plan, dataset), plan, make_content(plan))
+    (tmp_path / "alias").symlink_to(root)
+    done = cli("gc", "--yes", "--json", "--root", root, "--root", tmp_path / "alias")
+    assert done.status == 0
+    assert [item["removed"] for item in json.loads(done.out)] == [True]
+    assert len(list(root.glob("*/*/manifest.json"))) == 1
+
+
+def test_a_closed_folder_is_a_state_of_ls_and_a_line_elsewhere(cli, made, root, monkeypatch):
+    plan = make_plan(SMALL, name="theirs")
+    closed = cache_folder(root, plan)
+    write_cache(closed, plan, make_content(plan))
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: closed not in Path(path).parents and access(path, mode)
+    )
+    rows = {row["key"]: row for row in json.loads(cli("ls", "--json").out)}
+    assert rows[plan.spec.key]["state"] == "unreadable"
+    assert "Permission denied" in rows[plan.spec.key]["error"]
+    assert rows[made.name[-12:]]["state"] == "complete"
+    assert "unreadable" in cli("ls").out
+    for command in (("info",), ("verify",), ("verify", "--all")):
+        outcome = cli(*command)
+        assert outcome.status == 0
+        assert f"note: {closed} cannot be read (Permission denied), so it was passed over" in outcome.err
+    assert f"1 folders cannot be read, such as {closed}" in cli("info", plan.spec.key).err

@@ -185,3 +185,20 @@ def test_a_cache_that_cannot_be_probed_is_passed_over(cli, caches, tmp_path):
     assert str(bad) in done.err.splitlines()[-1]
     rows = [json.loads(line) for line in Path("featcache-results/results.jsonl").read_text().splitlines()]
     assert [row["dataset"] for row in rows] == ["textile"]
+
+
+def test_options_that_would_be_ignored_are_refused(cli, caches):
+    some = str(caches["dtd", "tiny"])
+    for arguments, parts in (
+        ((*QUICK, "--head", "linear", "--cache", some, "--model", "tiny"), ["--cache says which cache is meant"]),
+        ((*QUICK, "--head", "linear", "--cache", some, "--dataset", "dtd"), ["leave --model and --dataset out"]),
+        (
+            (*QUICK, "--head", "linear", "--cache", "file:///team/dtd/tiny-0123456789ab", "--allow-partial"),
+            ["--allow-partial is for caches here"],
+        ),
+        (("results", "--view", "pivot", "--against", "linear:all:cls"), ["--against is for --view gains and summary"]),
+        (("results", "--view", "published", "--score", "top1"), ["--view published compares balanced_accuracy"]),
+        (("plot", "--kind", "sweep", "--against", "linear:all:cls"), ["--against is for --kind gains"]),
+        (("plot", "--kind", "sweep,curves", "--score", "nll"), ["--score is for --kind gains and shots", "sweep"]),
+    ):  # fmt: skip
+        check(cli(*arguments), 2, *parts)

@@ -64,6 +64,38 @@ def test_what_a_teammate_has_is_pulled(cli, extract, weights, images, team, tmp_
     assert "a teammate has this cache" in passed_over.err
 
 
+@pytest.mark.parametrize("what", ["chunk", "manifest", "bits"])
+def test_a_copy_that_cannot_be_had_is_computed(cli, extract, team, tmp_path, monkeypatch, what):
+    """One line says which remote is left out and why; the images are here."""
+    first = json.loads(extract("--json").out)
+    name = "/".join(first["path"].split("/")[-2:])
+    assert cli("push", first["path"], team).status == 0
+    chunks = sorted((tmp_path / "team" / name).glob("features.zarr/train/norm2/c.*"))
+    if what == "chunk":
+        chunks[-1].unlink()
+    elif what == "manifest":
+        (tmp_path / "team" / name / "manifest.json").write_text("{}")
+    else:
+        chunks[-1].write_bytes(bytes(chunks[-1].stat().st_size))
+    monkeypatch.setenv("FEATCACHE_ROOT", f"{tmp_path / 'mine'}:{team}")
+    outcome = extract()
+    notes = [line for line in outcome.err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert f"{tmp_path}/team is left out, its copy could not be pulled" in notes[0]
+    assert verify(tmp_path / "mine" / name).intact
+
+
+def test_a_partial_copy_that_cannot_be_completed_says_what_to_do(cli, extract, team, tmp_path, monkeypatch):
+    first = json.loads(extract("--json").out)
+    name = "/".join(first["path"].split("/")[-2:])
+    assert cli("push", first["path"], team).status == 0
+    monkeypatch.setenv("FEATCACHE_ROOT", f"{tmp_path / 'mine'}:{team}")
+    extract("--layers", "2")
+    (tmp_path / "team" / name / "manifest.json").write_text("{}")
+    with pytest.raises(AssertionError, match=r"could not be completed .* remove the copy \(`featcache rm "):
+        extract()
+
+
 def test_a_partial_copy_whose_origin_is_gone(cli, extract, team, tmp_path, monkeypatch):
     first = json.loads(extract("--json").out)
     name = "/".join(first["path"].split("/")[-2:])

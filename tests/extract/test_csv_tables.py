@@ -76,6 +76,8 @@ def test_a_table_s_own_split_is_taken(root, column, train, test):
     )
     assert (source.class_names, numbers_in_test(source)) == (("x", "y"), LAST)
     assert source.identity == usual.identity, "the same split has the same key in every spelling"
+    renamed = f"splits of t.csv: {train} is train, {test} is test"
+    assert (renamed in source.notes) == (train not in ("train", "0", "1", "False"))
     assert column == "split" or any(
         f"column {column} of t.csv is taken for its split" in n for n in source.notes
     )

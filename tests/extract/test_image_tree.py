@@ -54,6 +54,7 @@ def test_splits_in_any_spelling_are_splits_and_no_classes(tmp_path, train, test)
     assert source.class_names == ("cat", "dog")
     assert split_ids(source) == {"train": sorted(classes(train)), "test": sorted(classes(test))}
     assert source.identity["split_seed"] is None
+    assert f"splits of {tmp_path.name}: {train} is train, {test} is test" in source.notes
     flat = open_it(tmp_path, "?splits=none")
     assert flat.class_names == tuple(sorted((train, test)))
     assert flat.identity["digest"] != source.identity["digest"]
@@ -188,6 +189,22 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(image_tree.os, "scandir", scandir)
     refused(root, DatasetError, r"folder .*/dog cannot be read \(Permission denied\)")
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch):
+    """A folder that may not be entered, a name that is too long, a disk that fails: of whatever kind the source is."""
+    refused("x" * 5000, RequestError, "does not exist or is not a folder")
+    with pytest.raises(UnknownNameError, match="unknown dataset"):
+        resolve_source("x" * 5000)
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\n")
+
+    def failing(*_):
+        raise OSError(5, "Input/output error", str(table))
+
+    monkeypatch.setattr("featcache.extract.sources.csv_table.read_table", failing)
+    with pytest.raises(DatasetError, match=rf"^{table} cannot be read \(Input/output error\)$"):
+        resolve_source(f"csv:{table}")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems normalize names")

@@ -1,5 +1,7 @@
 """From images to the bytes of a cache: stored types, what stops a run, blocks, and that a stopped run loses nothing."""
 
+import os
+import signal
 from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing import active_children
@@ -8,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from featcache.extract.contents import Contents
 from featcache.extract.device import forward_context
 from featcache.extract.forward import FeatureExtractor
+from featcache.extract.images import Rows, WorkerError, image_batches
 from featcache.extract.pipeline import ImageInput, run_blocks, sample_columns
 from featcache.extract.planning import plan_inventory
+from featcache.extract.retry import drop_restored, refuse_empty_splits, reopen_restored, try_again
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Sample, Source
 from featcache.extract.taps import Taps
@@ -425,3 +430,98 @@ def test_no_row_follows_a_batch_that_failed(tmp_path):
     assert {
         path: content for path, content in all_files(tmp_path).items() if not path.startswith("whole")
     } == whole
+
+
+# What cannot be prepared, and rows that are tried again.
+
+
+class Strip(InMemory):
+    def image(self, split, row):
+        return Image.new("RGB", (60_000, 1)) if (split, row) == ("train", 5) else super().image(split, row)
+
+
+def first_batch(source, transform):
+    return next(iter(image_batches(source, transform, [Rows("train", 0, 8)], 0, False, SIZE)))
+
+
+def test_an_image_that_resizing_would_blow_up_is_refused_by_name():
+    transform = transforms.Compose(
+        [transforms.Resize(160), transforms.CenterCrop(SIZE), transforms.ToTensor()]
+    )
+    batch = first_batch(Strip(), transform)
+    [(row, message)] = batch.failures
+    assert (row, batch.unavailable) == (5, [])
+    assert message == (
+        "image 'train/ä-5' is 60000 x 1 pixels: with 160 px on the shorter side it would be 9,600,000 px long; crop it"
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError(), ZeroDivisionError("by zero")])
+def test_what_preprocessing_raises_is_told_by_the_name_of_the_image(error):
+    def transform(image):
+        if image.width > 10:
+            raise error
+        return to_tensor(image)
+
+    [(row, message)] = first_batch(Strip(), transform).failures
+    assert row == 5
+    assert message.startswith("image 'train/ä-5' ")
+    assert "cannot be preprocessed" in message or "more memory than there is" in message
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_line(tmp_path):
+    class Deadly(InMemory):
+        def image(self, split, row):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    backbone = timm_vit()
+    with CacheWriter(tmp_path, make_plan(InMemory(), backbone)) as writer:
+        extractors = extractors_of(writer.plan, backbone)
+        with pytest.raises(WorkerError, match=r"a process that decodes images came to an end .*--workers"):
+            run_blocks(writer, input_of(Deadly(), 1), extractors, lambda *done: None)
+
+
+def test_failed_rows_are_tried_again_and_the_outcome_is_that_of_a_run_without_failures(tmp_path):
+    broken, backbone = InMemory(broken={("train", 5), ("test", 0), ("test", 139)}), timm_vit()
+    fill(tmp_path / "whole", InMemory())
+    fill(tmp_path / "again", broken, skip_failures=True)
+    still = try_again(open_cache(tmp_path / "again"), broken)
+    assert (still.failed, still.restored, still.blocks) == (3, 0, [])
+    assert str(still) == "3 samples have no features: tried again, still do not decode"
+    half = InMemory(broken={("test", 139)})
+    retry = try_again(open_cache(tmp_path / "again"), half)
+    assert (retry.failed, retry.restored) == (3, 2)
+    assert retry.blocks == [Block("train", 0, 0, 128), Block("test", 0, 0, 128)]
+    assert "2 of them decode now; 2 blocks are extracted again" in str(retry)
+    reopen_restored(tmp_path / "again", retry)
+    assert fill(tmp_path / "again", half, skip_failures=True, backbone=backbone)[0] == (440 - 256, 440)
+    last = try_again(open_cache(tmp_path / "again"), InMemory())
+    reopen_restored(tmp_path / "again", last)
+    fill(tmp_path / "again", InMemory(), skip_failures=True)
+    assert all_files(tmp_path / "again") == all_files(tmp_path / "whole")
+    assert try_again(open_cache(tmp_path / "again"), InMemory()) is None
+
+
+def test_failed_rows_of_an_unfinished_run_are_tried_again(tmp_path):
+    broken, backbone = InMemory(broken={("train", 5)}, gone={("test", 0)}), timm_vit()
+    with CacheWriter(tmp_path / "cut", make_plan(broken, backbone)) as writer:
+        extractors = extractors_of(writer.plan, backbone)
+        with pytest.raises(UnavailableError):
+            run_blocks(writer, input_of(broken, skip_failures=True), extractors, lambda *done: None)
+    assert drop_restored(tmp_path / "cut", broken) is None
+    assert drop_restored(tmp_path / "cut", InMemory()).blocks == [Block("train", 0, 0, 128)]
+    fill(tmp_path / "cut", InMemory())
+    fill(tmp_path / "whole", InMemory())
+    assert all_files(tmp_path / "cut") == all_files(tmp_path / "whole")
+
+
+def test_a_split_without_a_single_image_is_not_completed_and_is_tried_again(tmp_path):
+    broken, backbone = InMemory(broken={("test", row) for row in range(140)}), timm_vit()
+    with CacheWriter(tmp_path / "cut", make_plan(broken, backbone)) as writer:
+        extractors = extractors_of(writer.plan, backbone)
+        run_blocks(writer, input_of(broken, skip_failures=True), extractors, lambda *done: None)
+        with pytest.raises(DatasetError, match="none of the 140 images of split test decodes"):
+            refuse_empty_splits(writer)
+    assert fill(tmp_path / "cut", InMemory())[0] == (300, 440)
+    fill(tmp_path / "whole", InMemory())
+    assert all_files(tmp_path / "cut") == all_files(tmp_path / "whole")

@@ -53,7 +53,11 @@ def test_classnames_may_lack_a_line_and_classes_may_be_in_one_split_alone(tmp_pa
     write_tar(tmp_path / "test" / "1.tar", [("s9.png", IMAGE), ("s9.cls", b"4")])
     source = open_wds(tmp_path)
     assert source.class_names == ("ant", "bee", "2", "3", "4")
-    assert list(source.notes) == [f"split test of {tmp_path.name}: classes that train lacks: 4"]
+    assert list(source.notes) == [
+        f"{tmp_path.name}: 2 names for 5 classes; classes from 2 on are called by their numbers",
+        f"split test of {tmp_path.name}: classes that train lacks: 4",
+        f"{tmp_path.name}: 1 of 5 classes have no sample (3)",
+    ]
 
 
 def test_a_set_without_train_is_its_test_split_or_is_split_anew(tmp_path):
@@ -123,7 +127,7 @@ PROBLEMS = {
     "no array": ([("a.png", IMAGE), ("a.npy", b"xx")], "a.npy is no array of numbers"),
     "pickle": (
         [("a.png", IMAGE), ("a.npy", npy(np.array([None], object)))],
-        "a.npy is no array of numbers (Object arrays cannot be loaded when allow_pickle=False)",
+        "a.npy is object; labels must be numbers",
     ),
     "unlike": (
         [*WHOLE[:1], ("a.npy", npy(np.zeros(2))), ("b.png", IMAGE), ("b.npy", npy(np.zeros(3)))],
@@ -205,13 +209,11 @@ def test_addresses_are_fetched_once_and_go_on(tmp_path):
     hub.broken_off["train/1.tar"] = 1000
     with hub_server(hub) as address:
         pattern = f"{address}/datasets/x/resolve/main/train/{{0..2}}.tar"
-        with pytest.raises(
-            DatasetError, match=r"train/1\.tar broke off at 1000 of \d+ bytes; the same command goes on"
-        ):
-            open_wds(pattern)
-        source = open_wds(pattern)
+        source = open_wds(pattern)  # which resumes by itself where an answer broke off
         assert ("GET", "/datasets/x/resolve/main/train/1.tar", "bytes=1000-") in hub.asked
-        with pytest.raises(DatasetError, match=r"/train/3\.tar could not be fetched \(status 404\)$"):
+        with pytest.raises(
+            DatasetError, match=r"/train/3\.tar could not be fetched: not there \(status 404\)$"
+        ):
             open_wds(f"{address}/datasets/x/resolve/main/train/{{0..3}}.tar")
     # Nobody answers any more.
     again = open_wds(pattern)
@@ -256,7 +258,7 @@ def test_a_shard_that_is_gone_or_shorter_when_it_is_read(tmp_path):
     source = open_wds(make_shards(tmp_path / "shards"))
     path = Path(tmp_path / "shards" / "train" / "2.tar")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(DatasetError, match=r"train/2/s0000009 cannot be read: .*2\.tar became shorter"):
+    with pytest.raises(DatasetError, match=r"2\.tar has changed since it was indexed; start again"):
         source.image("train", 9)
     path.with_name("0.tar").unlink()
     with pytest.raises(DatasetError, match=r"shard .*0\.tar cannot be read \(No such file"):

@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from scipy.sparse import csr_array
+from sklearn.exceptions import DataConversionWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
 from featcache.probe.estimators import AttentiveProbe, HeadProbe, HeadRegressor, LinearProbe
+from featcache.probe.inputs.tokens import InMemoryTokens
 from featcache.probe.protocol import get_protocol
 from featcache.store.errors import RequestError, UnknownNameError
 from support.caches import make_content, make_plan, write_cache
@@ -21,8 +25,16 @@ ESTIMATORS = {
     "linear": LinearProbe(protocol=SHORT, learning_rate=0.1, weight_decay=1e-4),
     "attentive": AttentiveProbe(protocol=SHORT, learning_rate=0.03, weight_decay=1e-4),
     "ridge": HeadProbe("ridge", protocol=SHORT),
+    "knn": HeadProbe("knn", protocol=SHORT),
+    "logreg": HeadProbe("logreg", protocol=SHORT),
+    "lda": HeadProbe("lda", protocol=SHORT),
 }
 REGRESSOR = HeadRegressor("ridge", protocol=SHORT)
+REGRESSORS = {
+    "ridge": REGRESSOR,
+    "linear": HeadRegressor("linear", input="standard", protocol=SHORT, learning_rate=0.03),
+    "knn": HeadRegressor("knn", protocol=SHORT),
+}
 CHECKS = {
     "check_classifier_data_not_an_array",
     "check_classifiers_classes",
@@ -74,8 +86,18 @@ CHECKS = {
 LEFT_OUT = {
     # Needs a setting of the whole process.
     "*": {"check_array_api_input"},
-    # Its data have two features, of which a layer norm leaves which is the larger: too little for three classes.
-    "attentive": {"check_classifiers_train"},
+}
+EXPECTED_TO_FAIL = {
+    # Of one sample and of many, products of float32 are rounded otherwise, and votes divide similarities by a small temperature:
+    # predictions differ by 1e-6, and scikit-learn allows 1e-7.
+    "knn": {"check_methods_subset_invariance"},
+}
+"""Of regressors."""
+LABEL_SETS = {
+    "check_classifiers_multilabel_representation_invariance",
+    "check_classifiers_multilabel_output_format_predict",
+    "check_classifiers_multilabel_output_format_predict_proba",
+    "check_classifiers_multilabel_output_format_decision_function",
 }
 
 
@@ -93,16 +115,109 @@ def test_scikit_learns_checks(name):
             continue
         check(estimator)
         ran.add(called)
-    assert ran >= CHECKS - LEFT_OUT.get(name, set())
+    assert ran >= CHECKS
+    assert (ran >= LABEL_SETS) is (name not in ("logreg", "lda")), "these two are for single labels"
 
 
-def test_scikit_learns_checks_of_regressors():
-    ran = set()
-    for estimator, check in generated(REGRESSOR):
-        if check.func.__name__ not in LEFT_OUT["*"]:
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_scikit_learns_checks_of_regressors(name):
+    ran, failed = set(), set()
+    for estimator, check in generated(REGRESSORS[name]):
+        called = check.func.__name__
+        if called in LEFT_OUT["*"]:
+            continue
+        try:
             check(estimator)
-            ran.add(check.func.__name__)
+        except AssertionError:
+            if called not in EXPECTED_TO_FAIL.get(name, ()):
+                raise
+            failed.add(called)
+        ran.add(called)
     assert {"check_regressors_train", "check_regressor_multioutput", "check_regressors_int"} <= ran
+    assert failed <= EXPECTED_TO_FAIL.get(name, set())
+
+
+def test_a_whole_sweep_of_the_default_regressor_learns_what_scikit_learn_asks():
+    """The checks of training scores need the steps of the default protocol: four short trainings on lengths of 1 give 0.48."""
+    features, y = estimator_checks._regression_dataset()
+    y = (y - y.mean()) / y.std()
+    assert HeadRegressor().fit(features, y).score(features, y) > 0.5
+
+
+@pytest.mark.parametrize("head", ["linear", "attentive", "ridge", "knn", "auto"])
+def test_label_sets(tokens, head):
+    """As scikit-learn's own take them: a column for every class, dense or sparse, sets of all sizes."""
+    features, _ = tokens
+    labels = np.arange(240) % 3
+    sets = np.stack([labels == 0, labels != 1, labels == 9], 1).astype(int)
+    sets[0, 2] = 1
+    probe = HeadProbe(head, protocol=SHORT).fit(features, sets)
+    predicted = probe.predict(features)
+    assert predicted.dtype.kind == "i"
+    assert predicted.shape == sets.shape
+    assert (predicted[:, :2] == sets[:, :2]).mean() > 0.9
+    probabilities = probe.predict_proba(features)
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    np.testing.assert_array_equal(probabilities > 0.5, predicted)
+    assert probe.decision_function(features).shape == sets.shape
+    np.testing.assert_array_equal(probe.classes_, [0, 1, 2])
+    if head == "ridge":
+        for other in (csr_array(sets), sets.astype(bool), sets.tolist()):
+            again = HeadProbe(head, protocol=SHORT).fit(features, other)
+            np.testing.assert_array_equal(again.predict(features), predicted)
+        assert cross_val_score(probe, features, sets, cv=2).min() > 0.8
+
+
+def test_label_sets_are_refused_by_heads_of_single_labels(tokens):
+    with pytest.raises(ValueError, match="head 'logreg' is for single-label targets"):
+        HeadProbe("logreg", protocol=SHORT).fit(tokens[0], np.eye(3, dtype=int)[np.arange(240) % 3])
+
+
+def test_two_labels_stay_two_labels(tokens):
+    features, _ = tokens
+    labels = np.arange(240) % 3 == 0
+    probe = HeadProbe("ridge", protocol=SHORT)
+    assert probe.fit(features, labels).predict_proba(features).shape == (240, 2)
+    with pytest.warns(DataConversionWarning, match="column-vector"):
+        assert probe.fit(features, labels[:, None]).predict_proba(features).shape == (240, 2)
+    with pytest.raises(ValueError, match="1d array"):
+        probe.fit(features, np.stack([labels + 1, labels + 2], 1))
+
+
+FORMS = {
+    "reversed": lambda array: np.ascontiguousarray(array[::-1])[::-1],
+    "big-endian": lambda array: array.astype(array.dtype.newbyteorder(">")),
+    "little-endian": lambda array: array.astype(array.dtype.newbyteorder("<")),
+    "fortran": np.asfortranarray,
+    "every-second": lambda array: np.repeat(array, 2, 0)[::2],
+    "flipped": lambda array: (
+        np.ascontiguousarray(array[::-1])[::-1]
+        if array.ndim == 1
+        else np.ascontiguousarray(array[..., ::-1])[..., ::-1]
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("writeable", [True, False])
+def test_arrays_of_any_layout(tokens, form, dtype, writeable):
+    features, labels = tokens
+    features = features[:60].astype(dtype)
+    given = FORMS[form](features)
+    given.setflags(write=writeable)
+    numbers = FORMS[form](np.arange(60.0) % 3)
+    probe = HeadProbe("ridge", protocol=SHORT)
+    expected = probe.fit(features, labels[:60]).predict_proba(features)
+    np.testing.assert_array_equal(probe.fit(given, labels[:60]).predict_proba(given), expected)
+    regressor = HeadRegressor("ridge", protocol=SHORT).fit(given, numbers)
+    assert np.isfinite(regressor.predict(given)).all()
+    if dtype is not np.float64:
+        batch = InMemoryTokens(given.reshape(60, 6, 8)).batch(torch.arange(60))
+        np.testing.assert_array_equal(
+            batch, InMemoryTokens(features.reshape(60, 6, 8)).batch(torch.arange(60))
+        )
+    np.testing.assert_array_equal(given, features)
 
 
 def test_quantities(tokens):

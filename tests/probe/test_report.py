@@ -1,6 +1,7 @@
 """Results side by side: what is one setting, what differs from what, how sure that is, and how it is written down."""
 
 import csv
+import html
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ from featcache.cli.probe_table import rows_table
 from featcache.probe.published import published_dataset, published_model, published_score
 from featcache.probe.report.columns import column_names
 from featcache.probe.report.groups import filter_rows, group_rows, repetitions
+from featcache.probe.report.numbers import number
 from featcache.probe.report.pivot import pivot_differences, pivot_scores
 from featcache.probe.report.significance import holm, mean_interval, paired_p_value
 from featcache.probe.report.tables import Interval, Number, Table, to_csv, to_latex, to_markdown, to_records
@@ -21,6 +23,7 @@ from featcache.probe.report.views import VIEWS, Against, parse_reference
 from featcache.probe.results import ResultRow, count_lines, read_rows
 from featcache.probe.table import PAPER, TableRow
 from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.text import printable
 
 from .result_rows import made_row, made_rows
 
@@ -238,7 +241,9 @@ def test_formats_say_the_same():
     assert lines[2].count(" | ") == 2, "a bar in a name is no border"
     assert r"**+12.35 ± 0.50 \*\***" in lines[2]
     latex = to_latex(table)
-    assert r"50\%\_of a \& b \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} |*" in latex
+    assert (
+        r"50\%\_of a \& b \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \textbar{}*" in latex
+    )
     assert r"$\mathbf{+12.35} \pm 0.50^{**}$" in latex
     for line in latex.splitlines():
         if line.endswith(r"\\"):
@@ -376,3 +381,81 @@ def test_rows_that_are_none_are_passed_over(tmp_path):
 def test_results_import_nothing_heavy():
     code = "import sys, featcache.cli.results; assert not {'torch', 'sklearn', 'matplotlib', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+HOSTILE = (
+    *(
+        "a|b",
+        "a\\|b",
+        "ends with \\",
+        "<script>x</script>",
+        "<b>",
+        "&lt;",
+        "_x_ *y* `z`",
+        "[x](y)",
+        "$x$ ~~z~~",
+        "# 1",
+        "![i](u)",
+    ),
+    *("[1cm]", "*", "a--b", "50% & #1 {y} ^ ~", "x\ny", "\x1b[31m", "猫 \u202e"),
+)
+
+
+def _rendered(cell: str) -> str:
+    """A cell as CommonMark shows it: escapes and entities are resolved, and no markup is left."""
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]|~$#!<>{}]", re.sub(r"\\(.)", "", cell)), cell
+    return html.unescape(re.sub(r"\\(.)", r"\1", cell))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_markdown_shows_names_as_they_are(name):
+    table = Table((name, "n"), [[name, 1]], [name])
+    lines = to_markdown(table).splitlines()
+    for line in (lines[0], lines[2]):
+        cells = re.split(r"(?<!\\)(?:\\\\)*\|", line)
+        assert len(cells) == 4, line
+        assert _rendered(line[2:].rsplit(" | ", 1)[0]) == printable(name)
+    assert _rendered(lines[4]) == printable(name)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_latex_prints_names_as_they_are(name):
+    lines = to_latex(Table((name, "n"), [[name, 1]], [name])).splitlines()
+    assert lines[0] == f"% {printable(name)}"
+    (row, _), (heading, _) = (lines[-3].rsplit(" & ", 1), lines[4].rsplit(" & ", 1))
+    assert row == heading
+    assert not row.startswith(("[", "*")), "the line break before it would take that"
+    back = {
+        **{rf"\text{word}{{}}": one for word, one in zip(("asciitilde", "asciicircum", "backslash", "bar", "less", "greater"), "~^\\|<>", strict=True)},
+        **{f"\\{one}": one for one in "&%$#_{}"},
+        **{"{[}": "[", "{*}": "*", "-{}": "-"},
+    }  # fmt: skip
+    found = re.sub("|".join(map(re.escape, back)), "", row)
+    assert not re.search(r"[&%$#_{}~^\\|<>\[]|--", found), row
+    assert re.sub("|".join(map(re.escape, back)), lambda match: back[match[0]], row) == printable(name)
+
+
+def test_tables_for_programs_keep_the_digits():
+    exact = 100 / 3
+    table = Table(
+        ("score", "interval"),
+        [[Number(exact, 1e-7 / 3), Interval(Number(exact), Number(200 / 3))], [Number(100 * 0.57), None]],
+    )
+    rows = list(csv.DictReader(to_csv(table).splitlines()))
+    assert float(rows[0]["score"]) == pytest.approx(exact, rel=1e-14)
+    assert float(rows[0]["score sd"]) == pytest.approx(1e-7 / 3, rel=1e-14)
+    assert [float(end) for end in rows[0]["interval"].split(" – ")] == pytest.approx(
+        [exact, 200 / 3], rel=1e-14
+    )
+    assert rows[1]["score"] == "57"
+
+
+def test_small_errors_are_not_shown_as_nothing():
+    """Errors are in the unit of the targets, which may be metres for what is measured in micrometres."""
+    assert [number("mse", value).text for value in (0.0, 1.5, 0.00012344, 1.2344e-9)] == [
+        "0.0000",
+        "1.5000",
+        "0.0001234",
+        "0.000000001234",
+    ]
+    assert number("top1", 0.123456).text == "12.35"

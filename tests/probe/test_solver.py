@@ -305,7 +305,7 @@ def test_sweep(width: int, kind: str) -> None:
     )
     assert list(result.validation) == list(result.tuning) == sorted(result.validation, reverse=True)
     assert progress[-1] == (len(result.validation) + 1,) * 2
-    assert result.penalty == max(result.validation, key=lambda p: (result.validation[p], p))
+    assert result.validation[result.penalty] == max(result.validation.values())
 
     train_rows, held_rows = stratified_holdout(labels, QUICK.validation_fraction, 0)
     features = tokens.batch(torch.arange(120)).flatten(1)

@@ -23,6 +23,7 @@ from featcache.store.convert.import_h5 import h5_source
 from featcache.store.convert.importing import import_source
 from featcache.store.convert.npy_rows import open_npy
 from featcache.store.errors import CacheError, DatasetError, FeatcacheError, RequestError, UnknownNameError
+from featcache.store.progress import Silent
 from featcache.store.reading.reader import open_cache
 from featcache.store.reading.split import SplitReader
 from featcache.store.requests import record_request, recorded_requests
@@ -38,6 +39,16 @@ DTYPES = ("float16", "bfloat16", "float32")
 def no_waiting_for_the_disk(monkeypatch):
     """Power losses are not what is tested here, and syncing is most of the time of writing a small cache."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+class Notes(Silent):
+    """Keeps the messages."""
+
+    def __init__(self):
+        self.notes = []
+
+    def message(self, text):
+        self.notes.append(text)
 
 
 def make(root, **options):
@@ -191,11 +202,17 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch, to):
     with pytest.raises(KeyboardInterrupt):
         export_cache(cache, to, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
-    # What a killed run left does not stand in the way of the next one.
+    # What a killed run left does not stand in the way of the next one, and what others keep under such names stays.
     monkeypatch.undo()
-    (tmp_path / "out.partial").mkdir() if to != "h5" else (tmp_path / "out.partial").write_bytes(b"half")
-    export_cache(cache, to, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "root"]
+    mine, left = tmp_path / "out.partial" / "mine.txt", tmp_path / "out.0123456789ab.partial"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    left.write_bytes(b"half")
+    reporter = Notes()
+    export_cache(cache, to, tmp_path / "out", reporter=reporter)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", left.name, "out.partial", "root"]
+    assert mine.read_text() == "mine"
+    assert [str(left) in note for note in reporter.notes] == [True]
 
 
 def test_a_disk_that_fills_up_under_hdf5_is_an_ordinary_error(tmp_path, monkeypatch):

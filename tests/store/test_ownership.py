@@ -11,6 +11,8 @@ from featcache.store.catalogue.leftovers import find_leftovers
 from featcache.store.catalogue.ownership import foreign, owned
 from featcache.store.catalogue.removal import refuse_linked, remove_cache
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
+from featcache.store.files import read_sealed, write_sealed
+from featcache.store.held import Held
 from featcache.store.writing.claims import Claims
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files, cache_folder, flip, make_content, make_plan, write_cache
@@ -265,3 +267,31 @@ def test_a_folder_that_may_not_be_read_closes_no_root(tmp_path, monkeypatch):
     assert [(one.path, one.key) for one in unreadable([tmp_path])] == [(closed, closed.name[-12:])]
     with pytest.raises(CacheError, match="1 folders cannot be read, such as"):
         select([tmp_path], closed.name)
+
+
+def test_a_writer_leaves_what_only_looks_like_ours(tmp_path):
+    plan = make_plan(SMALL)
+    folder = cache_folder(tmp_path, plan)
+    notes = ("features.zarr/train/norm2/mine.partial", "features.zarr/train/norm2/c.0.0.0.0.mine.partial")
+    notes += ("journal/notes.json", "journal.mine.partial/notes.txt")
+    for name in notes:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    write_cache(folder, plan, make_content(plan))
+    assert [(folder / name).read_text() for name in notes] == ["mine"] * 4
+
+
+def test_a_partial_copy_holds_its_columns(tmp_path):
+    plan = make_plan(SMALL)
+    folder = cache_folder(tmp_path, plan)
+    write_cache(folder, plan, make_content(plan))
+    Held(plan.inventory, "s3://bucket/made").write(folder)
+    assert Held.read(folder) is not None
+    document = read_sealed(folder / "held.json")
+    for split in document["inventory"]["splits"].values():
+        del split["arrays"]["label"]
+    write_sealed(folder / "held.json", document)
+    with pytest.raises(
+        CacheError, match=r"held.json: split '.*' lacks the array 'label', which every copy holds"
+    ):
+        Held.read(folder)

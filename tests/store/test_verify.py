@@ -337,3 +337,14 @@ def test_no_repair_while_somebody_is_at_work_or_after_a_change(cache):
     repair(found)
     with pytest.raises(CacheBusyError, match="has changed since it was verified"):
         repair(found)
+
+
+def test_repair_leaves_what_only_looks_like_ours(cache):
+    notes = ("mine.partial", "features.zarr/test/label/mine.partial", "journal/notes.json")
+    (cache / "journal").mkdir()
+    for name in notes:
+        (cache / name).write_text("mine")
+    flip(cache / "features.zarr/test/label/c.0", 77)
+    left = repair(verify(cache))
+    assert sorted(left.strangers) == sorted(notes[:2])
+    assert [(cache / name).read_text() for name in notes] == ["mine"] * 3

@@ -1,5 +1,7 @@
 """Straight from the remote: what is needed is fetched once, kept within a limit, and asked about from then on."""
 
+import errno
+import fcntl
 import json
 import os
 import time
@@ -11,8 +13,9 @@ import pytest
 import featcache
 from featcache.store.catalogue.entries import remote_roots, roots
 from featcache.store.errors import RequestError
+from featcache.store.held import Held
 from featcache.store.transfer.address import parse_address, split_roots
-from featcache.store.transfer.borrow import borrowed, release
+from featcache.store.transfer.borrow import IDLE_S, borrowed, make_room, release
 from featcache.store.transfer.push import push
 from support.caches import cache_folder, make_content, make_plan, write_cache
 from support.faulty_proxy import Faults, FaultyProxy
@@ -162,3 +165,21 @@ def test_roots_may_name_remotes(monkeypatch, tmp_path):
     with pytest.raises(RequestError, match="must begin with a folder") as caught:
         roots()
     assert "pass@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EBADF, errno.ENOLCK])
+def test_without_locks_a_copy_goes_when_it_was_not_asked_for_in_a_day(tmp_path, monkeypatch, number):
+    def no_locks(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    plan = make_plan({"train": 200, "test": 90})
+    folder = cache_folder(tmp_path, plan)
+    write_cache(folder, plan, make_content(plan))
+    Held(plan.inventory, "s3://bucket/made", borrowed=True).write(folder)
+    monkeypatch.setenv("FEATCACHE_BORROWED", f"{1.5 * plan.inventory.num_bytes / 1000:.1f} kB")
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    make_room(tmp_path, plan.inventory, tmp_path / "another")
+    assert folder.exists(), "it may be in use"
+    os.utime(folder / "held.json", (time.time() - IDLE_S - 1,) * 2)
+    make_room(tmp_path, plan.inventory, tmp_path / "another")
+    assert not folder.exists()

@@ -1,12 +1,13 @@
 """What every kind of remote can do. Paths are relative to the remote, with ``/`` between their parts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from featcache.store.errors import RemoteError
+from featcache.store.errors import FeatcacheError, RemoteError
 from featcache.store.manifest import FileRecord
 from featcache.store.transfer.address import Address
 from featcache.store.transfer.flight import fly, retried
@@ -14,8 +15,6 @@ from featcache.store.transfer.flight import fly, retried
 PIECE_BYTES = 2**20
 IN_FLIGHT = 8
 """Files that move at the same time."""
-TIMEOUT_S = 60.0
-"""Silence for this long is an error; a transfer as a whole may take as long as it takes."""
 
 
 class MissingError(RemoteError):
@@ -62,6 +61,27 @@ class Remote(ABC):
         """Name something on this remote in messages, without credentials."""
         return f"{self.address}/{path}".rstrip("/")
 
+    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
+        """What an error of the client means for `path`, by the table of this kind of remote.
+
+        None for an error that is not in the table: it is a fault of ours or of the client's, so it is neither taken for
+        one of the network nor tried again.
+        """
+        return None
+
+    @contextmanager
+    def _client_errors(self, path: str) -> Iterator[None]:
+        """Turn what the client raises into errors of this package, which keep it as their cause."""
+        try:
+            yield
+        except FeatcacheError:
+            raise
+        except Exception as error:
+            meaning = self._meaning(path, error)
+            if meaning is None:
+                raise
+            raise meaning from error
+
     @abstractmethod
     def stat(self, path: str) -> Listed:
         """Ask about one file.
@@ -76,8 +96,19 @@ class Remote(ABC):
         return listed.size == upload.record.bytes
 
     @abstractmethod
-    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
-        """Read a file from `offset` on, in pieces; closing the iterator ends the transfer. Errors as for `stat`."""
+    def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
+        """Read a file from `offset` on, in pieces; closing the iterator ends the transfer.
+
+        Args:
+            path: of the file.
+            offset: first byte that is wanted.
+            limit: size that the file has at most. It bounds what a client fetches before it gives anything; a remote that
+                streams may send more, which is the reader's to count.
+
+        Raises:
+            MissingError: it is not there.
+            RemoteError: the remote cannot be reached or refuses, or has more than `limit` bytes there.
+        """
 
     @abstractmethod
     def files(self, folder: str) -> dict[str, Listed]:

@@ -2,12 +2,14 @@
 
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from featcache.store.errors import RequestError
-from featcache.store.transfer.address import Address
-from featcache.store.transfer.flight import check_stop
+from featcache.store.errors import FeatcacheError, RemoteError, RequestError
+from featcache.store.transfer.address import Address, redacted
+from featcache.store.transfer.flight import TransientError, check_stop
+from featcache.store.transfer.patience import ListingGuard
 from featcache.store.transfer.remotes.base import (
     IN_FLIGHT,
     PIECE_BYTES,
@@ -32,46 +34,57 @@ class BucketRemote(HubRemote):
             raise RequestError("buckets need a newer client: pip install --upgrade huggingface_hub")
 
     def stat(self, path: str) -> Listed:
-        try:
-            found = list(self._api.get_bucket_paths_info(self._bucket, [self._name(path)]))
-        except Exception as error:
-            raise self._error(path, error) from None
+        return _listed(self._info(path))
+
+    def _info(self, path: str) -> Any:
+        found = self._infos([path])
         if not found:
             raise MissingError(f"{self.where(path)}: not there")
-        return _listed(found[0])
+        return found[0]
+
+    def _infos(self, paths: Sequence[str]) -> list[Any]:
+        names = [self._name(path) for path in paths]
+        return self._ask(
+            paths[0] if paths else "",
+            lambda: list(self._api.get_bucket_paths_info(self._bucket, names)),
+        )
 
     def holds(self, listed: Listed, upload: Upload) -> bool:
         return listed.size == upload.record.bytes
 
-    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
+    def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
+        """Fetch a file through the client, which gives it when all of it is there: so its size is asked for first."""
+        info = self._info(path)
+        if info.size > limit:
+            raise RemoteError(
+                f"{self.where(path)}: {info.size} bytes, at most {limit} are expected; nothing was fetched"
+            )
         with tempfile.TemporaryDirectory(prefix="featcache-hub-") as folder:
             check_stop()
             target = Path(folder, "file")
-            try:
+            with self._client_errors(path):
                 self._api.download_bucket_files(
                     self._bucket, [(self._name(path), target)], raise_on_missing_files=True
                 )
-            except Exception as error:
-                raise self._error(path, error) from None
             with target.open("rb", buffering=0) as source:
                 source.seek(offset)
                 while piece := source.read(PIECE_BYTES):
                     yield piece
 
     def files(self, folder: str) -> dict[str, Listed]:
-        prefix = self._name(folder)
-        try:
-            items = self._api.list_bucket_tree(self._bucket, f"{prefix}/", recursive=True)
-            return {
-                item.path.removeprefix(f"{prefix}/"): _listed(item)
-                for item in items
-                if hasattr(item, "xet_hash")
-            }
-        except Exception as error:
-            found = self._error(folder, error)
-            if isinstance(found, MissingError):
-                return {}
-            raise found from None
+        prefix, guard = self._name(folder), ListingGuard(self.where(folder))
+
+        def listing() -> dict[str, Listed]:
+            found: dict[str, Listed] = {}
+            for item in self._api.list_bucket_tree(self._bucket, f"{prefix}/", recursive=True):
+                guard.count()
+                if hasattr(item, "xet_hash"):
+                    found[item.path.removeprefix(f"{prefix}/")] = _listed(item)
+            return found
+
+        with suppress(MissingError), self._client_errors(folder):
+            return guard.bounded(listing)
+        return {}
 
     def put_all(self, uploads: Sequence[Upload], count: Counter) -> None:
         for start in range(0, len(uploads), IN_FLIGHT):
@@ -95,26 +108,21 @@ class BucketRemote(HubRemote):
     def list_paths(self, paths: Sequence[str]) -> list[str]:
         """Those of `paths` that are there."""
         names = {self._name(path): path for path in paths}
-        try:
-            return [
-                names[i.path]
-                for i in self._api.get_bucket_paths_info(self._bucket, list(names))
-                if i.path in names
-            ]
-        except Exception as error:
-            raise self._error("", error) from None
+        return [names[info.path] for info in self._infos(paths) if info.path in names]
 
     def create(self) -> None:
-        try:
-            self._api.create_bucket(self._bucket, private=True, exist_ok=True)
-        except Exception as error:
-            raise self._error("", error) from None
+        self._ask("", lambda: self._api.create_bucket(self._bucket, private=True, exist_ok=True))
 
     def _batch(self, **operations: Any) -> None:
-        try:
+        with self._client_errors(""):
             self._api.batch_bucket_files(self._bucket, **operations)
-        except Exception as error:
-            raise self._error("", error) from None
+
+    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
+        found = super()._meaning(path, error)
+        if found is None and type(error) is RuntimeError:
+            # The part of the client that moves the data (hf_xet) has one class for all that happens to it.
+            return TransientError(f"{self.where(path)}: {redacted(str(error))[:200]}")
+        return found
 
 
 def _listed(item: Any) -> Listed:

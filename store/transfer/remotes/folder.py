@@ -1,5 +1,6 @@
 """A shared folder as a remote, such as one that several machines mount. What lies in it may be anybody's."""
 
+import errno
 import os
 import secrets
 from collections.abc import Generator, Sequence
@@ -8,9 +9,10 @@ from pathlib import Path
 from stat import S_ISREG
 
 from featcache.store.errors import FeatcacheError, RemoteError
-from featcache.store.files import PARTIAL_SUFFIX, sync_directory, write_atomic
+from featcache.store.files import PARTIAL_SUFFIX, sync_directory, write_all, write_atomic
 from featcache.store.plain import open_plain, refuse_link
 from featcache.store.transfer.flight import check_stop
+from featcache.store.transfer.patience import ListingGuard
 from featcache.store.transfer.remotes.base import (
     PIECE_BYTES,
     Counter,
@@ -36,40 +38,38 @@ class FolderRemote(Remote):
         return root / path
 
     def stat(self, path: str) -> Listed:
-        try:
-            status = os.lstat(self._path(path))
-        except (FileNotFoundError, NotADirectoryError):
-            raise MissingError(f"{self.where(path)}: not there") from None
-        except OSError as error:
-            raise self._error(path, error) from None
-        return _listed(status)
+        with self._client_errors(path):
+            return _listed(os.lstat(self._path(path)))
 
-    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
-        try:
+    def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
+        with self._client_errors(path):
             descriptor, _ = open_plain(self._path(path))
-        except FileNotFoundError:
-            raise MissingError(f"{self.where(path)}: not there") from None
-        try:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            while piece := os.read(descriptor, PIECE_BYTES):
-                yield piece
-        except OSError as error:
-            raise self._error(path, error) from None
-        finally:
-            os.close(descriptor)
+            try:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                while piece := os.read(descriptor, PIECE_BYTES):
+                    yield piece
+            finally:
+                os.close(descriptor)
 
     def files(self, folder: str) -> dict[str, Listed]:
-        top = self._path(f"{folder}/x").parent
+        top, guard = self._path(f"{folder}/x").parent, ListingGuard(self.where(folder))
         found = {}
-        for name, _, files in os.walk(top):
-            for file in files:
-                path = Path(name, file)
-                try:
-                    status = path.lstat()
-                except FileNotFoundError:
-                    continue  # somebody has just renamed it
-                if S_ISREG(status.st_mode):
-                    found[path.relative_to(top).as_posix()] = _listed(status)
+
+        def unreadable(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # os.walk would pass over it, as if it were empty
+                raise error
+
+        with self._client_errors(folder):
+            for name, _, files in os.walk(top, onerror=unreadable):
+                guard.count(len(files))
+                for file in files:
+                    path = Path(name, file)
+                    try:
+                        status = path.lstat()
+                    except FileNotFoundError:
+                        continue  # somebody has just renamed it
+                    if S_ISREG(status.st_mode):
+                        found[path.relative_to(top).as_posix()] = _listed(status)
         return found
 
     def put(self, upload: Upload, count: Counter) -> None:
@@ -78,38 +78,37 @@ class FolderRemote(Remote):
         digest, size = sha256(), 0
         descriptor, _ = open_plain(upload.source)
         try:
-            with open(descriptor, "rb", buffering=0) as source, partial.open("xb", buffering=0) as file:
+            with (
+                self._client_errors(upload.path),
+                open(descriptor, "rb", buffering=0) as source,
+                partial.open("xb", buffering=0) as file,
+            ):
                 while piece := source.read(PIECE_BYTES):
                     check_stop()
                     digest.update(piece)
-                    file.write(piece)
+                    write_all(file, piece)
                     size += len(piece)
                     count(len(piece))
                 os.fsync(file.fileno())
             if (size, digest.hexdigest()) != (upload.record.bytes, upload.record.sha256):
                 raise changed_error(upload)
-            partial.replace(target)
-            sync_directory(target.parent)
-        except OSError as error:
-            raise self._error(upload.path, error) from None
+            with self._client_errors(upload.path):
+                partial.replace(target)
+                sync_directory(target.parent)
         finally:
             partial.unlink(missing_ok=True)
 
     def put_bytes(self, path: str, data: bytes) -> None:
-        try:
+        with self._client_errors(path):
             write_atomic(self._make_folder(path), data)
-        except OSError as error:
-            raise self._error(path, error) from None
 
     def delete(self, paths: Sequence[str]) -> None:
         """Delete files, and the folders that are empty then."""
         for path in paths:
             full = self._path(path)
-            try:
+            with self._client_errors(path):
                 full.unlink(missing_ok=True)
                 self._remove_empty(full.parent)
-            except OSError as error:
-                raise self._error(path, error) from None
 
     def _remove_empty(self, folder: Path) -> None:
         root = Path(self.address.path)
@@ -119,19 +118,29 @@ class FolderRemote(Remote):
 
     def _make_folder(self, path: str) -> Path:
         target = self._path(path)
-        try:
+        with self._client_errors(path):
             target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._error(path, error) from None
         return target
 
-    def _error(self, path: str, error: OSError) -> OSError:
-        """Of the file system; featcache's own errors are of its kind too, and stay what they are."""
-        return (
-            error
-            if isinstance(error, FeatcacheError)
-            else RemoteError(f"{self.where(path)}: {error.strerror or error}")
-        )
+    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
+        """The error of the file system; a network file system has them of the network as well."""
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return MissingError(f"{self.where(path)}: not there")
+        if isinstance(error, OSError):
+            return RemoteError(
+                f"{self.where(path)}: {error.strerror or error}{_REMEDIES.get(error.errno or 0, '')}"
+            )
+        return None
+
+
+_REMEDIES = {
+    errno.EACCES: "; ask its owner for the right to it",
+    errno.EPERM: "; ask its owner for the right to it",
+    errno.EIO: "; the share or its disk failed, run the same command again when it works",
+    errno.ESTALE: "; the share went away, run the same command again when it is mounted",
+    errno.ENOSPC: "; make room there, and run the same command again",
+    errno.EDQUOT: "; make room there, and run the same command again",
+}
 
 
 def _listed(status: os.stat_result) -> Listed:

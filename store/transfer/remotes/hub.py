@@ -4,18 +4,19 @@ The token is the client's business (`hf auth login`, HF_TOKEN). Data go in commi
 goes in the last one. A pull reads from one commit, whatever is pushed in the meantime.
 """
 
-import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from featcache.store.errors import FeatcacheError, RemoteError
 from featcache.store.transfer.address import Address, redacted
 from featcache.store.transfer.flight import TransientError, check_stop
+from featcache.store.transfer.http_client import HttpClient, read_from
+from featcache.store.transfer.patience import SILENCE_S, ListingGuard, bounded
 from featcache.store.transfer.remotes.base import (
     IN_FLIGHT,
-    PIECE_BYTES,
     Counter,
     Listed,
     MissingError,
@@ -24,6 +25,7 @@ from featcache.store.transfer.remotes.base import (
 )
 from featcache.store.transfer.sending import require_recorded
 
+T = TypeVar("T")
 FILES_IN_COMMIT = 256
 MAX_COMMITTED_BYTES = 2 * 10**9
 
@@ -44,27 +46,42 @@ class HubRemote(Remote):
         repository = address.place.removeprefix("datasets/")
         self._repository, _, self._asked = repository.partition("@")
         self.writable = not self._asked
+        self._client = HttpClient(login=self._sign, anywhere=True, refused=_NO_RIGHT)
         self._prefix = "/".join(address.parts)
+
+    def _sign(self, request: Any) -> Any:
+        """Put the client's token on a request to the Hub itself; requests to where it redirects have a signature in them."""
+        token = self._hub.get_token()
+        if token:
+            request.headers["Authorization"] = f"Bearer {token}"
+        return request
 
     @cached_property
     def _commit(self) -> str:
         """The commit that everything is read from."""
-        try:
-            info = self._api.dataset_info(self._repository, revision=self._asked or None)
-        except Exception as error:
-            raise self._error("", error) from None
+        info = self._ask("", lambda: self._api.dataset_info(self._repository, revision=self._asked or None))
         return str(info.sha)
+
+    def _ask(self, path: str, work: Callable[[], T]) -> T:
+        """Make a small request through the client, which neither bounds its waits together nor its own retries."""
+        with self._client_errors(path):
+            return bounded(work, 2 * SILENCE_S, self.where(path))
+
+    def _infos(self, paths: Sequence[str]) -> list[Any]:
+        """What the Hub tells about files, as far as they are there."""
+        names = [self._name(path) for path in paths]
+        return self._ask(
+            paths[0],
+            lambda: self._api.get_paths_info(
+                self._repository, names, repo_type="dataset", revision=self._commit
+            ),
+        )
 
     def _name(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
 
     def stat(self, path: str) -> Listed:
-        try:
-            found = self._api.get_paths_info(
-                self._repository, [self._name(path)], repo_type="dataset", revision=self._commit
-            )
-        except Exception as error:
-            raise self._error(path, error) from None
+        found = self._infos([path])
         if not found or not hasattr(found[0], "blob_id"):
             raise MissingError(f"{self.where(path)}: not there")
         return _listed(found[0])
@@ -72,41 +89,29 @@ class HubRemote(Remote):
     def holds(self, listed: Listed, upload: Upload) -> bool:
         return listed.sha256 == upload.record.sha256
 
-    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
-        with tempfile.TemporaryDirectory(prefix="featcache-hub-") as folder:
-            check_stop()
-            try:
-                # The client's own download: it knows the Hub's stores, and takes up what is interrupted.
-                file = self._hub.hf_hub_download(
-                    self._repository,
-                    self._name(path),
-                    repo_type="dataset",
-                    revision=self._commit,
-                    local_dir=folder,
-                )
-            except Exception as error:
-                raise self._error(path, error) from None
-            with open(file, "rb", buffering=0) as source:
-                source.seek(offset)
-                while piece := source.read(PIECE_BYTES):
-                    yield piece
+    def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
+        """Stream a file. The client would fetch all of it, of whatever size it turns out to be, before it gives anything."""
+        url = self._hub.hf_hub_url(
+            self._repository, self._name(path), repo_type="dataset", revision=self._commit
+        )
+        yield from read_from(self._client, url, self.where(path), offset)
 
     def files(self, folder: str) -> dict[str, Listed]:
-        prefix = self._name(folder)
-        try:
-            items = self._api.list_repo_tree(
+        prefix, guard = self._name(folder), ListingGuard(self.where(folder))
+
+        def listing() -> dict[str, Listed]:
+            found: dict[str, Listed] = {}
+            for item in self._api.list_repo_tree(
                 self._repository, prefix, recursive=True, repo_type="dataset", revision=self._commit
-            )
-            return {
-                item.path.removeprefix(f"{prefix}/"): _listed(item)
-                for item in items
-                if hasattr(item, "blob_id")
-            }
-        except Exception as error:
-            found = self._error(folder, error)
-            if isinstance(found, MissingError):
-                return {}
-            raise found from None
+            ):
+                guard.count()
+                if hasattr(item, "blob_id"):
+                    found[item.path.removeprefix(f"{prefix}/")] = _listed(item)
+            return found
+
+        with suppress(MissingError), self._client_errors(folder):
+            return guard.bounded(listing)
+        return {}
 
     def put(self, upload: Upload, count: Counter) -> None:
         self.put_all([upload], count)
@@ -153,19 +158,13 @@ class HubRemote(Remote):
         self.__dict__.pop("_commit", None)
         names = {self._name(path): path for path in paths}
         found: list[str] = []
-        try:
-            for start in range(0, len(paths), FILES_IN_COMMIT):
-                some = list(names)[start : start + FILES_IN_COMMIT]
-                infos = self._api.get_paths_info(
-                    self._repository, some, repo_type="dataset", revision=self._commit
-                )
-                found += [names[info.path] for info in infos if info.path in names]
-        except Exception as error:
-            raise self._error("", error) from None
+        for start in range(0, len(paths), FILES_IN_COMMIT):
+            infos = self._infos(paths[start : start + FILES_IN_COMMIT])
+            found += [names[info.path] for info in infos if info.path in names]
         return found
 
     def _send(self, operations: Sequence[Any], message: str) -> None:
-        try:
+        with self._client_errors(""):
             self._api.create_commit(
                 self._repository,
                 operations,
@@ -173,8 +172,6 @@ class HubRemote(Remote):
                 repo_type="dataset",
                 num_threads=IN_FLIGHT,
             )
-        except Exception as error:
-            raise self._error("", error) from None
         self.__dict__.pop("_commit", None)
 
     def create(self) -> None:
@@ -183,31 +180,52 @@ class HubRemote(Remote):
         Raises:
             RemoteError: the token does not allow it.
         """
-        try:
-            self._api.create_repo(self._repository, repo_type="dataset", private=True, exist_ok=True)
-        except Exception as error:
-            raise self._error("", error) from None
+        self._ask(
+            "",
+            lambda: self._api.create_repo(self._repository, repo_type="dataset", private=True, exist_ok=True),
+        )
 
-    def _error(self, path: str, error: Exception) -> FeatcacheError:
+    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
         from huggingface_hub import errors
 
-        if isinstance(error, FeatcacheError):
-            return error
         where = self.where(path)
         while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
             error = error.__cause__  # what the client met, not which of its steps it was in
+        if isinstance(error, FeatcacheError):
+            return error
         status = getattr(getattr(error, "response", None), "status_code", None)
-        missing = (errors.EntryNotFoundError, errors.RevisionNotFoundError)
-        if isinstance(error, missing):
+        if isinstance(error, errors.EntryNotFoundError | errors.RevisionNotFoundError):
             return MissingError(f"{where}: not there")
         if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
-            return RemoteError(
-                f"{self.address}: there is no such repository, or no right to it; see `hf auth whoami` and `hf auth login`"
-            )
-        text = redacted(str(error), [self._api.token] if isinstance(self._api.token, str) else [])
-        if status is not None and status < 500 and status not in (408, 409, 412, 429):
-            return RemoteError(f"{where}: {text[:200]}")
-        return TransientError(f"{where}: {text[:200] or type(error).__name__}")
+            return RemoteError(f"{self.address}: {_NO_RIGHT}")
+        if isinstance(error, errors.OfflineModeIsEnabled):
+            return RemoteError(f"{where}: the Hub's client is offline (HF_HUB_OFFLINE is set)")
+        text = redacted(str(error), [self._api.token] if isinstance(self._api.token, str) else [])[:200]
+        text = text or type(error).__name__
+        if isinstance(status, int):
+            kind = TransientError if status >= 500 or status in _TRANSIENT else RemoteError
+            return kind(f"{where}: {text}" if str(status) in text else f"{where}: status {status}, {text}")
+        # The base of its errors is that of its HTTP library, which is another one in other versions.
+        if isinstance(error, (errors.HfHubHTTPError.__bases__[0], OSError)):
+            return TransientError(f"{where}: {text}")
+        if isinstance(error, ValueError) or raised_inside(error, "huggingface_hub"):
+            return RemoteError(f"{where}: the Hub's client cannot go on ({type(error).__name__}: {text})")
+        return None
+
+    def close(self) -> None:
+        self._client.close()
+
+
+_NO_RIGHT = "there is no such repository, or no right to it; see `hf auth whoami` and `hf auth login`"
+_TRANSIENT = (408, 409, 412, 425, 429)
+
+
+def raised_inside(error: BaseException, package: str) -> bool:
+    """Whether the code of `package` itself raised an error: of an answer that it did not expect."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(f"{package}.")
 
 
 def _listed(item: Any) -> Listed:

@@ -4,18 +4,21 @@ Credentials are found where the store's own tools find them, and are never looke
 """
 
 import os
-from collections.abc import Generator, Sequence
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from hashlib import md5, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from obstore import exceptions as obstore_errors
 
 from featcache.store.errors import CacheError, FeatcacheError, RemoteError, RequestError
 from featcache.store.transfer.address import Address, redacted
 from featcache.store.transfer.flight import TransientError, check_stop
+from featcache.store.transfer.patience import CONNECT_S, SILENCE_S, ListingGuard, bounded, pumped
 from featcache.store.transfer.remotes.base import (
-    PIECE_BYTES,
-    TIMEOUT_S,
     Counter,
     Listed,
     MissingError,
@@ -24,16 +27,24 @@ from featcache.store.transfer.remotes.base import (
 )
 from featcache.store.transfer.sending import HashingFile, read_whole
 
+T = TypeVar("T")
 SINGLE_PUT_BYTES = 16 * 2**20
 """Up to here a file goes in one request, whose answer tells the digest of what arrived."""
 PART_BYTES = 8 * 2**20
 DELETE_AT_ONCE = 1000
-_OPTIONS: Any = {"timeout": "30 days", "connect_timeout": "10s", "read_timeout": f"{TIMEOUT_S:.0f}s"}
+_OPTIONS: Any = {
+    "timeout": "30 days",
+    "connect_timeout": f"{CONNECT_S:.0f}s",
+    "read_timeout": f"{SILENCE_S:.0f}s",
+}
+# The client tries again what fails at once; a silent server is for `retried`, so that the waits do not multiply.
 _RETRY: Any = {
     "max_retries": 3,
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
-    "retry_timeout": timedelta(seconds=30),
+    "retry_timeout": timedelta(seconds=SILENCE_S / 2),
 }
+READ_BYTES = 64 * 2**10
+"""Bytes of a piece: as many must arrive in `SILENCE_S`."""
 
 
 class ObjectRemote(Remote):
@@ -48,13 +59,12 @@ class ObjectRemote(Remote):
             self._store = _store(address)
             # Whose answers tell the MD5 of what arrived need no digest in the signature as well.
             self._unsigned = _store(address, unsigned_payload=True) if address.scheme == "s3" else self._store
-        except FeatcacheError:
-            raise
-        except Exception as error:  # what the client lacks in the environment
-            text = _reason(redacted(str(error)))
+        except (*_CLIENT_ERRORS, ValueError) as error:  # what the client lacks in the environment
+            if isinstance(error, FeatcacheError):
+                raise
             raise RequestError(
-                f"{address} cannot be opened ({text}); {_CREDENTIALS[address.scheme]}"
-            ) from None
+                f"{address} cannot be opened ({_reason(redacted(str(error)))}); {_CREDENTIALS[address.scheme]}"
+            ) from error
         self._prefix = "/".join(address.parts)
         self._etag_is_md5 = True
 
@@ -62,10 +72,12 @@ class ObjectRemote(Remote):
         return f"{self._prefix}/{path}" if self._prefix else path
 
     def stat(self, path: str) -> Listed:
-        try:
-            return _listed(self._client.head(self._store, self._key(path)))
-        except Exception as error:
-            raise self._error(path, error) from None
+        with self._client_errors(path):
+            return _listed(self._asked(path, lambda: self._client.head(self._store, self._key(path))))
+
+    def _asked(self, path: str, work: Callable[[], T]) -> T:
+        """Do a small request: the client bounds each of its waits, but not their sum."""
+        return bounded(work, 2 * SILENCE_S, self.where(path))
 
     def holds(self, listed: Listed, upload: Upload) -> bool:
         """By size, and by the MD5 that a plain upload has for a tag: a push may have been killed before it compared."""
@@ -75,25 +87,28 @@ class ObjectRemote(Remote):
             return True  # the store has held every part to its signed digest
         return listed.version.strip('"') == md5(read_whole(upload), usedforsecurity=False).hexdigest()
 
-    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
-        try:
-            found = self._client.get(
-                self._store, self._key(path), options={"range": {"offset": offset}} if offset else {}
-            )
-            yield from found.stream(min_chunk_size=PIECE_BYTES)
-        except Exception as error:
-            raise self._error(path, error) from None
+    def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
+        options = {"range": {"offset": offset}} if offset else {}
+
+        def pieces() -> Iterator[bytes]:
+            with self._client_errors(path):
+                found = self._client.get(self._store, self._key(path), options=options)
+                yield from found.stream(min_chunk_size=READ_BYTES)
+
+        yield from pumped(pieces, self.where(path))
 
     def files(self, folder: str) -> dict[str, Listed]:
-        prefix = f"{self._key(folder)}/"
-        found = {}
-        try:
+        prefix, guard = f"{self._key(folder)}/", ListingGuard(self.where(folder))
+
+        def listing() -> dict[str, Listed]:
+            found: dict[str, Listed] = {}
             for page in self._client.list(self._store, prefix):
-                for item in page:
-                    found[item["path"].removeprefix(prefix)] = _listed(item)
-        except Exception as error:
-            raise self._error(folder, error) from None
-        return found
+                guard.count(len(page))
+                found |= {item["path"].removeprefix(prefix): _listed(item) for item in page}
+            return found
+
+        with self._client_errors(folder):
+            return guard.bounded(listing)
 
     def put(self, upload: Upload, count: Counter) -> None:
         if upload.record.bytes > SINGLE_PUT_BYTES:
@@ -109,33 +124,32 @@ class ObjectRemote(Remote):
     def _put_parts(self, upload: Upload, count: Counter) -> None:
         with HashingFile(upload, count) as file:
             try:
-                self._client.put(
-                    self._store,
-                    self._key(upload.path),
-                    file,
-                    use_multipart=True,
-                    chunk_size=PART_BYTES,
-                    max_concurrency=2,
-                )
+                with self._client_errors(upload.path):
+                    self._client.put(
+                        self._store,
+                        self._key(upload.path),
+                        file,
+                        use_multipart=True,
+                        chunk_size=PART_BYTES,
+                        max_concurrency=2,
+                    )
                 file.require_sent()
             except CacheError:
                 self.delete([upload.path])
                 raise
-            except Exception as error:
-                check_stop()
-                raise self._error(upload.path, error) from None
+            except Exception:
+                check_stop()  # what the client makes of a file that could not be read any more
+                raise
 
     def _put_checked(self, path: str, data: bytes) -> None:
         """Store a file; where the answer does not show that the right bytes arrived, read them back."""
         store = self._unsigned if self._etag_is_md5 else self._store
-        try:
+        with self._client_errors(path):
             done = self._client.put(store, self._key(path), data, use_multipart=False)
-        except Exception as error:
-            raise self._error(path, error) from None
         etag = (done["e_tag"] or "").strip('"')
         if not self._etag_is_md5 or etag == md5(data, usedforsecurity=False).hexdigest():
             return
-        if sha256(b"".join(self.read(path))).digest() != sha256(data).digest():
+        if _differs(self.read(path, 0, len(data)), data):
             self.delete([path])
             raise TransientError(f"{self.where(path)}: what arrived is not what was sent")
         self._etag_is_md5 = False  # encrypted stores have tags of another kind
@@ -143,32 +157,49 @@ class ObjectRemote(Remote):
     def delete(self, paths: Sequence[str]) -> None:
         keys = [self._key(path) for path in paths]
         for start in range(0, len(keys), DELETE_AT_ONCE):
-            try:
-                self._client.delete(self._store, keys[start : start + DELETE_AT_ONCE])
-            except FileNotFoundError:
-                continue
-            except Exception as error:
-                raise self._error("", error) from None
+            some = keys[start : start + DELETE_AT_ONCE]
+            with suppress(MissingError), self._client_errors(paths[start]):
+                self._client.delete(self._store, some)
 
-    def _error(self, path: str, error: Exception) -> FeatcacheError:
-        """What the client's error means; its text may quote whole requests."""
-        from obstore import exceptions
-
-        if isinstance(error, FeatcacheError):
-            return error
-        where, text = self.where(path), redacted(str(error))
-        if "NoSuchBucket" in text or "BucketNotFound" in text:
+    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
+        """What the client's error means. It tells most things in its text alone, which may quote whole requests."""
+        credentials = _CREDENTIALS[self.address.scheme]
+        if type(error).__module__.startswith("botocore."):  # of a profile, such as a login that has expired
+            return RemoteError(f"{self.where(path)}: {redacted(str(error))[:200]}; {credentials}")
+        if not isinstance(error, _CLIENT_ERRORS):
+            return None
+        where, text = self.where(path), str(error)
+        found = _STATUS.search(text)
+        status = int(found[1]) if found else None
+        if "NoSuchBucket" in text or "BucketNotFound" in text or "ContainerNotFound" in text:
             return RemoteError(f"{self.address.scheme}://{self.address.place}: there is no such bucket")
-        if isinstance(error, FileNotFoundError):
-            return MissingError(f"{where}: not there")
-        refused = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
-        if isinstance(error, refused) or "403 Forbidden" in text or "401 Unauthorized" in text:
-            return RemoteError(f"{where}: refused; {_CREDENTIALS[self.address.scheme]}")
+        if isinstance(error, FileNotFoundError) or status == 404:
+            return MissingError(f"{where}: not there (status 404)")
+        refused = (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError)
+        if isinstance(error, refused) or status in (401, 403):
+            return RemoteError(f"{where}: refused{f' (status {status})' if status else ''}; {credentials}")
         if "CredentialsError" in text or "169.254.169.254" in text or "redentials" in text:
-            return RemoteError(f"{where}: no credentials were found; {_CREDENTIALS[self.address.scheme]}")
-        return TransientError(f"{where}: {_reason(text)}")
+            return RemoteError(f"{where}: no credentials were found; {credentials}")
+        if isinstance(error, obstore_errors.InvalidPathError):
+            # The client refuses the whole page.
+            return RemoteError(
+                f"{where}: a key there cannot be a path, so the client lists none of them; rename or remove it "
+                f"({_first_line(text)})"
+            )
+        if status is not None:
+            transient = status in _TRANSIENT or 500 <= status < 600
+            kind = TransientError if transient else RemoteError
+            return kind(f"{where}: the server answers with status {status}")
+        if any(word in text for word in _UNREACHABLE):
+            return TransientError(f"{where}: {_reason(redacted(text))}")
+        return RemoteError(f"{where}: {_first_line(text)}")
 
 
+_STATUS = re.compile(r"Server returned (?:non-2xx status code|error response)[^0-9]{0,20}([0-9]{3})")
+_TRANSIENT = (408, 409, 412, 425, 429)
+# How the client words what happened between it and the server: no answer, or one that broke off.
+_UNREACHABLE = ("HTTP error", "HttpError", "error sending request", "error decoding response body")
+_CLIENT_ERRORS = (obstore_errors.BaseError, OSError)
 _CREDENTIALS = {
     "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (a public bucket: AWS_SKIP_SIGNATURE=true)",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
@@ -178,10 +209,37 @@ _CREDENTIALS = {
 
 def _reason(text: str) -> str:
     """The end of a chain of causes, which says it in the fewest words."""
-    for words in ("Connection refused", "timed out", "dns error", "certificate", "Connection reset"):
-        if words.lower() in text.lower():
-            return f"cannot be reached ({words})"
-    return text[:200]
+    for word, meaning in _REASONS.items():
+        if word.lower() in text.lower():
+            return f"cannot be reached ({meaning})"
+    return _first_line(text)
+
+
+_REASONS = {
+    "Connection refused": "Connection refused",
+    "Connection reset": "Connection reset",
+    "dns error": "dns error",
+    "certificate": "certificate",
+    "timed out": f"no answer within {SILENCE_S:.0f} s",
+    "TimedOut": f"no answer within {SILENCE_S:.0f} s",
+    "Timeout": f"no answer within {SILENCE_S:.0f} s",
+}
+
+
+def _first_line(text: str) -> str:
+    """What comes before the client's dump of its own objects."""
+    return redacted(text.partition("Debug source")[0])[:200]
+
+
+def _differs(pieces: Iterator[bytes], data: bytes) -> bool:
+    """Whether what is read is anything but `data`; no more of it is kept than that."""
+    size, digest = 0, sha256()
+    for piece in pieces:
+        size += len(piece)
+        if size > len(data):
+            return True
+        digest.update(piece)
+    return digest.digest() != sha256(data).digest()
 
 
 def _listed(item: Any) -> Listed:
@@ -212,7 +270,7 @@ def _aws() -> tuple[str | None, Any]:
         os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
         os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"),
     ]
-    if not profile and (plain or not any(Path(file).expanduser().is_file() for file in files)):
+    if not profile and (plain or not any(Path(os.path.expanduser(file)).is_file() for file in files)):
         return endpoint, None
     try:
         import boto3

@@ -5,7 +5,7 @@ Hosts, users, keys and jumps come from ``~/.ssh`` and the agent; an unknown host
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Generator, Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from posixpath import dirname, join
@@ -17,9 +17,8 @@ from featcache.store.files import PARTIAL_SUFFIX
 from featcache.store.plain import open_plain
 from featcache.store.transfer.address import Address, redacted
 from featcache.store.transfer.flight import TransientError, check_stop
+from featcache.store.transfer.patience import CONNECT_S, LISTING_S, SILENCE_S, ListingGuard
 from featcache.store.transfer.remotes.base import (
-    PIECE_BYTES,
-    TIMEOUT_S,
     Counter,
     Listed,
     MissingError,
@@ -30,6 +29,13 @@ from featcache.store.transfer.sending import changed_error
 
 T = TypeVar("T")
 _REGULAR, _FOLDER = 1, 2
+PIECE_BYTES = 256 * 2**10
+"""As much must move in `CALL_S`, eight files side by side over one connection."""
+CALL_S = 2 * SILENCE_S
+"""Seconds for one step, where the connection answers at all: `KEEPALIVE_S` finds out whether it does."""
+KEEPALIVE_S = SILENCE_S / 3
+MAX_DEPTH = 32
+"""Folders within folders that are listed; a cache has three."""
 
 
 class SshRemote(Remote):
@@ -52,7 +58,7 @@ class SshRemote(Remote):
     def stat(self, path: str) -> Listed:
         return _listed(self._call(path, self._client().lstat(self._full(path))))
 
-    def read(self, path: str, offset: int = 0) -> Generator[bytes, None, None]:
+    def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
         file = self._call(path, self._client().open(self._full(path), "rb"))
         try:
             while piece := self._call(path, file.read(PIECE_BYTES, offset)):
@@ -62,26 +68,28 @@ class SshRemote(Remote):
             self._call(path, file.close())
 
     def files(self, folder: str) -> dict[str, Listed]:
-        async def walk() -> AsyncIterator[tuple[str, Any]]:
-            pending = [""]
+        sftp, top, guard = self._client(), self._full(folder), ListingGuard(self.where(folder))
+
+        async def collect() -> dict[str, Listed]:
+            found, pending = {}, [""]
             while pending:
                 below = pending.pop()
                 try:
-                    entries = await sftp.readdir(join(self._full(folder), below))
-                except self._asyncssh.SFTPNoSuchFile:
+                    async for entry in sftp.scandir(join(top, below)):
+                        guard.count()
+                        name = _text(entry.filename)
+                        if name in (".", ".."):
+                            continue
+                        if entry.attrs.type == _FOLDER and below.count("/") < MAX_DEPTH:
+                            pending.append(join(below, name))
+                        elif entry.attrs.type == _REGULAR:
+                            found[join(below, name)] = _listed(entry.attrs)
+                except (self._asyncssh.SFTPNoSuchFile, self._asyncssh.SFTPNoSuchPath):
                     continue
-                for entry in entries:
-                    name = str(entry.filename)
-                    if name not in (".", "..") and entry.attrs.type == _FOLDER:
-                        pending.append(join(below, name))
-                    elif entry.attrs.type == _REGULAR:
-                        yield join(below, name), entry.attrs
+                guard.count(0)
+            return found
 
-        async def collect() -> dict[str, Listed]:
-            return {name: _listed(attributes) async for name, attributes in walk()}
-
-        sftp = self._client()
-        return self._call(folder, collect())
+        return self._call(folder, collect(), LISTING_S)
 
     def put(self, upload: Upload, count: Counter) -> None:
         digest, size = sha256(), 0
@@ -150,13 +158,15 @@ class SshRemote(Remote):
             options["port"] = int(port)
         self._connection = await self._asyncssh.connect(
             host,
-            connect_timeout=TIMEOUT_S,
-            keepalive_interval=15,
+            connect_timeout=CONNECT_S,
+            login_timeout=SILENCE_S,
+            keepalive_interval=KEEPALIVE_S,
+            keepalive_count_max=2,
             password_auth=False,
             kbdint_auth=False,
             **options,
         )
-        self._sftp = await self._connection.start_sftp_client()
+        self._sftp = await self._connection.start_sftp_client(path_errors="surrogateescape")
 
     async def _disconnect(self) -> None:
         self._sftp.exit()
@@ -165,27 +175,33 @@ class SshRemote(Remote):
         await asyncio.sleep(0)  # the transport closes its socket in the next round
         self._connection = None
 
-    def _call(self, path: str, work: Coroutine[Any, Any, T]) -> T:
+    def _call(self, path: str, work: Coroutine[Any, Any, T], seconds: float = CALL_S) -> T:
         """Do something on the connection's thread and wait for it."""
 
         async def bounded() -> T:
-            return await asyncio.wait_for(work, TIMEOUT_S)
+            started = self._loop.time()
+            try:
+                return await asyncio.wait_for(work, seconds)
+            except TimeoutError:  # also the client's own, of connecting
+                waited = self._loop.time() - started
+                raise TransientError(f"{self.where(path)}: no answer within {waited:.0f} s") from None
 
         future = asyncio.run_coroutine_threadsafe(bounded(), self._loop)
         try:
-            return future.result()
-        except FeatcacheError:
-            raise
-        except Exception as error:
-            raise self._error(path, error) from None
+            with self._client_errors(path):
+                return future.result()
         finally:
             future.cancel()
 
-    def _error(self, path: str, error: Exception) -> RemoteError:
+    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
         ssh, where = self._asyncssh, self.where(path)
-        if isinstance(error, (ssh.SFTPNoSuchFile, ssh.SFTPNoSuchPath)):
+        missing = (ssh.SFTPNoSuchFile, ssh.SFTPNoSuchPath, ssh.SFTPNotADirectory)
+        refused = (ssh.SFTPPermissionDenied, ssh.SFTPWriteProtect, ssh.SFTPCannotDelete)
+        passing = (ssh.SFTPConnectionLost, ssh.SFTPNoConnection, ssh.SFTPLockConflict)
+        permanent = (ssh.ProtocolNotSupported, ssh.IllegalUserName, ssh.CompressionError)
+        if isinstance(error, missing):
             return MissingError(f"{where}: not there")
-        if isinstance(error, (ssh.HostKeyNotVerifiable, ssh.KeyExchangeFailed)):
+        if isinstance(error, ssh.HostKeyNotVerifiable | ssh.KeyExchangeFailed):
             return RemoteError(
                 f"{self.address}: the key of this host is not known or has changed; connect once with `ssh` and check it"
             )
@@ -193,13 +209,17 @@ class SshRemote(Remote):
             return RemoteError(
                 f"{self.address}: refused; keys come from ~/.ssh and the agent, try `ssh` first"
             )
-        if isinstance(error, ssh.SFTPPermissionDenied):
-            return RemoteError(f"{where}: permission denied")
-        text = redacted(str(error)) or type(error).__name__
-        lost = isinstance(error, (OSError, TimeoutError, ssh.DisconnectError, ssh.ChannelOpenError))
-        if lost or isinstance(error, (ssh.SFTPConnectionLost, ssh.SFTPNoConnection)):
-            return TransientError(f"{where}: {text[:200]}")
-        return RemoteError(f"{where}: {text[:200]}")
+        if isinstance(error, refused):
+            return RemoteError(f"{where}: permission denied; ask whoever owns the folder for the right to it")
+        text = redacted(str(error))[:200] or type(error).__name__
+        if isinstance(error, (*permanent, ssh.KeyImportError, ssh.ConfigParseError)):
+            return RemoteError(f"{self.address}: {text}; try `ssh` first")
+        # Connections that end, and those that are never made: no such host, nobody listens, no answer.
+        if isinstance(error, (*passing, ssh.DisconnectError, ssh.ChannelOpenError, OSError)):
+            return TransientError(f"{where}: {text}")
+        if isinstance(error, ssh.SFTPError):
+            return RemoteError(f"{where}: {text}")
+        return None
 
 
 class _Partial:
@@ -240,6 +260,10 @@ class _Partial:
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return self._remote._call(self._path, work)
+
+
+def _text(name: str | bytes) -> str:
+    return name if isinstance(name, str) else name.decode(errors="surrogateescape")
 
 
 def _listed(attributes: Any) -> Listed:

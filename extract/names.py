@@ -1,0 +1,61 @@
+"""Names and command lines as they may be shown to teammates: without paths, logins and queries."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from featcache.extract.sources import KINDS
+from featcache.store.text import encodable
+
+# Their values are paths even where nothing shows it, as in `acme/project`. `_OUTER` begins what surely is a path.
+_PATH_OPTIONS = frozenset(("--root", "--weights", "--data", "--out", "--sheet"))
+_OUTER = ("/", "~", ".")
+
+
+def public_command(command: str) -> str:
+    """Return a command line with every path in it reduced to its last part, and every address to its file."""
+    return shlex.join(_public_arguments(shlex.split(command)))
+
+
+def public_name(name: str) -> str:
+    """Reduce the path or the address in the name of a model or a dataset, also one behind ``KIND:``, to its last part."""
+    kind, colon, place = name.partition(":")
+    if colon and kind in KINDS and not (kind == "hf" and not place.startswith(_OUTER)):
+        return f"{kind}:{_last_part(place)}"
+    if "://" in name or name.startswith(_OUTER):
+        return _last_part(name)
+    place, mark, query = name.partition("?")
+    if mark:  # of the Hub
+        fields = (field.partition("=") for field in query.split("&"))
+        name = (
+            f"{place}?{'&'.join(f'{field}{equals}{public_name(value)}' for field, equals, value in fields)}"
+        )
+    return encodable(name)
+
+
+def _public_arguments(arguments: Sequence[str]) -> Iterator[str]:
+    is_path = False
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if argument.startswith("-"):
+            shown = _last_part(value) if option in _PATH_OPTIONS else public_name(value)
+            yield f"{option}={shown}" if equals else encodable(argument)
+        else:
+            yield _last_part(argument) if is_path else public_name(argument)
+        is_path = argument in _PATH_OPTIONS
+
+
+def _last_part(place: str) -> str:
+    # Without the fields of a dataset, or the query of an address, which may be its signature.
+    path = place.partition("?")[0].partition("#")[0] if "://" in place else _without_fields(place)
+    if "://" in path:
+        split = urlsplit(path)
+        path = split.path if split.path.strip("/") else split.hostname or ""
+    return encodable(PurePosixPath(path).name or path[:1])
+
+
+def _without_fields(place: str) -> str:
+    """Leave ``?name=value`` out; the question mark of a pattern stays."""
+    path, mark, fields = place.rpartition("?")
+    return path if mark and "=" in fields else place

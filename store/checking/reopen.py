@@ -1,0 +1,56 @@
+"""Making a complete cache an unfinished one again that lacks some blocks, for the next extraction to do.
+
+Killed at any point, the cache is either still the complete one, or a valid unfinished one: the journal with the records
+of the other blocks is whole before the manifest goes.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from featcache.store import journal
+from featcache.store.errors import CacheBusyError, PartialCacheError
+from featcache.store.files import sync_directory
+from featcache.store.inventory import Block
+from featcache.store.journal import JOURNAL, Plan
+from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.writing.claims import sole_owner
+
+
+def reopen(directory: Path, dropped: Collection[Block]) -> None:
+    """Take some blocks out of a complete cache.
+
+    Raises:
+        PartialCacheError: it is a partial copy.
+        CacheBusyError: another process is at work on the cache.
+    """
+    manifest = Manifest.read(directory)
+    if manifest.whole is not None:
+        raise PartialCacheError(f"{directory} is a partial copy, of which no block can be extracted again")
+    (directory / JOURNAL).mkdir(exist_ok=True)
+    with sole_owner(directory / JOURNAL):
+        if Manifest.read(directory) != manifest:
+            raise CacheBusyError(f"{directory} has just changed; run the command again")
+        write_journal(directory, manifest, dropped)
+        (directory / MANIFEST_FILE).unlink()
+        sync_directory(directory)
+
+
+def drop_committed(directory: Path, dropped: Collection[Block]) -> None:
+    """Take some blocks out of an unfinished cache.
+
+    Raises:
+        CacheBusyError: another process is at work on the cache.
+    """
+    with sole_owner(directory / JOURNAL):
+        journal.drop(directory, dropped)
+
+
+def write_journal(directory: Path, manifest: Manifest, dropped: Collection[Block]) -> None:
+    """Lay out the journal that the unfinished cache will have, while the manifest still hides it."""
+    # A record that an earlier repair wrote may be of a block that was damaged since.
+    journal.drop_records(directory / JOURNAL)
+    Plan(manifest.spec, manifest.inventory, manifest.batch_size).write(directory)
+    for record in manifest.blocks:
+        if record.block not in dropped:
+            journal.commit(directory, record)
+    sync_directory(directory)

@@ -1,0 +1,344 @@
+"""Fetching a file from a web address: whole and all of one version, or not at all.
+
+A file on its way has a name of its own, with a random token, and a note beside it that says of which version it is. Its
+owner holds a lock on it as long as it lives; whoever finds one without an owner resumes it, if the server still has that
+version. So neither two processes nor two containers with one process id can take each other's halves.
+"""
+
+import base64
+import glob
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from io import FileIO
+from pathlib import Path
+from stat import S_ISREG
+from typing import Self
+
+from featcache.store.errors import CacheError, RemoteError
+from featcache.store.files import (
+    PARTIAL_SUFFIX,
+    is_open_file,
+    naming,
+    read_json,
+    sync_directory,
+    try_lock,
+    write_all,
+    write_atomic,
+)
+from featcache.store.plain import PLAIN_FLAGS
+from featcache.store.transfer.flight import GIVE_UP_S, Attempts, TransientError, check_stop
+from featcache.store.transfer.http_client import Answer, HttpClient
+from featcache.store.transfer.remotes.base import Counter
+
+NOTE_SUFFIX = ".version"
+MAX_UNDECLARED_BYTES = 2**36
+"""Bytes of a file whose size the server does not declare; what never ends would fill the disk."""
+ABANDONED_S = 86_400.0
+"""Seconds after which a file on its way that no lock can tell anything about is taken for abandoned."""
+_POLL_S = 0.2
+_PACKED = (".gz", ".tgz")
+
+
+@dataclass(frozen=True)
+class Version:
+    """What a server declares of one version of a file."""
+
+    tag: str
+    """Its ETag, or the time of its last change, if no other version can have it; empty if there is none."""
+    size: int | None
+    algorithm: str = ""
+    """Of the digest: ``sha256``, ``md5``, or empty if none is declared."""
+    digest: str = ""
+    """In hexadecimal digits."""
+
+    @classmethod
+    def of(cls, answer: Answer) -> Self:
+        """Read it from the headers of an answer with the whole file."""
+        algorithm, digest = _declared_digest(answer)
+        return cls(answer.strong_tag, answer.length, algorithm, digest)
+
+    @classmethod
+    def read(cls, note: Path) -> Self | None:
+        """Read the note beside a file on its way; None if it is not there, or damaged."""
+        with suppress(OSError, CacheError, TypeError):
+            found = cls(**read_json(note))
+            texts = (found.tag, found.algorithm, found.digest)
+            sized = found.size is None or (type(found.size) is int and found.size >= 0)
+            if (
+                sized
+                and all(type(text) is str for text in texts)
+                and found.algorithm in ("", "sha256", "md5")
+            ):
+                return found
+        return None
+
+
+def fetch_file(
+    client: HttpClient, url: str, where: str, target: Path, count: Counter, say: Callable[[str], None]
+) -> None:
+    """Make sure that a file is at `target`; what another process fetches just now is waited for.
+
+    Args:
+        client: asks for it.
+        url: where it lies.
+        where: names it in messages, without credentials.
+        target: where it goes; its folder is made.
+        count: called with the bytes that arrive.
+        say: called with one line where something should be known, such as that another process is waited for.
+
+    Raises:
+        MissingError: it is not there.
+        RemoteError: it cannot be had, or is not what the server declares; what had arrived is kept if it can be resumed.
+        OSError: of the local disk.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _begun(target, where, say) as begun:
+        if begun is None:  # another process has fetched it
+            return
+        attempts = Attempts()
+        while True:
+            before = begun.size
+            try:
+                _read_on(client, url, where, begun, count, say)
+                break
+            except TransientError as error:
+                if begun.size > before:
+                    attempts.progress()
+                attempts.failed(error)
+        begun.finish(target, where)
+
+
+def _read_on(
+    client: HttpClient, url: str, where: str, begun: "_Begun", count: Counter, say: Callable[[str], None]
+) -> None:
+    """Read what is missing, or everything where that cannot be shown to be of the same version."""
+    version, have = begun.version, begun.size
+    if version is not None and have and have == version.size:
+        return
+    answer: Answer | None = None
+    if version is not None and version.tag and have and (version.size is None or have < version.size):
+        answer = client.ask("GET", url, where, {"Range": f"bytes={have}-", "If-Range": version.tag})
+        same_version = answer.strong_tag in ("", version.tag) and not answer.encoded
+        if answer.status != 206 or answer.part != (have, version.size) or not same_version:
+            if answer.status != 200:
+                answer.close()
+                answer = None
+            version = None
+    else:
+        version = None
+    if version is None:
+        answer = answer or client.ask("GET", url, where)
+        with closing(answer):
+            _require_whole(answer, where, begun.name)
+            version = Version.of(answer)
+            begun.restart(version)
+            if version.size is None and "chunked" not in answer.headers.get("Transfer-Encoding", "").lower():
+                say(f"note: {where}: the server declares no size, so nothing tells whether all of it arrives")
+            _receive(answer, where, begun, version, count)
+    elif answer is not None:
+        with closing(answer):
+            _receive(answer, where, begun, version, count)
+
+
+def _require_whole(answer: Answer, where: str, name: str) -> None:
+    """Refuse an answer that is not the file itself.
+
+    Raises:
+        RemoteError: it is a part of it, or packed.
+    """
+    if answer.status != 200:
+        raise RemoteError(
+            f"{where}: the server answers with status {answer.status} to a request for the whole file"
+        )
+    # Servers that know the ending tell the packing of the file itself, which is to stay as it is.
+    if answer.encoded and not name.endswith(_PACKED):
+        raise RemoteError(
+            f"{where}: the server packs the file ({answer.headers['Content-Encoding'][:20]!r}), which was not asked for"
+        )
+
+
+def _receive(answer: Answer, where: str, begun: "_Begun", version: Version, count: Counter) -> None:
+    limit = MAX_UNDECLARED_BYTES if version.size is None else version.size
+    limit = (
+        min(limit, begun.size + shutil.disk_usage(begun.path.parent).free) if version.size is None else limit
+    )
+    with closing(answer.pieces(unpack=False)) as pieces:
+        for piece in pieces:
+            check_stop()
+            if begun.size + len(piece) > limit:
+                begun.discard()
+                raise RemoteError(
+                    f"{where}: more than {limit} bytes arrive, as many as the server declares or as fit here"
+                )
+            begun.write(piece)
+            count(len(piece))
+    if version.size is not None and begun.size != version.size:
+        raise TransientError(f"{where}: broke off at {begun.size} of {version.size} bytes")
+
+
+class _Begun:
+    """A file on its way, which this process holds the lock of."""
+
+    def __init__(self, path: Path, file: FileIO, name: str) -> None:
+        self.path, self.name, self._file = path, name, file
+        self._note = path.with_name(path.name.removesuffix(PARTIAL_SUFFIX) + NOTE_SUFFIX)
+        self.version = Version.read(self._note)
+        self.size = file.seek(0, os.SEEK_END)
+
+    def restart(self, version: Version) -> None:
+        """Begin a version from its first byte."""
+        self._file.seek(0)
+        self._file.truncate()
+        self.size, self.version = 0, version
+        # Before any of its bytes: what the note says of the file is never older than the file.
+        write_atomic(self._note, json.dumps(asdict(version)).encode())
+
+    def write(self, piece: bytes) -> None:
+        """Append what has arrived."""
+        with naming(self.path):
+            write_all(self._file, piece)
+        self.size += len(piece)
+
+    def finish(self, target: Path, where: str) -> None:
+        """Give the file its name, once it has the digest that the server declares.
+
+        Raises:
+            RemoteError: it has another one; nothing of it is kept.
+        """
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        version = self.version
+        if version is not None and version.digest:
+            with self.path.open("rb") as file:
+                digest = hashlib.file_digest(file, version.algorithm).hexdigest()
+            if digest != version.digest:
+                self.discard()
+                raise RemoteError(
+                    f"{where}: what arrived does not have the {version.algorithm} that the server declares"
+                )
+        self.path.replace(target)
+        self._note.unlink(missing_ok=True)
+        sync_directory(target.parent)
+
+    def discard(self) -> None:
+        """Keep nothing of it."""
+        self.path.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the lock back; what can be resumed stays."""
+        if not (self.size and self.version is not None and self.version.tag):
+            self.discard()
+        self._file.close()
+
+
+@contextmanager
+def _begun(target: Path, where: str, say: Callable[[str], None]) -> Iterator[_Begun | None]:
+    """The file on its way to `target`, resumed or new; None once another process has brought it there."""
+    partial = _found(target, where, say)
+    if partial is None:
+        yield None
+        return
+    try:
+        yield partial
+    finally:
+        partial.close()
+
+
+def _found(target: Path, where: str, say: Callable[[str], None]) -> _Begun | None:
+    told, sizes, since = False, -1, time.monotonic()
+    while not target.is_file():
+        mine, others = _ownerless(target)
+        if mine is not None or others is None:
+            return mine or _new(target)
+        if others != sizes:
+            sizes, since = others, time.monotonic()
+        elif time.monotonic() - since > 2 * GIVE_UP_S:
+            return _new(target)  # whoever holds the lock sleeps, or is on a machine that is gone
+        if not told:
+            say(f"{where} is being fetched by another process; waiting for it")
+            told = True
+        check_stop()
+        time.sleep(_POLL_S)
+    return None
+
+
+def _new(target: Path) -> _Begun:
+    path = target.with_name(f"{target.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+    # Locked before it has the name by which others look for files without an owner.
+    hidden = path.with_suffix(".new")
+    file = hidden.open("x+b", buffering=0)
+    try_lock(file.fileno())
+    hidden.rename(path)
+    return _Begun(path, file, target.name)
+
+
+def _ownerless(target: Path) -> tuple[_Begun | None, int | None]:
+    """Take over the longest file on its way that nobody owns, and remove the others.
+
+    Returns:
+        The file, or None; and the bytes of those that other processes are at work on, or None if there are none.
+    """
+    mine: list[_Begun] = []
+    others: int | None = None
+    for name in glob.glob(f"{glob.escape(target.name)}*{PARTIAL_SUFFIX}", root_dir=target.parent):
+        path = target.with_name(name)
+        with suppress(FileNotFoundError):
+            locked, size, begun = _try_own(path, target.name)
+            if begun is not None:
+                mine.append(begun)
+            elif locked is False:
+                others = (others or 0) + size
+    mine.sort(key=lambda begun: begun.size)
+    for begun in mine[:-1]:
+        begun.discard()
+        begun.close()
+    return (mine[-1] if mine else None), others
+
+
+def _try_own(path: Path, name: str) -> tuple[bool | None, int, _Begun | None]:
+    """Lock a file on its way; says whether that worked (None without locks), its size, and the file if it can be resumed."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | PLAIN_FLAGS)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a link, or somebody else's
+        return None, 0, None
+    file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115  # stays open with the lock on it
+    status = os.fstat(descriptor)
+    tokened = path.name.removesuffix(PARTIAL_SUFFIX) != name
+    locked = try_lock(descriptor) if S_ISREG(status.st_mode) and tokened else None
+    if locked and is_open_file(descriptor, path):
+        return True, status.st_size, _Begun(path, file, name)
+    file.close()
+    # Without locks only time tells; a name without a token is of versions that shared it.
+    if locked is None and S_ISREG(status.st_mode) and time.time() - status.st_mtime > ABANDONED_S:
+        path.unlink(missing_ok=True)
+    return locked, status.st_size, None
+
+
+def _declared_digest(answer: Answer) -> tuple[str, str]:
+    """Algorithm and digest of the whole file, as far as a header tells one that is known here; else two empty texts."""
+    headers = answer.headers
+    fields = [
+        *(part.strip() for name in ("Repr-Digest", "Digest") for part in headers.get(name, "").split(",")),
+        *(part.strip() for part in headers.get("x-goog-hash", "").split(",")),
+        f"sha-256={headers.get('x-amz-checksum-sha256', '')}",
+        f"md5={headers.get('Content-MD5', '')}",
+    ]
+    for field in fields:
+        name, _, value = field.partition("=")
+        algorithm = {"sha-256": "sha256", "md5": "md5"}.get(name.strip().lower())
+        with suppress(ValueError):
+            digest = base64.b64decode(value.strip().strip(":"), validate=True).hex()
+            if algorithm and len(digest) == 2 * hashlib.new(algorithm, usedforsecurity=False).digest_size:
+                return algorithm, digest
+    return "", ""
