@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.extract.images import _Images
+from featcache.extract.rgb import to_rgb
 from featcache.extract.sources import places, resolve_source
 from featcache.extract.sources.array_images import to_image
 from featcache.extract.sources.array_labels import array_targets
@@ -47,11 +47,12 @@ def refused(name, message, **options):
 
 def rgb_of(source):
     """All images by row of the arrays, as the backbone gets them."""
-    images = _Images(source, lambda image: image)
     found = {}
     for split, part in source.splits.items():
         for row, sample in enumerate(part):
-            found[int(sample.id.rpartition("/")[2])] = np.asarray(images._rgb(split, row))
+            found[int(sample.id.rpartition("/")[2])] = np.asarray(
+                to_rgb(source.image(split, row), source.pixels)
+            )
     return [found[row] for row in sorted(found)]
 
 
