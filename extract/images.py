@@ -1,6 +1,5 @@
 """Decoding and preprocessing in worker processes."""
 
-import hashlib
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from featcache.extract.pixels import FACTS, facts_of
-from featcache.extract.rgb import rgb_image
+from featcache.extract.rgb import content_digest, rgb_image
 from featcache.extract.sources.base import Source
 from featcache.extract.sources.decode import MAX_PIXELS
 from featcache.store.errors import DatasetError, FeatcacheError, UnavailableError
@@ -129,13 +128,6 @@ def _shorter_side(transform: Any) -> int | None:
             sides = [size] if isinstance(size, int) else list(size or ())
             return int(sides[0]) if len(sides) == 1 else None
     return None
-
-
-def content_digest(image: Image) -> bytes:
-    """First 16 bytes of SHA-256 over width, height and pixels of an RGB image."""
-    digest = hashlib.sha256(f"{image.width}x{image.height}\n".encode())
-    digest.update(image.tobytes())
-    return digest.digest()[:CONTENT_DIGEST_BYTES]
 
 
 def image_batches(

@@ -47,13 +47,14 @@ def try_again(cache: Cache, source: Source) -> Retry | None:
     return _try(cache.directory, cache.inventory, cache.inventory.blocks(), source)
 
 
-def reopen_restored(directory: Path, retry: Retry) -> None:
-    """Take the blocks with restored rows out of a complete cache, for the run to do again.
+def reopen_restored(directory: Path, retry: Retry | None) -> None:
+    """Take the blocks with restored rows, if there are any, out of a complete cache, for the run to do again.
 
     Raises:
         CacheError, CacheBusyError: the cache is a partial copy, or another process is at work on it.
     """
-    reopen(directory, retry.blocks)
+    if retry is not None and retry.blocks:
+        reopen(directory, retry.blocks)
 
 
 def drop_restored(directory: Path, source: Source) -> Retry | None:

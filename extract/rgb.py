@@ -1,5 +1,6 @@
 """Images of any mode as 8-bit RGB. No torch here."""
 
+import hashlib
 from contextlib import suppress
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL.Image import Exif, Image, Transpose, fromarray
 from featcache.extract.pixels import PixelOptions, facts_of, is_clipped, remember, to_8_bit
 from featcache.extract.sources.base import Source
 from featcache.store.errors import DatasetError
+from featcache.store.planning import CONTENT_DIGEST_BYTES
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -55,6 +57,13 @@ def rgb_image(source: Source, split: str, row: int) -> Image:
         return to_rgb(image, source.pixels)
     except ValueError as error:
         raise DatasetError(f"image {source.splits[split][row].id!r}: {error}") from None
+
+
+def content_digest(image: Image) -> bytes:
+    """First 16 bytes of SHA-256 over width, height and pixels of an RGB image."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}\n".encode())
+    digest.update(image.tobytes())
+    return digest.digest()[:CONTENT_DIGEST_BYTES]
 
 
 def _flat(image: Image, options: PixelOptions, facts: dict[str, int]) -> Image:

@@ -4,8 +4,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from featcache.extract.answers import Answers, OutdatedCacheError, Verdict, damaged, holds
 from featcache.extract.estimate import Estimate, Speed
 from featcache.extract.model_table import TABLE
 from featcache.extract.models import ModelName, resolve_model
@@ -13,16 +14,14 @@ from featcache.extract.planning import plan_inventory
 from featcache.extract.remaining import remaining, require_space
 from featcache.extract.request import SKIP, ExtractRequest
 from featcache.extract.result import ExtractResult
-from featcache.extract.retry import Retry, drop_restored, refuse_empty_splits, reopen_restored, try_again
+from featcache.extract.retry import drop_restored, refuse_empty_splits, reopen_restored
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Source
 from featcache.extract.summary import dataset_summary, preprocessing_text
 from featcache.extract.teammates import Teammates
 from featcache.extract.unfinished import covers, interrupted, plan_messages, recorded_batch_size
 from featcache.store.catalogue import Entry, cache_directory, find_key, find_request, unreadable
-from featcache.store.catalogue.entries import WHOLE
 from featcache.store.catalogue.removal import remove_journal
-from featcache.store.corrections import warnings_of
 from featcache.store.errors import CacheCompletedError, CacheError
 from featcache.store.files import JsonObject
 from featcache.store.held import require_whole
@@ -86,19 +85,6 @@ def dry_run(request: ExtractRequest, search: Sequence[Path], *, reporter: Report
     return extraction.describe(found) if found is not None else extraction.estimate()
 
 
-def _holds(entry: Entry, request: ExtractRequest, source: Source) -> bool:
-    try:
-        manifest = open_cache(entry.path).manifest
-    except CacheError as error:
-        raise _damaged(entry, error) from None
-    num_layers = manifest.spec.backbone.num_layers
-    return request.contents.are_held(manifest.inventory, num_layers, list(source.splits))
-
-
-def _damaged(entry: Entry, error: CacheError) -> CacheError:
-    return CacheError(f"{error}; remove the cache (`featcache rm {entry.path}`) and extract it again")
-
-
 class _Extraction:
     """One run: the answer that is there already, or what it takes to make one."""
 
@@ -135,24 +121,17 @@ class _Extraction:
         for note in self._source.notes:
             reporter.message(f"note: {note}")
         self._literals: list[JsonObject] = []
-        self._retry: Retry | None = None
+        self._answers = Answers(self._source, search, reporter)
 
     def find_literally(self) -> Entry | None:
         """The complete cache that answers the request, if one remembers it; needs no torch."""
-        # What one's own module holds is known only by its digest.
-        for literal in (
-            self._request.literals(self._model, self._source.identity) if self._own is None else ()
-        ):
-            self._literals.append(literal)
-            found = find_request(self._search, literal)
-            if (
-                found is not None
-                and found.complete
-                and (
-                    _holds(found, self._request, self._source) or self._teammates.complete(found, self._part)
-                )
-            ):
-                return found if self._is_answer(found) else None
+        found = self._find_complete()
+        if found is not None:
+            verdict = self._verdict(found)
+            if verdict is Verdict.REPLACED and (found := self._find_complete()) is not None:
+                verdict = self._verdict(found)
+            if verdict is not Verdict.REPLACED:
+                return found if verdict is Verdict.ANSWER else None
         for closed in unreadable(self._search):
             self._reporter.message(f"note: {closed}")
         # What is wrong with the request shows before the backbone is loaded, perhaps over the network.
@@ -160,26 +139,32 @@ class _Extraction:
         if self._own is None and self._model.explicit in TABLE:
             num_layers, _, _, num_registers, *_ = TABLE[self._model.explicit]
             self._request.contents.require_of(self._model.explicit, num_layers, num_registers)
-        return self._teammates.find_request(self._literals, self._source.name, self._part)
+        fetched = self._teammates.find_request(self._literals, self._source.name, self._part)
+        return fetched if fetched is not None and self._verdict(fetched) is Verdict.ANSWER else None
 
-    def _is_answer(self, entry: Entry) -> bool:
-        """Whether a complete cache that holds all that is wanted is the answer, or rows of it can be extracted now.
+    def _find_complete(self) -> Entry | None:
+        """The complete cache that remembers the request and holds all that is wanted."""
+        self._literals.clear()
+        if self._own is not None:  # what one's own module holds is known only by its digest
+            return None
+        for literal in self._request.literals(self._model, self._answers.identity):
+            self._literals.append(literal)
+            found = find_request(self._search, literal)
+            if found is None or not found.complete:
+                continue
+            if holds(found, self._request.contents, self._source) or self._teammates.complete(
+                found, self._part
+            ):
+                return found
+        return None
 
-        Raises:
-            CacheError: its values are wrong by a correction that was made since.
-        """
+    def _verdict(self, entry: Entry) -> Verdict:
         try:
-            cache = open_cache(entry.path)
-            wrong = warnings_of(cache.spec, cache.provenance)
+            return self._answers.verdict(entry)
+        except OutdatedCacheError:
+            raise
         except CacheError as error:
-            raise _damaged(entry, error) from None
-        if wrong:
-            raise CacheError(f"{entry.path} was {wrong[0]}: remove it first (`featcache rm {entry.path}`)")
-        if self._retry is None and entry.worth == WHOLE and self._search[0] in entry.path.parents:
-            self._retry = try_again(cache, self._source)
-            if self._retry is not None:
-                self._reporter.message(str(self._retry))
-        return self._retry is None or not self._retry.blocks
+            raise damaged(entry, error) from None
 
     def _part(self, whole: Manifest) -> Inventory | None:
         """The part of a cache that answers the request; None if it does not hold all of it."""
@@ -195,7 +180,7 @@ class _Extraction:
         try:
             cache = open_cache(entry.path)
         except CacheError as error:
-            raise _damaged(entry, error) from None
+            raise damaged(entry, error) from None
         require_files(cache)
         # A shared root may be read-only, or busy; then the next run has to look a little longer.
         with suppress(OSError, CacheError):
@@ -212,14 +197,14 @@ class _Extraction:
     def run(self) -> ExtractResult:
         """Load the backbone and make the cache."""
         backbone, device = self._load()
-        spec, entry = self._find_spec(backbone, device)
+        spec, entry = self._find_fresh(backbone, device)
         wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)
         if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
-            if self._is_answer(entry):
+            if self._verdict(entry) is Verdict.ANSWER:
                 return self.cached(entry)
-            reopen_restored(entry.path, cast(Retry, self._retry))
+            reopen_restored(entry.path, self._answers.retry)
         fetched = self._teammates.find_key(spec.key, entry, self._part)
-        if fetched is not None:
+        if fetched is not None and self._verdict(fetched) is Verdict.ANSWER:
             return self.cached(fetched)
         path, plan = self._prepare(spec, entry, wanted, backbone, device)
         require_whole(path, "added to")
@@ -231,7 +216,7 @@ class _Extraction:
         from featcache.extract.speed import images_per_second
 
         backbone, device = self._load()
-        spec, entry = self._find_spec(backbone, device)
+        spec, entry = self._find_fresh(backbone, device)
         wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)
         if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
             return self.describe(entry)
@@ -289,6 +274,15 @@ class _Extraction:
         size = recorded_batch_size(path) or self._request.batch_size
         return path, Plan(spec, wanted, size or fitting_batch_size(backbone, device, spec, wanted))
 
+    def _find_fresh(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
+        """The spec of the images that lie there now, and the cache that has it."""
+        spec, entry = self._find_spec(backbone, device)
+        if entry is not None and self._answers.is_replaced(entry):
+            spec, entry = self._find_spec(backbone, device)
+            if entry is not None:
+                self._answers.is_replaced(entry)
+        return spec, entry
+
     def _find_spec(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
         """The spec, and the cache that has it; precision `auto` takes up whatever a cache has, complete ones first."""
         from featcache.extract.device import fast_precision
@@ -299,7 +293,7 @@ class _Extraction:
             if self._request.precision == AUTO
             else [preferred]
         )
-        specs = [CacheSpec(backbone.spec, self._source.identity, self._request.dtype, p) for p in precisions]
+        specs = [CacheSpec(backbone.spec, self._answers.identity, self._request.dtype, p) for p in precisions]
         found = [(spec, entry) for spec in specs if (entry := find_key(self._search, spec.key)) is not None]
         if not found:
             return specs[0], None
@@ -323,6 +317,7 @@ class _Extraction:
             ):
                 for literal in self._literals:
                     record_request(path, literal)
+                self._answers.record(path)
                 for text in plan_messages(writer, plan, self._request.batch_size):
                     self._reporter.message(text)
                 started = time.perf_counter()

@@ -3,7 +3,7 @@
 The key needs the loaded backbone; a literal request needs nothing heavy. So a second run finds its answer at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, read_sealed, write_sealed
 
 REQUEST_FILE = "request.json"
+FILES = "files"
+MAX_FILE_RECORDS = 8
+"""The same dataset may lie in several places, which are used in turn."""
 AUTO = "auto"
 
 
@@ -29,7 +32,29 @@ def record_request(directory: Path, request: Mapping[str, Any]) -> None:
     """Remember that the cache at `directory` answers `request`."""
     requests = recorded_requests(directory)
     if request not in requests:
-        write_sealed(directory / REQUEST_FILE, {"requests": [*requests, dict(request)]})
+        _write(directory, [*requests, dict(request)], recorded_files(directory))
+
+
+def recorded_files(directory: Path) -> list[JsonObject]:
+    """Return what is known of the dataset's files when they were last found to be those of the cache, oldest first."""
+    try:
+        files = read_sealed(directory / REQUEST_FILE).get(FILES)
+    except (FileNotFoundError, CacheError):
+        return []
+    return [record for record in files if isinstance(record, dict)] if isinstance(files, list) else []
+
+
+def record_files(directory: Path, record: Mapping[str, Any]) -> None:
+    """Remember the states of a dataset's files, beside those of the last few times."""
+    files = recorded_files(directory)
+    if record not in files:
+        _write(directory, recorded_requests(directory), [*files, dict(record)][-MAX_FILE_RECORDS:])
+
+
+def _write(directory: Path, requests: Sequence[JsonObject], files: Sequence[JsonObject]) -> None:
+    document: JsonObject = {"requests": list(requests)}
+    # A cache of a dataset without files has the document that it always had.
+    write_sealed(directory / REQUEST_FILE, {**document, FILES: list(files)} if files else document)
 
 
 def answers(recorded: Mapping[str, Any], request: Mapping[str, Any]) -> bool:

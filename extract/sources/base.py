@@ -13,6 +13,8 @@ from featcache.store.targets import Targets
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from featcache.extract.sources.file_states import FileStates
+
 Rows = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]
 
@@ -82,6 +84,10 @@ class Source(Protocol):
     def pixels(self) -> PixelOptions:
         """How decoded images are read: pixel range and orientation."""
         return PixelOptions()
+
+    def file_states(self) -> "FileStates | None":
+        """Size and times of the files that images are read from; None where images are not in files."""
+        return None
 
     @property
     def passed_over(self) -> Mapping[str, int]:

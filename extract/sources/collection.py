@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -67,6 +68,16 @@ class Collection(ABC):
         Raises:
             DatasetError: it does not decode; the message names it.
         """
+
+    one_file_a_row: ClassVar[bool] = False
+    """Whether every row has a file of its own."""
+
+    def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
+        """Return the files that images are read from: the one of each of `rows`, or those that hold all rows between them.
+
+        By default there are none, and nobody can tell whether images were exchanged.
+        """
+        return ()
 
     def prepare(self, rows: Sequence[int]) -> None:
         """Be told that these rows are read next, in this order; by default that changes nothing."""

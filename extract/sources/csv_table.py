@@ -1,7 +1,7 @@
 """``csv:FILE``: a table with the path and the label of every image, and what else is known of it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,12 @@ class CsvTable(Collection):
             notes=[*notes, *found.notes, *about],
             passed_over={"rows without a label": left_out} if left_out else {},
         )
+
+    one_file_a_row = True
+
+    def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
+        """Return the file of each of `rows`."""
+        return (self._root / self._paths[row] for row in rows)
 
     def image(self, row: int) -> "Image":
         """Decode one image."""

@@ -13,6 +13,7 @@ from featcache.extract.pixels import APPLY, AS_STORED, PixelOptions, PixelRange
 from featcache.extract.sources.base import Citation, Rows, Source
 from featcache.extract.sources.collection import Collection, group_column
 from featcache.extract.sources.decode import pixel_limit
+from featcache.extract.sources.file_states import FileStates
 from featcache.extract.sources.samples import Samples
 from featcache.extract.sources.split_names import TEST, TRAIN, find_split
 from featcache.extract.sources.splits import (
@@ -207,6 +208,12 @@ class SplitDataset(Source):
         """Decode one image; see `Source.image`."""
         with pixel_limit(self._options.max_pixels):
             return self._collection.image(int(self._splits[split].rows[row]))
+
+    def file_states(self) -> FileStates | None:
+        """Size and times of the files that images are read from."""
+        rows = np.concatenate([samples.rows for samples in self._splits.values()])
+        states = FileStates.of(self._collection.files(rows.tolist()), self._collection.one_file_a_row)
+        return states if len(states.states) else None
 
     def prepare(self, split: str, rows: Sequence[int]) -> None:
         """See `Source.prepare`."""

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,12 @@ class ImageFolder(Collection):
             notes=self._notes,
             passed_over=dict(self._tree.passed_over),
         )
+
+    one_file_a_row = True
+
+    def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
+        """Return the file of each of `rows`."""
+        return (f"{self._directory}/{self.listing.ids[row]}" for row in rows)
 
     def image(self, row: int) -> "Image":
         """Decode one image."""

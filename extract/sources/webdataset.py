@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -122,6 +122,10 @@ class WebDataset(Collection):
             dict(sum((Counter(shard.left_out) for shard in shards), Counter())),
         )
         self._open: OrderedDict[int, int] = OrderedDict()
+
+    def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
+        """Return the shards."""
+        return self._paths
 
     def image(self, row: int) -> "Image":
         """Decode one image."""

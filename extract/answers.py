@@ -1,0 +1,124 @@
+"""Whether a cache that goes by the name of the answer is the answer: right values, the same images, no rows to mend."""
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from featcache.extract.contents import Contents
+from featcache.extract.freshness import REPLACED, Freshness
+from featcache.extract.retry import Retry, try_again
+from featcache.extract.sources.base import Source
+from featcache.store.catalogue import Entry
+from featcache.store.catalogue.entries import WHOLE
+from featcache.store.corrections import warnings_of
+from featcache.store.errors import CacheError
+from featcache.store.progress import Reporter
+from featcache.store.reading.reader import open_cache
+
+
+class OutdatedCacheError(CacheError):
+    """A cache is intact and yet no answer; the message says what to do."""
+
+
+class Verdict(Enum):
+    """What a cache is to a request that names it."""
+
+    ANSWER = "the answer"
+    REPLACED = "made from other images than lie there now"
+    RESTORED = "rows that failed can be extracted now"
+
+
+class Answers:
+    """Looks at the caches of one run.
+
+    Args:
+        source: the dataset.
+        search: roots; only caches under the first one are changed.
+        reporter: is told what was found.
+    """
+
+    def __init__(self, source: Source, search: Sequence[Path], reporter: Reporter) -> None:
+        self._source = source
+        self._search = search
+        self._reporter = reporter
+        self._freshness = Freshness(source, reporter)
+        self._replaced = ""
+        self._same: set[Path] = set()
+        self._tried = False
+        self.retry: Retry | None = None
+        """Rows of the cache that failed, once `verdict` has said that some are restored."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Identity of the dataset, with the images that were replaced since the cache of before was made."""
+        extra = {REPLACED: self._replaced} if self._replaced else {}
+        return {**self._source.identity, **extra}
+
+    def verdict(self, entry: Entry) -> Verdict:
+        """Look at a complete cache that holds all that is wanted.
+
+        Raises:
+            OutdatedCacheError: its values are wrong by a correction that was made since.
+            CacheError: it is damaged.
+            UnavailableError: an image that has to be compared cannot be read.
+        """
+        wrong = warnings_of(entry.cache.spec, entry.cache.provenance)
+        if wrong:
+            raise OutdatedCacheError(
+                f"{entry.path} was {wrong[0]}: remove it first (`featcache rm {entry.path}`)"
+            )
+        if self.is_replaced(entry):
+            return Verdict.REPLACED
+        if not self._tried and entry.worth == WHOLE and self._search[0] in entry.path.parents:
+            self._tried = True
+            self.retry = try_again(entry.cache, self._source)
+            if self.retry is not None:
+                self._reporter.message(str(self.retry))
+        return Verdict.RESTORED if self.retry is not None and self.retry.blocks else Verdict.ANSWER
+
+    def is_replaced(self, entry: Entry) -> bool:
+        """Whether a cache, complete or not, was made from other images; `identity` then tells these apart from them.
+
+        Raises:
+            OutdatedCacheError: that holds even for a cache with that identity.
+            CacheError: the cache is damaged.
+            UnavailableError: an image that has to be compared cannot be read.
+        """
+        if entry.path in self._same:
+            return False
+        cache = entry.cache
+        readers = {name: cache[name] for name in cache.inventory.splits}
+        provenance = entry.provenance if entry.complete else {}
+        digest = self._freshness.replaced(entry.path, provenance, cache.inventory, readers)
+        if digest and self._replaced:
+            raise OutdatedCacheError(
+                f"{entry.path} was made while images were replaced; remove it (`featcache rm {entry.path}`) and run the same "
+                "command again"
+            )
+        self._replaced = digest or self._replaced
+        if not digest:
+            self._same.add(entry.path)
+        return bool(digest)
+
+    def record(self, directory: Path) -> None:
+        """Keep the states of the dataset's files with a cache that is made from them."""
+        self._freshness.record(directory)
+
+
+def holds(entry: Entry, contents: Contents, source: Source) -> bool:
+    """Whether a complete cache holds all that is wanted.
+
+    Raises:
+        CacheError: it is damaged; the message says what to do.
+    """
+    try:
+        manifest = open_cache(entry.path).manifest
+    except CacheError as error:
+        raise damaged(entry, error) from None
+    return contents.are_held(manifest.inventory, manifest.spec.backbone.num_layers, list(source.splits))
+
+
+def damaged(entry: Entry, error: CacheError) -> CacheError:
+    """Add to an error of a damaged cache what to do about it."""
+    return CacheError(f"{error}; remove the cache (`featcache rm {entry.path}`) and extract it again")

@@ -1,0 +1,93 @@
+"""Size and times of the files that a dataset's images are read from: they tell when a file may have been exchanged."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_GROUPS = 2048
+"""Fingerprints that are kept for a dataset, each over as many files as it takes: up to so many files, one for each."""
+_THREADS = 16
+_BATCH = 512
+_WITHOUT_COMPRESSION = (".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".tga")
+_TIFF = (".tif", ".tiff")
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class FileStates:
+    """The states of F files."""
+
+    states: npt.NDArray[np.int64]
+    """``[F, 3]``: size in bytes, times of the last change of content and of status (mtime, ctime) in nanoseconds."""
+    per_row: bool
+    """Whether the files are those of the rows of all splits, one after another; otherwise every file holds many rows."""
+    suffixes: tuple[str, ...] = ()
+    """Extensions ``[F]`` in lower case, where there is a file for every row."""
+
+    @classmethod
+    def of(cls, paths: Iterable[str | Path], per_row: bool) -> "FileStates":
+        """Look at some files; one that is not there has zeros."""
+        names = [os.fspath(path) for path in paths]
+        with ThreadPoolExecutor(_THREADS) as pool:  # a network answers many questions in the time of one
+            parts = (names[start : start + _BATCH] for start in range(0, len(names), _BATCH))
+            rows = [row for part in pool.map(_states, parts) for row in part]
+        suffixes = tuple(os.path.splitext(name)[1].lower() for name in names) if per_row else ()
+        return cls(np.array(rows, np.int64).reshape(-1, 3), per_row, suffixes)
+
+    @cached_property
+    def fingerprints(self) -> list[str]:
+        """At most `MAX_GROUPS` digests, each over the states of files that follow each other."""
+        parts = np.array_split(self.states, min(MAX_GROUPS, max(len(self.states), 1)))
+        return [hashlib.sha256(part.tobytes()).hexdigest()[:16] for part in parts]
+
+    def differing(self, fingerprints: list[str]) -> Mask:
+        """``[F]``: files whose group has another fingerprint now; all if the number of groups is another."""
+        own = self.fingerprints
+        if len(own) != len(fingerprints):
+            return np.ones(len(self.states), np.bool_)
+        parts = np.array_split(np.arange(len(self.states)), len(own))
+        mask = np.zeros(len(self.states), np.bool_)
+        for part, before, now in zip(parts, fingerprints, own, strict=True):
+            mask[part] = before != now
+        return mask
+
+    def changed_since(self, seconds: float) -> Mask:
+        """``[F]``: files whose content or status changed at that time (since the epoch) or later."""
+        mask: Mask = self.states[:, 1:].max(1, initial=0) >= int(seconds * 1e9)
+        return mask
+
+    def with_suffix(self, suffixes: tuple[str, ...]) -> Mask:
+        """``[F]``: files with one of some extensions; none where files are not those of rows."""
+        if not self.per_row:
+            return np.zeros(len(self.states), np.bool_)
+        return np.array([suffix in suffixes for suffix in self.suffixes], np.bool_)
+
+    @property
+    def whose_size_tells_nothing(self) -> Mask:
+        """``[F]``: files of forms without compression, where another image of the same shape has the same size."""
+        return self.with_suffix(_WITHOUT_COMPRESSION)
+
+    @property
+    def tiff(self) -> Mask:
+        """``[F]``: TIFF files."""
+        return self.with_suffix(_TIFF)
+
+
+def _states(paths: Iterable[str]) -> list[tuple[int, int, int]]:
+    return [_state(path) for path in paths]
+
+
+def _state(path: str) -> tuple[int, int, int]:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return 0, 0, 0
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
