@@ -18,6 +18,8 @@ from featcache.store.layers import FINAL
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 
 HELD_FILE = "held.json"
+ORIGIN_FILE = "origin.json"
+"""Beside every copy that was pulled, whole or not: where what is damaged can be fetched again."""
 COLUMN_ARRAYS = ("label", "sample_id", "valid")
 """Arrays that a copy holds of every split of which it holds anything."""
 
@@ -107,6 +109,26 @@ def require_whole(directory: Path, what: str) -> None:
         )
 
 
+def read_origin(directory: Path) -> str | None:
+    """Address of the cache that the one at `directory` was pulled from; None if it is no copy, or nobody knows."""
+    with suppress(FileNotFoundError, CacheError):
+        path = directory / ORIGIN_FILE
+        return str(field(read_sealed(path), "origin", str, str(path))) or None
+    with suppress(CacheError):  # of copies that were pulled before there was that file
+        held = Held.read(directory)
+        return (held.origin or None) if held else None
+    return None
+
+
+def write_origin(directory: Path, origin: str) -> None:
+    """Note where a copy came from; `origin` is an address without credentials."""
+    path = directory / ORIGIN_FILE
+    with suppress(FileNotFoundError, CacheError):
+        if read_sealed(path) == {"origin": origin}:
+            return
+    write_sealed(path, {"origin": origin})
+
+
 def touch(directory: Path) -> None:
     """Note that a borrowed copy is used just now; those that were not for the longest time go first."""
     with suppress(OSError, CacheError):  # of a root that one may only read
@@ -154,10 +176,26 @@ def pull_command(directory: Path, origin: str, *options: str) -> str:
     return shlex.join(["featcache", "pull", origin, *options, "--root", str(root)])
 
 
+def check_command(directory: Path, origin: str, held: Inventory | None) -> str:
+    """The command that fetches what is damaged again, and no more than that.
+
+    Args:
+        directory: folder of the copy.
+        origin: where it came from.
+        held: what a partial copy holds; None for one that is whole.
+    """
+    return pull_command(directory, origin, *(_choice(held) if held else ()), "--check")
+
+
 def missing_command(directory: Path, lacking: Inventory, origin: str) -> str:
     """The command that fetches what the partial copy at `directory` lacks of what is needed."""
-    layers = _layers(lacking)
+    return pull_command(directory, origin, *_choice(lacking))
+
+
+def _choice(part: Inventory) -> tuple[str, ...]:
+    """The options of `featcache pull` that choose a part, by its splits and layers."""
+    layers = _layers(part)
     blocks = sorted(layers - {FINAL}, key=int)
     named = ",".join([*blocks, *([FINAL] if FINAL in layers else [])])
-    splits = ("--split", ",".join(lacking.splits)) if lacking.splits else ()
-    return pull_command(directory, origin, *splits, *(("--layers", named) if named else ()))
+    splits = ("--split", ",".join(part.splits)) if part.splits else ()
+    return (*splits, *(("--layers", named) if named else ()))

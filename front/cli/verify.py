@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from featcache.cli.options import common_options
 from featcache.cli.unreadable import say_unreadable
 from featcache.cli.verify_report import Checked
-from featcache.console import ConsoleReporter, print_json
+from featcache.console import ConsoleReporter, print_json, size
 from featcache.store.catalogue import completed_last, roots, scan, select
 from featcache.store.checking.repair import Repair, repair
 from featcache.store.checking.verify import Verification, verify
@@ -34,7 +34,12 @@ Examples:
 @click.command("verify", epilog=EPILOG)
 @click.argument("cache", required=False)
 @click.option("--all", "every", is_flag=True, help="All caches under the roots.")
-@click.option("--repair", "mend", is_flag=True, help="Drop damaged blocks, for the next extract to redo.")
+@click.option(
+    "--repair",
+    "mend",
+    is_flag=True,
+    help="Fetch what is damaged again where the cache was pulled from; else drop it, for the next extract to redo.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Files read at the same time.  [default: by cores]")
 @click.option(
     "--recompute",
@@ -80,7 +85,9 @@ def verify_command(
         say_unreadable(search, reporter)
     for directory in _directories(search, cache, every, mend):
         found = verify(directory, threads=threads, reporter=reporter)
-        repaired = _repair(found, every, reporter) if mend and found.damages else None
+        repaired = None
+        if mend and found.damages:
+            found, repaired = _mended(found, threads, every, reporter)
         recomputed = _recompute(found, samples, options, reporter) if samples else None
         results.append(Checked(found, repaired, recomputed))
         if not as_json:
@@ -90,6 +97,29 @@ def verify_command(
         print_json(documents if every else documents[0])
     if not all(result.passed for result in results):
         sys.exit(1)
+
+
+def _mended(
+    found: Verification, threads: int | None, every: bool, reporter: ConsoleReporter
+) -> tuple[Verification, Repair | None]:
+    """Repair a cache: a copy from where it came from, so that it stays usable; of any other, drop what is damaged."""
+    from featcache.store.transfer.mending import mend
+
+    try:
+        fetched = mend(found, reporter)
+    except FeatcacheError as error:
+        if not every:
+            raise
+        reporter.message(str(error))
+        return found, None
+    if fetched is None:
+        return found, _repair(found, every, reporter)
+    reporter.message(
+        f"fetched again from {fetched.origin}: {fetched.files} files of data, {size(fetched.num_bytes)} in all"
+    )
+    again = verify(found.directory, threads=threads, reporter=reporter)
+    # What is left was never part of what the remote has, such as files that do not belong there.
+    return again, _repair(again, every, reporter) if again.damages else None
 
 
 def _repair(found: Verification, every: bool, reporter: ConsoleReporter) -> Repair | None:

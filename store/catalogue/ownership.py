@@ -14,7 +14,7 @@ from pathlib import Path
 
 from featcache.store.errors import CacheError
 from featcache.store.files import parse_json, read_sealed, temporary_for
-from featcache.store.held import HELD_FILE
+from featcache.store.held import HELD_FILE, ORIGIN_FILE
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, Plan, foreign_names, is_own_name, is_set_aside
 from featcache.store.manifest import MANIFEST_FILE, Manifest
@@ -24,7 +24,7 @@ from featcache.store.writing.claims import RECORD_BYTES, SUFFIX
 from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
 from featcache.store.zarr_metadata import METADATA_FILE, recorded_paths
 
-DOCUMENTS = (MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE, HELD_FILE)
+DOCUMENTS = (MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE, HELD_FILE, ORIGIN_FILE)
 _CHUNK = re.compile(r"c(\.\d+)+")
 
 
@@ -77,7 +77,9 @@ def weak_proof(folder: Path) -> Owned | None:
 
     Returns None if there is no such document, or if anything lies in the folder that a cache would not have.
     """
-    documents = (name for name in (PROVENANCE_FILE, REQUEST_FILE, HELD_FILE) if _is_sealed(folder / name))
+    documents = (
+        name for name in (PROVENANCE_FILE, REQUEST_FILE, HELD_FILE, ORIGIN_FILE) if _is_sealed(folder / name)
+    )
     claims = (path for path in folder.glob(f"{JOURNAL}/*{SUFFIX}") if _is_claim(path))
     shown = next(documents, None) or next(claims, None)
     return Owned() if shown and not foreign(folder, None) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from featcache.store.checking.damage import Damage, Kind, Place, reason
 from featcache.store.errors import CacheError, CacheNotFoundError
 from featcache.store.files import MAX_DOCUMENT_BYTES, read_sealed, sealed_bytes
-from featcache.store.held import read_held_manifest
+from featcache.store.held import ORIGIN_FILE, read_held_manifest
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.plain import has_content, kind_misfit, sha256_plain
@@ -23,6 +23,7 @@ _KINDS = {
     PROVENANCE_FILE: Kind.DOCUMENT,
     CARD_FILE: Kind.DOCUMENT,
     REQUEST_FILE: Kind.REQUEST,
+    ORIGIN_FILE: Kind.REQUEST,
 }
 
 

@@ -16,12 +16,14 @@ from featcache.store.checking.documents import read_contents
 from featcache.store.checking.reopen import write_journal
 from featcache.store.checking.verify import Verification
 from featcache.store.errors import CacheBusyError, CacheError, PartialCacheError
-from featcache.store.files import JsonObject, read_sealed, sync_directory, write_sealed
+from featcache.store.files import JsonObject, read_sealed, sha256_hex, sync_directory, write_sealed
 from featcache.store.inventory import Block
-from featcache.store.journal import JOURNAL, SCRATCH
-from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.journal import FEATURES, JOURNAL, SCRATCH
+from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.plain import IS_LINK, kind_misfit
 from featcache.store.writing.claims import sole_owner
+from featcache.store.writing.metadata import write_metadata
+from featcache.store.zarr_metadata import metadata_documents
 
 _NEEDS_EXTRACTION = (Kind.DATA, Kind.METADATA, Kind.DOCUMENT)
 _REMOVED = (Kind.DATA, Kind.REQUEST, Kind.LEFTOVER)
@@ -61,8 +63,8 @@ class Repair:
 def repair(found: Verification) -> Repair:
     """Mend what `verify` found, as far as it can be done without the backbone.
 
-    A damaged block is dropped; a damaged zarr.json, provenance.json or README.md leaves all blocks but needs the next
-    extraction too, which writes it again. Strangers stay.
+    A damaged block is dropped; a damaged zarr.json is written again; a damaged provenance.json or README.md leaves all
+    blocks but needs the next extraction too, which writes it again. Strangers stay.
 
     Raises:
         CacheError: the manifest (or the plan) is damaged, so that nothing can be told from it, a folder stands in
@@ -73,7 +75,7 @@ def repair(found: Verification) -> Repair:
     if manifest is None:
         raise CacheError(f"{directory} cannot be repaired: {found.damages[0]}; {found.remedy}")
     _refuse_what_is_no_file(found)
-    if manifest.whole is not None:
+    if manifest.whole is not None and any(d.place.kind in _NEEDS_EXTRACTION for d in found.damages):
         raise PartialCacheError(f"{directory} is a partial copy and cannot be repaired here; {found.remedy}")
     if found.complete and unfinished_addition(directory, manifest) is not None:
         raise CacheError(
@@ -86,6 +88,8 @@ def repair(found: Verification) -> Repair:
         damages = [damage for damage in found.damages if damage.place.path != JOURNAL]
         for path in (directory / d.place.path for d in damages if d.place.kind == Kind.FORM):
             write_sealed(path, read_sealed(path))
+        if found.complete:
+            damages = _without_metadata_that_can_be_made(directory, manifest, damages)
         reopened = found.complete and any(damage.place.kind in _NEEDS_EXTRACTION for damage in damages)
         if reopened:
             write_journal(directory, manifest, _dropped(damages))
@@ -101,6 +105,37 @@ def repair(found: Verification) -> Repair:
     left = [damage.place.shown for damage in damages if damage.place.kind == Kind.STRANGER]
     dropped = _dropped(damages)
     return Repair(complete, [*dropped, *(b for b in found.missing_blocks if b not in dropped)], left)
+
+
+def _without_metadata_that_can_be_made(
+    directory: Path, manifest: Manifest, damages: Sequence[Damage]
+) -> list[Damage]:
+    """Write damaged Zarr metadata again, where the inventory gives the recorded bytes; returns the other damages.
+
+    So a cache that lacks nothing else stays complete. Another version of Zarr may write other bytes; then the next
+    extraction has to.
+    """
+    kinds = {damage.place.kind for damage in damages}
+    if Kind.METADATA not in kinds:
+        return list(damages)
+    made = metadata_documents(manifest.full_inventory)
+    left = []
+    for damage in damages:
+        path = damage.place.path.removeprefix(f"{FEATURES}/")
+        record, document = manifest.metadata.get(path), made.get(path)
+        if (
+            damage.place.kind != Kind.METADATA
+            or record is None
+            or document is None
+            or (len(document), sha256_hex(document)) != (record.bytes, record.sha256)
+        ):
+            left.append(damage)
+        else:
+            (directory / damage.place.path).unlink(
+                missing_ok=True
+            )  # also a link, through which nothing is written
+            write_metadata(directory / FEATURES, made, [path])
+    return left
 
 
 def _dropped(damages: Sequence[Damage]) -> list[Block]:

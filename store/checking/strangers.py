@@ -8,7 +8,7 @@ from pathlib import Path
 from featcache.store.checking.damage import Damage, Kind, Place
 from featcache.store.checking.links import behind
 from featcache.store.files import temporary_for
-from featcache.store.held import HELD_FILE
+from featcache.store.held import HELD_FILE, ORIGIN_FILE
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, is_set_aside
 from featcache.store.manifest import MANIFEST_FILE
@@ -51,7 +51,7 @@ def strangers(
 def _expected_names(inventory: Inventory) -> dict[str, set[str]]:
     """Per folder of the cache the names that belong in it."""
     names: dict[str, set[str]] = defaultdict(set)
-    names[""] = {MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE, HELD_FILE, FEATURES}
+    names[""] = {MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE, HELD_FILE, ORIGIN_FILE, FEATURES}
     paths = list(recorded_paths(inventory))
     for split in inventory.splits.values():
         for block in split.blocks():

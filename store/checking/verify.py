@@ -7,6 +7,7 @@ nothing else. Of an unfinished cache the committed blocks are checked, whose dig
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,8 @@ from featcache.store.checking.strangers import strangers
 from featcache.store.checking.zarr_agreement import check_metadata
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
-from featcache.store.held import Held, pull_command
-from featcache.store.inventory import Block
+from featcache.store.held import Held, check_command, read_origin
+from featcache.store.inventory import Block, Inventory
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import Manifest
 from featcache.store.progress import Reporter, Silent
@@ -59,6 +60,9 @@ class Verification:
     @property
     def remedy(self) -> str:
         """What to do about the damages."""
+        origin = read_origin(self.directory) if self.complete else None
+        if self.manifest is None and origin is not None:
+            return f"run `{check_command(self.directory, origin, _held(self.directory))}` to fetch it again"
         if self.manifest is None:
             return (
                 "remove the folder and extract again, or fetch the file from whoever has a copy of the cache"
@@ -67,8 +71,10 @@ class Verification:
             return "remove the links, or make a copy without them with `cp -rL`, and run the command again"
         if all(damage.place.kind == Kind.STRANGER for damage in self.damages):
             return "move away what does not belong there; the data are intact"
-        if self.manifest.whole is not None:
-            return f"run `{_pull(self.directory)}` to fetch what is damaged again"
+        part = self.manifest.inventory if self.manifest.whole is not None else None
+        if origin is not None or part is not None:
+            command = check_command(self.directory, origin or "REMOTE/CACHE", part)
+            return f"run `{command}` to fetch what is damaged again"
         return f"run `featcache verify --repair {self.directory}` to drop what is damaged"
 
     def to_dict(self) -> JsonObject:
@@ -128,9 +134,12 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
     return Verification(directory, complete, manifest, damages, len(checked), num_bytes, seconds)
 
 
-def _pull(directory: Path) -> str:
-    held = Held.read(directory)
-    return pull_command(directory, held.origin if held else "REMOTE/CACHE", "--check")
+def _held(directory: Path) -> Inventory | None:
+    """What a copy holds if it is a part; None if it is whole, or if that cannot be told."""
+    with suppress(CacheError):
+        held = Held.read(directory)
+        return held.inventory if held else None
+    return None
 
 
 def _disagreements(

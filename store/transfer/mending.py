@@ -1,0 +1,60 @@
+"""Repairing a copy that was pulled: what is damaged is fetched again from where the copy came from; it stays usable."""
+
+from pathlib import Path
+
+from featcache.store.checking.verify import Verification
+from featcache.store.errors import CacheError, FeatcacheError
+from featcache.store.held import Held, check_command, read_origin
+from featcache.store.inventory import Inventory
+from featcache.store.manifest import Manifest
+from featcache.store.progress import Reporter
+from featcache.store.transfer.address import parse_address
+from featcache.store.transfer.catalogue import find_cache, not_found
+from featcache.store.transfer.manifests import fetch_manifest
+from featcache.store.transfer.pull import Pulled, fetch
+
+
+def mend(found: Verification, reporter: Reporter | None = None) -> Pulled | None:
+    """Fetch again what `verify` found damaged in a copy.
+
+    Args:
+        found: what is wrong.
+        reporter: receives the progress.
+
+    Returns:
+        What was fetched; None if the cache is no copy, or nobody knows of what.
+
+    Raises:
+        CacheError: it cannot be had; the copy is as it was, and the message has the command to run again.
+    """
+    origin = read_origin(found.directory)
+    if origin is None or not found.complete:
+        return None
+    try:
+        remote, name = find_cache(parse_address(origin))
+        with remote:
+            theirs = fetch_manifest(remote, name)
+            if theirs is None:
+                raise not_found(remote, name)
+            wanted = _part(found.directory, theirs.manifest)
+            return fetch(remote, name, theirs, wanted, found.directory, check=True, reporter=reporter)
+    except FeatcacheError as error:
+        command = check_command(found.directory, origin, None)
+        raise CacheError(
+            f"{found.directory} is as it was: what is damaged could not be fetched again ({error}); "
+            f"try again later, or run `{command}` with the address of another copy"
+        ) from error
+
+
+def _part(directory: Path, theirs: Manifest) -> Inventory:
+    """The part of the remote's cache that the copy holds.
+
+    Raises:
+        CacheError: held.json, which says so, is damaged itself.
+    """
+    held = Held.read(directory)
+    try:
+        ours = Manifest.read(directory).inventory
+    except CacheError:  # damaged, so it is what the remote's is
+        ours = theirs.inventory
+    return theirs.inventory.common(ours if held is None else held.inventory)
