@@ -126,6 +126,10 @@ class ParquetImages(Collection):
             table.parts[split], start = np.arange(start, len(table.places)), len(table.places)
         return table
 
+    def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
+        """Return the files of all splits that are read."""
+        return self._paths
+
     def image(self, row: int) -> "Image":
         """Decode one image."""
         number, group, place = (int(one) for one in self._places[row])
