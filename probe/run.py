@@ -140,10 +140,12 @@ class _Runner:
             raise RequestError(
                 f"the loss {self._request.regression_loss} is for regression targets, and these are {self._kind}; leave --loss out"
             )
-        if not self._request.shots:
-            size = Size.of(reader.num_samples, width, num_outputs, self._protocol)
+        # Shots are few samples, whatever the train split has.
+        num_samples = reader.num_samples if not self._request.shots else 0
+        size = Size.of(num_samples, width, num_outputs, self._protocol)
+        if num_samples:
             check_whole(job, size, self._device, self._request.memory)
-        check_outputs(self._cache["test"].num_samples, num_outputs, self._request.memory)
+        check_outputs(job, size, self._cache["test"].num_samples, self._request.memory)
         if job.solver in (ADAMW, CHOICE):
             check_memory(reader, job.selection, batch_size(reader.num_samples, self._protocol), self._budget)
 

@@ -9,10 +9,9 @@ import click
 from click.core import ParameterSource
 
 from featcache.cli.options import LocalPath, common_options
-from featcache.cli.unreadable import say_unreadable
 from featcache.cli.verify_report import Checked
 from featcache.console import ConsoleReporter, print_json, size
-from featcache.store.catalogue import completed_last, roots, scan, select
+from featcache.store.catalogue import completed_last, roots, say_unreadable, scan, select
 from featcache.store.checking.repair import Repair, repair
 from featcache.store.checking.verify import Verification, verify
 from featcache.store.errors import FeatcacheError, RequestError
