@@ -9,12 +9,14 @@ from featcache.extract.sources import KINDS
 from featcache.store.text import encodable
 
 # Their values are paths even where nothing shows it, as in `acme/project`. `_OUTER` begins what surely is a path.
-_PATH_OPTIONS = frozenset(("--root", "--weights", "--data", "--out", "--sheet"))
+_PATH_OPTIONS = frozenset(("--weights", "--data"))
+# Left out: where caches lie is nobody's business, and the same cache comes about anywhere.
+_ROOT_OPTION = "--root"
 _OUTER = ("/", "~", ".")
 
 
 def public_command(command: str) -> str:
-    """Return a command line with every path in it reduced to its last part, and every address to its file."""
+    """Return a command line without its roots, every other path reduced to its last part, every address to its file."""
     return shlex.join(_public_arguments(shlex.split(command)))
 
 
@@ -35,15 +37,17 @@ def public_name(name: str) -> str:
 
 
 def _public_arguments(arguments: Sequence[str]) -> Iterator[str]:
-    is_path = False
+    before = ""
     for argument in arguments:
         option, equals, value = argument.partition("=")
-        if argument.startswith("-"):
+        if before == _ROOT_OPTION or option == _ROOT_OPTION:
+            pass
+        elif argument.startswith("-"):
             shown = _last_part(value) if option in _PATH_OPTIONS else public_name(value)
             yield f"{option}={shown}" if equals else encodable(argument)
         else:
-            yield _last_part(argument) if is_path else public_name(argument)
-        is_path = argument in _PATH_OPTIONS
+            yield _last_part(argument) if before in _PATH_OPTIONS else public_name(argument)
+        before = "" if before in (_ROOT_OPTION, *_PATH_OPTIONS) else argument
 
 
 def _last_part(place: str) -> str:

@@ -20,7 +20,7 @@ from featcache.extract.sources.base import Source
 from featcache.extract.summary import dataset_summary, preprocessing_text
 from featcache.extract.teammates import Teammates
 from featcache.extract.unfinished import covers, interrupted, plan_messages, recorded_batch_size
-from featcache.store.catalogue import Entry, cache_directory, find_key, find_request, unreadable
+from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
 from featcache.store.catalogue.removal import remove_journal
 from featcache.store.errors import CacheCompletedError, CacheError
 from featcache.store.files import JsonObject
@@ -132,8 +132,6 @@ class _Extraction:
                 verdict = self._verdict(found)
             if verdict is not Verdict.REPLACED:
                 return found if verdict is Verdict.ANSWER else None
-        for closed in unreadable(self._search):
-            self._reporter.message(f"note: {closed}")
         # What is wrong with the request shows before the backbone is loaded, perhaps over the network.
         self._request.contents.choose_splits(list(self._source.splits))
         if self._own is None and self._model.explicit in TABLE:
@@ -230,8 +228,7 @@ class _Extraction:
         return Estimate(path, spec.key, wanted, held, remaining(path, wanted), speed)
 
     def _load(self) -> "tuple[Backbone, torch.device]":
-        from featcache.extract.backbones import load_backbone
-        from featcache.extract.backbones.checkpoint import choice_text
+        from featcache.extract.backbones import load_backbone, loading_notes
         from featcache.extract.device import choose_device, enough_memory
 
         device = choose_device(self._request.device)
@@ -240,8 +237,8 @@ class _Extraction:
             origin = self._request.weights or "the Hugging Face Hub"
             self._reporter.message(f"loading {self._model.explicit} on {device}, weights from {origin}")
             backbone = load_backbone(self._model, self._request.weights, self._request.weights_key)
-            if (chosen := choice_text(backbone.loaded.weights_source)) is not None:
-                self._reporter.message(chosen)
+            for note in loading_notes(self._model, backbone):
+                self._reporter.message(f"note: {note}")
         prepared = preprocessing_text(backbone.spec.preprocessing, backbone.spec.input_size)
         if prepared is not None:
             self._summary += f"; {prepared}"
@@ -309,17 +306,16 @@ class _Extraction:
             self._reporter.message(str(retried))
         while not covers(path, plan.inventory):
             require_space(path, plan.inventory)
+            say = self._reporter.message
             with (
                 suppress(CacheCompletedError),
-                CacheWriter(
-                    path, plan, projection=projection, adopt=True, say=self._reporter.message
-                ) as writer,
+                CacheWriter(path, plan, projection=projection, adopt=True, say=say) as writer,
             ):
                 for literal in self._literals:
                     record_request(path, literal)
                 self._answers.record(path)
                 for text in plan_messages(writer, plan, self._request.batch_size):
-                    self._reporter.message(text)
+                    say(text)
                 started = time.perf_counter()
                 images = self._image_input(writer.directory, backbone, device)
                 try:

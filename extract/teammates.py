@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from featcache.store.catalogue import Entry, slug
+from featcache.store.catalogue import Entry, say_unreadable, slug
 from featcache.store.catalogue.entries import folder_entry
 from featcache.store.errors import CacheError, FeatcacheError
 from featcache.store.files import JsonObject
@@ -40,6 +40,8 @@ class Teammates:
         """
         from featcache.store.transfer.documents import fetch_requests
         from featcache.store.transfer.remotes import open_remote
+
+        say_unreadable(self._search, self._reporter)  # one of them may be the answer
 
         def matching(address: Address) -> list[CacheName]:
             names = [name for name in self._names(address) if name.dataset == slug(dataset)]

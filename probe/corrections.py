@@ -2,11 +2,12 @@
 
 from featcache.probe.protocol import INPUTS, L2_INPUT
 from featcache.probe.request import ADAMW, CHOICE, EXACT, Job
-from featcache.probe.scoring.kinds import SINGLE_LABEL
+from featcache.probe.scoring.kinds import MULTI_LABEL, SINGLE_LABEL
 
 SCALING = "channels are constant by their own rounding"
 """Of standardized inputs: before, a channel was set to 0 where another one deviated a million times as much."""
 
+LABEL_SETS = "label sets are held out label by label, the rare ones first"
 PENALTY = "tied penalties go to the likelier, and the path goes on while its end is chosen"
 TIES = "ties go to the lower class, and five guesses hold no class without a vote"
 """Of heads whose logits tie exactly, as votes of neighbors do; those of trained heads hardly ever do."""
@@ -26,6 +27,7 @@ def corrections(job: Job, usual_input: str, target_type: str) -> list[str]:
     solved = job.solver == EXACT or (job.solver == CHOICE and target_type == SINGLE_LABEL)
     concerned = {
         PENALTY: solved,
+        LABEL_SETS: target_type == MULTI_LABEL,
         SCALING: inputs != {L2_INPUT},
         TIES: target_type == SINGLE_LABEL and job.solver != ADAMW,
     }

@@ -47,27 +47,31 @@ def refuse_missing_values(rows: Sequence[int], columns: Sequence[Sequence[str]],
     )
 
 
-def unify_classes(values: Sequence[str], where: str) -> tuple[list[str], list[str]]:
-    """Give every class one spelling: ``1`` for ``1.0``, and one Unicode form.
-
-    Returns:
-        The values ``[N]``, and notes on what was put together or looks odd.
-    """
-    distinct = sorted(set(values))
+def unify_spellings(values: Sequence[str], where: str) -> tuple[list[str], list[str]]:
+    """Give every value one spelling: ``1`` for ``1.0``, and one Unicode form; notes on what was put together."""
     spellings: dict[str, list[str]] = defaultdict(list)
-    for value in distinct:
+    for value in sorted(set(values)):
         whole = _WHOLE.fullmatch(value)
         key = f"{whole[1].strip('+') if whole[2] != '0' else ''}{whole[2]}" if whole else value
         spellings[unicodedata.normalize("NFC", key)].append(value)
     notes: list[str] = []
     names: dict[str, str] = {}
     for key, same in spellings.items():
-        # A class of one spelling keeps it, so that its name and the dataset's identity stay as they were.
+        # A value of one spelling keeps it, so that its name and the dataset's identity stay as they were.
         names |= {value: key if len(same) > 1 else value for value in same}
         if len(same) > 1:
-            notes.append(f"{where}: {', '.join(map(_shown, same))} are read as one class, {key}")
-    notes += _doubts([*dict.fromkeys(names.values())], where)
+            notes.append(f"{where}: {', '.join(map(_shown, same))} are read as one, {key}")
     return [names[value] for value in values], notes
+
+
+def unify_classes(values: Sequence[str], where: str) -> tuple[list[str], list[str]]:
+    """Give every class one spelling; see `unify_spellings`.
+
+    Returns:
+        The values ``[N]``, and notes on what was put together or looks odd.
+    """
+    unified, notes = unify_spellings(values, f"{where}: classes")
+    return unified, [*notes, *_doubts(sorted(set(unified)), where)]
 
 
 def _doubts(classes: Sequence[str], where: str) -> list[str]:

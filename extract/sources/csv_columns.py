@@ -37,8 +37,12 @@ class Columns:
         self._path, self._table, self._header = path, table, table.header
         self.notes: list[str] = []
         named = argument.fields
-        usual = next((name for name in self._header if name.lower() in PATH_COLUMNS), None)
-        self.path = self._named("path", named.get("path")) or usual or self._lacking()
+        usual = [name for name in self._header if name.lower() in PATH_COLUMNS]
+        self.path = self._named("path", named.get("path")) or (usual[0] if usual else self._lacking())
+        if len(usual) > 1 and not named.get("path"):
+            self.notes.append(
+                f"column {self.path} of {path.name} is taken for the path, not {', '.join(usual[1:])}"
+            )
         self.id = self._named("id", named.get("id")) or (ID_COLUMN if ID_COLUMN in self._header else None)
         group = self._named("group-by", options.group_by)
         labels = [self._named("label", name) or "" for name in argument.names("label")]

@@ -16,6 +16,7 @@ from featcache.extract.sources.class_values import (
     missing_rows,
     refuse_missing_values,
     unify_classes,
+    unify_spellings,
 )
 from featcache.extract.sources.collection import (
     Collection,
@@ -30,7 +31,7 @@ from featcache.extract.sources.dataset import AUTO, DatasetOptions
 from featcache.extract.sources.decode import decode
 from featcache.extract.sources.path_column import find_images, portable_ids
 from featcache.extract.sources.samples import Texts
-from featcache.extract.sources.split_names import choose_splits, splits_of_column
+from featcache.extract.sources.split_names import choose_splits, note_splits_beside, splits_of_column
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.home import expanded
 from featcache.store.progress import Reporter
@@ -77,7 +78,10 @@ class CsvTable(Collection):
                 self._root,
             )
         )
+        if "" in ids:
+            raise DatasetError(f"{path}: row {ids.index('') + 2} has no {columns.id or columns.path}")
         refuse_repeated(ids, f"{path}: {columns.id or columns.path}")
+        groups, facts = _groups(path, values[options.group_by], notes) if options.group_by else ([], {})
         splits, parts, unread = _splits(path, columns.split, values, options, notes)
         contents = (
             found.sizes
@@ -92,7 +96,8 @@ class CsvTable(Collection):
             listing_digest((*what.names, *what.units), ids, contents, labels),
             parts,
             unread,
-            {options.group_by: values[options.group_by]} if options.group_by else {},
+            {options.group_by: groups} if options.group_by else {},
+            facts,
             notes=[*notes, *found.notes, *about],
             passed_over={"rows without a label": left_out} if left_out else {},
         )
@@ -143,6 +148,16 @@ def _drop_rows_without_label(path: Path, table: Table, columns: Columns, argumen
     return len(missing)
 
 
+def _groups(path: Path, values: Sequence[str], notes: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Groups in one spelling each, and what that adds to the identity."""
+    groups, about = unify_spellings(values, f"{path.name}: groups")
+    lacking = sum(value in MISSING for value in values)
+    if lacking:
+        notes.append(f"{lacking} rows of {path.name} have no group and are kept together as one")
+    notes += about
+    return groups, {"groups": "unified"} if about else {}
+
+
 def _splits(
     path: Path,
     column: str | None,
@@ -152,6 +167,7 @@ def _splits(
 ) -> tuple[list[str] | None, dict[str, Rows], tuple[str, ...]]:
     """The split of every row by the name that it goes by here, rows by split, and splits that are not read."""
     if column is None:
+        notes += note_splits_beside(path)
         return None, {}, ()
     spelled = splits_of_column(column, values[column])
     lacking = next((row for row, split in enumerate(spelled) if split in MISSING), None)

@@ -126,6 +126,10 @@ class SplitDataset(Source):
         self._options = options or DatasetOptions()
         self._notes = list(collection.listing.notes)
         self._own = not self._options.resplit and len(collection.listing.parts) > 0
+        if self._options.resplit and collection.listing.unread:
+            self._notes.append(
+                f"not put together with the others: split {', '.join(collection.listing.unread)}"
+            )
         if not len(collection.listing.ids):
             raise DatasetError(f"{collection.name} holds no samples")
         self._options.require_target(self.targets.kind, self.name)

@@ -29,15 +29,20 @@ _SIGNATURE = re.compile(
 
 def is_address(text: str) -> bool:
     """Whether `text` is an address rather than a path."""
-    return text.startswith(("http://", "https://"))
+    return text.lower().startswith(("http://", "https://"))
 
 
 def fetch_all(addresses: Sequence[str], reporter: Reporter) -> list[Path]:
     """Local copies of some files, in order.
 
     Raises:
+        RequestError: it is not certain where the login in an address ends; nothing was sent.
         DatasetError: one cannot be had; the message names it.
     """
+    from featcache.store.transfer.address import require_clear_login
+
+    for address in addresses:
+        require_clear_login(address)
     targets = [_target(address) for address in addresses]
     missing = {
         target: address for address, target in zip(addresses, targets, strict=True) if not target.is_file()

@@ -74,13 +74,17 @@ class ImageTree:
         """Return the names of the folders directly below one, sorted, without hidden and system folders.
 
         Raises:
-            DatasetError: the folder cannot be read.
+            DatasetError: the folder cannot be read, or has a link to a folder that is not there.
         """
-        return sorted(
-            entry.name
-            for entry in self._scan(relative)
-            if _is_folder(entry) and not is_system_name(entry.name)
-        )
+        names = []
+        for entry in self._scan(relative):
+            if is_system_name(entry.name):
+                continue
+            if _is_folder(entry):
+                names.append(entry.name)
+            elif not os.path.splitext(entry.name)[1]:
+                _refuse_broken_link(entry)
+        return sorted(names)
 
     def loose_images(self, relative: str = "") -> list[str]:
         """Return the names of the images that lie directly in a folder, sorted.
@@ -120,6 +124,7 @@ class ImageTree:
             elif _is_image(name):
                 yield self._checked(path), _size(entry)
             else:
+                _refuse_broken_link(entry)
                 self.passed_over[os.path.splitext(name)[1].lower() or "no extension"] += 1
 
     def _identity(self, relative: str, above: tuple[_Identity, ...]) -> _Identity:
@@ -159,6 +164,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that cannot be followed; as a file it is named
         return False
+
+
+def _refuse_broken_link(entry: os.DirEntry[str]) -> None:
+    """Refuse a link that leads nowhere and may have been a folder: a whole class would be gone."""
+    if entry.is_symlink() and not os.path.splitext(entry.name)[1] and not os.path.exists(entry.path):
+        raise DatasetError(
+            f"{entry.path} is a link to something that is not there; restore it, or remove the link"
+        )
 
 
 def _size(entry: os.DirEntry[str]) -> int:

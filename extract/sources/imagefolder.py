@@ -15,7 +15,15 @@ from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.decode import decode
 from featcache.extract.sources.image_tree import ImageTree
 from featcache.extract.sources.samples import Texts
-from featcache.extract.sources.split_names import TEST, TRAIN, ChosenSplits, choose_splits, role_of
+from featcache.extract.sources.split_names import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    ChosenSplits,
+    choose_splits,
+    note_splits_beside,
+    roles_of,
+)
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter
 from featcache.store.targets import SINGLE_LABEL, Targets
@@ -24,6 +32,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SPLITS_FIELD, NO_SPLITS = "splits", "none"
+_LOOKED_INTO = 3
+"""Class folders that are looked into for splits below them; all are laid out alike."""
 _WHOLE_WORD_LETTERS = 4
 """Shorter names of train and test (``tr``, ``te``) are as often names of classes, such as languages."""
 
@@ -97,32 +107,55 @@ class ImageFolder(Collection):
     def _choose(self, options: DatasetOptions) -> ChosenSplits:
         """Which of the folders are splits and which of them are read; none where folders are classes."""
         folders = self._tree.folders()
-        called = [name for name in folders if role_of(name)]
+        roles = roles_of(folders)
+        called = [name for name in folders if roles[name]]
         asked = bool(options.train_split or options.test_splits)
-        if not asked and not self._are_splits(called, folders):
+        if not asked and not self._are_splits(called, folders, roles):
+            self._refuse_splits_below(folders)
             if called:
                 self._notes.append(
                     f"{', '.join(called)} of {self.name}: taken for classes, since there are other classes beside and no "
                     "train/ and test/ with class folders"
                 )
+            self._notes += note_splits_beside(self._directory)
             return ChosenSplits()
         if not asked and not options.resplit:
             for role in (TRAIN, TEST):
-                if all(role_of(name) != role for name in folders):
-                    raise DatasetError(self._lacking(role, [name for name in folders if not role_of(name)]))
+                if role not in roles.values():
+                    raise DatasetError(self._lacking(role, [name for name in folders if not roles[name]]))
         # Folders of another kind (docs/, meta/) are not put together with the splits.
-        found = [name for name in folders if role_of(name) or asked or not options.resplit]
+        found = [name for name in folders if roles[name] or asked or not options.resplit]
         chosen = choose_splits(found, options, str(self._directory))
         self._notes += chosen.notes(self.name)
         read = chosen.names.values()
         return ChosenSplits(chosen.names, tuple(_printable(name) for name in folders if name not in read))
 
-    def _are_splits(self, called: Sequence[str], folders: Sequence[str]) -> bool:
+    def _refuse_splits_below(self, folders: Sequence[str]) -> None:
+        """Refuse ``DIR/<class>/train/...``, and a folder above the dataset's: their splits would be put together."""
+        for name in folders[:_LOOKED_INTO]:
+            below = self._tree.folders(name)
+            roles = set(roles_of(below).values())
+            if TRAIN in roles and roles & {TEST, VALIDATION}:
+                one = f"or is imagefolder:{self._directory / name} meant? " if len(folders) == 1 else ""
+                raise DatasetError(
+                    f"{self._directory / name} has folders {', '.join(below[:5])}, which are called like splits; splits must "
+                    f"lie above the classes (train/{name}/...); {one}imagefolder:DIR?{SPLITS_FIELD}={NO_SPLITS} reads them as "
+                    "parts of one class"
+                )
+            if len(folders) == 1 and len(below) > 1 and not self._tree.loose_images(name):
+                self._notes.append(
+                    f"{self.name} has the one class {name}, whose images lie in folders ({', '.join(map(_printable, below[:3]))}, "
+                    f"...); if these are the classes, name imagefolder:.../{name}"
+                )
+
+    def _are_splits(
+        self, called: Sequence[str], folders: Sequence[str], roles: Mapping[str, str | None]
+    ) -> bool:
         """Whether folders that are called like splits are splits: those of a class hold no folders of classes."""
         if not called or len(called) == len(folders):
             return bool(called)
         return any(
-            role_of(name) in (TRAIN, TEST) and len(name) >= _WHOLE_WORD_LETTERS and self._tree.folders(name)
+            roles[name] in (TRAIN, TEST) and len(name) >= _WHOLE_WORD_LETTERS and self._tree.folders(name)
             for name in called
         )
 

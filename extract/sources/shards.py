@@ -127,6 +127,11 @@ def splits_by_name(paths: Sequence[Path]) -> dict[str, list[Path]]:
     return found
 
 
+def uncounted_shards(folder: Path, read: Sequence[Path]) -> list[Path]:
+    """Shards of a split's folder that are not read, since nshards.txt counts fewer."""
+    return sorted({*folder.glob("*.tar")} - {*read}, key=natural)
+
+
 def packed_shards(folder: Path) -> list[Path]:
     """Compressed shards of a folder, which are not read; members are read by their place."""
     return sorted(path for path in folder.iterdir() if _PACKED.search(path.name)) if folder.is_dir() else []

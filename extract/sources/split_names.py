@@ -5,9 +5,11 @@ that has splits is never treated as one that has none: where its names do not te
 refuses with a list of them.
 """
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
@@ -24,7 +26,10 @@ _ROLES = {
     VALIDATION: ("val", "valid", "validation", "validate", "validating", "dev", "eval", "evaluation"),
 }
 _ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
-_AFFIX = re.compile(r"^(data|split|set)[-_ ]+|[-_ ]*(data|dataset|split|set|images|imgs|(19|20)\d\d)$")
+_FILLERS = frozenset(
+    ["data", "dataset", "datasets", "set", "split", "image", "images", "img", "imgs", "folder"]
+)
+_SUFFIX = re.compile(r"(data|dataset|split|set|images|imgs|(19|20)\d\d)$")
 _FLAG_PREFIX = re.compile(r"^(is|in|for|use)[-_ ]?(?=[a-z])")
 _YES, _NO = ("1", "1.0", "true", "t", "yes", "y"), ("0", "0.0", "false", "f", "no", "n")
 
@@ -52,8 +57,63 @@ def split_text(value: Any) -> str:
 
 def role_of(name: str) -> str | None:
     """Return ``train``, ``test`` or ``val`` for a usual name of such a split in any capitalization, else None."""
-    plain = name.strip().casefold()
-    return _ROLE_OF.get(plain) or _ROLE_OF.get(_AFFIX.sub("", plain))
+    words = [word for word in _words(name) if word not in _FILLERS]
+    return _ROLE_OF.get(words[0]) if len(words) == 1 else None
+
+
+def roles_of(names: Sequence[str]) -> dict[str, str | None]:
+    """Return the role of each of the names that stand side by side.
+
+    A word for a split also counts beside other words if the same words stand with train and with another split:
+    ``seg_train`` and ``seg_test`` are splits, ``train_station`` and ``bus_station`` are not.
+    """
+    roles = {name: role_of(name) for name in names}
+    beside: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in (name for name, role in roles.items() if role is None):
+        words = _words(name)
+        found = [word for word in words if word in _ROLE_OF]
+        if len(found) == 1:
+            rest = tuple(word for word in words if word != found[0])
+            beside.setdefault(rest, {})[name] = _ROLE_OF[found[0]]
+    for same in beside.values():
+        if TRAIN in same.values() and len(set(same.values())) > 1:
+            roles |= same
+    return roles
+
+
+def splits_beside(path: Path) -> list[str]:
+    """Return the files or folders beside the train split of a dataset that are its other splits by their names.
+
+    Who names ``data/train`` may not know that ``data/test`` is then not read.
+    """
+    here = os.path.abspath(path)
+    try:
+        names = sorted(name for name in os.listdir(os.path.dirname(here)) if not name.startswith("."))
+    except OSError:
+        return []
+    parts = [(name, *os.path.splitext(name)) for name in names]
+    same = {name: stem for name, stem, extension in parts if extension == os.path.splitext(here)[1]}
+    roles = roles_of(list(dict.fromkeys(same.values())))
+    own = same.get(os.path.basename(here), "")
+    if roles.get(own) != TRAIN:
+        return []
+    # Shards of one split differ in their numbers.
+    rest = [word for word in _words(own) if word not in _ROLE_OF and not word.isdigit()]
+    return [
+        name
+        for name, stem in same.items()
+        if roles[stem] in (TEST, VALIDATION)
+        and [word for word in _words(stem) if word not in _ROLE_OF and not word.isdigit()] == rest
+    ]
+
+
+def note_splits_beside(path: Path) -> list[str]:
+    """Say which other splits lie beside a path that is read alone; see `splits_beside`."""
+    names = splits_beside(path)
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"only {path.name} is read; beside it lies {shown}"]
 
 
 def is_split_column(name: str) -> bool:
@@ -98,8 +158,8 @@ def find_split(name: str, found: Sequence[str]) -> str:
     if name in found:
         return name
     same = [one for one in found if one.strip().casefold() == name.strip().casefold()]
-    role = role_of(name)
-    same = same or [one for one in found if role is not None and role_of(one) == role]
+    role, roles = role_of(name), roles_of(found)
+    same = same or [one for one in found if role is not None and roles[one] == role]
     if len(same) == 1:
         return same[0]
     raise UnknownNameError("split", name, found)
@@ -122,20 +182,21 @@ def choose_splits(found: Sequence[str], options: "DatasetOptions", where: str) -
     """
     if not found:
         return ChosenSplits()
+    roles = roles_of(found)
     train = find_split(options.train_split, found) if options.train_split else None
     tests = [find_split(name, found) for name in options.test_splits]
     for name in tests:
-        if name == train or (train is None and role_of(name) == TRAIN):
+        if name == train or (train is None and roles[name] == TRAIN):
             raise RequestError(f"--test-split {name}: what is trained on cannot be tested on")
     left = [name for name in found if name not in (train, *tests)]
     if train is None:
-        train = _only(TRAIN, left, "--train-split", where)
+        train = _only(TRAIN, left, roles, where)
     left = [name for name in left if name != train]
     names = {} if train is None else {TRAIN: train}
     if tests:
         names |= {name: name for name in tests}
     else:
-        test = _only(TEST, left, "--test-split", where)
+        test = _only(TEST, left, roles, where)
         if test is None and options.resplit:
             return ChosenSplits(names | {name: name for name in left})
         if test is None and left:
@@ -149,12 +210,19 @@ def _flag_role(column: str) -> str | None:
     return _ROLE_OF.get(_FLAG_PREFIX.sub("", column.strip().casefold()).removesuffix("_flag"))
 
 
-def _only(role: str, names: Sequence[str], option: str, where: str) -> str | None:
+def _words(name: str) -> list[str]:
+    """The words of a name in lower case: ``TrainImages2017`` is train and images."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = [_SUFFIX.sub("", word) or word for word in re.split(r"[\W_]+", spaced.casefold()) if word]
+    return [word for word in words if not re.fullmatch(r"(19|20)\d\d", word)]
+
+
+def _only(role: str, names: Sequence[str], roles: Mapping[str, str | None], where: str) -> str | None:
     """The one split of a role; None if there is none."""
-    same = [name for name in names if role_of(name) == role]
+    same = [name for name in names if roles[name] == role]
     if len(same) > 1:
         raise DatasetError(
-            f"{where} has more than one split for {role}: {', '.join(same)}; name one with {option}"
+            f"{where} has more than one split for {role}: {', '.join(same[:20])}; name one with --{role}-split"
         )
     return same[0] if same else None
 

@@ -7,6 +7,7 @@ from featcache.extract.sources.argument import Argument
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.http_files import fetch_all, is_address
 from featcache.extract.sources.shards import (
+    COUNT_FILE,
     class_names,
     expand,
     folder_shards,
@@ -15,8 +16,9 @@ from featcache.extract.sources.shards import (
     natural,
     packed_shards,
     splits_by_name,
+    uncounted_shards,
 )
-from featcache.extract.sources.split_names import TRAIN, ChosenSplits, choose_splits
+from featcache.extract.sources.split_names import TRAIN, ChosenSplits, choose_splits, note_splits_beside
 from featcache.extract.sources.text_file import read_lines
 from featcache.extract.sources.webdataset import WebDataset
 from featcache.store.errors import DatasetError, RequestError
@@ -83,6 +85,9 @@ def _open_folder(folder: Path, options: DatasetOptions, reporter: Reporter, chos
         chosen.class_names = chosen.class_names or class_names(folder)
         dataset = _dataset(folder.resolve().name, splits, options, reporter, chosen, picked)
         packed = [path for name in picked.names.values() for path in packed_shards(folder / name)]
+        for split, own in picked.names.items():
+            more = uncounted_shards(folder / own, splits[split])
+            _say_left_out(dataset, more, f"tar files of {own}/ beyond those that {COUNT_FILE} counts")
         _say_left_out(dataset, beside, "tar files beside the folders of the splits")
     else:
         paths = sorted(folder.glob("*.tar"), key=natural)
@@ -128,7 +133,8 @@ def _dataset(
         image=chosen.image,
         reporter=reporter,
     )
-    dataset.listing.notes = [*dataset.listing.notes, *picked.notes(name)]
+    beside = [] if picked.names else note_splits_beside(next(iter(splits.values()))[0])
+    dataset.listing.notes = [*dataset.listing.notes, *picked.notes(name), *beside]
     return dataset
 
 

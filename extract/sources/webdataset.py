@@ -6,12 +6,9 @@ folders ``train/`` and ``test/`` or by pattern, is `shards`' business.
 
 import errno
 import io
-import json
-import math
 import os
-import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -19,24 +16,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.extract.sources.base import Citation, Labels
+from featcache.extract.sources.base import Citation
 from featcache.extract.sources.collection import (
     Collection,
     Listing,
-    indexed_targets,
     listing_digest,
     refuse_repeated,
 )
-from featcache.extract.sources.dataset import AUTO
 from featcache.extract.sources.decode import EXTENSIONS, decode
 from featcache.extract.sources.image_tree import refuse_irregular
 from featcache.extract.sources.samples import Texts
 from featcache.extract.sources.shard_index import Shard, keep_shard, load_shard
 from featcache.extract.sources.shards import shard_names
 from featcache.extract.sources.tar_index import LINKS_LEFT_OUT, TarIndex, index_tar
+from featcache.extract.sources.wds_labels import (
+    ARRAY,
+    CLASS,
+    RECORD,
+    common_columns,
+    label_notes,
+    label_targets,
+    read_label,
+    read_record,
+)
 from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.progress import Reporter, Silent
-from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,8 +49,6 @@ OPEN_SHARDS = 64
 """Descriptors that a process keeps."""
 INDEX_THREADS = 4
 MAX_LABEL_BYTES = 2**20
-CLASS, ARRAY, RECORD = ".cls", ".npy", ".json"
-_INTEGER = re.compile(rb"\s*[+]?[0-9]{1,30}\s*")
 
 
 class WebDataset(Collection):
@@ -100,7 +102,7 @@ class WebDataset(Collection):
             f"{prefix}/{key}" for prefix, shard in zip(prefixes, shards, strict=True) for key in shard.keys
         )
         refuse_repeated(ids, name)
-        labels, targets = _targets(
+        labels, targets = label_targets(
             [label for shard in shards for label in shard.labels], classes, target, name
         )
         ends = np.cumsum([len(shard.keys) for shard in shards])
@@ -116,9 +118,9 @@ class WebDataset(Collection):
             listing_digest(targets.names, ids, self._sizes.tolist(), labels),
             {} if list(splits) == [""] else parts,
             unread,
-            _columns([record for shard in shards for record in shard.records]),
+            common_columns([record for shard in shards for record in shard.records]),
             {**(facts or {}), **({"image": image} if image else {})},
-            list(_doubts(name, targets, classes, target)),
+            list(label_notes(name, targets, classes, target)),
             dict(sum((Counter(shard.left_out) for shard in shards), Counter())),
         )
         self._open: OrderedDict[int, int] = OrderedDict()
@@ -247,10 +249,10 @@ def _samples(path: Path, index: TarIndex, descriptor: int, image: str | None) ->
         shard.sizes.append(sizes[number])
         spot = own[label]
         content = os.pread(descriptor, min(sizes[spot], MAX_LABEL_BYTES), offsets[spot])
-        shard.labels.append(_label(content, label, f"{path}: {key}{label}"))
+        shard.labels.append(read_label(content, label, f"{path}: {key}{label}"))
         if RECORD in own:
             record = os.pread(descriptor, min(sizes[own[RECORD]], MAX_LABEL_BYTES), offsets[own[RECORD]])
-            shard.records.append(_record(record, f"{path}: {key}{RECORD}"))
+            shard.records.append(read_record(record, f"{path}: {key}{RECORD}"))
         else:
             shard.records.append({})
     _refuse_problems(path, problems, members, LINKS_LEFT_OUT in left_out)
@@ -319,92 +321,3 @@ def _refuse_odd_names(names: Sequence[str], path: Path) -> None:
     if any("\0" in name for name in names):
         cut = next(name for name in names if "\0" in name)
         raise DatasetError(f"{path}: the name {cut[:100]!r} of a member has a NUL character; rename it")
-
-
-def _label(content: bytes, suffix: str, where: str) -> Any:
-    if suffix == ARRAY:
-        array = _array(content, where)
-        if array.ndim or array.dtype.kind == "f":
-            return array.ravel()
-        content = str(int(array.item())).encode()
-    label = int(content) if _INTEGER.fullmatch(content) else -1
-    if label < 0:
-        shown = content[:40].decode("utf-8", "backslashreplace")
-        raise DatasetError(f"{where} must be an integer from 0, got {shown!r}")
-    if label >= 2**63:
-        raise DatasetError(f"{where} must be the index of a class, got {label:,}")
-    return label
-
-
-def _array(content: bytes, where: str) -> "np.ndarray[Any, np.dtype[Any]]":
-    """A small array of numbers; a header that promises more than there is would take all memory."""
-    file = io.BytesIO(content)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(file)
-        whole = math.prod(shape) * dtype.itemsize == len(content) - file.tell()
-        if dtype.kind in "biuf" and whole:
-            file.seek(0)
-            array: np.ndarray[Any, np.dtype[Any]] = np.lib.format.read_array(file, allow_pickle=False)
-            return array
-        reason = "" if dtype.kind in "biuf" else f" is {dtype}; labels must be numbers"
-    except Exception as error:  # numpy reads the header as Python source, which fails in many ways
-        reason = f" is no array of numbers ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})"
-    raise DatasetError(
-        f"{where}{reason or ' is no array of numbers (its size is not that of its shape)'}"
-    ) from None
-
-
-def _record(content: bytes, where: str) -> Mapping[str, Any]:
-    try:
-        record = json.loads(content)
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise DatasetError(f"{where} is no JSON object")
-    return record
-
-
-def _doubts(name: str, targets: Targets, classes: Sequence[str], target: str) -> Iterator[str]:
-    """What people should know of labels that are numbers."""
-    if targets.kind == SINGLE_LABEL and classes and len(classes) < len(targets.names):
-        yield (
-            f"{name}: {len(classes)} names for {len(targets.names)} classes; classes from {len(classes)} on are called by "
-            "their numbers"
-        )
-    if targets.kind == REGRESSION and target == AUTO:
-        yield f"{name}: labels in .npy are not all 0 or 1, so they are real values; for classes save their indices as .cls"
-
-
-def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The fields that all records have."""
-    if not records:
-        return {}
-    names = [name for name in records[0] if all(name in record for record in records)]
-    return {name: [record[name] for record in records] for name in names}
-
-
-def _targets(labels: Sequence[Any], classes: Sequence[str], target: str, name: str) -> tuple[Labels, Targets]:
-    """Integers are classes; arrays are 0 or 1 for every class, or real values."""
-    if not any(isinstance(label, np.ndarray) for label in labels):
-        column = np.array(labels, np.int64)
-        if target == REGRESSION:
-            return column[:, None].astype(np.float32), Targets(REGRESSION, tuple(classes[:1]) or ("target",))
-        return column, indexed_targets(column, classes, name)
-    arrays = [np.asarray(label).ravel() for label in labels]
-    if len({len(array) for array in arrays}) > 1:
-        raise DatasetError(
-            f"{name}: labels are arrays of {min(map(len, arrays))} to {max(map(len, arrays))} values; they must agree"
-        )
-    table = np.stack(arrays)
-    names = (*classes[: table.shape[1]], *(str(index) for index in range(len(classes), table.shape[1])))
-    if target != REGRESSION and np.isin(table, (0, 1)).all():
-        return table.astype(np.uint8), Targets(MULTI_LABEL, names)
-    if target in (MULTI_LABEL, SINGLE_LABEL):
-        raise DatasetError(
-            f"{name}: labels are arrays with other values than 0 and 1, so they are not {target}"
-        )
-    return table.astype(np.float32), Targets(REGRESSION, names)

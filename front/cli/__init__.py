@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from featcache.store.errors import FeatcacheError, UnknownNameError
 from featcache.store.transfer.redaction import redacted_lines, remember_logins
 from featcache.terminal import echo_error, guard_streams
 
+MAX_FILES = 4096
 COMMANDS = (
     "datasets",
     "doctor",
@@ -99,6 +101,7 @@ def main() -> None:
     for argument in (*sys.argv[1:], os.environ.get(ROOT_VARIABLE, "")):
         remember_logins(argument)
     guard_streams()
+    _allow_files()
     if "--debug" not in sys.argv:
         # Libraries log to stderr as they see fit, dozens of lines without a network; what fails raises as well.
         logging.disable(logging.CRITICAL)
@@ -122,6 +125,17 @@ def main() -> None:
         _fail(_describe_os_error(error), 1)
 
 
+def _allow_files() -> None:
+    """Raise the limit of open files as far as a user may: a cache has a file for each layer, and macOS allows 256."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _fail(message: str, status: int) -> None:
     if "--debug" in sys.argv:
         print(redacted_lines(traceback.format_exc()), file=sys.stderr)
@@ -130,7 +144,10 @@ def _fail(message: str, status: int) -> None:
 
 
 _ROOM = "make room and run the same command again, what was committed is kept"
+_FILES = "allow this process more open files, as `ulimit -n 4096` does, and run the same command again"
 _REMEDIES = {
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
     errno.EIO: "the disk failed; when it works again, run the same command again, what was committed is kept",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featcache.cli.options import dataset_options, output_options
+from featcache.cli.options import LocalPath, dataset_options, output_options
 from featcache.console import ConsoleReporter, echo, print_json, print_table
 from featcache.extract.sources import KINDS, resolve_source
 from featcache.extract.sources.base import Source
@@ -64,7 +64,7 @@ def _row(one: "ListedDataset") -> list[str]:
 @click.argument("name")
 @click.option(
     "--sheet",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     help="Where the contact sheet goes.  [default: NAME-samples.png]",
 )
 @click.option("--no-sheet", is_flag=True, help="Draw none: no image is decoded.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from featcache.cli.options import common_options
+from featcache.cli.options import LocalPath, common_options
 from featcache.console import ConsoleReporter, echo, print_json, size
 from featcache.store.catalogue import roots, select
 from featcache.store.reading.reader import open_cache
@@ -19,7 +19,7 @@ Examples:
 @click.command("export", epilog=EPILOG)
 @click.argument("cache")
 @click.option("--to", required=True, help="h5 (one file), npy or safetensors (a folder).")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File or folder to make.")
+@click.option("--out", required=True, type=LocalPath(), help="File or folder to make.")
 @click.option("--layers", help="A layer set or a list such as 0,3,final.  [default: all that are cached]")
 @click.option("--tokens", help="cls, ap or cls+ap.  [default: all that are cached]")
 @click.option("--split", "splits", multiple=True, help="train or test; may be repeated.  [default: all]")

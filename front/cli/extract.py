@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from featcache.cli.estimate import print_estimate
-from featcache.cli.options import common_options, dataset_options
+from featcache.cli.options import LocalPath, common_options, dataset_options
 from featcache.console import ConsoleReporter, duration, echo, print_json
 from featcache.extract.contents import Contents
 from featcache.extract.request import STOP, ExtractRequest
@@ -40,7 +40,7 @@ Examples:
 )
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="Local weights (safetensors or a torch state dict) instead of the hub's.",
 )
 @click.option(

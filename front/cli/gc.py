@@ -42,7 +42,7 @@ def gc_command(older_than: float, yes: bool, root: tuple[Path, ...], as_json: bo
     if as_json:
         print_json([{**_describe(leftover), "removed": leftover in gone} for leftover in found])
     else:
-        _print(found, gone, search)
+        _print(found, gone if yes else None, search)
     if failed:
         raise CacheError(f"{len(failed)} of {len(found)} could not be removed, see above")
 
@@ -71,7 +71,7 @@ def _remove(found: list[Leftover], reporter: ConsoleReporter) -> list[Leftover]:
     return failed
 
 
-def _print(found: list[Leftover], gone: list[Leftover], search: list[Path]) -> None:
+def _print(found: list[Leftover], gone: list[Leftover] | None, search: list[Path]) -> None:
     if not found:
         echo(f"nothing to remove under {', '.join(map(str, search))}")
         return

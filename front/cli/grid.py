@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-from featcache.cli.unreadable import say_unreadable
 from featcache.console import ConsoleReporter
 from featcache.extract.models import model_names
-from featcache.store.catalogue import completed_last, select
+from featcache.store.catalogue import completed_last, say_unreadable, select
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.text import split_names

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from featcache.cli.options import common_options
+from featcache.cli.options import LocalPath, common_options
 from featcache.console import ConsoleReporter, echo, print_json
 from featcache.store.catalogue import roots
 from featcache.store.errors import RequestError, UnknownNameError
@@ -22,7 +22,7 @@ Examples:
 
 
 @click.command("import", epilog=EPILOG)
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=LocalPath())
 @click.option("--dataset", help="Name of the dataset.  [default: that of an export]")
 @click.option("--model", help="Name of the model.  [default: that of an export]")
 @click.option(
@@ -36,7 +36,7 @@ Examples:
 )
 @click.option("--tokens", default="cls", show_default=True, help="What the features are: cls, ap or cls+ap.")
 @click.option("--dtype", help=f"Stored type: {', '.join(STORED_DTYPES)}.  [default: as it is]")
-@click.option("--classes", type=click.Path(path_type=Path), help="File with a class name on every line.")
+@click.option("--classes", type=LocalPath(), help="File with a class name on every line.")
 @common_options
 def import_command(
     source: Path,

@@ -10,9 +10,8 @@ import click
 
 from featcache.cli.options import common_options
 from featcache.cli.remote import describe_remote
-from featcache.cli.unreadable import say_unreadable
 from featcache.console import ConsoleReporter, echo, name_range, print_json, size
-from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, select
+from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, say_unreadable, select
 from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
 from featcache.store.held import Held, describe_part

@@ -1,13 +1,16 @@
 """Options that all commands share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from featcache.store.home import expanded
 from featcache.store.targets import TARGET_KINDS
 from featcache.store.text import parse_size
+from featcache.store.transfer.address import is_address
 
 Command = Callable[..., Any]
 
@@ -29,10 +32,26 @@ class _Size(click.ParamType[int]):
 
 SIZE = _Size()
 
+
+class LocalPath(click.Path):
+    """A file or folder of this machine, ``~`` expanded; an address, which pathlib would make a path of, is refused and not shown."""
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, file_okay=file_okay, dir_okay=dir_okay)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """Return the path."""
+        if is_address(os.fsdecode(value)):
+            self.fail("an address was given; name a file or folder of this machine", param, ctx)
+        return super().convert(expanded(os.fsdecode(value)), param, ctx)
+
+
 _ROOT = click.option(
     "--root",
     multiple=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     metavar="DIR",
     help="Folder of the caches; may be repeated, new caches go to the first. "
     "[default: $FEATCACHE_ROOT, else the user's cache folder]",
@@ -47,7 +66,7 @@ _OUTPUT = (
 _DATASET_OPTIONS = (
     click.option(
         "--data",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=LocalPath(file_okay=False),
         metavar="DIR",
         help="Folder of a local copy, laid out as on the Hub.",
     ),

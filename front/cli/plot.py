@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from featcache.cli.options import output_options
+from featcache.cli.options import LocalPath, output_options
 from featcache.cli.results import chosen_rows, filter_options
 from featcache.console import echo, print_json
 from featcache.probe.report.groups import SCORES, group_rows
@@ -21,7 +21,7 @@ Examples:
 
 
 @click.command("plot", epilog=EPILOG)
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="featcache-results")
+@click.argument("folder", type=LocalPath(file_okay=False), default="featcache-results")
 @click.option(
     "--kind",
     "named",
@@ -37,7 +37,7 @@ Examples:
 @filter_options
 @click.option(
     "--to",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     help="Folder of the plots.  [default: plots in FOLDER]",
 )
 @output_options

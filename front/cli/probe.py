@@ -8,7 +8,7 @@ import click
 
 from featcache.borrowing import borrow_for_probe
 from featcache.cli.grid import GridError, open_caches
-from featcache.cli.options import SIZE, common_options
+from featcache.cli.options import SIZE, LocalPath, common_options
 from featcache.cli.probe_table import NUMERIC, rows_table
 from featcache.cli.training import parse_numbers, training_options, training_settings
 from featcache.console import ConsoleReporter, echo, print_json, print_table
@@ -75,7 +75,7 @@ Examples:
 @click.option("--allow-partial", is_flag=True, help="Also take a cache whose extraction has not finished.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     default="featcache-results",
     show_default=True,
     help="Folder of the results.",

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from featcache.probe.report.groups import repetitions
-from featcache.probe.report.significance import mean_interval, spread
+from featcache.probe.report.groups import clip, repetitions
+from featcache.probe.report.significance import are_alike, mean_interval, spread
 from featcache.probe.selection import token_words
 
 if TYPE_CHECKING:
@@ -98,8 +98,11 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
     score = _points(group, lambda row: row.score)
     scores = _repetitions(group, lambda row: row.score)
     interval = mean_interval(scores)
+    if are_alike(scores):
+        score = f"{100 * mean(scores):.2f}, all alike"
     if interval is not None and len(scores) > 2:  # of two, it spans more than there is
-        score += f" [{100 * interval[0]:.1f}, {100 * min(1.0, interval[1]):.1f}]"
+        low, high = clip(first.metric, interval)
+        score += f" [{100 * low:.1f}, {100 * high:.1f}]"
     stages = dict.fromkeys(row.input for row in group)
     return [
         first.head,

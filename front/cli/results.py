@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from featcache.cli.options import output_options
+from featcache.cli.options import LocalPath, output_options
 from featcache.console import echo, print_document, print_json, print_table
 from featcache.extract.models import model_names
 from featcache.probe.report.comparison import SCORE as PUBLISHED_SCORE
@@ -73,7 +73,7 @@ def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[Resul
 
 
 @click.command("results", epilog=EPILOG)
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="featcache-results")
+@click.argument("folder", type=LocalPath(file_okay=False), default="featcache-results")
 @click.option(
     "--view",
     default="summary",
@@ -92,7 +92,7 @@ def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[Resul
 )
 @filter_options
 @click.option("--format", "form", metavar="FORMAT", help=f"{', '.join(FORMATS)}.  [default: as --to ends]")
-@click.option("--to", type=click.Path(path_type=Path, dir_okay=False), help="Write into this file instead.")
+@click.option("--to", type=LocalPath(dir_okay=False), help="Write into this file instead.")
 @output_options
 def results_command(
     folder: Path,

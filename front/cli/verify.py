@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from featcache.cli.options import common_options
-from featcache.cli.unreadable import say_unreadable
+from featcache.cli.options import LocalPath, common_options
 from featcache.cli.verify_report import Checked
 from featcache.console import ConsoleReporter, print_json, size
-from featcache.store.catalogue import completed_last, roots, scan, select
+from featcache.store.catalogue import completed_last, roots, say_unreadable, scan, select
 from featcache.store.checking.repair import Repair, repair
 from featcache.store.checking.verify import Verification, verify
 from featcache.store.errors import FeatcacheError, RequestError
@@ -49,13 +48,9 @@ Examples:
     help="Run K rows through the backbone again.",
 )
 @click.option("--dataset", help="Of --recompute: the dataset that the cache was extracted from.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Of --recompute: folder of a local copy of the dataset."
-)
+@click.option("--data", type=LocalPath(), help="Of --recompute: folder of a local copy of the dataset.")
 @click.option("--model", help="Of --recompute.  [default: the one in the cache's provenance]")
-@click.option(
-    "--weights", type=click.Path(path_type=Path), help="Of --recompute: local weights instead of the hub's."
-)
+@click.option("--weights", type=LocalPath(), help="Of --recompute: local weights instead of the hub's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of --recompute: chooses the rows.")
 @click.option("--device", default=AUTO, show_default=True, help="Of --recompute: auto, cpu, cuda, ...")
 @common_options

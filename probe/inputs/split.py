@@ -82,14 +82,14 @@ def stratified_folds(labels: npt.NDArray[np.integer], number: int, seed: int) ->
         if len(rows) > 1:
             fold[rows] = (dealt + np.arange(len(rows))) % number if number > 0 else 0
             dealt += len(rows)
-    return _by_fold(fold, number, dealt)
+    return by_fold(fold, number, dealt)
 
 
 def plain_folds(num_samples: int, number: int, seed: int) -> list[tuple[Rows, Rows]]:
     """Divide samples without classes into folds; see `stratified_folds`."""
     rng = np.random.Generator(np.random.PCG64(seed))
     fold = np.arange(num_samples) % max(number, 1)
-    return _by_fold(rng.permutation(fold), number, num_samples)
+    return by_fold(rng.permutation(fold), number, num_samples)
 
 
 def plain_holdout(num_samples: int, fraction: float, seed: int, least: int = 0) -> tuple[Rows, Rows]:
@@ -126,7 +126,12 @@ def draw_shots(labels: npt.NDArray[np.integer], shots: int, draw: int) -> Rows:
     return np.sort(np.concatenate(rows)).astype(np.int64)
 
 
-def _by_fold(fold: Rows, number: int, held: int) -> list[tuple[Rows, Rows]]:
+def by_fold(fold: Rows, number: int, held: int) -> list[tuple[Rows, Rows]]:
+    """For every fold, training rows and held-out rows; `fold` has the fold of every sample, -1 for one that is never held out.
+
+    Raises:
+        RequestError: fewer than 2 folds, or fewer samples to hold out than folds.
+    """
     if number < 2 or held < number:
         raise RequestError(
             f"{held} samples that can be held out do not make {number} folds; take at least 2 folds, and as many samples"

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from statistics import mean
 
-from featcache.probe.report.significance import mean_interval, spread
+from featcache.probe.report.significance import are_alike, mean_interval, spread
 from featcache.probe.request import CHOICE, PATCH_HEADS
 from featcache.probe.results import ResultRow
 from featcache.store.errors import RequestError, UnknownNameError
@@ -18,6 +19,19 @@ SCORES = (
     *("mean_average_precision", "micro_f1", "r2", "spearman", "mse", "mae"),
 )
 LESS_IS_BETTER = ("nll", "ece", "mse", "mae")
+_BOUNDS = {
+    "r2": (-inf, 1.0),
+    "spearman": (-1.0, 1.0),
+    **dict.fromkeys(("nll", "mse", "mae"), (0.0, inf)),
+}
+
+
+def clip(score: str, interval: tuple[float, float]) -> tuple[float, float]:
+    """Cut an interval to the values that a score can have, at both ends: 0 to 1 for most."""
+    least, most = _BOUNDS.get(score, (0.0, 1.0))
+    return max(least, interval[0]), min(most, interval[1])
+
+
 NO_FRACTION = ("nll", "mse", "mae")
 """Scores that percent mean nothing of."""
 SETTINGS = (
@@ -64,13 +78,19 @@ class Group:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over repetitions; None for a single one."""
-        return spread(repetitions(self.by_seed))
+        """Standard deviation over repetitions; None for a single one, or where all are alike."""
+        return None if self.alike else spread(repetitions(self.by_seed))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the mean over repetitions; None for a single one."""
-        return mean_interval(repetitions(self.by_seed))
+        """The 95 % interval of the mean over repetitions, within the score's bounds; None for a single one, or where all are alike."""
+        interval = mean_interval(repetitions(self.by_seed))
+        return None if interval is None else clip(self.score, interval)
+
+    @property
+    def alike(self) -> bool:
+        """Whether several repetitions gave the same: then there is nothing that an interval could be of."""
+        return are_alike(repetitions(self.by_seed))
 
 
 def repetitions(by_seed: Mapping[tuple[int, int], float]) -> list[float]:

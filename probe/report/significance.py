@@ -20,14 +20,23 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Return the interval of the mean by Student's t; None where there is no `spread`."""
+    """Return the interval of the mean by Student's t; None where there is no `spread`, or all values are alike.
+
+    Alike values do not make a mean certain: they are those of a head that no seed changes.
+    """
     deviation = spread(values)
-    if deviation is None:
+    if deviation is None or deviation < _NOTHING:
         return None
     from scipy.special import stdtrit
 
     reach = float(stdtrit(len(values) - 1, (1 + level) / 2)) * deviation / sqrt(len(values))
     return mean(values) - reach, mean(values) + reach
+
+
+def are_alike(values: Sequence[float]) -> bool:
+    """Whether several values are the same, up to rounding."""
+    deviation = spread(values)
+    return deviation is not None and deviation < _NOTHING
 
 
 def paired_p_value(differences: Sequence[float]) -> float | None:

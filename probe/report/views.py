@@ -22,6 +22,9 @@ from featcache.store.errors import RequestError
 
 STARS = "* p < 0.05, ** p < 0.01: paired t-test over seeds, corrected for all comparisons of the table (Holm)"
 
+ALIKE = "all runs alike"
+"""Instead of an interval: no seed changes such a head, which says nothing of how sure its score is."""
+
 
 @dataclass(frozen=True)
 class Against:
@@ -180,11 +183,12 @@ def _notes(cells: Collection[Cell]) -> list[str]:
     return [*cell_notes(cells), *([STARS] if any(cell.p_value is not None for cell in cells) else [])]
 
 
-def _interval(group: Group) -> Interval | None:
+def _interval(group: Group) -> Interval | str | None:
+    if group.alike:
+        return ALIKE
     if group.interval is None:
         return None
     low, high = group.interval
-    high = high if group.score in NO_FRACTION else min(1.0, high)
     return Interval(number(group.score, low), number(group.score, high))
 
 

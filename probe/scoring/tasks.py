@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.probe.inputs.label_sets import label_set_folds, label_set_holdout
 from featcache.probe.inputs.split import (
     Rows,
     plain_folds,
@@ -136,6 +137,14 @@ class MultiLabel(Task):
     def scores(self, outputs: Tensor, targets: Tensor) -> metrics.Report:
         """Those of C detectors."""
         return metrics.multi_label_report(outputs, targets)
+
+    def holdout(self, targets: Targets, fraction: float, seed: int) -> tuple[Rows, Rows]:
+        """Label by label, the rare ones first."""
+        return label_set_holdout(targets, fraction, seed)
+
+    def folds(self, targets: Targets, number: int, seed: int) -> list[tuple[Rows, Rows]]:
+        """Label by label, the rare ones first."""
+        return label_set_folds(targets, number, seed)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Sigmoid."""

@@ -18,6 +18,7 @@ from featcache.store.catalogue.entries import (
     unreadable,
 )
 from featcache.store.errors import CacheError, CacheNotFoundError, RequestError
+from featcache.store.progress import Reporter
 from featcache.store.requests import answers, recorded_requests
 from featcache.store.transfer.address import is_address, parse_address
 
@@ -32,6 +33,7 @@ __all__ = [
     "goes_by",
     "remote_roots",
     "roots",
+    "say_unreadable",
     "scan",
     "select",
     "slug",
@@ -106,6 +108,12 @@ def select(
     return meant[0]
 
 
+def say_unreadable(search: Sequence[Path], reporter: Reporter) -> None:
+    """Say in one line for each which folders were passed over, where any cache under the roots would do."""
+    for one in unreadable(search):
+        reporter.message(f"note: {one}")
+
+
 def _named_folder(path: str) -> Entry | None:
     try:
         return folder_entry(Path(path))
@@ -173,7 +181,8 @@ def _nothing_found(
     where = os.pathsep.join(str(root) for root in search)
     closed = unreadable(search)
     if closed:
-        where += f" ({len(closed)} folders cannot be read, such as {closed[0].path}: {closed[0].reason})"
+        more = f" and {len(closed) - 1} more folders" if closed[1:] else ""
+        where += f" ({closed[0].path}{more} cannot be read: {closed[0].reason})"
     if not entries:
         return (
             f"there is no cache under {where}; make one with `featcache extract --model NAME --dataset NAME`"

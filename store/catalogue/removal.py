@@ -22,7 +22,8 @@ from featcache.store.inventory import Inventory
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.reading.reader import open_cache
 from featcache.store.text import printable
-from featcache.store.writing.claims import live_claims, sole_owner
+from featcache.store.writing.claim_files import live_claims
+from featcache.store.writing.claims import sole_owner
 
 REMOVING_PREFIX = ".removing-"
 CATALOGUE = "_catalogue"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.store.writing.claims import SUFFIX
+from featcache.store.writing.claim_files import SUFFIX
 
 
 @dataclass(frozen=True)

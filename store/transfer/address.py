@@ -21,6 +21,7 @@ __all__ = [
     "key_beginning",
     "parse_address",
     "redacted",
+    "require_clear_login",
     "split_roots",
 ]
 
@@ -43,6 +44,10 @@ _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
 _REPOSITORY = re.compile(r"[\w.-]+")
 # The characters that RFC 3986 allows in a login, letters of other alphabets, and the escapes.
 _LOGIN = re.compile(r"[\w.~!$&'()*+,;=:%-]*")
+_AMBIGUOUS = (
+    "where the login ends is ambiguous; percent-encode what is special in a login or a path, '/' as %2F, '@' as %40, "
+    "a space as %20"
+)
 # Between roots stands a colon; that of a port does not end an address.
 _ROOT_ADDRESS = re.compile(r"(?:\[[^\]]*\]|[^:/]*)(?::[0-9]+(?=[/:]|$))?(?P<path>/[^:]*)?")
 
@@ -149,15 +154,28 @@ def parse_address(text: str) -> Address:
     place, _, path = rest.partition("/")
     login, _, place = place.rpartition("@")
     if scheme != "file" and ("@" in path or not _LOGIN.fullmatch(login)):
-        raise RequestError(
-            f"{scheme}://...: where the login ends is ambiguous; percent-encode what is special in a login or a path, "
-            "'/' as %2F, '@' as %40, a space as %20"
-        )
+        raise RequestError(f"{scheme}://...: {_AMBIGUOUS}")
     _check_place(scheme, login, place)
     parts = _path_parts(scheme, place, path)
     if login and scheme in WEB_SCHEMES:
         remember_login(login)
     return Address(scheme, "" if scheme == "file" else place, parts, login)
+
+
+def require_clear_login(address: str) -> None:
+    """Refuse the address of a file on a web server if it is not certain where its login ends; it may have a query.
+
+    Raises:
+        RequestError: a part of the login could be taken for a host or a path, and be sent. The message shows nothing.
+    """
+    match = _SCHEME.match(address)
+    authority = re.split("[/?#]", address[match.end() :], maxsplit=1)[0] if match else ""
+    rest = address[match.end() + len(authority) :] if match else ""
+    login, _, place = authority.rpartition("@")
+    if not (match and _HOST.fullmatch(place) and _LOGIN.fullmatch(login)) or "@" in rest:
+        raise RequestError(f"{match[0] if match else ''}...: {_AMBIGUOUS}")
+    if login:
+        remember_login(login)
 
 
 def _check_place(scheme: str, login: str, place: str) -> None:

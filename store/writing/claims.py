@@ -6,35 +6,39 @@ work, they do not guard data: what a block's files hold never depends on them.
 """
 
 import errno
-import fcntl
 import json
 import os
-import socket
 import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from threading import Event, Lock, Thread
 from weakref import WeakSet
 
 from featcache.store.errors import CacheBusyError, CacheError
-from featcache.store.files import JsonObject, is_open_file, naming, parse_json, try_lock
-from featcache.store.plain import PLAIN_FLAGS, read_plain, refuse_link
+from featcache.store.files import is_open_file, naming, try_lock
+from featcache.store.plain import PLAIN_FLAGS, refuse_link
+from featcache.store.writing.claim_files import (
+    DAY_S,
+    RECORD_BYTES,
+    STALE_S,
+    SUFFIX,
+    live_claims,
+    machine,
+    may_write,
+    open_claim,
+    read_owner,
+)
 
 _open: "WeakSet[Claims]" = WeakSet()
 
 HEARTBEAT_S = 10.0
-STALE_S = 60.0
-SUFFIX = ".claim"
-RECORD_BYTES = 256
 SETUP = "setup"
 """The claim that every writer holds while it begins."""
 QUIET_S = 2.0
 """Seconds of waiting for another process that need no message."""
-DAY_S = 86_400.0
 # Raised by link() on exFAT, SMB shares, gcsfuse, s3fs and the like.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 _LOCK_TRIES = 100
@@ -118,10 +122,10 @@ class Claims:
 
     def holder(self, name: str) -> str:
         """Describe the process that holds a claim, and when the claim ends should the process be dead."""
-        owner = _read_owner(self._folder / f"{name}{SUFFIX}") or {}
+        owner = read_owner(self._folder / f"{name}{SUFFIX}") or {}
         pid = owner.get("pid")
         process = f"process {pid}" if isinstance(pid, int) else "another process"
-        if owner.get("machine") == _machine():
+        if owner.get("machine") == machine():
             return f"{process} on this machine"
         return f"{process} on another machine (taken over {self._stale_s:g} s after its last sign of life)"
 
@@ -131,7 +135,7 @@ class Claims:
         Raises:
             FileNotFoundError: the folder is gone.
         """
-        owner = _read_owner(self._folder / f"{name}{SUFFIX}")
+        owner = read_owner(self._folder / f"{name}{SUFFIX}")
         if owner is None and not self._folder.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
         return name in self._held and owner is not None and owner.get("token") == self.token
@@ -144,7 +148,7 @@ class Claims:
             return
         path = self._folder / f"{name}{SUFFIX}"
         try:
-            owner = _read_owner(path)
+            owner = read_owner(path)
             if owner is not None and owner.get("token") == self.token:
                 path.unlink(missing_ok=True)
         finally:
@@ -211,7 +215,7 @@ class Claims:
 
     def _sign(self, descriptor: int) -> None:
         # One write of fixed length: whoever is killed here leaves the old owner or the new one.
-        owner = json.dumps({"token": self.token, "machine": _machine(), "pid": os.getpid()})
+        owner = json.dumps({"token": self.token, "machine": machine(), "pid": os.getpid()})
         os.pwrite(descriptor, owner.ljust(RECORD_BYTES).encode(), 0)
         os.ftruncate(descriptor, RECORD_BYTES)  # a longer file would never be read as a claim again
 
@@ -227,7 +231,7 @@ class Claims:
             return None  # just released; it can be claimed at the next try
         if not stat.S_ISREG(status.st_mode):
             return self._replace(path, status)  # never ours: claims appear as whole files
-        descriptor = _open_claim(path)
+        descriptor = open_claim(path)
         if descriptor is None:
             return self._replace(path, status) if self._is_stale(path, status) else None
         try:
@@ -237,7 +241,7 @@ class Claims:
                 return None
             if not self._is_abandoned(path, os.fstat(descriptor), locked):
                 return None
-            if not _may_write(descriptor):
+            if not may_write(descriptor):
                 return self._replace(path, os.fstat(descriptor))
             self._sign(descriptor)
             with suppress(OSError):  # some file systems set no times; the write did
@@ -278,8 +282,8 @@ class Claims:
         return self._create(path)
 
     def _is_abandoned(self, path: Path, status: os.stat_result, locked: bool | None) -> bool:
-        owner = _read_owner(path)
-        if locked and owner is not None and owner.get("machine") == _machine():
+        owner = read_owner(path)
+        if locked and owner is not None and owner.get("machine") == machine():
             return True  # its lock was free, so its process is gone; without locks only the heartbeat tells
         return self._is_stale(path, status)
 
@@ -316,43 +320,6 @@ class Claims:
                 self._sign(descriptor)  # some file systems set no times, but a write does
 
 
-def live_claims(folder: Path, now: float | None = None) -> list[str]:
-    """Names of the claims in `folder` that a live process holds. Nothing is written, so nothing becomes young by it.
-
-    Args:
-        folder: where the claims lie; one that does not exist has none.
-        now: seconds since the epoch by the clock of the file system; this machine's clock if not given.
-    """
-    now = time.time() if now is None else now
-    try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and name[0] != ".")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [name.removesuffix(SUFFIX) for name in names if _is_live(folder / name, now)]
-
-
-def _is_live(path: Path, now: float) -> bool:
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return False
-    if not stat.S_ISREG(status.st_mode):
-        return False  # nothing of ours
-    fresh = -DAY_S < now - status.st_mtime < STALE_S
-    try:
-        descriptor = os.open(path, os.O_RDONLY | PLAIN_FLAGS)
-    except OSError:
-        return fresh
-    try:
-        locked = try_lock(descriptor, shared=True)
-    finally:
-        os.close(descriptor)
-    if locked is False:
-        return True
-    owner = _read_owner(path)
-    return fresh and not (locked and owner is not None and owner.get("machine") == _machine())
-
-
 @contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
     """Keep every writer out of the cache whose journal is `folder`, for what must not happen beside one.
@@ -378,32 +345,3 @@ def _forget_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
-
-
-@cache
-def _machine() -> str:
-    """A name for the running kernel, within which file locks tell who is alive."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
-
-
-def _open_claim(path: Path) -> int | None:
-    """Open a claim for writing, or only for reading where it is another user's; None where neither goes."""
-    for mode in (os.O_RDWR, os.O_RDONLY):
-        with suppress(OSError):
-            return os.open(path, mode | PLAIN_FLAGS)
-    return None
-
-
-def _may_write(descriptor: int) -> bool:
-    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
-
-
-def _read_owner(path: Path) -> JsonObject | None:
-    """The owner that a claim names; None if there is no claim, or nothing that one of ours would hold."""
-    try:
-        return parse_json(read_plain(path, RECORD_BYTES), str(path))
-    except (FileNotFoundError, CacheError):
-        return None

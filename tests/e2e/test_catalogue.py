@@ -192,4 +192,4 @@ def test_a_closed_folder_is_a_state_of_ls_and_a_line_elsewhere(cli, made, root, 
         outcome = cli(*command)
         assert outcome.status == 0
         assert f"note: {closed} cannot be read (Permission denied), so it was passed over" in outcome.err
-    assert f"1 folders cannot be read, such as {closed}" in cli("info", plan.spec.key).err
+    assert f"({closed} cannot be read: Permission denied)" in cli("info", plan.spec.key).err

@@ -1,9 +1,11 @@
 """Names from elsewhere never reach a terminal as they are, in any command; programs get them in full."""
 
+import errno
 import io
 import json
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable
 
@@ -131,6 +133,108 @@ def test_no_argument_is_obeyed(cli, command):
     assert harmless(outcome.err)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ls", "--root"],
+        ["results"],
+        ["plot"],
+        ["import"],
+        ["extract", "--model", "m", "--dataset", "digits", "--weights"],
+        ["extract", "--model", "m", "--dataset", "digits", "--data"],
+        ["probe", "--head", "linear", "--out"],
+        ["export", "x", "--to", "npy", "--out"],
+        ["info"],
+        ["verify"],
+        ["export", "--to", "npy", "--out", "x"],
+        ["ls"],
+        ["rm", "--yes"],
+        ["datasets", "show", "--no-sheet"],
+    ],
+)
+def test_no_command_shows_a_login_or_makes_a_folder_of_it(cli, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEATCACHE_ROOT", str(tmp_path / "root"))
+    for address in ("https://user:a/Sup3rS3cret@127.0.0.1:9/x", "https:/user:Sup3rS3cret@127.0.0.1:9/x"):
+        outcome = cli(*command, address)
+        assert outcome.status == 2
+        assert "Sup3rS3cret" not in outcome.out + outcome.err
+        assert not list(tmp_path.glob("*:*"))
+
+
+def test_the_limit_of_open_files_is_raised(cli, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+        cli("ls", "--root", tmp_path)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 100
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_too_few_open_files(cli, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", str(tmp_path))
+
+    monkeypatch.setattr("featcache.cli.ls.scan", full)
+    outcome = cli("ls", "--root", tmp_path)
+    assert outcome.status == 1
+    assert "ulimit -n" in outcome.err
+
+
+@pytest.mark.parametrize("variables", [{}, {"FEATCACHE_ROOT": "~/caches"}])
+def test_no_home_folder(cli, made, tmp_path, monkeypatch, variables):
+    for name in ("HOME", "XDG_CACHE_HOME", "FEATCACHE_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", getpwuid_without_entry)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    outcome = cli("ls")
+    assert outcome.status == 2
+    assert "home folder" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    monkeypatch.setenv("FEATCACHE_ROOT", str(made.parents[1]))
+    assert cli("ls").status == 0
+
+
+def test_ssh_without_a_user(cli, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", getpwuid_without_entry)
+    outcome = cli("ls", "ssh://me@127.0.0.1:9/x")
+    assert outcome.status == 2
+    assert "no name or no home folder" in outcome.err
+
+
+def test_paths_begin_with_the_home_folder(cli, made, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(made)
+    assert made.name.rpartition("-")[2] in cli("ls", "--root=~/root").out
+    assert cli("export", made, "--to", "npy", "--out=~/exported").status == 0
+    assert (tmp_path / "exported").is_dir()
+    assert cli("import", "~/exported", "--root=~/imported").status == 0
+    assert not list(made.glob("~*"))
+
+
+def test_files_whose_names_are_not_utf8(cli, made, tmp_path):
+    protocol = tmp_path / f"{NOT_UTF8}.toml"
+    protocol.write_text('base = "quick"\n')
+    (made / "provenance.json").unlink()
+    folder = made.parent.with_name(NOT_UTF8)
+    made.parent.rename(folder)
+    out = tmp_path / NOT_UTF8 / "out"
+    outcome = cli(
+        "probe", "--cache", folder / made.name, "--head", "linear", "--protocol", protocol, "--out", out
+    )
+    assert outcome.status == 0, outcome.err
+    row, *_ = json.loads(cli("results", out, "--view", "runs", "--json").out)
+    assert row["dataset"] == row["protocol"] == "m\\udcff\\udce9"
+
+
+def getpwuid_without_entry(uid: int) -> object:
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+
 def test_a_table_on_a_terminal(attach):
     terminal = attach()
     print_table(["name", EVIL], [[EVIL, "[red]1[/red]"]], numeric=[EVIL])
@@ -174,6 +278,18 @@ def test_a_stream_that_cannot_encode(monkeypatch, encoding):
     print_table(["日本"], [[NOT_UTF8]])
     sys.stdout.flush()
     assert data.getvalue().decode(encoding)
+
+
+def test_closed_streams(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    guard_streams()
+    print_table(["name"], [[EVIL]])
+    print_json({})
+    echo_error(EVIL)
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, Guarded)
+        stream.unguarded.close()
 
 
 def test_lines_of_an_error_come_from_its_list_alone(attach):

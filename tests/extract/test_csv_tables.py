@@ -169,7 +169,7 @@ def test_one_class_in_two_spellings_is_one(root):
     source = open_it(table)
     assert source.class_names == ("0", "1")
     assert source._collection.listing.labels.tolist() == [0, 1, 1, 0] * 4
-    assert "t.csv: 1, 1.0 are read as one class, 1" in source.notes
+    assert "t.csv: classes: 1, 1.0 are read as one, 1" in source.notes
     accents = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     source = open_it(write(root, "path,label", lambda i: (f"{i}.png", [*accents, "b"][i % 3])))
     assert source.class_names == ("b", accents[0])
@@ -189,6 +189,33 @@ def test_classes_of_one_spelling_keep_it(root):
 def test_real_values_that_are_read_as_classes_are_said(root):
     source = open_it(write(root, "path,label", lambda i: (f"{i}.png", i % 4 / 4)))
     assert any("labels are numbers such as 0.25 and are read as classes" in note for note in source.notes)
+
+
+def test_one_group_in_two_spellings_stays_together(root):
+    rows = ["1", "1.0", "2", "NA"]
+    table = write(root, "path,label,patient", lambda i: (f"{i}.png", "xy"[i // 4 % 2], rows[i % 4]))
+    source = open_it(table, group_by="patient")
+    groups = [{int(sample.id.removesuffix(".png")) % 4 for sample in part} for part in source.splits.values()]
+    assert not ({0, 1} & groups[0] and {0, 1} & groups[1])
+    assert source.identity["groups"] == "unified"
+    assert "4 rows of t.csv have no group and are kept together as one" in source.notes
+    plain = write(root, "path,label,patient", lambda i: (f"{i}.png", "xy"[i // 4 % 2], str(i % 4)))
+    assert "groups" not in open_it(plain, group_by="patient").identity
+
+
+def test_ids_are_there(root):
+    table = write(root, "path,label,id", lambda i: (f"{i}.png", "xy"[i % 2], i or ""))
+    refused(table, DatasetError, "row 2 has no id")
+
+
+def test_a_test_table_beside_is_said(root):
+    write(root, "path,label", lambda i: (f"{i}.png", "xy"[i % 2]), name="test.csv")
+    source = open_it(
+        write(root, "file,path,label", lambda i: (f"{i}.png", "x", "xy"[i % 2]), name="train.csv"),
+        "?label=label",
+    )
+    assert "only train.csv is read; beside it lies test.csv" in source.notes
+    assert "column file of train.csv is taken for the path, not path" in source.notes
 
 
 # How tables are written.

@@ -89,6 +89,41 @@ def test_a_class_may_be_called_train(tmp_path):
         open_it(nested, "?splits=all")
 
 
+def test_splits_with_a_common_word_are_splits(tmp_path):
+    source = open_it(make(tmp_path, *classes("seg_train", "seg_test", "seg_pred")))
+    assert source.class_names == ("cat", "dog")
+    assert f"splits of {tmp_path.name}: seg_train is train, seg_test is test" in source.notes
+
+
+def test_splits_below_the_classes_are_refused(tmp_path):
+    root = make(tmp_path / "a", *classes("cat", "dog", names=("train", "test")))
+    refused(
+        root,
+        DatasetError,
+        r"a/cat has folders test, train, which are called like splits; .*above the classes",
+    )
+    assert open_it(root, "?splits=none").class_names == ("cat", "dog")
+    root = make(tmp_path / "b", *[f"photos/{path}" for path in classes("train", "test")])
+    refused(root, DatasetError, r"or is imagefolder:.*/b/photos meant\?")
+    root = make(tmp_path / "c", *[f"photos/{path}" for path in classes("")])
+    assert any(
+        "c has the one class photos, whose images lie in folders (cat, dog, ...)" in n
+        for n in open_it(root).notes
+    )
+    alone = open_it(make(tmp_path / "d", *classes("train", "test")) / "train")
+    assert "only train is read; beside it lies test" in alone.notes
+
+
+def test_links_to_nowhere_are_no_missing_class(tmp_path):
+    root = make(tmp_path, *classes(""))
+    (root / "bird").symlink_to("/nowhere/bird")
+    refused(
+        root, DatasetError, "/bird is a link to something that is not there; restore it, or remove the link"
+    )
+    (root / "bird").rename(root / "cat" / "more")
+    refused(root, DatasetError, "/cat/more is a link to something that is not there")
+
+
 def test_languages_are_no_splits(tmp_path):
     assert open_it(make(tmp_path, *classes("tr", "de", "te"))).class_names == ("de", "te", "tr")
 

@@ -14,6 +14,8 @@ FORMS = (
     "--weights {}/w.pt",
     "--weights ../{}/w.pt",
     "--root=~{}/caches",
+    "--root=/srv/{}",
+    "--root {} --root ../{} --limit 2",
     "--data=./{}/x/",
     "--data {}/..",
     "--dataset imagefolder:/srv/{}/photos",
@@ -46,6 +48,10 @@ def test_what_reproduces_a_run_stays():
     )
     assert shlex.split(public_command(command)) == shlex.split(command)
     assert public_command("") == ""
+    assert (
+        public_command("featcache extract --root a --model=m --root=b/c --force")
+        == "featcache extract --model=m --force"
+    )
 
 
 @pytest.mark.parametrize(

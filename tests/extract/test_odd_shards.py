@@ -336,6 +336,20 @@ def test_shards_beside_the_splits_are_said(tmp_path):
     assert "1 tar files beside the folders of the splits are not read: more.tar" in open_it(folder).notes
 
 
+def test_shards_that_nshards_does_not_count_are_said(tmp_path):
+    folder = make_shards(tmp_path / "shards")
+    (folder / "train" / "nshards.txt").write_text("2")
+    source = open_it(folder)
+    assert "1 tar files of train/ beyond those that nshards.txt counts are not read: 2.tar" in source.notes
+    assert "not put together with the others: split extra" in open_it(more_splits(folder), resplit=True).notes
+
+
+def more_splits(folder):
+    write_tar(folder / "extra" / "0.tar", TRAIN)
+    (folder / "train" / "nshards.txt").write_text("3")
+    return folder
+
+
 def test_a_pipe_for_a_shard_is_refused(tmp_path):
     os.mkfifo(tmp_path / "0.tar")
     refused(tmp_path, "0.tar is a named pipe, not a regular file")

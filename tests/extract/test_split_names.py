@@ -9,8 +9,11 @@ from featcache.extract.sources.split_names import (
     find_split,
     is_split_column,
     name_the_only_split,
+    note_splits_beside,
     role_of,
+    roles_of,
     split_text,
+    splits_beside,
     splits_of_column,
 )
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnknownNameError
@@ -19,10 +22,10 @@ from featcache.store.errors import DatasetError, FeatcacheError, RequestError, U
 @pytest.mark.parametrize(
     ("role", "names"),
     [
-        ("train", ["train", "Train", "TRAIN", " training ", "Training", "tr", "train_data", "train2017", "training set"]),
+        ("train", ["train", "Train", "TRAIN", " training ", "Training", "tr", "train_data", "train2017", "training set", "images_train", "TrainImages"]),
         ("test", ["test", "Test", "TESTING", "tst", "te", "test-images", "test_set"]),
         ("val", ["val", "Valid", "validation", "VALIDATION", "dev", "eval", "val2017"]),
-        (None, ["", "set", "trains", "contest", "0", "1", "PublicTest", "sketch", "extra", "trainval"]),
+        (None, ["", "set", "trains", "contest", "0", "1", "PublicTest", "sketch", "extra", "trainval", "train_station", "steam train", "train test"]),
     ],
 )  # fmt: skip
 def test_roles(role, names):
@@ -101,3 +104,35 @@ def test_columns_of_splits_and_of_flags():
         "x",
         "1",
     ]
+
+
+def test_a_word_for_a_split_counts_beside_others_where_both_stand_alike():
+    assert roles_of(["seg_train", "seg_test", "seg_pred"]) == {
+        "seg_train": "train",
+        "seg_test": "test",
+        "seg_pred": None,
+    }
+    assert set(roles_of(["train_station", "bus_station", "test_tube"]).values()) == {None}
+    assert choose("seg_train", "seg_test", "seg_pred") == (
+        {"train": "seg_train", "test": "seg_test"},
+        ("seg_pred",),
+    )
+
+
+def test_splits_beside_one_that_is_read_alone_are_said(tmp_path):
+    for name in (
+        "train",
+        "test",
+        "docs",
+        "a-train-00.tar",
+        "a-train-01.tar",
+        "a-test-00.tar",
+        "b-val-00.tar",
+        "val.csv",
+    ):
+        (tmp_path / name).mkdir()
+    (tmp_path / "train.csv").write_text("")
+    assert splits_beside(tmp_path / "train") == ["test"]
+    assert splits_beside(tmp_path / "a-train-00.tar") == ["a-test-00.tar"]
+    assert note_splits_beside(tmp_path / "train.csv") == ["only train.csv is read; beside it lies val.csv"]
+    assert splits_beside(tmp_path / "docs") == splits_beside(tmp_path / "nowhere" / "train") == []

@@ -14,13 +14,13 @@ from scipy import stats
 from featcache.cli.probe_table import rows_table
 from featcache.probe.published import published_dataset, published_model, published_score
 from featcache.probe.report.columns import column_names
-from featcache.probe.report.groups import filter_rows, group_rows, repetitions
+from featcache.probe.report.groups import clip, filter_rows, group_rows, repetitions
 from featcache.probe.report.numbers import number
 from featcache.probe.report.pivot import pivot_differences, pivot_scores
 from featcache.probe.report.significance import holm, mean_interval, paired_p_value
 from featcache.probe.report.tables import Interval, Number, Table, to_csv, to_latex, to_markdown, to_records
 from featcache.probe.report.views import VIEWS, Against, parse_reference
-from featcache.probe.results import ResultRow, count_lines, read_rows
+from featcache.probe.results import RESULTS_FILE, ResultRow, append_row, count_lines, read_rows
 from featcache.probe.table import PAPER, TableRow
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.text import printable
@@ -95,7 +95,9 @@ def test_seeds_of_one_draw_are_no_repetitions():
     assert repetitions({(0, 1): 0.3, (0, 0): 0.1}) == [0.1, 0.3], "one draw: the seeds are all there is"
     rows = [made_row(score, shots=5, draw=draw, seed=seed) for (draw, seed), score in scores.items()]
     (group,) = group_rows(rows)
-    assert group.interval == pytest.approx(mean_interval([0.2, 0.6, 0.2]))
+    low, high = mean_interval([0.2, 0.6, 0.2]) or (0, 0)
+    assert low < 0, "no share of samples is"
+    assert group.interval == pytest.approx((0, high))
     # `featcache probe` says the same.
     columns, lines = rows_table(rows, grid=False)
     line = dict(zip(columns, lines[-1], strict=True))
@@ -459,3 +461,59 @@ def test_small_errors_are_not_shown_as_nothing():
         "0.000000001234",
     ]
     assert number("top1", 0.123456).text == "12.35"
+
+
+def test_lines_that_others_left_hide_no_row(tmp_path):
+    """Editors, killed runs and earlier versions: what is a row is read, and what is none is counted."""
+    good = [json.dumps(made_row(0.5, seed=seed).to_dict()) for seed in range(3)]
+    text = "\n".join(good) + "\n"
+    path = tmp_path / RESULTS_FILE
+    for content, unread in (
+        (b"\xef\xbb\xbf" + text.encode(), 0),
+        (text.replace("\n", "\r\n").encode(), 0),
+        (b"\n\n" + text.encode() + b"\n", 0),
+        (text.encode() + good[0][:200].encode(), 1),
+        (b"\xff\xfe\x00\n" + text.encode(), 1),
+        (b"[1, 2]\n" + b"[" * 100_000 + b"\n" + text.encode(), 2),
+        (b'{"seed": ' + b"9" * 5000 + b"}\n" + text.encode(), 1),
+    ):
+        path.write_bytes(content)
+        assert [row.seed for row in read_rows(tmp_path)] == [0, 1, 2], content[:20]
+        assert count_lines(tmp_path) - 3 == unread, content[:20]
+
+
+def test_scores_that_are_no_numbers_have_no_value(tmp_path):
+    """Version 0.1.0 wrote NaN for the scores of a training that diverged."""
+    document = made_row(0.5).to_dict()
+    document["scores"]["nll"] = float("nan")
+    text = json.dumps(document) + "\n" + json.dumps(document).replace("NaN", "1e999") + "\n"
+    (tmp_path / RESULTS_FILE).write_text(text)
+    assert [row.scores["nll"] for row in read_rows(tmp_path)] == [None, None]
+    append_row(tmp_path, read_rows(tmp_path)[0])
+    last = (tmp_path / RESULTS_FILE).read_text().splitlines()[-1]
+    assert json.loads(last, parse_constant=pytest.fail)["scores"]["nll"] is None
+
+
+def test_a_head_that_no_seed_changes_has_no_interval():
+    """Its runs are alike, which is not to say that the score is sure."""
+    (group,) = group_rows(made_rows([0.9, 0.9, 0.9], solver="closed"))
+    assert (group.alike, group.interval, group.deviation) == (True, None, None)
+    shown = to_records(VIEWS["summary"]([group], Against(parse_reference(None), [group])))
+    assert shown[0]["95 % interval"] == "all runs alike"
+    _, lines = rows_table(made_rows([0.9, 0.9, 0.9], solver="closed"), grid=False)
+    assert "90.00, all alike" in lines[-1]
+    (alone,) = group_rows(made_rows([0.9]))
+    assert not alone.alike
+
+
+@pytest.mark.parametrize(
+    ("score", "given", "cut"),
+    [
+        ("balanced_accuracy", (-0.2, 1.3), (0, 1)),
+        ("r2", (-3.0, 1.2), (-3, 1)),
+        ("spearman", (-1.5, 1.2), (-1, 1)),
+        ("nll", (-0.5, 7.0), (0, 7)),
+    ],
+)
+def test_intervals_are_cut_at_both_ends(score, given, cut):
+    assert clip(score, given) == cut

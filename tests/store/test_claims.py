@@ -13,7 +13,8 @@ import time
 import pytest
 
 from featcache.store.errors import CacheBusyError, CacheError
-from featcache.store.writing.claims import Claims, live_claims, sole_owner
+from featcache.store.writing.claim_files import live_claims
+from featcache.store.writing.claims import Claims, sole_owner
 from featcache.store.writing.writer import CacheWriter
 from support.caches import PROVENANCE, all_files, fill_block, make_content, make_plan, write_cache
 

@@ -265,7 +265,7 @@ def test_a_folder_that_may_not_be_read_closes_no_root(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: closed not in path.parents and access(path, mode))
     assert select([tmp_path]).path == folder
     assert [(one.path, one.key) for one in unreadable([tmp_path])] == [(closed, closed.name[-12:])]
-    with pytest.raises(CacheError, match="1 folders cannot be read, such as"):
+    with pytest.raises(CacheError, match=r"\(.* cannot be read: Permission denied\)"):
         select([tmp_path], closed.name)
 
 

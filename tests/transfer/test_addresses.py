@@ -1,7 +1,7 @@
 """Addresses are read strictly, and no credential in one is ever shown."""
 
 import os
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from featcache.store.catalogue import roots, select
 from featcache.store.errors import FeatcacheError, RequestError
-from featcache.store.transfer.address import parse_address, split_roots
+from featcache.store.transfer.address import parse_address, require_clear_login, split_roots
 from featcache.store.transfer.redaction import redacted, redacted_lines, remember_logins
 
 SECRET = "Tr0ub4dor"
@@ -85,6 +85,27 @@ def test_an_address_is_written_as_it_is_read(text):
     address = parse_address(text)
     assert parse_address(str(address)) == address
     str(address).encode()
+
+
+@given(before=ODD, after=ODD, user=st.sampled_from(["", "user:", "123:"]))
+def test_a_login_of_a_file_to_fetch_is_clear(before, after, user):
+    text = f"https://{user}{before}{SECRET}{after}@host:80/x.tar?y=1"
+    try:
+        require_clear_login(text)
+    except RequestError as error:
+        shown = str(error)
+    else:
+        split = urlsplit(text)
+        assert (split.hostname, split.port, split.path, split.query) == ("host", 80, "/x.tar", "y=1")
+        shown = redacted(f"cannot fetch {text}")
+    assert SECRET not in shown
+
+
+def test_a_signed_file_may_be_fetched():
+    require_clear_login("https://host/a%40b/0.tar?X-Amz-Signature=ab%2Fc&X-Amz-Credential=d#x")
+    for text in ("https:///x", "host/x", "https://host:port/x"):
+        with pytest.raises(RequestError):
+            require_clear_login(text)
 
 
 def test_the_host_of_a_file_address_is_not_dropped():

@@ -12,6 +12,7 @@ from featcache.store.errors import RemoteError, RequestError
 from featcache.store.transfer.address import Address
 from featcache.store.transfer.http_client import HttpClient, read_from
 from featcache.store.transfer.patience import ListingGuard
+from featcache.store.transfer.redaction import remember_login
 from featcache.store.transfer.remotes.base import Counter, Listed, MissingError, Remote, Upload
 
 MAX_LISTING_BYTES = 16 * 2**20
@@ -100,6 +101,7 @@ def _login(address: Address) -> tuple[str, str] | None:
     with suppress(OSError, netrc.NetrcParseError):
         known = netrc.netrc().authenticators(address.place.partition(":")[0])
         if known:
+            remember_login(f"{known[0]}:{known[2] or ''}")
             return known[0], known[2] or ""
     return None
 

@@ -1,0 +1,124 @@
+"""Labels and records of WebDataset samples: small members of tar files that anybody may have written."""
+
+import io
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from featcache.extract.sources.base import Labels
+from featcache.extract.sources.collection import indexed_targets
+from featcache.extract.sources.dataset import AUTO
+from featcache.store.errors import DatasetError
+from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
+
+CLASS, ARRAY, RECORD = ".cls", ".npy", ".json"
+_INTEGER = re.compile(rb"\s*[+]?[0-9]{1,30}\s*")
+
+
+def read_label(content: bytes, suffix: str, where: str) -> Any:
+    """Read a label: the index of a class, or the values ``[C]`` of an array.
+
+    Raises:
+        DatasetError: it is no such label.
+    """
+    if suffix == ARRAY:
+        array = _array(content, where)
+        if array.ndim or array.dtype.kind == "f":
+            return array.ravel()
+        content = str(int(array.item())).encode()
+    label = int(content) if _INTEGER.fullmatch(content) else -1
+    if label < 0:
+        shown = content[:40].decode("utf-8", "backslashreplace")
+        raise DatasetError(f"{where} must be an integer from 0, got {shown!r}")
+    if label >= 2**63:
+        raise DatasetError(f"{where} must be the index of a class, got {label:,}")
+    return label
+
+
+def _array(content: bytes, where: str) -> "np.ndarray[Any, np.dtype[Any]]":
+    """A small array of numbers; a header that promises more than there is would take all memory."""
+    file = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+        whole = math.prod(shape) * dtype.itemsize == len(content) - file.tell()
+        if dtype.kind in "biuf" and whole:
+            file.seek(0)
+            array: np.ndarray[Any, np.dtype[Any]] = np.lib.format.read_array(file, allow_pickle=False)
+            return array
+        reason = "" if dtype.kind in "biuf" else f" is {dtype}; labels must be numbers"
+    except Exception as error:  # numpy reads the header as Python source, which fails in many ways
+        reason = f" is no array of numbers ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})"
+    raise DatasetError(
+        f"{where}{reason or ' is no array of numbers (its size is not that of its shape)'}"
+    ) from None
+
+
+def read_record(content: bytes, where: str) -> Mapping[str, Any]:
+    """Read what the JSON of a sample says.
+
+    Raises:
+        DatasetError: it is no JSON object.
+    """
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise DatasetError(f"{where} is no JSON object")
+    return record
+
+
+def label_notes(name: str, targets: Targets, classes: Sequence[str], target: str) -> Iterator[str]:
+    """Say what people should know of labels that are numbers."""
+    if targets.kind == SINGLE_LABEL and classes and len(classes) < len(targets.names):
+        yield (
+            f"{name}: {len(classes)} names for {len(targets.names)} classes; classes from {len(classes)} on are called by "
+            "their numbers"
+        )
+    if targets.kind == REGRESSION and target == AUTO:
+        yield f"{name}: labels in .npy are not all 0 or 1, so they are real values; for classes save their indices as .cls"
+
+
+def common_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the fields that all records have."""
+    if not records:
+        return {}
+    names = [name for name in records[0] if all(name in record for record in records)]
+    return {name: [record[name] for record in records] for name in names}
+
+
+def label_targets(
+    labels: Sequence[Any], classes: Sequence[str], target: str, name: str
+) -> tuple[Labels, Targets]:
+    """Return labels in their stored type and their targets: integers are classes, arrays 0 or 1 for each class or real values.
+
+    Raises:
+        DatasetError: arrays differ in size, or are not of the kind of target asked for.
+    """
+    if not any(isinstance(label, np.ndarray) for label in labels):
+        column = np.array(labels, np.int64)
+        if target == REGRESSION:
+            return column[:, None].astype(np.float32), Targets(REGRESSION, tuple(classes[:1]) or ("target",))
+        return column, indexed_targets(column, classes, name)
+    arrays = [np.asarray(label).ravel() for label in labels]
+    if len({len(array) for array in arrays}) > 1:
+        raise DatasetError(
+            f"{name}: labels are arrays of {min(map(len, arrays))} to {max(map(len, arrays))} values; they must agree"
+        )
+    table = np.stack(arrays)
+    names = (*classes[: table.shape[1]], *(str(index) for index in range(len(classes), table.shape[1])))
+    if target != REGRESSION and np.isin(table, (0, 1)).all():
+        return table.astype(np.uint8), Targets(MULTI_LABEL, names)
+    if target in (MULTI_LABEL, SINGLE_LABEL):
+        raise DatasetError(
+            f"{name}: labels are arrays with other values than 0 and 1, so they are not {target}"
+        )
+    return table.astype(np.float32), Targets(REGRESSION, names)

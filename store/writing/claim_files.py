@@ -1,0 +1,91 @@
+"""Claim files as any process sees them: who is named in one, and whether that process is alive.
+
+Looking writes nothing. What takes claims and keeps them is in `claims`.
+"""
+
+import fcntl
+import os
+import socket
+import stat
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from featcache.store.errors import CacheError
+from featcache.store.files import JsonObject, parse_json, try_lock
+from featcache.store.plain import PLAIN_FLAGS, read_plain
+
+SUFFIX = ".claim"
+RECORD_BYTES = 256
+STALE_S = 60.0
+"""Seconds without a touch after which a claim of another machine is taken over."""
+DAY_S = 86_400.0
+"""No clock is wrong by more than that."""
+
+
+def live_claims(folder: Path, now: float | None = None) -> list[str]:
+    """Names of the claims in `folder` that a live process holds. Nothing is written, so nothing becomes young by it.
+
+    Args:
+        folder: where the claims lie; one that does not exist has none.
+        now: seconds since the epoch by the clock of the file system; this machine's clock if not given.
+    """
+    now = time.time() if now is None else now
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and name[0] != ".")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [name.removesuffix(SUFFIX) for name in names if _is_live(folder / name, now)]
+
+
+def _is_live(path: Path, now: float) -> bool:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(status.st_mode):
+        return False  # nothing of ours
+    fresh = -DAY_S < now - status.st_mtime < STALE_S
+    try:
+        descriptor = os.open(path, os.O_RDONLY | PLAIN_FLAGS)
+    except OSError:
+        return fresh
+    try:
+        locked = try_lock(descriptor, shared=True)
+    finally:
+        os.close(descriptor)
+    if locked is False:
+        return True
+    owner = read_owner(path)
+    return fresh and not (locked and owner is not None and owner.get("machine") == machine())
+
+
+@cache
+def machine() -> str:
+    """A name for the running kernel, within which file locks tell who is alive."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def open_claim(path: Path) -> int | None:
+    """Open a claim for writing, or only for reading where it is another user's; None where neither goes."""
+    for mode in (os.O_RDWR, os.O_RDONLY):
+        with suppress(OSError):
+            return os.open(path, mode | PLAIN_FLAGS)
+    return None
+
+
+def may_write(descriptor: int) -> bool:
+    """Whether an open claim was opened for writing."""
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+
+
+def read_owner(path: Path) -> JsonObject | None:
+    """The owner that a claim names; None if there is no claim, or nothing that one of ours would hold."""
+    try:
+        return parse_json(read_plain(path, RECORD_BYTES), str(path))
+    except (FileNotFoundError, CacheError):
+        return None
