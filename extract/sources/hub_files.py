@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
-from featcache.extract.hub import hub_problem, offline_if_unreachable
+from featcache.extract.hub import client_errors, hub_problem, offline_if_unreachable
 from featcache.extract.sources.places import derived
 from featcache.store.errors import DatasetError, UnknownNameError, alike
 from featcache.store.files import read_sealed, sha256_file, write_sealed
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 THREADS = 8
 MAIN = "main"
 MB = 10**6
+SLACK_BYTES = 2**26
+"""What may arrive beyond twice the listed size: after a failure the client counts again what it had."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _nearest(repository: str) -> list[str]:
         found = [
             one.id for one in HfApi().list_datasets(search=name[: max(4, len(name) * 2 // 3)], limit=100)
         ]
-    except Exception:  # it is only a hint
+    except client_errors():  # it is only a hint
         return []
     return alike(repository, found) or [one for one in found if alike(name, [one.rpartition("/")[2]])][:3]
 
@@ -141,11 +143,14 @@ class _Download:
         self._stop = Event()
         self._lock = Lock()
         self._bytes = 0
+        self._limit: int | None = None
 
     def run(self, files: "Sequence[RepoSibling]") -> None:
         """Fetch them, the smallest first: what a repository says of itself comes before its shards."""
         ordered = sorted(files, key=lambda file: file.size or 0)
         total = sum(file.size or 0 for file in ordered)
+        if all(file.size is not None for file in ordered):
+            self._limit = 2 * total + SLACK_BYTES
         with self._reporter.progress("downloading", "MB") as update, ThreadPoolExecutor(THREADS) as pool:
             counter = self._counter(update, total)
             try:
@@ -201,6 +206,12 @@ class _Download:
                     raise InterruptedError("stopped")
                 with download._lock:
                     download._bytes += int(n or 0)
+                    if download._limit is not None and download._bytes > download._limit:
+                        download._stop.set()
+                        raise DatasetError(
+                            f"{download._repository}: more bytes arrive than the Hub lists ({total}); "
+                            "see whether HF_ENDPOINT is the right address"
+                        )
                     update(download._bytes // MB, max(total // MB, 1))
                 return None
 

@@ -43,8 +43,8 @@ _RETRY: Any = {
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
     "retry_timeout": timedelta(seconds=SILENCE_S / 2),
 }
-READ_BYTES = 64 * 2**10
-"""Bytes of a piece: as many must arrive in `SILENCE_S`."""
+READ_BYTES = 2**18
+"""Bytes of a piece, as many as must arrive in twice `SILENCE_S`; smaller ones cost a tenth of the speed."""
 
 
 class ObjectRemote(Remote):
@@ -95,7 +95,7 @@ class ObjectRemote(Remote):
                 found = self._client.get(self._store, self._key(path), options=options)
                 yield from found.stream(min_chunk_size=READ_BYTES)
 
-        yield from pumped(pieces, self.where(path))
+        yield from pumped(pieces, self.where(path), 2 * SILENCE_S)
 
     def files(self, folder: str) -> dict[str, Listed]:
         prefix, guard = f"{self._key(folder)}/", ListingGuard(self.where(folder))
