@@ -177,8 +177,10 @@ class _Download:
         if not reports:
             counter().update(file.size)
         if not _is_intact(path, file):
-            # Both, or the next run would take it for whole.
-            path.resolve().unlink(missing_ok=True)
+            # Both, or the next run would take it for whole; a link out of the client's folder leads to what is not its own.
+            blob = path.resolve()
+            if blob.is_relative_to(hub_folder(self._repository).resolve()):
+                blob.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             raise DatasetError(
                 f"{self._repository}: {file.rfilename} is not what the Hub says it is (digest); run the same command again"
