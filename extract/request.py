@@ -112,7 +112,7 @@ class ExtractRequest:
     def literals(self, model: ModelName, dataset_identity: Mapping[str, Any]) -> Iterator[JsonObject]:
         """What leads to the cache's key, as the cache remembers it: nothing that needs torch, and not the contents.
 
-        Local weights are named by size and time of change first, because hashing a large file takes seconds, and by
+        Local weights are named by size and times of change first, because hashing a large file takes seconds, and by
         their digest next, which holds for a copy too.
         """
         names = [None] if self.weights is None else [_file_state(self.weights), None]
@@ -139,4 +139,5 @@ class ExtractRequest:
 
 def _file_state(path: Path) -> str:
     state = path.stat()
-    return f"{state.st_size} bytes, changed at {state.st_mtime_ns} ns"
+    # Copying tools set the time of content, but nothing sets the time of status back.
+    return f"{state.st_size} bytes, changed at {state.st_mtime_ns} ns, status at {state.st_ctime_ns} ns"

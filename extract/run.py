@@ -228,8 +228,7 @@ class _Extraction:
         return Estimate(path, spec.key, wanted, held, remaining(path, wanted), speed)
 
     def _load(self) -> "tuple[Backbone, torch.device]":
-        from featcache.extract.backbones import load_backbone
-        from featcache.extract.backbones.checkpoint import choice_text
+        from featcache.extract.backbones import load_backbone, loading_notes
         from featcache.extract.device import choose_device, enough_memory
 
         device = choose_device(self._request.device)
@@ -238,8 +237,8 @@ class _Extraction:
             origin = self._request.weights or "the Hugging Face Hub"
             self._reporter.message(f"loading {self._model.explicit} on {device}, weights from {origin}")
             backbone = load_backbone(self._model, self._request.weights, self._request.weights_key)
-            if (chosen := choice_text(backbone.loaded.weights_source)) is not None:
-                self._reporter.message(chosen)
+            for note in loading_notes(self._model, backbone):
+                self._reporter.message(f"note: {note}")
         prepared = preprocessing_text(backbone.spec.preprocessing, backbone.spec.input_size)
         if prepared is not None:
             self._summary += f"; {prepared}"

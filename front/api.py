@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featcache.probe.trained import TrainedHead
 
 PathLike = str | Path
+DEFAULT_HEAD = "attentive"
 
 
 def open(
@@ -195,7 +196,7 @@ def extract(
 
 def probe(
     cache: Cache | PathLike,
-    head: str | Sequence[str] = "attentive",
+    head: str | Sequence[str] = DEFAULT_HEAD,
     *,
     layers: str | None = None,
     tokens: str | None = None,
@@ -207,6 +208,7 @@ def probe(
     penalty: str = "l2",
     input: str | None = None,
     folds: int | None = None,
+    groups: str | Path | None = None,
     halving: int | None = None,
     shots: Sequence[int] = (),
     draws: int = 1,
@@ -237,6 +239,7 @@ def probe(
         penalty: of the exact solver: ``l2`` or ``group-lasso``.
         input: input stage: ``l2``, ``standard`` or ``l2+standard``; the protocol's if not given.
         folds: choose by so many folds of train; as the protocol has it if not given.
+        groups: CSV file of sample_id and group: train samples of one group are held out together when settings are chosen.
         halving: successive halving keeps one in so many members.
         shots: train on so many samples of each class; on all if none is given.
         draws: how often the samples of a few-shot run are drawn.
@@ -267,7 +270,7 @@ def probe(
 
     named = (head,) if isinstance(head, str) else tuple(head)
     request = ProbeRequest(
-        heads=named if table is None else (),
+        heads=() if table is not None and head == DEFAULT_HEAD else named,
         layers=layers,
         tokens=tokens,
         tap=tap,
@@ -278,6 +281,7 @@ def probe(
         penalty=penalty,
         input=input,
         folds=folds,
+        groups=None if groups is None else Path(groups),
         halving=halving,
         shots=tuple(shots),
         draws=draws,

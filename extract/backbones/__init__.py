@@ -3,6 +3,7 @@
 A `torch.nn.Module` of your own becomes a backbone with `featcache.extract.backbones.custom.custom_backbone`.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from featcache.extract.backbones.base import Backbone
@@ -29,3 +30,19 @@ def load_backbone(name: ModelName, weights: Path | None = None, key: str | None 
     from featcache.extract.backbones.open_clip_vit import load_open_clip
 
     return load_open_clip(name, weights, key)
+
+
+def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:
+    """Sentences on what was chosen while a backbone was loaded: one of several sets of weights, another preprocessing."""
+    from featcache.extract.backbones.checkpoint import choice_text
+
+    choice = choice_text(backbone.loaded.weights_source)
+    if choice is not None:
+        yield choice
+    # Who writes the library's own name may expect the library's own preprocessing; an alias is documented.
+    if name.family == "timm" and name.given == name.explicit:
+        from featcache.extract.backbones.timm_vit import departure_text
+
+        departure = departure_text(name)
+        if departure is not None:
+            yield departure

@@ -75,7 +75,7 @@ def choice_text(source: Mapping[str, Any]) -> str | None:
         return None
     taken = source.get("taken") or "the tensors outside of it"
     return (
-        f"note: {source.get('file')} holds several sets of weights: {taken} is taken, not {', '.join(others)} "
+        f"{source.get('file')} holds several sets of weights: {taken} is taken, not {', '.join(others)} "
         "(--weights-key chooses another)"
     )
 

@@ -180,6 +180,26 @@ def load_timm(name: ModelName, weights: Path | None, key: str | None = None) -> 
     )
 
 
+def departure_text(name: ModelName) -> str | None:
+    """Say how timm's own preprocessing of a model differs from the one that is used here; None if it does not."""
+    if not name.preprocessing:
+        return None
+    published = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name.name).to_dict())
+    other = {
+        field: published[field]
+        for field, value in name.preprocessing.items()
+        if field in published and published[field] != (tuple(value) if isinstance(value, list) else value)
+    }
+    if not other:
+        return None
+    listed = ", ".join(
+        f"{field} {value} (timm: {other[field]})"
+        for field, value in name.preprocessing.items()
+        if field in other
+    )
+    return f"{name.explicit} is not run with timm's own preprocessing, but as published evaluations have it: {listed}"
+
+
 def backbone_of(loaded: LoadedModel) -> TimmViT:
     """The backbone of a timm model, which may have a distillation token."""
     return TimmDistilled(loaded) if hasattr(loaded.module, "dist_token") else TimmViT(loaded)

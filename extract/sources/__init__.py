@@ -11,6 +11,7 @@ from featcache.extract.sources.base import Source
 from featcache.extract.sources.collection import Collection
 from featcache.extract.sources.dataset import DatasetOptions, SplitDataset
 from featcache.extract.sources.digits import Digits
+from featcache.extract.sources.file_states import containers_of
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnknownNameError
 from featcache.store.progress import Reporter, Silent
 
@@ -89,12 +90,12 @@ def resolve_source(
             return SplitDataset(open_alias(alias, options, reporter), options)
         if colon and kind in KINDS:
             argument = Argument.parse(kind, text, KINDS[kind].example)
-            return SplitDataset(KINDS[kind].open(argument, options, reporter), options)
+            collection = KINDS[kind].open(argument, options, reporter)
+            collection.containers = containers_of(argument.path)
+            return SplitDataset(collection, options)
     except FeatcacheError:
         raise
-    except (
-        OSError
-    ) as error:  # whatever a source meets on a disk that fails, or in a folder that it may not read
+    except OSError as error:  # of a disk that fails, or a folder that may not be read
         what = error.filename or name
         raise DatasetError(f"{what} cannot be read ({error.strerror or error})") from error
     if colon:

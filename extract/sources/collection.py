@@ -69,15 +69,17 @@ class Collection(ABC):
             DatasetError: it does not decode; the message names it.
         """
 
+    containers: Sequence[Path] = ()
+    """Files of the place that the dataset was opened at, which hold all rows between them; empty if there is no such place."""
     one_file_a_row: ClassVar[bool] = False
     """Whether every row has a file of its own."""
 
     def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
         """Return the files that images are read from: the one of each of `rows`, or those that hold all rows between them.
 
-        By default there are none, and nobody can tell whether images were exchanged.
+        By default these are the files of the place that the dataset was opened at.
         """
-        return ()
+        return self.containers
 
     def prepare(self, rows: Sequence[int]) -> None:
         """Be told that these rows are read next, in this order; by default that changes nothing."""

@@ -81,6 +81,16 @@ class FileStates:
         return self.with_suffix(_TIFF)
 
 
+def containers_of(place: Path) -> list[Path]:
+    """Return the file at a place, or the files directly in the folder there; none where there is neither."""
+    try:
+        if place.is_file():
+            return [place]
+        return sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else []
+    except (OSError, ValueError):
+        return []
+
+
 def _states(paths: Iterable[str]) -> list[tuple[int, int, int]]:
     return [_state(path) for path in paths]
 

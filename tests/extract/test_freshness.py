@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from featcache.extract.request import ExtractRequest
 from featcache.extract.run import extract
-from featcache.extract.sources.file_states import MAX_GROUPS, FileStates
+from featcache.extract.sources.file_states import MAX_GROUPS, FileStates, containers_of
 from featcache.store.catalogue import scan
 from featcache.store.errors import DatasetError
 from featcache.store.files import read_sealed, write_sealed
@@ -249,3 +249,46 @@ def test_files_that_are_not_there_have_a_state_too(tmp_path):
     found = FileStates.of([tmp_path / "x", tmp_path / "y"], True)
     assert found.states[0, 0] == 3
     assert not found.states[1].any()
+
+
+def test_the_files_of_a_place_are_found(tmp_path):
+    (tmp_path / "b").write_bytes(b"1")
+    (tmp_path / "a").write_bytes(b"2")
+    (tmp_path / "folder").mkdir()
+    assert containers_of(tmp_path / "a") == [tmp_path / "a"]
+    assert containers_of(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert containers_of(tmp_path / "gone") == []
+
+
+def test_an_array_that_is_too_large_to_be_read_for_its_identity_is_compared_when_its_file_moves(
+    tmp_path, run, monkeypatch
+):
+    """Of a large array some rows alone go into the identity: a change between them shows in the file's times."""
+    from featcache.extract.sources import arrays
+
+    monkeypatch.setattr(arrays, "SMALL_BYTES", 0)
+    monkeypatch.setattr(arrays, "SAMPLED_ROWS", 2)
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+    labels = np.arange(12) % 2
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    first, _ = run(tmp_path / "x.npz", "npz")
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    assert run(tmp_path / "x.npz", "npz")[0].key == first.key
+    images[5] = 255 - images[5]
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    assert run(tmp_path / "x.npz", "npz")[0].key != first.key
+
+
+def test_weights_that_are_exchanged_under_the_same_size_and_time_of_content_are_noticed(tmp_path, weights):
+    folder, own = make_folder(tmp_path / "d"), tmp_path / "w.safetensors"
+    shutil.copy(weights, own)
+    request = ExtractRequest(
+        MODEL, f"imagefolder:{folder}", weights=own, precision="fp32", workers=0, device="cpu"
+    )
+    first = extract(request, [tmp_path / "root"])
+    before = own.stat()
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    save_file({name: tensor + 0.01 for name, tensor in state.items()}, own)
+    os.utime(own, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert own.stat().st_size == before.st_size
+    assert extract(request, [tmp_path / "root"]).key != first.key

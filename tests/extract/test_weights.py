@@ -580,3 +580,12 @@ def test_a_request_remembers_how_weights_are_chosen_only_where_a_file_may_hold_s
     assert literal("a.pth", weights_key="model")["weights_key"] == "model"
     with pytest.raises(RequestError, match="name it with --weights FILE"):
         ExtractRequest(TIMM_TINY, "digits", weights_key="ema")
+
+
+def test_the_librarys_own_name_is_told_where_its_preprocessing_is_another():
+    from featcache.extract.backbones.timm_vit import departure_text
+
+    text = departure_text(resolve_model("timm:vit_small_patch14_dinov2.lvd142m"))
+    assert "input_size (3, 224, 224) (timm: (3, 518, 518))" in text.replace("[", "(").replace("]", ")")
+    assert "interpolation" in text
+    assert departure_text(resolve_model(TIMM_TINY)) is None
