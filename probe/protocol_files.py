@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.text import encodable, reason, shortened
 
 BASE = "base"
 SUFFIX = ".toml"
@@ -61,7 +62,7 @@ def read_text(name: str) -> tuple[str, str]:
     if name.endswith(SUFFIX):
         path = Path(name)
         try:
-            return path.stem, path.read_text(encoding="utf-8")
+            return encodable(path.stem), path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise RequestError(
@@ -87,13 +88,17 @@ def parse(text: str, where: str, defaults: Mapping[str, Any], inputs: tuple[str,
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RequestError(f"{where} is not TOML: {error}") from None
+    except RecursionError:
+        raise RequestError(
+            f"{where} is not TOML: nested too deeply; a protocol has no lists of lists"
+        ) from None
+    except ValueError as error:  # TOML's own, or a number of more digits than Python reads
+        raise RequestError(f"{where} is not TOML: {reason(error)}") from None
     found: dict[str, Any] = {}
     for name, value in table.items():
         if name == BASE:
             if not isinstance(value, str):
-                raise RequestError(f"{where}: base must be the name of a protocol, not {value!r}")
+                raise RequestError(f"{where}: base must be the name of a protocol, not {shortened(value)}")
             found[name] = value
         elif name not in defaults:
             raise UnknownNameError("field", name, (BASE, *defaults), f"(in {where})")
@@ -122,14 +127,14 @@ def _checked(name: str, value: Any, default: Any, where: str) -> Any:
         types = {"true or false": bool, "text": str, "a whole number": int}
         good = type(value) is types[kind]
     if not good:
-        raise RequestError(f"{where}: {name} must be {kind}, not {value!r}")
+        raise RequestError(f"{where}: {name} must be {kind}, not {shortened(value)}")
     low, high = RANGES.get(name, (0, 0))
     numbers = value if isinstance(value, tuple) else (value,)
     for number in numbers if name in RANGES else ():
         if not low <= number <= high:
             above = f" to {high:g}" if isfinite(high) else " or more"
             raise RequestError(
-                f"{where}: {name} must lie in the range {'above 0' if low == _POSITIVE[0] else f'{low:g}{above}'}, not {number:g}"
+                f"{where}: {name} must lie in the range {'above 0' if low == _POSITIVE[0] else f'{low:g}{above}'}, not {_shown(number)}"
             )
     return value
 
@@ -143,7 +148,16 @@ def _kind_of(name: str, default: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
+def _shown(number: float) -> str:
+    return f"{number:g}" if isinstance(number, float) else shortened(number)
 
 
 def _presets() -> list[Traversable]:

@@ -18,6 +18,7 @@ from featcache.probe.saved import HeadConfig, features_digest, load_head
 from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.probe.scoring.metrics import Report
 from featcache.probe.scoring.tasks import MultiLabel, Regression, SingleLabel, Task, as_tensor, make_task
+from featcache.probe.training.memory import Budget
 from featcache.probe.training.trainer import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
@@ -185,7 +186,8 @@ class TrainedHead:
 
     def _read(self, cache: Cache, split: str) -> tuple[TokenSource, npt.NDArray[np.int64]]:
         self.check(cache)
-        data = load_split(cache, split, self.config.selection, "cpu")
+        memory = Budget.of(None, torch.device("cpu")).for_tokens(split)  # a larger split is streamed
+        data = load_split(cache, split, self.config.selection, "cpu", memory)
         return data.tokens, data.labels
 
     def _take(

@@ -3,6 +3,7 @@
 import operator
 
 from featcache.store.errors import RequestError
+from featcache.store.text import shortened
 
 MAX_SEED = 2**63 - 1
 """Generators and JSON readers agree on this range; a larger seed made results that could not be read back."""
@@ -23,13 +24,5 @@ def check_seed(seed: object, what: str = "a seed") -> int:
     except TypeError:
         number = -1
     if not 0 <= number <= MAX_SEED:
-        raise RequestError(f"{what} must be a whole number from 0 to {MAX_SEED}, got {_short(seed)}")
+        raise RequestError(f"{what} must be a whole number from 0 to {MAX_SEED}, got {shortened(seed)}")
     return number
-
-
-def _short(value: object, most: int = 40) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python prints no integer of thousands of digits
-        text = "a larger one"
-    return text if len(text) <= most else f"{text[:most]}..."

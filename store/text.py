@@ -56,6 +56,17 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def shortened(value: object, most: int = 60) -> str:
+    """A value as Python writes it, cut where it is longer than an error message should be."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return "a number of thousands of digits"
+    except RecursionError:
+        return "lists in lists"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 _MARKDOWN_PUNCTUATION = re.compile(r"[\\`*_{}\[\]|~$#!]")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 

@@ -1,18 +1,22 @@
-"""Images that lie in arrays: ``[N, H, W]`` or ``[N, H, W, C]`` with labels ``[N]`` or ``[N, C]``; for HDF5, NPZ and IDX files."""
+"""Images that lie in arrays ``[N, H, W]``, ``[N, H, W, C]`` or ``[N]`` (image files), with labels: HDF5, NPZ and IDX files."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from featcache.extract.sources.array_images import decode_row, image_notes, is_encoded, to_image
+from featcache.extract.sources.array_labels import array_targets
 from featcache.extract.sources.base import Labels
-from featcache.extract.sources.collection import Collection, Listing, indexed_targets, refuse_repeated
+from featcache.extract.sources.collection import Collection, Listing, refuse_repeated
+from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.samples import Texts
 from featcache.store.errors import DatasetError
-from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
+from featcache.store.targets import Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,8 +51,10 @@ class ArrayCollection(Collection):
         kind: of the source.
         name: of the dataset.
         parts: the arrays of every split.
-        target: kind of the targets, or ``auto``.
+        options: kind of the targets, and range of the pixels.
         names: of the classes or quantities, if known.
+        unread: splits that are there and were not asked for.
+        notes: what people should know of the files.
 
     Raises:
         DatasetError: images or labels are of a form that cannot be used.
@@ -59,22 +65,26 @@ class ArrayCollection(Collection):
         kind: str,
         name: str,
         parts: Sequence[ArrayPart],
-        target: str,
+        options: DatasetOptions,
         names: Sequence[str] = (),
         unread: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.kind = kind
         self.name = name
         self._images = [part.images for part in parts]
         self._where = [part.where for part in parts]
+        self._range = options.pixels.pixel_range
+        said = list(notes)
         for part in parts:
-            _check_images(part)
+            _check_count(part)
+            said += image_notes(part.images, part.where, self._range)
         counts = [len(part.labels) for part in parts]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         ids = [one for part in parts for one in _ids(part)]
         refuse_repeated(ids, name)
-        labels, targets = array_targets([part.labels for part in parts], target, names, parts[0].where)
-        digest = _digest(targets, ids, labels, [part.images for part in parts])
+        found = array_targets([part.labels for part in parts], options.target, names, parts[0].where)
+        digest = _digest(found.targets, ids, found.labels, [part.images for part in parts])
         rows = {
             part.split: np.arange(start, stop)
             for part, start, stop in zip(parts, self._starts, self._starts[1:], strict=False)
@@ -85,12 +95,24 @@ class ArrayCollection(Collection):
             if all(column in part.columns for part in parts)
         }
         own = {} if list(rows) == [""] else rows
-        self.listing = Listing(Texts.of(ids), labels, targets, digest, own, unread, columns)
+        self.listing = Listing(
+            Texts.of(ids),
+            found.labels,
+            found.targets,
+            digest,
+            own,
+            unread,
+            columns,
+            notes=[*said, *found.notes],
+        )
 
     def image(self, row: int) -> "Image":
         """Return one image."""
         part, index = self._locate(row)
-        return to_image(self._row(part, index), f"{self.listing.ids[row]} of {self._where[part]}")
+        where = f"{self.listing.ids[row]} of {self._where[part]}"
+        if is_encoded(self._images[part]):
+            return decode_row(self._rows(part, index, index + 1)[0], where)
+        return to_image(self._row(part, index), where, self._range)
 
     def prepare(self, rows: Sequence[int]) -> None:
         """Be told what is read next."""
@@ -108,7 +130,12 @@ class ArrayCollection(Collection):
         return np.stack([self._row(*self._locate(row)) for row in rows])
 
     def _row(self, part: int, index: int) -> Array:
-        return np.asarray(self._images[part][index])
+        return np.asarray(self._rows(part, index, index + 1)[0])
+
+    def _rows(self, part: int, start: int, stop: int) -> Array:
+        """The rows ``start`` up to, not including, ``stop`` of one part."""
+        rows: Array = self._images[part][start:stop]
+        return rows
 
     def _read_ahead(self, part: int, indices: Sequence[int]) -> None:
         """Nothing to be done for arrays in memory, and for maps."""
@@ -118,14 +145,20 @@ class ArrayCollection(Collection):
         return part, row - int(self._starts[part])
 
 
-def _check_images(part: ArrayPart) -> None:
-    shape, dtype = tuple(part.images.shape), part.images.dtype
-    if len(shape) not in (3, 4) or dtype.kind not in "bu" or dtype.itemsize > 2:
+def _check_count(part: ArrayPart) -> None:
+    if not np.ndim(part.labels) or not part.images.shape:
         raise DatasetError(
-            f"{part.where} is {list(shape)} {dtype}; images must be [N, H, W] or [N, H, W, C] in uint8 or uint16"
+            f"{part.where}: images or labels are a single value, there must be one for each sample"
         )
-    if shape[0] != len(part.labels):
-        raise DatasetError(f"{part.where} has {shape[0]} images, but there are {len(part.labels)} labels")
+    if part.images.shape[0] != len(part.labels):
+        raise DatasetError(
+            f"{part.where} has {part.images.shape[0]} images, but there are {len(part.labels)} labels"
+        )
+    for what, values in {"ids": part.ids, **part.columns}.items():
+        if values is not None and len(values) != len(part.labels):
+            raise DatasetError(
+                f"{part.where} has {len(part.labels)} images, but {len(values)} values of {what}"
+            )
 
 
 def _ids(part: ArrayPart) -> Sequence[str]:
@@ -134,78 +167,18 @@ def _ids(part: ArrayPart) -> Sequence[str]:
     return [f"{prefix}{row}" for row in rows]
 
 
-def to_image(pixels: Array, where: str) -> "Image":
-    """One image from its pixels, channels last or first.
-
-    Raises:
-        DatasetError: they are of a form that is no image.
-    """
-    from PIL import Image
-
-    if pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
-        pixels = np.moveaxis(pixels, 0, -1)
-    if pixels.ndim == 3 and pixels.shape[-1] == 1:
-        pixels = pixels[..., 0]
-    if pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.uint8) * 255
-    try:
-        return Image.fromarray(np.ascontiguousarray(pixels))
-    except (TypeError, ValueError, KeyError):
-        raise DatasetError(
-            f"image {where} is {list(pixels.shape)} {pixels.dtype}, which is no image"
-        ) from None
-
-
-def array_targets(
-    columns: Sequence[Array], target: str, names: Sequence[str], where: str
-) -> tuple[Labels, Targets]:
-    """Labels of all parts in their stored type, and what they are: integers are classes, 0 and 1 in columns several ones.
-
-    Raises:
-        DatasetError: they cannot be such targets.
-    """
-    # PCAM has [N, 1, 1, 1], MedMNIST [N, 1].
-    squeezed = [np.asarray(column).reshape(len(column), -1) for column in columns]
-    if len({column.shape[1] for column in squeezed}) > 1:
-        raise DatasetError(f"{where}: labels of the splits differ in their number of columns")
-    table = np.concatenate(squeezed)
-    if table.dtype.kind not in "biuf":
-        raise DatasetError(f"{where}: labels are {table.dtype}; they must be numbers")
-    kind = target if target != "auto" else _kind_of(table)
-    if kind == REGRESSION:
-        return table.astype(np.float32), Targets(REGRESSION, _names(names, table.shape[1]))
-    whole = table.dtype.kind in "biu" or bool((table == np.floor(table)).all())
-    if not whole or table.min(initial=0) < 0:
-        raise DatasetError(
-            f"{where}: labels are not integers from 0, so they are not {kind} (--target regression)"
-        )
-    if kind == MULTI_LABEL:
-        if table.max(initial=0) > 1:
-            raise DatasetError(f"{where}: labels are not 0 or 1, so they are not {kind}")
-        return table.astype(np.uint8), Targets(MULTI_LABEL, _names(names, table.shape[1]))
-    if table.shape[1] != 1:
-        raise DatasetError(f"{where}: labels have {table.shape[1]} columns, so they are not {kind}")
-    labels = table[:, 0].astype(np.int64)
-    return labels, indexed_targets(labels, names)
-
-
-def _kind_of(table: Array) -> str:
-    if table.dtype.kind == "f":
-        return REGRESSION
-    return SINGLE_LABEL if table.shape[1] == 1 else MULTI_LABEL
-
-
-def _names(names: Sequence[str], count: int) -> tuple[str, ...]:
-    return (*names[:count], *(str(index) for index in range(len(names), count)))
-
-
 def _digest(targets: Targets, ids: Sequence[str], labels: Labels, images: Sequence[Any]) -> str:
     """SHA-256 over names, ids, labels and pixels; of a large array over some images from all over it."""
     digest = hashlib.sha256("\0".join((*targets.names, *ids)).encode())
     digest.update(labels.tobytes())
     for array in images:
         digest.update(f"{tuple(array.shape)} {array.dtype}".encode())
-        small = int(np.prod(array.shape)) * array.dtype.itemsize <= SMALL_BYTES
+        if array.dtype.hasobject:
+            for row in sorted({int(row) for row in np.linspace(0, array.shape[0] - 1, SAMPLED_ROWS)}):
+                content = np.asarray(array[row : row + 1][0])
+                digest.update(f"{len(content.tobytes())}\n".encode() + content.tobytes())
+            continue
+        small = prod(array.shape) * array.dtype.itemsize <= SMALL_BYTES
         if small:
             digest.update(np.ascontiguousarray(array[:]).tobytes())
             continue

@@ -1,28 +1,36 @@
 """``hdf5:FILE?images=x&labels=y``: images in an HDF5 file, as PCAM and many medical sets are published.
 
-A contiguous dataset is mapped. A chunked one is read in slices, in order: HDF5 unpacks a whole chunk for every row of it.
+A contiguous dataset is read by its place. A chunked one is read in slices, in order: HDF5 unpacks a whole chunk for every row.
 """
 
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from featcache.extract.sources.argument import Argument
 from featcache.extract.sources.arrays import Array, ArrayCollection, ArrayPart
 from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extract.sources.hdf5_rows import LibraryRows, PlacedRows, open_rows
 from featcache.extract.sources.places import unpacked
-from featcache.store.convert.h5_files import open_h5
+from featcache.extract.sources.split_names import ChosenSplits, choose_splits
+from featcache.store.convert.h5_files import (
+    find_dataset,
+    find_linked,
+    group_size,
+    h5_errors,
+    list_datasets,
+    listed,
+    open_h5,
+    read_texts,
+)
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.home import expanded
 from featcache.store.progress import Reporter
-
-if TYPE_CHECKING:
-    import h5py
+from featcache.store.text import printable
 
 SPLIT = "{split}"
 FIELDS = ("images", "labels", "labels_file", "ids", "classes")
@@ -38,63 +46,22 @@ class Hdf5(ArrayCollection):
 
     def _read_ahead(self, part: int, indices: Sequence[int]) -> None:
         images = self._images[part]
-        if not isinstance(images, _Chunked):
+        if not isinstance(images, LibraryRows):
             return
         first, last = min(indices), max(indices)
-        row_bytes = int(np.prod(images.shape[1:])) * images.dtype.itemsize
         # Rows that are asked for may lie apart, where a split was made of every fourth; those between come along.
-        if (last + 1 - first) * row_bytes <= MAX_READ_BYTES:
+        if (last + 1 - first) * images.row_bytes <= MAX_READ_BYTES:
             self._ahead[part] = (first, images[first : last + 1])
 
-    def _row(self, part: int, index: int) -> Array:
-        first, rows = self._ahead.get(part, (0, ()))
-        if first <= index < first + len(rows):
-            return np.asarray(rows[index - first])
-        return super()._row(part, index)
+    def _rows(self, part: int, start: int, stop: int) -> Array:
+        first, rows = self._ahead.get(part, (0, ())) if hasattr(self, "_ahead") else (0, ())
+        if first <= start and stop <= first + len(rows):
+            return np.asarray(rows)[start - first : stop - first]
+        return super()._rows(part, start, stop)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was read ahead."""
         return {**self.__dict__, "_ahead": OrderedDict()}
-
-
-class _Mapped:
-    """A contiguous dataset, mapped where it is read: numpy would copy all of a map into a pickle."""
-
-    def __init__(self, path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> None:
-        self.shape, self.dtype = shape, dtype
-        self._path, self._offset = path, offset
-        self._map: Array | None = None
-
-    def __getitem__(self, rows: int | slice) -> Array:
-        if self._map is None:
-            self._map = np.memmap(self._path, self.dtype, "r", self._offset, self.shape)
-        return np.asarray(self._map[rows])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}
-
-
-class _Chunked:
-    """A dataset of an HDF5 file that is opened where it is read: a handle survives neither a fork nor a pickle."""
-
-    def __init__(self, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype = shape, dtype
-        self._path, self._name = path, name
-        self._dataset: h5py.Dataset | None = None
-        self._process = 0
-
-    def __getitem__(self, rows: int | slice) -> Array:
-        import h5py
-
-        if self._dataset is None or self._process != os.getpid():
-            self._dataset, self._process = h5py.File(self._path, "r")[self._name], os.getpid()
-        try:
-            return np.asarray(self._dataset[rows])
-        except OSError as error:
-            raise DatasetError(f"{self._path}: {self._name} cannot be read ({error})") from None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_dataset": None}
 
 
 def open_hdf5(argument: Argument, options: DatasetOptions, reporter: Reporter) -> Hdf5:
@@ -110,56 +77,75 @@ def open_hdf5(argument: Argument, options: DatasetOptions, reporter: Reporter) -
     """
     argument.require_fields(*FIELDS)
     by_split = SPLIT in "".join((argument.place, *argument.fields.values()))
-    names, unread = _splits(argument, options) if by_split else ([""], [])
-    parts = [_part(argument, split, options, reporter) for split in names]
+    chosen = _splits(argument, options) if by_split else ChosenSplits()
+    notes: list[str] = []
+    parts = [
+        _part(argument, split, spelling, options, reporter, notes)
+        for split, spelling in (chosen.names or {"": ""}).items()
+    ]
     name = re.sub(r"\.(gz|h5|hdf5|hdf)$", "", re.sub(r"\.gz$", "", argument.path.name.replace(SPLIT, "")))
-    return Hdf5(argument.kind, name.strip("-_."), parts, options.target, argument.names("classes"), unread)
+    return Hdf5(
+        argument.kind,
+        name.strip("-_."),
+        parts,
+        options,
+        argument.names("classes"),
+        chosen.unread,
+        notes,
+    )
 
 
-def _splits(argument: Argument, options: DatasetOptions) -> tuple[list[str], list[str]]:
-    """Splits that are wanted and there, and those that are there alone."""
+def _splits(argument: Argument, options: DatasetOptions) -> ChosenSplits:
+    """The splits that are read, by what stands in place of ``{split}``."""
     if SPLIT in argument.place:
-        pattern = re.compile(re.escape(argument.path.name).replace(re.escape(SPLIT), "(.+)"))
-        folder = argument.path.parent
-        found = [
-            match[1]
-            for entry in (sorted(folder.iterdir()) if folder.is_dir() else ())
-            if (match := pattern.fullmatch(entry.name))
-        ]
+        pattern, folder = _pattern(argument.path.name), argument.path.parent
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     else:
-        pattern = re.compile(re.escape(_images(argument)).replace(re.escape(SPLIT), "(.+)"))
+        pattern = _pattern(_images(argument))
         with open_h5(argument.file()) as file:
-            found = [match[1] for name in _datasets(file) if (match := pattern.fullmatch(name))]
+            names = [name for name, _ in list_datasets(file, argument.path)]
+    found = [match["split"] for name in names if (match := pattern.fullmatch(name))]
     if not found:
         raise RequestError(f"{argument.kind}: nothing is there for any split in {argument.place}")
-    wanted = [split for split in options.own_splits if split in found]
-    return wanted, [split for split in found if split not in options.own_splits]
+    return choose_splits(found, options, argument.place)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    before, *rest = (re.escape(part) for part in text.split(SPLIT))
+    return re.compile(f"{before}(?P<split>[^/]+){'(?P=split)'.join(rest)}")
 
 
 def _images(argument: Argument) -> str:
     return argument.fields.get("images", "x")
 
 
-def _part(argument: Argument, split: str, options: DatasetOptions, reporter: Reporter) -> ArrayPart:
+def _part(
+    argument: Argument,
+    split: str,
+    spelling: str,
+    options: DatasetOptions,
+    reporter: Reporter,
+    notes: list[str],
+) -> ArrayPart:
+    """One split; `spelling` is what the file calls it."""
+
     def filled(text: str) -> str:
-        return text.replace(SPLIT, split)
+        return text.replace(SPLIT, spelling)
 
     given = Argument(argument.kind, filled(argument.place)).file()
     path = unpacked(given, reporter)
-    images = _dataset(path, filled(_images(argument)), given)
+    images = _image_rows(path, filled(_images(argument)), given, notes)
     label_name = filled(argument.fields.get("labels", "y"))
     label_file = _label_file(argument, given, path, label_name, filled)
     labels = _whole(unpacked(label_file, reporter), label_name, label_file)
     ids = argument.fields.get("ids")
-    columns = (
-        {options.group_by: _texts(_whole(path, filled(options.group_by), given))} if options.group_by else {}
-    )
+    columns = {options.group_by: _texts(path, filled(options.group_by), given)} if options.group_by else {}
     return ArrayPart(
         split,
         images,
         labels,
         f"{given}: {filled(_images(argument))}",
-        _texts(_whole(path, filled(ids), given)) if ids else None,
+        _texts(path, filled(ids), given) if ids else None,
         columns,
     )
 
@@ -171,47 +157,50 @@ def _label_file(argument: Argument, given: Path, path: Path, name: str, filled: 
         return Argument(argument.kind, str(file)).file()
     beside = given.with_name(re.sub(r"_x(?=\.)", "_y", given.name))
     with open_h5(path) as file:
-        return beside if name not in file and beside.is_file() else given
+        return beside if beside.is_file() and find_dataset(file, path, name) is None else given
 
 
-def _dataset(path: Path, name: str, given: Path) -> Any:
-    """A dataset as a map, or as something to slice."""
-    with open_h5(path) as file:
-        dataset = _require(file, name, given)
-        shape, dtype, offset = tuple(dataset.shape), dataset.dtype, dataset.id.get_offset()
-        contiguous = dataset.chunks is None and offset is not None and not dataset.external
-    if contiguous and dtype.isnative and int(np.prod(shape)):
-        return _Mapped(path, dtype, offset, shape)
-    return _Chunked(path, name, shape, dtype)
+def _image_rows(path: Path, name: str, given: Path, notes: list[str]) -> PlacedRows | LibraryRows:
+    """The rows of the images, which may be linked from a file beside this one."""
+    found = find_linked(path, name)
+    if found is None:
+        raise _missing(path, name, given)
+    if found[0] != path:
+        notes.append(f"{given}: {printable(name)} is read from {found[0]}, to which it is linked")
+    return open_rows(*found)
 
 
 def _whole(path: Path, name: str, given: Path) -> Array:
     with open_h5(path) as file:
-        try:
-            return np.asarray(_require(file, name, given)[()])
-        except OSError as error:
-            raise DatasetError(f"{given}: {name} cannot be read ({error})") from None
+        dataset = find_dataset(file, path, name)
+        if dataset is None:
+            raise _missing(path, name, given)
+        if dataset.dtype.names:
+            raise DatasetError(
+                f"{given}: {name} has the fields {', '.join(dataset.dtype.names)}; store the labels as an array of their own"
+            )
+        if dataset.dtype.kind in "SO":
+            return np.array(read_texts(dataset, given, name), object).reshape(dataset.shape)
+        with h5_errors(f"{given}: {name}"):
+            return np.asarray(dataset[()])
 
 
-def _texts(values: Array) -> list[str]:
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in values.ravel().tolist()]
+def _texts(path: Path, name: str, given: Path) -> list[str]:
+    with open_h5(path) as file:
+        dataset = find_dataset(file, path, name)
+        if dataset is None:
+            raise _missing(path, name, given)
+        return read_texts(dataset, given, name)
 
 
-def _require(file: "h5py.File", name: str, given: Path) -> "h5py.Dataset":
-    import h5py
-
-    found = file.get(name)
-    if not isinstance(found, h5py.Dataset):
-        listed = ", ".join(f"{key} {list(file[key].shape)} {file[key].dtype}" for key in _datasets(file)[:20])
-        raise RequestError(
-            f"{given} has no array {name!r}; it has {listed or 'no arrays'}: name them as in hdf5:FILE?images=x&labels=y"
+def _missing(path: Path, name: str, given: Path) -> RequestError:
+    with open_h5(path) as file:
+        size = group_size(file, path, name)
+        if size is not None:
+            return RequestError(
+                f"{given}: {printable(name)} is a group of {size}; it must be one array, of images [N, H, W, C], or [N] with the "
+                "bytes of an image file each"
+            )
+        return RequestError(
+            f"{given} has no array {name!r}; it has {listed(file, path)}: name them as in hdf5:FILE?images=x&labels=y"
         )
-    return found
-
-
-def _datasets(file: "h5py.File") -> list[str]:
-    import h5py
-
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    return names

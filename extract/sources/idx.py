@@ -6,19 +6,29 @@ http://yann.lecun.com/exdb/mnist/ (kept at https://web.archive.org/web/2020/http
 
 import gzip
 import re
+import zlib
+from math import prod
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from featcache.extract.sources.argument import Argument
 from featcache.extract.sources.arrays import Array, ArrayCollection, ArrayPart
 from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extract.sources.split_names import choose_splits
 from featcache.store.errors import DatasetError
 from featcache.store.progress import Reporter
+from featcache.store.reading.machine import available_memory
 
+MAX_RANK = 4
+"""Axes of the largest arrays: images in colour."""
+MAX_RATIO = 1100
+"""Bytes that one packed byte can unpack to: deflate reaches 1032."""
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_IMAGES = re.compile(r"(?P<before>.*?)(?P<split>[A-Za-z0-9]+)-images[-.]idx3-ubyte(\.gz)?")
+_IMAGES = re.compile(r"(?P<before>.*?)(?P<split>[A-Za-z0-9]+)-images[-.]idx[34]-ubyte(\.gz)?")
 _SPLITS = {"t10k": "test"}
+_STEP_BYTES = 2**24
 
 
 def open_idx(argument: Argument, options: DatasetOptions, reporter: Reporter) -> ArrayCollection:
@@ -46,23 +56,18 @@ def open_idx(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
         raise DatasetError(
             f"{folder} has no files such as train-images-idx3-ubyte or train-images-idx3-ubyte.gz"
         )
+    chosen = choose_splits(list(found), options, str(folder))
     parts = [
-        ArrayPart(split, read_idx(found[split][0]), read_idx(found[split][1]), str(found[split][0]))
-        for split in options.own_splits
-        if split in found
+        ArrayPart(split, read_idx(found[spelling][0]), read_idx(found[spelling][1]), str(found[spelling][0]))
+        for split, spelling in chosen.names.items()
     ]
-    unread = [split for split in found if split not in options.own_splits]
-    if not parts:
-        raise DatasetError(
-            f"{folder} has no split {' or '.join(options.own_splits)}; it has {', '.join(unread)}"
-        )
     return ArrayCollection(
-        "idx", folder.resolve().name, parts, options.target, argument.names("classes"), unread
+        "idx", folder.resolve().name, parts, options, argument.names("classes"), chosen.unread
     )
 
 
 def _labels(images: Path) -> Path:
-    name = images.name.replace("-images", "-labels").replace("idx3", "idx1").removesuffix(".gz")
+    name = re.sub(r"idx[34]", "idx1", images.name.replace("-images", "-labels")).removesuffix(".gz")
     for candidate in (images.with_name(name), images.with_name(f"{name}.gz")):
         if candidate.is_file():
             return candidate
@@ -70,23 +75,43 @@ def _labels(images: Path) -> Path:
 
 
 def read_idx(path: Path) -> Array:
-    """Read one IDX file.
+    """Read one IDX file; no more is unpacked than its header says, and one byte.
 
     Raises:
-        DatasetError: it is none, or damaged.
+        DatasetError: it is none, damaged, or larger than the memory.
     """
+    if not path.is_file():
+        raise DatasetError(f"{path} cannot be read (it is no regular file)")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return _read(file, path)
+    except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} cannot be read ({error}); download or copy it again") from None
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
-        raise DatasetError(f"{path} is no IDX file (it begins with {content[:4]!r})")
-    dtype, rank = np.dtype(_TYPES[content[2]]), content[3]
-    shape = tuple(np.frombuffer(content, ">u4", min(rank, (len(content) - 4) // 4), 4).tolist())
-    start, size = 4 + 4 * rank, int(np.prod(shape)) * dtype.itemsize
-    if len(content) != start + size:
+
+
+def _read(file: IO[bytes] | gzip.GzipFile, path: Path) -> Array:
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES:
+        raise DatasetError(f"{path} is no IDX file (it begins with {head!r})")
+    dtype, rank = np.dtype(_TYPES[head[2]]), head[3]
+    if not 1 <= rank <= MAX_RANK:
+        raise DatasetError(f"{path} is no IDX file of images or labels (it has {rank} axes)")
+    sizes = file.read(4 * rank)
+    shape = tuple(np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").tolist())
+    size, stored = prod(shape) * dtype.itemsize, path.stat().st_size
+    if len(shape) < rank or size > stored * (MAX_RATIO if path.suffix == ".gz" else 1):
         raise DatasetError(
-            f"{path} has {len(content)} bytes, its header says {start + size}; download or copy it again"
+            f"{path} has {stored} bytes, its header says {list(shape)} {dtype}; download or copy it again"
         )
-    values = np.frombuffer(content, dtype, offset=start).reshape(shape)
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+    if size > available_memory():
+        raise DatasetError(f"{path} has {size} bytes, more than the memory; store it as HDF5")
+    content = bytearray()
+    while len(content) <= size and (part := file.read(min(_STEP_BYTES, size + 1 - len(content)))):
+        content += part
+    if len(content) != size:
+        raise DatasetError(
+            f"{path} has {'more' if len(content) > size else len(content)} bytes of values, its header says {size}; download or "
+            "copy it again"
+        )
+    values = np.frombuffer(content, dtype).reshape(shape)
+    return values.astype(dtype.newbyteorder("="), copy=False)

@@ -1,26 +1,38 @@
-"""``npz:FILE``: images and labels as arrays of one NumPy archive, MedMNIST's ``train_images`` and ``train_labels`` included."""
+"""``npz:FILE``: images and labels as arrays of one NumPy archive, MedMNIST's ``train_images`` and Keras's ``x_train`` included."""
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featcache.extract.sources.argument import Argument
 from featcache.extract.sources.arrays import Array, ArrayCollection, ArrayPart
 from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extract.sources.split_names import ChosenSplits, choose_splits
 from featcache.store.errors import DatasetError, RequestError
+from featcache.store.npy import npy_layout, read_npy
 from featcache.store.progress import Reporter
+from featcache.store.reading.machine import available_memory
+from featcache.store.text import printable, reason
 
 IMAGES, LABELS = ("images", "x", "X", "image", "data"), ("labels", "y", "Y", "label", "targets")
+MAX_RATIO = 1100
+"""Bytes that one packed byte can unpack to: deflate reaches 1032."""
+_ARRAY = b"\x93NUMPY"
+_ERRORS = (
+    *(ValueError, OSError, EOFError, RuntimeError, NotImplementedError, KeyError, IndexError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What zipfile raises for archives that are damaged, encrypted or packed in other ways."""
 
 
 def open_npz(argument: Argument, options: DatasetOptions, reporter: Reporter) -> ArrayCollection:
     """Open an archive as a dataset; arrays are read into memory, which worker processes share.
 
     Arrays are ``images`` and ``labels`` (or ``x`` and ``y``), or those that ``?images=NAME&labels=NAME`` names; for
-    several splits with ``train_``, ``test_`` and so on before that.
+    several splits with ``train_``, ``test_`` and so on before that, or ``_train``, ``_test`` behind it.
 
     Raises:
         RequestError: arrays are not there; the message lists what is.
@@ -28,62 +40,114 @@ def open_npz(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
     """
     argument.require_fields("images", "labels", "classes")
     path = argument.file()
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):  # numpy takes it for a pickle, and advises to load it as one
-        raise DatasetError(f"{path} cannot be read as NumPy's npz (it is no archive of arrays)") from None
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{path} cannot be read as NumPy's npz ({error})") from None
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DatasetError(f"{path} is a single array; save images and labels together with numpy.savez")
-    with archive:
-        names = list(archive.files)
-        splits, unread = _splits(names, argument, options)
-        parts = [_part(archive, path, names, split, argument, options) for split in splits]
-    return ArrayCollection("npz", path.stem, parts, options.target, argument.names("classes"), unread)
+    with _Archive(path) as archive:
+        chosen = choose_splits(_splits(archive.names, argument), options, str(path))
+        parts = [
+            _part(archive, split, spelling, argument, options)
+            for split, spelling in (chosen.names or {"": ""}).items()
+        ]
+        return _collection(path, parts, argument, options, chosen)
 
 
-def _splits(names: Sequence[str], argument: Argument, options: DatasetOptions) -> tuple[list[str], list[str]]:
+def _collection(
+    path: Path, parts: Sequence[ArrayPart], argument: Argument, options: DatasetOptions, chosen: ChosenSplits
+) -> ArrayCollection:
+    return ArrayCollection("npz", path.stem, parts, options, argument.names("classes"), chosen.unread)
+
+
+class _Archive:
+    """The arrays of an archive by name, each held to what is stored of it before memory is taken."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                if file.read(len(_ARRAY)) == _ARRAY:
+                    raise DatasetError(
+                        f"{path} is a single array; save images and labels together with numpy.savez"
+                    )
+            if not zipfile.is_zipfile(path):
+                raise DatasetError(f"{path} cannot be read as NumPy's npz (it is no archive of arrays)")
+            self._zip = zipfile.ZipFile(path)
+        except DatasetError:
+            raise
+        except _ERRORS as error:
+            raise DatasetError(f"{path} cannot be read as NumPy's npz ({reason(error)})") from None
+        self.names = [name.removesuffix(".npy") for name in self._zip.namelist()]
+
+    def __enter__(self) -> "_Archive":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._zip.close()
+
+    def read(self, name: str) -> Array:
+        """Read one array whole.
+
+        Raises:
+            DatasetError: it is damaged, holds Python objects, or is larger than the memory.
+        """
+        try:
+            stored = name if name in self._zip.namelist() else f"{name}.npy"
+            info = self._zip.getinfo(stored)
+            if info.file_size > MAX_RATIO * info.compress_size + 2**16:
+                raise ValueError(f"it says that {info.compress_size} bytes unpack to {info.file_size}")
+            with self._zip.open(info) as file:
+                wanted = npy_layout(file, info.file_size).num_bytes
+            if wanted > available_memory():
+                raise MemoryError
+            with self._zip.open(info) as file:
+                return read_npy(file, info.file_size)
+        except MemoryError:
+            raise DatasetError(
+                f"{self.path}: array {printable(name)} does not fit into memory; store it as HDF5, which is read in pieces"
+            ) from None
+        except _ERRORS as error:
+            raise DatasetError(
+                f"{self.path}: array {printable(name)} cannot be read ({reason(error)})"
+            ) from None
+
+
+def _splits(names: Sequence[str], argument: Argument) -> list[str]:
+    """The splits that arrays are named after; none if there are images without one."""
     images = [argument.fields["images"]] if "images" in argument.fields else IMAGES
     if any(name in names for name in images):
-        return [""], []
-    found = [name.rpartition("_")[0] for name in names if "_" in name and name.rpartition("_")[2] in images]
-    wanted = [split for split in options.own_splits if split in found]
-    return wanted or [""], [split for split in found if split not in options.own_splits]
+        return []
+    before = [name.rpartition("_") for name in names]
+    behind = [name.partition("_") for name in names]
+    found = [split for split, _, what in before if split and what in images]
+    found += [split for what, _, split in behind if split and what in images]
+    return list(dict.fromkeys(found))
 
 
 def _part(
-    archive: Any, path: Path, names: Sequence[str], split: str, argument: Argument, options: DatasetOptions
+    archive: _Archive, split: str, spelling: str, argument: Argument, options: DatasetOptions
 ) -> ArrayPart:
-    prefix = f"{split}_" if split else ""
-
-    def read(field: str, usual: Sequence[str]) -> tuple[str, Array]:
+    def find(field: str, usual: Sequence[str]) -> str:
         choices = [argument.fields[field]] if field in argument.fields else usual
-        name = next((prefix + one for one in choices if prefix + one in names), None)
+        forms = [form for one in choices for form in _forms(spelling, one)]
+        name = next((form for form in forms if form in archive.names), None)
         if name is None:
             raise RequestError(
-                f"{path} has no array {prefix}{choices[0]}; it has {', '.join(names) or 'none'}: name them as in "
-                "npz:FILE?images=x&labels=y"
+                f"{archive.path} has no array {forms[0]}; it has {', '.join(map(printable, archive.names)) or 'none'}: name them "
+                "as in npz:FILE?images=x&labels=y"
             )
-        try:
-            return name, archive[name]
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise DatasetError(f"{path}: array {name} cannot be read ({error})") from None
+        return name
 
-    name, images = read("images", IMAGES)
-    columns = (
-        {options.group_by: read_column(archive, path, prefix + options.group_by)} if options.group_by else {}
-    )
-    return ArrayPart(split, images, read("labels", LABELS)[1], f"{path}: {name}", columns=columns)
+    images, labels = find("images", IMAGES), find("labels", LABELS)
+    columns: dict[str, list[Any]] = {}
+    if options.group_by:
+        name = next((form for form in _forms(spelling, options.group_by) if form in archive.names), None)
+        if name is None:
+            raise RequestError(
+                f"{archive.path} has no array {options.group_by}; it has {', '.join(map(printable, archive.names))}"
+            )
+        columns = {options.group_by: archive.read(name).ravel().tolist()}
+    values = archive.read(images)
+    if values.dtype.kind == "S":  # image files, which would lose the zeros at their ends
+        values = values.view(f"V{values.dtype.itemsize}")
+    return ArrayPart(split, values, archive.read(labels), f"{archive.path}: {images}", columns=columns)
 
 
-def read_column(archive: Any, path: Path, name: str) -> list[Any]:
-    """One further column of an archive.
-
-    Raises:
-        RequestError: it is not there.
-    """
-    if name not in archive.files:
-        raise RequestError(f"{path} has no array {name}; it has {', '.join(archive.files)}")
-    values: list[Any] = archive[name].ravel().tolist()
-    return values
+def _forms(split: str, name: str) -> list[str]:
+    return [f"{split}_{name}", f"{name}_{split}"] if split else [name]

@@ -5,30 +5,38 @@ read a row group at a time, so what is read next is asked for in order.
 """
 
 import io
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.arrays import array_targets
-from featcache.extract.sources.base import Citation
-from featcache.extract.sources.collection import Collection, Listing, class_labels, listing_digest
+from featcache.extract.sources.array_labels import FoundTargets, array_targets, label_text, text_targets
+from featcache.extract.sources.base import Citation, Rows
+from featcache.extract.sources.card_licence import card_licence
+from featcache.extract.sources.collection import Collection, Listing, listing_digest
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.decode import decode
 from featcache.extract.sources.hub_files import cached_snapshot, fetch
+from featcache.extract.sources.parquet_files import (
+    check_group,
+    check_images,
+    class_names,
+    open_parquet,
+    parquet_errors,
+)
 from featcache.extract.sources.places import data_folder
 from featcache.extract.sources.samples import Texts
 from featcache.extract.sources.shards import natural
+from featcache.extract.sources.split_names import choose_splits
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.progress import Reporter
-from featcache.store.targets import SINGLE_LABEL, Targets
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,34 +86,45 @@ class ParquetImages(Collection):
         names = first.schema_arrow.names
         self._image = _column("image", argument, IMAGE_COLUMNS, names, self._paths[0])
         label = _column("label", argument, LABEL_COLUMNS, names, self._paths[0])
-        places, values, groups, sizes = [], [], [], []
-        parts, start = {}, 0
-        files = iter(range(len(self._paths)))
-        for split, paths in splits.items():
-            for _ in paths:
-                number = next(files)
-                file = self._file(number)
-                for group in range(file.num_row_groups):
-                    rows = file.metadata.row_group(group).num_rows
-                    places += [(number, group, row) for row in range(rows)]
-                values += self._read_column(number, label)
-                sizes += self._lengths(number)
-                groups += self._read_column(number, options.group_by) if options.group_by else []
-            parts[split], start = np.arange(start, len(places)), len(places)
-        self._places = np.array(places, np.int64).reshape(-1, 3)
-        ids = [f"{split}/{row}" for split, rows in parts.items() for row in range(len(rows))]
-        known = _features(first).get(label, {}).get("names", ())
-        labels, targets = _targets(values, options.target, known, name)
+        table = self._read(splits, label, options.group_by)
+        if table.sizes and max(table.sizes) < 0:
+            raise DatasetError(
+                f"{self._paths[0]}: column {self._image!r} holds no images, only paths at most; read them with csv: or imagefolder:"
+            )
+        self._places = np.array(table.places, np.int64).reshape(-1, 3)
+        ids = [f"{split}/{row}" for split, rows in table.parts.items() for row in range(len(rows))]
+        found = _targets(table.labels, options.target, class_names(first, label, self._paths[0]), name)
         self.listing = Listing(
             Texts.of(ids),
-            labels,
-            targets,
-            listing_digest(targets.names, ids, sizes, labels),
-            parts,
+            found.labels,
+            found.targets,
+            listing_digest(found.targets.names, ids, table.sizes, found.labels),
+            table.parts,
             unread,
-            {options.group_by: groups} if options.group_by else {},
+            {options.group_by: table.groups} if options.group_by else {},
             facts,
+            found.notes,
         )
+
+    def _read(self, splits: Mapping[str, Sequence[Path]], label: str, group_by: str | None) -> "_Table":
+        """Everything but the images, of all files."""
+        table, start = _Table(), 0
+        files = iter(range(len(self._paths)))
+        for split, paths in splits.items():
+            for number in islice(files, len(paths)):
+                with parquet_errors(self._paths[number]):
+                    file = self._file(number)
+                    check_images(file.schema_arrow, self._image, self._paths[number])
+                    for group in range(file.num_row_groups):
+                        rows = file.metadata.row_group(group).num_rows
+                        table.places += [(number, group, row) for row in range(rows)]
+                    table.labels += self._read_column(number, label)
+                    table.sizes += self._lengths(number)
+                    table.groups += self._read_column(number, group_by) if group_by else []
+                if not len(table.places) == len(table.labels) == len(table.sizes):
+                    raise DatasetError(f"{self._paths[number]} is damaged: its columns differ in length")
+            table.parts[split], start = np.arange(start, len(table.places)), len(table.places)
+        return table
 
     def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
         """Return the files of all splits that are read."""
@@ -128,8 +147,10 @@ class ParquetImages(Collection):
     def _group(self, number: int, group: int) -> "pa.ChunkedArray":
         found = self._groups.pop((number, group), None)
         if found is None:
-            table = self._file(number).read_row_group(group, columns=[self._image])
-            found = table.column(0)
+            with parquet_errors(self._paths[number]):
+                file = self._file(number)
+                check_group(file, group, self._image, self._paths[number])
+                found = file.read_row_group(group, columns=[self._image]).column(0)
             while len(self._groups) >= KEPT_GROUPS:
                 self._groups.popitem(last=False)
         self._groups[number, group] = found
@@ -154,10 +175,17 @@ class ParquetImages(Collection):
 
         lengths: list[int] = []
         file = self._file(number)
+        for group in range(file.num_row_groups):
+            check_group(file, group, self._image, self._paths[number])
         for batch in file.iter_batches(columns=[self._image], batch_size=1024):
             column = batch.column(0)
             content = column.field("bytes") if pa.types.is_struct(column.type) else column
-            lengths += pc.fill_null(pc.binary_length(content), -1).to_pylist()
+            if pa.types.is_null(content.type):
+                lengths += [-1] * len(content)
+            elif pa.types.is_fixed_size_binary(content.type):
+                lengths += [-1 if null else content.type.byte_width for null in content.is_null().to_pylist()]
+            else:
+                lengths += pc.fill_null(pc.binary_length(content), -1).to_pylist()
         return lengths
 
 
@@ -182,23 +210,10 @@ def open_hf(argument: Argument, options: DatasetOptions, reporter: Reporter) -> 
     if "config" in argument.fields:
         facts["config"] = argument.fields["config"]
     images = ParquetImages(repository.rpartition("/")[2], splits, argument, options, choice.unread, facts)
-    images.citation = Citation(_licence(folder), None, f"https://huggingface.co/datasets/{repository}")
+    images.citation = Citation(
+        card_licence(folder / CARD), None, f"https://huggingface.co/datasets/{repository}"
+    )
     return images
-
-
-def open_parquet(path: Path) -> "pq.ParquetFile":
-    """Open a parquet file.
-
-    Raises:
-        DatasetError: it is none.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]})") from None
 
 
 def _require_pyarrow() -> None:
@@ -245,19 +260,17 @@ def _find(
     raise DatasetError(f"{repository} has no parquet files, and the Hub has not converted it")
 
 
-def _licence(folder: Path) -> str | None:
-    """What the head of the repository's card names as its licence."""
-    if not (folder / CARD).is_file():
-        return None
-    from huggingface_hub.repocard import metadata_load
+@dataclass
+class _Table:
+    """What is read of all files at once."""
 
-    try:
-        found = (metadata_load(folder / CARD) or {}).get("license")
-    except (ValueError, OSError):  # a card may be anything
-        return None
-    return (
-        ", ".join(map(str, found)) if isinstance(found, list) else found if isinstance(found, str) else None
-    )
+    places: list[tuple[int, int, int]] = field(default_factory=list)
+    """File, row group and row in it of every image."""
+    labels: list[Any] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    """Bytes of every image, -1 where there is none."""
+    groups: list[Any] = field(default_factory=list)
+    parts: dict[str, Rows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -294,12 +307,9 @@ def _choose(names: Sequence[str], argument: Argument, options: DatasetOptions) -
         raise RequestError(
             f"{argument.place} has configurations {', '.join(found)}; choose one with hf:REPO?config=NAME"
         )
-    splits = found[config]
-    wanted = {name: splits[name] for name in options.own_splits if name in splits}
-    for name in options.test_splits or ([] if wanted else [options.own_splits[-1]]):
-        if name not in wanted:
-            raise UnknownNameError("split", name, splits, "(--test-split)")
-    return _Choice(wanted, [name for name in splits if name not in wanted])
+    chosen = choose_splits(list(found[config]), options, argument.place)
+    splits = {name: found[config][spelling] for name, spelling in chosen.names.items()}
+    return _Choice(splits, list(chosen.unread))
 
 
 def _column(what: str, argument: Argument, usual: Iterable[str], names: Sequence[str], path: Path) -> str:
@@ -314,31 +324,21 @@ def _column(what: str, argument: Argument, usual: Iterable[str], names: Sequence
     return found
 
 
-def _features(file: "pq.ParquetFile") -> dict[str, Any]:
-    """What the library `datasets` noted of the columns."""
-    metadata = file.schema_arrow.metadata or {}
-    try:
-        found = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError):
-        return {}
-    return (
-        {name: value for name, value in found.items() if isinstance(value, dict)}
-        if isinstance(found, dict)
-        else {}
-    )
-
-
-def _targets(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> tuple[Any, Targets]:
-    if any(value is None for value in values):
-        row = next(row for row, value in enumerate(values) if value is None)
-        raise DatasetError(f"{where}: row {row} has no label")
-    if isinstance(values[0], str):
-        labels, found = class_labels(values)
-        if target not in ("auto", SINGLE_LABEL):
-            raise DatasetError(f"{where}: labels are texts, so they are not {target}")
-        return labels, Targets(SINGLE_LABEL, found)
+def _targets(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> FoundTargets:
+    missing = next((row for row, value in enumerate(values) if value is None), None)
+    if missing is not None:
+        raise DatasetError(f"{where}: row {missing} has no label")
+    if not values:
+        raise DatasetError(f"{where} holds no samples")
+    if isinstance(values[0], str | bytes):
+        texts = [label_text(value, row, where) for row, value in enumerate(values)]
+        return text_targets(texts, target, (), where)
+    if not isinstance(values[0], int | float | list):
+        raise DatasetError(f"{where}: labels are {type(values[0]).__name__}; they must be numbers or texts")
     try:
         table = np.array(values)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise DatasetError(f"{where}: labels are lists of different lengths") from None
+    if table.dtype.kind not in "biuf":
+        raise DatasetError(f"{where}: labels are lists that hold something else than numbers")
     return array_targets([table], target, names, where)

@@ -4,16 +4,21 @@ import gzip
 import hashlib
 import os
 import secrets
-import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from featcache.store.errors import DatasetError
 from featcache.store.home import expanded, user_cache
 from featcache.store.progress import Reporter
 
 DATA_VARIABLE = "FEATCACHE_DATA"
+UNPACKED_BYTES = 2**30
+"""Every packed file may unpack to that much."""
+MAX_UNPACKED_RATIO = 200
+"""A larger one to that many times its own size; images reach 3, and deflate 1032."""
 
 
 def data_folder() -> Path:
@@ -44,7 +49,7 @@ def unpacked(path: Path, reporter: Reporter) -> Path:
     """The file itself, or what a ``.gz`` holds, unpacked once and kept: what is read by place cannot stay packed.
 
     Raises:
-        DatasetError: it is damaged.
+        DatasetError: it is damaged, or unpacks to an unlikely size.
     """
     if path.suffix != ".gz":
         return path
@@ -55,7 +60,19 @@ def unpacked(path: Path, reporter: Reporter) -> Path:
     reporter.message(f"unpacking {path} to {target}")
     try:
         with whole_file(target) as partial, gzip.open(path) as packed, partial.open("wb") as out:
-            shutil.copyfileobj(packed, out, 2**20)
-    except (gzip.BadGzipFile, EOFError) as error:
+            _copy(packed, out, path, max(UNPACKED_BYTES, MAX_UNPACKED_RATIO * state.st_size))
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} is damaged ({error}); download or copy it again") from None
     return target
+
+
+def _copy(packed: gzip.GzipFile, out: IO[bytes], path: Path, most: int) -> None:
+    done = 0
+    while part := packed.read(2**20):
+        done += len(part)
+        if done > most:
+            raise DatasetError(
+                f"{path} unpacks to more than {most} bytes, {MAX_UNPACKED_RATIO} times its size; unpack it yourself if it is "
+                "what it should be"
+            )
+        out.write(part)

@@ -2,19 +2,23 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.extract.sources.arrays import array_targets, to_image
+from featcache.extract.pixels import PixelRange
+from featcache.extract.sources.array_images import to_image
+from featcache.extract.sources.array_labels import FoundTargets, array_targets, label_text, text_targets
 from featcache.extract.sources.base import Source
-from featcache.extract.sources.collection import Collection, Listing, class_labels, refuse_repeated
+from featcache.extract.sources.collection import Collection, Listing, refuse_repeated
 from featcache.extract.sources.dataset import DatasetOptions, SplitDataset
 from featcache.extract.sources.decode import decode
 from featcache.extract.sources.samples import Texts
-from featcache.store.errors import DatasetError, RequestError
-from featcache.store.targets import SINGLE_LABEL, Targets
+from featcache.extract.sources.split_names import TEST, TRAIN, choose_splits, role_of
+from featcache.store.errors import DatasetError, RequestError, UnknownNameError
+from featcache.store.targets import Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,25 +38,39 @@ class PythonDataset(Collection):
         ids: Mapping[str, Sequence[str]],
         names: Sequence[str],
         columns: Mapping[str, Sequence[Any]],
-        target: str = "auto",
+        options: DatasetOptions,
         kind: str = "python",
+        unread: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.kind = kind
+        self._range = options.pixels.pixel_range
         self._splits = list(splits.values())
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in splits.values()])])
         known = [_given(split, part, targets) for split, part in splits.items()]
-        labels, what = _labels([value for values in known for value in values], target, names, name)
+        found = _labels([value for values in known for value in values], options.target, names, name)
         every = [one for split, part in splits.items() for one in _ids(split, part, ids)]
         refuse_repeated(every, name)
+        for column, values in columns.items():
+            if len(values) != len(every):
+                raise DatasetError(
+                    f"{name}: column {column} has {len(values)} values for {len(every)} samples"
+                )
         own = {
             split: np.arange(start, stop)
             for split, start, stop in zip(splits, self._starts, self._starts[1:], strict=False)
         }
         self.listing = Listing(
-            Texts.of(every), labels, what, "", {} if list(own) == [""] else own, (), columns
+            Texts.of(every),
+            found.labels,
+            found.targets,
+            "",
+            {} if list(own) == [""] else own,
+            unread,
+            columns,
+            notes=found.notes,
         )
-        self.listing.digest = self._digest(what, labels)
+        self.listing.digest = self._digest(found.targets, found.labels)
 
     def image(self, row: int) -> "Image":
         """Return one image."""
@@ -60,7 +78,9 @@ class PythonDataset(Collection):
         one = self.listing.ids[row]
         try:
             item = self._splits[part][row - int(self._starts[part])]
-            return as_image(item[0], one)
+            image = as_image(item[0], one, self._range)
+            image.load()  # Pillow opens files without reading them
+            return image
         except DatasetError:
             raise
         except Exception as error:  # whatever a sequence of other people's may raise
@@ -109,24 +129,54 @@ def python_dataset(
         >>> photos = python_dataset({"train": train, "test": test}, name="mine")            # doctest: +SKIP
         >>> extract(ExtractRequest("vit-l-14", "mine"), roots(), source=photos)             # doctest: +SKIP
     """
-    parts = splits if isinstance(splits, Mapping) else {"": splits}
+    options = options or DatasetOptions()
+    parts = (
+        {str(split): part for split, part in splits.items()} if isinstance(splits, Mapping) else {"": splits}
+    )
+    for split, part in parts.items():
+        if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
+            raise RequestError(
+                f"{name}: {split or 'the dataset'} is {type(part).__name__}; it must be a sequence with a length, such as a list"
+            )
+    spelled = [split for split in parts if split]
+    options = _testing_on_all(spelled, options)
+    chosen = choose_splits(spelled, options, name)
 
     def by_split(given: Any) -> Mapping[str, Sequence[Any]]:
-        return {} if given is None else given if isinstance(given, Mapping) else {"": given}
+        """What is given for each split, by the name that the split goes by here."""
+        if given is None:
+            return {}
+        given = given if isinstance(given, Mapping) else {"": given}
+        for split in given:
+            if split not in parts:
+                raise UnknownNameError("split", str(split), list(parts))
+        return {called: given[split] for called, split in names.items() if split in given}
 
-    options = options or DatasetOptions()
+    names = chosen.names or {"": ""}
     collection = PythonDataset(
-        name, parts, by_split(targets), by_split(ids), class_names, columns or {}, options.target
+        name,
+        {called: parts[split] for called, split in names.items()},
+        by_split(targets),
+        by_split(ids),
+        class_names,
+        columns or {},
+        options,
+        unread=chosen.unread,
     )
-    unwanted = [split for split in collection.listing.parts if split not in options.own_splits]
-    if unwanted and not options.test_splits:
-        options = DatasetOptions(
-            **{**vars(options), "test_splits": tuple(s for s in collection.listing.parts if s != "train")}
-        )
     return SplitDataset(collection, options)
 
 
-def as_image(value: Any, where: str) -> "Image":
+def _testing_on_all(spelled: Sequence[str], options: DatasetOptions) -> DatasetOptions:
+    """The options with all splits beside train to test on, unless they say which: whoever gives them means them."""
+    train = options.train_split or next((split for split in spelled if role_of(split) == TRAIN), None)
+    others = [split for split in spelled if split != train]
+    usual = not others or [role_of(split) for split in others] == [TEST]
+    if options.test_splits or train is None or usual:
+        return options
+    return replace(options, test_splits=tuple(others))
+
+
+def as_image(value: Any, where: str, pixel_range: PixelRange | None = None) -> "Image":
     """An image of Pillow's, an array or a path, as an image.
 
     Raises:
@@ -139,7 +189,7 @@ def as_image(value: Any, where: str) -> "Image":
     if isinstance(value, str | Path):
         return decode(value, value)
     if hasattr(value, "__array__"):
-        return to_image(np.asarray(value), where)
+        return to_image(np.asarray(value), where, pixel_range)
     raise DatasetError(
         f"image {where} is {type(value).__name__}; it must be an image of Pillow's, an array or a path"
     )
@@ -149,10 +199,22 @@ def _given(split: str, part: Sequence[Any], targets: Mapping[str, Sequence[Any]]
     known = targets.get(split)
     if known is None:
         known = getattr(part, "targets", None)
-    values = [part[row][1] for row in range(len(part))] if known is None else list(known)
+    values = _read_targets(split, part) if known is None else list(known)
     if len(values) != len(part):
         raise DatasetError(f"split {split or 'all'} has {len(part)} items and {len(values)} targets")
     return [value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value for value in values]
+
+
+def _read_targets(split: str, part: Sequence[Any]) -> list[Any]:
+    values = []
+    for row in range(len(part)):
+        try:
+            values.append(part[row][1])
+        except Exception as error:  # whatever a sequence of other people's may raise
+            raise DatasetError(
+                f"item {row} of split {split or 'all'} cannot be read as (image, target) ({type(error).__name__}: {error})"
+            ) from error
+    return values
 
 
 def _ids(split: str, part: Sequence[Any], ids: Mapping[str, Sequence[str]]) -> Sequence[str]:
@@ -163,15 +225,16 @@ def _ids(split: str, part: Sequence[Any], ids: Mapping[str, Sequence[str]]) -> S
     return [str(one) for one in ids[split]]
 
 
-def _labels(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> tuple[Any, Targets]:
+def _labels(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> FoundTargets:
     if not values:
         raise DatasetError(f"{where} holds no samples")
     if all(isinstance(value, str) for value in values):
-        labels, found = class_labels(values)
-        return labels, Targets(SINGLE_LABEL, found)
+        return text_targets(
+            [label_text(value, row, where) for row, value in enumerate(values)], target, names, where
+        )
     try:
         table = np.array([np.asarray(value) for value in values])
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         table = np.zeros(0, object)
     if table.dtype.kind not in "biuf":
         raise RequestError(

@@ -51,7 +51,7 @@ def open_torchvision(argument: Argument, options: DatasetOptions, reporter: Repo
     known = {split: values for split, values in targets.items() if values is not None}
     first = next(iter(found.values()))
     classes = [str(name) for name in getattr(first, "classes", ())]
-    return PythonDataset(argument.place.lower(), found, known, {}, classes, {}, options.target, "torchvision")
+    return PythonDataset(argument.place.lower(), found, known, {}, classes, {}, options, "torchvision")
 
 
 def _open(made: Any, root: str, split: str) -> Any:

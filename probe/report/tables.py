@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from featcache.store.files import JsonObject
+from featcache.store.files import JsonObject, finite_or_null
 from featcache.store.text import escape_markdown, printable
 
 
@@ -101,7 +101,8 @@ def to_records(table: Table) -> list[JsonObject]:
         return value
 
     return [
-        {name: record(value) for name, value in zip(table.columns, row, strict=True)} for row in table.rows
+        {name: finite_or_null(record(value)) for name, value in zip(table.columns, row, strict=True)}
+        for row in table.rows
     ]
 
 

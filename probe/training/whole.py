@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from featcache.probe.protocol import Protocol
-from featcache.probe.request import CLOSED, EXACT, Job
+from featcache.probe.request import ADAMW, CHOICE, CLOSED, EXACT, Job
 from featcache.probe.solver.logistic import BATCH_COLUMNS, GRID
 from featcache.probe.training.held_out import OUTPUT_SHARE
 from featcache.store.errors import RequestError
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 EXACT_BYTES_PER_VALUE = 20
 # Copies of logits, and of parameters, of the penalties that are solved side by side, in float64.
 EXACT_LOGITS, EXACT_PARAMETERS = 6, 20
-# Outputs on test: themselves, and blocks of their probabilities.
-BYTES_PER_OUTPUT = 8
+# Copies of outputs in float32 that exist at once. On test: themselves and their probabilities. Held out, of trained members: the best, and the one
+# that is compared with it; of `auto`: those of up to six candidates, and of the three that are averaged.
+TEST_COPIES = 2
+HELD_OUT_COPIES = {ADAMW: 2, CHOICE: 9}
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,27 @@ def check_whole(job: Job, size: Size, device: torch.device, memory: int | None =
         )
 
 
-def check_outputs(num_test: int, num_outputs: int, memory: int | None = None) -> None:
-    """Refuse a test split whose outputs ``[N, O]`` do not fit into memory.
+def check_outputs(job: Job, size: Size, num_test: int, memory: int | None = None) -> None:
+    """Refuse splits for whose outputs there is no memory; what closed-form heads keep besides is in `check_whole`.
+
+    Args:
+        job: any.
+        size: of what it is fitted to.
+        num_test: samples of the test split.
+        memory: bytes that the user gives to the run; None for what is free.
 
     Raises:
         RequestError: saying what to ask for instead.
     """
     free = available_memory()
     limit = free if memory is None else min(free, memory)
-    needed = BYTES_PER_OUTPUT * num_test * num_outputs
+    held_out = HELD_OUT_COPIES.get(job.solver, 0) * size.num_held_out
+    needed = 4 * size.num_outputs * max(TEST_COPIES * num_test, held_out)
     if needed > limit:
         raise RequestError(
-            f"the outputs for {num_test:,} test samples and {num_outputs:,} classes or quantities take about "
-            f"{format_bytes(needed)}, and {_there_is(limit, free)}; test on fewer samples, or give more"
+            f"the outputs of {job.head.name} for {num_test:,} test and {size.num_held_out:,} held-out samples and "
+            f"{size.num_outputs:,} classes or quantities take about {format_bytes(needed)}, and {_there_is(limit, free)}; "
+            "give more memory, or take fewer samples"
         )
 
 

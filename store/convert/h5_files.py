@@ -59,13 +59,14 @@ def h5_errors(where: object) -> Iterator[None]:
         raise DatasetError(f"{where} cannot be read ({reason(error)})") from error
 
 
-def find_dataset(file: "h5py.File", path: Path, name: str) -> "h5py.Dataset | None":
+def find_dataset(file: "h5py.File", path: Path, name: str, *, linked: bool = False) -> "h5py.Dataset | None":
     """Return an array whose bytes all lie in this very file; None if there is no array of this name.
 
     Args:
         file: the open file.
         path: its path, for errors.
         name: of the array, with ``/`` between groups.
+        linked: a virtual array may have parts in files beside this one, as in `find_linked`.
 
     Raises:
         DatasetError: it lies in another file, needs a filter that HDF5 does not bring along, or is larger than what is
@@ -82,7 +83,7 @@ def find_dataset(file: "h5py.File", path: Path, name: str) -> "h5py.Dataset | No
             )
         if not isinstance(found, h5py.Dataset):
             return None
-        _check(found, path, name, linked=False)
+        _check(found, path, name, linked=linked)
         return found
 
 
@@ -109,6 +110,15 @@ def find_linked(path: Path, name: str) -> tuple[Path, str] | None:
     raise DatasetError(
         f"{path}: {printable(name)} is behind more than {MAX_LINKS} links; they lead in a circle"
     )
+
+
+def group_size(file: "h5py.File", path: Path, name: str) -> int | None:
+    """Entries of a group of the file itself; None if there is no group of this name."""
+    import h5py
+
+    with h5_errors(f"{path}: {printable(name)}"):
+        found = _walk(file, path, name)
+        return len(found) if isinstance(found, h5py.Group) else None
 
 
 def list_datasets(file: "h5py.File", path: Path) -> list[tuple[str, str]]:
@@ -256,7 +266,7 @@ def _check(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bool) -> N
             )
     size = prod(dataset.shape) * dataset.id.get_type().get_size()
     if layout.get_layout() == h5py.h5d.VIRTUAL:
-        stored = _check_sources(dataset, path, where, linked=linked)
+        stored = _check_sources(dataset, path, name, linked=linked)
         most = max(SMALL_BYTES, stored)
     else:
         size = max(size, _chunk_bytes(dataset))
@@ -280,11 +290,11 @@ def _chunk_bytes(dataset: "h5py.Dataset") -> int:
     return prod(dataset.chunks) * int(dataset.id.get_type().get_size()) if dataset.chunks else 0
 
 
-def _check_sources(dataset: "h5py.Dataset", path: Path, where: str, *, linked: bool) -> int:
+def _check_sources(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bool) -> int:
     """Hold the parts of a virtual array to the same rules; returns how many bytes they have."""
     import h5py
 
-    folder, total = path.resolve().parent, 0
+    where, folder, total = f"{path}: {printable(name)}", path.resolve().parent, 0
     for source in dataset.virtual_sources():
         own = source.file_name == "."
         if not own and not linked:
@@ -294,7 +304,7 @@ def _check_sources(dataset: "h5py.Dataset", path: Path, where: str, *, linked: b
             )
         if "%" in source.dset_name:
             raise DatasetError(f"{where} is put together from arrays by a pattern, which is not read")
-        part = path if own else _beside(path, source.file_name, folder, dataset.name)
+        part = path if own else _beside(path, source.file_name, folder, name)
         with open_h5(part) as file:
             found = find_dataset(file, part, source.dset_name)
             if found is None or found.id.get_create_plist().get_layout() == h5py.h5d.VIRTUAL:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from featcache.store.arrays import DTYPES
+from featcache.store.class_numbers import MAX_LABEL, number_classes
 from featcache.store.columns import id_misfit
 from featcache.store.convert.document import ExportDocument
 from featcache.store.convert.rows import Features, RowArray
@@ -19,7 +20,6 @@ from featcache.store.progress import Update
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.reader import as_float32
 from featcache.store.targets import (
-    MAX_UNUSED_CLASSES,
     SINGLE_LABEL,
     Targets,
     names_problem,
@@ -27,8 +27,6 @@ from featcache.store.targets import (
 )
 
 _INTEGER = re.compile(r"u?int\d+")
-MAX_LABEL = 2**62
-"""Beyond any class; labels are stored as int64."""
 
 
 @dataclass(frozen=True)
@@ -126,37 +124,26 @@ def make_columns(
 def foreign_source(
     name: str, splits: Sequence[ImportSplit], class_names: Sequence[str] | None, where: str
 ) -> ImportSource:
-    """Put splits of foreign data together: classes by the names given, or by the numbers that occur as labels.
-
-    Labels are kept as they are, so a class that no row has is there as well. Only where the largest label would make more
-    than `MAX_UNUSED_CLASSES` of these, those that occur are numbered anew, and the old numbers are their names.
+    """Put splits of foreign data together: classes by the names given, or by their numbers as in `number_classes`.
 
     Raises:
         DatasetError: a label has no name, or no cache can have these names.
     """
     labels = [split.columns["label"] for split in splits]
-    found = np.unique(np.concatenate(labels))
-    count, notes = int(found.max()) + 1, []
-    names = tuple(class_names or ())
-    if names and count > len(names):
-        raise DatasetError(f"{where}: label {count - 1}, but there are {len(names)} class names (--classes)")
-    if not names and count - len(found) > MAX_UNUSED_CLASSES:
-        names = tuple(map(str, found.tolist()))
+    notes: Sequence[str] = ()
+    if class_names is None:
+        numbered = number_classes(labels, where)
         splits = [
-            replace(
-                split, columns=split.columns | {"label": np.searchsorted(found, label).astype(label.dtype)}
-            )
-            for split, label in zip(splits, labels, strict=True)
+            replace(split, columns=split.columns | {"label": part})
+            for split, part in zip(splits, numbered.labels, strict=True)
         ]
-        notes.append(
-            f"labels go up to {count - 1}, and {len(found)} occur: these are numbered from 0 in the cache, and their classes "
-            f"are called {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        )
-    elif count > len(found):
-        missing = np.setdiff1d(np.arange(count), found, assume_unique=True)
-        shown = ", ".join(map(str, missing[:10].tolist())) + (", ..." if len(missing) > 10 else "")
-        notes.append(f"no row has label {shown}: {len(missing)} of {count} classes are empty")
-    names = names or tuple(map(str, range(count)))
+        names, notes = numbered.names, numbered.notes
+    else:
+        names, largest = tuple(class_names), max(int(part.max()) for part in labels)
+        if largest >= len(names):
+            raise DatasetError(
+                f"{where}: label {largest}, but there are {len(names)} class names (--classes)"
+            )
     problem = names_problem(names) or too_many_names(names)
     if problem:
         raise DatasetError(f"{where}: {problem} (--classes)")

@@ -305,7 +305,7 @@ def test_npz_files_that_cannot_be_used(tmp_path):
     )
     assert open_it(f"npz:{path}").targets.kind == REGRESSION
     np.savez(path, x=np.array([None] * 4), y=np.arange(4))
-    refused(f"npz:{path}", DatasetError, "array x cannot be read (Object arrays cannot be loaded")
+    refused(f"npz:{path}", DatasetError, "array x cannot be read (it holds Python objects")
     path.write_bytes(b"PK no archive")
     refused(f"npz:{path}", DatasetError, "cannot be read as NumPy's npz (it is no archive of arrays)")
     np.save(tmp_path / "b.npy", np.zeros(3))

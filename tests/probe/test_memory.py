@@ -210,10 +210,14 @@ def test_what_does_not_fit_is_refused_before():
         check_whole(ridge_job, size, device, 50_000_000)
     with pytest.raises(RequestError, match=r"knn needs .* are free; ask for"):
         check_whole(array_job(get_head("knn"), 4), Size(10**7, 2 * 10**6, 10**5, 1000), device)
+    linear = array_job(get_head("linear"), 4)
+    check_outputs(linear, Size(5_000, 1_000, 8, 10_000), 1_000)
     with pytest.raises(
-        RequestError, match=r"1,000 test samples and 10,000 classes .* about 80.0 MB.* allows 1.0 MB"
+        RequestError, match=r"linear for 1,000 test .* 10,000 classes .* 80.0 MB.* allows 1.0 MB"
     ):
-        check_outputs(1_000, 10_000, 1_000_000)
+        check_outputs(linear, Size(5_000, 1_000, 8, 10_000), 1_000, 1_000_000)
+    with pytest.raises(RequestError, match=r"1,000 test and 9,000 held-out .* about 720 MB"):
+        check_outputs(linear, Size(45_000, 9_000, 8, 10_000), 1_000, 1_000_000)
     # Decompositions, outputs and heads count, not the features alone.
     small, many = (bytes_needed(ridge_job, Size(2_000, 400, 64, classes), 2**31) for classes in (2, 5_000))
     assert many - small > 4 * 400 * 5_000 * 15

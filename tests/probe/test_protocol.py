@@ -382,6 +382,11 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
         ('base = "papers"', r"unknown protocol 'papers'; did you mean paper"),
         ("base = 3", "base must be the name of a protocol, not 3"),
         ("a = ", "mine.toml is not TOML: Invalid value"),
+        (f"min_epochs = 1{'0' * 400}", r"min_epochs must lie in the range 1 to 1e\+06, not 10{40,60}\.\.\."),
+        (f"learning_rates = [1{'0' * 400}]", r"learning_rates must be a list of numbers, not \[10{40,60}\.\.\."),
+        (f"jitter_std = 1{'0' * 400}", "jitter_std must be a number, not 1000"),
+        (f"min_steps = 1{'0' * 5000}", "mine.toml is not TOML: .* digits"),
+        (f"a = {'[' * 5000}", "mine.toml is not TOML: nested too deeply"),
     ],
 )  # fmt: skip
 def test_a_wrong_protocol_file(tmp_path: Path, text: str, message: str) -> None:
@@ -389,6 +394,12 @@ def test_a_wrong_protocol_file(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(RequestError, match=message):
         get_protocol(str(path))
+
+
+def test_a_protocol_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b'\xef\xbb\xbfbase = "quick"\r\nfolds = 3\r\n')
+    assert get_protocol(str(path)) == replace(QUICK, name="mine", folds=3)
 
 
 def test_a_protocol_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from featcache.probe.report.pivot import pivot_differences, pivot_scores
 from featcache.probe.report.significance import holm, mean_interval, paired_p_value
 from featcache.probe.report.tables import Interval, Number, Table, to_csv, to_latex, to_markdown, to_records
 from featcache.probe.report.views import VIEWS, Against, parse_reference
-from featcache.probe.results import ResultRow, count_lines, read_rows
+from featcache.probe.results import RESULTS_FILE, ResultRow, append_row, count_lines, read_rows
 from featcache.probe.table import PAPER, TableRow
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.text import printable
@@ -461,6 +461,37 @@ def test_small_errors_are_not_shown_as_nothing():
         "0.000000001234",
     ]
     assert number("top1", 0.123456).text == "12.35"
+
+
+def test_lines_that_others_left_hide_no_row(tmp_path):
+    """Editors, killed runs and earlier versions: what is a row is read, and what is none is counted."""
+    good = [json.dumps(made_row(0.5, seed=seed).to_dict()) for seed in range(3)]
+    text = "\n".join(good) + "\n"
+    path = tmp_path / RESULTS_FILE
+    for content, unread in (
+        (b"\xef\xbb\xbf" + text.encode(), 0),
+        (text.replace("\n", "\r\n").encode(), 0),
+        (b"\n\n" + text.encode() + b"\n", 0),
+        (text.encode() + good[0][:200].encode(), 1),
+        (b"\xff\xfe\x00\n" + text.encode(), 1),
+        (b"[1, 2]\n" + b"[" * 100_000 + b"\n" + text.encode(), 2),
+        (b'{"seed": ' + b"9" * 5000 + b"}\n" + text.encode(), 1),
+    ):
+        path.write_bytes(content)
+        assert [row.seed for row in read_rows(tmp_path)] == [0, 1, 2], content[:20]
+        assert count_lines(tmp_path) - 3 == unread, content[:20]
+
+
+def test_scores_that_are_no_numbers_have_no_value(tmp_path):
+    """Version 0.1.0 wrote NaN for the scores of a training that diverged."""
+    document = made_row(0.5).to_dict()
+    document["scores"]["nll"] = float("nan")
+    text = json.dumps(document) + "\n" + json.dumps(document).replace("NaN", "1e999") + "\n"
+    (tmp_path / RESULTS_FILE).write_text(text)
+    assert [row.scores["nll"] for row in read_rows(tmp_path)] == [None, None]
+    append_row(tmp_path, read_rows(tmp_path)[0])
+    last = (tmp_path / RESULTS_FILE).read_text().splitlines()[-1]
+    assert json.loads(last, parse_constant=pytest.fail)["scores"]["nll"] is None
 
 
 def test_a_head_that_no_seed_changes_has_no_interval():

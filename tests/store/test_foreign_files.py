@@ -256,7 +256,7 @@ def test_labels_with_small_gaps_are_kept_and_said(tmp_path):
     cache = open_cache(imported(path, tmp_path / "root", reporter=messages).path)
     assert cache.inventory.class_names == ("0", "1", "2", "3")
     assert cache["train"].labels().tolist() == (np.arange(N) % 3 + 1).tolist()
-    assert messages.said[0] == "note: no row has label 0: 1 of 4 classes are empty"
+    assert messages.said[0] == "note: no sample has label 0: 1 of 4 classes are empty"
 
 
 def test_names_are_held_to_one_rule_by_writer_and_reader():

@@ -1,0 +1,137 @@
+"""Images as arrays hold them: pixels with channels last or first, or the bytes of image files.
+
+What an array is, is found out when it is opened, so that no run begins with arrays that hold no images.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.extract.pixels import PixelRange, is_clipped, remember, to_8_bit
+from featcache.extract.sources.decode import decode
+from featcache.store.errors import DatasetError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Array = npt.NDArray[Any]
+CHANNELS = (1, 3, 4)
+_LOOKED_AT = 16
+"""Images of an array whose values are looked at for their range."""
+_EIGHT_BIT = (np.dtype(np.uint8), np.dtype(np.bool_))
+
+
+def image_notes(images: Any, where: str, pixel_range: PixelRange | None) -> list[str]:
+    """What people should know of images in an array ``[N, ...]``.
+
+    Raises:
+        DatasetError: they are of a form that is no image, or their range is not known.
+    """
+    shape, dtype = tuple(images.shape), images.dtype
+    if len(shape) == 1 and dtype.kind in "OSV" and dtype.names is None:
+        return []
+    if len(shape) not in (3, 4) or dtype.kind not in "buif" or 0 in shape[1:]:
+        raise DatasetError(
+            f"{where} is {list(shape)} {dtype}; images must be [N, H, W] or [N, H, W, C] of numbers, or [N] with the bytes of "
+            "an image file each"
+        )
+    if len(shape) == 4 and _channels(shape[1:]) is None:
+        raise DatasetError(
+            f"{where} is {list(shape)}; an image has {', '.join(map(str, CHANNELS))} channels, last or first: choose some and "
+            "store them as [N, H, W, C]"
+        )
+    notes = []
+    if len(shape) == 4 and _channels(shape[1:]) == 4:
+        notes.append(f"{where}: of 4 channels the last is taken for transparency and left out")
+    if dtype not in _EIGHT_BIT and pixel_range is None and shape[0]:
+        notes += _range_notes(images, where)
+    return notes
+
+
+def to_image(pixels: Array, where: str, pixel_range: PixelRange | None = None) -> "Image":
+    """One image from its pixels ``[H, W]`` or with channels last or first.
+
+    Raises:
+        DatasetError: they are of a form that is no image, or their range is not known.
+    """
+    from PIL import Image
+
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if pixels.ndim == 3:
+        channels = _channels(pixels.shape)
+        if channels is not None and pixels.shape[-1] not in CHANNELS:
+            pixels = np.moveaxis(pixels, 0, -1)
+        if channels == 1:
+            pixels = pixels[..., 0]
+    if (
+        pixels.ndim not in (2, 3)
+        or (pixels.ndim == 3 and pixels.shape[-1] not in CHANNELS)
+        or not pixels.size
+    ):
+        raise DatasetError(f"image {where} is {list(pixels.shape)} {pixels.dtype}, which is no image")
+    facts: dict[str, int] = {}
+    # 16-bit greyscale is a mode of Pillow's, and is scaled where all images are.
+    scaled = pixels.dtype not in _EIGHT_BIT and (pixels.dtype != np.uint16 or pixels.ndim == 3)
+    if scaled and pixels.dtype == np.uint16 and pixel_range is None:
+        facts["deep"] = int(pixels.max()) + 1
+    if scaled:
+        facts["clipped"] = int(is_clipped(pixels, pixel_range))
+    try:
+        if scaled or pixels.dtype == np.bool_:
+            pixels = to_8_bit(pixels, pixel_range)
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+    except (TypeError, KeyError):
+        raise DatasetError(
+            f"image {where} is {list(pixels.shape)} {pixels.dtype}, which is no image"
+        ) from None
+    except ValueError as error:
+        raise DatasetError(f"image {where}: {error}") from None
+    if any(facts.values()):
+        remember(image, **facts)
+    return image
+
+
+def decode_row(value: Any, where: str) -> "Image":
+    """One image from the bytes of its file, in whatever an array holds bytes.
+
+    Raises:
+        DatasetError: there are none, or they do not decode.
+    """
+    if (
+        isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype in (np.uint8, np.int8)
+    ) or isinstance(value, np.void):
+        value = value.tobytes()
+    if not isinstance(value, bytes):
+        raise DatasetError(f"image {where} does not decode (the array holds no bytes of image files)")
+    return decode(io.BytesIO(value), where)
+
+
+def is_encoded(images: Any) -> bool:
+    """Whether an array holds image files instead of pixels."""
+    return len(images.shape) == 1
+
+
+def _channels(shape: Sequence[int]) -> int | None:
+    """Channels of one image ``[H, W, C]`` or ``[C, H, W]``; None if it is neither."""
+    return next((size for size in (shape[-1], shape[0]) if size in CHANNELS), None)
+
+
+def _range_notes(images: Any, where: str) -> list[str]:
+    rows = sorted({int(row) for row in np.linspace(0, images.shape[0] - 1, _LOOKED_AT)})
+    looked = [np.asarray(images[row : row + 1]) for row in rows]
+    low, high = min(part.min() for part in looked), max(part.max() for part in looked)
+    if images.dtype.newbyteorder("=") != np.uint16:
+        raise DatasetError(
+            f"{where} is {images.dtype} with values from {low:.6g} to {high:.6g} ({len(rows)} images were looked at), which does "
+            "not say what is black and what is white; say it with --pixel-range, such as --pixel-range 0..1"
+        )
+    if high >= 2**15:
+        return []
+    bits = max(8, int(high).bit_length())
+    return [
+        f"{where}: 16-bit values up to {high} ({len(rows)} images were looked at) are read as black at 0 and white at 65535, so "
+        f"images are dark; if white is {2**bits - 1}, give --pixel-range {bits}"
+    ]

@@ -1,0 +1,197 @@
+"""Labels in arrays and lists: numbers, texts, or columns of them; what they are taken for is said where it is a guess."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.extract.sources.base import Labels
+from featcache.extract.sources.class_values import unify_classes
+from featcache.extract.sources.collection import class_labels
+from featcache.store.class_numbers import MAX_LABEL, number_classes
+from featcache.store.errors import DatasetError
+from featcache.store.targets import (
+    MAX_UNUSED_CLASSES,
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    Targets,
+)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class FoundTargets:
+    """What labels are."""
+
+    labels: Labels
+    """``[N, ...]`` in the stored type of `targets`."""
+    targets: Targets
+    notes: list[str] = field(default_factory=list)
+
+
+def array_targets(columns: Sequence[Array], target: str, names: Sequence[str], where: str) -> FoundTargets:
+    """What the labels of all parts are: integers and texts are classes, 0 and 1 in columns several, other numbers real values.
+
+    Args:
+        columns: labels of every part, ``[N]`` or ``[N, C]``; further axes must have one entry.
+        target: kind of the targets, or ``auto``.
+        names: of the classes or quantities, as far as they are known.
+        where: names the dataset in errors.
+
+    Raises:
+        DatasetError: they cannot be such targets.
+    """
+    parts = [_two_axes(np.asarray(column), where) for column in columns]
+    if len({part.shape[1] for part in parts}) > 1:
+        raise DatasetError(f"{where}: labels of the splits differ in their number of columns")
+    if not sum(map(len, parts)):
+        raise DatasetError(f"{where} holds no samples")
+    if any(part.dtype.kind in "SUO" for part in parts):
+        return _of_texts(parts, target, names, where)
+    table = _one_table(parts, where)
+    kind = target if target != "auto" else _kind_of(table)
+    notes = _guesses(table, where) if target == "auto" else []
+    if kind == REGRESSION:
+        with np.errstate(over="ignore"):  # what is too large is refused as infinite
+            return FoundTargets(table.astype(np.float32), Targets(kind, _names(names, table.shape[1])), notes)
+    _require_indices(table, kind, where)
+    if kind == MULTI_LABEL:
+        if table.max() > 1:
+            raise DatasetError(f"{where}: labels are not 0 or 1, so they are not {kind}")
+        return FoundTargets(table.astype(np.uint8), Targets(kind, _names(names, table.shape[1])), notes)
+    if table.shape[1] != 1:
+        raise DatasetError(f"{where}: labels have {table.shape[1]} columns, so they are not {kind}")
+    return _of_indices(table[:, 0].astype(np.int64), names, where, notes)
+
+
+def _two_axes(column: Array, where: str) -> Array:
+    """``[N, C]``; PCAM has ``[N, 1, 1, 1]``, MedMNIST ``[N, 1]``."""
+    if not column.ndim or (column.ndim > 2 and prod(column.shape[1:]) > 1) or prod(column.shape[1:]) == 0:
+        raise DatasetError(
+            f"{where}: labels are {list(column.shape)}; there must be one for each image, [N] or [N, C]"
+        )
+    return column.reshape(len(column), prod(column.shape[1:]))
+
+
+def _one_table(parts: Sequence[Array], where: str) -> Array:
+    """The numbers of all parts, ``[N, C]``; integers stay integers, whatever their types are together."""
+    for part in parts:
+        if part.dtype.kind not in "biuf":
+            raise DatasetError(f"{where}: labels are {part.dtype}; they must be numbers or texts")
+    if any(part.dtype.kind == "f" for part in parts):
+        return np.concatenate(parts)
+    largest = max(int(part.max()) for part in parts if len(part))
+    if largest > MAX_LABEL:
+        raise DatasetError(f"{where}: label {largest} is larger than any index of a class")
+    return np.concatenate([part.astype(np.int64) for part in parts])
+
+
+def _require_indices(table: Array, kind: str, where: str) -> None:
+    whole = table.dtype.kind != "f" or bool(np.isfinite(table).all() and (table == np.floor(table)).all())
+    if not whole or table.min() < 0:
+        found = f" (there is {table.min():g})" if whole else ""
+        raise DatasetError(
+            f"{where}: labels are not integers from 0{found}, so they are not {kind} (--target regression)"
+        )
+    if table.max() > MAX_LABEL:
+        raise DatasetError(f"{where}: label {table.max():g} is larger than any index of a class")
+
+
+def _of_indices(labels: Labels, names: Sequence[str], where: str, notes: list[str]) -> FoundTargets:
+    largest = int(labels.max())
+    if not names:
+        numbered = number_classes([labels], where)
+        notes = [*notes, *(f"{where}: {note}" for note in numbered.notes)]
+        return FoundTargets(numbered.labels[0], Targets(SINGLE_LABEL, numbered.names), notes)
+    if largest >= len(names) + MAX_UNUSED_CLASSES:
+        raise DatasetError(f"{where}: label {largest}, but there are {len(names)} class names")
+    if largest >= len(names):
+        notes.append(
+            f"{where}: labels go up to {largest}, and there are {len(names)} class names; the other classes are called by "
+            "their numbers"
+        )
+    return FoundTargets(labels, Targets(SINGLE_LABEL, _names(names, max(len(names), largest + 1))), notes)
+
+
+def _of_texts(parts: Sequence[Array], target: str, names: Sequence[str], where: str) -> FoundTargets:
+    if any(part.shape[1] != 1 for part in parts):
+        raise DatasetError(f"{where}: labels are columns of texts; name one column of them")
+    values = [
+        label_text(value, row, where)
+        for row, value in enumerate(one for part in parts for one in part[:, 0].tolist())
+    ]
+    return text_targets(values, target, names, where)
+
+
+def text_targets(values: Sequence[str], target: str, names: Sequence[str], where: str) -> FoundTargets:
+    """Classes by their names ``[N]``: in the order of `names`, or sorted.
+
+    Raises:
+        DatasetError: another kind of target is wanted, or a class is not among the names.
+    """
+    if target not in ("auto", SINGLE_LABEL):
+        raise DatasetError(f"{where}: labels are texts, so they are not {target}")
+    if names:
+        index = {name: label for label, name in enumerate(names)}
+        unknown = next((value for value in values if value not in index), None)
+        if unknown is not None:
+            raise DatasetError(
+                f"{where}: label {ascii(unknown)[:80]} is not among the {len(names)} class names"
+            )
+        return FoundTargets(
+            np.array([index[value] for value in values], np.int64), Targets(SINGLE_LABEL, tuple(names))
+        )
+    unified, notes = unify_classes(values, where)
+    labels, found = class_labels(unified)
+    return FoundTargets(labels, Targets(SINGLE_LABEL, found), notes)
+
+
+def label_text(value: Any, row: int, where: str) -> str:
+    """One label as text.
+
+    Raises:
+        DatasetError: it is no text, or not UTF-8.
+    """
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+        if not isinstance(text, str):
+            raise DatasetError(f"{where}: the label of row {row} is {type(value).__name__}, which is no text")
+        text.encode()
+    except UnicodeError:
+        raise DatasetError(
+            f"{where}: the label of row {row} is not UTF-8 ({ascii(value)[:60]}); write it as UTF-8"
+        ) from None
+    return text
+
+
+def _guesses(table: Array, where: str) -> list[str]:
+    """What is said where the type of labels decides what they are."""
+    if table.dtype.kind == "f":
+        if bool(np.isfinite(table).all() and (table == np.floor(table)).all()):
+            return [
+                f"{where}: labels are {table.dtype} and all whole numbers; they are read as real values (regression), and as "
+                "classes with --target single-label"
+            ]
+        return [f"{where}: labels are {table.dtype} and read as real values (regression)"]
+    one_of_each = table.shape[1] > 1 and bool((table.sum(1) == 1).all()) and table.max() == 1
+    if one_of_each:
+        return [
+            f"{where}: labels have {table.shape[1]} columns and a single 1 in every row; they are read as several classes "
+            "(multi-label)"
+        ]
+    return []
+
+
+def _kind_of(table: Array) -> str:
+    if table.dtype.kind == "f":
+        return REGRESSION
+    return SINGLE_LABEL if table.shape[1] == 1 else MULTI_LABEL
+
+
+def _names(names: Sequence[str], count: int) -> tuple[str, ...]:
+    return (*names[:count], *(str(index) for index in range(len(names), count)))

@@ -1,0 +1,39 @@
+"""The licence that the card of a dataset names, read without a parser of YAML: a card may hold anything, and needs little."""
+
+import re
+from pathlib import Path
+
+from featcache.store.text import printable
+
+MAX_HEAD_BYTES = 2**16
+"""Of a card; what it says of itself stands in the first lines."""
+MAX_LICENCE = 200
+_HEAD = re.compile(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|\Z)", re.DOTALL)
+_LICENCE = re.compile(r"^license:[ \t]*(.*)((?:\n[ \t]*-[ \t]+.*)*)", re.MULTILINE)
+
+
+def card_licence(path: Path) -> str | None:
+    """The licence in the head of a card, ``license: cc-by-4.0`` or a list; None if there is none that is plain text."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            text = file.read(MAX_HEAD_BYTES).decode("utf-8", "replace")
+    except OSError:  # the images can be read all the same
+        return None
+    head = _HEAD.match(text.replace("\r\n", "\n"))
+    found = _LICENCE.search(head[1]) if head else None
+    if found is None:
+        return None
+    inline = found[1].strip()
+    values = re.findall(r"-[ \t]+(.*)", found[2]) if not inline else _inline(inline)
+    plain = [one for value in values if (one := value.split(" #")[0].strip().strip("'\""))]
+    # Anchors, tags and nested structures are no licence.
+    if not plain or any(one[0] in "&*!{[|>" for one in plain):
+        return None
+    return printable(", ".join(plain))[:MAX_LICENCE]
+
+
+def _inline(text: str) -> list[str]:
+    listed = text.startswith("[") and text.endswith("]")
+    return text[1:-1].split(",") if listed else [text]

@@ -1,0 +1,112 @@
+"""Rows of an array in an HDF5 file: by their place in the file where they lie there as they are, else through HDF5."""
+
+import os
+import weakref
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.store.convert.h5_files import find_dataset, h5_errors, open_h5
+from featcache.store.errors import DatasetError
+
+if TYPE_CHECKING:
+    import h5py
+
+Array = npt.NDArray[Any]
+
+
+def open_rows(path: Path, name: str) -> "PlacedRows | LibraryRows":
+    """The rows of the array `name` of the file `path`, which must hold it itself.
+
+    Raises:
+        DatasetError: it is not there, or cannot be read; see `find_dataset`.
+    """
+    with open_h5(path) as file, h5_errors(f"{path}: {name}"):
+        dataset = _required(file, path, name)
+        rows = LibraryRows(path, name, tuple(dataset.shape), dataset.dtype)
+        if not dataset.shape or not _lies_as_it_is(dataset):
+            return rows
+        placed = PlacedRows(path, dataset.dtype, dataset.id.get_offset(), tuple(dataset.shape))
+        # The place that HDF5 names is believed only if both ways give the same.
+        for row in {0, dataset.shape[0] - 1}:
+            if placed[row : row + 1].tobytes() != np.asarray(dataset[row : row + 1]).tobytes():
+                return rows
+        return placed
+
+
+class PlacedRows:
+    """An array that lies in one piece in a file: ``[N, ...]``, read by its place, without HDF5's lock and without a map."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> None:
+        self.shape, self.dtype = shape, dtype
+        self.row_bytes = prod(shape[1:]) * dtype.itemsize
+        self._path, self._offset = path, offset
+        self._descriptor: int | None = None
+
+    def __getitem__(self, rows: slice) -> Array:
+        start, stop, _ = rows.indices(self.shape[0])
+        count = max(0, stop - start)
+        content = bytearray(count * self.row_bytes)
+        view, done = memoryview(content), 0
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._descriptor)
+        while done < len(content):
+            place = self._offset + start * self.row_bytes + done
+            read = os.preadv(self._descriptor, [view[done:]], place)
+            if not read:
+                raise DatasetError(
+                    f"{self._path} ends before byte {place}; it was cut after it had been opened"
+                )
+            done += read
+        return np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptor": None}
+
+
+class LibraryRows:
+    """An array ``[N, ...]`` that HDF5 reads; opened where it is read, since a handle survives neither a fork nor a pickle."""
+
+    def __init__(self, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape, self.dtype = shape, dtype
+        known = prod(shape[1:]) * dtype.itemsize
+        # What is stored of rows of unlike lengths is known for all of them together.
+        self.row_bytes = max(1, path.stat().st_size // max(1, shape[0])) if dtype.hasobject else known
+        self._path, self._name = path, name
+        self._dataset: h5py.Dataset | None = None
+        self._process = 0
+
+    def __getitem__(self, rows: slice) -> Array:
+        with h5_errors(f"{self._path}: {self._name}"):
+            if self._dataset is None or self._process != os.getpid():
+                self._dataset = _required(open_h5(self._path), self._path, self._name)
+                self._process = os.getpid()
+            values: Array = self._dataset[rows]
+        # Fixed-length bytes would lose the zeros at their ends.
+        return values.view(f"V{values.dtype.itemsize}") if values.dtype.kind == "S" else values
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_dataset": None}
+
+
+def _required(file: "h5py.File", path: Path, name: str) -> "h5py.Dataset":
+    dataset = find_dataset(file, path, name, linked=True)
+    if dataset is None:
+        raise DatasetError(f"{path} has no array {name!r} any more")
+    return dataset
+
+
+def _lies_as_it_is(dataset: "h5py.Dataset") -> bool:
+    """Whether the bytes in the file are those of numpy's type, in one piece."""
+    import h5py
+
+    if dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS or dataset.id.get_offset() is None:
+        return False
+    if dataset.dtype.kind not in "buif" or not prod(dataset.shape):
+        return False
+    # numpy has no numbers of fewer bits than their place, nor of padding.
+    return bool(dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype, logical=True)))

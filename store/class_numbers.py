@@ -1,0 +1,63 @@
+"""Integers as classes: which names they get where nobody gave any, and what is said of numbers that do not occur."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.store.errors import DatasetError
+from featcache.store.targets import MAX_CLASSES, MAX_UNUSED_CLASSES
+
+Labels = npt.NDArray[Any]
+MAX_LABEL = 2**62
+"""Beyond any class; labels are stored as int64."""
+
+
+@dataclass(frozen=True)
+class NumberedClasses:
+    """Labels and the names of their classes."""
+
+    labels: list[Labels]
+    """Labels of every part, ``[N]`` as they came or numbered anew."""
+    names: tuple[str, ...]
+    notes: list[str] = field(default_factory=list)
+    """What people should know, in sentences that begin in the middle."""
+
+
+def number_classes(labels: Sequence[Labels], where: str) -> NumberedClasses:
+    """Name classes by the integers that stand for them.
+
+    Labels are kept, so a class that no sample has is there as well. Only where the largest label would make more than
+    `MAX_UNUSED_CLASSES` of these, the labels that occur are numbered anew, and the old numbers are their names.
+
+    Args:
+        labels: integers from 0 of every part, ``[N]`` each, one in all at least.
+        where: names the dataset in errors.
+
+    Raises:
+        DatasetError: there are more classes than a cache can have.
+    """
+    found = np.unique(np.concatenate([np.unique(part) for part in labels]))
+    count, unused = int(found[-1]) + 1, int(found[-1]) + 1 - len(found)
+    if len(found) > MAX_CLASSES:
+        raise DatasetError(
+            f"{where}: {len(found)} different labels would make as many classes, at most {MAX_CLASSES} are possible; are they "
+            "indices of classes?"
+        )
+    if unused > MAX_UNUSED_CLASSES:
+        names = tuple(map(str, found.tolist()))
+        said = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        anew = [np.searchsorted(found, part).astype(part.dtype) for part in labels]
+        note = (
+            f"labels go up to {count - 1}, and {len(found)} occur: these are numbered from 0 in the cache, and their classes "
+            f"are called {said}"
+        )
+        return NumberedClasses(anew, names, [note])
+    notes = []
+    if unused:
+        missing = np.setdiff1d(np.arange(count), found, assume_unique=True)
+        shown = ", ".join(map(str, missing[:10].tolist())) + (", ..." if unused > 10 else "")
+        notes.append(f"no sample has label {shown}: {unused} of {count} classes are empty")
+    return NumberedClasses(list(labels), tuple(map(str, range(count))), notes)
