@@ -207,6 +207,7 @@ def probe(
     penalty: str = "l2",
     input: str | None = None,
     folds: int | None = None,
+    groups: str | Path | None = None,
     halving: int | None = None,
     shots: Sequence[int] = (),
     draws: int = 1,
@@ -237,6 +238,7 @@ def probe(
         penalty: of the exact solver: ``l2`` or ``group-lasso``.
         input: input stage: ``l2``, ``standard`` or ``l2+standard``; the protocol's if not given.
         folds: choose by so many folds of train; as the protocol has it if not given.
+        groups: CSV file of sample_id and group: train samples of one group are held out together when settings are chosen.
         halving: successive halving keeps one in so many members.
         shots: train on so many samples of each class; on all if none is given.
         draws: how often the samples of a few-shot run are drawn.
@@ -278,6 +280,7 @@ def probe(
         penalty=penalty,
         input=input,
         folds=folds,
+        groups=None if groups is None else Path(groups),
         halving=halving,
         shots=tuple(shots),
         draws=draws,

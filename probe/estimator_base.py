@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from featcache.probe.heads import HeadInfo, get_head
 from featcache.probe.inputs.tokens import InMemoryTokens
@@ -66,7 +66,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def _read(self, X: Array | SplitReader, y: Any, **checks: Any) -> tuple[Array, Array]:  # noqa: N803
-        """X as an array of two to four axes, and y as one, which is the split's own if not given."""
+        """X as an array of two to four axes, and y as one, which is the split's own if not given; rows without features are left out."""
         if isinstance(X, SplitReader):
             valid = np.flatnonzero(X.valid())
             y = X.labels()[valid] if y is None else np.asarray(y)[valid]
@@ -74,7 +74,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
         array, y = validate_data(self, X, y, allow_nd=True, dtype=_DTYPES, ensure_min_samples=2, **checks)
         return array, y
 
-    def _fit(self, array: Array, targets: Array, kind: str) -> None:
+    def _fit(self, array: Array, targets: Array, kind: str, groups: Any = None) -> None:
         info = get_head(self.head)
         self._shape = array.shape[1:]
         source = InMemoryTokens(_as_tokens(array), self.device)
@@ -85,12 +85,20 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
             protocol=self._protocol(info.has_dropout),
             seed=_seed(self.random_state),
             target_kind=kind,
+            groups=None if groups is None else self._groups(groups, len(array)),
             device=self.device,
             precision=choose_precision(self.precision, torch.device(self.device)),
         )
         self.head_ = fitted.head
         self.chosen_ = {name: value for name, value in vars(fitted.chosen).items() if value is not None}
         self.validation_score_ = fitted.validation
+
+    def _groups(self, groups: Any, num_samples: int) -> Array:
+        """The group of every sample, ``[N]``."""
+        found: Array = column_or_1d(groups)
+        if len(found) != num_samples:
+            raise RequestError(f"{num_samples} samples need as many groups, not {len(found)}")
+        return found
 
     def _outputs(self, X: Array | SplitReader) -> torch.Tensor:  # noqa: N803
         """What the head gives for X, ``[N, O]``."""
@@ -137,6 +145,13 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
         return array_job(
             info, source.num_tokens, num_layers, num_heads if "num_heads" in info.options else None
         )
+
+
+def valid_rows(X: Array | SplitReader, groups: Any) -> Any:  # noqa: N803
+    """The groups of those rows of a split that hold features; of an array, all."""
+    if groups is None or not isinstance(X, SplitReader):
+        return groups
+    return np.asarray(groups)[np.flatnonzero(X.valid())]
 
 
 def _as_tokens(array: Array) -> Array:

@@ -11,7 +11,7 @@ from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
-from featcache.probe.estimator_base import Array, TokenEstimator
+from featcache.probe.estimator_base import Array, TokenEstimator, valid_rows
 from featcache.probe.heads import HEADS
 from featcache.probe.protocol import Protocol
 from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -52,29 +52,31 @@ class HeadProbe(ClassifierMixin, TokenEstimator):  # type: ignore[misc]
         >>> cross_val_score(probe, train.load(["11", "final"], ["cls", "ap"]), train.labels())  # doctest: +SKIP
     """
 
-    def fit(self, X: Array | SplitReader, y: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Array | SplitReader, y: Any = None, groups: Any = None) -> Self:  # noqa: N803
         """Choose the settings on a held-out part, then fit the head on everything.
 
         Args:
             X: see the class.
             y: labels ``[N]``, of any type that can be sorted, or label sets ``[N, C]`` of 0 and 1 (dense or sparse); those of the split if
                 not given.
+            groups: group of every sample ``[N]``; those of one group are held out together.
 
         Raises:
             ValueError: X and y do not fit each other, are not finite or are too few.
             UnknownNameError: the head, the protocol, a layer or a token kind does not exist.
         """
         sets = _are_label_sets(X.labels()[:1] if y is None and isinstance(X, SplitReader) else y)
+        groups = valid_rows(X, groups)
         array, y = self._read(X, y, multi_output=sets)
         check_classification_targets(y)
         self._label_sets = sets
         if sets:
             y = y.toarray() if issparse(y) else y
             self.classes_ = np.arange(y.shape[1])
-            self._fit(array, y.astype(np.uint8), MULTI_LABEL)
+            self._fit(array, y.astype(np.uint8), MULTI_LABEL, groups)
             return self
         self.classes_, labels = np.unique(y, return_inverse=True)
-        self._fit(array, labels.reshape(-1), SINGLE_LABEL)
+        self._fit(array, labels.reshape(-1), SINGLE_LABEL, groups)
         return self
 
     def __sklearn_tags__(self) -> Any:
@@ -115,20 +117,22 @@ class HeadRegressor(MultiOutputMixin, RegressorMixin, TokenEstimator):  # type: 
         validation_score_: R2 of these on the held-out part.
     """
 
-    def fit(self, X: Array | SplitReader, y: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Array | SplitReader, y: Any = None, groups: Any = None) -> Self:  # noqa: N803
         """Choose the settings on a held-out part, then fit the head on everything; errors as of `HeadProbe.fit`.
 
         Args:
             X: see `HeadProbe`.
             y: quantities ``[N]`` or ``[N, O]``; the targets of the split if not given.
+            groups: group of every sample ``[N]``; those of one group are held out together.
         """
+        groups = valid_rows(X, groups)
         array, y = self._read(X, y, multi_output=True, y_numeric=True)
         self._single = y.ndim == 1
         columns = y.reshape(len(y), -1).astype(np.float64)
         # In float64, and before anything is rounded to float32: what tells targets apart may be small beside their mean.
         self._mean, deviation = columns.mean(0), columns.std(0)
         self._deviation = np.where(deviation > 0, deviation, 1.0)
-        self._fit(array, ((columns - self._mean) / self._deviation).astype(np.float32), REGRESSION)
+        self._fit(array, ((columns - self._mean) / self._deviation).astype(np.float32), REGRESSION, groups)
         return self
 
     def predict(self, X: Array | SplitReader) -> npt.NDArray[np.float64]:  # noqa: N803

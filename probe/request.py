@@ -86,6 +86,8 @@ class ProbeRequest:
     """``mse`` or ``mae``."""
     options: Mapping[str, int] = field(default_factory=dict)
     """What heads take besides, such as ``hidden``; each takes those that it knows."""
+    groups: Path | None = None
+    """CSV file with the columns sample_id and group: train samples of one group are held out together when settings are chosen."""
     table: str | None = None
     """A table's rows instead of heads, layers and tokens: ``paper`` for those of arXiv 2601.09322."""
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from math import isnan, nan
 
@@ -13,7 +13,9 @@ from featcache.probe.attention import mean_attention, save_attention
 from featcache.probe.corrections import corrections
 from featcache.probe.heads import get_head
 from featcache.probe.inputs.data import SplitData, base_stage, check_memory, load_split, stream_window
+from featcache.probe.inputs.grouped import groups_of, read_groups
 from featcache.probe.inputs.split import draw_shots
+from featcache.probe.notes import notes
 from featcache.probe.predictions import PREDICTIONS_FILE, save_predictions
 from featcache.probe.protocol import Protocol, batch_size
 from featcache.probe.records import save_curve, save_sweep
@@ -39,14 +41,15 @@ from featcache.probe.training.precision import choose_precision
 from featcache.probe.training.process import flush_denormals, return_freed_memory
 from featcache.probe.training.trainer import predict, prediction_batch
 from featcache.probe.training.whole import Size, check_outputs, check_whole
+from featcache.probe.trials import Trial, title_of, trials
 from featcache.store.catalogue import slug
 from featcache.store.errors import DivergedError, RequestError
-from featcache.store.files import JsonObject
+from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
+from featcache.store.text import encodable
 
-PARITY = "paper-parity"
 FEW_SHOTS, FEW_SHOT_FOLDS = 10, 5
 """With fewer samples of each class the choice is by folds, at most so many."""
 
@@ -83,11 +86,8 @@ def probe(
     wanted = jobs(cache, request)
     request.out.mkdir(parents=True, exist_ok=True)
     reporter = reporter or Silent()
-    if request.protocol == PARITY and "quickgelu" in cache.spec.backbone.architecture.lower():
-        reporter.message(
-            f"note: {PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model as "
-            "open_clip:ViT-L-14-gelu/openai (or B-32, B-16) to compare with their scores"
-        )
+    for note in notes(cache, request):
+        reporter.message(f"note: {note}")
     runner = _Runner(cache, request, torch.device(device), reporter)
     for job in wanted:
         runner.check(job)
@@ -104,38 +104,6 @@ def _is_kept(request: ProbeRequest, row: ResultRow) -> bool:
     return not row.diverged and (request.out / row.folder / CONFIG_FILE).is_file()
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """One repetition of a job."""
-
-    seed: int
-    shots: int | None = None
-    draw: int = 0
-
-    def __str__(self) -> str:
-        """For titles."""
-        plural = "" if self.shots == 1 else "s"
-        few = "" if self.shots is None else f"{self.shots} shot{plural}, draw {self.draw}, "
-        return f"{few}seed {self.seed}"
-
-
-def _trials(request: ProbeRequest) -> list[_Trial]:
-    if not request.shots:
-        return [_Trial(seed) for seed in request.seeds]
-    return [
-        _Trial(seed, shots, draw)
-        for shots in request.shots
-        for draw in range(request.draws)
-        for seed in request.seeds
-    ]
-
-
-def _title(job: Job, trial: _Trial) -> str:
-    how = f"exact, {job.penalty}, " if job.solver == EXACT else ""
-    stage = f"{job.input}, " if job.input else ""
-    return f"{job.head.name} on {job.selection}, {stage}{how}{trial}"
-
-
 class _Runner:
     """Runs jobs one after another and remembers the baseline's scores."""
 
@@ -148,7 +116,10 @@ class _Runner:
         self._budget = Budget.of(request.memory, device)
         self._kind = request.target_kind or kind_of(cache["train"].labels())
         self._reporter = reporter
-        self._baseline: dict[_Trial, float | None] = {}
+        self._baseline: dict[Trial, float | None] = {}
+        self._groups = None if request.groups is None else read_groups(request.groups)
+        if self._groups is not None:
+            groups_of(cache["train"].sample_ids(), self._groups)
         self.failures: list[str] = []
         """What diverged, one line for each run."""
         self._earlier = (
@@ -182,12 +153,12 @@ class _Runner:
     def run(self, job: Job) -> Iterator[ResultRow]:
         """Train a job with every seed, and every draw of every number of shots; the first job must be the baseline."""
         data: dict[str, SplitData] = {}
-        for trial in _trials(self._request):
+        for trial in trials(self._request):
             run = self._run_id(job, trial)
             row = self._earlier.get(run)
             if row is not None:
                 self._reporter.message(
-                    f"{_title(job, trial)}: taken from earlier results (--force trains it again)"
+                    f"{title_of(job, trial)}: taken from earlier results (--force trains it again)"
                 )
             else:
                 data = data or {split: self._load(split, job) for split in SPLITS}
@@ -205,9 +176,11 @@ class _Runner:
     def _load(self, split: str, job: Job) -> SplitData:
         data = load_split(self._cache, split, job.selection, self._device, self._budget.for_tokens(split))
         stage = base_stage(self._cache, job.selection, self._protocol)
-        return replace(data, tokens=data.tokens.with_stage(stage))
+        named = self._groups if split == TRAIN else None
+        groups = None if named is None else groups_of(data.sample_ids, named)
+        return replace(data, tokens=data.tokens.with_stage(stage), groups=groups)
 
-    def _few(self, train: SplitData, job: Job, trial: _Trial) -> SplitData:
+    def _few(self, train: SplitData, job: Job, trial: Trial) -> SplitData:
         """The samples that a trial trains on: nothing else of train is seen, neither in training nor in the choice.
 
         Raises:
@@ -223,22 +196,23 @@ class _Runner:
         short = int((counts[counts > 0] < trial.shots).sum())
         if short:
             self._reporter.message(
-                f"note: {_title(job, trial)}: {short} of {int((counts > 0).sum())} classes have fewer samples; all of theirs are taken"
+                f"note: {title_of(job, trial)}: {short} of {int((counts > 0).sum())} classes have fewer samples; all of theirs are taken"
             )
         return train.subset(draw_shots(train.labels, trial.shots, trial.draw))
 
-    def _protocol_of(self, job: Job, trial: _Trial) -> Protocol:
+    def _protocol_of(self, job: Job, trial: Trial) -> Protocol:
         """The protocol with the job's input stage; few shots are divided into folds, unless the request says how."""
         protocol = replace(self._protocol, input=job.input or self._protocol.input)
         if trial.shots is None or trial.shots >= FEW_SHOTS or self._request.folds is not None:
             return protocol
         return replace(protocol, folds=min(FEW_SHOT_FOLDS, trial.shots), folds_below=None)
 
-    def _setup(self, job: Job, trial: _Trial) -> JsonObject:
+    def _setup(self, job: Job, trial: Trial) -> JsonObject:
         """Everything that is asked for, but the repetition."""
         corrected = corrections(job, self._protocol.input, self._kind)
         return {
             **({"corrections": corrected} if corrected else {}),
+            **({} if self._groups is None else {"groups": sha256_hex(canonical_json(self._groups))}),
             "cache_key": self._cache.key,
             # A partial cache gives other scores than the same cache completed.
             "blocks": len(self._cache.manifest.blocks),
@@ -251,7 +225,7 @@ class _Runner:
             "protocol": asdict(self._protocol_of(job, trial)),
         }
 
-    def _run_id(self, job: Job, trial: _Trial) -> str:
+    def _run_id(self, job: Job, trial: Trial) -> str:
         return run_id(
             {
                 **self._setup(job, trial),
@@ -263,7 +237,7 @@ class _Runner:
             }
         )
 
-    def _train(self, job: Job, trial: _Trial, run: str, train: SplitData, test: SplitData) -> ResultRow:
+    def _train(self, job: Job, trial: Trial, run: str, train: SplitData, test: SplitData) -> ResultRow:
         request = self._request
         fitter = Fitter(
             self._protocol_of(job, trial),
@@ -277,11 +251,11 @@ class _Runner:
             request.regression_loss,
             request.memory,
         )
-        fitted = fitter.fit(job, trial.seed, run, _title(job, trial), train)
+        fitted = fitter.fit(job, trial.seed, run, title_of(job, trial), train)
         rows = torch.arange(test.tokens.num_samples)
         outputs = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens, fitted.head)).cpu()
         if not is_sound(outputs, fitted.task.kind):
-            raise DivergedError(f"{_title(job, trial)}: the outputs of test samples are not finite")
+            raise DivergedError(f"{title_of(job, trial)}: the outputs of test samples are not finite")
         _, targets = make_task(test.labels, fitted.task.kind)
         report = fitted.task.scores(outputs, as_tensor(targets))
         interval = score_interval(outputs, as_tensor(targets), fitted.task)
@@ -293,7 +267,7 @@ class _Runner:
     def _row(
         self,
         job: Job,
-        trial: _Trial,
+        trial: Trial,
         run: str,
         fitted: Fitted,
         report: Report,
@@ -349,7 +323,7 @@ class _Runner:
             tap=job.selection.tap,
         )
 
-    def _folder(self, job: Job, trial: _Trial, run: str) -> str:
+    def _folder(self, job: Job, trial: Trial, run: str) -> str:
         """Where the head is kept, relative to the results."""
         few = [] if trial.shots is None else [f"shots{trial.shots}", f"draw{trial.draw}"]
         model, dataset = self._names()
@@ -425,4 +399,4 @@ class _Runner:
         provenance = self._cache.provenance
         names = [provenance.get(f"{what}_names") or [""] for what in ("model", "dataset")]
         folder = self._cache.directory
-        return str(names[0][0]) or folder.name, str(names[1][0]) or folder.parent.name
+        return encodable(str(names[0][0]) or folder.name), encodable(str(names[1][0]) or folder.parent.name)

@@ -20,7 +20,7 @@ SIGNATURES = {
     "max_pixels=None, batch_size=None, workers=None, device='auto', "
     "compile=False, on_error='stop', root=None, force=False, backbone=None, source=None, progress=True)",
     "probe": "(cache, head='attentive', *, layers=None, tokens=None, tap='norm2', table=None, num_heads=None, protocol='paper', "
-    "solver='adamw', penalty='l2', input=None, folds=None, halving=None, shots=(), draws=1, target_kind=None, "
+    "solver='adamw', penalty='l2', input=None, folds=None, groups=None, halving=None, shots=(), draws=1, target_kind=None, "
     "regression_loss='mse', options=None, seeds=(0,), precision='auto', device='auto', memory=None, "
     "out='featcache-results', force=False, progress=True)",
     "load_head": "(folder)",

@@ -1,6 +1,7 @@
 """The options of ``featcache probe`` that say how heads are chosen and trained, apart from the protocol's name."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +25,12 @@ _OPTIONS = (
     click.option("--shots", help="Train on so many samples of each class, such as 1,5,10."),
     click.option("--draws", default=1, show_default=True, help="How often few-shot samples are drawn."),
     click.option("--folds", type=int, help="Choose by so many folds of train.  [default: the protocol's]"),
+    click.option(
+        "--groups",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="CSV of sample_id and group: train samples of one group (a patient) are held out together when settings are chosen.",
+    ),
     click.option(
         "--halving",
         type=int,

@@ -38,12 +38,15 @@ class SplitData:
     streamed: bool
     bytes: int
     """Memory that the tokens take, or what is read ahead of them."""
+    groups: npt.NDArray[Any] | None = None
+    """The group of every sample ``[N]``; those of one group are held out together. None where none are known."""
 
     def subset(self, rows: npt.NDArray[np.int64]) -> "SplitData":
         """Return some of the rows, ascending."""
         ids = [self.sample_ids[row] for row in rows]
         tokens = self.tokens.subset(torch.from_numpy(rows))
-        return replace(self, tokens=tokens, labels=self.labels[rows], sample_ids=ids)
+        groups = None if self.groups is None else self.groups[rows]
+        return replace(self, tokens=tokens, labels=self.labels[rows], sample_ids=ids, groups=groups)
 
 
 def load_split(

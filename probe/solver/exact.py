@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.probe.inputs.grouped import Groups, grouped_folds, grouped_holdout
 from featcache.probe.inputs.split import Rows, stratified_folds, stratified_holdout
 from featcache.probe.inputs.stages import PLAIN, InputStage, fit_stage
 from featcache.probe.inputs.tokens import TokenSource, read_features
@@ -95,6 +96,7 @@ def run_exact_sweep(
     penalties: Sequence[float] | None = None,
     penalty_kind: PenaltyKind = "l2",
     groups: Sequence[int] | None = None,
+    sample_groups: Groups | None = None,
     num_classes: int | None = None,
     device: torch.device | str = "cpu",
     tolerance: float = TOLERANCE,
@@ -114,6 +116,7 @@ def run_exact_sweep(
         penalty_kind: ``l2`` or ``group-lasso``.
         groups: with a group lasso, the group of each token, ``[T]``, from 0 on: the layers, say; by default every token
             is a group of its own.
+        sample_groups: group of every sample ``[N]``; those of one group are held out together.
         num_classes: C; by default the largest label + 1.
         device: where to compute (Apple's GPUs have no float64: there it is the CPU).
         tolerance: see `featcache.probe.solver.logistic.fit_logistic`.
@@ -133,7 +136,7 @@ def run_exact_sweep(
     sweep = _Sweep(
         tokens=tokens,
         labels=torch.from_numpy(labels.astype(np.int64)),
-        splits=_splits(labels, tokens.num_samples, protocol, seed),
+        splits=_splits(labels, tokens.num_samples, protocol, seed, sample_groups),
         num_classes=int(labels.max()) + 1 if num_classes is None else num_classes,
         input=protocol.input,
         solver=partial(L2Solver, tuple(range(tokens.num_tokens)))
@@ -166,11 +169,19 @@ def _columns(tokens: TokenSource, groups: Sequence[int] | None) -> list[Tensor]:
 
 
 def _splits(
-    labels: npt.NDArray[np.integer], num_samples: int, protocol: Protocol, seed: int
+    labels: npt.NDArray[np.integer],
+    num_samples: int,
+    protocol: Protocol,
+    seed: int,
+    sample_groups: Groups | None,
 ) -> list[tuple[Rows, Rows]]:
     folds = protocol.num_folds(len(labels))
     if folds == NO_FOLDS and labels.shape == (num_samples,):
         return []
+    if sample_groups is not None and labels.shape == (num_samples,):
+        if folds > 1:
+            return grouped_folds(labels, sample_groups, folds, seed)
+        return [grouped_holdout(labels, sample_groups, protocol.validation_fraction, seed)]
     if folds > 1 and labels.shape == (num_samples,):
         return stratified_folds(labels, folds, seed)
     train_rows, held_rows = stratified_holdout(labels, protocol.validation_fraction, seed)

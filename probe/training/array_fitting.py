@@ -30,6 +30,7 @@ def fit_head(
     device: torch.device | str = "cpu",
     precision: str = FP32,
     memory: int = 2**31,
+    groups: npt.NDArray[Any] | None = None,
     reporter: Reporter | None = None,
 ) -> Fitted:
     """Choose and fit a head on arrays instead of a cache.
@@ -45,6 +46,7 @@ def fit_head(
         device: where to fit.
         precision: of matrix products in training, ``fp32`` or ``bf16``.
         memory: bytes for the members that train together.
+        groups: of the samples ``[N]``; those of one group are held out together when settings are chosen.
         reporter: receives messages and progress.
 
     Raises:
@@ -59,7 +61,7 @@ def fit_head(
         target_kind=target_kind,
         regression_loss=regression_loss,
     )
-    train = SplitData(tokens, targets, (), streamed=False, bytes=0)
+    train = SplitData(tokens, targets, (), streamed=False, bytes=0, groups=groups)
     return fitter.fit(job, seed, "", job.head.name, train)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from featcache.probe.heads.base import Head
 from featcache.probe.heads.closed import ClosedHead, ClosedLinearHead, Settings
 from featcache.probe.heads.info import HeadInfo
+from featcache.probe.inputs.grouped import Groups
 from featcache.probe.inputs.stages import InputStage, fit_stage
 from featcache.probe.inputs.tokens import TokenSource, read_features
 from featcache.probe.protocol import Protocol
@@ -64,6 +65,7 @@ def run_closed_sweep(
     protocol: Protocol,
     seed: int,
     task: Task | None = None,
+    sample_groups: Groups | None = None,
     device: torch.device | str = "cpu",
     memory: int = 2**31,
     on_progress: OnProgress | None = None,
@@ -80,6 +82,7 @@ def run_closed_sweep(
         protocol: how much is held out, and the input stage.
         seed: fixes the held-out samples; nothing else is random.
         task: what the targets are; by default what `make_task` makes of them.
+        sample_groups: group of every sample ``[N]``; those of one group are held out together.
         device: where to compute (Apple's GPUs have no float64: there it is the CPU).
         memory: bytes that the outputs of all settings on held-out samples may take; where they take more, those of the chosen
             settings are computed a second time.
@@ -99,7 +102,7 @@ def run_closed_sweep(
     head_class: type[ClosedHead] = info.load()
     head_class.check_size(tokens.num_samples, tokens.num_tokens * tokens.width)
     fitter = _Fitter(head_class, tokens, as_tensor(labels), task, protocol, solver_device(device))
-    splits = make_splits(labels, task, protocol, seed)
+    splits = make_splits(labels, task, protocol, seed, sample_groups)
     if not splits:
         return _without_choice(fitter, head_class.default(), task, started)
     settings = head_class.grid(min(len(train) for train, _ in splits))

@@ -38,10 +38,12 @@ from featcache.probe.training.sweep import (
     SweepOptions,
     SweepResult,
     Tuning,
+    describe_diverged,
     finish,
     group_size,
     held_out_outputs,
     run_sweep,
+    suitable_threads,
     tune,
 )
 from featcache.probe.training.sweep_plan import Sweep, make_splits, plan_sweep
@@ -53,9 +55,6 @@ from featcache.store.text import rough_duration
 
 # A group of members is cut so that about this many seconds of work are the most that an interruption loses.
 GROUP_SECONDS = 300.0
-# Floating-point operations of a training step, below which one thread does it. Threads meet after every operation: two bring
-# little where operations are small, and where another program is at work on the same cores they are many times slower.
-SMALL_STEP = 3e9
 
 Outcome = TypeVar("Outcome", SweepResult, Tuning)
 
@@ -118,18 +117,14 @@ class Fitter:
 
     def _train(self, work: Work) -> Fitted:
         sweep = self._plan(work)
-        with threads(_threads(sweep)):
+        with threads(suitable_threads(sweep)):
             result, _ = self._sweep(work, sweep, self._unfinished(work), run_sweep)
         self._tell_diverged(work, result.diverged)
         return self._trained(work, result.member, result.validation, result.head, result.seconds)
 
     def _tell_diverged(self, work: Work, members: Sequence[Member]) -> None:
         if members:
-            named = dict.fromkeys(f"{one.learning_rate:g}/{one.weight_decay:g}" for one in members)
-            self.reporter.message(
-                f"note: {work.title}: {len(members)} members diverged and are ranked last: their losses, weights or outputs are not "
-                f"finite (learning rate/weight decay {', '.join(named)})"
-            )
+            self.reporter.message(f"note: {work.title}: {describe_diverged(members)}")
 
     def _unfinished(self, work: Work) -> Unfinished | None:
         return None if self.out is None else Unfinished(self.out, work.run)
@@ -143,6 +138,7 @@ class Fitter:
             has_dropout=work.job.head.has_dropout,
             seed=work.seed,
             task=work.task,
+            sample_groups=work.train.groups,
         )
 
     def _trained(
@@ -226,6 +222,7 @@ class Fitter:
                 protocol=self.protocol,
                 seed=work.seed,
                 task=work.task,
+                sample_groups=work.train.groups,
                 device=self.device,
                 memory=self.memory,
                 on_progress=update,
@@ -265,6 +262,7 @@ class Fitter:
                 num_classes=work.task.num_outputs,
                 penalty_kind=cast(PenaltyKind, job.penalty),
                 groups=[names.index(layer) for layer in layers],
+                sample_groups=work.train.groups,
                 device=self.device,
                 on_progress=update,
             )
@@ -311,7 +309,7 @@ class Fitter:
             self.reporter.message(
                 f"{title}: {work.task.metric} {candidates[-1].score:.4f} on held-out samples"
             )
-        splits = make_splits(work.targets, work.task, self.protocol, work.seed)
+        splits = make_splits(work.targets, work.task, self.protocol, work.seed, work.train.groups)
         targets = as_tensor(work.targets)[torch.cat([held for _, held in splits])]
         listed = tuple({"head": one.head, "input": one.input, "score": one.score} for one in candidates)
         choice, parts = self._finish_best(work, candidates, targets)
@@ -377,7 +375,7 @@ class Fitter:
             fitted, held_out = (self._solved if work.job.solver == EXACT else self._computed)(work)
             return Candidate(name, stage, fitted.validation, held_out.cpu(), lambda: fitted)
         sweep, started = self._plan(work), time.perf_counter()
-        with threads(_threads(sweep)):
+        with threads(suitable_threads(sweep)):
             unfinished = self._unfinished(replace(work, run=f"{work.run}-{name}-{stage}"))
             found, options = self._sweep(work, sweep, unfinished, tune)
             self._tell_diverged(work, found.diverged)
@@ -388,17 +386,10 @@ class Fitter:
         seconds = time.perf_counter() - started
 
         def finish_it() -> Fitted:
-            with threads(_threads(sweep)):
+            with threads(suitable_threads(sweep)):
                 member, head, _ = finish(
                     sweep, replace(found, validation={found.member: found.validation[found.member]}), options
                 )
             return self._trained(work, member, found.validation, head, seconds)
 
         return Candidate(name, stage, found.validation[found.member], held_out, finish_it)
-
-
-def _threads(sweep: Sweep) -> int:
-    """How many threads suit a sweep; not a matter of timing, so that the same command gives the same result."""
-    # Forward and twice that backward, a product and a sum for each parameter.
-    operations = 6.0 * sweep.num_parameters * sweep.batch_size * len(sweep.members)
-    return 1 if operations < SMALL_STEP else torch.get_num_threads()

@@ -25,6 +25,10 @@ from featcache.store.errors import DivergedError
 # Bytes that a parameter takes while its member trains: itself and Adam's two moments; its gradient is one of few at a time.
 BYTES_PER_PARAMETER = 3 * 4
 
+# Floating-point operations of a training step, below which one thread does it. Threads meet after every operation: two bring
+# little where operations are small, and where another program is at work on the same cores they are many times slower.
+SMALL_STEP = 3e9
+
 Rounds = Sequence[Mapping[Member, float]]
 """Validation scores, round by round of a halving; without one there is a single round."""
 OnProgress = Callable[[int, int], None]
@@ -170,6 +174,16 @@ def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -
     return Tuning(chosen, rounds[-1], outputs.get(chosen, empty), diverged)
 
 
+def describe_diverged(members: Sequence[Member]) -> str:
+    """What a user is told of members that diverged beside sound ones."""
+    named = dict.fromkeys(f"{one.learning_rate:g}/{one.weight_decay:g}" for one in members)
+    diverged = "1 member diverged and is" if len(members) == 1 else f"{len(members)} members diverged and are"
+    return (
+        f"{diverged} ranked last, since losses, weights or outputs are not finite "
+        f"(learning rate/weight decay {', '.join(named)})"
+    )
+
+
 def _rates(members: Sequence[Member]) -> str:
     """The learning rates of members that diverged, for people, and what to do."""
     rates = dict.fromkeys(f"{member.learning_rate:g}" for member in members)
@@ -291,3 +305,10 @@ def group_size(sweep: Sweep, options: SweepOptions) -> int:
 def select_best(validation: Mapping[Member, float]) -> Member:
     """Return the member with the best score; a tie keeps the earlier one."""
     return max(validation, key=lambda member: validation[member])
+
+
+def suitable_threads(sweep: Sweep) -> int:
+    """How many threads suit a sweep; not a matter of timing, so that the same command gives the same result."""
+    # Forward and twice that backward, a product and a sum for each parameter.
+    operations = 6.0 * sweep.num_parameters * sweep.batch_size * len(sweep.members)
+    return 1 if operations < SMALL_STEP else torch.get_num_threads()

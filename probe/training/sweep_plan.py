@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.probe.inputs.grouped import Groups, grouped_folds, grouped_holdout
 from featcache.probe.inputs.tokens import TokenSource
 from featcache.probe.protocol import NO_FOLDS, Member, Plan, Protocol, batch_size, plan_training
 from featcache.probe.scoring.tasks import Targets, Task, as_tensor, make_task
@@ -105,6 +106,7 @@ def plan_sweep(
     seed: int,
     num_classes: int | None = None,
     task: Task | None = None,
+    sample_groups: Groups | None = None,
 ) -> Sweep:
     """Plan the choice of the best member of `protocol` and its fit on the whole train split.
 
@@ -117,6 +119,7 @@ def plan_sweep(
         seed: fixes split, initialisation, order, jitter and dropout.
         num_classes: C; by default the largest label + 1.
         task: what the targets are; by default what `make_task` makes of them.
+        sample_groups: group of every sample ``[N]``; those of one group are held out together.
 
     Raises:
         RequestError: labels that do not fit, a train split too small to hold anything out, or a head that cannot
@@ -125,7 +128,7 @@ def plan_sweep(
     if task is None:
         task, labels = make_task(np.asarray(labels), num_outputs=num_classes)
     check_number(labels, tokens.num_samples)
-    splits = make_splits(labels, task, protocol, seed)
+    splits = make_splits(labels, task, protocol, seed, sample_groups)
     size = batch_size(tokens.num_samples, protocol)
     return Sweep(
         build=build,
@@ -158,7 +161,9 @@ def check_number(labels: Targets, num_samples: int) -> None:
         raise RequestError(f"a sweep needs at least 2 samples, not {num_samples}")
 
 
-def make_splits(labels: Targets, task: Task, protocol: Protocol, seed: int) -> tuple[Split, ...]:
+def make_splits(
+    labels: Targets, task: Task, protocol: Protocol, seed: int, sample_groups: Groups | None = None
+) -> tuple[Split, ...]:
     """Divide train for the choice: once, or into folds; not at all where the protocol holds nothing out.
 
     Raises:
@@ -167,7 +172,13 @@ def make_splits(labels: Targets, task: Task, protocol: Protocol, seed: int) -> t
     folds = protocol.num_folds(len(labels))
     if folds == NO_FOLDS:
         return ()
-    if folds > 1:
+    if sample_groups is not None:
+        pairs = (
+            grouped_folds(labels, sample_groups, folds, seed)
+            if folds > 1
+            else [grouped_holdout(labels, sample_groups, protocol.validation_fraction, seed)]
+        )
+    elif folds > 1:
         pairs = task.folds(labels, folds, seed)
     else:
         pairs = [task.holdout(labels, protocol.validation_fraction, seed)]

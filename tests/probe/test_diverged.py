@@ -97,7 +97,7 @@ def test_a_member_that_diverged_is_ranked_last_and_named(head: str, target_type:
     assert fitted.chosen.learning_rate == 1e-2
     assert np.isfinite(fitted.validation)
     (note,) = [text for text in heard.messages if "diverged" in text]
-    assert "1 members diverged" in note
+    assert "1 member diverged" in note
     assert "1e+30/0.0001" in note
     trials = {trial.settings["learning_rate"]: trial.validation for trial in fitted.sweep.trials}
     assert trials[1e30] == -float("inf")

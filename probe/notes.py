@@ -1,0 +1,23 @@
+"""What a user should know of a cache before heads are trained on it. No torch."""
+
+from collections.abc import Iterator
+
+from featcache.probe.request import ProbeRequest
+from featcache.store.reading.reader import Cache
+
+PARITY = "paper-parity"
+
+
+def notes(cache: Cache, request: ProbeRequest) -> Iterator[str]:
+    """Yield one line for each thing that is assumed."""
+    if request.protocol == PARITY and "quickgelu" in cache.spec.backbone.architecture.lower():
+        yield (
+            f"{PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model as "
+            "open_clip:ViT-L-14-gelu/openai (or B-32, B-16) to compare with their scores"
+        )
+    column = cache.spec.dataset.get("group_by")
+    if column is not None and request.groups is None:
+        yield (
+            f"train and test were divided by groups of {column}, which a cache does not hold: settings are chosen on held-out samples "
+            "whose groups are trained on; --groups FILE (sample_id,group) holds groups out together"
+        )
