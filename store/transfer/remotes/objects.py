@@ -209,21 +209,12 @@ _CREDENTIALS = {
 
 def _reason(text: str) -> str:
     """The end of a chain of causes, which says it in the fewest words."""
-    for word, meaning in _REASONS.items():
-        if word.lower() in text.lower():
-            return f"cannot be reached ({meaning})"
+    for words in ("Connection refused", "Connection reset", "dns error", "certificate"):
+        if words.lower() in text.lower():
+            return f"cannot be reached ({words})"
+    if any(words in text for words in ("timed out", "TimedOut", "Timeout")):
+        return f"no answer within {SILENCE_S:.0f} s"
     return _first_line(text)
-
-
-_REASONS = {
-    "Connection refused": "Connection refused",
-    "Connection reset": "Connection reset",
-    "dns error": "dns error",
-    "certificate": "certificate",
-    "timed out": f"no answer within {SILENCE_S:.0f} s",
-    "TimedOut": f"no answer within {SILENCE_S:.0f} s",
-    "Timeout": f"no answer within {SILENCE_S:.0f} s",
-}
 
 
 def _first_line(text: str) -> str:
