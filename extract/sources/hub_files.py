@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.extract.hub import client_errors, hub_problem, offline_if_unreachable
 from featcache.extract.sources.places import derived
-from featcache.store.errors import DatasetError, UnknownNameError, alike
-from featcache.store.files import read_sealed, sha256_file, write_sealed
+from featcache.store.errors import CacheError, DatasetError, UnknownNameError, alike
+from featcache.store.files import read_sealed, sha256_file, texts, write_sealed
 from featcache.store.progress import Reporter, Update
 
 if TYPE_CHECKING:
@@ -49,18 +49,13 @@ def cached_snapshot(repository: str, revision: str | None, enough: Callable[[Pat
     folder, commit = hub_folder(repository), revision or MAIN
     reference = folder / "refs" / commit
     if reference.is_file():
-        commit = reference.read_text().strip()
+        commit = reference.read_text(encoding="ascii", errors="replace").strip()
     snapshot = folder / "snapshots" / commit
     if not snapshot.is_dir():
         return None
-    note = _note(repository, commit)
-    if note.is_file():
-        return (
-            Snapshot(snapshot, commit)
-            if all((snapshot / name).is_file() for name in read_sealed(note)["files"])
-            else None
-        )
-    return Snapshot(snapshot, commit) if enough(snapshot) else None
+    noted = _noted(_note(repository, commit))
+    whole = enough(snapshot) if noted is None else all((snapshot / name).is_file() for name in noted)
+    return Snapshot(snapshot, commit) if whole else None
 
 
 def fetch(
@@ -103,7 +98,7 @@ def fetch(
                 raise
             raise _failure(repository, error, remedy) from None
     note = _note(repository, commit)
-    earlier = read_sealed(note)["files"] if note.is_file() else []
+    earlier = _noted(note) or ()
     note.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(note, {"files": sorted({*earlier, *chosen})})
     return Snapshot(hub_folder(repository) / "snapshots" / commit, commit)
@@ -111,6 +106,16 @@ def fetch(
 
 def _note(repository: str, commit: str) -> Path:
     return derived("hub", f"{repository}@{commit}", f"{repository.rpartition('/')[2]}.json")
+
+
+def _noted(note: Path) -> tuple[str, ...] | None:
+    """The files that a note lists; None if there is no note, or one that cannot be read and so says nothing."""
+    if not note.is_file():
+        return None
+    try:
+        return texts(read_sealed(note), "files", str(note))
+    except CacheError:
+        return None
 
 
 def _failure(repository: str, error: Exception, remedy: str) -> DatasetError:
@@ -182,8 +187,10 @@ class _Download:
         if not reports:
             counter().update(file.size)
         if not _is_intact(path, file):
-            # Both, or the next run would take it for whole.
-            path.resolve().unlink(missing_ok=True)
+            # Both, or the next run would take it for whole; a link out of the client's folder leads to what is not its own.
+            blob = path.resolve()
+            if blob.is_relative_to(hub_folder(self._repository).resolve()):
+                blob.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             raise DatasetError(
                 f"{self._repository}: {file.rfilename} is not what the Hub says it is (digest); run the same command again"
