@@ -33,9 +33,17 @@ def _reachable() -> bool:
     try:
         # Whatever it answers, it is there.
         get_session().head(constants.ENDPOINT, timeout=REACH_TIMEOUT_S)
-    except Exception:  # the client's HTTP library is another one in other versions
+    except client_errors():
         return False
     return True
+
+
+def client_errors() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises of the network and of answers; anything else is a fault of ours."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The base of its errors is that of its HTTP library, which is another one in other versions.
+    return (HfHubHTTPError.__bases__[0], OSError, ValueError)
 
 
 def hub_problem(error: Exception, repository: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from featcache.extract.pixels import PixelOptions, facts_of, is_clipped, remembe
 from featcache.extract.sources.base import Source
 from featcache.store.errors import DatasetError
 from featcache.store.planning import CONTENT_DIGEST_BYTES
+from featcache.store.text import reason
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -57,6 +58,15 @@ def rgb_image(source: Source, split: str, row: int) -> Image:
         return to_rgb(image, source.pixels)
     except ValueError as error:
         raise DatasetError(f"image {source.splits[split][row].id!r}: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # an image of Pillow's may come unread, and its decoder raises many kinds
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        what = f"{type(error).__name__}: {reason(error)}"
+        raise DatasetError(
+            f"image {source.splits[split][row].id!r} cannot be converted to RGB ({what})"
+        ) from error
 
 
 def content_digest(image: Image) -> bytes:

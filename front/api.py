@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featcache.probe.trained import TrainedHead
 
 PathLike = str | Path
+DEFAULT_HEAD = "attentive"
 
 
 def open(
@@ -195,7 +196,7 @@ def extract(
 
 def probe(
     cache: Cache | PathLike,
-    head: str | Sequence[str] = "attentive",
+    head: str | Sequence[str] = DEFAULT_HEAD,
     *,
     layers: str | None = None,
     tokens: str | None = None,
@@ -269,7 +270,7 @@ def probe(
 
     named = (head,) if isinstance(head, str) else tuple(head)
     request = ProbeRequest(
-        heads=named if table is None else (),
+        heads=() if table is not None and head == DEFAULT_HEAD else named,
         layers=layers,
         tokens=tokens,
         tap=tap,

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,8 +43,10 @@ def guard_streams() -> None:
     """Guard stdout and stderr from now on; a character that a stream cannot encode is escaped too."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None or isinstance(stream, Guarded):
+        if isinstance(stream, Guarded):
             continue
+        if stream is None:  # closed by whoever started this process
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, Guarded(stream))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.text import reason, shortened
+from featcache.store.text import encodable, reason, shortened
 
 BASE = "base"
 SUFFIX = ".toml"
@@ -62,7 +62,7 @@ def read_text(name: str) -> tuple[str, str]:
     if name.endswith(SUFFIX):
         path = Path(name)
         try:
-            return path.stem, path.read_text(encoding="utf-8-sig")
+            return encodable(path.stem), path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise RequestError(

@@ -48,6 +48,7 @@ from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
+from featcache.store.text import encodable
 
 FEW_SHOTS, FEW_SHOT_FOLDS = 10, 5
 """With fewer samples of each class the choice is by folds, at most so many."""
@@ -398,4 +399,4 @@ class _Runner:
         provenance = self._cache.provenance
         names = [provenance.get(f"{what}_names") or [""] for what in ("model", "dataset")]
         folder = self._cache.directory
-        return str(names[0][0]) or folder.name, str(names[1][0]) or folder.parent.name
+        return encodable(str(names[0][0]) or folder.name), encodable(str(names[1][0]) or folder.parent.name)

@@ -73,7 +73,7 @@ def choice_text(source: Mapping[str, Any]) -> str | None:
     others = source.get("not_taken")
     if not others:
         return None
-    taken = source.get("taken") or "the tensors outside of it"
+    taken = source.get("taken") or "the one without a name"
     return (
         f"{source.get('file')} holds several sets of weights: {taken} is taken, not {', '.join(others)} "
         "(--weights-key chooses another)"
@@ -133,7 +133,7 @@ def _named(path: Path, found: Mapping[str, Mapping[str, Tensor]], key: str) -> C
 
 
 def _chosen(found: Mapping[str, Mapping[str, Tensor]], taken: str) -> Checkpoint:
-    others = tuple(name or "the tensors outside of it" for name in found if name != taken)
+    others = tuple(name or "the one without a name" for name in found if name != taken)
     return Checkpoint(found[taken], taken, others)
 
 

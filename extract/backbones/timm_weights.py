@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -46,6 +47,8 @@ _HUB_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+_MARKER = "blocks.0.norm1.weight"
+"""A tensor that tells where the names of a backbone begin."""
 # Position embeddings under the names of other libraries; a full CLIP's own ``positional_embedding`` is the text tower's.
 _FOREIGN_POSITIONS = ("visual.trunk.pos_embed", "visual.pos_embed", "visual.positional_embedding")
 
@@ -88,6 +91,9 @@ def load_file(name: ModelName, model: Any, weights: Path, key: str | None) -> tu
     """
     checkpoint = read_checkpoint(weights, TIMM_ORDER, key)
     state: dict[str, Any] = _clean(checkpoint.state)
+    if _MARKER in state and (copies := names_of(state, _MARKER)):
+        # The same names below a prefix, such as "ema.": one more set, which is not taken.
+        checkpoint = replace(checkpoint, others=(*checkpoint.others, *copies))
     if "input_size" in name.preprocessing:
         model.set_input_size(img_size=name.preprocessing["input_size"][-1])
     stored = state.get("pos_embed")
@@ -132,7 +138,7 @@ def load_state(model: Any, state: Mapping[str, Any]) -> None:
 
 def _hint(state: Mapping[str, Any], missing: Sequence[str]) -> str:
     """What the names of a checkpoint that does not fit look like, if that is known."""
-    prefixes = names_of(state, "blocks.0.norm1.weight")
+    prefixes = names_of(state, _MARKER)
     if missing and prefixes:
         listed = ", ".join(repr(prefix) for prefix in prefixes)
         return f"; the names of its tensors begin with {listed}: --weights-key {prefixes[0]} takes those"

@@ -5,7 +5,7 @@ A contiguous dataset is read by its place. A chunked one is read in slices, in o
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,9 @@ MAX_READ_BYTES = 2**26
 class Hdf5(ArrayCollection):
     """Images in HDF5 files; see `open_hdf5`."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, linked: Sequence[Path] = (), **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._linked = tuple(linked)
         self._ahead: OrderedDict[int, tuple[int, Array]] = OrderedDict()
 
     def _read_ahead(self, part: int, indices: Sequence[int]) -> None:
@@ -58,6 +59,10 @@ class Hdf5(ArrayCollection):
         if first <= start and stop <= first + len(rows):
             return np.asarray(rows)[start - first : stop - first]
         return super()._rows(part, start, stop)
+
+    def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
+        """Return the files of the dataset, and those that images are linked from."""
+        return [*self.containers, *self._linked]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was read ahead."""
@@ -78,9 +83,9 @@ def open_hdf5(argument: Argument, options: DatasetOptions, reporter: Reporter) -
     argument.require_fields(*FIELDS)
     by_split = SPLIT in "".join((argument.place, *argument.fields.values()))
     chosen = _splits(argument, options) if by_split else ChosenSplits()
-    notes: list[str] = []
+    linked: dict[str, Path] = {}
     parts = [
-        _part(argument, split, spelling, options, reporter, notes)
+        _part(argument, split, spelling, options, reporter, linked)
         for split, spelling in (chosen.names or {"": ""}).items()
     ]
     name = re.sub(r"\.(gz|h5|hdf5|hdf)$", "", re.sub(r"\.gz$", "", argument.path.name.replace(SPLIT, "")))
@@ -91,7 +96,8 @@ def open_hdf5(argument: Argument, options: DatasetOptions, reporter: Reporter) -
         options,
         argument.names("classes"),
         chosen.unread,
-        notes,
+        list(linked),
+        linked=list(linked.values()),
     )
 
 
@@ -125,16 +131,16 @@ def _part(
     spelling: str,
     options: DatasetOptions,
     reporter: Reporter,
-    notes: list[str],
+    linked: dict[str, Path],
 ) -> ArrayPart:
-    """One split; `spelling` is what the file calls it."""
+    """One split; `spelling` is what the file calls it. Files that are linked are added to `linked`, by the note on each."""
 
     def filled(text: str) -> str:
         return text.replace(SPLIT, spelling)
 
     given = Argument(argument.kind, filled(argument.place)).file()
     path = unpacked(given, reporter)
-    images = _image_rows(path, filled(_images(argument)), given, notes)
+    images = _image_rows(path, filled(_images(argument)), given, linked)
     label_name = filled(argument.fields.get("labels", "y"))
     label_file = _label_file(argument, given, path, label_name, filled)
     labels = _whole(unpacked(label_file, reporter), label_name, label_file)
@@ -160,13 +166,13 @@ def _label_file(argument: Argument, given: Path, path: Path, name: str, filled: 
         return beside if beside.is_file() and find_dataset(file, path, name) is None else given
 
 
-def _image_rows(path: Path, name: str, given: Path, notes: list[str]) -> PlacedRows | LibraryRows:
+def _image_rows(path: Path, name: str, given: Path, linked: dict[str, Path]) -> PlacedRows | LibraryRows:
     """The rows of the images, which may be linked from a file beside this one."""
     found = find_linked(path, name)
     if found is None:
         raise _missing(path, name, given)
     if found[0] != path:
-        notes.append(f"{given}: {printable(name)} is read from {found[0]}, to which it is linked")
+        linked[f"{given}: {printable(name)} is read from {found[0]}, to which it is linked"] = found[0]
     return open_rows(*found)
 
 

@@ -43,26 +43,26 @@ class PlacedRows:
     def __init__(self, path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> None:
         self.shape, self.dtype = shape, dtype
         self.row_bytes = prod(shape[1:]) * dtype.itemsize
-        self._path, self._offset = path, offset
+        self.path, self._offset = path, offset
         self._descriptor: int | None = None
 
     def __getitem__(self, rows: slice) -> Array:
         start, stop, _ = rows.indices(self.shape[0])
         count = max(0, stop - start)
-        content = bytearray(count * self.row_bytes)
-        view, done = memoryview(content), 0
+        values = np.empty((count, *self.shape[1:]), self.dtype)
+        content, done = values.reshape(-1).view(np.uint8).data, 0
         if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             weakref.finalize(self, os.close, self._descriptor)
         while done < len(content):
             place = self._offset + start * self.row_bytes + done
-            read = os.preadv(self._descriptor, [view[done:]], place)
+            read = os.preadv(self._descriptor, [content[done:]], place)
             if not read:
                 raise DatasetError(
-                    f"{self._path} ends before byte {place}; it was cut after it had been opened"
+                    f"{self.path} ends before byte {place}; it was cut after it had been opened"
                 )
             done += read
-        return np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
+        return values
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptor": None}
@@ -76,14 +76,14 @@ class LibraryRows:
         known = prod(shape[1:]) * dtype.itemsize
         # What is stored of rows of unlike lengths is known for all of them together.
         self.row_bytes = max(1, path.stat().st_size // max(1, shape[0])) if dtype.hasobject else known
-        self._path, self._name = path, name
+        self.path, self._name = path, name
         self._dataset: h5py.Dataset | None = None
         self._process = 0
 
     def __getitem__(self, rows: slice) -> Array:
-        with h5_errors(f"{self._path}: {self._name}"):
+        with h5_errors(f"{self.path}: {self._name}"):
             if self._dataset is None or self._process != os.getpid():
-                self._dataset = _required(open_h5(self._path), self._path, self._name)
+                self._dataset = _required(open_h5(self.path), self.path, self._name)
                 self._process = os.getpid()
             values: Array = self._dataset[rows]
         # Fixed-length bytes would lose the zeros at their ends.

@@ -13,10 +13,10 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
-from featcache.extract.hub import hub_problem, offline_if_unreachable
+from featcache.extract.hub import client_errors, hub_problem, offline_if_unreachable
 from featcache.extract.sources.places import derived
-from featcache.store.errors import DatasetError, UnknownNameError, alike
-from featcache.store.files import read_sealed, sha256_file, write_sealed
+from featcache.store.errors import CacheError, DatasetError, UnknownNameError, alike
+from featcache.store.files import read_sealed, sha256_file, texts, write_sealed
 from featcache.store.progress import Reporter, Update
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 THREADS = 8
 MAIN = "main"
 MB = 10**6
+SLACK_BYTES = 2**26
+"""What may arrive beyond twice the listed size: after a failure the client counts again what it had."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,13 @@ def cached_snapshot(repository: str, revision: str | None, enough: Callable[[Pat
     folder, commit = hub_folder(repository), revision or MAIN
     reference = folder / "refs" / commit
     if reference.is_file():
-        commit = reference.read_text().strip()
+        commit = reference.read_text(encoding="ascii", errors="replace").strip()
     snapshot = folder / "snapshots" / commit
     if not snapshot.is_dir():
         return None
-    note = _note(repository, commit)
-    if note.is_file():
-        return (
-            Snapshot(snapshot, commit)
-            if all((snapshot / name).is_file() for name in read_sealed(note)["files"])
-            else None
-        )
-    return Snapshot(snapshot, commit) if enough(snapshot) else None
+    noted = _noted(_note(repository, commit))
+    whole = enough(snapshot) if noted is None else all((snapshot / name).is_file() for name in noted)
+    return Snapshot(snapshot, commit) if whole else None
 
 
 def fetch(
@@ -101,7 +98,7 @@ def fetch(
                 raise
             raise _failure(repository, error, remedy) from None
     note = _note(repository, commit)
-    earlier = read_sealed(note)["files"] if note.is_file() else []
+    earlier = _noted(note) or ()
     note.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(note, {"files": sorted({*earlier, *chosen})})
     return Snapshot(hub_folder(repository) / "snapshots" / commit, commit)
@@ -109,6 +106,16 @@ def fetch(
 
 def _note(repository: str, commit: str) -> Path:
     return derived("hub", f"{repository}@{commit}", f"{repository.rpartition('/')[2]}.json")
+
+
+def _noted(note: Path) -> tuple[str, ...] | None:
+    """The files that a note lists; None if there is no note, or one that cannot be read and so says nothing."""
+    if not note.is_file():
+        return None
+    try:
+        return texts(read_sealed(note), "files", str(note))
+    except CacheError:
+        return None
 
 
 def _failure(repository: str, error: Exception, remedy: str) -> DatasetError:
@@ -125,7 +132,7 @@ def _nearest(repository: str) -> list[str]:
         found = [
             one.id for one in HfApi().list_datasets(search=name[: max(4, len(name) * 2 // 3)], limit=100)
         ]
-    except Exception:  # it is only a hint
+    except client_errors():  # it is only a hint
         return []
     return alike(repository, found) or [one for one in found if alike(name, [one.rpartition("/")[2]])][:3]
 
@@ -141,11 +148,14 @@ class _Download:
         self._stop = Event()
         self._lock = Lock()
         self._bytes = 0
+        self._limit: int | None = None
 
     def run(self, files: "Sequence[RepoSibling]") -> None:
         """Fetch them, the smallest first: what a repository says of itself comes before its shards."""
         ordered = sorted(files, key=lambda file: file.size or 0)
         total = sum(file.size or 0 for file in ordered)
+        if all(file.size is not None for file in ordered):
+            self._limit = 2 * total + SLACK_BYTES
         with self._reporter.progress("downloading", "MB") as update, ThreadPoolExecutor(THREADS) as pool:
             counter = self._counter(update, total)
             try:
@@ -177,8 +187,10 @@ class _Download:
         if not reports:
             counter().update(file.size)
         if not _is_intact(path, file):
-            # Both, or the next run would take it for whole.
-            path.resolve().unlink(missing_ok=True)
+            # Both, or the next run would take it for whole; a link out of the client's folder leads to what is not its own.
+            blob = path.resolve()
+            if blob.is_relative_to(hub_folder(self._repository).resolve()):
+                blob.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             raise DatasetError(
                 f"{self._repository}: {file.rfilename} is not what the Hub says it is (digest); run the same command again"
@@ -201,6 +213,12 @@ class _Download:
                     raise InterruptedError("stopped")
                 with download._lock:
                     download._bytes += int(n or 0)
+                    if download._limit is not None and download._bytes > download._limit:
+                        download._stop.set()
+                        raise DatasetError(
+                            f"{download._repository}: more bytes arrive than the Hub lists ({total}); "
+                            "see whether HF_ENDPOINT is the right address"
+                        )
                     update(download._bytes // MB, max(total // MB, 1))
                 return None
 

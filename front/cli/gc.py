@@ -1,6 +1,7 @@
 """``featcache gc``: what killed runs left, and caches that nobody finished."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -52,8 +53,9 @@ def _find(search: list[Path], older_than: float, reporter: ConsoleReporter) -> l
     found: dict[tuple[int, int, str], Leftover] = {}
     for root in search:
         for leftover in find_leftovers(root, older_than, reporter=reporter):
-            status = leftover.path.lstat()
-            found.setdefault((status.st_dev, status.st_ino, leftover.kind), leftover)
+            with suppress(FileNotFoundError):
+                status = leftover.path.lstat()
+                found.setdefault((status.st_dev, status.st_ino, leftover.kind), leftover)
     return list(found.values())
 
 

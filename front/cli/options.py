@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from featcache.store.home import expanded
 from featcache.store.targets import TARGET_KINDS
 from featcache.store.text import parse_size
 from featcache.store.transfer.address import is_address
@@ -33,7 +34,7 @@ SIZE = _Size()
 
 
 class LocalPath(click.Path):
-    """A file or folder of this machine; an address, which pathlib would make a path of, is refused and not shown."""
+    """A file or folder of this machine, ``~`` expanded; an address, which pathlib would make a path of, is refused and not shown."""
 
     def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
         super().__init__(path_type=Path, file_okay=file_okay, dir_okay=dir_okay)
@@ -44,7 +45,7 @@ class LocalPath(click.Path):
         """Return the path."""
         if is_address(os.fsdecode(value)):
             self.fail("an address was given; name a file or folder of this machine", param, ctx)
-        return super().convert(value, param, ctx)
+        return super().convert(expanded(os.fsdecode(value)), param, ctx)
 
 
 _ROOT = click.option(

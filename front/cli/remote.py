@@ -8,6 +8,7 @@ import click
 from featcache.cli.listing import COLUMNS, NUMERIC, none_found, table_row
 from featcache.console import echo, print_json, print_table, size
 from featcache.extract.models import model_names
+from featcache.store.corrections import warnings_of
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
 from featcache.store.transfer.address import parse_address
@@ -49,6 +50,7 @@ def describe_remote(cache_address: str) -> JsonObject:
         if found is None:
             raise not_found(remote, name)
         manifest = found.manifest
+        provenance = fetch_sealed(remote, f"{name}/{PROVENANCE_FILE}") or {}
         return {
             "path": remote.where(str(name)),
             "key": name.key,
@@ -64,7 +66,8 @@ def describe_remote(cache_address: str) -> JsonObject:
             "class_counts": {},  # labels and what was skipped are data
             "skipped": None,
             "shared_images": [],
-            "provenance": fetch_sealed(remote, f"{name}/{PROVENANCE_FILE}") or {},
+            "warnings": warnings_of(manifest.spec, provenance),
+            "provenance": provenance,
         }
 
 

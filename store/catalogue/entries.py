@@ -91,7 +91,7 @@ def roots(given: Sequence[Path] = ()) -> list[Path]:
                 raise RequestError(
                     "--root takes folders, not addresses; `featcache pull` and FEATCACHE_ROOT take those"
                 )
-        return list(given)
+        return [expanded(root) for root in given]
     parts = split_roots(os.environ.get(ROOT_VARIABLE, ""))
     if parts and is_address(parts[0]):
         raise RequestError(

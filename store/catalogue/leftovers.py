@@ -16,7 +16,7 @@ from pathlib import Path
 from featcache.store import journal
 from featcache.store.catalogue.additions import addition_files, drop_addition
 from featcache.store.catalogue.entries import Skipped, folders
-from featcache.store.catalogue.ownership import Owned, proof, weak_proof
+from featcache.store.catalogue.ownership import Owned, owned, proof, weak_proof
 from featcache.store.catalogue.removal import (
     REMOVING_PREFIX,
     remove_cache,
@@ -36,7 +36,9 @@ from featcache.store.spec import KEY_DIGITS
 # A temporary file beside a complete cache belongs to a command that takes less than a second.
 SETTLED_S = 3600.0
 DAY_S = 86_400.0
-_REMOVING = re.compile(rf"{re.escape(REMOVING_PREFIX)}.+-(?P<key>[0-9a-f]{{{KEY_DIGITS}}})\.[0-9a-f]{{8}}")
+_REMOVING = re.compile(
+    rf"{re.escape(REMOVING_PREFIX)}(.*-(?P<key>[0-9a-f]{{{KEY_DIGITS}}})|.+)\.[0-9a-f]{{8}}"
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ class Leftover:
             raise CacheError(f"{self.path} cannot be removed ({error.strerror}); ask its owner") from None
 
     def _remove(self) -> list[Path]:
+        measured = self.path / JOURNAL if self.kind == "addition" else self.path
+        try:
+            if usage(measured).modified != self.modified:
+                raise CacheBusyError(f"{self.path} has changed since it was looked at; run the command again")
+        except FileNotFoundError:
+            return []  # another process was faster
         if self.kind == "removal":
             shown = _removed(self.path)
             return remove_files(self.path, shown.inventory) if shown else []
@@ -127,9 +135,13 @@ def _own_folders(root: Path, skipped: Skipped) -> Iterator[tuple[Path, str]]:
     """Folders that may be caches, each once whatever its names; what lies behind a link is somebody else's to keep."""
     seen: set[tuple[int, int]] = set()
     for folder, match in folders(root, skipped):
-        if folder.is_symlink() or folder.parent.is_symlink():
+        try:
+            if folder.is_symlink() or folder.parent.is_symlink():
+                continue
+            status = folder.stat()
+        except OSError as error:
+            skipped(folder, error)
             continue
-        status = folder.stat()
         if (status.st_dev, status.st_ino) not in seen:  # under another mount point, it is the same folder
             seen.add((status.st_dev, status.st_ino))
             yield folder, match["key"]
@@ -149,7 +161,10 @@ def _removed(path: Path) -> Owned | None:
     match = _REMOVING.fullmatch(path.name)
     if match is None or path.is_symlink() or not path.is_dir():
         return None
-    return proof(path, match["key"]) or weak_proof(path) or (None if os.listdir(path) else Owned())
+    shown = proof(path, match["key"]) if match["key"] else owned(path)
+    if shown is not None and (shown.manifest or shown.plan):
+        return shown
+    return weak_proof(path) or (None if os.listdir(path) else Owned())
 
 
 def _remains(folder: Path, shown: Owned, since: float, unfinished_since: float) -> Iterator[Leftover]:

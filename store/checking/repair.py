@@ -127,6 +127,7 @@ def _without_metadata_that_can_be_made(
             damage.place.kind != Kind.METADATA
             or record is None
             or document is None
+            or not (directory / damage.place.path).parent.is_dir()
             or (len(document), sha256_hex(document)) != (record.bytes, record.sha256)
         ):
             left.append(damage)

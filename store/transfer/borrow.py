@@ -113,7 +113,7 @@ def _fetch(
     reporter.message(f"{remote.where(str(name))} has changed; the copy here is fetched anew")
     release(directory)
     remove_cache(directory)
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)  # files that are not ours stay in it
     _lease(directory)
     return fetch(remote, name, theirs, wanted, directory, borrowed=True, reporter=reporter)
 

@@ -91,7 +91,7 @@ class Attempts:
             return False
         times = "once" if self._failed == 1 else f"{self._failed} times"
         raise TransientError(
-            f"{error} (tried {times} in {seconds:.0f} s; the same command resumes when the remote answers again)"
+            f"{error} (tried {times} in {seconds:.0f} s; run the same command again when the remote answers)"
         ) from error
 
 

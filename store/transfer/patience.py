@@ -61,11 +61,16 @@ def bounded(work: Callable[[], T], seconds: float, where: str) -> T:
     return found  # type: ignore[return-value]  # None only where that is the answer
 
 
-def pumped(pieces: Callable[[], Iterator[bytes]], where: str) -> Generator[bytes, None, None]:
+def pumped(pieces: Callable[[], Iterator[bytes]], where: str, seconds: float) -> Generator[bytes, None, None]:
     """Pass on what a client yields, read on a thread of its own, which is left to itself where nothing comes any more.
 
+    Args:
+        pieces: begins the transfer, and yields what arrives.
+        where: names the remote and the file.
+        seconds: how long one piece may take.
+
     Raises:
-        TransientError: no piece comes within `SILENCE_S`.
+        TransientError: no piece comes for so long.
         Exception: what the client raises.
     """
     queue: Queue[bytes | BaseException | None] = Queue(_READ_AHEAD)
@@ -93,9 +98,9 @@ def pumped(pieces: Callable[[], Iterator[bytes]], where: str) -> Generator[bytes
     try:
         while True:
             try:
-                item = queue.get(timeout=SILENCE_S)
+                item = queue.get(timeout=seconds)
             except Empty:
-                raise TransientError(f"{where}: nothing arrived for {SILENCE_S:.0f} s") from None
+                raise TransientError(f"{where}: nothing arrived for {seconds:.0f} s") from None
             if item is None:
                 return
             if isinstance(item, BaseException):

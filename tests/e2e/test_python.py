@@ -27,5 +27,7 @@ def test_from_images_to_a_head(weights, images, capsys):
     assert tuple(capsys.readouterr()) == ("", ""), "nothing is printed where progress is not wanted"
     with pytest.raises(ValueError, match="unknown head 'rigde'; did you mean ridge"):
         featcache.probe(cache, "rigde", **quiet)
+    with pytest.raises(ValueError, match="the table paper says which heads it has; leave them out"):
+        featcache.probe(cache, "ridge", table="paper", **quiet)
     with pytest.raises(FileNotFoundError, match="no cache matches ffff"):
         featcache.probe("ffff", **quiet)

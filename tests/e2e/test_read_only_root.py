@@ -57,7 +57,8 @@ def _is_writable(folder):
 
 def test_what_is_there_is_used(cli, request_, read_only, weights, tmp_path):
     again = cli(*request_, "--root", read_only)
-    assert (again.status, again.err) == (0, "")
+    (line,) = again.err.splitlines()
+    assert (again.status, line.partition(",")[0]) == (0, "colours: 120 images")
     assert again.out.startswith(f"already cached: {read_only}/")
     # A copy of the weights is another request that the same cache answers; it cannot be noted down.
     shutil.copyfile(weights, tmp_path / "copy.safetensors")
@@ -88,7 +89,9 @@ def test_writing_there_is_refused_in_one_line(cli, request_, read_only):
     outcome = cli(*other, "--root", read_only)
     assert outcome.status == 1
     assert outcome.out == ""
-    loading, last = outcome.err.splitlines()
+    read, loading, prepared, last = outcome.err.splitlines()
+    assert read.startswith("digits: ")
     assert loading.startswith("loading ")
+    assert prepared.startswith("images are resized to ")
     assert last.startswith(f"featcache: Read-only file system: {read_only}/digits")
     assert last.endswith("; name a folder that can be written to")

@@ -197,6 +197,40 @@ def test_no_home_folder(cli, made, tmp_path, monkeypatch, variables):
     assert cli("ls").status == 0
 
 
+def test_ssh_without_a_user(cli, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", getpwuid_without_entry)
+    outcome = cli("ls", "ssh://me@127.0.0.1:9/x")
+    assert outcome.status == 2
+    assert "no name or no home folder" in outcome.err
+
+
+def test_paths_begin_with_the_home_folder(cli, made, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(made)
+    assert made.name.rpartition("-")[2] in cli("ls", "--root=~/root").out
+    assert cli("export", made, "--to", "npy", "--out=~/exported").status == 0
+    assert (tmp_path / "exported").is_dir()
+    assert cli("import", "~/exported", "--root=~/imported").status == 0
+    assert not list(made.glob("~*"))
+
+
+def test_files_whose_names_are_not_utf8(cli, made, tmp_path):
+    protocol = tmp_path / f"{NOT_UTF8}.toml"
+    protocol.write_text('base = "quick"\n')
+    (made / "provenance.json").unlink()
+    folder = made.parent.with_name(NOT_UTF8)
+    made.parent.rename(folder)
+    out = tmp_path / NOT_UTF8 / "out"
+    outcome = cli(
+        "probe", "--cache", folder / made.name, "--head", "linear", "--protocol", protocol, "--out", out
+    )
+    assert outcome.status == 0, outcome.err
+    row, *_ = json.loads(cli("results", out, "--view", "runs", "--json").out)
+    assert row["dataset"] == row["protocol"] == "m\\udcff\\udce9"
+
+
 def getpwuid_without_entry(uid: int) -> object:
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 
@@ -244,6 +278,18 @@ def test_a_stream_that_cannot_encode(monkeypatch, encoding):
     print_table(["日本"], [[NOT_UTF8]])
     sys.stdout.flush()
     assert data.getvalue().decode(encoding)
+
+
+def test_closed_streams(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    guard_streams()
+    print_table(["name"], [[EVIL]])
+    print_json({})
+    echo_error(EVIL)
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, Guarded)
+        stream.unguarded.close()
 
 
 def test_lines_of_an_error_come_from_its_list_alone(attach):

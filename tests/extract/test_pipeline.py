@@ -525,3 +525,18 @@ def test_a_split_without_a_single_image_is_not_completed_and_is_tried_again(tmp_
     assert fill(tmp_path / "cut", InMemory())[0] == (300, 440)
     fill(tmp_path / "whole", InMemory())
     assert all_files(tmp_path / "cut") == all_files(tmp_path / "whole")
+
+
+def test_an_image_that_comes_unread_and_is_damaged_is_told_by_its_name(tmp_path):
+    """Sequences of other people's give images of Pillow's that are decoded when they are first looked at."""
+    Image.new("RGB", (50, 50), "red").save(tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.png").write_bytes(content[: len(content) // 2])
+
+    class Lazy(InMemory):
+        def image(self, split, row):
+            return Image.open(tmp_path / "x.png") if row == 5 else super().image(split, row)
+
+    [(row, message)] = first_batch(Lazy(), to_tensor).failures
+    assert row == 5
+    assert message.startswith("image 'train/ä-5' cannot be converted to RGB (")

@@ -589,3 +589,14 @@ def test_the_librarys_own_name_is_told_where_its_preprocessing_is_another():
     assert "input_size (3, 224, 224) (timm: (3, 518, 518))" in text.replace("[", "(").replace("]", ")")
     assert "interpolation" in text
     assert departure_text(resolve_model(TIMM_TINY)) is None
+
+
+def test_a_copy_of_all_tensors_below_a_prefix_is_told(tmp_path, tiny_state):
+    both = {**tiny_state, **{f"ema.{name}": tensor + 1 for name, tensor in tiny_state.items()}}
+    backbone = load_backbone(resolve_model(TIMM_TINY), save(both, tmp_path / "w.pth"))
+    torch.testing.assert_close(backbone.module.state_dict()["norm.weight"], tiny_state["norm.weight"])
+    assert "several sets of weights: the one without a name is taken, not ema." in choice_text(
+        backbone.loaded.weights_source
+    )
+    other = load_backbone(resolve_model(TIMM_TINY), tmp_path / "w.pth", "ema.")
+    torch.testing.assert_close(other.module.state_dict()["norm.weight"], tiny_state["norm.weight"] + 1)

@@ -122,7 +122,7 @@ def test_neighbours_do_not_depend_on_the_blocks(monkeypatch):
     )
     x = tokens.batch(torch.arange(100))
     whole = head(x)
-    monkeypatch.setattr(knn, "BLOCK_VALUES", {"cpu": 1})
+    monkeypatch.setattr(knn, "BLOCK_VALUES", 1)
     monkeypatch.setattr(knn, "LEAST_ROWS", 7)
     torch.testing.assert_close(head(x), whole)
 

@@ -1,5 +1,6 @@
 """The constants and rules of the protocols. Where no other origin is given, numbers are those of arXiv 2601.09322."""
 
+import os
 from dataclasses import astuple, replace
 from functools import partial
 from math import cos, pi
@@ -400,6 +401,13 @@ def test_a_protocol_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> Non
     path = tmp_path / "mine.toml"
     path.write_bytes(b'\xef\xbb\xbfbase = "quick"\r\nfolds = 3\r\n')
     assert get_protocol(str(path)) == replace(QUICK, name="mine", folds=3)
+
+
+def test_the_name_of_a_protocol_file_can_be_written(tmp_path: Path) -> None:
+    """A file's name may be any bytes; that of a protocol stands in results, which are UTF-8."""
+    path = tmp_path / os.fsdecode(b"mine\xff.toml")
+    path.write_text("folds = 3\n")
+    assert get_protocol(str(path)).name == r"mine\udcff"
 
 
 def test_a_protocol_file_that_cannot_be_read(tmp_path: Path) -> None:

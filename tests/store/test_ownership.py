@@ -1,7 +1,9 @@
 """What gc and rm may delete: what is shown to be a cache of ours, for a reason that was checked, and nothing else."""
 
+import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from featcache.store.catalogue.removal import refuse_linked, remove_cache
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
 from featcache.store.files import read_sealed, write_sealed
 from featcache.store.held import Held
+from featcache.store.progress import Silent
 from featcache.store.writing.claims import Claims
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files, cache_folder, flip, make_content, make_plan, write_cache
@@ -198,6 +201,17 @@ def test_a_copy_stays_if_the_other_has_gone_since(tmp_path):
     assert (second / "manifest.json").exists()
 
 
+def test_what_has_changed_since_stays(tmp_path):
+    folder = start(tmp_path)
+    age(folder)
+    (item,) = find_leftovers(tmp_path, 7.0)
+    plan = make_plan(SMALL)
+    write_cache(folder, plan, make_content(plan))
+    with pytest.raises(CacheBusyError, match="has changed since it was looked at"):
+        item.remove()
+    assert (folder / "manifest.json").exists()
+
+
 def test_looking_makes_nothing_young(tmp_path):
     old = start(tmp_path)
     (old / "journal/train.00000.claim").write_text('{"token": "x", "machine": "elsewhere", "pid": 1}')
@@ -295,3 +309,32 @@ def test_a_partial_copy_holds_its_columns(tmp_path):
         CacheError, match=r"held.json: split '.*' lacks the array 'label', which every copy holds"
     ):
         Held.read(folder)
+
+
+def test_a_killed_removal_of_a_folder_with_another_name_is_found(tmp_path):
+    folder = make(tmp_path)
+    aside = folder.rename(folder.with_name(".removing-mine.01234567"))
+    empty, theirs = folder.with_name(".removing-x.01234567"), folder.with_name(".removing-y.01234567")
+    empty.mkdir()
+    theirs.mkdir()
+    (theirs / "photo.jpg").write_text("mine")
+    assert {path for _, path in collect(tmp_path)} == {aside, empty}
+    assert all_files(tmp_path / "made") == {".removing-y.01234567/photo.jpg": b"mine"}
+
+
+def test_gc_goes_on_past_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
+    old, closed = start(tmp_path), start(tmp_path, "closed")
+    age(tmp_path / "made")
+    real, said = Path.is_symlink, []
+
+    def is_symlink(path):
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_symlink", is_symlink)
+    reporter = Silent()
+    monkeypatch.setattr(reporter, "message", said.append, raising=False)
+    found = find_leftovers(tmp_path, 7.0, reporter=reporter)
+    assert [(item.kind, item.path) for item in found] == [("incomplete", old)]
+    assert said == [f"{closed} cannot be read (Permission denied), so it was left alone"]

@@ -12,3 +12,20 @@ def hurry(set_attribute: Callable[[object, str, object], None]) -> None:
     set_attribute(flight, "FIRST_WAIT_S", 0.002)
     moment = {"init_backoff": timedelta(seconds=0.001), "max_backoff": timedelta(seconds=0.02), "base": 2}
     set_attribute(objects, "_RETRY", {**objects._RETRY, "backoff": moment})
+
+
+def impatient(set_attribute: Callable[[object, str, object], None]) -> None:
+    """Take silence for an error after a moment: what is bounded stays bounded, in another unit."""
+    from featcache.store.transfer import flight, http_client, patience
+    from featcache.store.transfer.remotes import hub, objects, ssh
+
+    for module in (patience, http_client, hub, objects):
+        set_attribute(module, "SILENCE_S", 0.4)
+    for module in (http_client, objects, ssh):
+        set_attribute(module, "CONNECT_S", 0.4)
+    set_attribute(ssh, "CALL_S", 0.4)
+    set_attribute(flight, "GIVE_UP_S", 0.6)
+    set_attribute(
+        objects, "_OPTIONS", {**objects._OPTIONS, "connect_timeout": "400ms", "read_timeout": "400ms"}
+    )
+    set_attribute(objects, "_RETRY", {**objects._RETRY, "max_retries": 0})

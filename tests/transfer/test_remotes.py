@@ -75,6 +75,7 @@ def test_a_cache_comes_back_as_it_was(cli, made, there, remote, tmp_path):
     assert {path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path)} == {
         "README.md",
         "provenance.json",
+        "origin.json",
     }
     assert there.removeprefix("file://") in theirs["README.md"].decode().replace("datasets/", "")
     again = pulled(cli, there, "--root", tmp_path / "other")

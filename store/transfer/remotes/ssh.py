@@ -4,10 +4,12 @@ Hosts, users, keys and jumps come from ``~/.ssh`` and the agent; an unknown host
 """
 
 import asyncio
+import getpass
 import secrets
 from collections.abc import Coroutine, Generator, Sequence
 from contextlib import suppress
 from hashlib import sha256
+from pathlib import Path
 from posixpath import dirname, join
 from threading import Lock, Thread
 from typing import Any, TypeVar
@@ -47,6 +49,7 @@ class SshRemote(Remote):
             import asyncssh
         except ImportError:
             raise RequestError("remotes over SSH need asyncssh: pip install 'featcache[ssh]'") from None
+        _require_user(address)
         self._asyncssh = asyncssh
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="featcache-ssh", daemon=True)
@@ -220,6 +223,21 @@ class SshRemote(Remote):
         if isinstance(error, ssh.SFTPError):
             return RemoteError(f"{where}: {text}")
         return None
+
+
+def _require_user(address: Address) -> None:
+    """Refuse to begin where the client would look for keys in the home folder of nobody.
+
+    Raises:
+        RequestError: the user has no name or no home folder, as in many containers.
+    """
+    try:
+        getpass.getuser()
+        Path.home()
+    except (KeyError, OSError, RuntimeError):
+        raise RequestError(
+            f"{address}: this user has no name or no home folder, where SSH has its keys; set LOGNAME and HOME"
+        ) from None
 
 
 class _Partial:
