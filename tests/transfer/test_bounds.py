@@ -316,7 +316,7 @@ class Drips(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         """Be quiet."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.send_response(200)
         for name, value in {
             "Content-Length": "100000",
