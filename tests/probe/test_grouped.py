@@ -138,7 +138,9 @@ def test_ids_of_several_lines_and_what_is_no_csv(tmp_path: Path) -> None:
     path.write_bytes('sample_id,group\n"a\r\nb",1\n"c\u2028d",2\n'.encode())
     assert read_groups(path) == {"a\r\nb": "1", "c\u2028d": "2"}
     path.write_text("sample_id,group\n" + "x" * 200_000 + ",1\n")
-    with pytest.raises(RequestError, match=r"groups.csv is no CSV after line 1: field larger than field limit"):
+    with pytest.raises(
+        RequestError, match=r"groups.csv is no CSV after line 1: field larger than field limit"
+    ):
         read_groups(path)
 
 
