@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 LOWEST := .venv-lowest
 SOURCES := $(shell git ls-files 'front/*' 'store/*' 'extract/*' 'probe/*')
 
-.PHONY: demo test test-lowest stress check format bench results clean
+.PHONY: demo test test-lowest stress check format bench bench-against results clean
 .DELETE_ON_ERROR:
 
 # Third-party packages: made again only when pyproject.toml changes.
@@ -58,6 +58,10 @@ format: $(VENV)/.dependencies
 # All rows, or some: make bench ROWS="store trainer". Those of the extraction need what the demo fetches.
 bench: $(VENV)/.package
 	$(BIN)/python benchmarks/run.py $(ROWS)
+
+# This version against another installation: make bench-against OTHER=../older/.venv/bin/python ROWS="gather push"
+bench-against: $(VENV)/.package
+	$(BIN)/python benchmarks/against.py $(OTHER) $(ROWS)
 
 # docs/results.md: every head on two datasets, five seeds. Needs what the demo fetches.
 results: $(VENV)/.package

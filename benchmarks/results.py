@@ -20,7 +20,7 @@ from typing import NamedTuple
 import results_splits
 
 from featcache.probe.heads import HEADS
-from featcache.probe.report.significance import mean_interval
+from featcache.probe.report.significance import are_alike, mean_interval
 from featcache.probe.results import ResultRow, read_rows
 
 REPO = Path(__file__).parent.parent
@@ -119,10 +119,12 @@ def table(rows: list[ResultRow], dataset: str) -> list[str]:
         found = rows_of(rows, dataset, run)
         if not found:
             continue
-        scores = [100 * row.score for row in found]
+        scores = [100 * row.score for row in found if row.score is not None]
         interval = mean_interval(scores)
         spread = (
-            "" if interval is None else f" ± {stdev(scores):.2f} | {interval[0]:.1f} to {interval[1]:.1f}"
+            (" | all seeds alike" if are_alike(scores) else "")
+            if interval is None
+            else f" ± {stdev(scores):.2f} | {interval[0]:.1f} to {interval[1]:.1f}"
         )
         test = [row.score_interval for row in found if row.score_interval]
         sample = (

@@ -5,9 +5,9 @@ sends a byte now and then counts as silent. A transfer that moves may take as lo
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from queue import Empty, Full, Queue
+from queue import Empty, Queue
 from threading import Event, Thread
 from typing import TypeVar
 
@@ -24,7 +24,6 @@ MAX_LISTED = 10**6
 """Files in one listing; a cache of ImageNet has some ten thousand."""
 SLOWEST_BYTES = 1024
 """Bytes in `SILENCE_S` below which a transfer counts as silent."""
-_READ_AHEAD = 4
 
 T = TypeVar("T")
 
@@ -61,53 +60,25 @@ def bounded(work: Callable[[], T], seconds: float, where: str) -> T:
     return found  # type: ignore[return-value]  # None only where that is the answer
 
 
-def pumped(pieces: Callable[[], Iterator[bytes]], where: str, seconds: float) -> Generator[bytes, None, None]:
-    """Pass on what a client yields, read on a thread of its own, which is left to itself where nothing comes any more.
+class Pace:
+    """Bounds a transfer from below, where the client bounds each of its waits itself."""
 
-    Args:
-        pieces: begins the transfer, and yields what arrives.
-        where: names the remote and the file.
-        seconds: how long one piece may take.
+    def __init__(self, where: str) -> None:
+        self._where, self._bytes, self._since = where, 0, time.monotonic()
 
-    Raises:
-        TransientError: no piece comes for so long.
-        Exception: what the client raises.
-    """
-    queue: Queue[bytes | BaseException | None] = Queue(_READ_AHEAD)
-    left = Event()
+    def count(self, num_bytes: int) -> None:
+        """Count bytes that have arrived.
 
-    def put(item: bytes | BaseException | None) -> bool:
-        while not left.is_set():
-            try:
-                queue.put(item, timeout=1)
-                return True
-            except Full:
-                continue
-        return False
-
-    def read() -> None:
-        try:
-            for piece in pieces():
-                if not put(piece):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    Thread(target=read, name="featcache-read", daemon=True).start()
-    try:
-        while True:
-            try:
-                item = queue.get(timeout=seconds)
-            except Empty:
-                raise TransientError(f"{where}: nothing arrived for {seconds:.0f} s") from None
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        left.set()
+        Raises:
+            TransientError: fewer than `SLOWEST_BYTES` came in `SILENCE_S`.
+        """
+        self._bytes += num_bytes
+        now = time.monotonic()
+        if now - self._since < SILENCE_S:
+            return
+        if self._bytes < SLOWEST_BYTES:
+            raise TransientError(f"{self._where}: too little arrived in {SILENCE_S:.0f} s")
+        self._bytes, self._since = 0, now
 
 
 class Pulse:

@@ -308,3 +308,38 @@ def test_errors_keep_their_cause(request, monkeypatch, kind, site, silent):
         with pytest.raises(RemoteError) as caught:
             remote.stat("x")
         assert caught.value.__cause__ is not None
+
+
+class Drips(BaseHTTPRequestHandler):
+    """An object store that sends a byte now and then."""
+
+    def log_message(self, *arguments: object) -> None:
+        """Be quiet."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        for name, value in {
+            "Content-Length": "100000",
+            "ETag": '"x"',
+            "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT",
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        try:
+            for _ in range(200):
+                self.wfile.write(b"y")
+                self.wfile.flush()
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+
+def test_a_store_that_drips_is_silent(s3, hasty, monkeypatch):
+    with http_server(type("Handler", (Drips,), {})) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        with (
+            open_remote(parse_address(s3)) as remote,
+            pytest.raises(RemoteError, match="too little arrived in"),
+        ):
+            for _ in remote.read("x", 0, 100_000):
+                pass

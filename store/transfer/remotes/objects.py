@@ -17,7 +17,7 @@ from obstore import exceptions as obstore_errors
 from featcache.store.errors import CacheError, FeatcacheError, RemoteError, RequestError
 from featcache.store.transfer.address import Address, redacted
 from featcache.store.transfer.flight import TransientError, check_stop
-from featcache.store.transfer.patience import CONNECT_S, SILENCE_S, ListingGuard, bounded, pumped
+from featcache.store.transfer.patience import CONNECT_S, SILENCE_S, ListingGuard, Pace, bounded
 from featcache.store.transfer.remotes.base import (
     Counter,
     Listed,
@@ -43,8 +43,8 @@ _RETRY: Any = {
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
     "retry_timeout": timedelta(seconds=SILENCE_S / 2),
 }
-READ_BYTES = 2**18
-"""Bytes of a piece, as many as must arrive in twice `SILENCE_S`; smaller ones cost a tenth of the speed."""
+READ_BYTES = 1
+"""The client waits for as many bytes before it passes anything on."""
 
 
 class ObjectRemote(Remote):
@@ -88,14 +88,14 @@ class ObjectRemote(Remote):
         return listed.version.strip('"') == md5(read_whole(upload), usedforsecurity=False).hexdigest()
 
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
-        options = {"range": {"offset": offset}} if offset else {}
-
-        def pieces() -> Iterator[bytes]:
-            with self._client_errors(path):
-                found = self._client.get(self._store, self._key(path), options=options)
-                yield from found.stream(min_chunk_size=READ_BYTES)
-
-        yield from pumped(pieces, self.where(path), 2 * SILENCE_S)
+        options: Any = {"range": {"offset": offset}} if offset else {}
+        pace = Pace(self.where(path))
+        with self._client_errors(path):
+            found = self._client.get(self._store, self._key(path), options=options)
+            # The client bounds each wait for bytes, and passes on what there is: so a drip can be told from a transfer.
+            for piece in found.stream(min_chunk_size=READ_BYTES):
+                pace.count(len(piece))
+                yield piece
 
     def files(self, folder: str) -> dict[str, Listed]:
         prefix, guard = f"{self._key(folder)}/", ListingGuard(self.where(folder))
