@@ -55,13 +55,11 @@ def test_a_page_that_is_cut_in_its_middle_is_no_zeros(split, tmp_path, left, kin
     for row in (128, *range(128 + left // 128 - 2, 128 + left // 128 + 3), 255):
         if not 128 <= row < 256:
             continue
-        try:
-            got = split.gather([row], ["1"], kinds, method="map")
-        except CacheError as error:
-            assert f"{path}: was cut" in str(error) or f"{path}: {left} bytes, must be" in str(error)
-        else:
-            np.testing.assert_array_equal(got, whole[[row]])
+        if (row - 128 + 1) * 128 <= left:  # all of it is before the end
+            np.testing.assert_array_equal(split.gather([row], ["1"], kinds, method="map"), whole[[row]])
             continue
+        with pytest.raises(CacheError, match=f"{path}: was cut"):
+            split.gather([row], ["1"], kinds, method="map")
         path.write_bytes(content)  # so that the next row has a map of its own
         split.gather([0], ["1"], kinds, method="map")
         os.truncate(path, left)
