@@ -3,6 +3,8 @@
 Shapes: N samples, L layers, K token kinds, T tokens, D width, O outputs.
 """
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +16,15 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from featcache.probe.heads import HeadInfo, get_head
+from featcache.probe.heads.info import CLOSED, EXACT
+from featcache.probe.inputs.stages import is_constant
 from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import Protocol, get_protocol
-from featcache.probe.request import Job
+from featcache.probe.protocol import INPUTS, Protocol, check_protocol, get_protocol
+from featcache.probe.request import PRECISIONS, Job
 from featcache.probe.training.array_fitting import array_job, fit_head
 from featcache.probe.training.precision import choose_precision
 from featcache.probe.training.trainer import predict, prediction_batch
-from featcache.store.errors import RequestError
+from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import FINAL, parse_layers, parse_tokens
 from featcache.store.reading.reader import as_float32
 from featcache.store.reading.split import SplitReader
@@ -67,15 +71,19 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _read(self, X: Array | SplitReader, y: Any, **checks: Any) -> tuple[Array, Array]:  # noqa: N803
         """X as an array of two to four axes, and y as one, which is the split's own if not given; rows without features are left out."""
-        if isinstance(X, SplitReader):
+        if not isinstance(X, SplitReader):
+            self._refuse(("layers", "tokens"), "says what is read of a split of a cache, and X is an array")
+        else:
             valid = np.flatnonzero(X.valid())
             y = X.labels()[valid] if y is None else np.asarray(y)[valid]
             X = self._load(X, valid)  # noqa: N806
         array, y = validate_data(self, X, y, allow_nd=True, dtype=_DTYPES, ensure_min_samples=2, **checks)
+        warn_of_rounding(X, array)
         return array, y
 
     def _fit(self, array: Array, targets: Array, kind: str, groups: Any = None) -> None:
-        info = get_head(self.head)
+        info = get_head(self.head if isinstance(self.head, str) else repr(self.head))
+        self._check(info)
         self._shape = array.shape[1:]
         source = InMemoryTokens(_as_tokens(array), self.device)
         fitted = fit_head(
@@ -93,11 +101,54 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
         self.chosen_ = {name: value for name, value in vars(fitted.chosen).items() if value is not None}
         self.validation_score_ = fitted.validation
 
+    def _check(self, info: HeadInfo) -> None:
+        """Refuse parameters that are of no use to the head, or of no use at all.
+
+        Raises:
+            RequestError: one is of the wrong type, or the head has no use for it.
+            UnknownNameError: there is no such input stage or precision.
+        """
+        if info.fitting in (CLOSED, EXACT):
+            self._refuse(
+                ("learning_rate", "weight_decay"), f"is for heads that are trained, and {info.name} is not"
+            )
+        if self.dropout and not info.has_dropout:
+            self._refuse(("dropout",), f"is for heads that have one, and {info.name} has none")
+        if "num_heads" not in info.options:
+            self._refuse(
+                ("num_heads",), f"is for heads with attention, such as attentive, and {info.name} has none"
+            )
+        elif self.num_heads is not None and not (
+            isinstance(self.num_heads, int | np.integer) and self.num_heads >= 1
+        ):
+            raise RequestError(f"num_heads must be a whole number from 1 on, not {self.num_heads!r}")
+        for what, name, valid in (
+            ("input stage", self.input, INPUTS),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if name is not None and name not in valid:
+                raise UnknownNameError(what, str(name), valid)
+        check_device(self.device)
+
+    def _refuse(self, names: Sequence[str], why: str) -> None:
+        given = [name for name in names if getattr(self, name) is not None]
+        if given:
+            raise RequestError(f"{given[0]}={getattr(self, given[0])!r} {why}; leave it out")
+
     def _groups(self, groups: Any, num_samples: int) -> Array:
         """The group of every sample, ``[N]``."""
         found: Array = column_or_1d(groups)
         if len(found) != num_samples:
             raise RequestError(f"{num_samples} samples need as many groups, not {len(found)}")
+        missing = [index for index, group in enumerate(found.tolist()) if _is_missing(group)]
+        if missing:
+            raise RequestError(
+                f"{len(missing)} samples have no group, the first is row {missing[0]}; name all of them"
+            )
+        try:
+            np.unique(found)
+        except TypeError:
+            raise RequestError("groups must be all numbers or all text, not some of each") from None
         return found
 
     def _outputs(self, X: Array | SplitReader) -> torch.Tensor:  # noqa: N803
@@ -126,7 +177,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
         return as_float32(split.gather(rows, layers, tokens), split.dtype)
 
     def _protocol(self, has_dropout: bool) -> Protocol:
-        protocol = get_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol
+        protocol = self.protocol if isinstance(self.protocol, Protocol) else get_protocol(str(self.protocol))
         single = {
             "learning_rates": self.learning_rate,
             "weight_decays": self.weight_decay,
@@ -135,7 +186,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
         given: dict[str, Any] = {name: (value,) for name, value in single.items() if value is not None}
         if self.input is not None:
             given["input"] = self.input
-        return replace(protocol, **given)
+        return check_protocol(replace(protocol, **given))
 
     def _job(self, info: HeadInfo, source: InMemoryTokens, array: Array) -> Job:
         """What to fit: X of two axes is one layer, of three a layer for each token."""
@@ -152,6 +203,45 @@ def valid_rows(X: Array | SplitReader, groups: Any) -> Any:  # noqa: N803
     if groups is None or not isinstance(X, SplitReader):
         return groups
     return np.asarray(groups)[np.flatnonzero(X.valid())]
+
+
+def warn_of_rounding(given: Any, array: Array) -> None:
+    """Warn of features that are told apart by less than float32, in which heads compute, can hold."""
+    given = np.asarray(given)
+    if given.dtype.kind not in "fiu" or given.dtype.itemsize <= 4:
+        return
+    features = given.reshape(len(given), -1).astype(np.float64)
+    variance, mean = torch.var_mean(torch.from_numpy(features), dim=0, correction=0)
+    kept = torch.from_numpy(array.reshape(len(array), -1).astype(np.float64)).var(dim=0, correction=0)
+    lost = ~is_constant(variance, mean, len(features)) & ((kept - variance).abs() > variance / 2)
+    if lost.any():
+        warnings.warn(
+            f"{int(lost.sum())} of {features.shape[1]} features lose what tells samples apart in float32, in which heads compute: "
+            "take their means off, or scale them",
+            stacklevel=4,
+        )
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        RequestError: saying which there may be.
+    """
+    try:
+        torch.ones(1, device=torch.device(name)).item()
+    except (RuntimeError, AssertionError, TypeError):
+        raise RequestError(
+            f"device {name!r} cannot be used here; write cpu, cuda, cuda:1 or mps, as far as the machine has it"
+        ) from None
+
+
+def _is_missing(group: Any) -> bool:
+    """Whether a group is none: None, NaN, or what pandas has for them."""
+    try:
+        return group is None or bool(group != group)
+    except TypeError:  # pandas.NA is neither equal to itself nor not
+        return True
 
 
 def _as_tokens(array: Array) -> Array:

@@ -129,10 +129,14 @@ class HeadRegressor(MultiOutputMixin, RegressorMixin, TokenEstimator):  # type: 
         array, y = self._read(X, y, multi_output=True, y_numeric=True)
         self._single = y.ndim == 1
         columns = y.reshape(len(y), -1).astype(np.float64)
-        # In float64, and before anything is rounded to float32: what tells targets apart may be small beside their mean.
-        self._mean, deviation = columns.mean(0), columns.std(0)
-        self._deviation = np.where(deviation > 0, deviation, 1.0)
-        self._fit(array, ((columns - self._mean) / self._deviation).astype(np.float32), REGRESSION, groups)
+        # In float64, and before anything is rounded to float32: what tells targets apart may be small beside their mean. A power of two
+        # changes no digit, and squares of 1e200 and 1e-200 are numbers in it.
+        unit = np.ldexp(1.0, np.frexp(np.abs(columns).max(0))[1] - 1)
+        columns = columns / unit
+        mean, deviation = columns.mean(0), columns.std(0)
+        deviation = np.where(deviation > 0, deviation, 1.0)
+        self._fit(array, ((columns - mean) / deviation).astype(np.float32), REGRESSION, groups)
+        self._mean, self._deviation = mean * unit, deviation * unit
         return self
 
     def predict(self, X: Array | SplitReader) -> npt.NDArray[np.float64]:  # noqa: N803

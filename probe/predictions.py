@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from featcache.store.plain import open_plain
 
 PREDICTIONS_FILE = "predictions.csv"
 LABEL, PREDICTED, PROBABILITY = "label", "predicted", "probability"
+SINGLE_COLUMNS = ("sample_id", LABEL, PREDICTED, PROBABILITY, "label_name", "predicted_name")
+"""Of single labels."""
 
 
 def save_predictions(
@@ -46,15 +49,26 @@ def save_predictions(
     rows = zip(sample_ids, labels, outputs, strict=True)
     predicted = outputs.argmax(1) if predicted is None else predicted
     if kind == SINGLE_LABEL:
-        writer.writerow(("sample_id", LABEL, PREDICTED, PROBABILITY, "label_name", "predicted_name"))
+        writer.writerow(SINGLE_COLUMNS)
         for (sample_id, label, row), guess in zip(rows, predicted.tolist(), strict=True):
             writer.writerow((sample_id, label, guess, shortest(row[guess]), names[label], names[guess]))
     else:
         named = [names[index] if index < len(names) else str(index) for index in range(outputs.shape[1])]
-        writer.writerow(("sample_id", *named, *(f"predicted {name}" for name in named)))
+        writer.writerow(_distinct(("sample_id", *named, *(f"predicted {name}" for name in named))))
         for sample_id, target, row in rows:
             writer.writerow((sample_id, *map(shortest, np.atleast_1d(target)), *map(shortest, row)))
     write_atomic(path, buffer.getvalue().encode())
+
+
+def _distinct(header: Sequence[str]) -> list[str]:
+    """A header whose columns can be told apart: a name that was there before gets a number, as pandas gives one."""
+    found: dict[str, None] = {}
+    asked = set(header)
+    for name in header:
+        numbered = (f"{name}.{number}" for number in count(1))
+        free = (one for one in numbered if one not in found and one not in asked)
+        found[next(free) if name in found else name] = None
+    return list(found)
 
 
 def shortest(value: np.number[Any] | float) -> str:
@@ -78,7 +92,9 @@ def read_confidences(path: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[n
     with open(descriptor, encoding="utf-8", newline="") as file:
         try:
             reader = csv.DictReader(file)
-            single = {LABEL, PREDICTED, PROBABILITY} <= {*(reader.fieldnames or ())}
+            columns = {*(reader.fieldnames or ())}
+            # Classes of label sets may be called like these columns, but have others beside them.
+            single = {LABEL, PREDICTED, PROBABILITY} <= columns <= {*SINGLE_COLUMNS}
             lines = [(row[PROBABILITY], row[LABEL], row[PREDICTED]) for row in reader] if single else []
             probability = np.array([float(text or "nan") for text, *_ in lines])
         except (ValueError, csv.Error) as error:

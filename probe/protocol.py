@@ -8,7 +8,7 @@ from itertools import product
 from math import ceil, cos, pi
 from typing import Any
 
-from featcache.probe.protocol_files import BASE, parse, read_text
+from featcache.probe.protocol_files import BASE, check_fields, parse, read_text
 from featcache.store.errors import RequestError
 
 L2_INPUT, STANDARD_INPUT, L2_STANDARD_INPUT = INPUTS = ("l2", "standard", "l2+standard")
@@ -107,6 +107,28 @@ def get_protocol(name: str) -> Protocol:
         RequestError: a file that cannot be read, is no TOML, or has a value of the wrong type or out of range.
     """
     return _load(name, ())
+
+
+def check_protocol(protocol: Protocol) -> Protocol:
+    """Hold a protocol that was made in Python to what a file may say.
+
+    Raises:
+        UnknownNameError: there is no such input stage.
+        RequestError: a value is of the wrong type or out of range.
+    """
+    values = {
+        name: [_plain(item) for item in value] if isinstance(value, list | tuple) else _plain(value)
+        for name, value in vars(protocol).items()
+    }
+    # Nothing held out, and no limit for folds, cannot be said in a file.
+    unsaid = {"name": True, "folds": protocol.folds == NO_FOLDS, "folds_below": protocol.folds_below is None}
+    said = {name: value for name, value in values.items() if not unsaid.get(name)}
+    return replace(protocol, **check_fields(said, f"protocol {protocol.name}", _DEFAULTS, INPUTS))
+
+
+def _plain(value: Any) -> Any:
+    """Python's number of numpy's; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _load(name: str, above: tuple[str, ...]) -> Protocol:

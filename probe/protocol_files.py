@@ -94,6 +94,13 @@ def parse(text: str, where: str, defaults: Mapping[str, Any], inputs: tuple[str,
         ) from None
     except ValueError as error:  # TOML's own, or a number of more digits than Python reads
         raise RequestError(f"{where} is not TOML: {reason(error)}") from None
+    return check_fields(table, where, defaults, inputs)
+
+
+def check_fields(
+    table: Mapping[str, Any], where: str, defaults: Mapping[str, Any], inputs: tuple[str, ...]
+) -> dict[str, Any]:
+    """Hold the fields of a protocol to their types and ranges; arguments and errors as for `parse`. Lists become tuples."""
     found: dict[str, Any] = {}
     for name, value in table.items():
         if name == BASE:

@@ -210,7 +210,9 @@ def _print(rows: Sequence["ResultRow"], out: Path, grid: bool, rates: Sequence[f
         if row.kept_layers is not None:
             echo(f"layers left with weight: {', '.join(row.kept_layers) or 'none'}")
         which = f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the"
-        if row.learning_rate == max(rates):
+        if len(rates) == 1:
+            pass  # nothing was chosen
+        elif row.learning_rate == max(rates):
             notes.add(f"{which} largest learning rate of {row.protocol}; it may not have converged")
         elif row.learning_rate == min(rates):
             notes.add(f"{which} smallest learning rate of {row.protocol}; a smaller one may be better")

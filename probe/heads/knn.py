@@ -149,7 +149,12 @@ class KnnHead(ClosedHead):
             votes = weights.new_zeros(len(weights), self.num_classes)
             votes.scatter_add_(1, self.targets[0][neighbours], weights)
             return ((1 - FLOOR) * votes + FLOOR / self.num_classes).log()
-        average = torch.einsum("bk,bko->bo", weights, self.targets[0][neighbours].to(weights.dtype))
+        average = weights.new_empty(len(weights), self.num_classes)
+        rows = max(1, BLOCK_VALUES // (neighbours.shape[1] * self.num_classes))
+        for start in range(0, len(weights), rows):
+            part = slice(start, start + rows)
+            found = self.targets[0][neighbours[part]].to(weights.dtype)
+            average[part] = torch.einsum("bk,bko->bo", weights[part], found)
         return average if self.kind == REGRESSION else average.logit(eps=FLOOR)
 
 

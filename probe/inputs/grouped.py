@@ -4,6 +4,7 @@ Shapes: N samples, G groups, S strata, K parts.
 """
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,10 +26,18 @@ def read_groups(path: Path) -> dict[str, str]:
         RequestError: there is no such file, it lacks a column or a value, or names a sample twice.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"--groups {path} cannot be read: {error}") from error
-    reader = csv.DictReader(text.splitlines())
+    # Not by lines: an id may have one inside of quotes.
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        return _groups_in(reader, str(path))
+    except csv.Error as error:
+        raise RequestError(f"--groups {path} is no CSV after line {reader.line_num}: {error}") from None
+
+
+def _groups_in(reader: "csv.DictReader[str]", path: str) -> dict[str, str]:
     if not {*COLUMNS} <= {*(reader.fieldnames or ())}:
         raise RequestError(f"--groups {path} must have the columns sample_id and group in its first line")
     found: dict[str, str] = {}

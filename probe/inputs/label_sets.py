@@ -60,10 +60,11 @@ def iterative_parts(sets: Sets, shares: Sequence[float], seed: int) -> Rows:
 def label_set_holdout(sets: Sets, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Hold out about `fraction` of the samples, label by label.
 
-    A label of three samples or more has one of them held out, and no label loses all of its samples.
+    A label of three samples or more has one of them held out, and no label loses all of its samples. Where labels are so rare that this
+    gives less than half of what is asked for, further samples are held out by lot.
 
     Returns:
-        Training rows and held-out rows, both sorted int64.
+        Training rows and held-out rows, both sorted int64; no held-out rows where there are too few samples of every label.
 
     Raises:
         RequestError: `fraction` is out of range.
@@ -71,7 +72,21 @@ def label_set_holdout(sets: Sets, fraction: float, seed: int) -> tuple[Rows, Row
     if not 0 < fraction < 1:
         raise RequestError(f"the held-out fraction must lie between 0 and 1, not {fraction}")
     held = iterative_parts(sets, (1 - fraction, fraction), seed) == 1
+    wanted = max(1, round(fraction * len(held)))
+    if 2 * held.sum() < wanted:
+        _hold_more(np.asarray(sets) != 0, held, wanted, seed)
     return np.flatnonzero(~held).astype(np.int64), np.flatnonzero(held).astype(np.int64)
+
+
+def _hold_more(marked: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], wanted: int, seed: int) -> None:
+    """Hold samples out by lot, as long as every label keeps one, until `wanted` are."""
+    left = marked[~held].sum(0)
+    for row in np.random.Generator(np.random.PCG64(seed)).permutation(np.flatnonzero(~held)).tolist():
+        if held.sum() >= wanted or (~held).sum() <= 2:  # a training needs two
+            return
+        if (left[marked[row]] > 1).all():
+            held[row] = True
+            left -= marked[row]
 
 
 def label_set_folds(sets: Sets, number: int, seed: int) -> list[tuple[Rows, Rows]]:

@@ -55,7 +55,14 @@ class Interval:
         return f"{self.low.text} – {self.high.text}"
 
 
-Value = str | int | Number | Interval | None
+@dataclass(frozen=True)
+class NoValue:
+    """Why there is none: words for people, and nothing for programs."""
+
+    text: str
+
+
+Value = str | int | Number | Interval | NoValue | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Table:
 
 
 def _plain(value: Value) -> str:
-    if isinstance(value, Interval):
+    if isinstance(value, Interval | NoValue):
         return value.text
     if not isinstance(value, Number):
         return "" if value is None else f"{value:,}" if isinstance(value, int) else value
@@ -96,6 +103,8 @@ def to_records(table: Table) -> list[JsonObject]:
     def record(value: Value) -> object:
         if isinstance(value, Interval):
             return [value.low.value, value.high.value]
+        if isinstance(value, NoValue):
+            return None
         if isinstance(value, Number):
             return {"value": value.value, "sd": value.deviation, "p": value.p_value}
         return value
@@ -130,6 +139,8 @@ def to_csv(table: Table) -> str:
 def _bare(value: Value) -> object:
     if isinstance(value, Interval):
         return f"{_short(value.low.value)} – {_short(value.high.value)}"
+    if isinstance(value, NoValue):
+        return value.text
     return value.value if isinstance(value, Number) else value
 
 

@@ -16,13 +16,13 @@ from featcache.probe.report.pivot import (
     pivot_differences,
     pivot_scores,
 )
-from featcache.probe.report.tables import Interval, Number, Table, Value
+from featcache.probe.report.tables import Interval, NoValue, Number, Table, Value
 from featcache.probe.table import TableRow
 from featcache.store.errors import RequestError
 
 STARS = "* p < 0.05, ** p < 0.01: paired t-test over seeds, corrected for all comparisons of the table (Holm)"
 
-ALIKE = "all runs alike"
+ALIKE = NoValue("all runs alike")
 """Instead of an interval: no seed changes such a head, which says nothing of how sure its score is."""
 
 
@@ -183,7 +183,7 @@ def _notes(cells: Collection[Cell]) -> list[str]:
     return [*cell_notes(cells), *([STARS] if any(cell.p_value is not None for cell in cells) else [])]
 
 
-def _interval(group: Group) -> Interval | str | None:
+def _interval(group: Group) -> Interval | NoValue | None:
     if group.alike:
         return ALIKE
     if group.interval is None:

@@ -32,6 +32,7 @@ from featcache.probe.training.losses import (
     squared_error,
 )
 from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.targets import MAX_CLASSES
 
 Targets = npt.NDArray[Any]
 LEAST_REGRESSION = 4
@@ -224,7 +225,14 @@ def make_task(
             f"targets must be finite; {len(bad)} samples have others, the first is row {bad[0]}"
         )
     if kind == REGRESSION:
-        return Regression(targets.shape[1], loss), targets.astype(np.float32)
+        with np.errstate(over="ignore"):  # told below
+            numbers = targets.astype(np.float32)
+        if not np.isfinite(numbers).all():
+            raise RequestError(
+                f"targets of a regression must be within float32, to {np.finfo(np.float32).max:.2g}, and the largest is "
+                f"{np.abs(targets).max():.3g}; give them in a larger unit"
+            )
+        return Regression(targets.shape[1], loss), numbers
     if not np.isin(targets, (0, 1)).all():
         raise RequestError("multi-label targets must be 0 or 1, one column for every class")
     return MultiLabel(targets.shape[1]), targets.astype(np.float32)
@@ -249,6 +257,10 @@ def _single_label(labels: npt.NDArray[Any], num_classes: int | None) -> tuple[Si
         limit = "" if num_classes is None else f" to {num_classes - 1}"
         raise RequestError(
             f"class indices count from 0{limit}, but the labels run from {smallest} to {largest}"
+        )
+    if largest >= MAX_CLASSES:
+        raise RequestError(
+            f"class indices count from 0 to {MAX_CLASSES - 1:,} at most, and the largest is {largest:,}; number the classes anew"
         )
     return SingleLabel(largest + 1 if num_classes is None else num_classes), labels.astype(np.int64)
 

@@ -6,8 +6,9 @@ or stronger than its default (a group lasso not stronger: there nothing is left 
 Shapes: R held-out samples, C classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, log
 from typing import Any
 
 from torch import Tensor
@@ -50,6 +51,11 @@ class Bounds:
     def of(cls, penalties: list[float], *, stronger: bool) -> "Bounds":
         """Those of a default path, strong to weak."""
         return cls(penalties[-1] * WEAKER, penalties[0] * (STRONGER if stronger else 1.0))
+
+
+def most_steps(grid: Sequence[float]) -> int:
+    """How many penalties a path may be extended by at one end; it goes on at the other only if the choice changes sides."""
+    return ceil(log(max(STRONGER, 1 / WEAKER)) / log(grid[0] / grid[1]) - 1e-9)
 
 
 def select_penalty(tried: Mapping[float, Tried]) -> float:

@@ -26,7 +26,7 @@ from featcache.probe.request import (
     make_job,
 )
 from featcache.probe.results import Chosen
-from featcache.probe.scoring.kinds import REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
+from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
 from featcache.probe.scoring.tasks import LEAST_REGRESSION, as_tensor, make_task
 from featcache.probe.solver.exact import PenaltyKind, run_exact_sweep
 from featcache.probe.training.auto import CANDIDATES, Candidate, Choice, choose
@@ -106,10 +106,22 @@ class Fitter:
                 f"note: {title}: {len(targets)} samples leave none to choose with; the settings are the middle ones of the sweep"
             )
             fitter = replace(self, protocol=self.protocol.without_choice())
+        elif task.kind == MULTI_LABEL and self._is_indivisible(work):
+            self.reporter.message(
+                f"note: {title}: too few samples of each label leave none to choose with; the settings are the middle ones of the sweep"
+            )
+            fitter = replace(self, protocol=self.protocol.without_choice())
         try:
             return fitter._fit(work)
         except DivergedError as error:
             raise DivergedError(f"{title}: {error}") from error
+
+    def _is_indivisible(self, work: Work) -> bool:
+        """Whether no sample can be held out; folds and groups have their own errors."""
+        number = len(work.targets)
+        if number < 2 or self.protocol.num_folds(number) != 1 or work.train.groups is not None:
+            return False
+        return not len(work.task.holdout(work.targets, self.protocol.validation_fraction, work.seed)[1])
 
     def _fit(self, work: Work) -> Fitted:
         how = {EXACT: self._solve, CLOSED: self._compute, CHOICE: self._choose, ADAMW: self._train}

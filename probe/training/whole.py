@@ -3,14 +3,17 @@
 Shapes: N samples, F = T * D features, O outputs, R held-out samples, P penalties.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from featcache.probe.protocol import Protocol
-from featcache.probe.request import ADAMW, CHOICE, CLOSED, EXACT, Job
-from featcache.probe.solver.logistic import BATCH_COLUMNS, GRID
+from featcache.probe.request import ADAMW, CHOICE, CLOSED, EXACT, GROUP_LASSO, Job
+from featcache.probe.solver import group_lasso, logistic
+from featcache.probe.solver.logistic import BATCH_COLUMNS
+from featcache.probe.solver.path_choice import most_steps
 from featcache.probe.training.held_out import OUTPUT_SHARE
 from featcache.store.errors import RequestError
 from featcache.store.reading.machine import available_memory
@@ -59,7 +62,7 @@ def bytes_needed(job: Job, size: Size, memory: int) -> int:
     """
     features = job.selection.num_tokens * size.width
     if job.solver == EXACT:
-        return _exact_bytes(size, features)
+        return _exact_bytes(size, features, group_lasso.GRID if job.penalty == GROUP_LASSO else logistic.GRID)
     head_class: type[ClosedHead] = job.head.load()
     outputs = 4 * size.num_held_out * size.num_outputs
     kept = len(head_class.grid(size.num_samples)) * outputs
@@ -68,17 +71,18 @@ def bytes_needed(job: Job, size: Size, memory: int) -> int:
     return fitting + 2 * outputs + min(kept, memory // OUTPUT_SHARE)
 
 
-def _exact_bytes(size: Size, num_features: int) -> int:
-    outputs, penalties = size.num_outputs, len(GRID)
+def _exact_bytes(size: Size, num_features: int, grid: Sequence[float]) -> int:
+    outputs, penalties = size.num_outputs, len(grid)
+    tried = penalties + most_steps(grid)
     together = max(outputs, BATCH_COLUMNS.get("cpu", 64))  # columns that are solved side by side
     dimensions = min(size.num_samples, num_features)
     return (
         EXACT_BYTES_PER_VALUE * size.num_samples * num_features
         + 8 * EXACT_LOGITS * together * size.num_samples
         + 8 * EXACT_PARAMETERS * together * dimensions
-        # Logits of all penalties on held-out samples, in float64 and as outputs, and the path of parameters.
-        + 12 * penalties * outputs * size.num_held_out
-        + 16 * penalties * outputs * dimensions
+        # Logits of the default path on held-out samples in float64, the outputs of all that may be tried, and their parameters.
+        + (8 * penalties + 4 * tried) * outputs * size.num_held_out
+        + 16 * tried * outputs * dimensions
     )
 
 

@@ -301,3 +301,80 @@ def test_a_split_of_a_cache(tmp_path):
         HeadProbe("ridge", layers="7").fit(cache["train"])
     with pytest.raises(UnknownNameError, match="unknown head 'rigde'; did you mean ridge"):
         HeadProbe("rigde").fit(features, cache["test"].labels())
+
+
+@pytest.mark.parametrize(
+    ("head", "given", "message"),
+    [
+        (
+            "linear",
+            {"num_heads": 3},
+            "num_heads=3 is for heads with attention, such as attentive, and linear",
+        ),
+        (
+            "ridge",
+            {"learning_rate": 0.1},
+            "learning_rate=0.1 is for heads that are trained, and ridge is not",
+        ),
+        (
+            "logreg",
+            {"weight_decay": 0.1},
+            "weight_decay=0.1 is for heads that are trained, and logreg is not",
+        ),
+        ("linear", {"dropout": 0.1}, "dropout=0.1 is for heads that have one, and linear has none"),
+        (
+            "linear",
+            {"layers": "all"},
+            "layers='all' says what is read of a split of a cache, and X is an array",
+        ),
+        ("linear", {"input": "L2"}, "unknown input stage 'L2'; did you mean l2"),
+        ("linear", {"precision": "fp16"}, "unknown precision 'fp16'"),
+        ("linear", {"device": "gpu"}, "device 'gpu' cannot be used here; write cpu, cuda"),
+        ("linear", {"learning_rate": -1}, "learning_rates must lie in the range above 0, not -1"),
+        ("linear", {"learning_rate": "a"}, "learning_rates must be a list of numbers"),
+        ("linear", {"weight_decay": float("nan")}, "weight_decays must be a list of numbers"),
+        ("linear", {"protocol": replace(SHORT, eps=0)}, "eps must lie in the range above 0, not 0"),
+        ("linear", {"protocol": None}, "unknown protocol 'None'"),
+        ("attentive", {"num_heads": 0}, "num_heads must be a whole number from 1 on, not 0"),
+        (None, {}, "unknown head 'None'"),
+    ],
+)
+def test_parameters_without_use_are_refused(tokens, head, given, message):
+    """None is passed over in silence: a search over it would compare the same head with itself."""
+    features, labels = tokens
+    with pytest.raises(RequestError, match=message):
+        HeadProbe(head, **{"protocol": SHORT, **given}).fit(features, labels)
+
+
+def test_parameters_of_numpy_and_zero_dropout_are_taken(tokens):
+    features, labels = tokens
+    given = {"learning_rate": np.float32(0.5), "weight_decay": np.int64(0), "dropout": 0.0}
+    probe = HeadProbe("linear", protocol=SHORT, **given).fit(features, labels)
+    assert probe.chosen_ == {"learning_rate": 0.5, "weight_decay": 0.0, "dropout": 0.0}
+
+
+@pytest.mark.parametrize("exponent", [-300, -160, 0, 160, 300])
+def test_quantities_of_any_size(tokens, exponent):
+    """Squares of 1e160 are no numbers, and those of 1e-170 are 0."""
+    features, _ = tokens
+    flat = features.reshape(240, -1).astype(np.float32)
+    plain = HeadRegressor("ridge", protocol=SHORT).fit(flat, flat[:, :2].astype(float)).predict(flat)
+    scale = 2.0 ** round(exponent / np.log10(2))
+    scaled = HeadRegressor("ridge", protocol=SHORT).fit(flat, flat[:, :2].astype(float) * scale).predict(flat)
+    np.testing.assert_array_equal(scaled, plain * scale)
+
+
+@pytest.mark.parametrize("change", [lambda x: x + 1e10, lambda x: x * 1e-60])
+def test_features_that_float32_cannot_tell_apart_are_told(tokens, change):
+    features, labels = tokens
+    flat = features.reshape(240, -1).astype(np.float64)
+    with pytest.warns(UserWarning, match="48 of 48 features lose what tells samples apart in float32"):
+        HeadProbe("ridge", input="standard", protocol=SHORT).fit(change(flat), labels)
+
+
+def test_features_that_only_round_are_not_warned_of(tokens, recwarn):
+    features, labels = tokens
+    flat = features.reshape(240, -1).astype(np.float64)
+    flat[:, 0], flat[:, 1] = 14.62, 1 + 1e-16 * flat[:, 0]  # constants
+    HeadProbe("ridge", input="standard", protocol=SHORT).fit(flat + 1000, labels)
+    assert not recwarn.list

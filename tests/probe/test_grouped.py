@@ -131,3 +131,28 @@ def test_a_probe_holds_groups_out_and_says_when_it_does_not_know_them(tmp_path: 
     assert again.run == known.run
     path.write_text(path.read_text().replace(",0\n", ",1\n"))
     assert run(groups=path)[0].run != known.run
+
+
+def test_ids_of_several_lines_and_what_is_no_csv(tmp_path: Path) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_bytes('sample_id,group\n"a\r\nb",1\n"c\u2028d",2\n'.encode())
+    assert read_groups(path) == {"a\r\nb": "1", "c\u2028d": "2"}
+    path.write_text("sample_id,group\n" + "x" * 200_000 + ",1\n")
+    with pytest.raises(
+        RequestError, match=r"groups.csv is no CSV after line 1: field larger than field limit"
+    ):
+        read_groups(path)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([None, *range(N - 1)], "1 samples have no group, the first is row 0"),
+        ([*range(N - 2), np.nan, np.nan], "2 samples have no group, the first is row 238"),
+        (np.array([1, "a"] * (N // 2), object), "all numbers or all text"),
+    ],
+)
+def test_estimators_take_one_group_of_every_sample(groups: Any, message: str) -> None:
+    features = RNG.normal(size=(N, 4)).astype(np.float32)
+    with pytest.raises(RequestError, match=message):
+        HeadProbe("ridge", protocol=SHORT).fit(features, LABELS, groups=groups)

@@ -1,11 +1,21 @@
 """How label sets are divided: every label has its share in each part, and rare ones are not lost by lot."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from featcache.probe.heads import get_head
 from featcache.probe.inputs.label_sets import iterative_parts, label_set_folds, label_set_holdout
+from featcache.probe.inputs.tokens import InMemoryTokens
+from featcache.probe.protocol import QUICK
 from featcache.probe.scoring.tasks import MultiLabel
+from featcache.probe.training.array_fitting import array_job, fit_head
 from featcache.store.errors import RequestError
+
+from .heard import Heard
+
+SHORT = replace(QUICK, min_epochs=1, min_steps=20, learning_rates=(1e-2,), weight_decays=(1e-4,))
 
 
 def label_sets(seed: int, counts: tuple[int, ...] = (120, 60, 20, 4)) -> np.ndarray:
@@ -65,3 +75,30 @@ def test_what_cannot_be_divided() -> None:
         label_set_holdout(label_sets(0), 1, 0)
     with pytest.raises(RequestError, match="do not make 1 folds"):
         label_set_folds(label_sets(0), 1, 0)
+
+
+@pytest.mark.parametrize("each", [2, 3])
+def test_many_rare_labels_leave_enough_to_choose_with(each: int) -> None:
+    """Of two samples of a label, 0.4 should be held out: label by label, none would be."""
+    sets = np.eye(100, dtype=np.uint8)[np.arange(100 * each) % 100]
+    for seed in range(5):
+        train, held = label_set_holdout(sets, 0.2, seed)
+        assert sorted([*train, *held]) == list(range(100 * each))
+        assert len(held) >= 20 * each
+        assert sets[train].any(0).all()
+
+
+def test_a_handful_of_label_sets_is_divided_or_fitted_without_a_choice() -> None:
+    sets = np.eye(3, dtype=np.uint8)[np.arange(5) % 3]
+    train, held = label_set_holdout(sets, 0.2, 0)
+    assert (len(train), len(held)) == (4, 1)
+    assert not len(label_set_holdout(np.eye(4), 0.2, 0)[1])
+    features = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    for head in ("linear", "ridge"):
+        heard = Heard()
+        job = array_job(get_head(head), 1)
+        fitted = fit_head(
+            job, InMemoryTokens(features[:, None]), np.eye(4, dtype=int), protocol=SHORT, reporter=heard
+        )
+        assert np.isnan(fitted.validation)
+        assert any("leave none to choose with" in message for message in heard.messages)

@@ -16,7 +16,7 @@ from featcache.probe.results import SCORES_FILE, read_confusion, save_scores
 from featcache.probe.scoring import bootstrap, metrics
 from featcache.probe.scoring.confusion import DENSE_CLASSES, Confusion
 from featcache.probe.scoring.metrics import single_label_report
-from featcache.probe.scoring.tasks import SingleLabel
+from featcache.probe.scoring.tasks import SingleLabel, make_task
 from featcache.probe.training.array_fitting import array_job
 from featcache.probe.training.closed import run_closed_sweep
 from featcache.probe.training.held_out import make_held_out
@@ -224,3 +224,27 @@ def test_what_does_not_fit_is_refused_before():
     exact = array_job(get_head("logreg"), 4)
     small, many = (bytes_needed(exact, Size(2_000, 400, 64, classes), 2**31) for classes in (2, 5_000))
     assert many - small > 8 * 400 * 5_000 * 13
+
+
+@pytest.mark.parametrize("target_type", ["multi-label", "regression"])
+def test_targets_of_neighbors_are_taken_in_blocks(target_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all samples at once they would be samples x neighbors x classes: 13 GB for 17,000 samples of 1,000 classes."""
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.normal(size=(100, 6)).astype(np.float32))
+    sets = (rng.random((100, 30)) < 0.3).astype(np.uint8)
+    targets = torch.from_numpy(sets.astype(np.float32))
+    task, _ = make_task(sets, target_type)
+    head = knn.KnnHead.fit(features, targets, (1, 6), task, [{"k": 20, "temperature": 0.2}])
+    whole = head(features[:, None])
+    taken: list[int] = []
+    einsum = torch.einsum
+
+    def count(form: str, weights: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        taken.append(found.numel())
+        return einsum(form, weights, found)
+
+    monkeypatch.setattr(torch, "einsum", count)
+    monkeypatch.setattr(knn, "BLOCK_VALUES", 20 * 30 * 7)
+    torch.testing.assert_close(head(features[:, None]), whole)
+    assert len(taken) == 15
+    assert max(taken) == 20 * 30 * 7

@@ -10,9 +10,10 @@ from featcache.probe.inputs.split import stratified_folds, stratified_holdout
 from featcache.probe.inputs.tokens import InMemoryTokens
 from featcache.probe.protocol import QUICK
 from featcache.probe.scoring.metrics import negative_log_likelihood
+from featcache.probe.solver import group_lasso, logistic
 from featcache.probe.solver.certificate import Certificate
 from featcache.probe.solver.exact import run_exact_sweep
-from featcache.probe.solver.path_choice import Bounds, Tried, further_penalties
+from featcache.probe.solver.path_choice import Bounds, Tried, further_penalties, most_steps
 from featcache.probe.training.closed import ends_of_grid
 
 
@@ -102,3 +103,18 @@ def test_the_end_of_a_grid_is_said() -> None:
     assert ends_of_grid([({"shrinkage": one}, 0.5) for one in (1.0, 0.1)], {"shrinkage": 1.0}) == []
     neighbors = [({"k": k, "temperature": 0.1}, 0.5) for k in (1, 5, 20)]
     assert len(ends_of_grid(neighbors, {"k": 20, "temperature": 0.1})) == 1
+
+
+@pytest.mark.parametrize("grid", [logistic.GRID, group_lasso.GRID])
+def test_what_a_path_may_be_extended_by_is_counted(grid: tuple[float, ...]) -> None:
+    """Every further penalty at the weak end is better, until the bound."""
+    bounds = Bounds.of(list(grid), stronger=True)
+
+    def better(penalty: float) -> Tried:
+        certificate = Certificate(penalty, 0.0, 0.0, 0.0, 1, converged=True)
+        return Tried(torch.empty(0), 1 - penalty, -penalty, certificate, None)
+
+    tried = {penalty: better(penalty) for penalty in grid}
+    while further := further_penalties(tried, bounds):
+        tried |= {penalty: better(penalty) for penalty in further}
+    assert len(tried) - len(grid) == most_steps(grid)

@@ -73,3 +73,32 @@ def test_a_damaged_table_of_predictions_is_one_line(tmp_path):
     with pytest.raises(CacheError, match="is damaged"):
         read_confidences(path)
     assert not len(read_confidences(tmp_path / "none.csv")[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "header"),
+    [
+        (["a", "a"], ["a", "a.1", "predicted a", "predicted a.1"]),
+        (["a", "predicted a"], ["a", "predicted a", "predicted a.1", "predicted predicted a"]),
+        (["sample_id", "b"], ["sample_id.1", "b", "predicted sample_id", "predicted b"]),
+        (["a", "a", "a.1"], ["a", "a.2", "a.1", "predicted a", "predicted a.2", "predicted a.1"]),
+    ],
+)
+def test_columns_of_equal_names_can_be_told_apart(tmp_path, names, header):
+    values = np.arange(2 * len(names), dtype=np.float32).reshape(2, -1)
+    path = tmp_path / "predictions.csv"
+    save_predictions(path, ["x", "y"], values, values + 100, names, REGRESSION)
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames == ["sample_id", *header]
+    numbers = np.array([[float(row[name]) for name in header] for row in rows])
+    np.testing.assert_array_equal(numbers, np.concatenate([values, values + 100], 1))
+
+
+def test_classes_called_as_the_columns_of_single_labels_are_no_confidences(tmp_path):
+    path = tmp_path / "predictions.csv"
+    sets = np.eye(3, dtype=np.uint8)
+    save_predictions(path, list("xyz"), sets, sets * 0.9, ["label", "predicted", "probability"], MULTI_LABEL)
+    probability, right = read_confidences(path)
+    assert len(probability) == len(right) == 0

@@ -229,3 +229,13 @@ def test_regression_targets_keep_their_units() -> None:
     torch.testing.assert_close(undone.mean(0), torch.zeros(2), atol=1e-3, rtol=0)
     torch.testing.assert_close(undone.std(0, correction=0), torch.tensor([1.0, 0.0]), atol=1e-3, rtol=0)
     torch.testing.assert_close(scale.apply(undone), targets)
+
+
+def test_targets_that_no_head_could_hold_are_refused() -> None:
+    """In float32 1e39 is infinite, and 2^63 is below 0 as a signed integer."""
+    with pytest.raises(RequestError, match=r"within float32, to 3.4e\+38, and the largest is 1e\+39"):
+        make_task(np.array([1e39, 1.0]))
+    with pytest.raises(
+        RequestError, match="the largest is 9,223,372,036,854,775,808; number the classes anew"
+    ):
+        make_task(np.array([0, 2**63], np.uint64))
