@@ -63,7 +63,8 @@ class Answers:
             CacheError: it is damaged.
             UnavailableError: an image that has to be compared cannot be read.
         """
-        wrong = warnings_of(entry.cache.spec, entry.cache.provenance)
+        cache = entry.cache
+        wrong = warnings_of(cache.spec, cache.inventory.targets, cache.provenance)
         if wrong:
             raise OutdatedCacheError(
                 f"{entry.path} was {wrong[0]}: remove it first (`featcache rm {entry.path}`)"

@@ -28,6 +28,7 @@ from featcache.store.requests import record_files, recorded_files
 REPLACED = "replaced"
 """Field of a dataset's identity: digest over the images that are not those of the cache that was there before."""
 _EXAMPLES = 3
+_LOOKED_AT = 32
 
 
 class Freshness:
@@ -68,8 +69,9 @@ class Freshness:
         Raises:
             UnavailableError: a file cannot be read.
         """
+        old = bool(provenance) and CORRECTIONS not in provenance
         if self._states is None:
-            return ""
+            return self._digest(directory, list(self._refused(readers)) if old else [])
         known = recorded_files(directory)
         for record in known:
             if record.get("fingerprints") == self._states.fingerprints:
@@ -77,17 +79,43 @@ class Freshness:
                 return found if isinstance(found, str) else ""
         suspects = self._suspects(self._states, known, provenance)
         others = list(self._others(suspects, inventory, readers)) if suspects.any() else []
-        digest = sha256_hex(repr(others).encode()) if others else ""
-        if others:
-            names = ", ".join(name for name, _ in others[:_EXAMPLES]) + (
-                ", ..." if len(others) > _EXAMPLES else ""
-            )
-            count = "1 image is not the one" if len(others) == 1 else f"{len(others)} images are not those"
-            self._reporter.message(
-                f"{count} that {directory} was made from ({names}): the cache is no answer"
-            )
+        if old and not others and not self._states.per_row:
+            others = list(self._refused(readers))
+        digest = self._digest(directory, others)
         self._record(directory, digest)
         return digest
+
+    def _digest(self, directory: Path, others: list[tuple[str, str]]) -> str:
+        """Digest over images that are not those of a cache, which is said; empty if there are none."""
+        if not others:
+            return ""
+        names = ", ".join(name for name, _ in others[:_EXAMPLES]) + (
+            ", ..." if len(others) > _EXAMPLES else ""
+        )
+        count = "1 image is not the one" if len(others) == 1 else f"{len(others)} images are not those"
+        self._reporter.message(f"{count} that {directory} was made from ({names}): the cache is no answer")
+        return sha256_hex(repr(others).encode())
+
+    def _refused(self, readers: Mapping[str, SplitReader]) -> Iterator[tuple[str, str]]:
+        """Some images of a cache of an earlier version that are refused now, where files hold many images.
+
+        Before, images of 32 bits were read as if they had 16. Datasets are of one form throughout, so that looking at a few
+        images of each split finds those that are concerned.
+        """
+        from featcache.extract.rgb import rgb_image  # Pillow
+
+        for name, samples in self._source.splits.items():
+            held = (
+                np.flatnonzero(readers[name].valid()[: len(samples)]) if name in readers else np.zeros(0, int)
+            )
+            places = np.unique(np.linspace(0, held.size - 1, min(_LOOKED_AT, held.size)).astype(int))
+            for row in held[places].tolist():
+                try:
+                    rgb_image(self._source, name, row)
+                except UnavailableError:
+                    raise
+                except DatasetError:
+                    yield samples[row].id, bytes(CONTENT_DIGEST_BYTES).hex()
 
     def _record(self, directory: Path, digest: str) -> None:
         if self._states is None:

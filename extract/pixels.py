@@ -117,6 +117,10 @@ values lie outside of the pixel range; ``deep``: its largest value plus one, whe
 """
 
 
+WHITE = "white"
+"""Besides `FACTS`: the value that a file itself declares as white, where its pixels were scaled from it to 65535."""
+
+
 def remember(image: "Image", **facts: int) -> None:
     """Keep facts with an image, by the names of `FACTS`."""
     image.info[_INFO] = {**facts_of(image), **facts}

@@ -6,7 +6,7 @@ from contextlib import suppress
 import numpy as np
 from PIL.Image import Exif, Image, Transpose, fromarray
 
-from featcache.extract.pixels import PixelOptions, facts_of, is_clipped, remember, to_8_bit
+from featcache.extract.pixels import WHITE, PixelOptions, facts_of, is_clipped, remember, to_8_bit
 from featcache.extract.sources.base import Source
 from featcache.store.errors import DatasetError
 from featcache.store.planning import CONTENT_DIGEST_BYTES
@@ -84,6 +84,9 @@ def _flat(image: Image, options: PixelOptions, facts: dict[str, int]) -> Image:
         if image.mode == "I" and getattr(image, "format", None) in _SIXTEEN_BIT_FORMATS:
             values = values.astype(np.uint16)
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        if options.pixel_range is not None and (white := facts.pop(WHITE, 0)):
+            # The range that is given is one of the values in the file.
+            values = np.rint(values * (white / 65535)).astype(np.uint16)
         if options.pixel_range is None and values.dtype == np.uint16:
             facts["deep"] = int(values.max(initial=0)) + 1
         facts["clipped"] = int(is_clipped(values, options.pixel_range))

@@ -35,8 +35,11 @@ def images_per_second(images: ImageInput, extractors: Mapping[str, Extractor], p
             raise extractor.explain(batch.images, samples) from None
         done.append((len(batch.images), time.perf_counter()))
 
+    tried, failures = 0, list[str]()
     started, warm_up = time.perf_counter(), extractor.at_once
     for part, batch in zip(rows, images.batches(rows), strict=False):
+        tried += len(batch.images)
+        failures += [message for _, message in batch.failures]
         under_way.append((part, batch, extractor.start(batch.images)))
         while len(under_way) > extractor.at_once:
             finish_one()
@@ -48,6 +51,8 @@ def images_per_second(images: ImageInput, extractors: Mapping[str, Extractor], p
         while under_way:
             finish_one()
     extractor.stop()
+    if failures:
+        images.say(f"note: {len(failures)} of {tried} images that were tried would fail: {failures[0]}")
     counted = done[warm_up:] if len(done) > warm_up else done
     since = done[warm_up - 1][1] if len(done) > warm_up else started
     return sum(size for size, _ in counted) / (counted[-1][1] - since)

@@ -3,18 +3,27 @@
 A correction that changes stored values comes with an identity or a spec of its own for exactly the inputs concerned, so
 that the cache of before is never taken for the answer. An entry here lets `info` and `verify` say so of such a cache,
 and is a second guard: a cache that is concerned is never an answer, whatever its key is.
+
+Only caches that show it are listed. A cache does not show whether a table had splits that were passed over, nor whether a
+weights file held averaged weights too: such caches have another key than what is made now, so they are never an answer.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from featcache.store.spec import CacheSpec
+from featcache.store.targets import Targets
 
 FIELD = "corrections"
 """Field of provenance.json: names of the corrections that were known when the cache was made."""
 
 Provenance = Mapping[str, Any]
+_TRAIN = frozenset(("train", "training"))
+_SPLITS = _TRAIN | {"test", "testing", "val", "valid", "validation"}
+_SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin"))
+_MISSING = frozenset(("NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "null", "None", "#N/A"))
 
 
 @dataclass(frozen=True)
@@ -25,11 +34,51 @@ class Correction:
     """Short name, never changed: caches made later list it in their provenance."""
     what: str
     """The wrong values, as the end of a sentence that begins with "made before"."""
-    concerns: Callable[[CacheSpec, Provenance], bool]
-    """Whether a cache that was made before holds, or may hold, such values. It must not raise: provenance comes from anywhere."""
+    concerns: Callable[[CacheSpec, Targets], bool]
+    """Whether a cache that was made before holds such values."""
 
 
-CORRECTIONS: tuple[Correction, ...] = ()
+def _is_of(kind: str, spec: CacheSpec) -> bool:
+    return spec.dataset.get("kind") == kind
+
+
+def _has_splits_as_classes(spec: CacheSpec, targets: Targets) -> bool:
+    names = {name.casefold() for name in targets.names}
+    return _is_of("imagefolder", spec) and len(names) > 1 and names <= _SPLITS and bool(names & _TRAIN)
+
+
+def _has_thumbnails(spec: CacheSpec, targets: Targets) -> bool:
+    names = {name.casefold() for name in targets.names}
+    return _is_of("imagefolder", spec) and not names.isdisjoint(_SYSTEM_FOLDERS)
+
+
+def _has_one_class_twice(spec: CacheSpec, targets: Targets) -> bool:
+    names = set(targets.names)
+    return _is_of("csv", spec) and any(re.fullmatch(r"\d+\.0", n) and n[:-2] in names for n in names)
+
+
+def _has_missing_labels(spec: CacheSpec, targets: Targets) -> bool:
+    return _is_of("csv", spec) and not _MISSING.isdisjoint(targets.names)
+
+
+CORRECTIONS: tuple[Correction, ...] = (
+    Correction(
+        "folders of splits",
+        "folders such as Train and Test were read as splits: they are its classes",
+        _has_splits_as_classes,
+    ),
+    Correction(
+        "system folders",
+        "folders of file servers and archivers were left out: one is a class of it",
+        _has_thumbnails,
+    ),
+    Correction("numbers as classes", "1 and 1.0 were read as one class", _has_one_class_twice),
+    Correction(
+        "missing labels",
+        "labels such as NA and nan were taken for missing: one is a class of it",
+        _has_missing_labels,
+    ),
+)
 """All corrections so far, in order."""
 
 
@@ -38,12 +87,20 @@ def known_corrections() -> list[str]:
     return [correction.name for correction in CORRECTIONS]
 
 
-def warnings_of(spec: CacheSpec, provenance: Provenance) -> list[str]:
-    """Sentences on the corrections that concern a cache and that it was made before; empty if it is as it should be."""
+def warnings_of(spec: CacheSpec, targets: Targets, provenance: Provenance) -> list[str]:
+    """Sentences on the corrections that concern a cache and that it was made before; empty if it is as it should be.
+
+    Args:
+        spec: of the cache.
+        targets: of the cache.
+        provenance: of the cache; empty while it is not complete, when nothing is said.
+    """
+    if not provenance:
+        return []
     known = provenance.get(FIELD)
     names = known if isinstance(known, list) else []
     return [
         f"made before {correction.what}; extract it again"
         for correction in CORRECTIONS
-        if correction.name not in names and correction.concerns(spec, provenance)
+        if correction.name not in names and correction.concerns(spec, targets)
     ]

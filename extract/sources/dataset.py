@@ -291,9 +291,12 @@ class SplitDataset(Source):
             return
         single = np.flatnonzero(np.bincount(strata) == 1)
         if single.size:
+            name = self.class_names[int(single[0])]
+            hint = "add images, remove the class, or provide train/ and test/ folders"
+            if _is_fraction(name):
+                hint = f"for real values give --target {REGRESSION}, or {hint}"
             raise DatasetError(
-                f"class {self.class_names[int(single[0])]!r} has a single image, so it cannot be in both train and test; "
-                "add images, remove the class, or provide train/ and test/ folders"
+                f"class {name!r} has a single image, so it cannot be in both train and test; {hint}"
             )
 
     def _refuse_shared_groups(self, rows: Mapping[str, Rows], column: str) -> None:
@@ -371,3 +374,11 @@ class SplitDataset(Source):
                 what = f"classes that train lacks: {shown}" if unknown.size else ""
             if what:
                 self._notes.append(f"split {name} of {self.name}: {what}")
+
+
+def _is_fraction(name: str) -> bool:
+    """Whether the name of a class is a number that is not whole, such as a measurement."""
+    try:
+        return not float(name).is_integer()
+    except (ValueError, OverflowError):
+        return False

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from featcache.extract.pixels import remember
+from featcache.extract.pixels import WHITE, remember
 from featcache.store.errors import DatasetError, UnavailableError
 
 if TYPE_CHECKING:
@@ -121,9 +121,9 @@ def _decode(file: IO[bytes], name: object, num_bytes: int) -> "Image":
         with _quiet(), Image.open(file, formats=formats) as image:
             if image.width * image.height > _max_pixels.get():
                 raise DatasetError(_too_large(name, image.width * image.height))
-            raw_mode, frames = _raw_mode(image), _has_more_frames(image)
+            raw_mode, frames, white = _raw_mode(image), _has_more_frames(image), _declared_white(image)
             image.load()
-            _remember(image, raw_mode, frames)
+            _remember(image, raw_mode, frames, white)
             return image
     except DatasetError:
         raise
@@ -175,17 +175,28 @@ def _raw_mode(image: "ImageFile") -> str:
     return first if isinstance(first, str) else ""
 
 
+def _declared_white(image: "ImageFile") -> int:
+    """The white that a PGM or PPM file of more than 8 bits declares, to which Pillow scales it; 0 for other files."""
+    args = image.tile[0][3] if image.tile else ()
+    # What is declared as 65535 is not scaled, unless it is in colour.
+    if image.format != "PPM" or not isinstance(args, tuple) or not isinstance(args[-1], int):
+        return 0
+    return args[-1] if args[-1] > 255 else 0
+
+
 def _has_more_frames(image: "ImageFile") -> bool:
     # The further images of an MPO file are previews or other views of the same photo.
     return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
-def _remember(image: "ImageFile", raw_mode: str, frames: bool) -> None:
+def _remember(image: "ImageFile", raw_mode: str, frames: bool, white: int) -> None:
     """Keep with a loaded image the facts that its pixels do not show."""
     facts = {"frames": 1} if frames else {}
     if image.format == "TIFF" and _MORE_CHANNELS.fullmatch(raw_mode):
         facts["channels"] = 1
-    if ";16" in raw_mode and image.mode in _EIGHT_BIT_COLOUR:
+    if white and image.mode == "I":
+        facts[WHITE] = white
+    if (";16" in raw_mode or white) and image.mode in _EIGHT_BIT_COLOUR:
         # Pillow has no colour of 16 bits: it keeps the upper 8 bits of every value.
         colours = [np.asarray(image.getchannel(band)) for band in image.getbands() if band != "A"]
         facts["deep"] = (int(max(colour.max() for colour in colours)) << 8) + 256

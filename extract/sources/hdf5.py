@@ -16,7 +16,7 @@ from featcache.extract.sources.arrays import Array, ArrayCollection, ArrayPart
 from featcache.extract.sources.dataset import DatasetOptions
 from featcache.extract.sources.hdf5_rows import LibraryRows, PlacedRows, open_rows
 from featcache.extract.sources.places import unpacked
-from featcache.extract.sources.split_names import ChosenSplits, choose_splits
+from featcache.extract.sources.split_names import ChosenSplits, choose_splits, note_splits_beside
 from featcache.store.convert.h5_files import (
     find_dataset,
     find_linked,
@@ -96,7 +96,7 @@ def open_hdf5(argument: Argument, options: DatasetOptions, reporter: Reporter) -
         options,
         argument.names("classes"),
         chosen.unread,
-        list(linked),
+        [*linked, *([] if chosen.names else note_splits_beside(argument.path))],
         linked=list(linked.values()),
     )
 

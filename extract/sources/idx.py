@@ -53,8 +53,10 @@ def open_idx(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
         # The unpacked file sorts first and is read faster.
         found.setdefault(split, (path, _labels(path)))
     if not found:
+        below = [path.parent for path in sorted(folder.glob("*/*-images*")) if _IMAGES.fullmatch(path.name)]
         raise DatasetError(
             f"{folder} has no files such as train-images-idx3-ubyte or train-images-idx3-ubyte.gz"
+            + (f"; name idx:{below[0]}, which has" if below else "")
         )
     chosen = choose_splits(list(found), options, str(folder))
     parts = [

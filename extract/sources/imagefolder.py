@@ -22,6 +22,7 @@ from featcache.extract.sources.split_names import (
     ChosenSplits,
     choose_splits,
     note_splits_beside,
+    role_of,
     roles_of,
 )
 from featcache.store.errors import DatasetError, RequestError
@@ -122,7 +123,7 @@ class ImageFolder(Collection):
         if not asked and not options.resplit:
             for role in (TRAIN, TEST):
                 if role not in roles.values():
-                    raise DatasetError(self._lacking(role, [name for name in folders if not roles[name]]))
+                    raise DatasetError(self._lacking(role, folders, roles))
         # Folders of another kind (docs/, meta/) are not put together with the splits.
         found = [name for name in folders if roles[name] or asked or not options.resplit]
         chosen = choose_splits(found, options, str(self._directory))
@@ -159,13 +160,18 @@ class ImageFolder(Collection):
             for name in called
         )
 
-    def _lacking(self, role: str, others: Sequence[str]) -> str:
-        hint = (
-            f"; or name splits with --train-split and --test-split: {', '.join(map(_printable, others[:20]))}"
-            f"; or read every folder as a class with imagefolder:DIR?{SPLITS_FIELD}={NO_SPLITS}"
-            if others
-            else "; or split it anew with --resplit"
-        )
+    def _lacking(self, role: str, folders: Sequence[str], roles: Mapping[str, str | None]) -> str:
+        others = [name for name in folders if not roles[name]]
+        validation = [name for name in folders if roles[name] == VALIDATION]
+        if role == TEST and validation:
+            hint = f"; --test-split {validation[0]} tests on {validation[0]}/, and --resplit splits anew"
+        elif others:
+            hint = (
+                f"; or name splits with --train-split and --test-split: {', '.join(map(_printable, others[:20]))}"
+                f"; or read every folder as a class with imagefolder:DIR?{SPLITS_FIELD}={NO_SPLITS}"
+            )
+        else:
+            hint = "; or split it anew with --resplit"
         return (
             f"{self._directory} has no {role}/ folder; it needs both {TRAIN}/ and {TEST}/, or neither{hint}"
         )
@@ -189,13 +195,8 @@ class ImageFolder(Collection):
         names, loose = self._tree.folders(folder), self._tree.loose_images(folder)
         where = self._directory / folder
         if not names:
-            hint = (
-                f"; its {len(loose)} images have no label: put them into one folder, such as {where / 'all'}, to have "
-                "features without labels"
-            )
-            raise DatasetError(
-                f"{where} has no class folders; it needs one folder of images per class{hint if loose else ''}"
-            )
+            hint = self._unlabelled(folder, len(loose)) if loose else ""
+            raise DatasetError(f"{where} has no class folders; it needs one folder of images per class{hint}")
         if loose:
             self._tree.passed_over["images beside the class folders"] += len(loose)
             self._notes.append(
@@ -212,6 +213,23 @@ class ImageFolder(Collection):
                 f"{', '.join(map(ascii, twins[:4]))}; rename or merge them"
             )
         return names
+
+    def _unlabelled(self, folder: str, count: int) -> str:
+        """Say what can be done with images that lie in no class folder, in the dataset's folder or in that of a split."""
+        about = f"; its {count} images have no label"
+        tables = sorted(self._directory.glob("*.csv"))
+        named = next((table for table in tables if table.stem == folder), tables[0] if tables else None)
+        if named is not None:
+            return f"{about}; if {named.name} has them, name csv:{named}?root={self._directory / folder}"
+        if folder and role_of(folder) != TRAIN:
+            others = [name for name in self._tree.folders() if role_of(name) in (TEST, VALIDATION)]
+            labelled = next((name for name in others if self._tree.folders(name)), None)
+            if labelled is not None:
+                return f"{about}: test on another split with --test-split {labelled}"
+            train = next((name for name in self._tree.folders() if role_of(name) == TRAIN), TRAIN)
+            return f"{about}: to leave them out, name imagefolder:{self._directory / train}"
+        place = self._directory / folder / "all"
+        return f"{about}: put them into one folder, such as {place}, to have features without labels"
 
     def _read(self, folder: str, names: Sequence[str], classes: Sequence[str]) -> int:
         """Take over the files of one split, classes and files in sorted order; returns how many."""

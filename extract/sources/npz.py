@@ -10,7 +10,7 @@ from typing import Any
 from featcache.extract.sources.argument import Argument
 from featcache.extract.sources.arrays import Array, ArrayCollection, ArrayPart
 from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.split_names import ChosenSplits, choose_splits
+from featcache.extract.sources.split_names import ChosenSplits, choose_splits, note_splits_beside
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.npy import npy_layout, read_npy
 from featcache.store.progress import Reporter
@@ -52,7 +52,8 @@ def open_npz(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
 def _collection(
     path: Path, parts: Sequence[ArrayPart], argument: Argument, options: DatasetOptions, chosen: ChosenSplits
 ) -> ArrayCollection:
-    return ArrayCollection("npz", path.stem, parts, options, argument.names("classes"), chosen.unread)
+    beside = [] if chosen.names else note_splits_beside(path)
+    return ArrayCollection("npz", path.stem, parts, options, argument.names("classes"), chosen.unread, beside)
 
 
 class _Archive:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from featcache.extract.sources.decode import EXTENSIONS
 from featcache.extract.sources.image_tree import refuse_irregular
 from featcache.extract.sources.shards import refuse_missing
 from featcache.store.errors import DatasetError
@@ -16,6 +17,8 @@ from featcache.store.errors import DatasetError
 STAT_THREADS = 16
 _MISSING = (-1, 0)
 _SHOWN = 120
+_LOOKED_INTO = 64
+"""Folders beside the table in which a missing image is looked for."""
 
 
 @dataclass
@@ -101,10 +104,29 @@ def _other_form(root: Path, path: str, table: Path, row: int) -> tuple[str, tupl
 
 
 def _refuse_missing_images(root: Path, missing: Sequence[str], table: Path) -> None:
-    hint = f"images (below {root})"
+    if not missing:
+        return
     if any("\\" in path or ntpath.splitdrive(path)[0] for path in missing):
         hint = f"images with the separators or drives of Windows (below {root}; csv:FILE?root=DIR names their folder)"
+    else:
+        hint = f"images (below {root}{_found_elsewhere(root, missing[0])})"
     refuse_missing([_short(path) for path in missing], hint, str(table))
+
+
+def _found_elsewhere(root: Path, path: str) -> str:
+    """Say where an image that is missing seems to lie: in a folder below the root, or under its name with an extension."""
+    try:
+        folders = sorted(entry.path for entry in os.scandir(root) if entry.is_dir())[:_LOOKED_INTO]
+    except OSError:
+        return ""
+    for folder in folders:
+        if _state(Path(folder), path) != _MISSING:
+            return f"; {_short(path)} is in {folder}, which ?root={folder} names"
+    for folder in (str(root), *folders):
+        for extension in sorted(EXTENSIONS):
+            if _state(Path(folder), path + extension) != _MISSING:
+                return f"; {_short(path)}{extension} is in {folder}: paths need their extension"
+    return ""
 
 
 def _short(path: str) -> str:

@@ -30,6 +30,7 @@ _FILLERS = frozenset(
     ["data", "dataset", "datasets", "set", "split", "image", "images", "img", "imgs", "folder"]
 )
 _SUFFIX = re.compile(r"(data|dataset|split|set|images|imgs|(19|20)\d\d)$")
+_NUMBER = re.compile(r"(?<=[a-z])[-_ ]?\d{1,2}$", re.IGNORECASE)
 _FLAG_PREFIX = re.compile(r"^(is|in|for|use)[-_ ]?(?=[a-z])")
 _YES, _NO = ("1", "1.0", "true", "t", "yes", "y"), ("0", "0.0", "false", "f", "no", "n")
 
@@ -65,9 +66,12 @@ def roles_of(names: Sequence[str]) -> dict[str, str | None]:
     """Return the role of each of the names that stand side by side.
 
     A word for a split also counts beside other words if the same words stand with train and with another split:
-    ``seg_train`` and ``seg_test`` are splits, ``train_station`` and ``bus_station`` are not.
+    ``seg_train`` and ``seg_test`` are splits, ``train_station`` and ``bus_station`` are not. ``test1`` is the test split of
+    a train split that has no other.
     """
     roles = {name: role_of(name) for name in names}
+    if TRAIN in roles.values() and TEST not in roles.values():
+        roles |= {name: TEST for name in names if role_of(_NUMBER.sub("", name)) == TEST}
     beside: dict[tuple[str, ...], dict[str, str]] = {}
     for name in (name for name, role in roles.items() if role is None):
         words = _words(name)

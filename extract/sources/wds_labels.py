@@ -4,14 +4,16 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from featcache.extract.sources.array_labels import FoundTargets
 from featcache.extract.sources.base import Labels
-from featcache.extract.sources.collection import indexed_targets
+from featcache.extract.sources.collection import MAX_CLASSES, indexed_targets
 from featcache.extract.sources.dataset import AUTO
+from featcache.store.class_numbers import number_classes
 from featcache.store.errors import DatasetError
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
 
@@ -76,17 +78,6 @@ def read_record(content: bytes, where: str) -> Mapping[str, Any]:
     return record
 
 
-def label_notes(name: str, targets: Targets, classes: Sequence[str], target: str) -> Iterator[str]:
-    """Say what people should know of labels that are numbers."""
-    if targets.kind == SINGLE_LABEL and classes and len(classes) < len(targets.names):
-        yield (
-            f"{name}: {len(classes)} names for {len(targets.names)} classes; classes from {len(classes)} on are called by "
-            "their numbers"
-        )
-    if targets.kind == REGRESSION and target == AUTO:
-        yield f"{name}: labels in .npy are not all 0 or 1, so they are real values; for classes save their indices as .cls"
-
-
 def common_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return the fields that all records have."""
     if not records:
@@ -95,9 +86,7 @@ def common_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]
     return {name: [record[name] for record in records] for name in names}
 
 
-def label_targets(
-    labels: Sequence[Any], classes: Sequence[str], target: str, name: str
-) -> tuple[Labels, Targets]:
+def label_targets(labels: Sequence[Any], classes: Sequence[str], target: str, name: str) -> FoundTargets:
     """Return labels in their stored type and their targets: integers are classes, arrays 0 or 1 for each class or real values.
 
     Raises:
@@ -106,8 +95,9 @@ def label_targets(
     if not any(isinstance(label, np.ndarray) for label in labels):
         column = np.array(labels, np.int64)
         if target == REGRESSION:
-            return column[:, None].astype(np.float32), Targets(REGRESSION, tuple(classes[:1]) or ("target",))
-        return column, indexed_targets(column, classes, name)
+            named = tuple(classes[:1]) or ("target",)
+            return FoundTargets(column[:, None].astype(np.float32), Targets(REGRESSION, named))
+        return _class_targets(column, classes, name)
     arrays = [np.asarray(label).ravel() for label in labels]
     if len({len(array) for array in arrays}) > 1:
         raise DatasetError(
@@ -116,9 +106,28 @@ def label_targets(
     table = np.stack(arrays)
     names = (*classes[: table.shape[1]], *(str(index) for index in range(len(classes), table.shape[1])))
     if target != REGRESSION and np.isin(table, (0, 1)).all():
-        return table.astype(np.uint8), Targets(MULTI_LABEL, names)
+        return FoundTargets(table.astype(np.uint8), Targets(MULTI_LABEL, names))
     if target in (MULTI_LABEL, SINGLE_LABEL):
         raise DatasetError(
             f"{name}: labels are arrays with other values than 0 and 1, so they are not {target}"
         )
-    return table.astype(np.float32), Targets(REGRESSION, names)
+    about = f"{name}: labels in .npy are not all 0 or 1, so they are real values; for classes save their indices as .cls"
+    return FoundTargets(
+        table.astype(np.float32), Targets(REGRESSION, names), [about] if target == AUTO else []
+    )
+
+
+def _class_targets(labels: Labels, classes: Sequence[str], name: str) -> FoundTargets:
+    """Classes by their indices ``[N]``; without names, ids in place of indices are numbered anew."""
+    if not classes and labels.max(initial=0) >= MAX_CLASSES:
+        numbered = number_classes([labels], name)
+        notes = [f"{name}: {note}" for note in numbered.notes]
+        return FoundTargets(numbered.labels[0], Targets(SINGLE_LABEL, numbered.names), notes)
+    targets = indexed_targets(labels, classes, name)
+    notes = []
+    if classes and len(classes) < len(targets.names):
+        notes.append(
+            f"{name}: {len(classes)} names for {len(targets.names)} classes; classes from {len(classes)} on are called by "
+            "their numbers"
+        )
+    return FoundTargets(labels, targets, notes)

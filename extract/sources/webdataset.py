@@ -34,7 +34,6 @@ from featcache.extract.sources.wds_labels import (
     CLASS,
     RECORD,
     common_columns,
-    label_notes,
     label_targets,
     read_label,
     read_record,
@@ -102,9 +101,7 @@ class WebDataset(Collection):
             f"{prefix}/{key}" for prefix, shard in zip(prefixes, shards, strict=True) for key in shard.keys
         )
         refuse_repeated(ids, name)
-        labels, targets = label_targets(
-            [label for shard in shards for label in shard.labels], classes, target, name
-        )
+        found = label_targets([label for shard in shards for label in shard.labels], classes, target, name)
         ends = np.cumsum([len(shard.keys) for shard in shards])
         parts, first, shard_end = {}, 0, 0
         for split, paths in splits.items():
@@ -113,14 +110,14 @@ class WebDataset(Collection):
             parts[split], first = np.arange(first, end), end
         self.listing = Listing(
             ids,
-            labels,
-            targets,
-            listing_digest(targets.names, ids, self._sizes.tolist(), labels),
+            found.labels,
+            found.targets,
+            listing_digest(found.targets.names, ids, self._sizes.tolist(), found.labels),
             {} if list(splits) == [""] else parts,
             unread,
             common_columns([record for shard in shards for record in shard.records]),
             {**(facts or {}), **({"image": image} if image else {})},
-            list(label_notes(name, targets, classes, target)),
+            found.notes,
             dict(sum((Counter(shard.left_out) for shard in shards), Counter())),
         )
         self._open: OrderedDict[int, int] = OrderedDict()

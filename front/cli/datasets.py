@@ -128,7 +128,8 @@ def _print(document: JsonObject) -> None:
     targets, splits = document["targets"], list(document["samples"])
     sizes = ", ".join(f"{count} {split}" for split, count in document["samples"].items())
     echo(f"{document['name']}: {sizes}; {len(targets['names'])} {_noun(targets['kind'])}")
-    echo(f"{document['summary']}\n")
+    echo(document["summary"])
+    echo()
     if targets["kind"] == REGRESSION:
         units = targets["units"] or [""] * len(targets["names"])
         rows = [

@@ -71,7 +71,7 @@ def _describe(entry: Entry) -> JsonObject:
         else None,
         "shared_images": [shared.to_dict() for shared in found],
         "provenance": cache.provenance,
-        "warnings": warnings_of(cache.spec, cache.provenance),
+        "warnings": warnings_of(cache.spec, cache.inventory.targets, cache.provenance),
     }
 
 

@@ -66,7 +66,7 @@ def describe_remote(cache_address: str) -> JsonObject:
             "class_counts": {},  # labels and what was skipped are data
             "skipped": None,
             "shared_images": [],
-            "warnings": warnings_of(manifest.spec, provenance),
+            "warnings": warnings_of(manifest.spec, manifest.inventory.targets, provenance),
             "provenance": provenance,
         }
 

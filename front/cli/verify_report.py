@@ -50,7 +50,7 @@ class Checked:
             provenance = read_sealed(self.found.directory / PROVENANCE_FILE)
         except (OSError, CacheError):
             provenance = {}
-        return warnings_of(manifest.spec, provenance)
+        return warnings_of(manifest.spec, manifest.inventory.targets, provenance)
 
     def show(self) -> None:
         """Print one line for each damage, then the summary."""

@@ -3,7 +3,7 @@
 Imports neither zarr nor torch. Values are equal to what any Zarr v3 reader gives; the memory map is only faster.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -106,6 +106,18 @@ class Cache:
             )
             self._splits[split] = reader
         return self._splits[split]
+
+    def __contains__(self, split: object) -> bool:
+        """Whether the cache holds a split of this name."""
+        return split in self.inventory.splits
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the splits, as over a mapping."""
+        return iter(self.inventory.splits)
+
+    def __len__(self) -> int:
+        """Number of splits."""
+        return len(self.inventory.splits)
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{split.name} {split.num_samples}" for split in self.inventory.splits.values())

@@ -165,6 +165,7 @@ def test_a_look_before_the_run(cli, tmp_path):
     assert "flowers: 10 train, 4 test; 3 classes (single-label)" in shown.out
     assert "    0  ant        4     2" in shown.out
     assert "note: image test/1/s4 in" in shown.out
+    assert "\\n" not in shown.out  # an escaped end of line
     assert f"contact sheet: {tmp_path}/sheet.png" in shown.out
     with Image.open(tmp_path / "sheet.png") as sheet:
         colours = {colour for _, colour in sheet.convert("RGB").getcolors(2**16)}

@@ -6,6 +6,7 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import featcache as package
 from support.caches import all_files
@@ -38,6 +39,18 @@ def test_a_dry_run_says_what_the_run_does_and_writes_nothing(cli, weights, image
     assert (
         "complete, but lacks train: mlp; test: mlp" in cli(*arguments, "--tap", "norm2,mlp", "--dry-run").out
     )
+
+
+def test_a_dry_run_says_which_images_would_fail(cli, weights, tmp_path):
+    folder = tmp_path / "deep"
+    for label in "ab":
+        (folder / label).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(np.zeros((8, 8), np.int32)).save(folder / label / f"{number}.tif")
+    arguments = extract_arguments(weights, f"imagefolder:{folder}")
+    done = cli(*arguments, "--dry-run")
+    assert "note: 6 of 6 images that were tried would fail: image 'a/0.tif': its pixels are int32" in done.err
+    assert "would fail" not in cli(*arguments, "--dry-run", "--pixel-range", "8").err
 
 
 def test_without_room_nothing_is_begun(cli, weights, images, tmp_path, monkeypatch):

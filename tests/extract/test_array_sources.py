@@ -631,3 +631,20 @@ def test_damaged_parquet(tmp_path, seed):
 def test_licences_of_cards(tmp_path, text, licence):
     (tmp_path / "README.md").write_bytes(text)
     assert card_licence(tmp_path / "README.md") == licence
+
+
+def test_other_splits_beside_a_file_of_one_split_are_said(tmp_path):
+    for split in ("train", "test"):
+        write_h5(tmp_path / f"level_2_split_{split}_x.h5", x=IMAGES)
+        write_h5(tmp_path / f"level_2_split_{split}_y.h5", y=Y)
+        np.savez(tmp_path / f"{split}.npz", images=IMAGES, labels=Y)
+    alone = open_it(f"hdf5:{tmp_path}/level_2_split_train_x.h5")
+    assert "only level_2_split_train_x.h5 is read; beside it lies level_2_split_test_x.h5" in alone.notes
+    assert "only train.npz is read; beside it lies test.npz" in open_it(f"npz:{tmp_path}/train.npz").notes
+    both = open_it(f"hdf5:{tmp_path}/level_2_split_{{split}}_x.h5")
+    assert not any("beside" in note for note in both.notes)
+
+
+def test_idx_files_in_a_folder_below_are_named(tmp_path):
+    write_idx(tmp_path / "raw", IMAGES)
+    refused(f"idx:{tmp_path}", f"name idx:{tmp_path}/raw, which has")

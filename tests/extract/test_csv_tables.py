@@ -365,3 +365,24 @@ def test_fields_that_are_not_there(root):
         RequestError,
         "has no label column; .*images without labels",
     )
+
+
+def test_where_missing_images_lie_is_said(root, tmp_path):
+    (root / "train").mkdir()
+    for path in root.glob("*.png"):
+        path.rename(root / "train" / path.name)
+    names = sorted(path.name for path in (root / "train").iterdir())
+    table = root / "t.csv"
+    table.write_text("image,label\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(names)))
+    refused(table, DatasetError, f"{names[0]} is in {root}/train, which .root={root}/train names")
+    assert len(open_it(table, f"?root={root}/train").splits["train"])
+    table.write_text("image,label\n" + "".join(f"{n[:-4]},{i % 2}\n" for i, n in enumerate(names)))
+    refused(table, DatasetError, f"{names[0]} is in {root}/train: paths need their extension")
+
+
+def test_real_values_of_which_each_is_there_once_are_no_classes(root):
+    table = write(root, "path,age", lambda i: (f"{i}.png", i + 0.5))
+    refused(
+        table, DatasetError, "class '0.5' has a single image, .* for real values give --target regression"
+    )
+    assert open_it(table, target="regression").targets.names == ("age",)

@@ -1,5 +1,6 @@
 """Files that are exchanged, touched or copied under a cache: their content decides, and only where something moved."""
 
+import io
 import json
 import os
 import shutil
@@ -185,6 +186,30 @@ def test_a_cache_of_tiff_files_of_an_earlier_version_is_compared(tmp_path, run):
         file.truncate(size)
     with pytest.raises(DatasetError, match=r"a/0\.tif': its pixels are int32"):
         run(folder)
+
+
+def test_a_cache_of_an_earlier_version_of_shards_with_images_of_32_bits_is_no_answer(tmp_path, run):
+    def write(values: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, "TIFF")
+        content = buffer.getvalue().ljust(1000, b"\0")
+        for split in ("train", "test"):
+            (tmp_path / "shards" / split).mkdir(parents=True, exist_ok=True)
+            with tarfile.open(tmp_path / "shards" / split / "0.tar", "w") as shard:
+                for number in range(4):
+                    for suffix, stored in ((".tif", content), (".cls", b"%d" % (number % 2))):
+                        member = tarfile.TarInfo(f"{number}{suffix}")
+                        member.size = len(stored)
+                        shard.addfile(member, io.BytesIO(stored))
+
+    write(np.zeros((8, 8), np.uint16))
+    first, _ = run(tmp_path / "shards", "wds")
+    forget_files(first.path)
+    assert run(tmp_path / "shards", "wds")[0].cached
+    write(np.zeros((8, 4), np.int32))
+    forget_files(first.path, started_at=time.time() + 60)  # made from these, by what read them as 16 bits
+    with pytest.raises(DatasetError, match="its pixels are int32"):
+        run(tmp_path / "shards", "wds")
 
 
 def test_an_unfinished_run_does_not_mix_images_of_two_versions(tmp_path, run):

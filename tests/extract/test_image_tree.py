@@ -71,7 +71,7 @@ def test_the_usual_spelling_keeps_its_identity(tmp_path):
 
 def test_a_validation_split_alone_is_for_no_one_to_guess(tmp_path):
     make(tmp_path, *classes("Training", "Validation"))
-    refused(tmp_path, DatasetError, r"has no test/ folder; it needs both train/ and test/, or neither")
+    refused(tmp_path, DatasetError, r"it needs both train/ and test/, or neither; --test-split Validation")
     source = open_it(tmp_path, test_splits=("val",))
     assert split_ids(source)["test"] == sorted(classes("Validation"))
     assert source.identity["test_splits"] == ["Validation"]
@@ -267,3 +267,32 @@ def test_a_class_folder_that_is_not_utf8_is_named(tmp_path):
     root = make(tmp_path, *classes(""))
     os.mkdir(os.fsencode(root) + b"/\xff")
     refused(root, DatasetError, "the folder name '.udcff' is not valid UTF-8; rename the folder")
+
+
+def test_the_numbered_test_split_of_a_competition_is_no_class(tmp_path):
+    source = open_it(make(tmp_path / "a", *classes("train", "test1")))
+    assert split_ids(source)["test"] == sorted(classes("test1"))
+    other = open_it(make(tmp_path / "b", *classes("train", "test", "test2")))
+    assert split_ids(other)["test"] == sorted(classes("test"))
+    same = open_it(make(tmp_path / "c", *classes("", names=("test1", "test2"), count=4)))
+    assert same.class_names == ("test1", "test2")
+
+
+def test_images_of_a_split_without_labels(tmp_path):
+    flat = [f"test/{number}.png" for number in range(3)]
+    make(tmp_path, *classes("train"), *flat)
+    refused(tmp_path, DatasetError, rf"its 3 images have no label: .* name imagefolder:{tmp_path}/train$")
+    assert open_it(tmp_path / "train").class_names == ("cat", "dog")
+    make(tmp_path, *classes("val"))
+    refused(tmp_path, DatasetError, "test on another split with --test-split val")
+    assert split_ids(open_it(tmp_path, test_splits=("val",)))["test"] == sorted(classes("val"))
+
+
+def test_a_table_that_has_the_labels_of_a_flat_folder_is_named(tmp_path):
+    paths = [f"train/{number}.png" for number in range(8)]
+    make(tmp_path, *paths, "test/9.png")
+    rows = "".join(f"{number}.png,{number % 2}\n" for number in range(8))
+    (tmp_path / "train.csv").write_text(f"image,label\n{rows}")
+    table = f"csv:{tmp_path}/train.csv?root={tmp_path}/train"
+    refused(tmp_path, DatasetError, f"if train.csv has them, name {re.escape(table)}$")
+    assert len(resolve_source(table, DatasetOptions()).splits["train"]) == 6

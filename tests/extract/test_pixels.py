@@ -7,6 +7,7 @@ from PIL import Image
 from featcache.extract.pixels import FACTS, PixelOptions, PixelRange, facts_of, to_8_bit
 from featcache.extract.rgb import to_rgb
 from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extract.sources.decode import decode
 from featcache.store.errors import RequestError, UnknownNameError
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -136,3 +137,23 @@ def test_the_identity_tells_how_pixels_are_read_only_where_that_was_asked_for(tm
     assert identity(exif_orientation="ignore", pixel_range="auto") == plain
     assert identity(pixel_range="12") == {**plain, "pixel_range": "12"}
     assert identity(exif_orientation="apply") == {**plain, "exif_orientation": "apply"}
+
+
+@pytest.mark.parametrize("white", [1023, 4095, 65535])
+def test_the_white_that_a_pgm_file_declares_is_white_and_a_range_counts_from_its_own_values(tmp_path, white):
+    values = np.linspace(0, white, 256).round().astype(">u2").reshape(16, 16)
+    (tmp_path / "g.pgm").write_bytes(b"P5 16 16 %d\n" % white + values.tobytes())
+    rgb = np.asarray(to_rgb(decode(tmp_path / "g.pgm", "g")))[..., 0]
+    assert abs(rgb.astype(int) - GREY).max() <= 1
+    ends = PixelOptions(PixelRange.parse(f"0..{white}"))
+    image = to_rgb(decode(tmp_path / "g.pgm", "g"), ends)
+    np.testing.assert_array_equal(np.asarray(image)[..., 0], np.rint(values / white * 255))
+    assert not facts_of(image)["clipped"]
+
+
+def test_colours_of_16_bits_in_ppm_files_are_said(tmp_path):
+    values = np.full((4, 4, 3), 4095, ">u2")
+    (tmp_path / "c.ppm").write_bytes(b"P6 4 4 65535\n" + values.tobytes())
+    assert facts_of(to_rgb(decode(tmp_path / "c.ppm", "c")))["deep"] in range(4096, 4353)  # rounded
+    with pytest.raises(ValueError, match="its colours have 16 bits"):
+        to_rgb(decode(tmp_path / "c.ppm", "c"), PixelOptions(PixelRange.parse("12")))

@@ -263,3 +263,21 @@ def test_a_shard_that_is_gone_or_shorter_when_it_is_read(tmp_path):
     path.with_name("0.tar").unlink()
     with pytest.raises(DatasetError, match=r"shard .*0\.tar cannot be read \(No such file"):
         source.image("train", 0)
+
+
+def test_labels_that_are_ids_are_numbered_anew(tmp_path):
+    ids = [2**40, 7, 10**7, 7]
+    for split in ("train", "test"):
+        members = [
+            (f"{n}{end}", IMAGE if end == ".png" else b"%d" % ids[n])
+            for n in range(4)
+            for end in (".png", ".cls")
+        ]
+        write_tar(tmp_path / split / "0.tar", members)
+    source = open_wds(tmp_path)
+    assert source.class_names == ("7", "10000000", str(2**40))
+    assert [sample.label for sample in source.splits["train"]] == [2, 0, 1, 0]
+    assert any("labels go up to 1099511627776, and 3 occur" in note for note in source.notes)
+    (tmp_path / "classnames.txt").write_text("ant\nbee\n")
+    with pytest.raises(DatasetError, match="is it the index of a class"):
+        open_wds(tmp_path)

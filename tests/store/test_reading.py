@@ -241,3 +241,14 @@ def test_streaming_stays_within_its_budget(tmp_path):
         command = [sys.executable, "-c", STREAM, str(tmp_path), method, str(budget)]
         grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         assert grown < budget + 20 * 2**20, method
+
+
+def test_a_cache_is_a_mapping_of_its_splits(tmp_path, plan, content):
+    write_cache(tmp_path, plan, content)
+    cache = open_cache(tmp_path)
+    assert "train" in cache
+    assert "no such split" not in cache
+    assert len(cache) == len(list(cache)) == len(plan.inventory.splits)
+    assert [cache[name].num_samples for name in cache] == [
+        s.num_samples for s in plan.inventory.splits.values()
+    ]
