@@ -129,6 +129,12 @@ def write_origin(directory: Path, origin: str) -> None:
     write_sealed(path, {"origin": origin})
 
 
+def forget_copy(directory: Path) -> None:
+    """Remove the notes of a pull that did not end, since the folder is going to hold something else."""
+    for name in (HELD_FILE, ORIGIN_FILE):
+        (directory / name).unlink(missing_ok=True)
+
+
 def touch(directory: Path) -> None:
     """Note that a borrowed copy is used just now; those that were not for the longest time go first."""
     with suppress(OSError, CacheError):  # of a root that one may only read

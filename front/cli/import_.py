@@ -93,7 +93,9 @@ def _lines(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     if not path.is_file():
-        raise RequestError(f"{path} does not exist")
+        raise RequestError(
+            f"{path} {'is not a regular file' if path.exists() else 'does not exist'} (--classes)"
+        )
     try:
         lines = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:

@@ -28,6 +28,7 @@ from featcache.store.writing.claims import sole_owner
 REMOVING_PREFIX = ".removing-"
 CATALOGUE = "_catalogue"
 """Folder of a root that others push to; no dataset's folder can have this name."""
+_SHOWN_BY = (journal.JOURNAL, MANIFEST_FILE)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -97,12 +98,11 @@ def remove_cache(directory: Path) -> list[Path]:
         folder = directory / journal.JOURNAL
         # A complete cache without a journal has no writer.
         with _unused(directory), sole_owner(folder) if folder.is_dir() else nullcontext():
-            if left:
-                remove_files(directory, inventory)
-                _forget(directory)
-                return left
             aside = directory.with_name(f"{REMOVING_PREFIX}{directory.name}.{secrets.token_hex(4)}")
-            directory.rename(aside)
+            if left:
+                _move_own(directory, aside, left)
+            else:
+                directory.rename(aside)
             sync_directory(aside.parent)
             _forget(directory)
     except OSError as error:
@@ -111,17 +111,36 @@ def remove_cache(directory: Path) -> list[Path]:
         raise CacheError(
             f"{directory} cannot be removed ({error.strerror}); its folder is read-only for you, ask its owner"
         ) from None
-    return remove_files(aside, inventory)
+    remove_files(aside, inventory)
+    return left
+
+
+def _move_own(directory: Path, aside: Path, left: Sequence[Path]) -> None:
+    """Move all that is ours out of a folder where other files stay; only names change, so that a kill hardly finds the time.
+
+    Manifest and journal go first, so that nobody takes the rest for a cache.
+    """
+    around = {*left, *(parent for path in left for parent in path.parents)}
+
+    def move(path: Path, target: Path) -> None:
+        if path not in around:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        elif path not in left:
+            for name in sorted(os.listdir(path), key=lambda name: (name not in _SHOWN_BY, name)):
+                move(path / name, target / name)
+
+    aside.mkdir()
+    move(directory, aside)
 
 
 def remove_files(directory: Path, inventory: Inventory | None) -> list[Path]:
     """Delete the files of a cache, and its folder if nothing else is left; another process may be doing the same.
 
-    Manifest and journal, which show what the folder is, go last in a folder that was set aside, so that `leftovers` can
-    tell what it was. They go first where other files stay, so that nobody takes the rest for a cache.
+    Manifest and journal, which show what the folder is, go last, so that `leftovers` can tell what it was.
 
     Args:
-        directory: the folder.
+        directory: the folder; it was set aside.
         inventory: what the cache holds; None if that cannot be told.
 
     Returns:
@@ -129,11 +148,8 @@ def remove_files(directory: Path, inventory: Inventory | None) -> list[Path]:
     """
     left = foreign(directory, inventory)
     around = {*left, *(parent for path in left for parent in path.parents)}
-    shown_by = [directory / journal.JOURNAL, directory / MANIFEST_FILE]
-    others = [directory / name for name in sorted(os.listdir(directory))]
-    others = [path for path in others if path not in shown_by]
-    for path in (*shown_by, *others) if left else (*others, *shown_by):
-        _remove_own(path, set(left), around)
+    for name in sorted(os.listdir(directory), key=lambda name: (name in _SHOWN_BY, name)):
+        _remove_own(directory / name, set(left), around)
     with suppress(OSError):
         directory.rmdir()
     return left

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from featcache.store.reading import guard
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.machine import comes_from_disk, run_all, usable_cpus
 from featcache.store.reading.maps import LayerMaps
@@ -47,17 +48,22 @@ def gather_mapped(
         return
     source = maps.pieces(kinds is None)
     target = out.reshape(len(rows), len(offsets), source.shape[1])
+    piece_bytes = source.shape[1] * source.itemsize
+    last_byte_of = target.view(np.uint8)[..., -1]
     pieces_per_row = 1 if kinds is None else maps.num_kinds
+    guard.install()
 
     def copy(part: slice) -> None:
         index = (rows[part, None] * pieces_per_row + offsets).ravel()
         with maps.region:
             # With mode="raise", numpy would copy by way of a buffer; the rows have been checked.
             np.take(source, index, axis=0, out=target[part].reshape(-1, source.shape[1]), mode="clip")
+        last_bytes = last_byte_of[part]
+        if not last_bytes.all():  # 0 as it is behind a cut, and hardly ever else
+            maps.check_ends(index[last_bytes.ravel() == 0], piece_bytes)
 
     probe = min(len(rows), -(-PROBE_PIECES // len(offsets)))
     cold = comes_from_disk(lambda: copy(slice(0, probe)))
-    piece_bytes = source.shape[1] * source.itemsize
     if cold and len(rows) * (1 + PAGE_BYTES / piece_bytes) > DENSE * maps.num_samples:
         for layer in layers:
             maps.read_ahead(layer, 0, maps.num_samples)

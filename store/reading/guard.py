@@ -108,6 +108,7 @@ class Region:
 
 _regions: dict[int, Region] = {}
 _previous = _Action()
+_handed_over = False
 
 
 def supported() -> bool:
@@ -116,27 +117,37 @@ def supported() -> bool:
 
 
 def install() -> None:
-    """Handle SIGBUS, unless it is done already; another handler may have been put over it in the meantime."""
-    current = _Action()
-    c_library().sigaction(_SIGBUS, None, ctypes.byref(current))
-    if current.handler == ctypes.cast(_handler, ctypes.c_void_p).value:
+    """Handle SIGBUS. Called before every gather, since others (faulthandler, torch in its workers) may put a handler over ours.
+
+    Takes about a microsecond where the handler is there already.
+    """
+    global _handed_over
+    c_library().sigaction(_SIGBUS, None, _current_reference)
+    if _current.handler == _handler_address:
         return
-    ctypes.memmove(ctypes.byref(_previous), ctypes.byref(current), ctypes.sizeof(_Action))
-    ours = _Action(ctypes.cast(_handler, ctypes.c_void_p).value, flags=_SA_SIGINFO | _SA_RESTART)
+    ctypes.memmove(ctypes.byref(_previous), _current_reference, ctypes.sizeof(_Action))
+    _handed_over = False
+    ours = _Action(_handler_address, flags=_SA_SIGINFO | _SA_RESTART)
     c_library().sigaction(_SIGBUS, ctypes.byref(ours), None)
 
 
 def _handle(signal: int, info: int, context: int) -> None:
+    global _handed_over
     try:
         address = ctypes.c_void_p.from_address(info + _SI_ADDR_OFFSET).value or 0
         for region in tuple(_regions.values()):
             if region.address <= address < region.address + region.size:
                 region.lose(address)
                 return
-        # Not ours: the read is tried again, and fails into the hands of the handler before.
-        c_library().sigaction(_SIGBUS, ctypes.byref(_previous), None)
+        # Not ours: the read is tried again, and fails into the hands of the handler before. If that one gives it back, because
+        # it was put over ours, the system's default ends the process.
+        c_library().sigaction(_SIGBUS, ctypes.byref(_Action() if _handed_over else _previous), None)
+        _handed_over = True
     except BaseException:  # or the same read would fail for ever
         c_library().sigaction(_SIGBUS, ctypes.byref(_Action()), None)
 
 
 _handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(_handle)
+_handler_address = ctypes.cast(_handler, ctypes.c_void_p).value
+_current = _Action()
+_current_reference = ctypes.byref(_current)

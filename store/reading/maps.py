@@ -10,6 +10,7 @@ Shapes: N samples, K token kinds, D width, P the number of rows with the padding
 
 import ctypes
 import mmap
+import os
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.store.arrays import DTYPES
+from featcache.store.errors import CacheError
 from featcache.store.reading import guard
 from featcache.store.reading.chunks import Array, ChunkFiles
 from featcache.store.reading.libc import MAP_FIXED, advise, map_memory, unmap
@@ -46,7 +48,9 @@ class LayerMaps:
         self._padded_rows = array.num_blocks * array.block_rows
         self.num_samples = files.inventory.num_samples
         self.num_kinds, self._width = array.row_shape
+        self._chunk_bytes = array.chunk_bytes
         self._layer_bytes = array.num_blocks * array.chunk_bytes
+        self._path_of = _Names(files, array.num_blocks)
         self._mapped: set[str] = set()
         self._lock = threading.Lock()
         size = len(self._slots) * self._layer_bytes
@@ -58,7 +62,7 @@ class LayerMaps:
             size,
             array.chunk_bytes,
             DTYPES[array.dtype].fill_bytes,
-            _Names(files, array.num_blocks),
+            self._path_of,
         )
         self._unmap = weakref.finalize(buffer, _unmap, self.region)
         self._unmap.atexit = False
@@ -115,6 +119,36 @@ class LayerMaps:
     def drop_pages(self) -> None:
         """Give the mapped pages back, so that they no longer count as memory of this process; maps stay valid."""
         advise(self._address, len(self._slots) * self._layer_bytes, mmap.MADV_DONTNEED)
+
+    def check_ends(self, pieces: npt.NDArray[np.int64], piece_bytes: int) -> None:
+        """Look for cuts in the pages where some pieces end, where what is behind the cut reads as zeros, without a signal.
+
+        The page behind such a page is lost for certain, so reading it tells the guard. Behind the last page of a file
+        there is none, and the size tells.
+
+        Args:
+            pieces: their indices in what `pieces` returns; those whose last byte is 0, which are few in most data.
+            piece_bytes: size of each.
+
+        Raises:
+            CacheError: a file is shorter than it was.
+        """
+        last_bytes = (pieces + 1) * piece_bytes - 1
+        behind = (last_bytes // mmap.PAGESIZE + 1) * mmap.PAGESIZE
+        at_end = behind % self._chunk_bytes == 0
+        with self.region:
+            self._vectors.reshape(-1).view(np.uint8)[behind[~at_end]]
+        for piece in np.unique(last_bytes[at_end] // self._chunk_bytes).tolist():
+            path = self._path_of(piece)
+            try:
+                size = os.stat(path).st_size
+            except OSError:
+                continue  # a file that was removed, or is not there yet, is not cut
+            if size < self._chunk_bytes:
+                raise CacheError(
+                    f"{path}: was cut while it was read, to {size} of {self._chunk_bytes} bytes "
+                    "(`featcache verify` says what is damaged)"
+                )
 
     def _map_layer(self, layer: str) -> None:
         array, index = self._files.locate(layer)

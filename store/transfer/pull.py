@@ -18,7 +18,7 @@ from featcache.store.checking.digests import sha256_files
 from featcache.store.checking.documents import document_damages
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import JsonObject, sync_directory
-from featcache.store.held import HELD_FILE, Held, read_origin, write_origin
+from featcache.store.held import HELD_FILE, Held, forget_copy, read_origin, write_origin
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, PLAN_FILE, clear
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
@@ -138,6 +138,7 @@ def fetch(
     if check or files or not copy.settled:
         with _writing(directory):
             require_room(directory, files)
+            copy.begin()
             moved = _receive(remote, name, directory, files, reporter or Silent())
             moved += copy.finish(remote, name, check)
     seconds = time.perf_counter() - started
@@ -161,7 +162,7 @@ def discard_unfinished(directory: Path) -> None:
         for path in (directory / FEATURES).glob(f"*/*/*{RECEIVING}"):
             if path.parent.resolve().is_relative_to(inside):  # not behind a link
                 path.unlink(missing_ok=True)
-        (directory / HELD_FILE).unlink(missing_ok=True)
+        forget_copy(directory)
 
 
 class _Copy:
@@ -224,6 +225,11 @@ class _Copy:
             if digest == files[path].sha256:
                 del files[path]
         return files
+
+    def begin(self) -> None:
+        """Note the origin of a new copy before there is any data, so that what an interruption leaves is seen to be ours."""
+        if self._ours is None:
+            write_origin(self.directory, self.origin)
 
     def finish(self, remote: Remote, name: CacheName, check: bool) -> int:
         """Fetch what goes with the data, record what is held, and let it count; returns the bytes that moved."""

@@ -157,6 +157,8 @@ def _fetch_twice(remote: Remote, path: str, record: FileRecord, sink: Sink) -> N
 
 def _fetch(remote: Remote, path: str, record: FileRecord, sink: Sink) -> bool:
     """Read until the recorded size is there, from where it was; True if the remote would send more."""
+    if 0 < sink.size == record.bytes:
+        return False  # killed between its last byte and its name; servers refuse a range behind the end (416)
     attempts = Attempts()
     while True:
         before = sink.size

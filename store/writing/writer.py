@@ -28,7 +28,7 @@ from featcache.store.files import (
     write_atomic,
     write_sealed,
 )
-from featcache.store.held import require_whole
+from featcache.store.held import forget_copy, require_whole
 from featcache.store.inventory import PROJECTION, Block
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import Manifest
@@ -270,6 +270,7 @@ class CacheWriter:
                 )
             else:
                 plan.inventory.require_columns("the plan")
+                forget_copy(self.directory)  # of a pull into the same folder that was interrupted
             plan.write(self.directory)
             sync_directory(self.directory)
             sync_directory(self.directory.parent)

@@ -44,6 +44,45 @@ def test_a_gather_says_which_file_was_cut_and_the_next_one_reads_anew(split, tmp
     np.testing.assert_array_equal(split.gather(rows, split.layers, split.tokens, method="map"), whole)
 
 
+@pytest.mark.parametrize("kinds", [("cls", "ap"), ("ap",)])
+@pytest.mark.parametrize("left", [1, 100, 4095, 8192 + 63, 16384 - 4096, 16384 - 70, 16384 - 1])
+def test_a_page_that_is_cut_in_its_middle_is_no_zeros(split, tmp_path, left, kinds):
+    """The system reads zeros behind the end within its page. Each row alone, so that no other page tells."""
+    whole = split.gather(range(300), ["1"], kinds, method="map")
+    path = chunk(tmp_path, 1, 1)
+    content = path.read_bytes()
+    os.truncate(path, left)
+    for row in (128, *range(128 + left // 128 - 2, 128 + left // 128 + 3), 255):
+        if not 128 <= row < 256:
+            continue
+        if (row - 128 + 1) * 128 <= left:  # all of it is before the end
+            np.testing.assert_array_equal(split.gather([row], ["1"], kinds, method="map"), whole[[row]])
+            continue
+        with pytest.raises(CacheError, match=f"{path}: was cut"):
+            split.gather([row], ["1"], kinds, method="map")
+        path.write_bytes(content)  # so that the next row has a map of its own
+        split.gather([0], ["1"], kinds, method="map")
+        os.truncate(path, left)
+
+
+def test_data_that_end_in_zeros_are_read(tmp_path):
+    plan = make_plan({"train": 300, "test": 1}, width=32)
+    content = make_content(plan)
+    for values in content["train"].values():
+        if values.ndim > 2:
+            values[..., -3:] = 0
+    split = write_cache(tmp_path / "cache", plan, content)["train"]
+    for method in ("map", "read"):
+        np.testing.assert_array_equal(
+            split.gather(range(300), split.layers, split.tokens, method=method),
+            split.load(split.layers, split.tokens),
+        )
+    os.truncate(chunk(tmp_path, 0, 0), 16384 - 1)
+    split.gather(range(96), ["0"], split.tokens, method="map")
+    with pytest.raises(CacheError, match="was cut while it was read, to 16383 of 16384 bytes"):
+        split.gather([127], ["0"], split.tokens, method="map")
+
+
 def test_rows_of_other_files_are_read_all_the_same(split, tmp_path):
     whole = split.gather([0, 299], ["0"], ["cls"], method="map")
     os.truncate(chunk(tmp_path, 0, 1), 0)
@@ -134,6 +173,41 @@ mapped[5000]
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == -7
     assert "Bus error" in ended.stderr
+
+
+LATER_HANDLERS = """
+import faulthandler, mmap, os, sys
+from pathlib import Path
+from featcache.store.reading.reader import open_cache
+split = open_cache(Path(sys.argv[1]) / "cache")["train"]
+split.gather([0], split.layers, split.tokens, method="map")
+faulthandler.enable()
+"""
+
+
+@pytest.mark.parametrize("whose", ["ours", "another's"])
+def test_a_handler_that_is_put_over_ours(split, tmp_path, whose):
+    (tmp_path / "file").write_bytes(bytes(8192))
+    code = {
+        "ours": """
+os.truncate(Path(sys.argv[1]) / "cache/features.zarr/train/norm2/c.0.0.0.0", 0)
+split.gather([0], split.layers, split.tokens, method="map")
+""",
+        "another's": """
+split.gather([0], split.layers, split.tokens, method="map")
+mapped = mmap.mmap(os.open(Path(sys.argv[1]) / "file", os.O_RDONLY), 8192, prot=mmap.PROT_READ)
+os.truncate(Path(sys.argv[1]) / "file", 0)
+mapped[5000]
+""",
+    }[whose]
+    command = [sys.executable, "-c", LATER_HANDLERS + code, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if whose == "ours":
+        assert ended.returncode == 1
+        assert f"CacheError: {chunk(tmp_path)}: {CUT}" in ended.stderr
+    else:  # each handler has its turn, and none hands over for ever
+        assert ended.returncode == -7
+        assert ended.stderr.count("Bus error") == 1
 
 
 def test_maps_are_not_used_where_they_cannot_be_guarded(tmp_path, monkeypatch):

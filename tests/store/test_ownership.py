@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.store.catalogue import select
+from featcache.store.catalogue import removal, select
 from featcache.store.catalogue.entries import unreadable
 from featcache.store.catalogue.leftovers import find_leftovers
 from featcache.store.catalogue.ownership import foreign, owned
@@ -145,6 +145,25 @@ def test_rm_leaves_what_is_not_ours_and_says_so(tmp_path, place):
     (left,) = remove_cache(folder)
     assert (folder / place).is_relative_to(left)
     assert all_files(folder) == {place: b"mine"}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_rm_that_is_killed_around_files_of_others_is_finished_by_gc(tmp_path, monkeypatch, place):
+    folder = make(tmp_path)
+    (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    (folder / place).write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(removal, "remove_tree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            remove_cache(folder)
+    assert all_files(folder) == {place: b"mine"}
+    ((kind, _),) = collect(tmp_path)
+    assert kind == "removal"
+    assert all_files(tmp_path) == {f"{folder.relative_to(tmp_path)}/{place}": b"mine"}
+
+
+def kill(path):
+    raise KeyboardInterrupt
 
 
 def test_foreign_files_are_told_with_and_without_an_inventory(tmp_path):

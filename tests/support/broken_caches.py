@@ -471,7 +471,7 @@ BEYOND_FIELDS = {
     "a token kind with a path": Broken(tokens("cls", "../x"), "'tokens'", "open"),
     "a token kind twice": Broken(tokens("cls", "cls"), "'tokens'", "open"),
     "a class name with a zero": Broken(
-        manifest("inventory", "class_names", to=["a", "b", "c\0"]), "'class_names'", "open"
+        manifest("inventory", "class_names", to=["a", "b", "c\0"]), "control characters", "open"
     ),
     "a projection of three axes": Broken(
         manifest("inventory", "projection", to=[2, 2, 2]), "'projection'", "open"

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from featcache.store.catalogue.leftovers import find_leftovers
 from featcache.store.checking.verify import verify
 from featcache.store.errors import CacheNotFoundError, FeatcacheError
+from featcache.store.held import Held
+from featcache.store.transfer import pull as pull_module
 from featcache.store.transfer.address import parse_address
 from featcache.store.transfer.plan import Choice
 from featcache.store.transfer.pull import pull
@@ -130,3 +133,53 @@ def test_a_half_pushed_cache_is_not_there(processes, s3, s3_endpoint, tmp_path, 
         assert not (tmp_path / "other").exists()
     push(ours, parse_address(s3))
     assert verify(pull(address, [tmp_path / "other"]).path).intact
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """A copy whose pull was interrupted (Ctrl-C) after its first file, before there was a manifest."""
+    plan = make_plan({"train": 130, "test": 3})
+    source = tmp_path / "source/made" / f"tiny-{plan.spec.key}"
+    write_cache(source, plan, make_content(plan))
+    (tmp_path / "remote").mkdir()
+    address = parse_address(f"file://{tmp_path}/remote")
+    push(source, address)
+    whole, arrived = pull_module.receive_file, []
+
+    def receive(*arguments):
+        if arrived:
+            raise KeyboardInterrupt
+        arrived.append(whole(*arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pull_module, "receive_file", receive)
+        patch.setattr(pull_module, "IN_FLIGHT", 1)
+        with pytest.raises(KeyboardInterrupt):
+            pull(parse_address(f"{address}/made/{source.name}"), [tmp_path / "root"])
+    return source, parse_address(f"{address}/made/{source.name}"), tmp_path / "root/made" / source.name
+
+
+def test_gc_names_what_an_interrupted_pull_left(interrupted, tmp_path):
+    _, _, copy = interrupted
+    assert list(copy.rglob("c.*"))
+    (item,) = find_leftovers(tmp_path / "root", 0.0, time.time() + 1)
+    assert (item.kind, item.path) == ("incomplete", copy)
+    item.remove()
+    assert not copy.exists()
+
+
+def test_an_interrupted_pull_is_resumed(interrupted, tmp_path):
+    source, address, copy = interrupted
+    pull(address, [tmp_path / "root"])
+    assert verify(copy).intact
+    assert all_files(copy / "features.zarr") == all_files(source / "features.zarr")
+
+
+def test_an_extraction_where_a_pull_was_interrupted_is_no_copy(interrupted):
+    source, _, copy = interrupted
+    Held(make_plan({"train": 130}).inventory, "file:///nowhere").write(copy)
+    plan = make_plan({"train": 130, "test": 3})
+    write_cache(copy, plan, make_content(plan))
+    assert not (copy / "origin.json").exists()
+    assert not (copy / "held.json").exists()
+    assert all_files(copy).keys() == all_files(source).keys()

@@ -66,6 +66,20 @@ def check_looking(cli, made, remote, there):
     assert "begins with abcdef" in key.err
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_a_pull_that_was_killed_between_a_files_last_byte_and_its_name(cli, made, there, tmp_path, right):
+    """Servers refuse a range that begins at the end of a file."""
+    copy = tmp_path / "other" / made.name
+    source = made.directory / "features.zarr/train/norm2/c.0.0.0.0"
+    partial = copy / "features.zarr/train/norm2/c.0.0.0.0.pull.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(source.read_bytes() if right else bytes(source.stat().st_size))
+    done = pulled(cli, there, "--root", tmp_path / "other")
+    assert done["path"] == str(copy)
+    assert verify(copy).intact
+    assert not partial.exists()
+
+
 def test_a_cache_comes_back_as_it_was(cli, made, there, remote, tmp_path):
     done = pulled(cli, there, "--root", tmp_path / "other")
     copy = tmp_path / "other" / made.name
