@@ -1,4 +1,4 @@
-"""Whether a cache that goes by the name of the answer is the answer: right values, the same images, no rows to mend."""
+"""Check that a cache whose key matches a request is its answer: right values, the same images, no rows to repair."""
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -18,11 +18,11 @@ from featcache.store.reading.reader import open_cache
 
 
 class OutdatedCacheError(CacheError):
-    """A cache is intact and yet no answer; the message says what to do."""
+    """An intact cache holds outdated values; the message says what to do."""
 
 
 class Verdict(Enum):
-    """What a cache is to a request that names it."""
+    """How a cache relates to a request that names it."""
 
     ANSWER = "the answer"
     REPLACED = "made from other images than lie there now"
@@ -35,7 +35,7 @@ class Answers:
     Args:
         source: the dataset.
         search: roots; only caches under the first one are changed.
-        reporter: is told what was found.
+        reporter: receives messages.
     """
 
     def __init__(self, source: Source, search: Sequence[Path], reporter: Reporter) -> None:
@@ -47,20 +47,20 @@ class Answers:
         self._same: set[Path] = set()
         self._tried = False
         self.retry: Retry | None = None
-        """Rows of the cache that failed, once `verdict` has said that some are restored."""
+        """Failed rows of the cache; set after `verdict` has reported that some are restored."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Identity of the dataset, with the images that were replaced since the cache of before was made."""
+        """Identity of the dataset, including the images that were replaced since the previous cache was made."""
         extra = {REPLACED: self._replaced} if self._replaced else {}
         return {**self._source.identity, **extra}
 
     def verdict(self, entry: Entry) -> Verdict:
-        """Look at a complete cache that holds all that is wanted.
+        """Judge a complete cache that holds everything requested.
 
         Raises:
-            OutdatedCacheError: its values are wrong by a correction that was made since.
-            CacheError: it is damaged.
+            OutdatedCacheError: a later correction concerns the values of the cache.
+            CacheError: the cache is damaged.
             UnavailableError: an image that has to be compared cannot be read.
         """
         cache = entry.cache
@@ -79,10 +79,10 @@ class Answers:
         return Verdict.RESTORED if self.retry is not None and self.retry.blocks else Verdict.ANSWER
 
     def is_replaced(self, entry: Entry) -> bool:
-        """Whether a cache, complete or not, was made from other images; `identity` then tells these apart from them.
+        """Return whether a cache, complete or not, was made from other images; `identity` then tells both apart.
 
         Raises:
-            OutdatedCacheError: that holds even for a cache with that identity.
+            OutdatedCacheError: even the cache with that new identity was made from other images.
             CacheError: the cache is damaged.
             UnavailableError: an image that has to be compared cannot be read.
         """
@@ -103,15 +103,15 @@ class Answers:
         return bool(digest)
 
     def record(self, directory: Path) -> None:
-        """Keep the states of the dataset's files with a cache that is made from them."""
+        """Store the states of the dataset's files with a cache that is made from these files."""
         self._freshness.record(directory)
 
 
 def holds(entry: Entry, contents: Contents, source: Source) -> bool:
-    """Whether a complete cache holds all that is wanted.
+    """Return whether a complete cache holds everything requested.
 
     Raises:
-        CacheError: it is damaged; the message says what to do.
+        CacheError: the cache is damaged; the message says what to do.
     """
     try:
         manifest = open_cache(entry.path).manifest
@@ -121,5 +121,5 @@ def holds(entry: Entry, contents: Contents, source: Source) -> bool:
 
 
 def damaged(entry: Entry, error: CacheError) -> CacheError:
-    """Add to an error of a damaged cache what to do about it."""
+    """Add to the error of a damaged cache how to repair it."""
     return CacheError(f"{error}; remove the cache (`featcache rm {entry.path}`) and extract it again")

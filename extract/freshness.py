@@ -1,8 +1,8 @@
-"""Whether the images that lie there are those that a cache was made from.
+"""Check whether the images on disk are still the ones that a cache was made from.
 
 The identity of a dataset holds ids, sizes and labels, so a file that is overwritten with one of the same size keeps it.
-The states of all files (size, mtime, ctime) are kept with the request. Where one has moved, and only there, the image is
-decoded and its digest compared with the one in the cache: a file that was only touched or copied costs no more than that.
+The states of all files (size, mtime, ctime) are kept with the request. Only where a state differs, the image is decoded and
+its digest compared with the one in the cache, so a file that was merely touched or copied costs one decoding.
 """
 
 import platform
@@ -26,17 +26,17 @@ from featcache.store.reading.split import SplitReader
 from featcache.store.requests import record_files, recorded_files
 
 REPLACED = "replaced"
-"""Field of a dataset's identity: digest over the images that are not those of the cache that was there before."""
+"""Field of a dataset's identity: digest over the images that differ from those of the previous cache."""
 _EXAMPLES = 3
 _LOOKED_AT = 32
 
 
 class Freshness:
-    """Compares the files of one dataset with what caches were made from.
+    """Compares the files of one dataset with the files that caches were made from.
 
     Args:
         source: the dataset.
-        reporter: is told of comparisons that take a while.
+        reporter: receives a message before a long comparison.
     """
 
     def __init__(self, source: Source, reporter: Reporter) -> None:
@@ -64,7 +64,7 @@ class Freshness:
             readers: of its splits.
 
         Returns:
-            Digest over ids and contents of the images that are others now; empty if there are none.
+            Digest over ids and contents of the images that were replaced; empty if there are none.
 
         Raises:
             UnavailableError: a file cannot be read.
@@ -86,7 +86,7 @@ class Freshness:
         return digest
 
     def _digest(self, directory: Path, others: list[tuple[str, str]]) -> str:
-        """Digest over images that are not those of a cache, which is said; empty if there are none."""
+        """Digest over the images that differ from those of a cache, empty if there are none; a message reports them."""
         if not others:
             return ""
         names = ", ".join(name for name, _ in others[:_EXAMPLES]) + (
@@ -97,10 +97,10 @@ class Freshness:
         return sha256_hex(repr(others).encode())
 
     def _refused(self, readers: Mapping[str, SplitReader]) -> Iterator[tuple[str, str]]:
-        """Some images of a cache of an earlier version that are refused now, where files hold many images.
+        """Sampled images of an earlier version's cache that are now refused, for files that hold many images.
 
-        Before, images of 32 bits were read as if they had 16. Datasets are of one form throughout, so that looking at a few
-        images of each split finds those that are concerned.
+        Before, images of 32 bits were read as if they had 16. All images of a dataset have the same form, so a few images
+        of each split are enough to find the datasets concerned.
         """
         from featcache.extract.rgb import rgb_image  # Pillow
 
@@ -125,7 +125,7 @@ class Freshness:
 
     @staticmethod
     def _suspects(states: FileStates, known: list[dict[str, Any]], provenance: Mapping[str, Any]) -> Mask:
-        """``[F]``: files that need a look."""
+        """``[F]``: files to compare."""
         before = [
             states.differing(record["fingerprints"])
             for record in known
@@ -146,7 +146,7 @@ class Freshness:
     def _others(
         self, suspects: Mask, inventory: Inventory, readers: Mapping[str, SplitReader]
     ) -> Iterator[tuple[str, str]]:
-        """Id and content of every image that is not the one in the cache."""
+        """Id and content digest of every image that differs from the one in the cache."""
         states = self._states
         assert states is not None
         start = 0

@@ -39,10 +39,10 @@ def _reachable() -> bool:
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """What the Hub's client raises of the network and of answers; anything else is a fault of ours."""
+    """Errors that the Hub's client raises for network failures and bad responses; any other error is a bug here."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # The base of its errors is that of its HTTP library, which is another one in other versions.
+    # The client's errors derive from those of its HTTP library, which differs between versions.
     return (HfHubHTTPError.__bases__[0], OSError, ValueError)
 
 

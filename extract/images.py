@@ -42,9 +42,9 @@ class ImageBatch(NamedTuple):
     failures: list[tuple[int, str]]
     """Row of the batch and message of every image that could not be decoded."""
     facts: Tensor
-    """``[B, len(FACTS)]`` int64: what decoding tells of every image; zeros where one failed."""
+    """``[B, len(FACTS)]`` int64: facts found while decoding each image; zeros for images that failed."""
     unavailable: list[str]
-    """Messages of images whose files are gone or cannot be read; they are among the failures too."""
+    """Messages of images whose files are gone or cannot be read; these images count as failures too."""
 
 
 class Prepared(NamedTuple):
@@ -85,7 +85,7 @@ class _Images(Dataset[Prepared | DatasetError]):
 
     def __getitems__(self, spots: Sequence[tuple[str, int]]) -> list[Prepared | DatasetError]:
         # The loader asks for a whole batch at once where it can: rows of one split.
-        with suppress(DatasetError, OSError):  # each image that this concerns says so itself
+        with suppress(DatasetError, OSError):  # decoding reports every image concerned
             self._source.prepare(spots[0][0], [row for _, row in spots])
         return [self[spot] for spot in spots]
 

@@ -1,4 +1,4 @@
-"""Names and command lines as they may be shown to teammates: without paths, logins and queries."""
+"""Names and command lines that are safe to show to teammates: without paths, logins and queries."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 from featcache.extract.sources import KINDS
 from featcache.store.text import encodable
 
-# Their values are paths even where nothing shows it, as in `acme/project`. `_OUTER` begins what surely is a path.
+# Values of these options are paths even if they do not look it, such as `acme/project`. `_OUTER` begins a certain path.
 _PATH_OPTIONS = frozenset(("--weights", "--data"))
-# Left out: where caches lie is nobody's business, and the same cache comes about anywhere.
+# Left out: the place of the caches is private, and the same cache results anywhere.
 _ROOT_OPTION = "--root"
 _OUTER = ("/", "~", ".")
 

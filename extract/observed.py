@@ -10,7 +10,7 @@ from featcache.store.files import JsonObject
 
 _DEEP = FACTS.index("deep")
 _DARK = 2**15
-"""16-bit values that all lie below are suspicious: they are most likely of fewer bits."""
+"""16-bit images whose values all lie below this bound most likely hold fewer bits, so a note says so."""
 _TEXTS = {
     "alpha": "{} transparency, which is dropped",
     "frames": "{} several pages or frames, of which the first is taken",
@@ -41,7 +41,7 @@ class Observed:
         return {"images": self._images, **counts, **largest}
 
     def notes(self, options: PixelOptions) -> Iterator[str]:
-        """Sentences for people on everything that is not taken as it is."""
+        """Notes on everything in the images that is not used exactly as stored."""
         if count := self._counts["turned"]:
             yield (
                 f"{_have(count)} an EXIF orientation and {_were(count)} turned upright"

@@ -54,7 +54,7 @@ class ImageInput:
     known_content: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """By split, the content digests ``[N, 16]`` of a cache that is added to: its images must be the same ones."""
     observed: Observed = field(default_factory=Observed)
-    """Counts what decoding tells of the images of this run."""
+    """Counts the facts found while decoding the images of this run."""
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[ImageBatch]:
         """The images of `rows` on the device, in order."""
@@ -69,7 +69,7 @@ class ImageInput:
         """Stop at an image that failed, or say that it is left out.
 
         Raises:
-            UnavailableError: a file is gone or cannot be read; that is never skipped.
+            UnavailableError: a file is gone or cannot be read; such an image is never skipped.
             DatasetError: one failed, and failures are not skipped.
         """
         if batch.unavailable:
@@ -102,7 +102,7 @@ class ImageInput:
 
 
 def _while_workers_live(batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
-    """Pass batches on; the end of a worker process is told in one line.
+    """Pass batches on; report the death of a worker process in one line.
 
     Raises:
         WorkerError: a process that decodes images was killed.

@@ -1,4 +1,4 @@
-"""How stored pixel values become 8 bits, and what is remembered of an image that RGB of 8 bits cannot show.
+"""Convert stored pixel values to 8 bits, and record facts of an image that 8-bit RGB cannot show.
 
 The rule: 8-bit values are taken as they are. 16-bit values count from black at 0 to white at 65535. Every other type
 (signed and 32-bit integers, floating point) does not say which value is white, so it is refused unless a
@@ -35,7 +35,7 @@ class PixelRange:
     high: float
     """Value that is white, above `low`."""
     bits: int | None = None
-    """Number of bits, where the range is given so: 0 to 2^bits - 1, of which the upper 8 bits are taken."""
+    """Number of bits if the range was given as such: it is 0 to 2^bits - 1, and the upper 8 bits are taken."""
 
     @classmethod
     def parse(cls, text: str) -> "PixelRange | None":
@@ -58,12 +58,12 @@ class PixelRange:
 
 @dataclass(frozen=True)
 class PixelOptions:
-    """How decoded images are read."""
+    """Options for reading decoded images: pixel range and orientation."""
 
     pixel_range: PixelRange | None = None
-    """Range of images of more than 8 bits; by the rule above if None."""
+    """Pixel range of images of more than 8 bits; None applies the rule of this module."""
     upright: bool = False
-    """Turn an image as its EXIF orientation says; otherwise pixels are taken as they are stored."""
+    """Rotate an image by its EXIF orientation; otherwise pixels are taken as stored."""
 
 
 def to_8_bit(values: npt.NDArray[Any], pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
@@ -96,7 +96,7 @@ def to_8_bit(values: npt.NDArray[Any], pixel_range: PixelRange | None) -> npt.ND
 
 
 def is_clipped(values: npt.NDArray[Any], pixel_range: PixelRange | None) -> bool:
-    """Whether values lie outside of a range that was given for them."""
+    """Return whether any value lies outside of the given range."""
     if pixel_range is None or values.dtype in (np.uint8, np.bool_) or not values.size:
         return False
     return bool(values.min() < pixel_range.low or values.max() > pixel_range.high)
@@ -109,24 +109,24 @@ def _extent(values: npt.NDArray[Any]) -> str:
 
 
 FACTS = ("turned", "alpha", "frames", "channels", "clipped", "deep")
-"""What is remembered of an image, as whole numbers, 0 if there is nothing to say:
+"""Names of the facts recorded for each image, integers that are 0 if the fact does not apply:
 
-``turned``: its EXIF orientation is another than upright; ``alpha``: transparency is dropped; ``frames``: it has more pages
-or frames, of which the first is taken; ``channels``: it has more channels, of which the first ones are taken; ``clipped``:
-values lie outside of the pixel range; ``deep``: its largest value plus one, where it has 16 bits and no range was given.
+``turned``: the EXIF orientation is not upright; ``alpha``: transparency is dropped; ``frames``: the image has several pages
+or frames, and the first is taken; ``channels``: it has more than three channels, and the first ones are taken; ``clipped``:
+values lie outside of the pixel range; ``deep``: the largest value plus one, for 16-bit images without a given range.
 """
 
 
 WHITE = "white"
-"""Besides `FACTS`: the value that a file itself declares as white, where its pixels were scaled from it to 65535."""
+"""Fact beside `FACTS`: the white value that a file declares, if its pixels were scaled from that value to 65535."""
 
 
 def remember(image: "Image", **facts: int) -> None:
-    """Keep facts with an image, by the names of `FACTS`."""
+    """Attach facts to an image, by the names of `FACTS`."""
     image.info[_INFO] = {**facts_of(image), **facts}
 
 
 def facts_of(image: "Image") -> Mapping[str, int]:
-    """The facts that are kept with an image."""
+    """The facts attached to an image."""
     facts = image.info.get(_INFO)
     return facts if isinstance(facts, dict) else {}

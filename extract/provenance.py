@@ -33,12 +33,12 @@ def provenance(
     """Return the content of provenance.json, or of one addition in it.
 
     Args:
-        writer: of the cache, whose blocks are all committed.
+        writer: the writer of the cache; all blocks are committed.
         weights_source: where the weights came from.
         device: where the backbone ran.
         names: names of model and dataset as given and as resolved.
-        run: `command`, `started_at`, `samples`, `seconds`, `dataset_summary` and `observed` of the run that completed
-            the cache.
+        run: fields `command`, `started_at`, `samples`, `seconds`, `dataset_summary` and `observed` of the run that
+            completed the cache.
     """
     plan = writer.plan
     mixed = plan.spec.precision == "mixed"

@@ -62,11 +62,11 @@ class ExtractRequest:
     revision: str | None = None
     """Commit, branch or tag of the dataset on the Hub; what a local copy is of."""
     pixel_range: str = AUTO
-    """Black and white of images of more than 8 bits: ``auto``, a number of bits such as ``12``, or ``LOW..HIGH``."""
+    """Values of black and white in images of more than 8 bits: ``auto``, a number of bits such as ``12``, or ``LOW..HIGH``."""
     exif_orientation: str = AS_STORED
-    """``ignore``: pixels as they are stored; ``apply``: turned as their EXIF orientation says."""
+    """``ignore`` takes pixels as stored; ``apply`` rotates images by their EXIF orientation."""
     max_pixels: int | None = None
-    """Pixels of the largest image that is decoded; 178,956,970 if not given."""
+    """Size limit of a decoded image in pixels; 178,956,970 if not given."""
     batch_size: int | None = None
     """Samples in a forward pass; chosen by device if not given. Provenance, not part of the key."""
     workers: int | None = None
@@ -129,7 +129,7 @@ class ExtractRequest:
 
     @property
     def _weights_choice(self) -> JsonObject:
-        """Which set of weights is taken; of files that torch wrote also by which rule, for it was another one before."""
+        """The set of weights taken; for PyTorch files also the rule that chose it, since an earlier version had another rule."""
         if self.weights_key is not None:
             return {"weights_key": self.weights_key}
         if self.weights is None or self.weights.suffix == ".safetensors":
@@ -139,5 +139,5 @@ class ExtractRequest:
 
 def _file_state(path: Path) -> str:
     state = path.stat()
-    # Copying tools set the time of content, but nothing sets the time of status back.
+    # Copying tools can restore mtime, but nothing can set ctime back.
     return f"{state.st_size} bytes, changed at {state.st_mtime_ns} ns, status at {state.st_ctime_ns} ns"

@@ -22,7 +22,7 @@ class ExtractResult:
     seconds: float
     """Time that the backbone and its data took in this run, without loading."""
     notes: tuple[str, ...] = ()
-    """Sentences on images that were not taken just as they are, such as those with transparency."""
+    """Notes on images that were not used exactly as stored, such as images with transparency."""
 
     @cached_property
     def skipped(self) -> int:

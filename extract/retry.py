@@ -1,4 +1,4 @@
-"""Rows without features, because their images did not decode: they are tried again by the next run."""
+"""Retry rows without features: the next run tries again to decode their images."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,7 +22,7 @@ VALID = "valid"
 
 @dataclass(frozen=True)
 class Retry:
-    """The failed rows of a cache, and what became of them."""
+    """The failed rows of a cache, and the result of decoding their images again."""
 
     failed: int
     """Rows without features."""
@@ -48,7 +48,7 @@ def try_again(cache: Cache, source: Source) -> Retry | None:
 
 
 def reopen_restored(directory: Path, retry: Retry | None) -> None:
-    """Take the blocks with restored rows, if there are any, out of a complete cache, for the run to do again.
+    """Remove the blocks with restored rows from a complete cache, so that the run extracts them again.
 
     Raises:
         CacheError, CacheBusyError: the cache is a partial copy, or another process is at work on it.
@@ -58,7 +58,7 @@ def reopen_restored(directory: Path, retry: Retry | None) -> None:
 
 
 def drop_restored(directory: Path, source: Source) -> Retry | None:
-    """Take the blocks with restored rows out of an unfinished cache; None if there is nothing to do."""
+    """Remove the blocks with restored rows from an unfinished cache; None if there are none."""
     try:
         plan = Plan.read(directory)
     except (FileNotFoundError, CacheError):
@@ -67,17 +67,17 @@ def drop_restored(directory: Path, source: Source) -> Retry | None:
     retry = _try(directory, plan.inventory, blocks, source)
     if retry is None or not retry.blocks:
         return None
-    with suppress(CacheBusyError):  # another process goes on with it just now; the next run tries again
+    with suppress(CacheBusyError):  # another process is writing the cache; the next run tries again
         drop_committed(directory, retry.blocks)
         return retry
     return None
 
 
 def refuse_empty_splits(writer: CacheWriter) -> None:
-    """Refuse to complete a split in which no image decoded; its blocks are dropped, so that the next run does them again.
+    """Refuse to complete a split in which no image decoded; drop its blocks, so that the next run extracts them again.
 
     Raises:
-        DatasetError: there is such a split.
+        DatasetError: no image of a split decoded.
     """
     inventory = writer.plan.inventory
     for name, split in inventory.splits.items():

@@ -28,7 +28,7 @@ _AS_STORED = PixelOptions()
 
 
 def to_rgb(image: Image, options: PixelOptions = _AS_STORED) -> Image:
-    """Convert an image of any mode to 8-bit RGB; transparency is dropped, and further facts are kept with the result.
+    """Convert an image of any mode to 8-bit RGB; drop transparency, and attach facts to the result.
 
     Pillow alone clips what is deeper than 8 bits: 16-bit greyscale comes out white, floating point black.
 
@@ -47,11 +47,11 @@ def to_rgb(image: Image, options: PixelOptions = _AS_STORED) -> Image:
 
 
 def rgb_image(source: Source, split: str, row: int) -> Image:
-    """Return one image of a dataset as 8-bit RGB, as the dataset's options say.
+    """Return one image of a dataset as 8-bit RGB, following the dataset's options.
 
     Raises:
-        UnavailableError: its file is gone or cannot be read.
-        DatasetError: it does not decode, or its pixels cannot be told.
+        UnavailableError: the image's file is gone or cannot be read.
+        DatasetError: the image does not decode, or the range of its pixels is not known.
     """
     image = source.image(split, row)
     try:
@@ -60,10 +60,10 @@ def rgb_image(source: Source, split: str, row: int) -> Image:
         raise DatasetError(f"image {source.splits[split][row].id!r}: {error}") from None
     except MemoryError:
         raise
-    except Exception as error:  # an image of Pillow's may come unread, and its decoder raises many kinds
+    except Exception as error:  # a Pillow image may still be undecoded, and decoders raise many types of errors
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        image.close()  # or its file stays open: only a finished decoder closes it
+        image.close()  # otherwise its file stays open: only a finished decoder closes it
         what = f"{type(error).__name__}: {reason(error)}"
         raise DatasetError(
             f"image {source.splits[split][row].id!r} cannot be converted to RGB ({what})"
@@ -78,7 +78,7 @@ def content_digest(image: Image) -> bytes:
 
 
 def _flat(image: Image, options: PixelOptions, facts: dict[str, int]) -> Image:
-    """The pixels as 8-bit RGB as they are stored."""
+    """The pixels as 8-bit RGB, not rotated."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
         # These two formats hold no values of more than 16 bits and no negative ones.
@@ -86,7 +86,7 @@ def _flat(image: Image, options: PixelOptions, facts: dict[str, int]) -> Image:
             values = values.astype(np.uint16)
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         if options.pixel_range is not None and (white := facts.pop(WHITE, 0)):
-            # The range that is given is one of the values in the file.
+            # A given range refers to the values in the file.
             values = np.rint(values * (white / 65535)).astype(np.uint16)
         if options.pixel_range is None and values.dtype == np.uint16:
             facts["deep"] = int(values.max(initial=0)) + 1
@@ -98,7 +98,7 @@ def _flat(image: Image, options: PixelOptions, facts: dict[str, int]) -> Image:
         )
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the way that Pillow asks for
-    if image.mode in ("RGBa", "La"):  # transparency is multiplied into the colours
+    if image.mode in ("RGBa", "La"):  # transparency is multiplied into the colors
         image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
     if image.mode in ("RGBA", "LA", "PA"):
         low, _ = image.getchannel("A").getextrema()
@@ -112,7 +112,7 @@ def _orientation(image: Image) -> int:
     """EXIF orientation, 1 (upright) to 8; 1 where there is none that can be read."""
     with suppress(
         Exception
-    ):  # of damaged EXIF data Pillow raises many kinds, and the image is none the worse for it
+    ):  # Pillow raises many types of errors for damaged EXIF data; the pixels are unaffected
         exif: Exif = image.getexif()
         value = exif.get(_ORIENTATION, 1)
         return int(value)

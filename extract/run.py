@@ -141,9 +141,9 @@ class _Extraction:
         return fetched if fetched is not None and self._verdict(fetched) is Verdict.ANSWER else None
 
     def _find_complete(self) -> Entry | None:
-        """The complete cache that remembers the request and holds all that is wanted."""
+        """The complete cache that remembers the request and holds everything requested."""
         self._literals.clear()
-        if self._own is not None:  # what one's own module holds is known only by its digest
+        if self._own is not None:  # the content of a custom module is known only by its digest
             return None
         for literal in self._request.literals(self._model, self._answers.identity):
             self._literals.append(literal)
@@ -272,7 +272,7 @@ class _Extraction:
         return path, Plan(spec, wanted, size or fitting_batch_size(backbone, device, spec, wanted))
 
     def _find_fresh(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
-        """The spec of the images that lie there now, and the cache that has it."""
+        """The spec of the images currently on disk, and the cache with that spec."""
         spec, entry = self._find_spec(backbone, device)
         if entry is not None and self._answers.is_replaced(entry):
             spec, entry = self._find_spec(backbone, device)

@@ -1,4 +1,4 @@
-"""One line on what a run reads: samples, classes, splits, files passed over; and one on how images are prepared."""
+"""Describe the input of a run in one line (samples, classes, splits, files passed over), and the preprocessing in another."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def _targets_text(targets: Targets) -> str:
 
 
 def preprocessing_text(preprocessing: Mapping[str, Any], size: int) -> str | None:
-    """Describe the preprocessing of a backbone's spec; None where it is of no known form."""
+    """Describe the preprocessing of a backbone's spec; None if its form is unknown."""
     library, filter_ = preprocessing.get("library"), preprocessing.get("interpolation")
     if library == "timm":
         if preprocessing.get("crop_mode") != "center":

@@ -24,7 +24,7 @@ MAX_CANDIDATES = 16
 class Teammates:
     """The remotes where teammates push, asked in order.
 
-    One that cannot be reached, or whose answer is wrong, is left out with a note: the images are here to compute from.
+    A remote that cannot be reached, or gives a bad answer, is left out with a note; the features can be computed instead.
     """
 
     def __init__(self, remotes: Sequence[Address], search: Sequence[Path], reporter: Reporter) -> None:
@@ -41,7 +41,7 @@ class Teammates:
         from featcache.store.transfer.documents import fetch_requests
         from featcache.store.transfer.remotes import open_remote
 
-        say_unreadable(self._search, self._reporter)  # one of them may be the answer
+        say_unreadable(self._search, self._reporter)  # an unreadable cache may be the answer
 
         def matching(address: Address) -> list[CacheName]:
             names = [name for name in self._names(address) if name.dataset == slug(dataset)]
@@ -69,7 +69,7 @@ class Teammates:
         if name is None:
             return False
         self._reporter.message(f"{entry.path} is a partial copy; completing it from {held.origin}")
-        # Nothing can be computed into a partial copy, and it may be all that is left of the cache.
+        # An extraction cannot write into a partial copy, which may be the last copy of the cache.
         remedy = f"remove the copy (`featcache rm {entry.path}`) and run this again to extract it here"
         try:
             pulled = self._pull(address, name, part)
@@ -107,7 +107,7 @@ class Teammates:
         return None
 
     def _leave_out(self, address: Address, why: str) -> None:
-        """Say why a remote is not used, once: it is not asked again in this run."""
+        """Report once why a remote is not used; it is not asked again in this run."""
         self._remotes.remove(address)
         self._reporter.message(f"note: {address} {why}")
 

@@ -1,4 +1,4 @@
-"""An extraction that was begun: what it holds so far, and what is said of it."""
+"""Extractions in progress: their finished parts, and the messages about them."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +12,7 @@ from featcache.store.writing.writer import CacheWriter
 
 
 def plan_messages(writer: CacheWriter, wanted: Plan, batch_size: int | None) -> Iterator[str]:
-    """Say what an open writer is going to do, where it is more or less than a new cache."""
+    """Report the work of an open writer if it resumes or adds to a cache."""
     done, total = writer.committed_rows(), writer.plan.inventory.num_samples
     if not wanted.inventory.covers(writer.plan.inventory):
         yield f"first finishing what an earlier run began: {_arrays(writer.plan.inventory)}"
@@ -33,7 +33,7 @@ def recorded_batch_size(path: Path) -> int | None:
 
 
 def covers(path: Path, wanted: Inventory) -> bool:
-    """Whether the cache at `path` is complete and holds all that is wanted."""
+    """Return whether the cache at `path` is complete and holds everything requested."""
     try:
         return Manifest.read(path).inventory.covers(wanted)
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def _arrays(inventory: Inventory) -> str:
 
 
 def interrupted(writer: CacheWriter) -> InterruptedRunError:
-    """Word the error of a run that Ctrl-C stopped."""
+    """Return the error of a run that Ctrl-C stopped."""
     done, total = writer.committed_rows(), writer.plan.inventory.num_samples
     return InterruptedRunError(
         f"interrupted: {done} of {total} samples are committed in {writer.directory}; "

@@ -33,13 +33,13 @@ def load_backbone(name: ModelName, weights: Path | None = None, key: str | None 
 
 
 def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:
-    """Sentences on what was chosen while a backbone was loaded: one of several sets of weights, another preprocessing."""
+    """Notes on choices made while a backbone was loaded: one of several sets of weights, another preprocessing."""
     from featcache.extract.backbones.checkpoint import choice_text
 
     choice = choice_text(backbone.loaded.weights_source)
     if choice is not None:
         yield choice
-    # Who writes the library's own name may expect the library's own preprocessing; an alias is documented.
+    # A user of the library's own name may expect the library's own preprocessing; an alias is documented.
     if name.family == "timm" and name.given == name.explicit:
         from featcache.extract.backbones.timm_vit import departure_text
 

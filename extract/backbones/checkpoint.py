@@ -14,7 +14,7 @@ from featcache.store.text import reason
 TIMM_ORDER = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Names under which timm's `load_state_dict` looks for weights, in its order: averaged weights (EMA) first."""
 OPEN_CLIP_ORDER = ("state_dict", "model")
-"""open_clip knows the first of these names and no averaged weights."""
+"""The same for open_clip, which knows the first of these names, and no averaged weights."""
 _DEPTH = 3
 _SEPARATOR = "/"
 
@@ -32,7 +32,7 @@ class Checkpoint:
 
     @property
     def choice(self) -> dict[str, Any]:
-        """The choice as provenance keeps it; empty where there was nothing to choose."""
+        """The choice as recorded in the provenance; empty if the file has a single set."""
         return {"taken": self.taken, "not_taken": list(self.others)} if self.others else {}
 
 
@@ -41,20 +41,20 @@ def read_checkpoint(path: Path, order: tuple[str, ...], key: str | None = None) 
 
     Args:
         path: the file.
-        order: names of sets, of which the first that the file has is taken.
+        order: names of sets; the first one that the file has is taken.
         key: name of the set to take instead, as `Checkpoint.taken` writes it; one that ends in ``.`` is a prefix of the
             names of tensors, such as ``teacher.``.
 
     Raises:
         BackboneError: the file cannot be read or holds no weights, or several sets without a usual name.
-        UnknownNameError: it has no set `key`.
+        UnknownNameError: the file has no set `key`.
     """
     content = _content(path)
     found = dict(_sets(content))
     if key is not None:
         return _named(path, found, key)
     if not found and isinstance(content, Mapping):
-        return Checkpoint({})  # the names that the model lacks say more
+        return Checkpoint({})  # the caller's error lists the names that the model lacks, which helps more
     if not found:
         raise BackboneError(f"weights file {path} holds {type(content).__name__}, not a state dict")
     taken = _preferred(found, order)
@@ -95,7 +95,7 @@ def _content(path: Path) -> Any:
 
 
 def _sets(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """Every mapping of the file that holds tensors by name, and where it lies; those of optimizers hold none directly."""
+    """All mappings of the file that hold tensors by name, with their paths; optimizer states hold none directly."""
     if not isinstance(content, Mapping) or depth > _DEPTH:
         return
     tensors = {
@@ -109,7 +109,7 @@ def _sets(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, M
 
 
 def _preferred(found: Mapping[str, Any], order: tuple[str, ...]) -> str | None:
-    """The set that the library would take: a usual name, also within another one; the file itself if it has none."""
+    """The set that the library would take: one of a usual name, nested sets included; else the file itself."""
     for name in order:
         inner = [one for one in found if one.split(_SEPARATOR)[0] == name]
         usual = [one for one in inner if {*one.split(_SEPARATOR)} <= {*order}]

@@ -181,7 +181,7 @@ def load_timm(name: ModelName, weights: Path | None, key: str | None = None) -> 
 
 
 def departure_text(name: ModelName) -> str | None:
-    """Say how timm's own preprocessing of a model differs from the one that is used here; None if it does not."""
+    """Describe how timm's own preprocessing of a model differs from the one used here; None if both agree."""
     if not name.preprocessing:
         return None
     published = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name.name).to_dict())
@@ -258,7 +258,7 @@ def _require_activation(name: ModelName, weights: Path | None) -> None:
 
 
 def _create(name: ModelName, weights: Path | None, key: str | None) -> tuple[Any, str, Checkpoint | None]:
-    """The model with its weights, how its position embedding came about, and what was taken of a local file."""
+    """The model with its weights, the origin of its position embedding, and the set taken from a local file."""
     checkpoint = None
     try:
         model = form_of(name) if weights is None else timm.create_model(name.name, num_classes=0)

@@ -48,7 +48,7 @@ _HUB_FILES = (
     "open_clip_pytorch_model.bin",
 )
 _MARKER = "blocks.0.norm1.weight"
-"""A tensor that tells where the names of a backbone begin."""
+"""A tensor of every backbone; the text before its name is the prefix of the backbone's names."""
 # Position embeddings under the names of other libraries; a full CLIP's own ``positional_embedding`` is the text tower's.
 _FOREIGN_POSITIONS = ("visual.trunk.pos_embed", "visual.pos_embed", "visual.positional_embedding")
 
@@ -80,7 +80,7 @@ def resize_input(name: ModelName, model: Any) -> str:
 
 
 def load_file(name: ModelName, model: Any, weights: Path, key: str | None) -> tuple[str, Checkpoint]:
-    """Load a local file into a model, which it must fill completely; `key` names one of several sets of weights.
+    """Load a local file, which must fill the model completely; `key` names one of several sets of weights.
 
     Returns:
         What happened to the position embedding (`AS_STORED` or `RESIZED`), and the set of weights that was taken.
@@ -92,7 +92,7 @@ def load_file(name: ModelName, model: Any, weights: Path, key: str | None) -> tu
     checkpoint = read_checkpoint(weights, TIMM_ORDER, key)
     state: dict[str, Any] = _clean(checkpoint.state)
     if _MARKER in state and (copies := names_of(state, _MARKER)):
-        # The same names below a prefix, such as "ema.": one more set, which is not taken.
+        # The same names below a prefix, such as "ema.", are another set, which is not taken.
         checkpoint = replace(checkpoint, others=(*checkpoint.others, *copies))
     if "input_size" in name.preprocessing:
         model.set_input_size(img_size=name.preprocessing["input_size"][-1])
@@ -137,7 +137,7 @@ def load_state(model: Any, state: Mapping[str, Any]) -> None:
 
 
 def _hint(state: Mapping[str, Any], missing: Sequence[str]) -> str:
-    """What the names of a checkpoint that does not fit look like, if that is known."""
+    """Return a hint on the form of a mismatched checkpoint, from the names of its tensors; empty if unknown."""
     prefixes = names_of(state, _MARKER)
     if missing and prefixes:
         listed = ", ".join(repr(prefix) for prefix in prefixes)

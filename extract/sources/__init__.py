@@ -95,7 +95,7 @@ def resolve_source(
             return SplitDataset(collection, options)
     except FeatcacheError:
         raise
-    except OSError as error:  # of a disk that fails, or a folder that may not be read
+    except OSError as error:  # a failing disk, or a folder without read permission
         what = error.filename or name
         raise DatasetError(f"{what} cannot be read ({error.strerror or error})") from error
     if colon:

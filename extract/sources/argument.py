@@ -44,7 +44,7 @@ class Argument:
         Raises:
             RequestError: it is not.
         """
-        if not os.path.isfile(self.path):  # Path.is_file raises where a folder above may not be entered
+        if not os.path.isfile(self.path):  # Path.is_file raises if a parent folder may not be entered
             raise RequestError(f"{self.kind} file {self.path!s:.300} does not exist or is not a file")
         return self.path
 

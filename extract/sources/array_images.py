@@ -1,6 +1,6 @@
-"""Images as arrays hold them: pixels with channels last or first, or the bytes of image files.
+"""Images in arrays: pixels with channels last or first, or the bytes of image files.
 
-What an array is, is found out when it is opened, so that no run begins with arrays that hold no images.
+The form of an array is checked when it is opened, so no run begins with arrays that hold no images.
 """
 
 import io
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 CHANNELS = (1, 3, 4)
 _LOOKED_AT = 16
-"""Images of an array whose values are looked at for their range."""
+"""Number of images of an array that are sampled to find the range of its values."""
 _EIGHT_BIT = (np.dtype(np.uint8), np.dtype(np.bool_))
 
 
 def image_notes(images: Any, where: str, pixel_range: PixelRange | None) -> list[str]:
-    """What people should know of images in an array ``[N, ...]``.
+    """Return notes on the images in an array ``[N, ...]``.
 
     Raises:
-        DatasetError: they are of a form that is no image, or their range is not known.
+        DatasetError: the array has no form of images, or the range of its values is not known.
     """
     shape, dtype = tuple(images.shape), images.dtype
     if len(shape) == 1 and dtype.kind in "OSV" and dtype.names is None:
@@ -52,10 +52,10 @@ def image_notes(images: Any, where: str, pixel_range: PixelRange | None) -> list
 
 
 def to_image(pixels: Array, where: str, pixel_range: PixelRange | None = None) -> "Image":
-    """One image from its pixels ``[H, W]`` or with channels last or first.
+    """Return one image from its pixels ``[H, W]``, or with channels last or first.
 
     Raises:
-        DatasetError: they are of a form that is no image, or their range is not known.
+        DatasetError: the pixels have no form of an image, or their range is not known.
     """
     from PIL import Image
 
@@ -73,7 +73,7 @@ def to_image(pixels: Array, where: str, pixel_range: PixelRange | None = None) -
     ):
         raise DatasetError(f"image {where} is {list(pixels.shape)} {pixels.dtype}, which is no image")
     facts: dict[str, int] = {}
-    # 16-bit greyscale is a mode of Pillow's, and is scaled where all images are.
+    # 16-bit grayscale stays a mode of Pillow, and is scaled together with all other images.
     scaled = pixels.dtype not in _EIGHT_BIT and (pixels.dtype != np.uint16 or pixels.ndim == 3)
     if scaled and pixels.dtype == np.uint16 and pixel_range is None:
         facts["deep"] = int(pixels.max()) + 1
@@ -95,10 +95,10 @@ def to_image(pixels: Array, where: str, pixel_range: PixelRange | None = None) -
 
 
 def decode_row(value: Any, where: str) -> "Image":
-    """One image from the bytes of its file, in whatever an array holds bytes.
+    """Return one image from the bytes of its file, in any type in which an array holds bytes.
 
     Raises:
-        DatasetError: there are none, or they do not decode.
+        DatasetError: there are no bytes, or they do not decode.
     """
     if (
         isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype in (np.uint8, np.int8)
@@ -110,12 +110,12 @@ def decode_row(value: Any, where: str) -> "Image":
 
 
 def is_encoded(images: Any) -> bool:
-    """Whether an array holds image files instead of pixels."""
+    """Return whether an array holds image files instead of pixels."""
     return len(images.shape) == 1
 
 
 def _channels(shape: Sequence[int]) -> int | None:
-    """Channels of one image ``[H, W, C]`` or ``[C, H, W]``; None if it is neither."""
+    """Return the number of channels of one image ``[H, W, C]`` or ``[C, H, W]``; None for other shapes."""
     return next((size for size in (shape[-1], shape[0]) if size in CHANNELS), None)
 
 

@@ -1,4 +1,4 @@
-"""Labels in arrays and lists: numbers, texts, or columns of them; what they are taken for is said where it is a guess."""
+"""Labels in arrays and lists: numbers, texts, or columns of these; a note says so where their target type is a guess."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class FoundTargets:
-    """What labels are."""
+    """Labels and their targets."""
 
     labels: Labels
     """``[N, ...]`` in the stored type of `targets`."""
@@ -35,16 +35,16 @@ class FoundTargets:
 
 
 def array_targets(columns: Sequence[Array], target: str, names: Sequence[str], where: str) -> FoundTargets:
-    """What the labels of all parts are: integers and texts are classes, 0 and 1 in columns several, other numbers real values.
+    """Infer the targets of all parts: integers and texts are classes, columns of 0 and 1 label sets, other numbers real values.
 
     Args:
         columns: labels of every part, ``[N]`` or ``[N, C]``; further axes must have one entry.
-        target: kind of the targets, or ``auto``.
-        names: of the classes or quantities, as far as they are known.
-        where: names the dataset in errors.
+        target: target type, or ``auto``.
+        names: names of the classes or quantities, as far as known.
+        where: name of the dataset in errors.
 
     Raises:
-        DatasetError: they cannot be such targets.
+        DatasetError: the labels cannot be targets of this type.
     """
     parts = [_two_axes(np.asarray(column), where) for column in columns]
     if len({part.shape[1] for part in parts}) > 1:
@@ -57,7 +57,7 @@ def array_targets(columns: Sequence[Array], target: str, names: Sequence[str], w
     kind = target if target != "auto" else _kind_of(table)
     notes = _guesses(table, where) if target == "auto" else []
     if kind == REGRESSION:
-        with np.errstate(over="ignore"):  # what is too large is refused as infinite
+        with np.errstate(over="ignore"):  # values beyond the range become infinite, and are refused as such
             return FoundTargets(table.astype(np.float32), Targets(kind, _names(names, table.shape[1])), notes)
     _require_indices(table, kind, where)
     if kind == MULTI_LABEL:
@@ -79,7 +79,7 @@ def _two_axes(column: Array, where: str) -> Array:
 
 
 def _one_table(parts: Sequence[Array], where: str) -> Array:
-    """The numbers of all parts, ``[N, C]``; integers stay integers, whatever their types are together."""
+    """The numbers of all parts, ``[N, C]``; integers stay integers, even if the parts have different integer types."""
     for part in parts:
         if part.dtype.kind not in "biuf":
             raise DatasetError(f"{where}: labels are {part.dtype}; they must be numbers or texts")
@@ -106,7 +106,7 @@ def _of_indices(labels: Labels, names: Sequence[str], where: str, notes: list[st
     largest = int(labels.max())
     if not names:
         numbered = number_classes([labels], where)
-        if numbered.labels[0] is not labels:  # that classes are empty is said of every dataset
+        if numbered.labels[0] is not labels:  # empty classes are reported for every dataset elsewhere
             notes = [*notes, *(f"{where}: {note}" for note in numbered.notes)]
         return FoundTargets(numbered.labels[0], Targets(SINGLE_LABEL, numbered.names), notes)
     if largest >= len(names) + MAX_UNUSED_CLASSES:
@@ -130,10 +130,10 @@ def _of_texts(parts: Sequence[Array], target: str, names: Sequence[str], where: 
 
 
 def text_targets(values: Sequence[str], target: str, names: Sequence[str], where: str) -> FoundTargets:
-    """Classes by their names ``[N]``: in the order of `names`, or sorted.
+    """Return classes given by their names ``[N]``, in the order of `names`, or sorted.
 
     Raises:
-        DatasetError: another kind of target is wanted, or a class is not among the names.
+        DatasetError: another target type is requested, or a class is not among the names.
     """
     if target not in ("auto", SINGLE_LABEL):
         raise DatasetError(f"{where}: labels are texts, so they are not {target}")
@@ -153,10 +153,10 @@ def text_targets(values: Sequence[str], target: str, names: Sequence[str], where
 
 
 def label_text(value: Any, row: int, where: str) -> str:
-    """One label as text.
+    """Return one label as text.
 
     Raises:
-        DatasetError: it is no text, or not UTF-8.
+        DatasetError: the label is not text, or not UTF-8.
     """
     try:
         text = value.decode() if isinstance(value, bytes) else value
@@ -171,7 +171,7 @@ def label_text(value: Any, row: int, where: str) -> str:
 
 
 def _guesses(table: Array, where: str) -> list[str]:
-    """What is said where the type of labels decides what they are."""
+    """Return the note on targets that were inferred from the type of the labels."""
     if table.dtype.kind == "f":
         if bool(np.isfinite(table).all() and (table == np.floor(table)).all()):
             return [

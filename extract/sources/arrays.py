@@ -51,10 +51,10 @@ class ArrayCollection(Collection):
         kind: of the source.
         name: of the dataset.
         parts: the arrays of every split.
-        options: kind of the targets, and range of the pixels.
+        options: target type, and pixel range.
         names: of the classes or quantities, if known.
-        unread: splits that are there and were not asked for.
-        notes: what people should know of the files.
+        unread: splits that exist and were not requested.
+        notes: notes on the files.
 
     Raises:
         DatasetError: images or labels are of a form that cannot be used.
@@ -133,7 +133,7 @@ class ArrayCollection(Collection):
         return np.asarray(self._rows(part, index, index + 1)[0])
 
     def _rows(self, part: int, start: int, stop: int) -> Array:
-        """The rows ``start`` up to, not including, ``stop`` of one part."""
+        """Rows ``start`` to ``stop`` (exclusive) of one part."""
         rows: Array = self._images[part][start:stop]
         return rows
 

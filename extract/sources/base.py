@@ -82,16 +82,16 @@ class Source(Protocol):
 
     @property
     def pixels(self) -> PixelOptions:
-        """How decoded images are read: pixel range and orientation."""
+        """Options for reading decoded images: pixel range and orientation."""
         return PixelOptions()
 
     def file_states(self) -> "FileStates | None":
-        """Size and times of the files that images are read from; None where images are not in files."""
+        """Size and times of the files that images are read from; None if images are not in files."""
         return None
 
     @property
     def passed_over(self) -> Mapping[str, int]:
-        """Number of files or entries that are there and are not read, by what they are; see `Listing.passed_over`."""
+        """Number of files or entries that are not read, by type; see `Listing.passed_over`."""
         return {}
 
     @property

@@ -1,4 +1,4 @@
-"""The licence that the card of a dataset names, read without a parser of YAML: a card may hold anything, and needs little."""
+"""Read the license that the card of a dataset names, without a YAML parser: a card is untrusted, and one field is enough."""
 
 import re
 from pathlib import Path
@@ -6,20 +6,20 @@ from pathlib import Path
 from featcache.store.text import printable
 
 MAX_HEAD_BYTES = 2**16
-"""Of a card; what it says of itself stands in the first lines."""
+"""Bytes of a card that are read; the license stands in its first lines."""
 MAX_LICENCE = 200
 _HEAD = re.compile(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|\Z)", re.DOTALL)
 _LICENCE = re.compile(r"^license:[ \t]*(.*)((?:\n[ \t]*-[ \t]+.*)*)", re.MULTILINE)
 
 
 def card_licence(path: Path) -> str | None:
-    """The licence in the head of a card, ``license: cc-by-4.0`` or a list; None if there is none that is plain text."""
+    """Return the license in the head of a card, ``license: cc-by-4.0`` or a list; None if there is none in plain text."""
     try:
         if not path.is_file():
             return None
         with path.open("rb") as file:
             text = file.read(MAX_HEAD_BYTES).decode("utf-8", "replace")
-    except OSError:  # the images can be read all the same
+    except OSError:  # the images can still be read
         return None
     head = _HEAD.match(text.replace("\r\n", "\n"))
     found = _LICENCE.search(head[1]) if head else None
@@ -28,7 +28,7 @@ def card_licence(path: Path) -> str | None:
     inline = found[1].strip()
     values = re.findall(r"-[ \t]+(.*)", found[2]) if not inline else _inline(inline)
     plain = [one for value in values if (one := value.split(" #")[0].strip().strip("'\""))]
-    # Anchors, tags and nested structures are no licence.
+    # Anchors, tags and nested structures are not a license.
     if not plain or any(one[0] in "&*!{[|>" for one in plain):
         return None
     return printable(", ".join(plain))[:MAX_LICENCE]

@@ -1,4 +1,4 @@
-"""Classes that are written as text: missing values, one class in two spellings, and values that look like no classes."""
+"""Check classes written as text: missing values, one class in two spellings, and values that do not look like classes."""
 
 import re
 import unicodedata
@@ -13,7 +13,7 @@ MISSING = frozenset(
         *("#N/A", "#N/A N/A", "#NA", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
     )
 )
-"""What pandas, R and Excel write for a value that is not there; pandas reads these as missing."""
+"""Texts that pandas, R and Excel write for a missing value; pandas reads them as missing."""
 DROP, KEEP = "drop", "class"
 _WHOLE = re.compile(r"([+-]?)(0|[1-9]\d*)(\.0*)?")
 
@@ -25,7 +25,7 @@ def missing_rows(columns: Sequence[Sequence[str]], *, only_empty: bool = False) 
 
 
 def refuse_missing_values(rows: Sequence[int], columns: Sequence[Sequence[str]], where: str) -> None:
-    """Refuse missing labels: they would become a class of their own.
+    """Refuse missing labels, which would become a class of their own.
 
     Args:
         rows: as from `missing_rows`.
@@ -33,7 +33,7 @@ def refuse_missing_values(rows: Sequence[int], columns: Sequence[Sequence[str]],
         where: the table.
 
     Raises:
-        DatasetError: there are some; the first three are shown with their rows.
+        DatasetError: labels are missing; the message shows the first three with their rows.
     """
     if not rows:
         return
@@ -48,7 +48,7 @@ def refuse_missing_values(rows: Sequence[int], columns: Sequence[Sequence[str]],
 
 
 def unify_spellings(values: Sequence[str], where: str) -> tuple[list[str], list[str]]:
-    """Give every value one spelling: ``1`` for ``1.0``, and one Unicode form; notes on what was put together."""
+    """Give every value one spelling: ``1`` for ``1.0``, and one Unicode form; return notes on merged spellings too."""
     spellings: dict[str, list[str]] = defaultdict(list)
     for value in sorted(set(values)):
         whole = _WHOLE.fullmatch(value)
@@ -57,7 +57,7 @@ def unify_spellings(values: Sequence[str], where: str) -> tuple[list[str], list[
     notes: list[str] = []
     names: dict[str, str] = {}
     for key, same in spellings.items():
-        # A value of one spelling keeps it, so that its name and the dataset's identity stay as they were.
+        # A value with a single spelling keeps it, so that its name and the dataset's identity do not change.
         names |= {value: key if len(same) > 1 else value for value in same}
         if len(same) > 1:
             notes.append(f"{where}: {', '.join(map(_shown, same))} are read as one, {key}")
@@ -68,7 +68,7 @@ def unify_classes(values: Sequence[str], where: str) -> tuple[list[str], list[st
     """Give every class one spelling; see `unify_spellings`.
 
     Returns:
-        The values ``[N]``, and notes on what was put together or looks odd.
+        The values ``[N]``, and notes on merged spellings and odd values.
     """
     unified, notes = unify_spellings(values, f"{where}: classes")
     return unified, [*notes, *_doubts(sorted(set(unified)), where)]

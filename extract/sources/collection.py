@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 MAX_CLASSES = 2**20
-"""Classes that are numbered by the largest label; more names than this would fill the memory."""
+"""Largest number of classes; more names than this would fill the memory."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Listing:
     notes: Sequence[str] = ()
     """What people should know."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
-    """Number of files or entries that are there and were not read, by what they are: ``.txt``, ``hidden files``."""
+    """Number of files or entries that were not read, by type: ``.txt``, ``hidden files``."""
 
 
 class Collection(ABC):
@@ -70,14 +70,14 @@ class Collection(ABC):
         """
 
     containers: Sequence[Path] = ()
-    """Files of the place that the dataset was opened at, which hold all rows between them; empty if there is no such place."""
+    """Files at the dataset's path, which together hold all rows; empty if the dataset has no path."""
     one_file_a_row: ClassVar[bool] = False
     """Whether every row has a file of its own."""
 
     def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
-        """Return the files that images are read from: the one of each of `rows`, or those that hold all rows between them.
+        """Return the files that images are read from: one for each of `rows`, or all files that together hold the rows.
 
-        By default these are the files of the place that the dataset was opened at.
+        By default these are the files at the path that the dataset was opened with.
         """
         return self.containers
 
@@ -110,10 +110,10 @@ def class_labels(values: Sequence[Any]) -> tuple[Labels, tuple[str, ...]]:
 def indexed_targets(
     labels: Labels, names: Sequence[str] | None = None, where: str = "the dataset"
 ) -> Targets:
-    """The classes behind class indices: those named, and numbers for what a list of names lacks.
+    """Return the names of all class indices; an index beyond the list of names is named by its number.
 
     Raises:
-        DatasetError: the largest index is beyond any number of classes, such as an id or a time instead of a label.
+        DatasetError: the largest index is no plausible class, such as an id or a time in place of a label.
     """
     count = int(labels.max(initial=-1)) + 1
     known = tuple(names or ())
@@ -136,7 +136,7 @@ def group_column(listing: Listing, column: str, where: str) -> list[str]:
         if not listing.columns:
             raise RequestError(f"{where} has no columns to group by; leave --group-by out")
         raise UnknownNameError("column", column, listing.columns)
-    # JSON may hold half of a pair of surrogates, which is no text that could be hashed or printed.
+    # JSON may hold a lone surrogate, which can be neither hashed nor printed.
     return [str(value).encode("utf-8", "backslashreplace").decode() for value in listing.columns[column]]
 
 

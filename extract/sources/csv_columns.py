@@ -1,4 +1,4 @@
-"""Which column of a table is the path, which the split, the id and the labels."""
+"""Find the columns of a table that hold the path, the split, the id and the labels."""
 
 from pathlib import Path
 from typing import NoReturn
@@ -21,16 +21,16 @@ SPLIT_COLUMN, ID_COLUMN = "split", "id"
 
 
 class Columns:
-    """Names of the columns by what they hold.
+    """Return the names of the columns by their role.
 
     Args:
-        path: of the table, for errors.
-        table: its header and values.
+        path: path of the table, for errors.
+        table: header and values of the table.
         argument: fields ``path``, ``split``, ``id`` and ``label`` may name columns; an empty ``split`` is for none.
         options: ``group_by`` may name one.
 
     Raises:
-        RequestError: columns are not there, or what one holds is not clear.
+        RequestError: a column does not exist, or its role is ambiguous.
     """
 
     def __init__(self, path: Path, table: Table, argument: Argument, options: DatasetOptions) -> None:
@@ -99,7 +99,7 @@ class Columns:
             )
 
     def _is_bare_flag(self, name: str, others: list[str], labels: list[str]) -> bool:
-        """Whether a column ``train`` or ``test`` is a flag of the split; among columns of 0 and 1 it may be a class."""
+        """Return whether a column ``train`` or ``test`` is a flag of the split; among columns of 0 and 1 it may be a class."""
         if role_of(name) is None or not self._table.rows or not are_flags(self._table.column(name)):
             return False
         rest = labels or [other for other in others if other != name]

@@ -1,4 +1,4 @@
-"""A table as text: its encoding, its separator, its header and rows, whatever program has written it."""
+"""Read a table as text from any program: its encoding, separator, header and rows."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from featcache.store.errors import DatasetError, RequestError
 MAX_TABLE_BYTES = 2**31
 SEPARATORS = ",;\t|"
 _INDEX_NAME = re.compile(r"(Unnamed: \d+(\.\d+)?)?")
-"""Names of columns without a name: empty as written by pandas, or as pandas calls them when it reads them back."""
+"""Headers of unnamed columns: empty as pandas writes them, or the names that pandas gives on reading them back."""
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?')
 
 
@@ -33,15 +33,15 @@ class Table:
 def read_table(path: Path, encoding: str | None = None) -> Table:
     """Read a table separated by commas, semicolons, tabs or bars, with a header; quoted fields may hold line ends.
 
-    Columns without a name are left out: an index as pandas writes it, or what follows a separator at the end of every line.
+    Unnamed columns are left out: the index that pandas writes, and the text behind a separator at every line's end.
 
     Args:
         path: the file.
-        encoding: of the text; UTF-8, or UTF-16 with its mark, if None.
+        encoding: text encoding; if None, UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-        RequestError: there is no such encoding.
-        DatasetError: the file cannot be read as such a table; the message says where.
+        RequestError: the encoding does not exist.
+        DatasetError: the file cannot be read as a table; the message says where.
     """
     text = _text(path, encoding)
     separator, text = _separator(text)
@@ -112,7 +112,7 @@ def _without_unnamed(path: Path, header: list[str], rows: list[list[str]]) -> Ta
         return Table(header, rows)
     for place in unnamed:
         values = [row[place] for row in rows]
-        # An index counts its rows, or what was left of them by a selection.
+        # An index counts the rows, or the rows that a selection left.
         if any(values) and (place > 1 or not all(re.fullmatch(r"\d+", value) for value in values)):
             raise DatasetError(f"{path}: column {place + 1} has values and no name; name it in the header")
     kept = [place for place in range(len(header)) if place not in unnamed]

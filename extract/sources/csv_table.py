@@ -118,20 +118,20 @@ def open_csv(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
     """Open a table as a dataset.
 
     Paths (column ``path``, or another usual name) are relative to the table, or to ``?root=DIR``. A column ``split``, or
-    another that holds names or flags of splits, names splits; ``id`` names samples. All other columns are labels, or those
-    of ``?label=a,b``: one is the class of each sample; several, of 0 and 1, are as many classes; with
-    ``--target regression`` they are real values, units in brackets behind their names (``weight [kg]``). Rows without a label
-    are left out with ``?missing=drop``; with ``?missing=class`` texts such as ``NA`` are classes.
+    another that holds names or flags of splits, names splits; ``id`` names samples. ``?label=a,b`` names the columns of labels,
+    by default all others. One column is the class of each sample; several columns of 0 and 1 are one class each; with
+    ``--target regression`` they are real values, with units in brackets behind their names (``weight [kg]``).
+    ``?missing=drop`` leaves out rows without a label; ``?missing=class`` takes texts such as ``NA`` for classes.
 
     Raises:
-        RequestError: columns are not there, or what they are is not clear.
+        RequestError: a column does not exist, or its role is ambiguous.
         DatasetError: files are missing, or values cannot be such labels.
     """
     return CsvTable(argument, options)
 
 
 def _drop_rows_without_label(path: Path, table: Table, columns: Columns, argument: Argument) -> int:
-    """Leave rows out where a label is missing, if that is asked for; returns how many."""
+    """Leave out rows with a missing label if ``?missing=drop`` asks for it; return their number."""
     choice = argument.fields.get("missing")
     if choice not in (None, DROP, KEEP):
         raise RequestError(f"missing of csv must be {DROP} or {KEEP}, got {choice!r}")
@@ -149,7 +149,7 @@ def _drop_rows_without_label(path: Path, table: Table, columns: Columns, argumen
 
 
 def _groups(path: Path, values: Sequence[str], notes: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Groups in one spelling each, and what that adds to the identity."""
+    """Return the groups in one spelling each, and the entries that they add to the identity."""
     groups, about = unify_spellings(values, f"{path.name}: groups")
     lacking = sum(value in MISSING for value in values)
     if lacking:
@@ -165,7 +165,7 @@ def _splits(
     options: DatasetOptions,
     notes: list[str],
 ) -> tuple[list[str] | None, dict[str, Rows], tuple[str, ...]]:
-    """The split of every row by the name that it goes by here, rows by split, and splits that are not read."""
+    """Return the split of every row by its role here, the rows by split, and the splits that are not read."""
     if column is None:
         notes += note_splits_beside(path)
         return None, {}, ()
@@ -178,7 +178,7 @@ def _splits(
         )
     chosen = choose_splits(list(dict.fromkeys(spelled)), options, str(path))
     notes += chosen.notes(path.name)
-    # The digest holds these names, so a table says the same in every spelling, and none is taken for one of before.
+    # The digest holds these names, so it is the same in every spelling, and differs from those of earlier versions.
     names = {spelling: name for name, spelling in chosen.names.items()}
     splits = [names.get(split, split) for split in spelled]
     table = np.array(spelled)
@@ -192,7 +192,7 @@ def _targets(
     options: DatasetOptions,
     notes: list[str],
 ) -> tuple[Labels, Targets]:
-    """Labels of all rows in their stored type, and what they are; what should be known of them goes to `notes`."""
+    """Return the labels of all rows in their stored type, and their targets; add notes on them to `notes`."""
     kind = options.target
     if kind == AUTO:
         kind = SINGLE_LABEL if len(columns) == 1 else MULTI_LABEL

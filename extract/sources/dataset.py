@@ -68,16 +68,16 @@ class DatasetOptions:
     revision: str | None = None
     """Commit, branch or tag on the Hub; what a local copy is of."""
     pixel_range: str = AUTO
-    """Black and white of images of more than 8 bits: ``auto``, a number of bits, or ``LOW..HIGH``; see `PixelRange`."""
+    """Values of black and white in images of more than 8 bits: ``auto``, a number of bits, or ``LOW..HIGH``; see `PixelRange`."""
     exif_orientation: str = AS_STORED
-    """``ignore``: pixels as they are stored; ``apply``: turned as their EXIF orientation says."""
+    """``ignore`` takes pixels as stored; ``apply`` rotates images by their EXIF orientation."""
     max_pixels: int | None = None
-    """Pixels of the largest image that is decoded; `MAX_PIXELS` if not given."""
+    """Size limit of a decoded image in pixels; `MAX_PIXELS` if not given."""
     train_split: str | None = None
     """The dataset's own split to train on; its ``train`` if None."""
 
     def __post_init__(self) -> None:
-        _ = self.pixels  # which checks them
+        _ = self.pixels  # checks the options
         if self.max_pixels is not None and self.max_pixels < 1:
             raise RequestError(f"--max-pixels must be at least 1, got {self.max_pixels}")
         if self.target not in (AUTO, *TARGET_KINDS):
@@ -225,7 +225,7 @@ class SplitDataset(Source):
 
     @cached_property
     def _test_splits(self) -> tuple[str, ...]:
-        """The splits to test on by name, as the dataset spells them; empty for its ``test``."""
+        """The splits to test on, in the dataset's spelling; empty stands for its ``test``."""
         listing = self._collection.listing
         return tuple(
             find_split(name, [*listing.parts, *listing.unread]) for name in self._options.test_splits
@@ -337,7 +337,7 @@ class SplitDataset(Source):
             )
 
     def _say_empty_classes(self, rows: Mapping[str, Rows]) -> None:
-        """Say which classes no sample has: labels that count from 1 make such a class."""
+        """Report classes without a sample, such as class 0 where labels count from 1."""
         if self.targets.kind == REGRESSION:
             return
         labels = self._collection.listing.labels[np.concatenate(list(rows.values()))]
@@ -377,7 +377,7 @@ class SplitDataset(Source):
 
 
 def _is_fraction(name: str) -> bool:
-    """Whether the name of a class is a number that is not whole, such as a measurement."""
+    """Return whether the name of a class is a number but no integer, such as a measurement."""
     try:
         return not float(name).is_integer()
     except (ValueError, OverflowError):

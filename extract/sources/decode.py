@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 MAX_PIXELS = 178_956_970
-"""Pixels of the largest image that is decoded unless `pixel_limit` says otherwise; Pillow refuses the same size."""
+"""Default size limit of a decoded image in pixels, the same as Pillow's; `pixel_limit` changes it."""
 _MAX_WHOLE_FILE_BYTES = 2**30
-"""Some decoders read the whole file at once; larger files never reach them."""
+"""Size limit of an image file in bytes, since some decoders read the whole file at once."""
 
-# A dataset's file decides which decoder runs, whatever its extension is. So only decoders of image formats that
-# datasets come in are listed. Pillow has many more: some start another program (EPS runs Ghostscript), others are
+# The content of a file decides which decoder runs, not its extension. So only decoders of the usual image formats of
+# datasets are listed. Pillow has many more: some start another program (EPS runs Ghostscript), others are
 # hardly ever tested against damaged files (FLI, FITS, PSD, WMF, ICNS, GBR). An MPO file opens as its first JPEG.
 _STREAMED = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA")
 _READ_WHOLE = ("WEBP", "JPEG2000", "AVIF")
 _HEIF = "HEIF"
 _HEIF_EXTENSIONS = (".heic", ".heif")
-_PLUGINS = {  # extensions that need more than every installation has: the module, and the command that installs it
+_PLUGINS = {  # extensions that need an optional package: its module, and the command that installs it
     ".avif": ("PIL._avif", "pip install 'pillow>=11.3'"),
     **dict.fromkeys(_HEIF_EXTENSIONS, ("pillow_heif", "pip install pillow-heif")),
 }
 
 
 def _is_installed(module: str) -> bool:
-    """Whether a module or submodule is there, found without importing anything."""
+    """Return whether a module or submodule is installed, without importing anything."""
     package, _, name = module.partition(".")
     spec = find_spec(package)
     return spec is not None and (
@@ -57,7 +57,7 @@ _ALWAYS = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga"),
 )
 EXTENSIONS = frozenset((*_ALWAYS, *(name for name, (module, _) in _PLUGINS.items() if _is_installed(module))))
-"""Extensions, in lower case, of the files that are taken for images."""
+"""Extensions of image files, in lower case."""
 
 _MORE_CHANNELS = re.compile(r"(L|RGB|CMYK)X+(;.*)?")
 _EIGHT_BIT_COLOUR = ("RGB", "RGBA", "LA", "CMYK")
@@ -67,7 +67,7 @@ _max_pixels: ContextVar[int] = ContextVar("featcache_max_pixels", default=MAX_PI
 
 @contextmanager
 def pixel_limit(pixels: int | None) -> Iterator[None]:
-    """Let images of up to `pixels` pixels be decoded inside of the block; None leaves `MAX_PIXELS`."""
+    """Allow images of up to `pixels` pixels inside the block; None keeps `MAX_PIXELS`."""
     token = _max_pixels.set(pixels or MAX_PIXELS)
     try:
         yield
@@ -76,7 +76,7 @@ def pixel_limit(pixels: int | None) -> Iterator[None]:
 
 
 def install_advice(extension: str) -> str | None:
-    """Return the command after which files of `extension` can be read; None if none is known or needed."""
+    """Return the command that installs support for files of `extension`; None if none is known or needed."""
     found = _PLUGINS.get(extension.lower())
     return None if found is None or extension.lower() in EXTENSIONS else found[1]
 
@@ -89,7 +89,7 @@ def decode(file: "str | Path | IO[bytes]", name: object) -> "Image":
         name: name of the image in errors.
 
     Raises:
-        UnavailableError: the file is gone or cannot be read, which says nothing about the image.
+        UnavailableError: the file is gone or cannot be read; the image itself may be intact.
         DatasetError: the file is not an image that can be decoded.
     """
     if not isinstance(file, str | Path):
@@ -99,7 +99,7 @@ def decode(file: "str | Path | IO[bytes]", name: object) -> "Image":
 
 
 def _open_regular(path: str | Path, name: object) -> IO[bytes]:
-    """Open a regular file; a pipe, a device or a folder is refused without waiting for it or reading from it."""
+    """Open a regular file; refuse a pipe, a device or a folder without waiting for it or reading from it."""
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
@@ -136,13 +136,13 @@ def _decode(file: IO[bytes], name: object, num_bytes: int) -> "Image":
         raise DatasetError(f"image {name} does not decode ({_reason(error)})") from error
     except (
         Exception
-    ) as error:  # decoders raise all kinds on damaged input: RuntimeError, KeyError, MemoryError, ...
+    ) as error:  # decoders raise errors of any type on damaged input: RuntimeError, KeyError, MemoryError, ...
         raise DatasetError(f"image {name} does not decode ({_reason(error)})") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let Pillow neither warn of large images, for which there is a limit here, nor refuse those within it."""
+    """Turn off Pillow's own size limit and its warning, since the limit of this module replaces them."""
     from PIL import Image
 
     usual, limit = Image.MAX_IMAGE_PIXELS, _max_pixels.get()
@@ -176,9 +176,9 @@ def _raw_mode(image: "ImageFile") -> str:
 
 
 def _declared_white(image: "ImageFile") -> int:
-    """The white that a PGM or PPM file of more than 8 bits declares, to which Pillow scales it; 0 for other files."""
+    """The white value that a PGM or PPM file of more than 8 bits declares, and that Pillow scales to 65535; 0 for other files."""
     args = image.tile[0][3] if image.tile else ()
-    # What is declared as 65535 is not scaled, unless it is in colour.
+    # Pillow does not scale values if white is declared as 65535, except in color images.
     if image.format != "PPM" or not isinstance(args, tuple) or not isinstance(args[-1], int):
         return 0
     return args[-1] if args[-1] > 255 else 0
@@ -190,14 +190,14 @@ def _has_more_frames(image: "ImageFile") -> bool:
 
 
 def _remember(image: "ImageFile", raw_mode: str, frames: bool, white: int) -> None:
-    """Keep with a loaded image the facts that its pixels do not show."""
+    """Attach the facts that the pixels of a loaded image do not show."""
     facts = {"frames": 1} if frames else {}
     if image.format == "TIFF" and _MORE_CHANNELS.fullmatch(raw_mode):
         facts["channels"] = 1
     if white and image.mode == "I":
         facts[WHITE] = white
     if (";16" in raw_mode or white) and image.mode in _EIGHT_BIT_COLOUR:
-        # Pillow has no colour of 16 bits: it keeps the upper 8 bits of every value.
+        # Pillow has no 16-bit color: it keeps the upper 8 bits of every value.
         colours = [np.asarray(image.getchannel(band)) for band in image.getbands() if band != "A"]
         facts["deep"] = (int(max(colour.max() for colour in colours)) << 8) + 256
     if facts:
@@ -222,14 +222,14 @@ def _too_large(name: object, pixels: int | None) -> str:
 
 def _reason(error: Exception) -> str:
     lines = str(error).splitlines()
-    # Pillow shows a file that it cannot identify by its address, which says nothing.
+    # Pillow's message shows an unidentified file object by its memory address, which does not help.
     if lines and "cannot identify image file" in lines[0]:
         return "not an image"
     return lines[0] if lines else type(error).__name__
 
 
 def passed_over_text(passed_over: Mapping[str, int]) -> str:
-    """Word what a source has not read: ``.txt 12, .heic 3 (pip install pillow-heif)``; empty if there is nothing."""
+    """Describe the files that a source has not read: ``.txt 12, .heic 3 (pip install pillow-heif)``; empty if there are none."""
     parts = []
     for name, count in sorted(passed_over.items(), key=lambda item: (-item[1], item[0])):
         advice = install_advice(name)

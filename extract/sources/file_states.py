@@ -1,4 +1,4 @@
-"""Size and times of the files that a dataset's images are read from: they tell when a file may have been exchanged."""
+"""Size and times of the files that a dataset's images are read from, to notice files that may have been replaced."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_GROUPS = 2048
-"""Fingerprints that are kept for a dataset, each over as many files as it takes: up to so many files, one for each."""
+"""Largest number of fingerprints of a dataset: one for each file, or for groups of files in larger datasets."""
 _THREADS = 16
 _BATCH = 512
 _WITHOUT_COMPRESSION = (".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".tga")
@@ -28,15 +28,15 @@ class FileStates:
     states: npt.NDArray[np.int64]
     """``[F, 3]``: size in bytes, times of the last change of content and of status (mtime, ctime) in nanoseconds."""
     per_row: bool
-    """Whether the files are those of the rows of all splits, one after another; otherwise every file holds many rows."""
+    """True if file i holds row i, counted over all splits in order; otherwise every file holds many rows."""
     suffixes: tuple[str, ...] = ()
     """Extensions ``[F]`` in lower case, where there is a file for every row."""
 
     @classmethod
     def of(cls, paths: Iterable[str | Path], per_row: bool) -> "FileStates":
-        """Look at some files; one that is not there has zeros."""
+        """Read the states of some files; a missing file has zeros."""
         names = [os.fspath(path) for path in paths]
-        with ThreadPoolExecutor(_THREADS) as pool:  # a network answers many questions in the time of one
+        with ThreadPoolExecutor(_THREADS) as pool:  # on network file systems many requests take as long as one
             parts = (names[start : start + _BATCH] for start in range(0, len(names), _BATCH))
             rows = [row for part in pool.map(_states, parts) for row in part]
         suffixes = tuple(os.path.splitext(name)[1].lower() for name in names) if per_row else ()
@@ -44,12 +44,12 @@ class FileStates:
 
     @cached_property
     def fingerprints(self) -> list[str]:
-        """At most `MAX_GROUPS` digests, each over the states of files that follow each other."""
+        """At most `MAX_GROUPS` digests, each over the states of consecutive files."""
         parts = np.array_split(self.states, min(MAX_GROUPS, max(len(self.states), 1)))
         return [hashlib.sha256(part.tobytes()).hexdigest()[:16] for part in parts]
 
     def differing(self, fingerprints: list[str]) -> Mask:
-        """``[F]``: files whose group has another fingerprint now; all if the number of groups is another."""
+        """``[F]``: files whose group has a new fingerprint; all files if the number of groups differs."""
         own = self.fingerprints
         if len(own) != len(fingerprints):
             return np.ones(len(self.states), np.bool_)
@@ -65,14 +65,14 @@ class FileStates:
         return mask
 
     def with_suffix(self, suffixes: tuple[str, ...]) -> Mask:
-        """``[F]``: files with one of some extensions; none where files are not those of rows."""
+        """``[F]``: files with one of some extensions; none if files do not correspond to rows."""
         if not self.per_row:
             return np.zeros(len(self.states), np.bool_)
         return np.array([suffix in suffixes for suffix in self.suffixes], np.bool_)
 
     @property
     def whose_size_tells_nothing(self) -> Mask:
-        """``[F]``: files of forms without compression, where another image of the same shape has the same size."""
+        """``[F]``: files of uncompressed formats, in which every image of one shape has the same size."""
         return self.with_suffix(_WITHOUT_COMPRESSION)
 
     @property
@@ -82,7 +82,7 @@ class FileStates:
 
 
 def containers_of(place: Path) -> list[Path]:
-    """Return the file at a place, or the files directly in the folder there; none where there is neither."""
+    """Return the file at `place`, or the files directly in that folder; none if neither exists."""
     try:
         if place.is_file():
             return [place]

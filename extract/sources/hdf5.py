@@ -1,6 +1,7 @@
 """``hdf5:FILE?images=x&labels=y``: images in an HDF5 file, as PCAM and many medical sets are published.
 
-A contiguous dataset is read by its place. A chunked one is read in slices, in order: HDF5 unpacks a whole chunk for every row.
+A contiguous array is read at its offset in the file. A chunked one is read in slices, in order, since HDF5 unpacks a whole
+chunk for every row.
 """
 
 import re
@@ -61,7 +62,7 @@ class Hdf5(ArrayCollection):
         return super()._rows(part, start, stop)
 
     def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
-        """Return the files of the dataset, and those that images are linked from."""
+        """Return the files of the dataset, including files that linked images lie in."""
         return [*self.containers, *self._linked]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def open_hdf5(argument: Argument, options: DatasetOptions, reporter: Reporter) -
 
 
 def _splits(argument: Argument, options: DatasetOptions) -> ChosenSplits:
-    """The splits that are read, by what stands in place of ``{split}``."""
+    """The splits to read, by the text that replaces ``{split}``."""
     if SPLIT in argument.place:
         pattern, folder = _pattern(argument.path.name), argument.path.parent
         names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -133,7 +134,7 @@ def _part(
     reporter: Reporter,
     linked: dict[str, Path],
 ) -> ArrayPart:
-    """One split; `spelling` is what the file calls it. Files that are linked are added to `linked`, by the note on each."""
+    """Return one split, which the file calls `spelling`; add linked files to `linked`, each with its note."""
 
     def filled(text: str) -> str:
         return text.replace(SPLIT, spelling)

@@ -1,4 +1,4 @@
-"""Rows of an array in an HDF5 file: by their place in the file where they lie there as they are, else through HDF5."""
+"""Read rows of an array in an HDF5 file: at their offset where they are stored unpacked, else through HDF5."""
 
 import os
 import weakref
@@ -19,10 +19,10 @@ Array = npt.NDArray[Any]
 
 
 def open_rows(path: Path, name: str) -> "PlacedRows | LibraryRows":
-    """The rows of the array `name` of the file `path`, which must hold it itself.
+    """Return the rows of the array `name`, which must lie in the file `path` itself.
 
     Raises:
-        DatasetError: it is not there, or cannot be read; see `find_dataset`.
+        DatasetError: the array does not exist, or cannot be read; see `find_dataset`.
     """
     with open_h5(path) as file, h5_errors(f"{path}: {name}"):
         dataset = _required(file, path, name)
@@ -30,7 +30,7 @@ def open_rows(path: Path, name: str) -> "PlacedRows | LibraryRows":
         if not dataset.shape or not _lies_as_it_is(dataset):
             return rows
         placed = PlacedRows(path, dataset.dtype, dataset.id.get_offset(), tuple(dataset.shape))
-        # The place that HDF5 names is believed only if both ways give the same.
+        # The offset that HDF5 reports is used only if both ways give the same values.
         for row in {0, dataset.shape[0] - 1}:
             if placed[row : row + 1].tobytes() != np.asarray(dataset[row : row + 1]).tobytes():
                 return rows
@@ -38,7 +38,7 @@ def open_rows(path: Path, name: str) -> "PlacedRows | LibraryRows":
 
 
 class PlacedRows:
-    """An array that lies in one piece in a file: ``[N, ...]``, read by its place, without HDF5's lock and without a map."""
+    """An array ``[N, ...]`` in one piece of a file, read at its offset, without HDF5's lock and without a memory map."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> None:
         self.shape, self.dtype = shape, dtype
@@ -69,12 +69,12 @@ class PlacedRows:
 
 
 class LibraryRows:
-    """An array ``[N, ...]`` that HDF5 reads; opened where it is read, since a handle survives neither a fork nor a pickle."""
+    """An array ``[N, ...]`` read through HDF5; each process opens it, since handles survive neither a fork nor a pickle."""
 
     def __init__(self, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape, self.dtype = shape, dtype
         known = prod(shape[1:]) * dtype.itemsize
-        # What is stored of rows of unlike lengths is known for all of them together.
+        # For rows of different lengths, only the stored size of all rows together is known.
         self.row_bytes = max(1, path.stat().st_size // max(1, shape[0])) if dtype.hasobject else known
         self.path, self._name = path, name
         self._dataset: h5py.Dataset | None = None
@@ -86,7 +86,7 @@ class LibraryRows:
                 self._dataset = _required(open_h5(self.path), self.path, self._name)
                 self._process = os.getpid()
             values: Array = self._dataset[rows]
-        # Fixed-length bytes would lose the zeros at their ends.
+        # Fixed-length bytes would lose their trailing zeros.
         return values.view(f"V{values.dtype.itemsize}") if values.dtype.kind == "S" else values
 
     def __getstate__(self) -> dict[str, Any]:
@@ -101,12 +101,12 @@ def _required(file: "h5py.File", path: Path, name: str) -> "h5py.Dataset":
 
 
 def _lies_as_it_is(dataset: "h5py.Dataset") -> bool:
-    """Whether the bytes in the file are those of numpy's type, in one piece."""
+    """Return whether the array is stored in one piece, as the bytes of a numpy type."""
     import h5py
 
     if dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS or dataset.id.get_offset() is None:
         return False
     if dataset.dtype.kind not in "buif" or not prod(dataset.shape):
         return False
-    # numpy has no numbers of fewer bits than their place, nor of padding.
+    # numpy has no numbers that use fewer bits than they occupy, or that have padding.
     return bool(dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype, logical=True)))

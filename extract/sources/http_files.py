@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 THREADS = 8
 MAX_NAME_BYTES = 150
-"""Of a file's name; a token and an ending go behind it."""
-# What a store puts into a query to sign it: another signature is not another file.
+"""Longest file name in bytes; a token and an ending are appended to it."""
+# Query fields of signed addresses: another signature does not name another file.
 _SIGNATURE = re.compile(
     r"x-(amz|goog)-.*|signature|expires|key-pair-id|policy|awsaccesskeyid|googleaccessid|s(ig|e|t|p|v|r|pr|ip|koid|ktid|kt|ke|ks|kv)",
     re.IGNORECASE,
@@ -36,8 +36,8 @@ def fetch_all(addresses: Sequence[str], reporter: Reporter) -> list[Path]:
     """Local copies of some files, in order.
 
     Raises:
-        RequestError: it is not certain where the login in an address ends; nothing was sent.
-        DatasetError: one cannot be had; the message names it.
+        RequestError: the end of the login in an address is ambiguous; nothing was sent.
+        DatasetError: a file cannot be fetched; the message names it.
     """
     from featcache.store.transfer.address import require_clear_login
 
@@ -92,7 +92,7 @@ def _shown(address: str) -> str:
 
 
 def _target(address: str) -> Path:
-    """Where a file is kept: those of one folder side by side under their own names, as shards of one dataset lie.
+    """Return the local path of a file: files of one remote folder lie side by side under their own names.
 
     Raises:
         DatasetError: the address names no file.
@@ -107,7 +107,7 @@ def _target(address: str) -> Path:
             f"{_shown(address)} names no file; write the address of one, such as https://HOST/0.tar"
         )
     query = [(key, value) for key, value in parse_qsl(parts.query) if not _SIGNATURE.fullmatch(key)]
-    if query:  # which may be all that tells two files apart
+    if query:  # two files may differ in it alone
         name = f"{hashlib.sha256(repr(query).encode()).hexdigest()[:8]}-{name}"
     if len(name.encode()) > MAX_NAME_BYTES:
         name = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{Path(name).suffix[:16]}"

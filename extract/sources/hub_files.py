@@ -26,7 +26,7 @@ THREADS = 8
 MAIN = "main"
 MB = 10**6
 SLACK_BYTES = 2**26
-"""What may arrive beyond twice the listed size: after a failure the client counts again what it had."""
+"""Bytes allowed beyond twice the listed size; after a failure the client counts received bytes twice."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _note(repository: str, commit: str) -> Path:
 
 
 def _noted(note: Path) -> tuple[str, ...] | None:
-    """The files that a note lists; None if there is no note, or one that cannot be read and so says nothing."""
+    """The files that a note lists; None if there is no readable note."""
     if not note.is_file():
         return None
     try:
@@ -132,7 +132,7 @@ def _nearest(repository: str) -> list[str]:
         found = [
             one.id for one in HfApi().list_datasets(search=name[: max(4, len(name) * 2 // 3)], limit=100)
         ]
-    except client_errors():  # it is only a hint
+    except client_errors():  # the answer is only a hint
         return []
     return alike(repository, found) or [one for one in found if alike(name, [one.rpartition("/")[2]])][:3]
 
@@ -187,7 +187,7 @@ class _Download:
         if not reports:
             counter().update(file.size)
         if not _is_intact(path, file):
-            # Both, or the next run would take it for whole; a link out of the client's folder leads to what is not its own.
+            # Remove file and link, or the next run takes the file for intact. A link target outside of the client's folder is not ours.
             blob = path.resolve()
             if blob.is_relative_to(hub_folder(self._repository).resolve()):
                 blob.unlink(missing_ok=True)

@@ -22,9 +22,9 @@ from featcache.store.progress import Reporter
 from featcache.store.reading.machine import available_memory
 
 MAX_RANK = 4
-"""Axes of the largest arrays: images in colour."""
+"""Most axes of an array, those of color images."""
 MAX_RATIO = 1100
-"""Bytes that one packed byte can unpack to: deflate reaches 1032."""
+"""Largest ratio of unpacked to packed bytes; deflate reaches 1032."""
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _IMAGES = re.compile(r"(?P<before>.*?)(?P<split>[A-Za-z0-9]+)-images[-.]idx[34]-ubyte(\.gz)?")
 _SPLITS = {"t10k": "test"}
@@ -77,10 +77,10 @@ def _labels(images: Path) -> Path:
 
 
 def read_idx(path: Path) -> Array:
-    """Read one IDX file; no more is unpacked than its header says, and one byte.
+    """Read one IDX file; unpack at most one byte more than its header declares.
 
     Raises:
-        DatasetError: it is none, damaged, or larger than the memory.
+        DatasetError: the file is no IDX file, is damaged, or is larger than the memory.
     """
     if not path.is_file():
         raise DatasetError(f"{path} cannot be read (it is no regular file)")

@@ -1,7 +1,7 @@
-"""The image files below a folder: which files are samples, which are passed over, and what ends the walk with an error.
+"""Walk the image files below a folder: choose samples, count the files passed over, and refuse unsafe entries.
 
-Whatever a walk can meet is handled here: hidden and system folders, links that lead back, pipes and devices with the name of
-an image, names that are not UTF-8, and folders that cannot be read or vanish.
+This module handles everything that a walk can meet: hidden and system folders, links that lead back, pipes and devices
+named like images, names that are not UTF-8, and folders that cannot be read or that vanish.
 """
 
 import os
@@ -39,7 +39,7 @@ _Identity = tuple[int, int]
 
 
 def refuse_irregular(mode: int, path: object) -> None:
-    """Refuse what is no regular file: reading a pipe waits for ever, and a device may have no end.
+    """Refuse anything but a regular file: reading a pipe waits forever, and a device may have no end.
 
     Args:
         mode: ``st_mode`` of the file.
@@ -62,19 +62,19 @@ class ImageTree:
     """A folder whose image files are listed.
 
     Args:
-        root: the folder; what is returned is relative to it.
+        root: the folder; returned paths are relative to it.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.passed_over: Counter[str] = Counter()
-        """Number of files that `images` has met and left out, by extension."""
+        """Number of files that `images` left out, by extension."""
 
     def folders(self, relative: str = "") -> list[str]:
         """Return the names of the folders directly below one, sorted, without hidden and system folders.
 
         Raises:
-            DatasetError: the folder cannot be read, or has a link to a folder that is not there.
+            DatasetError: the folder cannot be read, or holds a link to a missing folder.
         """
         names = []
         for entry in self._scan(relative):
@@ -162,12 +162,12 @@ def _is_image(name: str) -> bool:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that cannot be followed; as a file it is named
+    except OSError:  # a broken link; the check of files names it
         return False
 
 
 def _refuse_broken_link(entry: os.DirEntry[str]) -> None:
-    """Refuse a link that leads nowhere and may have been a folder: a whole class would be gone."""
+    """Refuse a broken link that may have led to a folder, since a whole class would be missing."""
     if entry.is_symlink() and not os.path.splitext(entry.name)[1] and not os.path.exists(entry.path):
         raise DatasetError(
             f"{entry.path} is a link to something that is not there; restore it, or remove the link"
@@ -177,7 +177,7 @@ def _refuse_broken_link(entry: os.DirEntry[str]) -> None:
 def _size(entry: os.DirEntry[str]) -> int:
     try:
         state = entry.stat()
-    except OSError as error:  # most often a link whose content was never fetched
+    except OSError as error:  # usually a link whose content was never fetched
         raise DatasetError(
             f"{entry.path} cannot be read ({error.strerror}); restore the file or remove it"
         ) from None

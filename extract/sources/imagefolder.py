@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 
 SPLITS_FIELD, NO_SPLITS = "splits", "none"
 _LOOKED_INTO = 3
-"""Class folders that are looked into for splits below them; all are laid out alike."""
+"""Number of class folders that are searched for splits below them; all have the same layout."""
 _WHOLE_WORD_LETTERS = 4
-"""Shorter names of train and test (``tr``, ``te``) are as often names of classes, such as languages."""
+"""Shortest name of a split folder; ``tr`` and ``te`` are as often names of classes, such as languages."""
 
 
 class ImageFolder(Collection):
     """A folder with one folder of images per class, or several such folders by split.
 
-    Files that are not images by their extension are passed over and counted, hidden files and system folders too. Names
-    and sizes are kept, a few dozen bytes a file.
+    Files without the extension of an image are passed over and counted, as are hidden files and system folders. Names
+    and sizes stay in memory, a few dozen bytes per file.
 
     Args:
         directory: the dataset's folder.
         options: its splits to read, if it has any.
-        own_splits: whether folders that are called like splits may be splits; else every folder is a class.
+        own_splits: whether folders named like splits may be splits; else every folder is a class.
 
     Raises:
         RequestError: the folder does not exist.
-        DatasetError: a class has no images, a split has a class that train lacks, or what folders mean is not clear.
+        DatasetError: a class has no images, a split has a class that train lacks, or the role of a folder is ambiguous.
     """
 
     kind = "imagefolder"
@@ -108,7 +108,7 @@ class ImageFolder(Collection):
         return decode(path, path)
 
     def _choose(self, options: DatasetOptions) -> ChosenSplits:
-        """Which of the folders are splits and which of them are read; none where folders are classes."""
+        """Return the folders that are splits, and the ones to read; none if folders are classes."""
         folders = self._tree.folders()
         roles = roles_of(folders)
         called = [name for name in folders if roles[name]]
@@ -126,7 +126,7 @@ class ImageFolder(Collection):
             for role in (TRAIN, TEST):
                 if role not in roles.values():
                     raise DatasetError(self._lacking(role, folders, roles))
-        # Folders of another kind (docs/, meta/) are not put together with the splits.
+        # Other folders (docs/, meta/) are not merged with the splits.
         found = [name for name in folders if roles[name] or asked or not options.resplit]
         chosen = choose_splits(found, options, str(self._directory))
         self._notes += chosen.notes(self.name)
@@ -134,7 +134,7 @@ class ImageFolder(Collection):
         return ChosenSplits(chosen.names, tuple(_printable(name) for name in folders if name not in read))
 
     def _refuse_splits_below(self, folders: Sequence[str]) -> None:
-        """Refuse ``DIR/<class>/train/...``, and a folder above the dataset's: their splits would be put together."""
+        """Refuse ``DIR/<class>/train/...``, and a folder above the dataset's, since their splits would be merged."""
         for name in folders[:_LOOKED_INTO]:
             below = self._tree.folders(name)
             roles = set(roles_of(below).values())
@@ -147,7 +147,7 @@ class ImageFolder(Collection):
                 )
 
     def _note_folders_of_one_class(self, folder: str, name: str) -> None:
-        """Say that the folders in the only class folder, of the dataset or of its first split, may be the classes."""
+        """Note that the folders inside the only class folder, of the dataset or of its first split, may be the classes."""
         inside = f"{folder}/{name}".lstrip("/")
         below = self._tree.folders(inside)
         if len(below) > 1 and not self._tree.loose_images(inside):
@@ -161,7 +161,7 @@ class ImageFolder(Collection):
     def _are_splits(
         self, called: Sequence[str], folders: Sequence[str], roles: Mapping[str, str | None]
     ) -> bool:
-        """Whether folders that are called like splits are splits: those of a class hold no folders of classes."""
+        """Return whether folders named like splits are splits: a class folder holds no folders of classes."""
         if not called or len(called) == len(folders):
             return bool(called)
         return any(
@@ -224,7 +224,7 @@ class ImageFolder(Collection):
         return names
 
     def _unlabelled(self, folder: str, count: int) -> str:
-        """Say what can be done with images that lie in no class folder, in the dataset's folder or in that of a split."""
+        """Suggest what to do with images outside of class folders, directly in the folder of the dataset or of a split."""
         about = f"; its {count} images have no label"
         tables = sorted(self._directory.glob("*.csv"))
         named = next((table for table in tables if table.stem == folder), tables[0] if tables else None)
@@ -267,7 +267,7 @@ class ImageFolder(Collection):
 
 
 def _composed(name: str) -> str:
-    """The name in Unicode's composed form: macOS and some archives write the same letters decomposed."""
+    """Return a name in Unicode's composed form, since macOS and some archives decompose letters."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -279,7 +279,7 @@ def open_folder(argument: Argument, options: DatasetOptions, reporter: Reporter)
     """Open a folder as a dataset; with ``?splits=none`` every folder is a class, whatever its name; see `ImageFolder`.
 
     Raises:
-        RequestError: a field has no meaning.
+        RequestError: a field is unknown.
     """
     argument.require_fields(SPLITS_FIELD)
     named = argument.fields.get(SPLITS_FIELD)

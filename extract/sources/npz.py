@@ -19,24 +19,24 @@ from featcache.store.text import printable, reason
 
 IMAGES, LABELS = ("images", "x", "X", "image", "data"), ("labels", "y", "Y", "label", "targets")
 MAX_RATIO = 1100
-"""Bytes that one packed byte can unpack to: deflate reaches 1032."""
+"""Largest ratio of unpacked to packed bytes; deflate reaches 1032."""
 _ARRAY = b"\x93NUMPY"
 _ERRORS = (
     *(ValueError, OSError, EOFError, RuntimeError, NotImplementedError, KeyError, IndexError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
 )
-"""What zipfile raises for archives that are damaged, encrypted or packed in other ways."""
+"""Errors that zipfile raises for archives that are damaged, encrypted or packed by an unknown method."""
 
 
 def open_npz(argument: Argument, options: DatasetOptions, reporter: Reporter) -> ArrayCollection:
     """Open an archive as a dataset; arrays are read into memory, which worker processes share.
 
-    Arrays are ``images`` and ``labels`` (or ``x`` and ``y``), or those that ``?images=NAME&labels=NAME`` names; for
-    several splits with ``train_``, ``test_`` and so on before that, or ``_train``, ``_test`` behind it.
+    The arrays are ``images`` and ``labels`` (or ``x`` and ``y``), or the ones that ``?images=NAME&labels=NAME`` names. With
+    several splits, their names have a prefix ``train_``, ``test_`` and so on, or a suffix ``_train``, ``_test``.
 
     Raises:
         RequestError: arrays are not there; the message lists what is.
-        DatasetError: it is no archive of plain arrays, or their form cannot be used.
+        DatasetError: the file is no archive of plain arrays, or the form of the arrays cannot be used.
     """
     argument.require_fields("images", "labels", "classes")
     path = argument.file()
@@ -57,7 +57,7 @@ def _collection(
 
 
 class _Archive:
-    """The arrays of an archive by name, each held to what is stored of it before memory is taken."""
+    """The arrays of an archive by name; each declared size is checked against the stored bytes before memory is taken."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,10 +83,10 @@ class _Archive:
         self._zip.close()
 
     def read(self, name: str) -> Array:
-        """Read one array whole.
+        """Read one array as a whole.
 
         Raises:
-            DatasetError: it is damaged, holds Python objects, or is larger than the memory.
+            DatasetError: the array is damaged, holds Python objects, or is larger than the memory.
         """
         try:
             stored = name if name in self._zip.namelist() else f"{name}.npy"
@@ -110,7 +110,7 @@ class _Archive:
 
 
 def _splits(names: Sequence[str], argument: Argument) -> list[str]:
-    """The splits that arrays are named after; none if there are images without one."""
+    """The splits that arrays are named after; none if images exist without a split in their name."""
     images = [argument.fields["images"]] if "images" in argument.fields else IMAGES
     if any(name in names for name in images):
         return []
@@ -145,7 +145,7 @@ def _part(
             )
         columns = {options.group_by: archive.read(name).ravel().tolist()}
     values = archive.read(images)
-    if values.dtype.kind == "S":  # image files, which would lose the zeros at their ends
+    if values.dtype.kind == "S":  # image files, which would lose their trailing zeros
         values = values.view(f"V{values.dtype.itemsize}")
     return ArrayPart(split, values, archive.read(labels), f"{archive.path}: {images}", columns=columns)
 

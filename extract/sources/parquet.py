@@ -262,7 +262,7 @@ def _find(
 
 @dataclass
 class _Table:
-    """What is read of all files at once."""
+    """Columns that are read from all files at once."""
 
     places: list[tuple[int, int, int]] = field(default_factory=list)
     """File, row group and row in it of every image."""

@@ -1,4 +1,4 @@
-"""Parquet files of any origin: opened, and held to what they say of themselves before their columns are read."""
+"""Open parquet files of any origin, and check their declared sizes before columns are read."""
 
 import json
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 UNPACKED_BYTES = 2**30
-"""Every row group may unpack to that much."""
+"""Bytes that every row group may unpack to."""
 
 
 def open_parquet(path: Path) -> "pq.ParquetFile":
     """Open a parquet file.
 
     Raises:
-        DatasetError: it is none.
+        DatasetError: the file is no parquet file.
     """
     import pyarrow.parquet as pq
 
@@ -31,7 +31,7 @@ def open_parquet(path: Path) -> "pq.ParquetFile":
         raise DatasetError(f"{path} cannot be read as parquet (it is no regular file)")
     with parquet_errors(path):
         file = pq.ParquetFile(path)
-    # An image takes a byte at least; rows are enumerated.
+    # An image takes at least one byte, which bounds the rows; all rows are enumerated.
     if file.metadata.num_rows > path.stat().st_size:
         raise DatasetError(
             f"{path} says that it has {file.metadata.num_rows} rows, more than bytes; it is damaged"
@@ -41,7 +41,7 @@ def open_parquet(path: Path) -> "pq.ParquetFile":
 
 @contextmanager
 def parquet_errors(path: Path) -> Iterator[None]:
-    """Turn whatever pyarrow raises for damaged files into a `DatasetError` that names the file."""
+    """Turn any error that pyarrow raises for a damaged file into a `DatasetError` that names the file."""
     import pyarrow as pa
 
     try:
@@ -77,7 +77,7 @@ def check_images(schema: "pa.Schema", name: str, path: Path) -> None:
 
 
 def check_group(file: "pq.ParquetFile", group: int, name: str, path: Path) -> None:
-    """Refuse images that say they unpack to more than the memory."""
+    """Refuse images whose declared unpacked size exceeds the memory."""
     found = file.metadata.row_group(group)
     for index in range(found.num_columns):
         column = found.column(index)
@@ -91,10 +91,10 @@ def check_group(file: "pq.ParquetFile", group: int, name: str, path: Path) -> No
 
 
 def class_names(file: "pq.ParquetFile", column: str, path: Path) -> list[str]:
-    """What the library `datasets` noted as names of the classes.
+    """Return the class names that the library `datasets` recorded.
 
     Raises:
-        DatasetError: they are no list of texts.
+        DatasetError: the names are not a list of texts.
     """
     metadata = file.schema_arrow.metadata or {}
     try:

@@ -1,4 +1,4 @@
-"""The image paths of a table: found in whatever form they are written, and named without the folders of this machine."""
+"""Find the images that a table names, in any form of path, and name them without the folders of this machine."""
 
 import ntpath
 import os
@@ -18,12 +18,12 @@ STAT_THREADS = 16
 _MISSING = (-1, 0)
 _SHOWN = 120
 _LOOKED_INTO = 64
-"""Folders beside the table in which a missing image is looked for."""
+"""Number of folders beside the table that are searched for a missing image."""
 
 
 @dataclass
 class FoundImages:
-    """N files that are there."""
+    """N existing files."""
 
     paths: list[str]
     """Relative to the root, or absolute, as they are on disk."""
@@ -35,8 +35,8 @@ class FoundImages:
 def find_images(root: Path, paths: Sequence[str], table: Path) -> FoundImages:
     """Find the files that a table names.
 
-    Where a path is not there as it is written, it is looked for with ``/`` for the ``\\`` of Windows, and in the other Unicode
-    form (macOS decomposes accents).
+    If a path does not exist as written, it is tried with ``/`` in place of the ``\\`` of Windows, and in the other Unicode form
+    (macOS decomposes accents).
 
     Args:
         root: folder that relative paths start from.
@@ -44,7 +44,7 @@ def find_images(root: Path, paths: Sequence[str], table: Path) -> FoundImages:
         table: names the table in errors.
 
     Raises:
-        DatasetError: files are not there, are no regular files, or more than one matches.
+        DatasetError: a file is missing or not regular, or several files match a path.
     """
     with ThreadPoolExecutor(STAT_THREADS) as pool:
         states = list(pool.map(lambda path: _state(root, path), paths, chunksize=512))
@@ -70,8 +70,8 @@ def find_images(root: Path, paths: Sequence[str], table: Path) -> FoundImages:
 def portable_ids(paths: Sequence[str], root: Path) -> tuple[list[str], list[str]]:
     """Return ids that hold no folder of this machine, and notes.
 
-    A relative path is its own id. An absolute one is named from the root if it lies below, else from the folder that all of
-    those have in common.
+    A relative path is its own id. An absolute path is shortened to start at the root if it lies below it, else at the
+    common folder of all absolute paths.
     """
     absolute = [path for path in paths if path.startswith("/")]
     if not absolute:
@@ -114,7 +114,7 @@ def _refuse_missing_images(root: Path, missing: Sequence[str], table: Path) -> N
 
 
 def _found_elsewhere(root: Path, path: str) -> str:
-    """Say where an image that is missing seems to lie: in a folder below the root, or under its name with an extension."""
+    """Suggest where a missing image may lie: in a folder below the root, or under its name with an extension."""
     try:
         folders = sorted(entry.path for entry in os.scandir(root) if entry.is_dir())[:_LOOKED_INTO]
     except OSError:

@@ -16,9 +16,9 @@ from featcache.store.progress import Reporter
 
 DATA_VARIABLE = "FEATCACHE_DATA"
 UNPACKED_BYTES = 2**30
-"""Every packed file may unpack to that much."""
+"""Bytes that every packed file may unpack to."""
 MAX_UNPACKED_RATIO = 200
-"""A larger one to that many times its own size; images reach 3, and deflate 1032."""
+"""Beyond that, largest ratio of unpacked to packed bytes; images reach 3, and deflate 1032."""
 
 
 def data_folder() -> Path:
@@ -36,7 +36,7 @@ def derived(kind: str, source: str, name: str) -> Path:
 def whole_file(target: Path) -> Iterator[Path]:
     """Give a path beside `target` to write to; it becomes `target` at the end, and goes if an error ends it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A token, not the process id: containers that share the folder have the same ones.
+    # A token, not the process id, since containers that share the folder may have equal process ids.
     partial = target.with_name(f"{target.name}.{secrets.token_hex(6)}.partial")
     try:
         yield partial
@@ -49,7 +49,7 @@ def unpacked(path: Path, reporter: Reporter) -> Path:
     """The file itself, or what a ``.gz`` holds, unpacked once and kept: what is read by place cannot stay packed.
 
     Raises:
-        DatasetError: it is damaged, or unpacks to an unlikely size.
+        DatasetError: the file is damaged, or unpacks to an unlikely size.
     """
     if path.suffix != ".gz":
         return path

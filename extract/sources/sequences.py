@@ -143,7 +143,7 @@ def python_dataset(
     chosen = choose_splits(spelled, options, name)
 
     def by_split(given: Any) -> Mapping[str, Sequence[Any]]:
-        """What is given for each split, by the name that the split goes by here."""
+        """The sequence given for each split, by the split's name here."""
         if given is None:
             return {}
         given = given if isinstance(given, Mapping) else {"": given}
@@ -167,7 +167,7 @@ def python_dataset(
 
 
 def _testing_on_all(spelled: Sequence[str], options: DatasetOptions) -> DatasetOptions:
-    """The options with all splits beside train to test on, unless they say which: whoever gives them means them."""
+    """The options, with all splits but train as test splits unless the options name some: given splits are meant to be read."""
     train = options.train_split or next((split for split in spelled if role_of(split) == TRAIN), None)
     others = [split for split in spelled if split != train]
     usual = not others or [role_of(split) for split in others] == [TEST]

@@ -32,15 +32,15 @@ class Shard:
     records: list[Mapping[str, Any]] = field(default_factory=list)
     """What its JSON says of every sample; empty where there is none."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Number of members that belong to no sample, by what they are."""
+    """Number of members that belong to no sample, by type."""
 
 
 def load_shard(path: Path, image: str | None = None) -> Shard | None:
-    """The index that was kept of this very file, by place, size and time of change; None if there is none.
+    """Return the stored index of this very file, by path, size and time of change; None if there is none.
 
     Args:
-        path: of the shard.
-        image: which image of a sample it is about; the only one if None.
+        path: path of the shard.
+        image: key of the indexed image of a sample; the only image if None.
     """
     kept = _place(path, image)
     if kept is None or not kept.is_file():
@@ -62,7 +62,7 @@ def load_shard(path: Path, image: str | None = None) -> Shard | None:
 
 
 def keep_shard(path: Path, shard: Shard, image: str | None = None) -> None:
-    """Keep the index of a large shard, where that is possible; see `load_shard`."""
+    """Store the index of a large shard, if possible; see `load_shard`."""
     kept = _place(path, image)
     shapes = {np.shape(label) for label in shard.labels}
     if kept is None or len(shapes) != 1:
@@ -88,6 +88,6 @@ def _place(path: Path, image: str | None) -> Path | None:
     state = path.stat()
     if state.st_size < KEEP_FROM_BYTES:
         return None
-    # The number is that of the rules by which members become samples.
+    # The number is the version of the rules that make samples of members.
     what = f"2 {image or ''} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
     return derived("index", what, f"{path.stem}.npz")

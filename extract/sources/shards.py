@@ -20,10 +20,10 @@ _PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz|tzst)$", re.IGN
 
 
 def expand(pattern: str) -> list[str]:
-    """Spell a pattern out: ``{000..010}`` (with the zeros of its first number) and ``{a,b}``.
+    """Expand a pattern: ``{000..010}`` (with the zeros of its first number) and ``{a,b}``.
 
     Raises:
-        RequestError: a range is none, or there are too many shards.
+        RequestError: a range is not valid, or there are too many shards.
     """
     pieces = _RANGE.split(pattern)
     choices = [
@@ -94,7 +94,7 @@ def folder_shards(folder: Path, options: DatasetOptions) -> tuple[dict[str, list
     """Shards of the splits of a folder that are read, in order, and the choice of splits.
 
     Raises:
-        DatasetError: there is none, the names do not tell which is which, or a shard that nshards.txt counts is missing.
+        DatasetError: there are no shards, their names are ambiguous, or a shard that nshards.txt counts is missing.
     """
     there = list(split_folders(folder))
     if not there:
@@ -104,13 +104,13 @@ def folder_shards(folder: Path, options: DatasetOptions) -> tuple[dict[str, list
 
 
 def splits_by_name(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Shards by the split that their names tell: ``photos-train-000.tar`` and ``photos-test-000.tar``.
+    """Group shards by the split in their names: ``photos-train-000.tar`` and ``photos-test-000.tar``.
 
     Returns:
-        Shards by split, as the names spell it; empty if they do not name two splits at least.
+        Shards by split, as the names spell it; empty unless the names have at least two splits.
 
     Raises:
-        DatasetError: some name a split and others do not.
+        DatasetError: some shards name a split and others do not.
     """
     found: dict[str, list[Path]] = {}
     for path in paths:
@@ -128,19 +128,19 @@ def splits_by_name(paths: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def uncounted_shards(folder: Path, read: Sequence[Path]) -> list[Path]:
-    """Shards of a split's folder that are not read, since nshards.txt counts fewer."""
+    """Shards in a split's folder beyond the number in nshards.txt; they are not read."""
     return sorted({*folder.glob("*.tar")} - {*read}, key=natural)
 
 
 def packed_shards(folder: Path) -> list[Path]:
-    """Compressed shards of a folder, which are not read; members are read by their place."""
+    """Compressed shards of a folder; they are not read, since members are read at their offset."""
     return sorted(path for path in folder.iterdir() if _PACKED.search(path.name)) if folder.is_dir() else []
 
 
 def shard_names(paths: Sequence[Path]) -> list[str]:
-    """Names of the shards of one split, for ids: without folders, unless two shards have the same name.
+    """Return the names of the shards of one split, for ids: without folders, unless two shards have the same name.
 
-    Such shards are named from the folder that all of the split have in common.
+    Then all are named by their paths from the common folder of the split.
     """
     stems = [path.stem for path in paths]
     if len(set(stems)) == len(stems):

@@ -40,12 +40,12 @@ class ChosenSplits:
     """The splits to read."""
 
     names: dict[str, str] = field(default_factory=dict)
-    """Spelling in the dataset by the name that the split goes by here, train first; empty without any splits."""
+    """The dataset's spelling of each split by its name here, train first; empty without splits."""
     unread: tuple[str, ...] = ()
-    """Splits that are there and were not asked for, as the dataset spells them."""
+    """Splits that exist and were not requested, in the dataset's spelling."""
 
     def notes(self, where: str) -> list[str]:
-        """Say which splits of the dataset `where` go by another name here."""
+        """Report the splits of the dataset `where` that have another name here."""
         renamed = [f"{own} is {name}" for name, own in self.names.items() if name != own]
         return [f"splits of {where}: {', '.join(renamed)}"] if renamed else []
 
@@ -63,7 +63,7 @@ def role_of(name: str) -> str | None:
 
 
 def roles_of(names: Sequence[str]) -> dict[str, str | None]:
-    """Return the role of each of the names that stand side by side.
+    """Return the role of each name in a list of names that stand side by side.
 
     A word for a split also counts beside other words if the same words stand with train and with another split:
     ``seg_train`` and ``seg_test`` are splits, ``train_station`` and ``bus_station`` are not. ``test1`` is the test split of
@@ -88,7 +88,7 @@ def roles_of(names: Sequence[str]) -> dict[str, str | None]:
 def splits_beside(path: Path) -> list[str]:
     """Return the files or folders beside the train split of a dataset that are its other splits by their names.
 
-    Who names ``data/train`` may not know that ``data/test`` is then not read.
+    A user who names ``data/train`` may not know that ``data/test`` is then not read.
     """
     here = os.path.abspath(path)
     try:
@@ -112,7 +112,7 @@ def splits_beside(path: Path) -> list[str]:
 
 
 def note_splits_beside(path: Path) -> list[str]:
-    """Say which other splits lie beside a path that is read alone; see `splits_beside`."""
+    """Report the other splits beside a path that is read alone; see `splits_beside`."""
     names = splits_beside(path)
     if not names:
         return []
@@ -138,7 +138,7 @@ def name_the_only_split(values: Iterable[Any]) -> bool:
 
 
 def splits_of_column(column: str, values: Sequence[Any]) -> list[str]:
-    """Return the split of every sample by a column: its values as text, or what a flag such as ``is_test`` says.
+    """Return the split of every sample from a column of names, or of flags such as ``is_test``.
 
     A flag is 0 or 1, true or false, yes or no: ``is_train`` or ``train`` is train or test, ``is_test`` test or train,
     ``is_valid`` val or train.
@@ -154,10 +154,10 @@ def splits_of_column(column: str, values: Sequence[Any]) -> list[str]:
 
 
 def find_split(name: str, found: Sequence[str]) -> str:
-    """Return the split of a dataset that a name means: the very name, or another spelling of it if only one is there.
+    """Return the split that a name stands for: the split of exactly this name, or of its only other spelling.
 
     Raises:
-        UnknownNameError: there is no such split, or more than one; the message lists all of them.
+        UnknownNameError: no split or several match; the message lists all splits.
     """
     if name in found:
         return name
@@ -172,8 +172,8 @@ def find_split(name: str, found: Sequence[str]) -> str:
 def choose_splits(found: Sequence[str], options: "DatasetOptions", where: str) -> ChosenSplits:
     """Choose the splits to read, by the options or by their names.
 
-    ``train`` and ``test`` are those called so in some spelling. Only a dataset that has nothing but its train split, or
-    that is split anew (``options.resplit``), may lack the others.
+    ``train`` and ``test`` are the splits of these names in any spelling. Other splits may be missing only if the dataset
+    has nothing but train, or is split anew (``options.resplit``).
 
     Args:
         found: all splits of the dataset as it spells them, in order; none if it has no splits.
@@ -181,8 +181,8 @@ def choose_splits(found: Sequence[str], options: "DatasetOptions", where: str) -
         where: name or path of the dataset, for errors.
 
     Raises:
-        RequestError: an option names a split that is not there, or one for both purposes.
-        DatasetError: the names do not tell train or test; the message lists them and names the options.
+        RequestError: an option names a missing split, or both options name the same split.
+        DatasetError: train or test cannot be told from the names; the message lists the names and the options.
     """
     if not found:
         return ChosenSplits()

@@ -8,9 +8,9 @@ from pathlib import Path
 from featcache.store.errors import DatasetError
 
 MAX_SPECIAL_BYTES = 2**20
-"""Long names and pax records are a few hundred bytes; a forged size must not fill the memory."""
+"""Size limit of long names and pax records, which take a few hundred bytes; a forged size must not fill the memory."""
 MAX_SPECIAL_IN_A_ROW = 64
-"""A member has a name, a link and its pax records before it; more in a row are forged."""
+"""Most special members in a row; a member has at most a name, a link and pax records before it."""
 _OCTAL_NUMBER = re.compile(rb"[0-7]{1,12}")
 _DECIMAL_NUMBER = re.compile(rb"[0-9]{1,18}")
 
@@ -22,10 +22,10 @@ def sum_is_right(header: bytes) -> bool:
 
 
 def special_size(header: bytes, path: Path, position: int) -> int:
-    """Return the bytes of a member that says something of the next one.
+    """Return the bytes of a special member, which describes the next member.
 
     Raises:
-        DatasetError: it is too large, or of a type that cannot be read.
+        DatasetError: the member is too large, or of a type that cannot be read.
     """
     digits = _OCTAL_NUMBER.fullmatch(header[124:136].strip(b"\0 "))
     size = int(digits[0], 8) if digits else MAX_SPECIAL_BYTES + 1
@@ -40,7 +40,7 @@ def special_size(header: bytes, path: Path, position: int) -> int:
 
 @dataclass
 class Extended:
-    """What special members say of the member that follows them."""
+    """Overrides that special members give for the member behind them."""
 
     name: str | None = None
     size: int | None = None
@@ -48,10 +48,10 @@ class Extended:
     count: int = 0
 
     def read(self, kind: bytes, content: bytes, path: Path, position: int) -> None:
-        """Take over a long name, a long link or pax records.
+        """Store a long name, a long link or pax records.
 
         Raises:
-            DatasetError: it cannot be read, or belongs to a sparse file, whose content is not the file's own.
+            DatasetError: the member cannot be read, or describes a sparse file, whose stored bytes are not its content.
         """
         self.count += 1
         if self.count > MAX_SPECIAL_IN_A_ROW:
@@ -60,7 +60,7 @@ class Extended:
             self.name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif kind == b"K":
             self.link = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
-        elif kind == b"x":  # global records ("g") have times and the like
+        elif kind == b"x":  # global records ("g") hold times and comments
             for field_name, value in _pax_records(content, path, position):
                 self._take(field_name, value, path, position)
 

@@ -29,13 +29,13 @@ SPARSE_WINDOW_BYTES = 4096
 """Where members are large, reading ahead would read all of them."""
 SPARSE_MEMBER_BYTES = 256 * 2**10
 MAX_BEHIND_BYTES = 2**20
-"""How far behind the end another archive is looked for: tar fills up to a block of at most this size."""
+"""Bytes behind the end that are searched for another archive; tar pads to blocks of at most this size."""
 
 _FILES = b"0\0007"
 LINKS_LEFT_OUT = "links to files that are not in the shard"
 _LINKS = b"12"
 _WITHOUT_CONTENT = b"23456"
-"""Links, devices, folders and pipes; what some programs give as their size means nothing."""
+"""Links, devices, folders and pipes; some programs write a meaningless size for these types."""
 _LINK_HOPS = 8
 _SPECIAL = b"xgLKSVM"
 _SPECIAL_KINDS = tuple(bytes([kind]) for kind in _SPECIAL)
@@ -53,7 +53,7 @@ _COMPRESSED = {
 
 @dataclass(frozen=True)
 class TarIndex:
-    """M plain files in a tar file, in its order; a link to one of them is a file with the content of that one."""
+    """M regular files in a tar file, in its order; a link to one of them is a file with the same content."""
 
     names: list[str]
     offsets: Rows
@@ -61,7 +61,7 @@ class TarIndex:
     sizes: Rows
     """Bytes of the content, ``[M]``."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Number of members without a content of their own that can be read, by what they are; folders are not counted."""
+    """Number of members without readable content of their own, by type; folders are not counted."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class _Headers:
     names: dict[int, str]
     """By position, those that stand in a member of their own."""
     links: dict[int, str] = field(default_factory=dict)
-    """By position, targets of links that stand in a member of their own."""
+    """Link targets that stand in a special member, by position."""
     ended: bool = False
     """Whether the end of the archive follows."""
 
@@ -113,7 +113,7 @@ def index_tar(path: Path) -> TarIndex:
 
 
 def _link_targets(run: _Headers) -> dict[int, str]:
-    """Target of every link of a run, by position, as it is written; a hard link is marked by a slash before it."""
+    """Target of every link of a run as written, by position; a leading slash marks a hard link."""
     targets = {}
     for index in np.flatnonzero(np.isin(run.table[:, 156], np.frombuffer(_LINKS, np.uint8))).tolist():
         stored = run.table[index, 157:257].tobytes().partition(b"\0")[0].decode("utf-8", "surrogateescape")
@@ -125,12 +125,12 @@ def _link_targets(run: _Headers) -> dict[int, str]:
 def _follow_links(
     names: list[str], links: dict[int, str], plain: npt.NDArray[np.bool_], offsets: Rows, sizes: Rows
 ) -> Counter[str]:
-    """Give every link to a file of the archive that file's place; returns how many lead elsewhere.
+    """Give every link to a file of the archive the offset of that file; return the number of other links.
 
     A hard link names a member by its name, a symbolic one by a path from its own folder.
     """
     left_out: Counter[str] = Counter()
-    # Of two members of one name, extraction keeps the last.
+    # If two members share a name, extraction keeps the last one.
     files = {
         posixpath.normpath(name): index for index, name in enumerate(names) if plain[index] or index in links
     }
@@ -185,7 +185,7 @@ def _walk(file: FileIO, total: int, path: Path) -> Iterator[_Headers]:
 
 
 def _refuse_more_behind(descriptor: int, end: int, path: Path) -> None:
-    """Refuse archives written one behind the other: readers stop at the first end, so samples would vanish."""
+    """Refuse concatenated archives: readers stop at the first end, so samples would be lost."""
     behind = os.pread(descriptor, MAX_BEHIND_BYTES, end)
     for start in range(0, len(behind) - BLOCK + 1, BLOCK):
         header = behind[start : start + BLOCK]
@@ -264,7 +264,7 @@ def _run_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _
 
 
 def _has_no_content(descriptor: int, position: int) -> bool:
-    """Whether a header or the end follows a hard link at once: some programs give the size of its target, not its own."""
+    """Return whether a hard link has no data, since some programs write the size of its target into the header."""
     behind = os.pread(descriptor, BLOCK, position + BLOCK)
     return not behind.strip(b"\0") or (behind[257:262] == _MAGIC and sum_is_right(behind))
 

@@ -11,8 +11,8 @@ MAX_TEXT_BYTES = 2**26
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file in UTF-8, without white space around them and without empty lines at the end.
 
-    A line ends where editors end one. `str.splitlines` would also split at U+2028 and form feeds, and so shift the
-    numbers of all lines behind.
+    Lines end as in an editor. `str.splitlines` would also split at U+2028 and form feeds, and so shift the numbers of
+    all following lines.
 
     Raises:
         DatasetError: the file cannot be read, is no regular file, is not UTF-8 or is too large.

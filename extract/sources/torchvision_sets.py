@@ -93,7 +93,7 @@ def _refuse_other_splits(made: Any, root: str, options: DatasetOptions) -> None:
             f"{made.__name__} has no split test ({_line(error)}); name one with --test-split, or split train anew with "
             "--resplit"
         ) from None
-    except (RuntimeError, OSError, TypeError):  # the split is there, its files are not
+    except (RuntimeError, OSError, TypeError):  # the split exists, its files do not
         return
 
 

@@ -32,13 +32,13 @@ NO_SPLITS = "none"
 def open_wds(argument: Argument, options: DatasetOptions, reporter: Reporter) -> WebDataset:
     """Open shards as a dataset.
 
-    ``wds:DIR`` is a folder with ``train/`` and ``test/``, or one of shards that are to be split; ``wds:PATTERN`` shards by
-    path or address, ``{000..010}`` spelt out; ``?test=PATTERN`` and other splits by name behind it. ``?classes=FILE`` has
-    the name of a class in every line, ``?image=KEY`` tells which of several images of a sample is read (``jpg``,
-    ``seg.png``), and ``?splits=none`` takes shards whose names tell a split for those of one set.
+    ``wds:DIR`` is a folder with ``train/`` and ``test/``, or a folder of shards to split. ``wds:PATTERN`` names shards by path
+    or address, with ranges such as ``{000..010}``; ``?test=PATTERN`` and the like name the shards of other splits.
+    ``?classes=FILE`` has the name of a class in every line. ``?image=KEY`` chooses one of several images of a sample
+    (``jpg``, ``seg.png``). ``?splits=none`` reads shards named after splits as one set.
 
     Raises:
-        RequestError: there is no such folder, or a field has no meaning.
+        RequestError: the folder does not exist, or a field is unknown.
         DatasetError: shards are missing or damaged.
     """
     fields = dict(argument.fields)
@@ -62,7 +62,7 @@ def open_wds(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
 
 
 class _Fields:
-    """Fields that are no splits."""
+    """Fields that do not name splits."""
 
     def __init__(self, classes: str | None, image: str | None, splits: str | None) -> None:
         if splits not in (None, NO_SPLITS):
@@ -104,7 +104,7 @@ def _open_folder(folder: Path, options: DatasetOptions, reporter: Reporter, chos
 def _open(
     name: str, paths: Sequence[Path], options: DatasetOptions, reporter: Reporter, chosen: _Fields
 ) -> WebDataset:
-    """Shards that are in no folders of splits; their names may tell splits."""
+    """Shards outside of split folders; their names may contain splits."""
     by_name = splits_by_name(paths) if chosen.by_name else {}
     picked = choose_splits(list(by_name), options, name)
     splits = {split: by_name[own] for split, own in picked.names.items()} or {"": list(paths)}

@@ -25,7 +25,7 @@ def read_label(content: bytes, suffix: str, where: str) -> Any:
     """Read a label: the index of a class, or the values ``[C]`` of an array.
 
     Raises:
-        DatasetError: it is no such label.
+        DatasetError: the bytes are no such label.
     """
     if suffix == ARRAY:
         array = _array(content, where)
@@ -42,7 +42,7 @@ def read_label(content: bytes, suffix: str, where: str) -> Any:
 
 
 def _array(content: bytes, where: str) -> "np.ndarray[Any, np.dtype[Any]]":
-    """A small array of numbers; a header that promises more than there is would take all memory."""
+    """Return a small array of numbers; check its size first, since a forged header could take all memory."""
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
@@ -64,10 +64,10 @@ def _array(content: bytes, where: str) -> "np.ndarray[Any, np.dtype[Any]]":
 
 
 def read_record(content: bytes, where: str) -> Mapping[str, Any]:
-    """Read what the JSON of a sample says.
+    """Read the JSON object of a sample.
 
     Raises:
-        DatasetError: it is no JSON object.
+        DatasetError: the bytes are no JSON object.
     """
     try:
         record = json.loads(content)
@@ -90,7 +90,7 @@ def label_targets(labels: Sequence[Any], classes: Sequence[str], target: str, na
     """Return labels in their stored type and their targets: integers are classes, arrays 0 or 1 for each class or real values.
 
     Raises:
-        DatasetError: arrays differ in size, or are not of the kind of target asked for.
+        DatasetError: arrays differ in size, or do not have the requested target type.
     """
     if not any(isinstance(label, np.ndarray) for label in labels):
         column = np.array(labels, np.int64)
@@ -118,7 +118,7 @@ def label_targets(labels: Sequence[Any], classes: Sequence[str], target: str, na
 
 
 def _class_targets(labels: Labels, classes: Sequence[str], name: str) -> FoundTargets:
-    """Classes by their indices ``[N]``; without names, ids in place of indices are numbered anew."""
+    """Classes by their indices ``[N]``; without names, ids in place of indices are renumbered."""
     if not classes and labels.max(initial=0) >= MAX_CLASSES:
         numbered = number_classes([labels], name)
         notes = [f"{name}: {note}" for note in numbered.notes]

@@ -59,13 +59,13 @@ class WebDataset(Collection):
         classes: names of the classes, in label order; it may lack some.
         target: kind of the targets, or ``auto``.
         reporter: watches the indexing.
-        unread: splits that are there and were not asked for.
+        unread: splits that exist and were not requested.
         image: key of the image of every sample, such as ``jpg`` or ``seg.png``; its only image if None.
         citation: licence and citation.
         facts: further parts of the identity.
 
     Raises:
-        DatasetError: a shard is damaged, or samples are not whole; the message names them.
+        DatasetError: a shard is damaged, or samples are incomplete; the message names them.
     """
 
     kind = "wds"
@@ -161,7 +161,7 @@ class WebDataset(Collection):
                     f"shard {self._paths[shard]} cannot be read ({error.strerror}); once it is there again, the same command "
                     "resumes"
                 ) from error
-            if changed:  # places of one file mean nothing in another
+            if changed:  # offsets in one file mean nothing in another
                 os.close(found)
                 raise UnavailableError(f"{self._paths[shard]} has changed since it was indexed; start again")
             if len(self._open) >= OPEN_SHARDS:
@@ -176,7 +176,7 @@ class WebDataset(Collection):
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
                 raise
-        # The process has no descriptor left; those of other shards can be opened again.
+        # The process has no descriptor left; shards that are closed now can be opened again later.
         while self._open:
             os.close(self._open.popitem()[1])
         return os.open(path, flags)
@@ -187,7 +187,7 @@ class WebDataset(Collection):
 
 
 def _state(file: Path | int) -> tuple[int, int] | None:
-    """Bytes of a file and when it was changed; None if it is not there."""
+    """Size in bytes and time of change of a file; None if the file does not exist."""
     try:
         state = os.stat(file)
     except OSError:
@@ -209,7 +209,7 @@ def _read_all(paths: Sequence[Path], image: str | None, reporter: Reporter) -> l
 
 def _read(path: Path, image: str | None) -> Shard:
     try:
-        refuse_irregular(path.stat().st_mode, path)  # opening a named pipe waits for ever
+        refuse_irregular(path.stat().st_mode, path)  # opening a named pipe waits forever
         kept = load_shard(path, image)
         if kept is not None:
             return kept
@@ -292,7 +292,7 @@ def _problem(key: str, label: str | None, images: Sequence[str], image: str | No
 def _refuse_problems(
     path: Path, problems: Mapping[str, str], members: Mapping[str, Mapping[str, int]], links: bool
 ) -> None:
-    """Refuse samples that are not whole, with the members of the first and what to do about it."""
+    """Refuse incomplete samples; the error has the members of the first one and a suggestion."""
     if not problems:
         return
     key, first = next(iter(problems.items()))
