@@ -60,7 +60,7 @@ def rgb_image(source: Source, split: str, row: int) -> Image:
         raise DatasetError(f"image {source.splits[split][row].id!r}: {error}") from None
     except MemoryError:
         raise
-    except Exception as error:  # a Pillow image may still be undecoded, and decoders raise many types of errors
+    except Exception as error:  # a lazy image decodes here, and decoders raise any error
         if isinstance(error, OSError) and error.errno is not None:
             raise
         image.close()  # otherwise its file stays open: only a finished decoder closes it

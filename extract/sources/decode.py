@@ -136,7 +136,7 @@ def _decode(file: IO[bytes], name: object, num_bytes: int) -> "Image":
         raise DatasetError(f"image {name} does not decode ({_reason(error)})") from error
     except (
         Exception
-    ) as error:  # decoders raise errors of any type on damaged input: RuntimeError, KeyError, MemoryError, ...
+    ) as error:  # decoders raise any error on damaged input: RuntimeError, KeyError, MemoryError, ...
         raise DatasetError(f"image {name} does not decode ({_reason(error)})") from error
 
 

@@ -36,7 +36,7 @@ class FileStates:
     def of(cls, paths: Iterable[str | Path], per_row: bool) -> "FileStates":
         """Read the states of some files; a missing file has zeros."""
         names = [os.fspath(path) for path in paths]
-        with ThreadPoolExecutor(_THREADS) as pool:  # on network file systems many requests take as long as one
+        with ThreadPoolExecutor(_THREADS) as pool:  # hides the latency of network file systems
             parts = (names[start : start + _BATCH] for start in range(0, len(names), _BATCH))
             rows = [row for part in pool.map(_states, parts) for row in part]
         suffixes = tuple(os.path.splitext(name)[1].lower() for name in names) if per_row else ()

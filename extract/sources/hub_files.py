@@ -187,7 +187,7 @@ class _Download:
         if not reports:
             counter().update(file.size)
         if not _is_intact(path, file):
-            # Remove file and link, or the next run takes the file for intact. A link target outside of the client's folder is not ours.
+            # Remove both file and link, or the next run takes the file for intact. A target outside of the client's folder stays.
             blob = path.resolve()
             if blob.is_relative_to(hub_folder(self._repository).resolve()):
                 blob.unlink(missing_ok=True)

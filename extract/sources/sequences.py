@@ -83,7 +83,7 @@ class PythonDataset(Collection):
             return image
         except DatasetError:
             raise
-        except Exception as error:  # whatever a sequence of other people's may raise
+        except Exception as error:  # a custom sequence may raise anything
             raise DatasetError(
                 f"image {one} of {self.name} cannot be read ({type(error).__name__}: {error})"
             ) from None
@@ -210,7 +210,7 @@ def _read_targets(split: str, part: Sequence[Any]) -> list[Any]:
     for row in range(len(part)):
         try:
             values.append(part[row][1])
-        except Exception as error:  # whatever a sequence of other people's may raise
+        except Exception as error:  # a custom sequence may raise anything
             raise DatasetError(
                 f"item {row} of split {split or 'all'} cannot be read as (image, target) ({type(error).__name__}: {error})"
             ) from error
