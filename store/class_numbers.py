@@ -1,4 +1,4 @@
-"""Integers as classes: which names they get where nobody gave any, and what is said of numbers that do not occur."""
+"""Name classes that are given as integers without names, and report numbers that do not occur."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from featcache.store.targets import MAX_CLASSES, MAX_UNUSED_CLASSES
 
 Labels = npt.NDArray[Any]
 MAX_LABEL = 2**62
-"""Beyond any class; labels are stored as int64."""
+"""A number above every class index; labels are stored as int64."""
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,21 @@ class NumberedClasses:
     """Labels and the names of their classes."""
 
     labels: list[Labels]
-    """Labels of every part, ``[N]`` as they came or numbered anew."""
+    """Labels of every part, ``[N]``, unchanged or renumbered."""
     names: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
-    """What people should know, in sentences that begin in the middle."""
+    """Notes on the numbering; each continues a sentence that the caller begins."""
 
 
 def number_classes(labels: Sequence[Labels], where: str) -> NumberedClasses:
     """Name classes by the integers that stand for them.
 
-    Labels are kept, so a class that no sample has is there as well. Only where the largest label would make more than
-    `MAX_UNUSED_CLASSES` of these, the labels that occur are numbered anew, and the old numbers are their names.
+    Labels are kept, so classes without a sample exist as well. If there were more than `MAX_UNUSED_CLASSES` of these, the
+    labels that occur are renumbered, and the old numbers become their names.
 
     Args:
-        labels: integers from 0 of every part, ``[N]`` each, one in all at least.
-        where: names the dataset in errors.
+        labels: non-negative integers of every part, ``[N]`` each, at least one in total.
+        where: name of the dataset in errors.
 
     Raises:
         DatasetError: there are more classes than a cache can have.

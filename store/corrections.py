@@ -1,11 +1,11 @@
-"""Corrections of values that earlier versions stored, and which caches they concern.
+"""Corrections of values that earlier versions stored, and the caches that they concern.
 
-A correction that changes stored values comes with an identity or a spec of its own for exactly the inputs concerned, so
-that the cache of before is never taken for the answer. An entry here lets `info` and `verify` say so of such a cache,
-and is a second guard where the key is the same.
+A correction that changes stored values also changes the identity or the spec for exactly the inputs concerned, so an older
+cache is never taken for the answer. An entry here lets `info` and `verify` report such a cache, and is a second guard where
+the key is the same.
 
-Only caches that show it are listed. A cache does not show whether a table had splits that were passed over, nor whether a
-weights file held averaged weights too: such caches have another key than what is made now, so they are never an answer.
+Only faults that a cache shows are listed. A cache does not show whether a table had splits that were passed over, or whether
+a weights file held averaged weights too. New caches for such inputs have another key, so the old ones are never an answer.
 """
 
 import re
@@ -17,7 +17,7 @@ from featcache.store.spec import CacheSpec
 from featcache.store.targets import Targets
 
 FIELD = "corrections"
-"""Field of provenance.json: names of the corrections that were known when the cache was made."""
+"""Field of provenance.json: names of the corrections known when the cache was made."""
 
 Provenance = Mapping[str, Any]
 _TRAIN = frozenset(("train", "training"))
@@ -35,9 +35,9 @@ class Correction:
     what: str
     """The wrong values, as the end of a sentence that begins with "made before"."""
     concerns: Callable[[CacheSpec, Targets], bool]
-    """Whether a cache that was made before holds such values."""
+    """Return whether a cache made before the correction holds such values."""
     same_key: bool = False
-    """Whether right values have the same key. Otherwise who asks for such a cache has asked for its values, as with
+    """True if the corrected values have the same key. Otherwise a request with the old key asks for the old values, as with
     ``?splits=none`` or ``?missing=class``."""
 
 
@@ -86,20 +86,20 @@ CORRECTIONS: tuple[Correction, ...] = (
 
 
 def known_corrections() -> list[str]:
-    """Names of all corrections, for the provenance of a cache that is made now."""
+    """Names of all corrections, for the provenance of a new cache."""
     return [correction.name for correction in CORRECTIONS]
 
 
 def warnings_of(
     spec: CacheSpec, targets: Targets, provenance: Provenance, *, as_answer: bool = False
 ) -> list[str]:
-    """Sentences on the corrections that concern a cache and that it was made before; empty if it is as it should be.
+    """Return sentences on the corrections that concern a cache made before them; empty if its values are right.
 
     Args:
-        spec: of the cache.
-        targets: of the cache.
-        provenance: of the cache; empty while it is not complete, when nothing is said.
-        as_answer: only corrections by which a cache is no answer to a request that has its key.
+        spec: spec of the cache.
+        targets: targets of the cache.
+        provenance: provenance of the cache; empty while the cache is incomplete, and then nothing is reported.
+        as_answer: only corrections that disqualify a cache as the answer to a request with the same key.
     """
     if not provenance:
         return []

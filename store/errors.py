@@ -61,7 +61,7 @@ class DatasetError(FeatcacheError, ValueError):
 
 
 class UnavailableError(DatasetError):
-    """A file of the dataset is gone or cannot be read just now; nothing is known about its content."""
+    """A file of the dataset is gone or cannot be read; its content may still be intact."""
 
 
 class BackboneError(FeatcacheError, RuntimeError):
@@ -91,11 +91,11 @@ class PartialCacheError(CacheError):
 
 
 class DivergedError(FeatcacheError, ArithmeticError):
-    """No training of a head ended in numbers: losses, weights or outputs are not finite.
+    """Every training of a head diverged: losses, weights or outputs are not finite.
 
     Args:
-        message: which heads.
-        rows: the results of all other heads that were asked for.
+        message: names the heads.
+        rows: the results of all other requested heads.
     """
 
     def __init__(self, message: str, rows: Sequence[Any] = ()) -> None:

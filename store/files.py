@@ -35,12 +35,12 @@ PARTIAL_SUFFIX = ".partial"
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-# A writer's name has its token, which is random; a transfer's needs none, since its claim keeps others out.
+# The temporary name of a writer has a random token; that of a transfer needs none, since a claim keeps others out.
 _TEMPORARY = re.compile(rf"(?P<name>.+?)(\.[0-9a-f]{{12}}|\.pull)?{re.escape(PARTIAL_SUFFIX)}")
 
 
 def temporary_for(name: str) -> str | None:
-    """Name of the file that a temporary file of ours stands for while it is written; None for other names."""
+    """Return the name of the file that a temporary file of ours will become; None for other names."""
     match = _TEMPORARY.fullmatch(name)
     return match["name"] if match else None
 
@@ -54,7 +54,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except FeatcacheError:
-        raise  # several are errors of the system too (`RemoteError`), and say already what there is to say
+        raise  # some of these are OSErrors too (`RemoteError`), and their messages are complete
     except OSError as error:
         if error.filename is not None and not str(error.filename).endswith(PARTIAL_SUFFIX):
             raise
@@ -90,7 +90,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             )  # a link would lead the bytes out of the folder, a pipe is waited for
         # What a killed process left under the plain name is written over, so nobody has to sweep it.
         if not _write_plainly_named(partial, path, data):
-            # Another process is writing this very file, or left it where only its user may write.
+            # Another process is writing this file, or left it writable only for its own user.
             partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
             try:
                 with partial.open("xb") as file:
@@ -102,7 +102,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def _write_plainly_named(partial: Path, path: Path, data: bytes) -> bool:
-    """Write by way of `partial` if no other process does; False if one does, or if it may not be written."""
+    """Write through `partial`; return False if another process is using `partial`, or if it may not be written."""
     try:
         file = partial.open("ab")
     except PermissionError:
@@ -111,7 +111,7 @@ def _write_plainly_named(partial: Path, path: Path, data: bytes) -> bool:
         locked = try_lock(file.fileno())
         if locked and is_open_file(file.fileno(), partial):
             file.truncate(0)
-            _replace(partial, path, file, data)  # before the lock goes with the file
+            _replace(partial, path, file, data)  # before closing the file releases the lock
             return True
     if locked is None:
         partial.unlink(missing_ok=True)
@@ -126,7 +126,7 @@ def _replace(partial: Path, path: Path, file: BinaryIO, data: bytes) -> None:
 
 
 def write_all(file: FileIO, data: bytes) -> None:
-    """Write all of `data` to an unbuffered file, which may take a part of it, without an error, on a disk that fills up."""
+    """Write all of `data` to an unbuffered file, since one write to a full disk may store a part of it without an error."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]

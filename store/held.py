@@ -19,9 +19,9 @@ from featcache.store.manifest import MANIFEST_FILE, Manifest
 
 HELD_FILE = "held.json"
 ORIGIN_FILE = "origin.json"
-"""Beside every copy that was pulled, whole or not: where what is damaged can be fetched again."""
+"""File in every pulled copy, complete or partial: the address to fetch damaged files from again."""
 COLUMN_ARRAYS = ("label", "sample_id", "valid")
-"""Arrays that a copy holds of every split of which it holds anything."""
+"""Arrays that a copy holds for each of its splits."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,18 @@ def require_whole(directory: Path, what: str) -> None:
 
 
 def read_origin(directory: Path) -> str | None:
-    """Address of the cache that the one at `directory` was pulled from; None if it is no copy, or nobody knows."""
+    """Return the address that the cache at `directory` was pulled from; None if it is no copy, or the address is unknown."""
     with suppress(FileNotFoundError, CacheError):
         path = directory / ORIGIN_FILE
         return str(field(read_sealed(path), "origin", str, str(path))) or None
-    with suppress(CacheError):  # of copies that were pulled before there was that file
+    with suppress(CacheError):  # copies pulled by version 0.1.0 lack that file
         held = Held.read(directory)
         return (held.origin or None) if held else None
     return None
 
 
 def write_origin(directory: Path, origin: str) -> None:
-    """Note where a copy came from; `origin` is an address without credentials."""
+    """Record the origin of a copy, an address without credentials."""
     path = directory / ORIGIN_FILE
     with suppress(FileNotFoundError, CacheError):
         if read_sealed(path) == {"origin": origin}:
@@ -130,17 +130,17 @@ def write_origin(directory: Path, origin: str) -> None:
 
 
 def forget_copy(directory: Path) -> None:
-    """Remove the notes of a pull that did not end, since the folder is going to hold something else."""
+    """Remove the notes of an unfinished pull, since the folder will hold another cache."""
     for name in (HELD_FILE, ORIGIN_FILE):
         (directory / name).unlink(missing_ok=True)
 
 
 def touch(directory: Path) -> None:
     """Note that a borrowed copy is used just now; those that were not for the longest time go first."""
-    with suppress(OSError, CacheError):  # of a root that one may only read
+    with suppress(OSError, CacheError):  # the root may be read-only
         try:
             os.utime(directory / HELD_FILE)
-        except OSError:  # some file systems set no times, but a write does
+        except OSError:  # some file systems cannot set times, but a write updates them
             held = Held.read(directory)
             if held is not None:
                 held.write(directory)
@@ -183,12 +183,12 @@ def pull_command(directory: Path, origin: str, *options: str) -> str:
 
 
 def check_command(directory: Path, origin: str, held: Inventory | None) -> str:
-    """The command that fetches what is damaged again, and no more than that.
+    """Return the command that fetches only the damaged files again.
 
     Args:
         directory: folder of the copy.
-        origin: where it came from.
-        held: what a partial copy holds; None for one that is whole.
+        origin: address that the copy was pulled from.
+        held: content of a partial copy; None for a complete one.
     """
     return pull_command(directory, origin, *(_choice(held) if held else ()), "--check")
 
@@ -199,7 +199,7 @@ def missing_command(directory: Path, lacking: Inventory, origin: str) -> str:
 
 
 def _choice(part: Inventory) -> tuple[str, ...]:
-    """The options of `featcache pull` that choose a part, by its splits and layers."""
+    """Return the options of `featcache pull` that choose a part by splits and layers."""
     layers = _layers(part)
     blocks = sorted(layers - {FINAL}, key=int)
     named = ",".join([*blocks, *([FINAL] if FINAL in layers else [])])

@@ -10,7 +10,7 @@ def expanded(path: str | Path) -> Path:
     """Return `path` with a leading ``~`` or ``~user`` replaced by that home folder.
 
     Raises:
-        RequestError: there is no such home folder.
+        RequestError: the home folder is not known.
     """
     try:
         return Path(path).expanduser()
@@ -22,7 +22,7 @@ def user_cache() -> Path:
     """Return the folder of the user's caches: ``$XDG_CACHE_HOME``, else ``~/.cache``.
 
     Raises:
-        RequestError: there is no home folder.
+        RequestError: the user has no home folder.
     """
     named = os.environ.get("XDG_CACHE_HOME")
     if named:

@@ -22,7 +22,7 @@ FEATURES = "features.zarr"
 JOURNAL = "journal"
 PLAN_FILE = "plan.json"
 SCRATCH = "zarr-metadata"
-"""The one folder in a journal: an earlier version's, of a writer that was killed while it began."""
+"""The only folder in a journal: an earlier version left it if its writer was killed at the start."""
 _TEMPORARY = r"(\.[0-9a-f]{12})?\.partial"
 _ASIDE = re.compile(rf"{JOURNAL}\.[0-9a-f]{{12}}\.partial")
 _OWN_FILES = re.compile(
@@ -93,7 +93,7 @@ def committed(directory: Path, inventory: Inventory, known: Collection[Block] = 
 
 
 def drop(directory: Path, blocks: Collection[Block]) -> None:
-    """Make blocks not exist any more; their files are overwritten when they are done again."""
+    """Drop the records of blocks; the files of the blocks are overwritten when the blocks are extracted again."""
     for block in blocks:
         _record_path(directory, block).unlink(missing_ok=True)
     sync_directory(directory / JOURNAL)
@@ -127,23 +127,23 @@ def _files_hold(directory: Path, record: BlockRecord) -> bool:
 
 
 def is_set_aside(name: str) -> bool:
-    """Whether a folder of this name is a journal that was moved aside to be removed."""
+    """Return whether a folder of this name is a journal that was moved aside for removal."""
     return _ASIDE.fullmatch(name) is not None
 
 
 def is_own_name(name: str) -> bool:
-    """Whether a file of this name in a journal is one of ours."""
+    """Return whether a file of this name in a journal is ours."""
     return _OWN_FILES.fullmatch(name) is not None
 
 
 def foreign_names(folder: Path) -> list[str]:
-    """Names in the journal `folder` that no writer of ours gives, in order; those of another version are among them."""
+    """Return the names in the journal `folder` that no writer of this version gives, sorted."""
     with os.scandir(folder) as items:
         return sorted(item.name for item in items if not _is_own(item))
 
 
 def drop_records(folder: Path) -> None:
-    """Remove the plan, the commit records and the checkpoints of a journal; claims stay, they are others' too."""
+    """Remove the plan, the commit records and the checkpoints of a journal; claims stay, since other processes may hold them."""
     with os.scandir(folder) as items:
         own = [item.name for item in items if _is_own(item) and ".json" in item.name]
     for name in own:
@@ -151,7 +151,7 @@ def drop_records(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the files of a journal, and the folder unless something that is not ours is left in it."""
+    """Remove the files of a journal, and its folder unless foreign files are left in it."""
     if folder.is_symlink() or not folder.is_dir():
         return
     with os.scandir(folder) as items:

@@ -1,4 +1,4 @@
-"""The head of a ``.npy`` file, held to what is stored behind it: a forged one declares terabytes, or is no Python at all."""
+"""Read ``.npy`` headers, and check them against the stored bytes: a forged header may declare terabytes, or not parse."""
 
 import warnings
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ _STEP_BYTES = 2**24
 
 @dataclass(frozen=True)
 class NpyLayout:
-    """Where the values of a ``.npy`` file lie, and what they are."""
+    """Offset, type and shape of the values of a ``.npy`` file."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     fortran: bool
-    """The first axis varies fastest."""
+    """True if the first axis varies fastest."""
     start: int
-    """First byte of the values."""
+    """Offset of the values in bytes."""
 
     @property
     def num_bytes(self) -> int:
@@ -30,10 +30,10 @@ class NpyLayout:
 
 
 def npy_layout(file: IO[bytes], size: int) -> NpyLayout:
-    """Read the head of a ``.npy`` file of `size` bytes, from its first byte on; `file` is then at the values.
+    """Read the header of a ``.npy`` file of `size` bytes, from its first byte on; leave `file` at the values.
 
     Raises:
-        ValueError: it is none, holds Python objects, or is shorter than its head says; the message says which.
+        ValueError: the file is no ``.npy`` file, holds Python objects, or is shorter than declared; the message says which.
     """
     form = np.lib.format
     try:
@@ -41,14 +41,14 @@ def npy_layout(file: IO[bytes], size: int) -> NpyLayout:
         if version not in _VERSIONS:
             raise ValueError(f"its format is version {version[0]}.{version[1]}")
         reader = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
-        with warnings.catch_warnings():  # of what Python 2 wrote
+        with warnings.catch_warnings():  # numpy warns of headers from Python 2
             warnings.simplefilter("ignore")
             shape, fortran, dtype = reader(file)
     except ValueError:
         raise
     except (
         Exception
-    ) as error:  # the head is parsed as Python, and what is none raises all that the parser can
+    ) as error:  # the header is parsed as Python, and damaged ones raise any error of the parser
         raise ValueError(f"its head cannot be read, {type(error).__name__}") from None
     if dtype.hasobject:
         raise ValueError("it holds Python objects; save it as an array of numbers or texts")
@@ -61,11 +61,11 @@ def npy_layout(file: IO[bytes], size: int) -> NpyLayout:
 
 
 def read_npy(file: IO[bytes], size: int) -> npt.NDArray[Any]:
-    """Read a ``.npy`` file of `size` bytes from its first byte on, of packed ones too.
+    """Read a ``.npy`` file of `size` unpacked bytes, from its first byte on; `file` may unpack a compressed one.
 
     Raises:
-        ValueError: as for `npy_layout`, or it ends early.
-        MemoryError: it does not fit into memory.
+        ValueError: as for `npy_layout`, or the file ends early.
+        MemoryError: the array does not fit into memory.
     """
     layout = npy_layout(file, size)
     values = np.empty(layout.num_bytes, np.uint8)

@@ -41,18 +41,18 @@ def open_plain(path: str | Path) -> tuple[int, int]:
 
 
 def read_plain(path: str | Path, limit: int) -> bytes:
-    """Read a file of a cache whole.
+    """Read a whole file of a cache.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CacheError: as for `open_plain`, or it has more than `limit` bytes.
+        FileNotFoundError: the file does not exist.
+        CacheError: as for `open_plain`, or the file has more than `limit` bytes.
     """
     descriptor, size = open_plain(path)
     with open(descriptor, "rb", buffering=0) as file:
         if size > limit:
             raise CacheError(f"{path}: {size} bytes is more than such a file may have ({limit})")
         data = bytearray()
-        # In pieces, since a file may grow after its size was asked, and one read may give less than all.
+        # In pieces, since a file may grow after its size was read, and one read may return less than asked.
         while len(data) <= limit and (piece := file.read(limit + 1 - len(data))):
             data += piece
     if len(data) > limit:
@@ -61,7 +61,7 @@ def read_plain(path: str | Path, limit: int) -> bytes:
 
 
 def has_content(path: str | Path, data: bytes) -> bool:
-    """Whether there is a regular file at `path` with exactly this content; no more than that is read."""
+    """Return whether `path` is a regular file with exactly this content; read no more than its length."""
     try:
         return read_plain(path, len(data)) == data
     except (FileNotFoundError, CacheError):

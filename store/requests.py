@@ -13,7 +13,7 @@ from featcache.store.files import JsonObject, read_sealed, write_sealed
 REQUEST_FILE = "request.json"
 FILES = "files"
 MAX_FILE_RECORDS = 8
-"""The same dataset may lie in several places, which are used in turn."""
+"""Number of file states kept per dataset, since the same dataset may lie in several places that are used in turn."""
 AUTO = "auto"
 
 
@@ -36,7 +36,7 @@ def record_request(directory: Path, request: Mapping[str, Any]) -> None:
 
 
 def recorded_files(directory: Path) -> list[JsonObject]:
-    """Return what is known of the dataset's files when they were last found to be those of the cache, oldest first."""
+    """Return the file states recorded when the dataset's files last matched the cache, oldest first."""
     try:
         files = read_sealed(directory / REQUEST_FILE).get(FILES)
     except (FileNotFoundError, CacheError):
@@ -45,7 +45,7 @@ def recorded_files(directory: Path) -> list[JsonObject]:
 
 
 def record_files(directory: Path, record: Mapping[str, Any]) -> None:
-    """Remember the states of a dataset's files, beside those of the last few times."""
+    """Record the states of a dataset's files, in addition to the last few."""
     files = recorded_files(directory)
     if record not in files:
         _write(directory, recorded_requests(directory), [*files, dict(record)][-MAX_FILE_RECORDS:])
@@ -53,7 +53,7 @@ def record_files(directory: Path, record: Mapping[str, Any]) -> None:
 
 def _write(directory: Path, requests: Sequence[JsonObject], files: Sequence[JsonObject]) -> None:
     document: JsonObject = {"requests": list(requests)}
-    # A cache of a dataset without files has the document that it always had.
+    # The document of a cache whose dataset has no files does not change.
     write_sealed(directory / REQUEST_FILE, {**document, FILES: list(files)} if files else document)
 
 

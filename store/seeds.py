@@ -1,4 +1,4 @@
-"""Seeds: the one range that every command, function and estimator takes, and that every file can hold."""
+"""The range of seeds that all commands, functions and estimators accept, and that all files can hold."""
 
 import operator
 
@@ -6,18 +6,18 @@ from featcache.store.errors import RequestError
 from featcache.store.text import shortened
 
 MAX_SEED = 2**63 - 1
-"""Generators and JSON readers agree on this range; a larger seed made results that could not be read back."""
+"""Largest seed that all generators and JSON readers accept; results with a larger one could not be read back."""
 
 
 def check_seed(seed: object, what: str = "a seed") -> int:
     """Return `seed` as an int.
 
     Args:
-        seed: Python's or numpy's.
-        what: its name in the error, such as ``--split-seed``.
+        seed: an integer of Python or numpy.
+        what: name of the seed in the error, such as ``--split-seed``.
 
     Raises:
-        RequestError: it is no whole number from 0 to `MAX_SEED`.
+        RequestError: the seed is not an integer from 0 to `MAX_SEED`.
     """
     try:
         number = -1 if isinstance(seed, bool) else operator.index(seed)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What the card of a pushed cache tells about where it was pushed to; a copy has that card."""
+"""Read the address that the card of a pushed cache names; pulled copies have this card too."""
 
 import re
 from contextlib import suppress
@@ -14,9 +14,9 @@ _PULL = re.compile(r"^    featcache pull (.+)$", re.MULTILINE)
 
 
 def card_origin(directory: Path) -> str | None:
-    """Address that the card of a copy names, for copies that were pulled before origin.json; None if it names none.
+    """Return the address in the card of a copy, for copies pulled before origin.json; None if the card has none.
 
-    It is for messages alone: whoever pushed wrote it, so nothing is asked for there unless the user says so.
+    Use it in messages alone: the card is untrusted, so the address is not contacted unless the user asks for it.
     """
     with suppress(OSError, CacheError):
         card = read_plain(directory / CARD_FILE, MAX_CARD_BYTES).decode(errors="replace")

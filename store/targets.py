@@ -20,10 +20,10 @@ from featcache.store.files import JsonObject, field, texts
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single-label", "multi-label", "regression"
 TARGET_KINDS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 MAX_CLASSES = 2**20
-"""Classes that are written: their names stand in the manifest, which has a limit."""
+"""Largest number of classes of a new cache; their names go into the manifest, whose size is limited."""
 MAX_NAMES_BYTES = 2**24
 MAX_UNUSED_CLASSES = 4096
-"""Classes without a sample that are given names because a larger label occurs."""
+"""Largest number of classes without a sample that are named because a larger label occurs."""
 _DTYPES = {SINGLE_LABEL: "int64", MULTI_LABEL: "uint8", REGRESSION: "float32"}
 _AXES = {SINGLE_LABEL: (), MULTI_LABEL: ("class",), REGRESSION: ("target",)}
 
@@ -134,7 +134,7 @@ class Targets:
 
 
 def names_problem(names: Sequence[str], units: Sequence[str] = ()) -> str | None:
-    """Why no cache can have these names and units; None if it can. Whoever writes them asks, and whoever reads them."""
+    """Return why a cache cannot have these names and units; None if it can. Writers and readers both check."""
     for name in names:
         if any(ord(character) < 32 for character in name):
             return f"the name {ascii(name)[:80]} of a class or target has control characters"
@@ -147,7 +147,7 @@ def names_problem(names: Sequence[str], units: Sequence[str] = ()) -> str | None
 
 
 def too_many_names(names: Sequence[str]) -> str | None:
-    """Why these names are too many for a manifest, or too long; None if they are not."""
+    """Return why these names are too many or too long for a manifest; None if they fit."""
     if len(names) > MAX_CLASSES:
         return f"{len(names)} classes are more than the {MAX_CLASSES} that a cache can have"
     total = sum(len(name.encode()) for name in names)
@@ -159,6 +159,6 @@ def too_many_names(names: Sequence[str]) -> str | None:
 def _is_text(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold and UTF-8 cannot
         return False
     return True

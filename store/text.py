@@ -24,7 +24,7 @@ def parse_size(text: str) -> int | None:
 
 
 def format_bytes(size: int) -> str:
-    """A size as people write it: ``12.3 MB``, ``4.7 GB``; three digits are enough to know what fits."""
+    """Return a readable size with about three digits, such as ``12.3 MB`` or ``4.7 GB``."""
     for unit in ("GB", "MB", "kB"):
         if size >= _UNITS[unit.lower()]:
             value = size / _UNITS[unit.lower()]
@@ -52,15 +52,15 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def encodable(text: str) -> str:
-    """Escape the bytes of a file name that are not UTF-8, which Python has as halves of characters: no document holds them."""
+    """Escape the bytes of a file name that are not UTF-8; Python holds them as lone surrogates, which no document can store."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shortened(value: object, most: int = 60) -> str:
-    """A value as Python writes it, cut where it is longer than an error message should be."""
+    """Return the repr of a value, cut to a length that suits an error message."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no integer of thousands of digits
+    except ValueError:  # Python does not convert integers of thousands of digits
         return "a number of thousands of digits"
     except RecursionError:
         return "lists in lists"
@@ -72,13 +72,13 @@ _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
 def escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is, in a cell of a table too: one line without markup, HTML or formulas."""
+    """Escape text so that Markdown shows it literally, also in table cells: one line without markup, HTML or formulas."""
     text = _MARKDOWN_PUNCTUATION.sub(lambda match: f"\\{match[0]}", printable(text))
     return _ENTITY.sub("&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
 
 
 def in_cell(text: str) -> str:
-    """Return text for a cell of a Markdown table that keeps its links and emphasis: no border, no escape, no HTML."""
+    """Escape text for a cell of a Markdown table, keeping links and emphasis: no border, no backslash escape, no HTML."""
     return text.replace("\\", r"\\").replace("|", r"\|").replace("<", "&lt;")
 
 

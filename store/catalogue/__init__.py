@@ -44,7 +44,7 @@ __all__ = [
 MAX_TIME = 2**40
 """Seconds; a forged time must not overflow."""
 MIN_PREFIX = 4
-"""Digits of a key that are enough to name a cache for what cannot be undone, as on a remote."""
+"""Fewest digits of a key that name a cache for operations that cannot be undone, and on a remote."""
 
 
 def find_key(search: Sequence[Path], key: str) -> Entry | None:
@@ -76,13 +76,13 @@ def select(
         cache: a folder, a key or the beginning of one, or ``<dataset>/<model>-<key>``.
         models: names of one model, one of which it was extracted under; none for any model.
         dataset: name of the dataset as it was extracted.
-        exact: count incomplete caches as well where complete ones match, and take no less than `MIN_PREFIX` digits of
-            a key: for what cannot be undone.
+        exact: for operations that cannot be undone: count incomplete caches even if complete ones match, and require at
+            least `MIN_PREFIX` digits of a key.
 
     Raises:
         CacheNotFoundError: none matches; the message lists what there is.
-        CacheError: the folder that is named may not be read.
-        RequestError: several match, or the beginning of a key is too short; the message says which.
+        CacheError: the named folder may not be read.
+        RequestError: several caches match, or the beginning of a key is too short; the message says which.
     """
     if cache and is_address(cache):
         raise RequestError(f"{parse_address(cache)} is on a remote; `featcache pull` fetches it")
@@ -109,7 +109,7 @@ def select(
 
 
 def say_unreadable(search: Sequence[Path], reporter: Reporter) -> None:
-    """Say in one line for each which folders were passed over, where any cache under the roots would do."""
+    """Report each unreadable folder in one line, for searches that any cache under the roots could answer."""
     for one in unreadable(search):
         reporter.message(f"note: {one}")
 
@@ -122,7 +122,7 @@ def _named_folder(path: str) -> Entry | None:
 
 
 def _distinct(entries: Sequence[Entry]) -> list[Entry]:
-    """Each folder once: a link to a dataset's folder gives the caches in it another name, and no other content."""
+    """Each folder once, since a link to a dataset's folder only gives its caches a second name."""
     return list({os.path.realpath(entry.path): entry for entry in reversed(entries)}.values())[::-1]
 
 

@@ -49,7 +49,7 @@ def drop_addition(directory: Path) -> None:
     with sole_owner(directory / JOURNAL):
         for path in addition_files(directory):
             if path.is_dir() and not path.is_symlink():
-                with suppress(OSError):  # something else lies in it
+                with suppress(OSError):  # it holds other files
                     path.rmdir()
             else:
                 path.unlink(missing_ok=True)

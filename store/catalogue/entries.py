@@ -83,7 +83,7 @@ def roots(given: Sequence[Path] = ()) -> list[Path]:
     """Return the roots: those given, else ``FEATCACHE_ROOT`` (several separated by ``:``), else the user's cache folder.
 
     Raises:
-        RequestError: a remote stands where a folder is needed, or there is no home folder that the default could be in.
+        RequestError: a remote stands where a folder is needed, or there is no home folder for the default.
     """
     if given:
         for root in given:
@@ -122,11 +122,11 @@ def cache_directory(root: Path, dataset: str, model: str, spec: CacheSpec) -> Pa
 
 
 def folders(root: Path, skipped: Skipped | None = None) -> Iterator[tuple[Path, re.Match[str]]]:
-    """All folders ``*/<model>-<key>`` under one root, whatever they hold; names with a leading dot are never caches.
+    """Yield all folders ``*/<model>-<key>`` under one root, caches or not; names with a leading dot are never caches.
 
     Args:
         root: the root.
-        skipped: called with each folder that cannot be listed, and why.
+        skipped: called with each folder that cannot be listed, and the reason.
     """
     for dataset in _subfolders(root, skipped):
         for folder in _subfolders(dataset, skipped):
@@ -136,7 +136,7 @@ def folders(root: Path, skipped: Skipped | None = None) -> Iterator[tuple[Path, 
 
 
 def scan(search: Sequence[Path]) -> Iterator[Entry]:
-    """All caches under the roots, complete or not; each once per dataset folder. `unreadable` has those left out.
+    """All caches under the roots, complete or not; each once per dataset folder. `unreadable` lists the folders left out.
 
     The first root that holds a cache wins, but a complete one goes before one that is still being extracted, and a
     copy that is surely whole before one that may be partial.
@@ -159,13 +159,13 @@ def scan(search: Sequence[Path]) -> Iterator[Entry]:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A folder under a root that may hold caches but cannot be looked into."""
+    """A folder under a root that may hold caches but cannot be read."""
 
     path: Path
     root: Path
     reason: str
     dataset: str = ""
-    """Names as in `Entry`; empty where the folder is above that."""
+    """Names as in `Entry`; empty if the folder is not that of a cache."""
     model: str = ""
     key: str = ""
 
@@ -174,7 +174,7 @@ class Unreadable:
 
 
 def unreadable(search: Sequence[Path]) -> list[Unreadable]:
-    """The folders that `scan` leaves out since this user, or anybody, cannot read them."""
+    """The folders that `scan` leaves out because they cannot be read."""
     found: list[Unreadable] = []
     for root in search:
 
@@ -194,10 +194,10 @@ def unreadable(search: Sequence[Path]) -> list[Unreadable]:
 
 
 def _is_complete(folder: Path) -> bool | None:
-    """Whether the cache in `folder` is complete; None if there is none.
+    """Return whether the cache in `folder` is complete; None if there is no cache.
 
     Raises:
-        OSError: its manifest, or its plan, may not be read.
+        OSError: the manifest or the plan may not be read.
     """
     for path, complete in ((folder / MANIFEST_FILE, True), (folder / JOURNAL / PLAN_FILE, False)):
         try:
@@ -237,5 +237,5 @@ def _subfolders(folder: Path, skipped: Skipped | None) -> list[Path]:
 def _is_folder(item: "os.DirEntry[str]") -> bool:
     try:
         return item.is_dir()
-    except OSError:  # a link in a circle, or to where one may not look
+    except OSError:  # a circular link, or one into an unreadable folder
         return False

@@ -1,7 +1,7 @@
-"""What can go from a root: remains of killed removals, extractions nobody finished, caches that exist twice.
+"""Find stale files under a root: remains of killed removals, unfinished extractions, and duplicate caches.
 
-Nothing goes by its name alone. The folder is shown to be ours by what it holds (`ownership`), and the reason is checked:
-an age by files that looking does not touch, a copy by the digests of the one that stays.
+A name alone proves nothing. The content of a folder must show that it is ours (`ownership`), and the reason is checked: an
+age by files that reading does not touch, a duplicate by the digests of the cache that stays.
 """
 
 import os
@@ -53,17 +53,17 @@ class Leftover:
     modified: float
     """Seconds since the epoch of the newest change inside."""
     kept: Path | None = None
-    """Of a duplicate: the cache that stays, every byte of which was found to be intact."""
+    """For a duplicate, the cache that stays; every byte of it was found intact."""
 
     def remove(self) -> list[Path]:
-        """Remove it, if it still is what it was when it was found.
+        """Remove the folder if it has not changed since it was found.
 
         Returns:
-            Files and folders inside that are not featcache's; they stay where they are.
+            Files and folders inside that are not featcache's; they stay in place.
 
         Raises:
-            CacheBusyError: a process has begun to write it, or has changed it.
-            CacheError: it lies where one may not write.
+            CacheBusyError: a process has begun to write the folder, or has changed it.
+            CacheError: the folder may not be written.
         """
         try:
             return self._remove()
@@ -98,13 +98,13 @@ class Leftover:
 def find_leftovers(
     root: Path, older_than_days: float, now: float | None = None, reporter: Reporter | None = None
 ) -> list[Leftover]:
-    """Return what can go under one root, nothing of which a live process is writing. Nothing is changed.
+    """Return the stale files under one root that no live process is writing. Nothing is changed.
 
     Args:
-        root: the root; a root that does not exist has no leftovers.
+        root: the root; a root that does not exist has no stale files.
         older_than_days: age in days from which an incomplete cache counts; its age is that of its newest file.
         now: seconds since the epoch; the clock if not given.
-        reporter: is told the folders that cannot be read, and the progress of comparing copies.
+        reporter: receives the unreadable folders, and the progress of comparing copies.
     """
     now, reporter = time.time() if now is None else now, reporter or Silent()
     found: list[Leftover] = []
@@ -132,7 +132,7 @@ def find_leftovers(
 
 
 def _own_folders(root: Path, skipped: Skipped) -> Iterator[tuple[Path, str]]:
-    """Folders that may be caches, each once whatever its names; what lies behind a link is somebody else's to keep."""
+    """Folders that may be caches, each once even if it has several names; targets of links belong to others."""
     seen: set[tuple[int, int]] = set()
     for folder, match in folders(root, skipped):
         try:
@@ -142,7 +142,7 @@ def _own_folders(root: Path, skipped: Skipped) -> Iterator[tuple[Path, str]]:
         except OSError as error:
             skipped(folder, error)
             continue
-        if (status.st_dev, status.st_ino) not in seen:  # under another mount point, it is the same folder
+        if (status.st_dev, status.st_ino) not in seen:  # else the same folder under another mount point
             seen.add((status.st_dev, status.st_ino))
             yield folder, match["key"]
 
@@ -157,7 +157,7 @@ def _removals(root: Path) -> Iterator[Leftover]:
 
 
 def _removed(path: Path) -> Owned | None:
-    """What shows that a folder was set aside by a removal; None if nothing does."""
+    """Return the proof that a removal set a folder aside; None if there is none."""
     match = _REMOVING.fullmatch(path.name)
     if match is None or path.is_symlink() or not path.is_dir():
         return None
@@ -183,12 +183,12 @@ def _remains(folder: Path, shown: Owned, since: float, unfinished_since: float) 
 
 
 def _temporaries(folder: Path, shown: Owned) -> Iterator[Path]:
-    """Temporary files that stand for a file of this cache, and its journal where that was set aside."""
+    """Temporary files of this cache's files, and its journal if it was set aside."""
     names = shown.names()
     for within in names:
         place = folder / within
         if any(one.is_symlink() for one in (place, *place.parents[: len(place.relative_to(folder).parts)])):
-            continue  # what a link in the cache leads to is not the cache's
+            continue  # the target of a link is not part of the cache
         for path in place.glob(f"*{PARTIAL_SUFFIX}"):
             if path.is_symlink() or not path.is_dir():
                 ours = temporary_for(path.name) in names[within]
@@ -205,7 +205,7 @@ def _if_older(path: Path, kind: str, reason: str, since: float) -> Iterator[Left
 
 
 def _duplicates(complete: list[tuple[str, Path]], reporter: Reporter) -> Iterator[Leftover]:
-    """Caches with the very manifest of another one whose every byte is intact: that one stays."""
+    """Caches with the same manifest as another one, which is intact in every byte and stays."""
     copies: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for key, folder in complete:
         if sum(other == key for other, _ in complete) > 1:
@@ -225,9 +225,9 @@ def _digest(folder: Path) -> str:
 
 
 def _is_intact(folder: Path, reporter: Reporter) -> bool:
-    """Whether the cache is whole and every file has its recorded digest."""
+    """Return whether the cache is complete and every file has its recorded digest."""
     if not _is_whole(folder):
-        return False  # at the price of a few looks
+        return False  # costs only a few stat calls
     from featcache.store.checking.damage import Kind
     from featcache.store.checking.verify import verify
 
@@ -238,7 +238,7 @@ def _is_intact(folder: Path, reporter: Reporter) -> bool:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the manifest reads and every file is there with its recorded size."""
+    """Return whether the manifest is valid and every file exists with its recorded size."""
     try:
         manifest = Manifest.read(folder)
     except (CacheError, OSError):
@@ -250,7 +250,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _same(folder: Path, kept: Path) -> bool:
-    """Whether `kept`, which was found to be intact, still is a whole copy of `folder` in another place."""
+    """Return whether `kept`, which was found intact, is still a complete copy of `folder` in another place."""
     try:
         return _digest(folder) == _digest(kept) and _is_whole(kept) and not _share_storage(folder, kept)
     except (CacheError, OSError):
@@ -258,7 +258,7 @@ def _same(folder: Path, kept: Path) -> bool:
 
 
 def _share_storage(folder: Path, other: Path) -> bool:
-    """Whether some folder of one cache is, under another name or mount point, a folder of the other."""
+    """Return whether two caches share a folder, under another name or mount point."""
     return not _identities(folder).isdisjoint(_identities(other))
 
 

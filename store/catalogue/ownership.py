@@ -1,7 +1,7 @@
 """Proof that a folder is a cache of ours, and which of the files in it are.
 
-A name proves nothing: `thesis/run-0123456789ab/journal/` may be anybody's. A cache is shown by a manifest or a plan that
-holds and whose key is the one in the folder's name; a file in it by the place that this manifest or plan gives it.
+A name proves nothing: `thesis/run-0123456789ab/journal/` may be anybody's. The proof of a cache is a valid manifest or plan
+whose key is the one in the folder's name. The proof of a file is its path in this manifest or plan.
 """
 
 import os
@@ -31,25 +31,25 @@ _CHUNK = re.compile(r"c(\.\d+)+")
 
 @dataclass(frozen=True)
 class Owned:
-    """What shows that a folder is a cache."""
+    """The documents that prove that a folder is a cache."""
 
     manifest: Manifest | None = None
     plan: Plan | None = None
 
     @property
     def inventory(self) -> Inventory | None:
-        """All that may have files in the folder; None if that cannot be told."""
+        """Everything that may have files in the folder; None if that is not known."""
         manifest = self.manifest.full_inventory if self.manifest else None
         plan = self.plan.inventory if self.plan else None
         if manifest is None or plan is None:
             return manifest or plan
         try:
             return manifest.plus(plan)
-        except CacheError:  # a plan of something else, which adds nothing here
+        except CacheError:  # the plan of another cache, which adds nothing
             return manifest
 
     def names(self) -> dict[str, set[str]]:
-        """Names of the files that the cache has or may have, by their folder within it."""
+        """Names of the files that the cache has or may have, by folder within the cache."""
         inside = _expected(self.inventory) if self.inventory else {}
         return {"": {*DOCUMENTS}, **inside}
 
@@ -66,7 +66,7 @@ def owned(folder: Path) -> Owned:
 
 
 def proof(folder: Path, key: str) -> Owned | None:
-    """The manifest and the plan of the cache in `folder`, if they hold and have the key; None if neither does."""
+    """The manifest and the plan of the cache in `folder`, if they are valid and have its key; None if neither is."""
     found = owned(folder)
     manifest = found.manifest if found.manifest is not None and found.manifest.spec.key == key else None
     plan = found.plan if found.plan is not None and found.plan.spec.key == key else None
@@ -74,9 +74,9 @@ def proof(folder: Path, key: str) -> Owned | None:
 
 
 def weak_proof(folder: Path) -> Owned | None:
-    """For what was killed before it had a plan, or while it was removed: some document or claim of ours, and nothing else.
+    """Return the proof for a folder that was killed before it had a plan, or during its removal: a document or claim of ours.
 
-    Returns None if there is no such document, or if anything lies in the folder that a cache would not have.
+    None if there is no such document, or if the folder has anything that a cache does not have.
     """
     documents = (
         name for name in (PROVENANCE_FILE, REQUEST_FILE, HELD_FILE, ORIGIN_FILE) if _is_sealed(folder / name)
@@ -87,18 +87,18 @@ def weak_proof(folder: Path) -> Owned | None:
 
 
 def foreign(folder: Path, inventory: Inventory | None) -> list[Path]:
-    """Files and folders in the folder of a cache that are not ours, as paths; a folder is named once, whatever is in it.
+    """Return the paths in the folder of a cache that are not ours; a foreign folder is listed once, without its content.
 
     Args:
-        folder: of the cache.
-        inventory: what the cache holds, or is going to; without it, everything with the form of our names counts as ours.
+        folder: folder of the cache.
+        inventory: inventory of the cache or its plan; without it, every name in one of our forms counts as ours.
     """
     expected = None if inventory is None else _expected(inventory)
     return sorted(_foreign(folder, "", expected))
 
 
 def is_own_path(path: str) -> bool:
-    """Whether a path within the folder of a cache has the form of one of ours; for folders that are only listed."""
+    """Return whether a path within a cache has one of our forms; for folders of which only a listing is known."""
     *folders, name = path.split("/")
     if folders == [JOURNAL]:
         return is_own_name(name)
@@ -144,7 +144,7 @@ def _is_own_file(within: str, name: str, expected: Mapping[str, set[str]] | None
 
 
 def _expected(inventory: Inventory) -> dict[str, set[str]]:
-    """Per folder below features.zarr, and for itself, the names that belong in it."""
+    """The names that belong in features.zarr and in each folder below it, by folder."""
     names: dict[str, set[str]] = defaultdict(set)
     paths = [
         path

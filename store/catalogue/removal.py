@@ -1,7 +1,7 @@
 """Removing caches: what goes is renamed first, so that a kill leaves either the whole cache or nothing that counts.
 
-A folder under a name with a leading dot is never a cache; `leftovers` finds what a killed removal left. Only the files
-that a cache consists of are removed; what else lies in its folder stays where it is.
+A folder under a name with a leading dot is never a cache; `leftovers` finds the remains of a killed removal. Only the files
+of the cache are removed; other files in its folder stay in place.
 """
 
 import errno
@@ -33,7 +33,7 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def writers(directory: Path) -> list[str]:
-    """Names of what live processes are writing in the cache at `directory`; looking changes nothing there."""
+    """Names of the claims that live processes hold in the cache at `directory`; nothing is changed."""
     return live_claims(directory / journal.JOURNAL)
 
 
@@ -61,7 +61,7 @@ def check_removable(directory: Path) -> None:
 
 
 def refuse_linked(directory: Path) -> None:
-    """Refuse to remove through a link: what it leads to is elsewhere, and perhaps somebody else's.
+    """Refuse to remove through a link, since its target lies elsewhere and may be somebody else's.
 
     Raises:
         CacheError: the folder of a cache, or that of its dataset, is a link.
@@ -74,7 +74,7 @@ def refuse_linked(directory: Path) -> None:
 
 
 def left_behind(directory: Path, left: Sequence[Path]) -> str:
-    """Say which files of others stay where a cache was removed."""
+    """Report the files of others that stay where a cache was removed."""
     names = [printable(str(path.relative_to(directory))) for path in left]
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
     return f"{directory} stays: it holds what is not featcache's ({listed})"
@@ -84,11 +84,11 @@ def remove_cache(directory: Path) -> list[Path]:
     """Remove a cache. Links inside it are removed, not what they point to.
 
     Returns:
-        Files and folders in it that are not featcache's; they stay where they are.
+        Files and folders in it that are not featcache's; they stay in place.
 
     Raises:
-        CacheError: it is a link, not a cache, or lies where one may not write.
-        CacheBusyError: a process is writing it, or reading it as a borrowed copy.
+        CacheError: the path is a link, is not a cache, or may not be written.
+        CacheBusyError: a process is writing the cache, or reading it as a borrowed copy.
     """
     check_removable(directory)
     inventory = owned(directory).inventory
@@ -116,9 +116,9 @@ def remove_cache(directory: Path) -> list[Path]:
 
 
 def _move_own(directory: Path, aside: Path, left: Sequence[Path]) -> None:
-    """Move all that is ours out of a folder where other files stay; only names change, so that a kill hardly finds the time.
+    """Move everything of ours out of a folder in which other files stay; only names change, so a kill rarely strikes in between.
 
-    Manifest and journal go first, so that nobody takes the rest for a cache.
+    Manifest and journal are moved first, so that nobody takes the rest for a cache.
     """
     around = {*left, *(parent for path in left for parent in path.parents)}
 
@@ -137,14 +137,14 @@ def _move_own(directory: Path, aside: Path, left: Sequence[Path]) -> None:
 def remove_files(directory: Path, inventory: Inventory | None) -> list[Path]:
     """Delete the files of a cache, and its folder if nothing else is left; another process may be doing the same.
 
-    Manifest and journal, which show what the folder is, go last, so that `leftovers` can tell what it was.
+    Manifest and journal, which identify the folder, go last, so that `leftovers` still recognizes it.
 
     Args:
-        directory: the folder; it was set aside.
-        inventory: what the cache holds; None if that cannot be told.
+        directory: the folder, already set aside.
+        inventory: inventory of the cache; None if it is not known.
 
     Returns:
-        What is not ours, and stays.
+        Files and folders that are not ours, and stay.
     """
     left = foreign(directory, inventory)
     around = {*left, *(parent for path in left for parent in path.parents)}
@@ -165,10 +165,10 @@ def _remove_own(path: Path, left: set[Path], around: set[Path]) -> None:
 
 @contextmanager
 def _unused(directory: Path) -> Iterator[None]:
-    """Keep a borrowed copy from being used while it is removed; whoever uses one holds a shared lock on its folder.
+    """Keep others from using a borrowed copy during its removal; every user holds a shared lock on its folder.
 
     Raises:
-        CacheBusyError: a process is using it.
+        CacheBusyError: a process is using the copy.
     """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
@@ -182,10 +182,10 @@ def _unused(directory: Path) -> Iterator[None]:
 
 
 def _require_writable(directory: Path) -> None:
-    """Refuse a cache in which some folder may not be written: half of it would stay.
+    """Refuse a cache with a folder that may not be written, since half of the cache would stay.
 
     Raises:
-        CacheError: there is one.
+        CacheError: a folder may not be written.
     """
     for folder in (directory, *(Path(top, name) for top, names, _ in os.walk(directory) for name in names)):
         if not folder.is_symlink() and not os.access(folder, os.W_OK | os.X_OK):

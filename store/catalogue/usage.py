@@ -16,8 +16,8 @@ class Usage:
     num_bytes: int
     num_files: int
     modified: float
-    """Seconds since the epoch of the newest change to a file inside. Folders and claims do not count: trying whether
-    somebody is at work touches them. Where there is nothing else, they do."""
+    """Seconds since the epoch of the newest change to a file inside. Folders and claims count only if there is nothing
+    else, since checking for a live process touches them."""
 
 
 def usage(path: Path) -> Usage:
@@ -29,7 +29,7 @@ def usage(path: Path) -> Usage:
         try:
             found = item.lstat()
         except OSError:
-            continue  # a writer has just renamed it, or it may not be looked at
+            continue  # a writer has just renamed it, or it may not be read
         if stat.S_ISDIR(found.st_mode):
             continue
         (others if item.name.endswith(SUFFIX) else times).append(found.st_mtime)

@@ -24,7 +24,7 @@ class Kind(StrEnum):
     DOCUMENT = "document"
     """Provenance or card: written again by the next extraction."""
     REQUEST = "request"
-    """request.json or origin.json: nothing in the data depends on them, so they are dropped."""
+    """request.json or origin.json; no data depends on them, so damaged ones are dropped."""
     FORM = "form"
     """A document whose content holds but whose bytes are not as written: written again."""
     LEFTOVER = "leftover"

@@ -1,7 +1,7 @@
-"""Making a complete cache an unfinished one again that lacks some blocks, for the next extraction to do.
+"""Turn a complete cache into an unfinished one that lacks some blocks, so that the next extraction redoes them.
 
-Killed at any point, the cache is either still the complete one, or a valid unfinished one: the journal with the records
-of the other blocks is whole before the manifest goes.
+If the process is killed, the cache is either still complete or a valid unfinished one: the journal has the records of all
+other blocks before the manifest is removed.
 """
 
 from collections.abc import Collection
@@ -17,11 +17,11 @@ from featcache.store.writing.claims import sole_owner
 
 
 def reopen(directory: Path, dropped: Collection[Block]) -> None:
-    """Take some blocks out of a complete cache.
+    """Remove some blocks from a complete cache.
 
     Raises:
-        PartialCacheError: it is a partial copy.
-        CacheBusyError: another process is at work on the cache.
+        PartialCacheError: the cache is a partial copy.
+        CacheBusyError: another process is writing the cache.
     """
     manifest = Manifest.read(directory)
     if manifest.whole is not None:
@@ -36,18 +36,18 @@ def reopen(directory: Path, dropped: Collection[Block]) -> None:
 
 
 def drop_committed(directory: Path, dropped: Collection[Block]) -> None:
-    """Take some blocks out of an unfinished cache.
+    """Remove some blocks from an unfinished cache.
 
     Raises:
-        CacheBusyError: another process is at work on the cache.
+        CacheBusyError: another process is writing the cache.
     """
     with sole_owner(directory / JOURNAL):
         journal.drop(directory, dropped)
 
 
 def write_journal(directory: Path, manifest: Manifest, dropped: Collection[Block]) -> None:
-    """Lay out the journal that the unfinished cache will have, while the manifest still hides it."""
-    # A record that an earlier repair wrote may be of a block that was damaged since.
+    """Write the journal of the future unfinished cache, while the manifest still hides it."""
+    # An earlier repair may have written the record of a block that was damaged since.
     journal.drop_records(directory / JOURNAL)
     Plan(manifest.spec, manifest.inventory, manifest.batch_size).write(directory)
     for record in manifest.blocks:

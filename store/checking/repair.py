@@ -69,8 +69,8 @@ def repair(found: Verification) -> Repair:
     blocks but needs the next extraction too, which writes it again. Strangers stay.
 
     Raises:
-        CacheError: the manifest (or the plan) is damaged, so that nothing can be told from it, a folder stands in
-            the place of a file, an addition to the cache is unfinished, or it is a copy and its origin has what it lacks.
+        CacheError: the manifest (or the plan) is damaged, a folder stands in place of a file, an addition to the cache is
+            unfinished, or the cache is a copy whose origin has the missing files.
         CacheBusyError: another process is at work on the cache, or has changed it since it was verified.
     """
     directory, manifest = found.directory, found.manifest
@@ -113,10 +113,10 @@ def repair(found: Verification) -> Repair:
 def _without_metadata_that_can_be_made(
     directory: Path, manifest: Manifest, damages: Sequence[Damage]
 ) -> list[Damage]:
-    """Write damaged Zarr metadata again, where the inventory gives the recorded bytes; returns the other damages.
+    """Rewrite damaged Zarr metadata if the inventory gives the recorded bytes; return the other damages.
 
-    So a cache that lacks nothing else stays complete. Another version of Zarr may write other bytes; then the next
-    extraction has to.
+    So a cache without other damage stays complete. If another version of Zarr writes other bytes, the next extraction
+    rewrites them.
     """
     kinds = {damage.place.kind for damage in damages}
     if Kind.METADATA not in kinds:
@@ -137,7 +137,7 @@ def _without_metadata_that_can_be_made(
         else:
             (directory / damage.place.path).unlink(
                 missing_ok=True
-            )  # also a link, through which nothing is written
+            )  # also removes a link, so that nothing is written through it
             write_metadata(directory / FEATURES, made, [path])
     return left
 
@@ -148,7 +148,7 @@ def _dropped(damages: Sequence[Damage]) -> list[Block]:
 
 
 def _refuse_copy(directory: Path) -> None:
-    """Leave a copy from before origin.json, whose images may be elsewhere, usable; of all others the origin is known."""
+    """Refuse to drop blocks of a copy from before origin.json: its images may be out of reach, and it must stay usable."""
     origin = card_origin(directory)
     if origin is not None:
         journal.clear(directory / JOURNAL)

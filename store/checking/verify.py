@@ -140,7 +140,7 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
 
 
 def _held(directory: Path) -> Inventory | None:
-    """What a copy holds if it is a part; None if it is whole, or if that cannot be told."""
+    """Return the content of a partial copy; None if the copy is complete, or if its content is not known."""
     with suppress(CacheError):
         held = Held.read(directory)
         return held.inventory if held else None

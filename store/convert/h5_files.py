@@ -1,8 +1,9 @@
-"""HDF5 files of any origin: where their bytes lie is checked before anything is read.
+"""Open HDF5 files of any origin: check where their bytes lie before anything is read.
 
 An HDF5 file can name other files as the place of its data: by links, as the storage of an array, as a part of a virtual
-array. What it names would be read with the rights of whoever opens it, and go into a cache that is then shared. It can also
-ask for a filter that is loaded from a folder, and declare arrays far larger than the file. All readers come through here.
+array. These files would be read with the rights of the user, and their content stored in a cache that is then shared. An
+HDF5 file can also ask for a filter that is loaded from a folder, and declare arrays far larger than itself. All readers use
+this module.
 """
 
 from collections import deque
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
     import h5py
 
 MAX_LINKS = 32
-"""Links that are followed on the way to one array."""
+"""Most links that are followed to one array."""
 SMALL_BYTES = 2**26
-"""An array up to this size may be declared without being stored: it then has its fill value."""
+"""Bytes that an array may declare without being stored, so that it has its fill value."""
 MAX_RATIO = 1100
-"""Bytes that one stored byte can unpack to: deflate reaches 1032, the other filters of HDF5 less."""
+"""Largest ratio of unpacked to stored bytes; deflate reaches 1032, the other filters of HDF5 less."""
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
-"""Filters that HDF5 and h5py bring along; others are libraries that HDF5 loads from a folder."""
+"""Filters built into HDF5 and h5py; others are libraries that HDF5 loads from a folder."""
 _ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
-"""All of these h5py raises for damaged files."""
+"""Errors that h5py raises for damaged files."""
 _LISTED = 20
 
 
@@ -36,7 +37,7 @@ def open_h5(path: Path) -> "h5py.File":
     """Open an HDF5 file for reading.
 
     Raises:
-        DatasetError: it is not one.
+        DatasetError: the file is not an HDF5 file.
     """
     import h5py
 
@@ -50,7 +51,7 @@ def open_h5(path: Path) -> "h5py.File":
 
 @contextmanager
 def h5_errors(where: object) -> Iterator[None]:
-    """Turn whatever h5py raises for damaged data into a `DatasetError` that begins with `where`."""
+    """Turn any error that h5py raises for damaged data into a `DatasetError` that begins with `where`."""
     try:
         yield
     except FeatcacheError:
@@ -60,17 +61,17 @@ def h5_errors(where: object) -> Iterator[None]:
 
 
 def find_dataset(file: "h5py.File", path: Path, name: str, *, linked: bool = False) -> "h5py.Dataset | None":
-    """Return an array whose bytes all lie in this very file; None if there is no array of this name.
+    """Return an array whose bytes all lie in this file; None if there is no array of this name.
 
     Args:
         file: the open file.
-        path: its path, for errors.
-        name: of the array, with ``/`` between groups.
+        path: path of the file, for errors.
+        name: name of the array, with ``/`` between groups.
         linked: a virtual array may have parts in files beside this one, as in `find_linked`.
 
     Raises:
-        DatasetError: it lies in another file, needs a filter that HDF5 does not bring along, or is larger than what is
-            stored of it; or the file is damaged.
+        DatasetError: the array lies in another file, needs a filter that is not built in, or is larger than its stored
+            bytes allow; or the file is damaged.
     """
     import h5py
 
@@ -88,7 +89,7 @@ def find_dataset(file: "h5py.File", path: Path, name: str, *, linked: bool = Fal
 
 
 def find_linked(path: Path, name: str) -> tuple[Path, str] | None:
-    """Where an array lies that may be linked from another file: that file and the name of the array in it.
+    """Return the file of an array that may be linked, and the name of the array in that file.
 
     Links, and parts of virtual arrays, may lead to HDF5 files in the same folder as `path` or below it, and nowhere else.
 
@@ -113,7 +114,7 @@ def find_linked(path: Path, name: str) -> tuple[Path, str] | None:
 
 
 def group_size(file: "h5py.File", path: Path, name: str) -> int | None:
-    """Entries of a group of the file itself; None if there is no group of this name."""
+    """Entries of a group in this file; None if there is no group of this name."""
     import h5py
 
     with h5_errors(f"{path}: {printable(name)}"):
@@ -122,7 +123,7 @@ def group_size(file: "h5py.File", path: Path, name: str) -> int | None:
 
 
 def list_datasets(file: "h5py.File", path: Path) -> list[tuple[str, str]]:
-    """Names of all arrays that lie in the file itself, each with its shape and type for people.
+    """Return the names of all arrays in this file, each with a description of its shape and type.
 
     Raises:
         DatasetError: the file is damaged.
@@ -151,10 +152,10 @@ def listed(file: "h5py.File", path: Path) -> str:
 
 
 def read_texts(dataset: "h5py.Dataset", path: Path, name: str) -> list[str]:
-    """All values of an array as text, in order.
+    """Return all values of an array as text, in order.
 
     Raises:
-        DatasetError: a value is not UTF-8, or texts that are stored once are named so often that they fill the memory.
+        DatasetError: a value is not UTF-8, or repeated references to a few stored texts would fill the memory.
     """
     where = f"{path}: {printable(name)}"
     most, total, texts = max(SMALL_BYTES, path.stat().st_size), 0, []
@@ -185,14 +186,14 @@ def _text(value: Any, where: str, row: int) -> str:
 
 @dataclass(frozen=True)
 class _External:
-    """What a link names in another file."""
+    """The target of a link to another file."""
 
     file: str
     name: str
 
 
 def _walk(file: "h5py.File", path: Path, name: str) -> Any:
-    """What a name leads to, one link at a time: an object of the file, an `_External`, or None."""
+    """Resolve a name, one link at a time, to an object of the file, an `_External`, or None."""
     import h5py
 
     parts, group, links = deque(_parts(name)), file, 0
@@ -229,7 +230,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _beside(path: Path, named: str, folder: Path, name: str) -> Path:
-    """The file that a file names, if it lies in `folder` or below it."""
+    """Return the file that another file refers to, if it lies in `folder` or below it."""
     spot, found = PurePosixPath(named), path.parent / named
     outside = spot.is_absolute() or ".." in spot.parts or "\0" in named or "%" in named
     if outside or not found.resolve().is_relative_to(folder):
@@ -245,7 +246,7 @@ def _beside(path: Path, named: str, folder: Path, name: str) -> Path:
 
 
 def _check(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bool) -> None:
-    """Refuse an array whose bytes are elsewhere, need foreign code, or cannot be as many as declared."""
+    """Refuse an array whose bytes lie elsewhere, need foreign code, or cannot fill the declared shape."""
     import h5py
 
     where, layout = f"{path}: {printable(name)}", dataset.id.get_create_plist()
@@ -286,12 +287,12 @@ def _check(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bool) -> N
 
 
 def _chunk_bytes(dataset: "h5py.Dataset") -> int:
-    """Bytes of one chunk, which HDF5 takes memory for; 0 where there are none."""
+    """Bytes of one chunk, for which HDF5 allocates memory; 0 for arrays without chunks."""
     return prod(dataset.chunks) * int(dataset.id.get_type().get_size()) if dataset.chunks else 0
 
 
 def _check_sources(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bool) -> int:
-    """Hold the parts of a virtual array to the same rules; returns how many bytes they have."""
+    """Check the parts of a virtual array by the same rules; return their size in bytes."""
     import h5py
 
     where, folder, total = f"{path}: {printable(name)}", path.resolve().parent, 0

@@ -107,10 +107,10 @@ def _dataset(file: "h5py.File", path: Path, name: str) -> SlicedRows:
 
 
 def _class_names(dataset: SlicedRows) -> list[str] | None:
-    """The names that an attribute of the labels holds, if there is one.
+    """Return the names in an attribute of the labels, if it exists.
 
     Raises:
-        DatasetError: they are not UTF-8.
+        DatasetError: a name is not UTF-8.
     """
     with h5_errors(f"{dataset.where}: attribute class_names"):
         if "class_names" not in dataset.array.attrs:

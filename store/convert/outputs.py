@@ -33,13 +33,13 @@ def check_target(path: Path, num_bytes: int) -> None:
 
 
 def killed_outputs(path: Path) -> list[Path]:
-    """What other runs that make `path` have begun; of runs that were killed, unless one is at work just now."""
+    """Return the partial outputs for `path` that other runs began: stale files, unless such a run is still alive."""
     name = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{12}}{re.escape(PARTIAL_SUFFIX)}")
     return sorted(found for found in path.absolute().parent.iterdir() if name.fullmatch(found.name))
 
 
 def _partial(path: Path) -> Path:
-    # A name of this run's own: `path.partial` may be somebody's file or folder.
+    # Each run has a name of its own, since `path.partial` may be somebody's file or folder.
     return path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
 
 

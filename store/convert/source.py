@@ -77,7 +77,7 @@ class ImportSource:
     document: ExportDocument | None
     """The cache that featcache exported this from; None for foreign data."""
     notes: Sequence[str] = ()
-    """What people should know, such as how labels were numbered."""
+    """Notes on the import, such as how labels were numbered."""
 
 
 def layer_names(count: int) -> tuple[str, ...]:
@@ -97,8 +97,8 @@ def make_columns(
     Labels are class indices, or what `targets` says where featcache exported them.
 
     Raises:
-        DatasetError: labels, ids or valid have other rows than the features, labels are no class indices, or ids cannot be
-            stored or do not tell samples apart.
+        DatasetError: labels, ids or valid differ from the features in length, labels are no class indices, or ids are not
+            unique or cannot be stored.
     """
     row_shape = targets.row_shape if targets else ()
     if labels.shape != (num_samples, *row_shape):
@@ -124,10 +124,10 @@ def make_columns(
 def foreign_source(
     name: str, splits: Sequence[ImportSplit], class_names: Sequence[str] | None, where: str
 ) -> ImportSource:
-    """Put splits of foreign data together: classes by the names given, or by their numbers as in `number_classes`.
+    """Combine splits of foreign data: classes have the given names, or their numbers as in `number_classes`.
 
     Raises:
-        DatasetError: a label has no name, or no cache can have these names.
+        DatasetError: a label has no name, or a cache cannot hold the names.
     """
     labels = [split.columns["label"] for split in splits]
     notes: Sequence[str] = ()
@@ -151,10 +151,10 @@ def foreign_source(
 
 
 def _encoded_ids(ids: Sequence[str] | Array | None, where: str, num_samples: int) -> Array:
-    """Ids as a cache stores them; those of foreign data must be ones that tell samples apart.
+    """Return ids as a cache stores them; ids of foreign data must be unique.
 
     Raises:
-        DatasetError: there are more or less of them than rows, or some are empty, repeated, too long or no UTF-8.
+        DatasetError: ids and rows differ in number, or an id is empty, repeated, too long or not UTF-8.
     """
     if ids is None:
         ids = [str(row) for row in range(num_samples)]

@@ -117,7 +117,7 @@ class ChunkFiles:
 
     def path_of(self, array: ArrayInfo, position: int, block: int) -> str:
         """Return the path of a chunk file."""
-        # Not with pathlib, which takes longer than the system does to open the file.
+        # Without pathlib, which takes longer than opening the file.
         return os.sep.join((self._prefix, array.name, array.chunk_name(block, position)))
 
     @contextmanager
@@ -152,11 +152,11 @@ class ChunkFiles:
 
 
 class ReadError(OSError):
-    """A file was cut while it was read, or its disk failed. The message does not name the file."""
+    """A file was truncated during a read, or its disk failed. The message does not name the file."""
 
 
 def read_into(descriptor: int, target: Array, offset: int) -> None:
-    """Fill `target`, C-contiguous, with the bytes of a file from `offset` on.
+    """Fill the C-contiguous `target` with the bytes of a file from `offset` on.
 
     Raises:
         ReadError: the file cannot be read, or ends before the target is full.

@@ -70,7 +70,7 @@ class RowCopier:
             raise UnknownNameError("method", method, get_args(Method))
         if method != "read" and self._can_map:
             if self._maps is not None and self._maps.region.lost:
-                self._maps = None  # new ones are held to the files anew
+                self._maps = None  # new maps check the files again
             try:
                 self._maps = self._maps or LayerMaps(self.files)
                 self._maps.ensure(layers)
@@ -81,10 +81,10 @@ class RowCopier:
         return self._maps if method != "read" else None
 
     def copy(self, rows: Rows, selection: Selection, out: Array, maps: LayerMaps | None) -> None:
-        """Copy rows ``[B]`` into `out` ``[B, L, K, D]``, from the maps or, without, from the files.
+        """Copy rows ``[B]`` into `out` ``[B, L, K, D]``, from the maps if there are any, else from the files.
 
         Raises:
-            CacheError: a file is missing or damaged, or is cut while it is read.
+            CacheError: a file is missing or damaged, or is truncated during the read.
         """
         kinds = None if selection.all_kinds else selection.kinds
         if maps is None:

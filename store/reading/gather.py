@@ -41,7 +41,7 @@ def gather_mapped(
         out: C-contiguous ``[B, L, K, D]`` in the stored type.
 
     Raises:
-        CacheError: a file was cut, or its disk failed, in the meantime.
+        CacheError: a file was truncated, or its disk failed, during the copy.
     """
     offsets = maps.piece_offsets(layers, kinds)
     if not (len(rows) and len(offsets)):
@@ -56,10 +56,10 @@ def gather_mapped(
     def copy(part: slice) -> None:
         index = (rows[part, None] * pieces_per_row + offsets).ravel()
         with maps.region:
-            # With mode="raise", numpy would copy by way of a buffer; the rows have been checked.
+            # With mode="raise", numpy would copy through a buffer; the rows have been checked.
             np.take(source, index, axis=0, out=target[part].reshape(-1, source.shape[1]), mode="clip")
         last_bytes = last_byte_of[part]
-        if not last_bytes.all():  # 0 as it is behind a cut, and hardly ever else
+        if not last_bytes.all():  # 0 behind the end of a truncated file, and rarely in intact data
             maps.check_ends(index[last_bytes.ravel() == 0], piece_bytes)
 
     probe = min(len(rows), -(-PROBE_PIECES // len(offsets)))

@@ -1,14 +1,14 @@
-"""Survive mapped files that are cut, or whose disk fails, while they are read.
+"""Survive mapped files that are truncated, or whose disk fails, during a read.
 
-Behind the new end of a file that someone cuts, and where a disk fails, reading a memory map ends the process with the
-signal SIGBUS, without a word. Checking sizes before every read costs more than small reads do, and cannot see what
-happens in their middle. So a handler of this signal puts memory full of NaN where the file was, and notes the loss. Code of ours
-that reads mapped files asks for losses afterwards (`Region.check`), and raises. Other code that holds a mapped array reads NaN, and a line
-on stderr says why: an exception cannot be raised from here into the middle of a sum.
+Reading a memory map behind the new end of a truncated file, or on a failing disk, ends the process with the signal SIGBUS
+and no message. A size check before every read costs more than a small read, and cannot see a change during the read. So a
+handler of this signal replaces the lost file by memory full of NaN, and records the loss. Our code that reads mapped files
+checks for losses afterwards (`Region.check`), and raises. Other code that holds a mapped array reads NaN, and a line on
+stderr gives the reason: a handler cannot raise an exception into the middle of a sum.
 
-The handler is a Python function, which is sound here because the signal is synchronous: it comes from one read instruction
-of a copy or a sum, never from inside the allocator or the interpreter. Faults outside of registered regions go to whatever
-handler was there before.
+The handler is a Python function, which is sound because the signal is synchronous: it comes from one read instruction of a
+copy or a sum, never from inside the allocator or the interpreter. Faults outside of registered regions go to the previous
+handler.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from featcache.store.reading.libc import c_library, map_memory, move_map
 
 _SIGBUS = 7
 _SA_SIGINFO, _SA_RESTART = 0x4, 0x10000000
-_SI_ADDR_OFFSET = 16  # of the address in siginfo_t, on every 64-bit Linux
+_SI_ADDR_OFFSET = 16  # offset of the address in siginfo_t, on every 64-bit Linux
 
 
 class _Action(ctypes.Structure):
@@ -39,14 +39,14 @@ class _Action(ctypes.Structure):
 
 
 class Region:
-    """A range of addresses where files are mapped. Guarded from its making until `release`.
+    """A range of addresses where files are mapped, guarded from its creation until `release`.
 
     Args:
-        address: of the first byte; a multiple of the page size.
-        size: in bytes.
-        piece_bytes: size of one mapped file, all of which is given up where a part of it is lost; whole pages.
-        fill: two or four bytes that are NaN in the stored type, repeated over what is lost.
-        name_of: path of the file that is mapped at a piece, by its number.
+        address: address of the first byte; a multiple of the page size.
+        size: size in bytes.
+        piece_bytes: size of one mapped file in bytes, whole pages; a file with a lost part is given up as a whole.
+        fill: two or four bytes that are NaN in the stored type, repeated over a lost file.
+        name_of: returns the path of the file that is mapped at a piece, by the number of the piece.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Region:
         _regions[address] = self
 
     def release(self) -> None:
-        """Guard the range no longer: it is about to be unmapped."""
+        """Stop guarding the range, which is about to be unmapped."""
         _regions.pop(self.address, None)
 
     def __enter__(self) -> None:
-        """Begin reads of this thread that `check` is called after."""
+        """Begin reads of this thread; call `check` after them."""
         self._checked_reads.active = True
 
     def __exit__(self, *error: object) -> None:
@@ -74,11 +74,11 @@ class Region:
 
     @property
     def lost(self) -> bool:
-        """Whether a file was lost; the range holds NaN in its place from then on."""
+        """True once a file was lost; from then on the range holds NaN in its place."""
         return bool(self._lost)
 
     def check(self) -> None:
-        """Refuse what was read if a file was lost, now or earlier.
+        """Raise if a file was lost, during this read or earlier.
 
         Raises:
             CacheError: names the file.
@@ -87,9 +87,9 @@ class Region:
             raise CacheError(self._message(next(iter(self._lost))))
 
     def lose(self, address: int) -> None:
-        """Replace the file that is mapped at `address` by NaN, and note it. Called by the handler."""
+        """Replace the file that is mapped at `address` by NaN, and record the loss. Called by the handler."""
         piece = (address - self.address) // self.piece_bytes
-        # Filled before it is moved there in one step, so that no other thread sees zeros. Shared memory, since
+        # The memory is filled first and then moved in one step, so that no other thread sees zeros. It is shared, since
         # `LayerMaps.drop_pages` would turn private memory into zeros.
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
         new = map_memory(None, self.piece_bytes, mmap.PROT_READ | mmap.PROT_WRITE, flags)
@@ -112,14 +112,14 @@ _handed_over = False
 
 
 def supported() -> bool:
-    """Whether maps can be guarded on this system: on 64-bit Linux."""
+    """Return whether this system can guard maps; only 64-bit Linux can."""
     return sys.platform == "linux" and sys.maxsize > 2**32 and platform.machine() in ("x86_64", "aarch64")
 
 
 def install() -> None:
-    """Handle SIGBUS. Called before every gather, since others (faulthandler, torch in its workers) may put a handler over ours.
+    """Install the SIGBUS handler. Called before every gather, since faulthandler or torch's workers may replace the handler.
 
-    Takes about a microsecond where the handler is there already.
+    Takes about a microsecond if the handler is already installed.
     """
     global _handed_over
     c_library().sigaction(_SIGBUS, None, _current_reference)
@@ -139,11 +139,11 @@ def _handle(signal: int, info: int, context: int) -> None:
             if region.address <= address < region.address + region.size:
                 region.lose(address)
                 return
-        # Not ours: the read is tried again, and fails into the hands of the handler before. If that one gives it back, because
-        # it was put over ours, the system's default ends the process.
+        # Outside of our regions: the read is repeated, and fails into the previous handler. If that one was installed over ours and
+        # calls ours again, the system's default ends the process.
         c_library().sigaction(_SIGBUS, ctypes.byref(_Action() if _handed_over else _previous), None)
         _handed_over = True
-    except BaseException:  # or the same read would fail for ever
+    except BaseException:  # otherwise the same read would fail forever
         c_library().sigaction(_SIGBUS, ctypes.byref(_Action()), None)
 
 

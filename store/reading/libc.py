@@ -5,13 +5,13 @@ import os
 from functools import cache
 from typing import Any
 
-MAP_FIXED = 0x10  # the same on Linux, macOS and the BSDs; the mmap module does not have it
+MAP_FIXED = 0x10  # the same on Linux, macOS and the BSDs; the mmap module lacks it
 _FAILED = ctypes.c_void_p(-1).value
 
 
 @cache
 def c_library() -> Any:
-    """Return the C library, with the types of what is called here."""
+    """Return the C library, with the types of the functions called here."""
     library = ctypes.CDLL(None, use_errno=True)
     pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     library.mmap.argtypes = [pointer, size, number, number, number, ctypes.c_long]
@@ -38,7 +38,7 @@ def map_memory(address: int | None, size: int, protection: int, flags: int, desc
 
 
 def move_map(source: int, size: int, target: int) -> None:
-    """Move mapped memory to another address in one step, in place of what is mapped there. Linux only.
+    """Move mapped memory to another address in one step, replacing the mapping there. Linux only.
 
     Raises:
         OSError: the system refuses.

@@ -1,9 +1,8 @@
 """All layers of a split as one array: the chunk files are mapped side by side into one range of addresses.
 
 A gather over many files and layers is then a single `np.take`, which is twice as fast as going from file to file, and
-a layer is one contiguous array. Needs a system
-where maps can be guarded against files that are cut (`guard`), and chunk files that fill whole pages (all but tiny ones
-do); otherwise files are read.
+a layer is one contiguous array. This needs a system that can guard maps against truncated files (`guard`), and chunk files
+that fill whole pages (all but tiny ones do); otherwise files are read.
 
 Shapes: N samples, K token kinds, D width, P the number of rows with the padding of the last block.
 """
@@ -121,17 +120,17 @@ class LayerMaps:
         advise(self._address, len(self._slots) * self._layer_bytes, mmap.MADV_DONTNEED)
 
     def check_ends(self, pieces: npt.NDArray[np.int64], piece_bytes: int) -> None:
-        """Look for cuts in the pages where some pieces end, where what is behind the cut reads as zeros, without a signal.
+        """Check pieces for a truncation within their last page, where the rest of the page reads as zeros, without a signal.
 
-        The page behind such a page is lost for certain, so reading it tells the guard. Behind the last page of a file
-        there is none, and the size tells.
+        If a file was truncated there, its next page is lost, so reading that page triggers the guard. The last page of a
+        file has no next page, so the size of the file is checked.
 
         Args:
-            pieces: their indices in what `pieces` returns; those whose last byte is 0, which are few in most data.
-            piece_bytes: size of each.
+            pieces: indices, in the result of `pieces`, of the pieces whose last byte is 0; few in most data.
+            piece_bytes: size of each piece.
 
         Raises:
-            CacheError: a file is shorter than it was.
+            CacheError: a file has become shorter.
         """
         last_bytes = (pieces + 1) * piece_bytes - 1
         behind = (last_bytes // mmap.PAGESIZE + 1) * mmap.PAGESIZE
@@ -143,7 +142,7 @@ class LayerMaps:
             try:
                 size = os.stat(path).st_size
             except OSError:
-                continue  # a file that was removed, or is not there yet, is not cut
+                continue  # a file that was removed, or does not exist yet, is not truncated
             if size < self._chunk_bytes:
                 raise CacheError(
                     f"{path}: was cut while it was read, to {size} of {self._chunk_bytes} bytes "

@@ -108,7 +108,7 @@ class Cache:
         return self._splits[split]
 
     def __contains__(self, split: object) -> bool:
-        """Whether the cache holds a split of this name."""
+        """Return whether the cache holds a split of this name."""
         return split in self.inventory.splits
 
     def __iter__(self) -> Iterator[str]:

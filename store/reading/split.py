@@ -103,8 +103,8 @@ class SplitReader(SplitColumns):
         """Return one layer as a read-only array ``[N, K, D]`` that takes no memory: its files, mapped side by side.
 
         Other libraries can take it as it is. Where files cannot be mapped, or rows are missing, it is loaded instead.
-        If a file is cut, or its disk fails, while the array is in use, its rows read as NaN and a line on stderr says so;
-        within the page where a cut file ends, they read as 0.
+        If a file is truncated, or its disk fails, while the array is in use, its rows read as NaN and a line on stderr says
+        so; in the page where a truncated file ends, they read as 0.
         Errors as for `load`.
         """
         maps = self._copier.maps([layer], "auto")

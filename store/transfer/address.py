@@ -37,7 +37,7 @@ _DATASET = re.compile(_NAME)
 _KEY_BEGINNING = re.compile(rf"[0-9a-f]{{4,{KEY_DIGITS}}}")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-# A scheme with a slash too few, as a typing error or pathlib leaves it.
+# A scheme that lacks a slash, by a typing error or because pathlib removed it.
 _TORN_SCHEME = re.compile(rf"(?:{'|'.join((*SCHEMES, *_ALIASES))}):(?:/|.*@)", re.IGNORECASE)
 _HOST = re.compile(r"(?:[\w.-]+|\[[\w:.%]+\])(?::(?P<port>[0-9]{0,5}))?")
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
@@ -48,7 +48,7 @@ _AMBIGUOUS = (
     "where the login ends is ambiguous; percent-encode what is special in a login or a path, '/' as %2F, '@' as %40, "
     "a space as %20"
 )
-# Between roots stands a colon; that of a port does not end an address.
+# A colon separates roots; the colon before a port does not end an address.
 _ROOT_ADDRESS = re.compile(r"(?:\[[^\]]*\]|[^:/]*)(?::[0-9]+(?=[/:]|$))?(?P<path>/[^:]*)?")
 
 
@@ -103,14 +103,14 @@ class Address:
 
     def __str__(self) -> str:
         if self.scheme == "file":
-            # Documents hold addresses, and no document holds a name that is not UTF-8.
+            # Documents hold addresses, and cannot hold a name that is not UTF-8.
             return self.path if _is_utf8(self.path) else f"file://{quote(os.fsencode(self.path))}"
         user = self.login.partition(":")[0]
         login = f"{user}@" if user and self.scheme == "ssh" else ""
         return "/".join((f"{self.scheme}://{login}{self.place}", *map(self._quoted, self.parts)))
 
     def _quoted(self, part: str) -> str:
-        """Return a part of the path so that `parse_address` reads the same part again."""
+        """Return a part of the path, escaped so that `parse_address` reads the same part again."""
         reserved = "%?#@" if self.scheme in WEB_SCHEMES else "@"
         return "".join(f"%{ord(one):02X}" if one in reserved else one for one in part)
 
@@ -123,11 +123,11 @@ def is_address(text: str) -> bool:
 def parse_address(text: str) -> Address:
     """Read an address such as ``s3://bucket/team``, ``hf://datasets/org/name``, ``ssh://host/path`` or a folder.
 
-    No message shows a part of an address that could be a password. A login whose end is not certain is refused.
+    No message shows a part of an address that could be a password. A login with an ambiguous end is refused.
 
     Raises:
         UnknownNameError: there is no such scheme.
-        RequestError: the address names nothing, is ambiguous, or has a part that cannot be.
+        RequestError: the address names nothing, is ambiguous, or has an invalid part.
     """
     if not is_address(text):
         if not text:
@@ -163,10 +163,10 @@ def parse_address(text: str) -> Address:
 
 
 def require_clear_login(address: str) -> None:
-    """Refuse the address of a file on a web server if it is not certain where its login ends; it may have a query.
+    """Refuse the address of a file on a web server if the end of its login is ambiguous; it may have a query.
 
     Raises:
-        RequestError: a part of the login could be taken for a host or a path, and be sent. The message shows nothing.
+        RequestError: a part of the login could be taken for a host or a path, and be sent. The message hides the address.
     """
     match = _SCHEME.match(address)
     authority = re.split("[/?#]", address[match.end() :], maxsplit=1)[0] if match else ""
@@ -179,7 +179,7 @@ def require_clear_login(address: str) -> None:
 
 
 def _check_place(scheme: str, login: str, place: str) -> None:
-    """Refuse a place that is no host or bucket, and a login that the scheme has no use for."""
+    """Refuse an invalid host or bucket, and a login that the scheme does not use."""
     if scheme == "file":
         if login or place not in ("", "localhost"):
             raise RequestError("file://... names a host; write three slashes, as in file:///data/caches")
@@ -202,7 +202,7 @@ def _check_place(scheme: str, login: str, place: str) -> None:
 
 
 def _path_parts(scheme: str, place: str, path: str) -> tuple[str, ...]:
-    """Decode the parts of a path, and refuse those that lead elsewhere or give orders to a terminal."""
+    """Decode the parts of a path; refuse parts that lead elsewhere or hold control characters."""
     decoded = _DECODERS.get(scheme, _with_at)
     parts = tuple(decoded(part) for part in path.split("/") if part)
     for part in parts:
@@ -215,7 +215,7 @@ def _path_parts(scheme: str, place: str, path: str) -> tuple[str, ...]:
 
 
 def _with_at(part: str) -> str:
-    """Decode ``%40``, the one escape in paths of buckets and hosts: there ``%`` is a character like any other."""
+    """Decode ``%40``, the only escape in paths of buckets and hosts; other uses of ``%`` are literal."""
     return part.replace("%40", "@")
 
 
@@ -236,7 +236,7 @@ _DECODERS: dict[str, Callable[[str], str]] = {"http": unquote, "https": unquote,
 
 
 def _hub_place(rest: str) -> tuple[str, tuple[str, ...]]:
-    """``datasets/org/name[@revision]`` and what follows; ``org/name`` alone is a dataset."""
+    """Split ``datasets/org/name[@revision]`` from the rest of the path; ``org/name`` alone is a dataset."""
     parts = [part for part in rest.split("/") if part]
     kind = parts.pop(0) if parts and parts[0] in _HUB_KINDS else "datasets"
     if len(parts) < 2:
@@ -274,10 +274,10 @@ def key_beginning(address: Address) -> tuple[Address, str] | None:
 
 
 def split_roots(text: str) -> list[str]:
-    """Divide the value of FEATCACHE_ROOT at its colons; those inside an address stay.
+    """Split the value of FEATCACHE_ROOT at its colons, except for colons inside an address.
 
     Raises:
-        RequestError: a colon may be part of a login. The message shows nothing of the value.
+        RequestError: a colon may be part of a login. The message hides the value.
     """
     if os.pathsep != ":":
         return [part for part in text.split(os.pathsep) if part]
@@ -298,7 +298,7 @@ def split_roots(text: str) -> list[str]:
 
 
 def _address_end(text: str, start: int) -> int:
-    """Index behind the address that `text` begins with; its host, or its login, begins at `start`."""
+    """Return the index behind the address at the beginning of `text`; its host or login begins at `start`."""
     slash = text.find("/", start)
     login = text.rfind("@", start, len(text) if slash < 0 else slash) + 1
     match = _ROOT_ADDRESS.match(text, max(start, login))

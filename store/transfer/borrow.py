@@ -30,7 +30,7 @@ from featcache.store.transfer.remotes.base import Remote
 LIMIT_VARIABLE = "FEATCACHE_BORROWED"
 DEFAULT_LIMIT = 50 * 10**9
 IDLE_S = 86_400.0
-"""Seconds for which a borrowed copy stays after it was asked for, where no lock tells whether it is in use."""
+"""Seconds that a borrowed copy stays after its last use, on file systems without locks to show that it is in use."""
 
 Needed = Callable[[Manifest], Inventory]
 """Says which part of a cache is needed, given the manifest of the whole."""
@@ -177,18 +177,18 @@ def borrowed(root: Path) -> list[Borrowed]:
     for folder, _ in folders(root):
         held = _held(folder)
         if held is not None and held.borrowed:
-            with suppress(OSError):  # just being evicted
+            with suppress(OSError):  # another process is evicting it
                 used = (folder / HELD_FILE).stat().st_mtime
                 found.append(Borrowed(folder, held.inventory.num_bytes, used))
     return found
 
 
 def _evict(copy: Borrowed) -> bool:
-    """Remove a copy that nobody uses; where the file system has no locks, one that was not asked for during `IDLE_S`."""
+    """Remove a copy that nobody uses; on file systems without locks, one that was not requested for `IDLE_S`."""
     try:
         if not _has_locks(copy.directory) and time.time() - copy.used < IDLE_S:
             return False
-        remove_cache(copy.directory)  # which is refused while a process holds a lock
+        remove_cache(copy.directory)  # refuses while a process holds a lock
     except (FeatcacheError, OSError):
         return False
     return True

@@ -139,7 +139,7 @@ def refuse_extraction(remote: Remote, name: CacheName, files: Collection[str]) -
     """Refuse to clear a folder in which a cache is being extracted: a shared folder may be a root of others.
 
     Raises:
-        CacheBusyError: it holds the journal of an extraction.
+        CacheBusyError: the folder holds the journal of an extraction.
     """
     if any(path.startswith(f"{JOURNAL}/") for path in files):
         raise CacheBusyError(

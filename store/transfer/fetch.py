@@ -1,8 +1,8 @@
-"""Fetching a file from a web address: whole and all of one version, or not at all.
+"""Fetch a file from a web address: complete and of a single version, or not at all.
 
-A file on its way has a name of its own, with a random token, and a note beside it that says of which version it is. Its
-owner holds a lock on it as long as it lives; whoever finds one without an owner resumes it, if the server still has that
-version. So neither two processes nor two containers with one process id can take each other's halves.
+A partial file has a name with a random token, and a note beside it that records its version. Its owner holds a lock on it
+while the process lives. Another process resumes a partial file without an owner, if the server still has that version. So
+neither two processes nor two containers with equal process ids mix their parts.
 """
 
 import base64
@@ -39,34 +39,34 @@ from featcache.store.transfer.remotes.base import Counter
 
 NOTE_SUFFIX = ".version"
 MAX_UNDECLARED_BYTES = 2**36
-"""Bytes of a file whose size the server does not declare; what never ends would fill the disk."""
+"""Size limit in bytes of a file whose size the server does not declare; an endless one would fill the disk."""
 ABANDONED_S = 86_400.0
-"""Seconds after which a file on its way that no lock can tell anything about is taken for abandoned."""
+"""Seconds after which a partial file counts as abandoned, on file systems without locks."""
 _POLL_S = 0.2
 _PACKED = (".gz", ".tgz")
 
 
 @dataclass(frozen=True)
 class Version:
-    """What a server declares of one version of a file."""
+    """Version, size and digest of a file as its server declares them."""
 
     tag: str
-    """Its ETag, or the time of its last change, if no other version can have it; empty if there is none."""
+    """A tag that no other version can have, the ETag or the time of the last change; empty if there is none."""
     size: int | None
     algorithm: str = ""
-    """Of the digest: ``sha256``, ``md5``, or empty if none is declared."""
+    """Algorithm of the digest: ``sha256``, ``md5``, or empty if no digest is declared."""
     digest: str = ""
-    """In hexadecimal digits."""
+    """The digest in hexadecimal digits."""
 
     @classmethod
     def of(cls, answer: Answer) -> Self:
-        """Read it from the headers of an answer with the whole file."""
+        """Read the version from the headers of an answer with the whole file."""
         algorithm, digest = _declared_digest(answer)
         return cls(answer.strong_tag, answer.length, algorithm, digest)
 
     @classmethod
     def read(cls, note: Path) -> Self | None:
-        """Read the note beside a file on its way; None if it is not there, or damaged."""
+        """Read the note beside a partial file; None if the note is missing or damaged."""
         with suppress(OSError, CacheError, TypeError):
             found = cls(**read_json(note))
             texts = (found.tag, found.algorithm, found.digest)
@@ -83,20 +83,21 @@ class Version:
 def fetch_file(
     client: HttpClient, url: str, where: str, target: Path, count: Counter, say: Callable[[str], None]
 ) -> None:
-    """Make sure that a file is at `target`; what another process fetches just now is waited for.
+    """Fetch a file to `target` unless it exists; wait if another process is fetching it.
 
     Args:
-        client: asks for it.
-        url: where it lies.
-        where: names it in messages, without credentials.
-        target: where it goes; its folder is made.
-        count: called with the bytes that arrive.
-        say: called with one line where something should be known, such as that another process is waited for.
+        client: sends the requests.
+        url: address of the file.
+        where: name of the file in messages, without credentials.
+        target: path of the file; its folder is created.
+        count: called with the number of bytes that arrive.
+        say: called with a line for the user, such as that the call waits for another process.
 
     Raises:
-        MissingError: it is not there.
-        RemoteError: it cannot be had, or is not what the server declares; what had arrived is kept if it can be resumed.
-        OSError: of the local disk.
+        MissingError: the file does not exist on the server.
+        RemoteError: the file cannot be fetched, or differs from its declared digest; a partial file that can be resumed
+            is kept.
+        OSError: the local disk failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _begun(target, where, say) as begun:
@@ -118,7 +119,7 @@ def fetch_file(
 def _read_on(
     client: HttpClient, url: str, where: str, begun: "_Begun", count: Counter, say: Callable[[str], None]
 ) -> None:
-    """Read what is missing, or everything where that cannot be shown to be of the same version."""
+    """Read the missing bytes, or the whole file if they may be of another version."""
     version, have = begun.version, begun.size
     if version is not None and have and have == version.size:
         return
@@ -151,13 +152,13 @@ def _require_whole(answer: Answer, where: str, name: str) -> None:
     """Refuse an answer that is not the file itself.
 
     Raises:
-        RemoteError: it is a part of it, or packed.
+        RemoteError: the answer is partial or compressed.
     """
     if answer.status != 200:
         raise RemoteError(
             f"{where}: the server answers with status {answer.status} to a request for the whole file"
         )
-    # Servers that know the ending tell the packing of the file itself, which is to stay as it is.
+    # Some servers declare the compression of the file itself, from its extension; that one must not be undone.
     if answer.encoded and not name.endswith(_PACKED):
         raise RemoteError(
             f"{where}: the server packs the file ({answer.headers['Content-Encoding'][:20]!r}), which was not asked for"
@@ -184,7 +185,7 @@ def _receive(answer: Answer, where: str, begun: "_Begun", version: Version, coun
 
 
 class _Begun:
-    """A file on its way, which this process holds the lock of."""
+    """A partial file whose lock this process holds."""
 
     def __init__(self, path: Path, file: FileIO, name: str) -> None:
         self.path, self.name, self._file = path, name, file
@@ -197,20 +198,20 @@ class _Begun:
         self._file.seek(0)
         self._file.truncate()
         self.size, self.version = 0, version
-        # Before any of its bytes: what the note says of the file is never older than the file.
+        # Before the first byte, so that the note is never older than the file.
         write_atomic(self._note, json.dumps(asdict(version)).encode())
 
     def write(self, piece: bytes) -> None:
-        """Append what has arrived."""
+        """Append received bytes."""
         with naming(self.path):
             write_all(self._file, piece)
         self.size += len(piece)
 
     def finish(self, target: Path, where: str) -> None:
-        """Give the file its name, once it has the digest that the server declares.
+        """Give the file its final name if its digest is the one that the server declares.
 
         Raises:
-            RemoteError: it has another one; nothing of it is kept.
+            RemoteError: the digest differs; the file is removed.
         """
         with naming(self.path):
             self._file.flush()
@@ -229,12 +230,12 @@ class _Begun:
         sync_directory(target.parent)
 
     def discard(self) -> None:
-        """Keep nothing of it."""
+        """Remove the partial file."""
         self.path.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give the lock back; what can be resumed stays."""
+        """Release the lock; keep the file if it can be resumed."""
         if not (self.size and self.version is not None and self.version.tag):
             self.discard()
         self._file.close()
@@ -242,7 +243,7 @@ class _Begun:
 
 @contextmanager
 def _begun(target: Path, where: str, say: Callable[[str], None]) -> Iterator[_Begun | None]:
-    """The file on its way to `target`, resumed or new; None once another process has brought it there."""
+    """Return the partial file for `target`, resumed or new; None once another process has completed it."""
     partial = _found(target, where, say)
     if partial is None:
         yield None
@@ -262,7 +263,7 @@ def _found(target: Path, where: str, say: Callable[[str], None]) -> _Begun | Non
         if others != sizes:
             sizes, since = others, time.monotonic()
         elif time.monotonic() - since > 2 * GIVE_UP_S:
-            return _new(target)  # whoever holds the lock sleeps, or is on a machine that is gone
+            return _new(target)  # the holder of the lock is asleep, or on a machine that is gone
         if not told:
             say(f"{where} is being fetched by another process; waiting for it")
             told = True
@@ -273,7 +274,7 @@ def _found(target: Path, where: str, say: Callable[[str], None]) -> _Begun | Non
 
 def _new(target: Path) -> _Begun:
     path = target.with_name(f"{target.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
-    # Locked before it has the name by which others look for files without an owner.
+    # Lock it before it gets a name under which others look for files without an owner.
     hidden = path.with_suffix(".new")
     file = hidden.open("x+b", buffering=0)
     try_lock(file.fileno())
@@ -282,10 +283,10 @@ def _new(target: Path) -> _Begun:
 
 
 def _ownerless(target: Path) -> tuple[_Begun | None, int | None]:
-    """Take over the longest file on its way that nobody owns, and remove the others.
+    """Take over the longest partial file without an owner, and remove the other ones.
 
     Returns:
-        The file, or None; and the bytes of those that other processes are at work on, or None if there are none.
+        The file, or None; and the bytes of files that other processes are writing, or None if there are none.
     """
     mine: list[_Begun] = []
     others: int | None = None
@@ -305,12 +306,12 @@ def _ownerless(target: Path) -> tuple[_Begun | None, int | None]:
 
 
 def _try_own(path: Path, name: str) -> tuple[bool | None, int, _Begun | None]:
-    """Lock a file on its way; says whether that worked (None without locks), its size, and the file if it can be resumed."""
+    """Lock a partial file; return whether that worked (None without locks), its size, and the file if it can be resumed."""
     try:
         descriptor = os.open(path, os.O_RDWR | PLAIN_FLAGS)
     except FileNotFoundError:
         raise
-    except OSError:  # a link, or somebody else's
+    except OSError:  # a link, or a file of another user
         return None, 0, None
     file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115  # stays open with the lock on it
     status = os.fstat(descriptor)
@@ -319,14 +320,14 @@ def _try_own(path: Path, name: str) -> tuple[bool | None, int, _Begun | None]:
     if locked and is_open_file(descriptor, path):
         return True, status.st_size, _Begun(path, file, name)
     file.close()
-    # Without locks only time tells; a name without a token is of versions that shared it.
+    # Without locks only the age shows an abandoned file. Names without a token are from versions that shared one name.
     if locked is None and S_ISREG(status.st_mode) and time.time() - status.st_mtime > ABANDONED_S:
         path.unlink(missing_ok=True)
     return locked, status.st_size, None
 
 
 def _declared_digest(answer: Answer) -> tuple[str, str]:
-    """Algorithm and digest of the whole file, as far as a header tells one that is known here; else two empty texts."""
+    """Return algorithm and digest of the whole file from the headers; two empty strings if no known digest is declared."""
     headers = answer.headers
     fields = [
         *(part.strip() for name in ("Repr-Digest", "Digest") for part in headers.get(name, "").split(",")),

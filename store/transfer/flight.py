@@ -16,7 +16,7 @@ UPDATE_S = 0.1
 TRIES = 6
 """Without any progress; a transfer that moves is never given up."""
 GIVE_UP_S = 30.0
-"""Seconds without any progress after which nothing is tried again."""
+"""Seconds without any progress after which retries stop."""
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 10.0
 PATIENCE_S = 2.0
 """For transfers that are to stop; what hangs longer is left to itself."""
@@ -48,7 +48,7 @@ def _stop() -> Event:
 
 
 def same_stop() -> Callable[[], AbstractContextManager[None]]:
-    """Return what a helper thread enters to be stopped together with this one."""
+    """Return the context that a helper thread enters to be stopped together with this thread."""
     stop = _stop()
 
     @contextmanager
@@ -73,14 +73,14 @@ class Attempts:
         self.progress()
 
     def progress(self) -> None:
-        """Begin anew: something has moved."""
+        """Reset the counts after progress."""
         self._failed, self._since = 0, time.monotonic()
 
     def failed(self, error: TransientError | None) -> bool:
-        """Wait before the next try; False if there is to be none and nothing to raise.
+        """Wait before the next try; return False if no try follows and there is nothing to raise.
 
         Raises:
-            TransientError: `error`, which has come too often; with how often, and what to do.
+            TransientError: `error` occurred too often; the message has the number of tries and a suggestion.
         """
         self._failed += 1
         seconds = time.monotonic() - self._since

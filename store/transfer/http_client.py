@@ -1,7 +1,7 @@
-"""One careful way to ask web servers, for remotes and datasets alike.
+"""The HTTP client for remotes and datasets.
 
-A server may be slow, broken or hostile, so everything is bounded: connecting, headers, redirects, silence in the middle
-of a body, and what a compressed body unpacks to. Every failure is an error of this package; nothing else is caught.
+A server may be slow, broken or hostile, so everything is bounded: connecting, headers, redirects, silence within a body,
+and the unpacked size of a compressed body. Every failure becomes an error of this package; nothing else is caught.
 """
 
 import zlib
@@ -24,15 +24,15 @@ from featcache.store.transfer.remotes.base import IN_FLIGHT, PIECE_BYTES, Missin
 
 MAX_REDIRECTS = 5
 MAX_TAG = 1024
-"""Characters of an ETag that are kept; the header may be 64 kB long."""
+"""Characters of an ETag that are kept, since the header may be 64 kB long."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MISSING = (404, 410)
 _REFUSED = (401, 403, 407)
 _TRANSIENT = (408, 425, 429)
 _PORTS = {"http": 80, "https": 443}
 
-# What the client and the libraries below it raise of a server's doing. ValueError is theirs too: headers that are no
-# UTF-8, hosts that cannot be encoded. It is caught around their calls alone, where none of our own can come from.
+# Errors that the client and its libraries raise for faults of a server. ValueError is among them: headers that are not
+# UTF-8, hosts that cannot be encoded. It is caught only around their calls, which cannot raise a ValueError of ours.
 _CLIENT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
 _NEVER_PASSES = (
     requests.exceptions.InvalidURL,
@@ -42,19 +42,19 @@ _NEVER_PASSES = (
     requests.exceptions.InvalidProxyURL,
     UnicodeError,
 )
-"""Of these, the ones that come again however often one asks. A failed TLS handshake is not among the failures that pass."""
+"""The permanent ones among these errors; a failed TLS handshake is permanent too."""
 
 Login = Any
-"""What requests takes for `auth`: a user and a password, or a function of the request."""
+"""Type of `auth` in requests: a user and a password, or a function of the request."""
 
 
 class HttpClient:
-    """Asks web servers; safe to use from several threads.
+    """Sends requests to web servers; safe to use from several threads.
 
     Args:
-        login: for the host that is asked; it never goes to another one.
-        anywhere: follow redirects to other hosts, as downloads have them. Otherwise they are refused.
-        refused: what to do where a server refuses (401, 403), for the error.
+        login: login for the requested host; it is never sent to another host.
+        anywhere: follow redirects to other hosts, as downloads need. Otherwise such redirects are refused.
+        refused: suggestion for the error when a server denies access (401, 403).
     """
 
     def __init__(self, *, login: Login = None, anywhere: bool = False, refused: str = "") -> None:
@@ -62,9 +62,9 @@ class HttpClient:
         self._session = _Session()
         for scheme in _PORTS:
             self._session.mount(f"{scheme}://", HTTPAdapter(pool_maxsize=2 * IN_FLIGHT))
-        # Compressed, a body could be of any size when it is unpacked.
+        # A compressed body could unpack to any size.
         self._session.headers["Accept-Encoding"] = "identity"
-        # A cookie from every answer would make the next request longer than servers take.
+        # A cookie from every answer would make later requests longer than servers accept.
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
     def ask(self, method: str, url: str, where: str, headers: Mapping[str, str] | None = None) -> "Answer":
@@ -72,14 +72,14 @@ class HttpClient:
 
         Args:
             method: GET or HEAD.
-            url: what is asked for, without a login.
-            where: names it in errors, without credentials.
-            headers: of this request.
+            url: address, without a login.
+            where: name of the file in errors, without credentials.
+            headers: headers of this request.
 
         Raises:
-            MissingError: it is not there.
-            TransientError: no answer, or one that may be another in a moment.
-            RemoteError: the server refuses, redirects to where one does not go, or is none.
+            MissingError: the file does not exist.
+            TransientError: there is no answer, or a temporary failure.
+            RemoteError: the server refuses, redirects to a host that is not allowed, or does not speak HTTP.
         """
         first = url
         for _ in range(MAX_REDIRECTS):
@@ -107,7 +107,7 @@ class HttpClient:
             except _CLIENT_ERRORS as error:
                 raise _failure(error, where) from error
 
-        # On a thread of its own: the client bounds each wait for bytes, but neither headers that drip nor the resolver.
+        # On a separate thread: the client bounds each wait for bytes, but neither slowly arriving headers nor the resolver.
         return bounded(send, SILENCE_S, where)
 
     def _redirected(self, url: str, target: str, where: str) -> str:
@@ -144,7 +144,7 @@ class HttpClient:
         raise RemoteError(f"{where}: the server answers with status {status}")
 
     def close(self) -> None:
-        """Give connections back."""
+        """Close all connections."""
         self._session.close()
 
 
@@ -158,17 +158,17 @@ class Answer:
 
     @property
     def length(self) -> int | None:
-        """Bytes of the body as they are sent; None if that is not declared."""
+        """Bytes of the body as sent; None if the server does not declare them."""
         return _number(self.headers.get("Content-Length", ""))
 
     @property
     def encoded(self) -> bool:
-        """Whether the body is compressed, although that was not asked for."""
+        """True if the body is compressed, although the request did not allow it."""
         return self.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
 
     @property
     def part(self) -> tuple[int, int | None] | None:
-        """First byte and size of the whole file, of an answer with a part of it; None if it does not say."""
+        """Offset of the first byte, and size of the whole file, for a partial answer; None if not declared."""
         unit, _, rest = self.headers.get("Content-Range", "").strip().partition(" ")
         span, _, total = rest.partition("/")
         first = _number(span.partition("-")[0].strip())
@@ -176,12 +176,12 @@ class Answer:
 
     @property
     def tag(self) -> str:
-        """Changes when the file does; empty if the server does not say."""
+        """A tag that changes with the file; empty if the server sends none."""
         return (self.headers.get("ETag") or self.headers.get("Last-Modified") or "")[:MAX_TAG]
 
     @property
     def strong_tag(self) -> str:
-        """A tag that two versions of a file never share, which a resumed download can be held to; empty if there is none."""
+        """A tag that two versions of a file never share, for resumed downloads; empty if the server sends none."""
         etag = self.headers.get("ETag", "").strip()
         if etag:
             return etag if etag.startswith('"') and len(etag) <= MAX_TAG and etag.isascii() else ""
@@ -189,14 +189,14 @@ class Answer:
         return modified if len(modified) <= MAX_TAG and modified.isascii() else ""
 
     def pieces(self, *, unpack: bool) -> Generator[bytes, None, None]:
-        """Read the body; it is closed at the end, or when the generator is.
+        """Yield the body in pieces; it is closed at the end, or with the generator.
 
         Args:
-            unpack: undo gzip or deflate that was not asked for, at most `PIECE_BYTES` at a time; the reader bounds the sum.
+            unpack: undo gzip or deflate that was not requested, at most `PIECE_BYTES` at a time; the reader bounds the sum.
 
         Raises:
-            TransientError: it breaks off, or hardly moves.
-            RemoteError: it cannot be unpacked.
+            TransientError: the body breaks off, or hardly moves.
+            RemoteError: the body cannot be unpacked.
         """
         raw = self._raw_pieces()
         if not unpack or not self.encoded:
@@ -213,7 +213,7 @@ class Answer:
 
     def _raw_pieces(self) -> Generator[bytes, None, None]:
         raw, received = self._response.raw, 0
-        # Clients of before have neither; there a server that drips is found out more slowly.
+        # Older clients lack both; with these, a server that sends too slowly is detected later.
         read, cut = getattr(raw, "read1", raw.read), getattr(raw, "shutdown", lambda: None)
         length = None if self._response.request.method == "HEAD" else self.length
         try:
@@ -247,33 +247,33 @@ class Answer:
         return TransientError(f"{self.where}: the connection ended after {received}{of} bytes")
 
     def close(self) -> None:
-        """Give the connection up, with what is left of the body."""
+        """Close the connection and discard the rest of the body."""
         self._response.close()
 
 
 def read_from(client: HttpClient, url: str, where: str, offset: int) -> Generator[bytes, None, None]:
-    """Read a file from `offset` on, whatever the server makes of that; the reader bounds and checks what arrives.
+    """Yield a file from `offset` on, also from servers without ranges; the reader bounds and checks the bytes.
 
     Args:
-        client: asks for it.
-        url: where it lies.
-        where: names it in errors, without credentials.
-        offset: first byte that is wanted.
+        client: sends the requests.
+        url: address of the file.
+        where: name of the file in errors, without credentials.
+        offset: first byte to read.
 
     Raises:
         MissingError, TransientError, RemoteError: as `HttpClient.ask` and `Answer.pieces`.
     """
     answer = client.ask("GET", url, where, {"Range": f"bytes={offset}-"} if offset else {})
     if answer.status == 416 or (offset and answer.status == 206 and answer.encoded):
-        # It has no such part, or counts the bytes of what it has packed: then from the start.
+        # The server has no such part, or counts compressed bytes: read from the start.
         answer.close()
         answer = client.ask("GET", url, where)
-    # Of a part that does not say which one it is, what is asked for is assumed: its digest will tell.
+    # A partial answer without a range is assumed to be the requested part; the digest will show a mistake.
     start = 0 if answer.status == 200 else answer.part[0] if answer.part else offset
     if answer.status not in (200, 206) or start not in (0, offset):
         answer.close()
         raise RemoteError(f"{where}: the server answers with another part of the file than was asked for")
-    skip = offset - start  # a server that does not know ranges sends everything
+    skip = offset - start  # a server without ranges sends everything
     with closing(answer.pieces(unpack=True)) as pieces:
         for piece in pieces:
             if skip < len(piece):
@@ -282,20 +282,20 @@ def read_from(client: HttpClient, url: str, where: str, offset: int) -> Generato
 
 
 class _Session(requests.Session):
-    """A session that leaves redirects alone: requests reads and unpacks their bodies, of whatever size, to look at them."""
+    """A session that does not follow redirects, since requests would read and unpack their bodies, of any size."""
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """None: `HttpClient` follows them."""
+        """Return None, since `HttpClient` follows redirects."""
         return None
 
 
 def _unpacked(pieces: Iterator[bytes], encoding: str, where: str) -> Generator[bytes, None, None]:
-    """Undo one compression, at most `PIECE_BYTES` at a time; bytes of another kind are passed on as they are."""
+    """Undo one compression, at most `PIECE_BYTES` at a time; bytes in another form are passed on unchanged."""
     if encoding in ("gzip", "x-gzip"):
         unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
     elif encoding == "deflate":
         unpacker = zlib.decompressobj()
-    else:  # the name is wrong, or the content will not be what it should be
+    else:  # not really compressed; if the bytes are damaged, their digest will show it
         yield from pieces
         return
     try:
@@ -318,7 +318,7 @@ def _origin(url: str) -> tuple[str, str, int]:
     """Scheme, host and port.
 
     Raises:
-        ValueError: it is no address.
+        ValueError: the text is no address.
     """
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or not parts.hostname:
@@ -327,12 +327,12 @@ def _origin(url: str) -> tuple[str, str, int]:
 
 
 def _number(text: str) -> int | None:
-    """The bytes that a header tells; None if it is no such number."""
+    """Return the number of bytes in a header; None if the header holds no such number."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def _failure(error: Exception, where: str) -> RemoteError:
-    """The error for what the client raised."""
+    """Return our error for an error that the client raised."""
     kind: Callable[[str], RemoteError] = TransientError
     if isinstance(error, _NEVER_PASSES) or (isinstance(error, ValueError) and not isinstance(error, OSError)):
         kind = RemoteError
@@ -340,19 +340,19 @@ def _failure(error: Exception, where: str) -> RemoteError:
 
 
 def _innermost(error: BaseException, kind: type[BaseException]) -> BaseException | None:
-    """The error that a chain of wrappers holds, if it is of a kind."""
+    """Return the error of a type within a chain of wrapping errors; None if there is none."""
     while not isinstance(error, IncompleteRead) and error.args and isinstance(error.args[-1], BaseException):
         error = error.args[-1]
     return error if isinstance(error, kind) else None
 
 
 def describe(error: Exception) -> str:
-    """The innermost reason, without the addresses and objects that a client wraps it in."""
+    """Return the innermost reason, without the addresses and objects around it in the client's message."""
     inner = _innermost(error, BaseException) or error
     reason = getattr(inner, "reason", None)
     if isinstance(reason, BaseException):
         inner = reason
-    made = not isinstance(inner, urllib3.exceptions.NewConnectionError)  # in some versions a kind of the next
+    made = not isinstance(inner, urllib3.exceptions.NewConnectionError)  # in some versions a TimeoutError
     if made and isinstance(inner, TimeoutError | urllib3.exceptions.TimeoutError):
         return f"no answer within {SILENCE_S:.0f} s"
     # "HTTPConnection(...): Failed to establish a new connection: [Errno 111] Connection refused"

@@ -1,4 +1,4 @@
-"""Repairing a copy that was pulled: what is damaged is fetched again from where the copy came from; it stays usable."""
+"""Repair a pulled copy: fetch damaged files again from its origin, while the copy stays usable."""
 
 from pathlib import Path
 
@@ -15,17 +15,17 @@ from featcache.store.transfer.pull import Pulled, fetch
 
 
 def mend(found: Verification, reporter: Reporter | None = None) -> Pulled | None:
-    """Fetch again what `verify` found damaged in a copy.
+    """Fetch the files again that `verify` found damaged in a copy.
 
     Args:
-        found: what is wrong.
+        found: the damage.
         reporter: receives the progress.
 
     Returns:
-        What was fetched; None if the cache is no copy, or nobody knows of what.
+        The result of the pull; None if the cache is no copy, or its origin is unknown.
 
     Raises:
-        CacheError: it cannot be had; the copy is as it was, and the message has the command to run again.
+        CacheError: a file cannot be fetched; the copy is unchanged, and the message has the command to run again.
     """
     origin = read_origin(found.directory)
     if origin is None or not found.complete:
@@ -50,11 +50,11 @@ def _part(directory: Path, theirs: Manifest) -> Inventory:
     """The part of the remote's cache that the copy holds.
 
     Raises:
-        CacheError: held.json, which says so, is damaged itself.
+        CacheError: held.json is damaged, so the part is not known.
     """
     held = Held.read(directory)
     try:
         ours = Manifest.read(directory).inventory
-    except CacheError:  # damaged, so it is what the remote's is
+    except CacheError:  # damaged here, so read the remote's
         ours = theirs.inventory
     return theirs.inventory.common(ours if held is None else held.inventory)

@@ -1,7 +1,7 @@
-"""How long a remote may be silent, and how to leave a client that would wait longer.
+"""Bounds on the silence of a remote, and a way to leave a client that would wait longer.
 
-Every wait is bounded: a silent server is found out in `GIVE_UP_S`, whichever of its answers it withholds, and one that
-sends a byte now and then counts as silent. A transfer that moves may take as long as it takes.
+Every wait is bounded: a silent server is given up after `GIVE_UP_S`, whichever answer is missing, and a server that sends
+only a byte now and then counts as silent. A transfer that makes progress may take any time.
 """
 
 import time
@@ -15,13 +15,13 @@ from featcache.store.errors import RemoteError
 from featcache.store.transfer.flight import TransientError, check_stop, same_stop
 
 CONNECT_S = 10.0
-"""Seconds for a connection to be made."""
+"""Seconds to wait for a connection."""
 SILENCE_S = 15.0
-"""Seconds without an answer, or with next to nothing of one, after which a request is given up. Twice in `GIVE_UP_S`."""
+"""Seconds without an answer, or with hardly any bytes, after which a request is given up; `GIVE_UP_S` has room for two."""
 LISTING_S = 120.0
-"""Seconds for one listing, however many pages it has."""
+"""Seconds for one listing, all pages together."""
 MAX_LISTED = 10**6
-"""Files in one listing; a cache of ImageNet has some ten thousand."""
+"""Most files in one listing; a cache of ImageNet has about ten thousand."""
 SLOWEST_BYTES = 1024
 """Bytes in `SILENCE_S` below which a transfer counts as silent."""
 
@@ -29,16 +29,16 @@ T = TypeVar("T")
 
 
 def bounded(work: Callable[[], T], seconds: float, where: str) -> T:
-    """Do `work` on a thread of its own and wait so many seconds at most; the thread is then left to itself.
+    """Run `work` on a separate thread, and abandon the thread after `seconds`.
 
     Args:
-        work: what a client does; no client bounds all of its waits (names that are looked up, headers that drip).
-        seconds: how long it may take.
-        where: names the remote and the file.
+        work: a call of a client; no client bounds all of its waits (name lookups, slowly arriving headers).
+        seconds: longest duration.
+        where: name of the remote and the file in the error.
 
     Raises:
-        TransientError: it takes longer.
-        Exception: what `work` raises.
+        TransientError: `work` takes longer.
+        Exception: any error of `work`.
     """
     answers: Queue[tuple[T | None, BaseException | None]] = Queue()
     stopping = same_stop()
@@ -57,11 +57,11 @@ def bounded(work: Callable[[], T], seconds: float, where: str) -> T:
         raise TransientError(f"{where}: no answer within {seconds:.0f} s") from None
     if error is not None:
         raise error
-    return found  # type: ignore[return-value]  # None only where that is the answer
+    return found  # type: ignore[return-value]  # None only if `work` returned it
 
 
 class Pace:
-    """Bounds a transfer from below, where the client bounds each of its waits itself."""
+    """Bounds the speed of a transfer from below, for clients that bound each single wait."""
 
     def __init__(self, where: str) -> None:
         self._where, self._bytes, self._since = where, 0, time.monotonic()
@@ -82,17 +82,17 @@ class Pace:
 
 
 class Pulse:
-    """The bytes of one transfer, for the thread that watches it."""
+    """The bytes of one transfer, counted for the thread that watches it."""
 
     def __init__(self) -> None:
         self.bytes = 0
         self.silent = False
-        """Whether the transfer was cut because too little moved."""
+        """True if the transfer was cut because it was too slow."""
 
 
 @contextmanager
 def watched(cut: Callable[[], object]) -> Iterator[Pulse]:
-    """Call `cut`, which wakes whoever waits for data, when fewer than `SLOWEST_BYTES` arrive in `SILENCE_S`."""
+    """Call `cut`, which wakes the thread that waits for data, when fewer than `SLOWEST_BYTES` arrive in `SILENCE_S`."""
     pulse, done = Pulse(), Event()
 
     def watch() -> None:
@@ -112,7 +112,7 @@ def watched(cut: Callable[[], object]) -> Iterator[Pulse]:
 
 
 class ListingGuard:
-    """Bounds a listing: in files, and in time however few files its pages hold."""
+    """Bounds a listing by its number of files, and by time even if its pages are empty."""
 
     def __init__(self, where: str) -> None:
         self._where, self._files, self._until = where, 0, time.monotonic() + LISTING_S
@@ -121,7 +121,7 @@ class ListingGuard:
         """Count files, or pages without any.
 
         Raises:
-            RemoteError: it is too many, or takes too long.
+            RemoteError: the listing has too many files, or takes too long.
         """
         check_stop()
         self._files += files
@@ -133,13 +133,13 @@ class ListingGuard:
             raise self.too_long()
 
     def too_long(self) -> RemoteError:
-        """The error of a listing that does not end."""
+        """Return the error for an endless listing."""
         return RemoteError(
             f"{self._where}: the listing did not end within {LISTING_S:.0f} s; is it the right address?"
         )
 
     def bounded(self, work: Callable[[], T]) -> T:
-        """Do `work`, which lists and counts as it goes; errors as for `count`."""
+        """Run `work`, which lists files and calls `count`; errors as for `count`."""
         try:
             return bounded(work, LISTING_S, self._where)
         except TransientError as error:

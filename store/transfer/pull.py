@@ -146,10 +146,10 @@ def fetch(
 
 
 def discard_unfinished(directory: Path) -> None:
-    """Remove what a pull that is given up left of files on their way: an extraction is going to fill the folder.
+    """Remove the partial files of an abandoned pull, before an extraction fills the folder.
 
-    Files that have arrived whole stay; the extraction writes over them. Nothing is touched that belongs to a copy that
-    counts, or while another process is at work in the folder.
+    Complete files stay; the extraction overwrites them. Valid copies are not touched, and nothing is removed while another
+    process is writing in the folder.
     """
     if (
         not directory.is_dir()
@@ -227,7 +227,7 @@ class _Copy:
         return files
 
     def begin(self) -> None:
-        """Note the origin of a new copy before there is any data, so that what an interruption leaves is seen to be ours."""
+        """Record the origin of a new copy before any data, so that the remains of an interruption are recognized as ours."""
         if self._ours is None:
             write_origin(self.directory, self.origin)
 
@@ -271,10 +271,10 @@ class _Copy:
 
 
 def _recorded(directory: Path, check: bool) -> tuple[Manifest | None, Held | None]:
-    """The manifest of the copy that is here, and what of it is held; with `check`, damaged ones are as if they were not there.
+    """Return the manifest of the local copy, and the part that it holds; with `check`, damaged documents count as missing.
 
     Raises:
-        CacheError: one is damaged.
+        CacheError: a document is damaged.
     """
     try:
         held = Held.read(directory)

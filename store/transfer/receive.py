@@ -64,12 +64,12 @@ def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, co
 
 
 def _open_partial(partial: Path) -> int:
-    # The mode leaves it to the umask who else may write: a colleague goes on with what a killed pull left.
+    # The umask decides who else may write, so that a colleague can resume a killed pull.
     flags, mode = os.O_RDWR | os.O_CREAT | PLAIN_FLAGS, 0o666
     try:
         return os.open(partial, flags, mode)
     except PermissionError:
-        partial.unlink()  # another user's alone; in a team folder it may be replaced
+        partial.unlink()  # writable for another user only; a team folder allows to replace it
         return os.open(partial, flags, mode)
 
 
@@ -158,7 +158,7 @@ def _fetch_twice(remote: Remote, path: str, record: FileRecord, sink: Sink) -> N
 def _fetch(remote: Remote, path: str, record: FileRecord, sink: Sink) -> bool:
     """Read until the recorded size is there, from where it was; True if the remote would send more."""
     if 0 < sink.size == record.bytes:
-        return False  # killed between its last byte and its name; servers refuse a range behind the end (416)
+        return False  # killed between the last byte and the renaming; servers refuse a range behind the end (416)
     attempts = Attempts()
     while True:
         before = sink.size

@@ -1,4 +1,4 @@
-"""Credentials kept out of messages: those of addresses, of their queries, and of the environment."""
+"""Keep credentials out of messages: those of addresses, of their queries, and of the environment."""
 
 import os
 import re
@@ -19,11 +19,11 @@ _SECRET_VARIABLES = (
     "SAS",
 )
 MIN_LOGIN, MIN_VARIABLE = 4, 8
-"""Shorter values are left alone: they would be replaced inside ordinary words."""
+"""Shortest credential to hide; shorter ones would be replaced inside ordinary words."""
 HIDDEN = "***"
 _logins: set[str] = set()
 
-# Up to the last @, since a password may hold a slash; a revision of the Hub stands behind an @ as well.
+# Up to the last @, since a password may hold a slash. A revision of the Hub follows an @ too.
 _USERINFO = re.compile(r"(?<!hf)(:/{1,2})[^\s\"'<>]*@")
 _QUERY = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://[^\s?#\"'<>]*)[?#][^\s\"'<>)]*")
 _FIELD = re.compile(
@@ -42,16 +42,16 @@ def remember_login(login: str) -> None:
 
 
 def remember_logins(text: str) -> None:
-    """Hide what stands between the scheme and the last ``@`` of an address in an argument, even one that is refused."""
+    """Hide the text between the scheme and the last ``@`` of an address in an argument, even if the address is refused."""
     scheme, mark, rest = text.partition(":/")
     login = rest.lstrip("/").rpartition("@")[0]
-    named = scheme.lower().endswith(("ssh", "sftp")) and ":" not in login  # a user, no secret
+    named = scheme.lower().endswith(("ssh", "sftp")) and ":" not in login  # a user name is no secret
     if mark and login and not named and not scheme.lower().endswith(("hf", "file")):
         remember_login(login)
 
 
 def without_secrets(text: str, secrets: Sequence[str] = ()) -> str:
-    """Return `text` with every known credential replaced, be it percent-encoded or not.
+    """Return `text` with every known credential replaced, percent-encoded or not.
 
     Args:
         text: a message of any number of lines.
@@ -72,22 +72,22 @@ def without_secrets(text: str, secrets: Sequence[str] = ()) -> str:
 
 
 def redacted(text: str, secrets: Sequence[str] = ()) -> str:
-    """Return `text` in one line, without logins and queries of addresses, and without any credential that is known.
+    """Return `text` in one line, without logins and queries of addresses, and without known credentials.
 
     Args:
-        text: what a client library says; it may quote whole requests.
+        text: message of a client library, which may quote whole requests.
         secrets: further credentials that the caller knows.
     """
     return " ".join(redacted_lines(text, secrets).split())
 
 
 def redacted_lines(text: str, secrets: Sequence[str] = ()) -> str:
-    """Do the same to a text of several lines, such as a traceback, and keep them."""
+    """Return a text of several lines, such as a traceback, redacted in the same way, with its lines kept."""
     text = _QUERY.sub(r"\1", _USERINFO.sub(r"\1", without_secrets(text, secrets)))
     return _FIELD.sub(rf"\1\2{HIDDEN}", text)
 
 
 def _forms(secret: str) -> set[str]:
-    """A credential as it stands, decoded, and encoded as clients do."""
+    """Return a credential as written, decoded, and encoded in the way of clients."""
     decoded = unquote(secret)
     return {secret, decoded, quote(decoded, safe=""), quote(decoded), quote_plus(decoded)}

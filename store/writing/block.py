@@ -231,7 +231,7 @@ class _ChunkFile:
         record = progress.files.get(name)
         try:
             descriptor, _ = open_plain(_partial(self.path, progress.token))
-        except (FileNotFoundError, CacheError):  # gone, another user's alone, or no file of ours
+        except (FileNotFoundError, CacheError):  # gone, private to another user, or not our file
             return False
         with open(descriptor, "rb") as source:
             while record and self._bytes < record.bytes:

@@ -1,6 +1,6 @@
-"""Claim files as any process sees them: who is named in one, and whether that process is alive.
+"""Read claim files: the owner that a claim names, and whether that process is alive.
 
-Looking writes nothing. What takes claims and keeps them is in `claims`.
+Nothing here writes. `claims` takes and holds claims.
 """
 
 import fcntl
@@ -21,14 +21,14 @@ RECORD_BYTES = 256
 STALE_S = 60.0
 """Seconds without a touch after which a claim of another machine is taken over."""
 DAY_S = 86_400.0
-"""No clock is wrong by more than that."""
+"""Seconds that a clock may be wrong."""
 
 
 def live_claims(folder: Path, now: float | None = None) -> list[str]:
-    """Names of the claims in `folder` that a live process holds. Nothing is written, so nothing becomes young by it.
+    """Return the names of the claims in `folder` that a live process holds. Nothing is written, so no file becomes newer.
 
     Args:
-        folder: where the claims lie; one that does not exist has none.
+        folder: folder of the claims; a missing folder has none.
         now: seconds since the epoch by the clock of the file system; this machine's clock if not given.
     """
     now = time.time() if now is None else now
@@ -45,7 +45,7 @@ def _is_live(path: Path, now: float) -> bool:
     except FileNotFoundError:
         return False
     if not stat.S_ISREG(status.st_mode):
-        return False  # nothing of ours
+        return False  # not a claim of ours
     fresh = -DAY_S < now - status.st_mtime < STALE_S
     try:
         descriptor = os.open(path, os.O_RDONLY | PLAIN_FLAGS)
@@ -63,7 +63,7 @@ def _is_live(path: Path, now: float) -> bool:
 
 @cache
 def machine() -> str:
-    """A name for the running kernel, within which file locks tell who is alive."""
+    """Return a name for the running kernel; among its processes, file locks show who is alive."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -71,7 +71,7 @@ def machine() -> str:
 
 
 def open_claim(path: Path) -> int | None:
-    """Open a claim for writing, or only for reading where it is another user's; None where neither goes."""
+    """Open a claim for writing, or only for reading if another user owns it; None if neither is allowed."""
     for mode in (os.O_RDWR, os.O_RDONLY):
         with suppress(OSError):
             return os.open(path, mode | PLAIN_FLAGS)
@@ -79,12 +79,12 @@ def open_claim(path: Path) -> int | None:
 
 
 def may_write(descriptor: int) -> bool:
-    """Whether an open claim was opened for writing."""
+    """Return whether an open claim was opened for writing."""
     return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
 
 
 def read_owner(path: Path) -> JsonObject | None:
-    """The owner that a claim names; None if there is no claim, or nothing that one of ours would hold."""
+    """Return the owner that a claim names; None if there is no claim, or its content is not ours."""
     try:
         return parse_json(read_plain(path, RECORD_BYTES), str(path))
     except (FileNotFoundError, CacheError):

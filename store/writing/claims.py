@@ -38,7 +38,7 @@ HEARTBEAT_S = 10.0
 SETUP = "setup"
 """The claim that every writer holds while it begins."""
 QUIET_S = 2.0
-"""Seconds of waiting for another process that need no message."""
+"""Seconds of waiting for another process before a message."""
 # Raised by link() on exFAT, SMB shares, gcsfuse, s3fs and the like.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 _LOCK_TRIES = 100
@@ -74,7 +74,7 @@ class Claims:
 
         Raises:
             FileNotFoundError: the folder is gone.
-            CacheError: something that is no claim lies in its place and cannot be removed.
+            CacheError: something other than a claim lies in its place and cannot be removed.
         """
         path = self._folder / f"{name}{SUFFIX}"
         descriptor = self._create(path)
@@ -121,7 +121,7 @@ class Claims:
             time.sleep(poll_s)
 
     def holder(self, name: str) -> str:
-        """Describe the process that holds a claim, and when the claim ends should the process be dead."""
+        """Describe the process that holds a claim, and when the claim expires if that process is dead."""
         owner = read_owner(self._folder / f"{name}{SUFFIX}") or {}
         pid = owner.get("pid")
         process = f"process {pid}" if isinstance(pid, int) else "another process"
@@ -172,7 +172,7 @@ class Claims:
     def _create(self, path: Path) -> int | None:
         """Make a claim that did not exist, with its owner and its lock from the first moment; None if it exists."""
         draft = self._draft(path)
-        # The mode leaves it to the umask who else may write: in a team folder others take the claim over.
+        # The umask decides who else may write, so that others can take over the claim in a team folder.
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | PLAIN_FLAGS, 0o666)
         try:
             with naming(draft):
@@ -197,7 +197,7 @@ class Claims:
         except FileExistsError:
             return None
         try:
-            # Another process may hold the lock for the moment in which it looks whether this claim is abandoned.
+            # Another process may hold the lock for a moment, to check whether this claim is abandoned.
             for _ in range(_LOCK_TRIES):
                 if try_lock(descriptor) is not False:
                     break
@@ -220,17 +220,17 @@ class Claims:
         os.ftruncate(descriptor, RECORD_BYTES)  # a longer file would never be read as a claim again
 
     def _take_over(self, path: Path) -> int | None:
-        """Take a claim whose owner is gone; None if it is alive, or if somebody else was faster.
+        """Take over a claim whose owner is gone; None if the owner is alive, or another process was faster.
 
         Raises:
-            CacheError: it has to be replaced, and may not be.
+            CacheError: the claim must be replaced, but that is not allowed.
         """
         try:
             status = path.lstat()
         except FileNotFoundError:
             return None  # just released; it can be claimed at the next try
         if not stat.S_ISREG(status.st_mode):
-            return self._replace(path, status)  # never ours: claims appear as whole files
+            return self._replace(path, status)  # never our own, since claims appear as complete files
         descriptor = open_claim(path)
         if descriptor is None:
             return self._replace(path, status) if self._is_stale(path, status) else None
@@ -244,7 +244,7 @@ class Claims:
             if not may_write(descriptor):
                 return self._replace(path, os.fstat(descriptor))
             self._sign(descriptor)
-            with suppress(OSError):  # some file systems set no times; the write did
+            with suppress(OSError):  # some file systems cannot set times; the write did
                 os.utime(descriptor)
             taken, descriptor = descriptor, -1
             return taken
@@ -257,10 +257,10 @@ class Claims:
                 os.close(descriptor)
 
     def _replace(self, path: Path, judged: os.stat_result) -> int | None:
-        """Put a claim of our own in the place of what was judged to be abandoned.
+        """Replace an abandoned claim by our own.
 
         Raises:
-            CacheError: it is a folder with something in it, or may not be removed.
+            CacheError: the abandoned claim is a folder that is not empty, or may not be removed.
         """
         try:
             if stat.S_ISDIR(judged.st_mode):
@@ -269,7 +269,7 @@ class Claims:
                 aside = self._draft(path)
                 path.rename(aside)
                 if not os.path.samestat(aside.lstat(), judged):
-                    aside.rename(path)  # somebody was faster, and this is their claim
+                    aside.rename(path)  # another process was faster, and this is its claim
                     return None
                 aside.unlink()
         except FileNotFoundError:
@@ -288,7 +288,7 @@ class Claims:
         return self._is_stale(path, status)
 
     def _is_stale(self, path: Path, status: os.stat_result) -> bool:
-        """Whether a claim was not touched for `stale_s`, by the clock of the file system or while we were looking."""
+        """Return whether a claim was not touched for `stale_s`, by the clock of the file system or by our own watch."""
         age, now = self.now() - status.st_mtime, time.monotonic()
         if age > self._stale_s or age < -DAY_S:
             return True
@@ -317,7 +317,7 @@ class Claims:
             try:
                 os.utime(descriptor)
             except OSError:
-                self._sign(descriptor)  # some file systems set no times, but a write does
+                self._sign(descriptor)  # some file systems cannot set times, but a write updates them
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class CacheWriter:
         projection: the matrix ``[D, E]`` float32 that `plan` speaks of.
         adopt: take up an unfinished run of another plan in this folder, rather than refuse; see `plan`.
         checkpoint_s: seconds of work that a kill may cost inside a block.
-        say: receives a line where another process is waited for before this one begins, or before it ends.
+        say: receives a line when the writer waits for another process, at its start or its end.
 
     Raises:
         CacheCompletedError: the cache holds all that is planned, perhaps since a moment ago.
@@ -136,10 +136,10 @@ class CacheWriter:
         """Take the journal of a complete cache away, unless another process has begun an addition in it."""
         folder = self.directory / JOURNAL
         if self._earlier_plan() is None:
-            if journal.foreign_names(folder):  # which stay where somebody put them
+            if journal.foreign_names(folder):  # foreign files stay in place
                 journal.clear(folder)
             else:
-                # In one step, so that what a process that begins just now writes goes to a journal of its own.
+                # Renaming is one step, so a process that starts now writes to a new journal.
                 folder.rename(self.directory / f"{JOURNAL}.{self._claims.token}{PARTIAL_SUFFIX}")
         for aside in self.directory.glob(f"{JOURNAL}.*{PARTIAL_SUFFIX}"):
             if journal.is_set_aside(aside.name):
@@ -270,7 +270,7 @@ class CacheWriter:
                 )
             else:
                 plan.inventory.require_columns("the plan")
-                forget_copy(self.directory)  # of a pull into the same folder that was interrupted
+                forget_copy(self.directory)  # notes of an interrupted pull into the same folder
             plan.write(self.directory)
             sync_directory(self.directory)
             sync_directory(self.directory.parent)

@@ -62,16 +62,16 @@ class Remote(ABC):
         return f"{self.address}/{path}".rstrip("/")
 
     def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
-        """What an error of the client means for `path`, by the table of this kind of remote.
+        """Translate an error of the client for `path`, by the table of this remote type.
 
-        None for an error that is not in the table: it is a fault of ours or of the client's, so it is neither taken for
-        one of the network nor tried again.
+        Return None for an error that is not in the table: it is a bug here or in the client, so it neither counts as a
+        network failure nor leads to a retry.
         """
         return None
 
     @contextmanager
     def _client_errors(self, path: str) -> Iterator[None]:
-        """Turn what the client raises into errors of this package, which keep it as their cause."""
+        """Turn errors of the client into errors of this package, with the original as the cause."""
         try:
             yield
         except FeatcacheError:
@@ -100,14 +100,14 @@ class Remote(ABC):
         """Read a file from `offset` on, in pieces; closing the iterator ends the transfer.
 
         Args:
-            path: of the file.
-            offset: first byte that is wanted.
-            limit: size that the file has at most. It bounds what a client fetches before it gives anything; a remote that
-                streams may send more, which is the reader's to count.
+            path: path of the file.
+            offset: first byte to read.
+            limit: largest size of the file. It bounds a client that fetches a file before it returns anything; a remote
+                that streams may send more, so the reader must count.
 
         Raises:
-            MissingError: it is not there.
-            RemoteError: the remote cannot be reached or refuses, or has more than `limit` bytes there.
+            MissingError: the file does not exist.
+            RemoteError: the remote cannot be reached or refuses, or the file has more than `limit` bytes.
         """
 
     @abstractmethod

@@ -53,7 +53,7 @@ class BucketRemote(HubRemote):
         return listed.size == upload.record.bytes
 
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
-        """Fetch a file through the client, which gives it when all of it is there: so its size is asked for first."""
+        """Fetch a file through the client; check its size first, since the client returns a file only as a whole."""
         info = self._info(path)
         if info.size > limit:
             raise RemoteError(
@@ -120,7 +120,7 @@ class BucketRemote(HubRemote):
     def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
         found = super()._meaning(path, error)
         if found is None and type(error) is RuntimeError:
-            # The part of the client that moves the data (hf_xet) has one class for all that happens to it.
+            # The transfer library of the client (hf_xet) has a single class for all of its errors.
             return TransientError(f"{self.where(path)}: {redacted(str(error))[:200]}")
         return found
 

@@ -56,7 +56,7 @@ class FolderRemote(Remote):
         found = {}
 
         def unreadable(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):  # os.walk would pass over it, as if it were empty
+            if not isinstance(error, FileNotFoundError):  # os.walk would skip the folder, as if it were empty
                 raise error
 
         with self._client_errors(folder):
@@ -123,7 +123,7 @@ class FolderRemote(Remote):
         return target
 
     def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
-        """The error of the file system; a network file system has them of the network as well."""
+        """Translate an error of the file system; network file systems raise network errors as well."""
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return MissingError(f"{self.where(path)}: not there")
         if isinstance(error, OSError):

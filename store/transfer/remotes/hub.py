@@ -50,7 +50,7 @@ class HubRemote(Remote):
         self._prefix = "/".join(address.parts)
 
     def _sign(self, request: Any) -> Any:
-        """Put the client's token on a request to the Hub itself; requests to where it redirects have a signature in them."""
+        """Add the client's token to a request to the Hub itself; redirected requests carry a signature instead."""
         token = self._hub.get_token()
         if token:
             request.headers["Authorization"] = f"Bearer {token}"
@@ -63,12 +63,12 @@ class HubRemote(Remote):
         return str(info.sha)
 
     def _ask(self, path: str, work: Callable[[], T]) -> T:
-        """Make a small request through the client, which neither bounds its waits together nor its own retries."""
+        """Make a small request within a time limit; the client bounds neither the sum of its waits nor its retries."""
         with self._client_errors(path):
             return bounded(work, 2 * SILENCE_S, self.where(path))
 
     def _infos(self, paths: Sequence[str]) -> list[Any]:
-        """What the Hub tells about files, as far as they are there."""
+        """Return the Hub's information about the files that exist."""
         names = [self._name(path) for path in paths]
         return self._ask(
             paths[0],
@@ -90,7 +90,7 @@ class HubRemote(Remote):
         return listed.sha256 == upload.record.sha256
 
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
-        """Stream a file. The client would fetch all of it, of whatever size it turns out to be, before it gives anything."""
+        """Stream a file, since the client would fetch all of it, of any size, before it returns anything."""
         url = self._hub.hf_hub_url(
             self._repository, self._name(path), repo_type="dataset", revision=self._commit
         )
@@ -205,7 +205,7 @@ class HubRemote(Remote):
         if isinstance(status, int):
             kind = TransientError if status >= 500 or status in _TRANSIENT else RemoteError
             return kind(f"{where}: {text}" if str(status) in text else f"{where}: status {status}, {text}")
-        # The base of its errors is that of its HTTP library, which is another one in other versions.
+        # The client's errors derive from those of its HTTP library, which differs between versions.
         if isinstance(error, (errors.HfHubHTTPError.__bases__[0], OSError)):
             return TransientError(f"{where}: {text}")
         if isinstance(error, ValueError) or raised_inside(error, "huggingface_hub"):
@@ -221,7 +221,7 @@ _TRANSIENT = (408, 409, 412, 425, 429)
 
 
 def raised_inside(error: BaseException, package: str) -> bool:
-    """Whether the code of `package` itself raised an error: of an answer that it did not expect."""
+    """Return whether the code of `package` itself raised an error, because of an unexpected answer."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

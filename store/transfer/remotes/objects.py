@@ -38,14 +38,14 @@ _OPTIONS: Any = {
     "connect_timeout": f"{CONNECT_S:.0f}s",
     "read_timeout": f"{SILENCE_S:.0f}s",
 }
-# The client tries again what fails at once; a silent server is for `retried`, so that the waits do not multiply.
+# The client retries only immediate failures; `retried` handles a silent server, so that the waits do not multiply.
 _RETRY: Any = {
     "max_retries": 3,
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
     "retry_timeout": timedelta(seconds=SILENCE_S / 2),
 }
 READ_BYTES = 1
-"""The client waits for as many bytes before it passes anything on."""
+"""Bytes that the client collects before it passes any on."""
 
 
 class ObjectRemote(Remote):
@@ -60,7 +60,7 @@ class ObjectRemote(Remote):
             self._store = _store(address)
             # Whose answers tell the MD5 of what arrived need no digest in the signature as well.
             self._unsigned = _store(address, unsigned_payload=True) if address.scheme == "s3" else self._store
-        except (*_CLIENT_ERRORS, ValueError) as error:  # what the client lacks in the environment
+        except (*_CLIENT_ERRORS, ValueError) as error:  # settings that the client lacks in the environment
             if isinstance(error, FeatcacheError):
                 raise
             raise RequestError(
@@ -77,7 +77,7 @@ class ObjectRemote(Remote):
             return _listed(self._asked(path, lambda: self._client.head(self._store, self._key(path))))
 
     def _asked(self, path: str, work: Callable[[], T]) -> T:
-        """Do a small request: the client bounds each of its waits, but not their sum."""
+        """Make a small request within a time limit; the client bounds each wait, but not their sum."""
         return bounded(work, 2 * SILENCE_S, self.where(path))
 
     def holds(self, listed: Listed, upload: Upload) -> bool:
@@ -93,7 +93,7 @@ class ObjectRemote(Remote):
         pace = Pace(self.where(path))
         with self._client_errors(path):
             found = self._client.get(self._store, self._key(path), options=options)
-            # The client bounds each wait for bytes, and passes on what there is: so a drip can be told from a transfer.
+            # The client bounds each wait for bytes and passes small pieces on, so a slow trickle can be detected.
             for piece in found.stream(min_chunk_size=READ_BYTES):
                 pace.count(len(piece))
                 yield piece
@@ -112,7 +112,7 @@ class ObjectRemote(Remote):
             try:
                 return guard.bounded(lambda: listing(self._client.list(self._store, prefix)))
             except obstore_errors.InvalidPathError:
-                # One key that cannot be a path (a//b, ./x, control characters), and the client refuses the whole page.
+                # A single key that cannot be a path (a//b, ./x, control characters) makes the client refuse the whole page.
                 if self.address.scheme != "s3" or find_spec("boto3") is None:
                     raise
                 return guard.bounded(lambda: listing(_pages_of_any_keys(self.address.place, prefix)))
@@ -145,7 +145,7 @@ class ObjectRemote(Remote):
                 self.delete([upload.path])
                 raise
             except Exception:
-                check_stop()  # what the client makes of a file that could not be read any more
+                check_stop()  # a stop makes the file unreadable for the client
                 raise
 
     def _put_checked(self, path: str, data: bytes) -> None:
@@ -169,9 +169,9 @@ class ObjectRemote(Remote):
                 self._client.delete(self._store, some)
 
     def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
-        """What the client's error means. It tells most things in its text alone, which may quote whole requests."""
+        """Translate an error of the client, mostly from its text, which may quote whole requests."""
         credentials = _CREDENTIALS[self.address.scheme]
-        if type(error).__module__.startswith("botocore."):  # of a profile, such as a login that has expired
+        if type(error).__module__.startswith("botocore."):  # errors of a profile, such as an expired login
             return RemoteError(f"{self.where(path)}: {redacted(str(error))[:200]}; {credentials}")
         if not isinstance(error, _CLIENT_ERRORS):
             return None
@@ -204,7 +204,7 @@ class ObjectRemote(Remote):
 
 _STATUS = re.compile(r"Server returned (?:non-2xx status code|error response)[^0-9]{0,20}([0-9]{3})")
 _TRANSIENT = (408, 409, 412, 425, 429)
-# How the client words what happened between it and the server: no answer, or one that broke off.
+# Messages of the client for missing answers, and for answers that broke off.
 _UNREACHABLE = ("HTTP error", "HttpError", "error sending request", "error decoding response body")
 _CLIENT_ERRORS = (obstore_errors.BaseError, OSError)
 _CREDENTIALS = {
@@ -225,12 +225,12 @@ def _reason(text: str) -> str:
 
 
 def _first_line(text: str) -> str:
-    """What comes before the client's dump of its own objects."""
+    """Return the text before the client's dump of its own objects."""
     return redacted(text.partition("Debug source")[0])[:200]
 
 
 def _differs(pieces: Iterator[bytes], data: bytes) -> bool:
-    """Whether what is read is anything but `data`; no more of it is kept than that."""
+    """Return whether the stream differs from `data`; keep no more bytes than needed."""
     size, digest = 0, sha256()
     for piece in pieces:
         size += len(piece)
@@ -246,7 +246,7 @@ def _listed(item: Any) -> Listed:
 
 
 def _pages_of_any_keys(bucket: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
-    """List S3 through Amazon's own client, which takes every key; its items are named as obstore's are."""
+    """List S3 through Amazon's own client, which accepts every key; items are named as in obstore."""
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config

@@ -32,12 +32,12 @@ from featcache.store.transfer.sending import changed_error
 T = TypeVar("T")
 _REGULAR, _FOLDER = 1, 2
 PIECE_BYTES = 256 * 2**10
-"""As much must move in `CALL_S`, eight files side by side over one connection."""
+"""Bytes that must move in `CALL_S`, with eight files side by side over one connection."""
 CALL_S = 2 * SILENCE_S
-"""Seconds for one step, where the connection answers at all: `KEEPALIVE_S` finds out whether it does."""
+"""Seconds for one step on a live connection; `KEEPALIVE_S` detects dead ones."""
 KEEPALIVE_S = SILENCE_S / 3
 MAX_DEPTH = 32
-"""Folders within folders that are listed; a cache has three."""
+"""Depth of nested folders in a listing; a cache has three levels."""
 
 
 class SshRemote(Remote):
@@ -185,7 +185,7 @@ class SshRemote(Remote):
             started = self._loop.time()
             try:
                 return await asyncio.wait_for(work, seconds)
-            except TimeoutError:  # also the client's own, of connecting
+            except TimeoutError:  # includes the client's own error while connecting
                 waited = self._loop.time() - started
                 raise TransientError(f"{self.where(path)}: no answer within {waited:.0f} s") from None
 
@@ -217,7 +217,7 @@ class SshRemote(Remote):
         text = redacted(str(error))[:200] or type(error).__name__
         if isinstance(error, (*permanent, ssh.KeyImportError, ssh.ConfigParseError)):
             return RemoteError(f"{self.address}: {text}; try `ssh` first")
-        # Connections that end, and those that are never made: no such host, nobody listens, no answer.
+        # Connections that end, or cannot be made: unknown host, nobody listens, no answer.
         if isinstance(error, (*passing, ssh.DisconnectError, ssh.ChannelOpenError, OSError)):
             return TransientError(f"{where}: {text}")
         if isinstance(error, ssh.SFTPError):
@@ -226,7 +226,7 @@ class SshRemote(Remote):
 
 
 def _require_user(address: Address) -> None:
-    """Refuse to begin where the client would look for keys in the home folder of nobody.
+    """Refuse to connect if the user has no home folder in which the client could look for keys.
 
     Raises:
         RequestError: the user has no name or no home folder, as in many containers.

@@ -17,7 +17,7 @@ from featcache.store.transfer.remotes.base import Counter, Listed, MissingError,
 
 MAX_LISTING_BYTES = 16 * 2**20
 _READ_ONLY = "a web server is for reading; push to the folder, or to the store, that it serves"
-# The value of an href, in quotes or without. Not an HTML parser: those take gigabytes for what a hostile page can hold.
+# The value of an href, with or without quotes. HTML parsers can take gigabytes of memory for a hostile page.
 _LINK = re.compile(
     r"""<a\s[^<>]{0,1000}?href\s*=\s*(?:"([^"<>]{1,4096})"|'([^'<>]{1,4096})'|([^\s"'<>]{1,4096}))""",
     re.IGNORECASE,
@@ -78,11 +78,11 @@ class WebRemote(Remote):
 
 
 def _names(page: str, address: str) -> Iterator[str]:
-    """Names of the files that a page links to, as far as they lie in the folder at `address` itself."""
+    """Return the names of the linked files of a page that lie in the folder at `address` itself."""
     base = urlsplit(address)
     for match in _LINK.finditer(page):
         link = html.unescape(match[1] or match[2] or match[3])
-        with suppress(ValueError):  # one that is no address is a link to somewhere else
+        with suppress(ValueError):  # an invalid address does not lie in the folder
             target = urlsplit(urljoin(address, link))
             name = unquote(target.path.removeprefix(base.path))
             if (
