@@ -72,7 +72,7 @@ class Collection(ABC):
     containers: Sequence[Path] = ()
     """Files at the dataset's path, which together hold all rows; empty if the dataset has no path."""
     one_file_a_row: ClassVar[bool] = False
-    """Whether every row has a file of its own."""
+    """True if every row has a file of its own."""
 
     def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
         """Return the files that images are read from: one for each of `rows`, or all files that together hold the rows.

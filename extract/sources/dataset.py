@@ -94,7 +94,7 @@ class DatasetOptions:
 
     @property
     def pixels(self) -> PixelOptions:
-        """How decoded images are read."""
+        """Options for reading decoded images."""
         if self.exif_orientation not in (AS_STORED, APPLY):
             raise UnknownNameError("way to treat EXIF orientation", self.exif_orientation, (AS_STORED, APPLY))
         return PixelOptions(PixelRange.parse(self.pixel_range), self.exif_orientation == APPLY)
@@ -171,7 +171,7 @@ class SplitDataset(Source):
 
     @property
     def pixels(self) -> PixelOptions:
-        """How decoded images are read."""
+        """Options for reading decoded images."""
         return self._options.pixels
 
     @property
