@@ -126,9 +126,10 @@ def extract(
         train_split: the dataset's own split to train on; its ``train`` if not given.
         group_by: column whose groups are in train or in test, never in both.
         resplit: put the dataset's own splits together and split anew.
-        pixel_range: black and white of images of more than 8 bits: a number of bits such as ``12``, or ``LOW..HIGH``.
-        exif_orientation: ``apply`` turns images as their EXIF orientation says; by default pixels are taken as stored.
-        max_pixels: pixels of the largest image that is decoded; 178,956,970 if not given.
+        pixel_range: values of black and white in images of more than 8 bits: a number of bits such as ``12``, or
+            ``LOW..HIGH``.
+        exif_orientation: ``apply`` rotates images by their EXIF orientation; by default pixels are taken as stored.
+        max_pixels: size limit of a decoded image in pixels; 178,956,970 if not given.
         batch_size: samples in a forward pass; chosen by device if not given.
         workers: processes that decode images.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
@@ -260,7 +261,7 @@ def probe(
     Raises:
         RequestError: the request is wrong; `UnknownNameError` for a name that does not exist.
         CacheError: the cache is damaged; `CacheNotFoundError` if there is none.
-        DivergedError: heads that diverged; the others were trained and kept, and the error's `rows` has them.
+        DivergedError: heads diverged; the other heads were trained and kept, and the error's `rows` has their results.
 
     Example:
         >>> rows = featcache.probe(cache, ["linear", "attentive"], layers="all", tokens="cls+ap")  # doctest: +SKIP

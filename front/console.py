@@ -1,6 +1,6 @@
-"""What people see: messages and progress on stderr, tables and results on stdout; plain lines where it is no terminal.
+"""Output for people: messages and progress on stderr, tables and results on stdout; plain lines outside of a terminal.
 
-All output of the command line passes through here, or through `featcache.terminal`, which makes it safe for terminals.
+All output of the command line passes through this module or `featcache.terminal`, which makes it safe for terminals.
 """
 
 import sys
@@ -81,7 +81,7 @@ def _bar(title: str, unit: str) -> Iterator[Update]:
     guarded = isinstance(sys.stderr, Guarded)
     with Progress(*columns, console=Console(file=unguarded(sys.stderr))) as progress:
         if guarded:
-            guard_streams()  # rich has put streams of its own in their place, until the bar ends
+            guard_streams()  # rich replaces the streams until the bar ends
         task = progress.add_task(printable(title), total=None, speed="")
 
         def update(done: int, total: int, /) -> None:
@@ -105,7 +105,7 @@ class _ProgressLines:
         speed = _speed(self._rate.update(done), total - done)
         self._line = f"{self._title}: {done}/{total} {self._unit}" + (f", {speed}" if speed else "")
         self._start = done if self._start is None else self._start
-        # The first step is shown at once: whoever reads a log sees that work has begun.
+        # Show the first step at once, so that a log shows that work has begun.
         begun = not self._shown and done > self._start
         if begun or time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
             self._print()

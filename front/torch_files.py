@@ -16,7 +16,7 @@ _ERRORS = (
     *(RuntimeError, pickle.UnpicklingError, ValueError, EOFError, OSError, KeyError, IndexError),
     *(AttributeError, TypeError, AssertionError),
 )
-"""What `torch.load` raises for files that are damaged or hold something else."""
+"""Errors that `torch.load` raises for files that are damaged or hold something else."""
 
 
 @dataclass(frozen=True)

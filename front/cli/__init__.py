@@ -111,7 +111,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except click.ClickException as error:
-        error.show(file=sys.stderr)  # as it is now: click keeps the stream of before
+        error.show(file=sys.stderr)  # the current stderr, since click keeps an earlier one
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def _allow_files() -> None:
-    """Raise the limit of open files as far as a user may: a cache has a file for each layer, and macOS allows 256."""
+    """Raise the soft limit of open files: a cache has a file for each layer, and macOS allows 256 by default."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 

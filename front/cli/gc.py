@@ -31,7 +31,8 @@ def gc_command(older_than: float, yes: bool, root: tuple[Path, ...], as_json: bo
     """List what can go, and remove it with --yes.
 
     Remains of interrupted removals and writes, caches that nobody finished, and exact copies of a cache under another
-    dataset's name, where every byte of the one that stays is intact. What is not shown to be featcache's stays. Looks at the first root only, unless --root says otherwise: the others are shared.
+    dataset's name, where every byte of the one that stays is intact. Files stay unless their content shows that they are
+    featcache's. Looks at the first root only, unless --root says otherwise: the others are shared.
     """
     if not older_than >= 0:
         raise RequestError(f"--older-than must be 0 days or more, got {older_than:g}")
@@ -49,7 +50,7 @@ def gc_command(older_than: float, yes: bool, root: tuple[Path, ...], as_json: bo
 
 
 def _find(search: list[Path], older_than: float, reporter: ConsoleReporter) -> list[Leftover]:
-    """What can go under the roots, each once: a root may be given under two names."""
+    """Return the stale files under the roots, each once, since a root may be given under two names."""
     found: dict[tuple[int, int, str], Leftover] = {}
     for root in search:
         for leftover in find_leftovers(root, older_than, reporter=reporter):

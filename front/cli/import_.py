@@ -102,5 +102,5 @@ def _lines(path: Path | None) -> list[str] | None:
         raise RequestError(
             f"{path} is not UTF-8 (byte {error.start}: {error.object[error.start : error.start + 1]!r}); save it as UTF-8"
         ) from None
-    # Not splitlines, which takes U+2028 and form feeds for ends of lines as well.
+    # Not splitlines, which also splits at U+2028 and form feeds.
     return lines[:-1] if lines[-1] == "" else lines

@@ -59,7 +59,7 @@ def _matches(entry: Entry, model: str | None, dataset: str | None) -> bool:
 
 
 def _may_match(one: Unreadable, model: str | None, dataset: str | None) -> bool:
-    """Whether an unreadable folder may hold what is looked for; of one above the caches nobody can tell."""
+    """Return whether an unreadable folder may hold a matching cache; a folder above caches always may."""
     if dataset and one.dataset and dataset.lower() not in one.dataset.lower():
         return False
     names = model_names(model) if model else ()

@@ -34,7 +34,7 @@ SIZE = _Size()
 
 
 class LocalPath(click.Path):
-    """A file or folder of this machine, ``~`` expanded; an address, which pathlib would make a path of, is refused and not shown."""
+    """A file or folder of this machine, with ``~`` expanded; an address is refused and not shown, since pathlib would accept it."""
 
     def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
         super().__init__(path_type=Path, file_okay=file_okay, dir_okay=dir_okay)

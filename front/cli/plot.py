@@ -83,12 +83,12 @@ def plot_command(
 
 
 def _kinds(named: tuple[str, ...]) -> list[str]:
-    """The kinds of plots that are asked for; all if none is named.
+    """Return the requested plots; all if none is named.
 
     Raises:
-        UnknownNameError: there is no such kind.
+        UnknownNameError: a plot does not exist.
     """
-    from featcache.probe.plots.collect import KINDS  # with matplotlib, which takes a moment
+    from featcache.probe.plots.collect import KINDS  # imports matplotlib, which is slow
 
     kinds = [part.strip() for value in named for part in value.split(",") if part.strip()]
     for kind in kinds:

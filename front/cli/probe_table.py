@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 NUMERIC = ("seed", "top-1", "gain", "parameters", "seconds")
 UNDEFINED = "undefined"
-"""Shown for a score that the test samples do not define, such as R2 of a single one."""
+"""Shown for a score that is not defined on the test samples, such as R2 of a single sample."""
 METRICS = {"balanced_accuracy": "balanced acc", "mean_average_precision": "mAP", "r2": "R2"}
 
 

@@ -144,7 +144,7 @@ def check_view(view: str, score: str, against: str | None) -> None:
     """Refuse options that a view would ignore.
 
     Raises:
-        RequestError: naming the option, and the views that it is for.
+        RequestError: an option has no effect on the view; the message names the option and its views.
     """
     if against is not None and view not in ("summary", "gains"):
         raise RequestError(

@@ -22,7 +22,7 @@ def rm_command(cache: str, yes: bool, root: tuple[Path, ...], as_json: bool) -> 
     """Remove a cache, after showing what it is and asking.
 
     CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY, or REMOTE/CACHE, which goes for all
-    teammates. What is being written is refused, and files in its folder that are not featcache's stay.
+    teammates. A cache that is being written is refused. Files in its folder that are not featcache's stay.
     """
     if is_address(cache):
         remove_remote(cache, yes, as_json)

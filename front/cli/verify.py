@@ -97,7 +97,7 @@ def verify_command(
 def _mended(
     found: Verification, threads: int | None, every: bool, reporter: ConsoleReporter
 ) -> tuple[Verification, Repair | None]:
-    """Repair a cache: a copy from where it came from, so that it stays usable; of any other, drop what is damaged."""
+    """Repair a cache: fetch the damaged files of a copy from its origin, so that it stays usable; else drop damaged blocks."""
     from featcache.store.transfer.mending import mend
 
     try:
@@ -113,7 +113,7 @@ def _mended(
         f"fetched again from {fetched.origin}: {fetched.files} files of data, {size(fetched.num_bytes)} in all"
     )
     again = verify(found.directory, threads=threads, reporter=reporter)
-    # What is left was never part of what the remote has, such as files that do not belong there.
+    # The remaining damages concern files that the remote does not have, such as unexpected files.
     return again, _repair(again, every, reporter) if again.damages else None
 
 

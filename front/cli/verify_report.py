@@ -42,7 +42,7 @@ class Checked:
 
     @property
     def warnings(self) -> list[str]:
-        """Corrections that concern the cache and that it was made before."""
+        """Corrections that concern the cache and came after it."""
         manifest = self.found.manifest
         if manifest is None:
             return []

@@ -34,7 +34,7 @@ def model_of(cache: Cache) -> str:
 
 
 def taken_of(cache: Cache) -> str | None:
-    """The set of weights that was taken of a file that holds several; None where there was one."""
+    """The set of weights taken from a file that holds several; None if the file has a single set."""
     source = cache.provenance.get("weights_source")
     taken = source.get("taken") if isinstance(source, dict) else None
     return taken if isinstance(taken, str) and taken else None
@@ -49,7 +49,7 @@ def source_of(cache: Cache, dataset: str, data: Path | None = None) -> Source:
     """
     identity = cache.spec.dataset
     source = resolve_source(dataset, replace(_options_of(identity), data=data))
-    # Which images were replaced is told by their own digests, which are compared row by row.
+    # The digests of the images show which ones were replaced; they are compared row by row.
     known = {name: value for name, value in identity.items() if name != REPLACED}
     refuse_difference(f"dataset {dataset}", known, source.identity)
     return source
