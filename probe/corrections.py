@@ -1,16 +1,16 @@
-"""Corrections that changed what some runs give. Each is part of the id of these runs alone: no other is trained again for it."""
+"""Corrections that changed the results of some runs. Each is part of the ids of these runs alone, so no other run is repeated."""
 
 from featcache.probe.protocol import INPUTS, L2_INPUT
 from featcache.probe.request import ADAMW, CHOICE, EXACT, Job
 from featcache.probe.scoring.kinds import MULTI_LABEL, SINGLE_LABEL
 
 SCALING = "channels are constant by their own rounding"
-"""Of standardized inputs: before, a channel was set to 0 where another one deviated a million times as much."""
+"""Concerns standardized inputs: before, a channel became 0 beside one with a million times its deviation."""
 
 LABEL_SETS = "label sets are held out label by label, the rare ones first"
 PENALTY = "tied penalties go to the likelier, and the path goes on while its end is chosen"
 TIES = "ties go to the lower class, and five guesses hold no class without a vote"
-"""Of heads whose logits tie exactly, as votes of neighbors do; those of trained heads hardly ever do."""
+"""Concerns heads whose logits tie exactly, such as votes of neighbors; logits of trained heads rarely do."""
 
 
 def corrections(job: Job, usual_input: str, target_type: str) -> list[str]:
@@ -18,7 +18,7 @@ def corrections(job: Job, usual_input: str, target_type: str) -> list[str]:
 
     Args:
         job: head, tokens and input stage.
-        usual_input: the protocol's input stage, taken where the job names none.
+        usual_input: the protocol's input stage, for jobs that name none.
         target_type: single-label, multi-label or regression.
     """
     inputs = {job.input or usual_input}

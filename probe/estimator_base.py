@@ -70,7 +70,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def _read(self, X: Array | SplitReader, y: Any, **checks: Any) -> tuple[Array, Array]:  # noqa: N803
-        """X as an array of two to four axes, and y as one, which is the split's own if not given; rows without features are left out."""
+        """Return X as an array of two to four axes, and y, by default the split's, as an array; leave out rows without features."""
         if not isinstance(X, SplitReader):
             self._refuse(("layers", "tokens"), "says what is read of a split of a cache, and X is an array")
         else:
@@ -102,11 +102,11 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
         self.validation_score_ = fitted.validation
 
     def _check(self, info: HeadInfo) -> None:
-        """Refuse parameters that are of no use to the head, or of no use at all.
+        """Refuse parameters that are invalid, or that the head does not use.
 
         Raises:
-            RequestError: one is of the wrong type, or the head has no use for it.
-            UnknownNameError: there is no such input stage or precision.
+            RequestError: a parameter has the wrong type, or the head does not use it.
+            UnknownNameError: the input stage or the precision does not exist.
         """
         if info.fitting in (CLOSED, EXACT):
             self._refuse(
@@ -199,14 +199,14 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
 
 
 def valid_rows(X: Array | SplitReader, groups: Any) -> Any:  # noqa: N803
-    """The groups of those rows of a split that hold features; of an array, all."""
+    """Return the groups of the rows of a split that hold features; for an array, of all rows."""
     if groups is None or not isinstance(X, SplitReader):
         return groups
     return np.asarray(groups)[np.flatnonzero(X.valid())]
 
 
 def warn_of_rounding(given: Any, array: Array) -> None:
-    """Warn of features that are told apart by less than float32, in which heads compute, can hold."""
+    """Warn of features whose differences are below the resolution of float32, in which heads compute."""
     given = np.asarray(given)
     if given.dtype.kind not in "fiu" or given.dtype.itemsize <= 4:
         return
@@ -223,10 +223,10 @@ def warn_of_rounding(given: Any, array: Array) -> None:
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that is not here.
+    """Refuse a device that does not exist.
 
     Raises:
-        RequestError: saying which there may be.
+        RequestError: the device does not exist; the message lists the possible names.
     """
     try:
         torch.ones(1, device=torch.device(name)).item()
@@ -237,7 +237,7 @@ def check_device(name: str) -> None:
 
 
 def _is_missing(group: Any) -> bool:
-    """Whether a group is none: None, NaN, or what pandas has for them."""
+    """Return whether a group is missing: None, NaN, or a missing value of pandas."""
     try:
         return group is None or bool(group != group)
     except TypeError:  # pandas.NA is neither equal to itself nor not

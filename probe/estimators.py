@@ -40,10 +40,10 @@ class HeadProbe(ClassifierMixin, TokenEstimator):  # type: ignore[misc]
         random_state: fixes the held-out part, initialisation, order, jitter and dropout.
 
     Attributes:
-        classes_: the C labels, sorted; of label sets, the columns.
+        classes_: the C labels, sorted; the columns of label sets.
         head_: the fitted head, a torch module of one member.
         chosen_: the settings that were chosen, such as ``learning_rate``.
-        validation_score_: balanced accuracy of these on the held-out part; of label sets, mean average precision.
+        validation_score_: balanced accuracy of these on the held-out part; mean average precision for label sets.
         n_features_in_: size of the second axis of X.
 
     Example:
@@ -57,9 +57,9 @@ class HeadProbe(ClassifierMixin, TokenEstimator):  # type: ignore[misc]
 
         Args:
             X: see the class.
-            y: labels ``[N]``, of any type that can be sorted, or label sets ``[N, C]`` of 0 and 1 (dense or sparse); those of the split if
-                not given.
-            groups: group of every sample ``[N]``; those of one group are held out together.
+            y: labels ``[N]``, of any type that can be sorted, or label sets ``[N, C]`` of 0 and 1 (dense or sparse); by
+                default the labels of the split.
+            groups: group of every sample ``[N]``; samples of one group are held out together.
 
         Raises:
             ValueError: X and y do not fit each other, are not finite or are too few.
@@ -80,13 +80,13 @@ class HeadProbe(ClassifierMixin, TokenEstimator):  # type: ignore[misc]
         return self
 
     def __sklearn_tags__(self) -> Any:
-        """Say whether the head takes label sets too."""
+        """Tell scikit-learn whether the head takes label sets too."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = self.head in HEADS and MULTI_LABEL in HEADS[self.head].kinds
         return tags
 
     def decision_function(self, X: Array | SplitReader) -> npt.NDArray[np.float32]:  # noqa: N803
-        """Compute logits ``[N, C]``; of two classes the difference of the second and the first, ``[N]``, unless y were label sets."""
+        """Compute logits ``[N, C]``; for two classes, except with label sets, second minus first, ``[N]``."""
         logits = self._outputs(X).numpy()
         if self._label_sets:
             return logits
@@ -94,7 +94,7 @@ class HeadProbe(ClassifierMixin, TokenEstimator):  # type: ignore[misc]
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict_proba(self, X: Array | SplitReader) -> npt.NDArray[np.float32]:  # noqa: N803
-        """Compute probabilities ``[N, C]``, in the order of `classes_`; of label sets, each class has its own."""
+        """Compute probabilities ``[N, C]``, in the order of `classes_`; label sets have independent probabilities."""
         outputs = self._outputs(X)
         return (outputs.sigmoid() if self._label_sets else outputs.softmax(1)).numpy()
 
@@ -123,14 +123,14 @@ class HeadRegressor(MultiOutputMixin, RegressorMixin, TokenEstimator):  # type: 
         Args:
             X: see `HeadProbe`.
             y: quantities ``[N]`` or ``[N, O]``; the targets of the split if not given.
-            groups: group of every sample ``[N]``; those of one group are held out together.
+            groups: group of every sample ``[N]``; samples of one group are held out together.
         """
         groups = valid_rows(X, groups)
         array, y = self._read(X, y, multi_output=True, y_numeric=True)
         self._single = y.ndim == 1
         columns = y.reshape(len(y), -1).astype(np.float64)
-        # In float64, and before anything is rounded to float32: what tells targets apart may be small beside their mean. A power of two
-        # changes no digit, and squares of 1e200 and 1e-200 are numbers in it.
+        # Scale in float64, before any rounding to float32: differences between targets may be small beside their mean. The scale is
+        # a power of two, which changes no digit, and brings the squares of 1e200 and 1e-200 into range.
         unit = np.ldexp(1.0, np.frexp(np.abs(columns).max(0))[1] - 1)
         columns = columns / unit
         mean, deviation = columns.mean(0), columns.std(0)
@@ -147,10 +147,10 @@ class HeadRegressor(MultiOutputMixin, RegressorMixin, TokenEstimator):  # type: 
 
 
 def _are_label_sets(y: Any) -> bool:
-    """Whether y has a column of 0 and 1 for every class."""
+    """Return whether y has a column of 0 and 1 for every class."""
     if y is None or (not issparse(y) and np.asarray(y).ndim != 2):
         return False
-    with np.errstate(invalid="ignore"):  # what is not finite is refused later, by name
+    with np.errstate(invalid="ignore"):  # values that are not finite are refused later, with a message
         return bool(type_of_target(y) == "multilabel-indicator")
 
 
@@ -220,9 +220,9 @@ class AttentiveProbe(HeadProbe):
         )
 
     def __sklearn_tags__(self) -> Any:
-        """Say that two channels are too few: scikit-learn measures scores on such data.
+        """Tell scikit-learn that scores on data of two channels are poor.
 
-        A layer norm over two channels leaves which of them is larger, which tells two classes apart, but not three.
+        A layer norm over two channels keeps only which of the two is larger. This separates two classes, but not three.
         """
         tags = super().__sklearn_tags__()
         tags.classifier_tags.poor_score = True

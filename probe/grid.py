@@ -22,7 +22,7 @@ class GridResult:
     rows: list[ResultRow] = field(default_factory=list)
     """Cache by cache, as `probe` returns them."""
     failures: dict[str, FeatcacheError] = field(default_factory=dict)
-    """What went wrong, by the folder of the cache; heads that diverged leave the rows of others."""
+    """Errors by the folder of the cache; if heads diverged, the rows of other heads remain."""
 
 
 def probe_grid(

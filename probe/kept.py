@@ -1,4 +1,4 @@
-"""What a run leaves in the results: the folder of its head, and the files in it."""
+"""The output of a run in the results: the folder of its head, and the files in it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,25 +24,25 @@ from featcache.store.text import encodable
 
 @dataclass(frozen=True)
 class Scored:
-    """A fitted head and what it gave on test."""
+    """A fitted head and its outputs on test."""
 
     fitted: Fitted
     outputs: torch.Tensor
     """``[N, O]``."""
     report: Report
     interval: tuple[float, float] | None
-    """The bootstrap's, of the score."""
+    """Bootstrap interval of the score."""
 
 
 def names_of(cache: Cache) -> tuple[str, str]:
-    """Model and dataset of a cache, for people."""
+    """Return the model and dataset of a cache, for titles."""
     names = [cache.provenance.get(f"{what}_names") or [""] for what in ("model", "dataset")]
     folder = cache.directory
     return encodable(str(names[0][0]) or folder.name), encodable(str(names[1][0]) or folder.parent.name)
 
 
 def folder_of(cache: Cache, job: Job, trial: Trial, protocol: str, run: str) -> str:
-    """Where a head is kept, relative to the results."""
+    """Return the folder of a head, relative to the results."""
     few = [] if trial.shots is None else [f"shots{trial.shots}", f"draw{trial.draw}"]
     model, dataset = names_of(cache)
     words = (
@@ -58,7 +58,7 @@ def folder_of(cache: Cache, job: Job, trial: Trial, protocol: str, run: str) -> 
 
 
 def config_of(cache: Cache, job: Job, row: ResultRow, fitted: Fitted, width: int) -> HeadConfig:
-    """What a saved head says of itself."""
+    """Return the metadata of a saved head."""
     backbone = cache.spec.backbone
     return HeadConfig(
         head=fitted.name,
@@ -94,7 +94,7 @@ def keep(out: Path, cache: Cache, job: Job, row: ResultRow, scored: Scored, test
         fitted.task.probabilities(scored.outputs).numpy(),
         class_names,
         row.target_kind,
-        # Of the logits: probabilities near 1 tie where logits do not.
+        # Use the logits, since probabilities near 1 tie where logits do not.
         predicted=scored.outputs.argmax(1).numpy(),
     )
     save_scores(folder, scored.report)

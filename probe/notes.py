@@ -1,4 +1,4 @@
-"""What a user should know of a cache before heads are trained on it. No torch."""
+"""Notes for the user on a cache before heads are trained on it. No torch."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ PARITY = "paper-parity"
 
 
 def notes(cache: Cache, request: ProbeRequest) -> Iterator[str]:
-    """Yield one line for each thing that is assumed."""
+    """Yield one line for each assumption."""
     if request.protocol == PARITY and "quickgelu" in cache.spec.backbone.architecture.lower():
         yield (
             f"{PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model as "

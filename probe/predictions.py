@@ -1,4 +1,4 @@
-"""predictions.csv: the test predictions of a head, written in full precision, and what the plots read of them. No torch."""
+"""Write predictions.csv, the test predictions of a head in full precision, and read it for plots. No torch."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from featcache.store.plain import open_plain
 PREDICTIONS_FILE = "predictions.csv"
 LABEL, PREDICTED, PROBABILITY = "label", "predicted", "probability"
 SINGLE_COLUMNS = ("sample_id", LABEL, PREDICTED, PROBABILITY, "label_name", "predicted_name")
-"""Of single labels."""
+"""Columns for single labels."""
 
 
 def save_predictions(
@@ -30,7 +30,7 @@ def save_predictions(
     kind: str = SINGLE_LABEL,
     predicted: npt.NDArray[np.int64] | None = None,
 ) -> None:
-    """Write a CSV of test predictions; numbers have all their digits, and an empty cell is no number.
+    """Write a CSV of test predictions; numbers have all their digits, and empty cells stand for numbers that are not finite.
 
     Single labels give sample id, label, prediction and its probability. Other targets give the sample id and, for every class or
     quantity, the target and the prediction (a probability, or a number in the target's unit).
@@ -40,9 +40,9 @@ def save_predictions(
         sample_ids: N ids.
         labels: ``[N]``, or targets ``[N, O]``.
         outputs: probabilities ``[N, C]``, or numbers ``[N, O]``.
-        names: of classes, in label order, or of quantities.
-        kind: of targets.
-        predicted: the predicted class of single labels ``[N]``; by default the most probable one, the lowest index of several.
+        names: names of classes, in label order, or of quantities.
+        kind: target type.
+        predicted: the predicted class of single labels ``[N]``; by default the most probable one, ties to the lowest index.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -61,7 +61,7 @@ def save_predictions(
 
 
 def _distinct(header: Sequence[str]) -> list[str]:
-    """A header whose columns can be told apart: a name that was there before gets a number, as pandas gives one."""
+    """Return a header with unique columns; a repeated name gets a number, as in pandas."""
     found: dict[str, None] = {}
     asked = set(header)
     for name in header:
@@ -72,15 +72,15 @@ def _distinct(header: Sequence[str]) -> list[str]:
 
 
 def shortest(value: np.number[Any] | float) -> str:
-    """The shortest text that reads back as the same number of the same type; nothing for NaN and infinities."""
-    # numpy's own text of a float32 is that of a float32; formats such as ``:g`` cut, and Python's repr shows the float64.
+    """Return the shortest text that reads back as the same number in the same type; empty for NaN and infinities."""
+    # numpy's text of a float32 has just enough digits; formats such as ``:g`` have too few, and Python's repr those of the float64.
     return str(value).removesuffix(".0") if np.isfinite(value) else ""
 
 
 def read_confidences(path: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Read the probability ``[N]`` of every prediction (NaN where there is none), and whether it is right.
 
-    Both are empty where there is no file, or one of targets without a single label.
+    Both are empty if the file does not exist, or has no single labels.
 
     Raises:
         CacheError: the file is damaged.
@@ -93,7 +93,7 @@ def read_confidences(path: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[n
         try:
             reader = csv.DictReader(file)
             columns = {*(reader.fieldnames or ())}
-            # Classes of label sets may be called like these columns, but have others beside them.
+            # Label sets may have classes named like these columns, but then there are more columns.
             single = {LABEL, PREDICTED, PROBABILITY} <= columns <= {*SINGLE_COLUMNS}
             lines = [(row[PROBABILITY], row[LABEL], row[PREDICTED]) for row in reader] if single else []
             probability = np.array([float(text or "nan") for text, *_ in lines])

@@ -110,24 +110,24 @@ def get_protocol(name: str) -> Protocol:
 
 
 def check_protocol(protocol: Protocol) -> Protocol:
-    """Hold a protocol that was made in Python to what a file may say.
+    """Check a protocol made in Python by the rules for files.
 
     Raises:
-        UnknownNameError: there is no such input stage.
+        UnknownNameError: the input stage does not exist.
         RequestError: a value is of the wrong type or out of range.
     """
     values = {
         name: [_plain(item) for item in value] if isinstance(value, list | tuple) else _plain(value)
         for name, value in vars(protocol).items()
     }
-    # Nothing held out, and no limit for folds, cannot be said in a file.
+    # A file cannot express that nothing is held out, or that folds have no limit.
     unsaid = {"name": True, "folds": protocol.folds == NO_FOLDS, "folds_below": protocol.folds_below is None}
     said = {name: value for name, value in values.items() if not unsaid.get(name)}
     return replace(protocol, **check_fields(said, f"protocol {protocol.name}", _DEFAULTS, INPUTS))
 
 
 def _plain(value: Any) -> Any:
-    """Python's number of numpy's; anything else as it is."""
+    """Return a numpy number as a Python number; anything else unchanged."""
     return value.item() if hasattr(value, "item") else value
 
 

@@ -92,7 +92,7 @@ def parse(text: str, where: str, defaults: Mapping[str, Any], inputs: tuple[str,
         raise RequestError(
             f"{where} is not TOML: nested too deeply; a protocol has no lists of lists"
         ) from None
-    except ValueError as error:  # TOML's own, or a number of more digits than Python reads
+    except ValueError as error:  # an error of TOML, or a number with more digits than Python reads
         raise RequestError(f"{where} is not TOML: {reason(error)}") from None
     return check_fields(table, where, defaults, inputs)
 
@@ -100,7 +100,7 @@ def parse(text: str, where: str, defaults: Mapping[str, Any], inputs: tuple[str,
 def check_fields(
     table: Mapping[str, Any], where: str, defaults: Mapping[str, Any], inputs: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Hold the fields of a protocol to their types and ranges; arguments and errors as for `parse`. Lists become tuples."""
+    """Check the types and ranges of a protocol's fields; arguments and errors as for `parse`. Lists become tuples."""
     found: dict[str, Any] = {}
     for name, value in table.items():
         if name == BASE:
@@ -159,7 +159,7 @@ def _is_number(value: Any) -> bool:
         return False
     try:
         return isfinite(value)
-    except OverflowError:  # a whole number beyond every float
+    except OverflowError:  # an integer beyond the range of floats
         return False
 
 

@@ -140,7 +140,7 @@ def _read(path: Path) -> tuple[JsonObject | None, str]:
 
 
 def _listed(values: npt.NDArray[np.float64]) -> list[Any]:
-    """Nested lists in nine significant digits, which is all that a float32 has, with null for NaN."""
+    """Return nested lists with nine significant digits, all that a float32 has, and null for NaN."""
     rounded = [float(f"{value:.9g}") if np.isfinite(value) else None for value in values.flat]
     listed: list[Any] = np.array(rounded, object).reshape(values.shape).tolist()
     return listed

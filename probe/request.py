@@ -87,7 +87,7 @@ class ProbeRequest:
     options: Mapping[str, int] = field(default_factory=dict)
     """What heads take besides, such as ``hidden``; each takes those that it knows."""
     groups: Path | None = None
-    """CSV file with the columns sample_id and group: train samples of one group are held out together when settings are chosen."""
+    """CSV file with the columns sample_id and group; train samples of one group are held out together during the choice of settings."""
     table: str | None = None
     """A table's rows instead of heads, layers and tokens: ``paper`` for those of arXiv 2601.09322."""
 
@@ -154,7 +154,7 @@ class ProbeRequest:
             )
 
     def _check_numbers(self) -> None:
-        """Hold the numbers to ranges in which every file and every generator takes them."""
+        """Check that the numbers are in ranges that all files and generators accept."""
         for seed in self.seeds:
             check_seed(seed)
         for what, number, most in (

@@ -72,7 +72,7 @@ class ResultRow:
     metric: str
     """Name of the score that was chosen by, and that gains are of."""
     score: float | None
-    """Its value on test; None where it is not defined, such as R2 of a single sample."""
+    """Value of the score on test; None if it is not defined, such as R2 of a single sample."""
     scores: Mapping[str, float | None]
     """All scores on test, by name."""
     score_interval: Sequence[float] | None
@@ -82,7 +82,7 @@ class ResultRow:
     top5: float | None
     """These three of single-label targets alone."""
     gain: float | None
-    """Score over that of the linear probe on the last layer's class token; None where one of both has none."""
+    """Gain over the linear probe on the last layer's class token; None if either has no score."""
     validation_score: float | None
     """Score on held-out samples of train, of what was chosen; None where nothing could be held out."""
     chosen_head: str
@@ -118,7 +118,7 @@ class ResultRow:
 
     @property
     def diverged(self) -> bool:
-        """Whether the outputs were not finite; only earlier versions wrote such rows, with what an argmax of NaN gives as scores."""
+        """True if the outputs were not finite; only earlier versions wrote such rows, with scores from an argmax over NaN."""
         return any(self.scores.get(name, 0.0) is None for name in ("nll", "mse"))
 
     def to_dict(self) -> JsonObject:
@@ -214,14 +214,14 @@ def read_rows(out: Path) -> list[ResultRow]:
         content = (out / RESULTS_FILE).read_bytes()
     except FileNotFoundError:
         return []
-    # An editor may have put a byte order mark before the first line.
+    # An editor may have inserted a byte order mark at the start.
     documents = map(_parse, content.removeprefix(codecs.BOM_UTF8).splitlines())
     rows = [ResultRow.from_dict(document) for document in documents if isinstance(document, dict)]
     return [row for row in rows if row is not None]
 
 
 def _parse(line: bytes) -> object:
-    """The JSON value of a line; None where there is none that could be written again.
+    """Return the JSON value of a line; None if the line has no value that can be written again.
 
     Numbers that are not finite are null: earlier versions wrote NaN as the score of a training that diverged.
     """
@@ -240,7 +240,7 @@ def _finite(text: str) -> float | None:
 
 
 def count_lines(out: Path) -> int:
-    """Lines of results.jsonl that are not blank, whatever they hold."""
+    """Return the lines of results.jsonl that are not blank, valid or not."""
     try:
         return sum(1 for line in (out / RESULTS_FILE).read_bytes().splitlines() if line.strip())
     except FileNotFoundError:
@@ -253,7 +253,7 @@ def save_scores(directory: Path, report: "Report") -> None:
 
 
 def read_confusion(directory: Path) -> Confusion | None:
-    """Read the confusion matrix of a head's test predictions; None where there is none, as of other than single labels.
+    """Read the confusion matrix of a head's test predictions; None if there is none, as for targets other than single labels.
 
     Raises:
         CacheError: the file is damaged.

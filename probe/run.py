@@ -72,7 +72,7 @@ def probe(
         UnknownNameError: a layer or token kind does not exist or is not cached.
         RequestError: the train split is too small, or the memory does not hold what is needed.
         CacheError: the cache is damaged.
-        DivergedError: heads that diverged, after all others were trained; it has their rows.
+        DivergedError: heads diverged; raised after all other heads were trained, with the rows of these.
     """
     flush_denormals()
     wanted = jobs(cache, request)
@@ -113,7 +113,7 @@ class _Runner:
         if self._groups is not None:
             groups_of(cache["train"].sample_ids(), self._groups)
         self.failures: list[str] = []
-        """What diverged, one line for each run."""
+        """Descriptions of diverged runs, one line each."""
         self._earlier = (
             {}
             if request.force
@@ -133,7 +133,7 @@ class _Runner:
             raise RequestError(
                 f"the loss {self._request.regression_loss} is for regression targets, and these are {self._kind}; leave --loss out"
             )
-        # Shots are few samples, whatever the train split has.
+        # Runs with shots use few samples, whatever the size of train.
         num_samples = reader.num_samples if not self._request.shots else 0
         size = Size.of(num_samples, width, num_outputs, self._protocol)
         if num_samples:

@@ -1,4 +1,4 @@
-"""The repetitions of a job: seeds, and of few-shot runs the numbers of shots and the draws of samples. No torch."""
+"""The repetitions of a job: seeds, and for few-shot runs the numbers of shots and the draws of samples. No torch."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ class Trial:
     draw: int = 0
 
     def __str__(self) -> str:
-        """For titles."""
+        """Description for titles."""
         plural = "" if self.shots == 1 else "s"
         few = "" if self.shots is None else f"{self.shots} shot{plural}, draw {self.draw}, "
         return f"{few}seed {self.seed}"
 
 
 def trials(request: ProbeRequest) -> list[Trial]:
-    """Return the repetitions that a request asks for."""
+    """Return the requested repetitions."""
     if not request.shots:
         return [Trial(seed) for seed in request.seeds]
     return [
@@ -33,7 +33,7 @@ def trials(request: ProbeRequest) -> list[Trial]:
 
 
 def title_of(job: Job, trial: Trial) -> str:
-    """Name a run for people: head, tokens, how it is fitted, and the repetition."""
+    """Return a readable name of a run: head, tokens, method of fitting, and the repetition."""
     how = f"exact, {job.penalty}, " if job.solver == EXACT else ""
     stage = f"{job.input}, " if job.input else ""
     return f"{job.head.name} on {job.selection}, {stage}{how}{trial}"

@@ -23,7 +23,7 @@ Settings = Mapping[str, float]
 
 # Samples or features, whichever are fewer: the decomposition of a larger matrix takes hours and tens of gigabytes.
 MAX_DIRECTIONS = 16384
-# Memory of a decomposition for each entry of its matrix: the matrix, its eigenvectors and what LAPACK works with, in float64.
+# Bytes that a decomposition takes for each entry of its matrix: the matrix, its eigenvectors and LAPACK's workspace, in float64.
 GRAM_BYTES = 5 * 8
 
 
@@ -45,7 +45,7 @@ class ClosedHead(Head):
 
     @classmethod
     def bytes_needed(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
-        """Memory at the peak of a fit of all settings, beside the outputs that they give."""
+        """Return the peak memory of a fit of all settings, without the outputs of the settings."""
         return cls.bytes_per_value * num_samples * num_features
 
     @classmethod
@@ -83,7 +83,7 @@ class ClosedLinearHead(ClosedHead):
     """M affine maps of the concatenated tokens, computed by formula."""
 
     decomposes = False
-    """Whether a matrix of samples or features, whichever are fewer, is decomposed."""
+    """True if a fit decomposes a matrix over samples or features, whichever are fewer."""
 
     def __init__(
         self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float] = (0.0,)
@@ -94,7 +94,7 @@ class ClosedLinearHead(ClosedHead):
 
     @classmethod
     def bytes_needed(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
-        """Memory at the peak of a fit: features, and the weights of all settings, which exist in float64 and in float32."""
+        """Return the peak memory of a fit: features, and the weights of all settings in float64 and float32."""
         weights = 12 * len(cls.grid(num_samples)) * num_outputs * num_features
         gram = GRAM_BYTES * min(num_samples, num_features) ** 2 if cls.decomposes else 0
         return super().bytes_needed(num_samples, num_features, num_outputs) + weights + gram

@@ -24,8 +24,8 @@ from featcache.probe.scoring.tasks import Task
 
 NEIGHBOURS = (20, 10, 5, 1, 50, 100, 200)
 TEMPERATURES = (0.07, 0.02, 0.2, 1.0)
-# Similarities that are held at once: 64 MB. Measured on a CPU against all at once: a sixteenth of that is 1.5 times slower, since the
-# gallery is read and arranged anew for every block. The fewest rows of a block take less than the features do, and keep that bearable.
+# Similarities in a block, 64 MB. Measured on a CPU: blocks of a sixteenth are 1.5 times slower than all similarities at once, since
+# every block reads and arranges the gallery again. A block has a minimum of rows for that reason; these take less than the features.
 BLOCK_VALUES = 2**24
 LEAST_ROWS = 128
 # Of a probability: no vote for a class is not proof against it.
@@ -68,7 +68,7 @@ class KnnHead(ClosedHead):
 
     @classmethod
     def bytes_needed(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
-        """Memory at the peak of a fit: features, the gallery, and one block of similarities with what is sorted of it."""
+        """Return the peak memory of a fit: features, the gallery, and one block of similarities with its sorted part."""
         block = 4 * min(num_samples, _block_rows(num_samples)) * num_samples
         return super().bytes_needed(num_samples, num_features, num_outputs) + block
 
@@ -126,12 +126,12 @@ class KnnHead(ClosedHead):
         return outputs
 
     def _nearest(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and places in the gallery, ``[B, K]`` each, of the K nearest: block by block, as B x N of them may be terabytes."""
+        """Return cosines and gallery positions of the K nearest, ``[B, K]`` each, in blocks, since B x N cosines may be terabytes."""
         # The members' copies are one: they were fitted together, or there is one member.
         gallery = self.gallery[0].T.to(inputs.dtype)
         neighbours = min(int(self.k.max()), self.num_samples)
         rows = min(len(inputs), _block_rows(self.num_samples))
-        # One buffer for all blocks: between results that stay, the memory of blocks that go is not used again.
+        # One buffer for all blocks: the allocator does not reuse the memory of freed blocks between results that stay.
         similarity = inputs.new_empty(rows, self.num_samples)
         values = inputs.new_empty(len(inputs), neighbours)
         indices = torch.empty(len(inputs), neighbours, dtype=torch.int64, device=inputs.device)
@@ -159,5 +159,5 @@ class KnnHead(ClosedHead):
 
 
 def _block_rows(num_samples: int) -> int:
-    """Samples that are compared with the gallery at once."""
+    """Return the number of samples that are compared with the gallery at once."""
     return max(LEAST_ROWS, BLOCK_VALUES // num_samples)

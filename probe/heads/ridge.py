@@ -27,7 +27,7 @@ from featcache.probe.heads.closed import (
 )
 from featcache.probe.scoring.tasks import SingleLabel, Task
 
-# Values of targets that are held in float64 at once: N x C of one-hot targets are 10 GB for a million samples of a thousand classes.
+# Values of targets in a float64 block: N x C one-hot targets would take 8 GB for a million samples of a thousand classes.
 BLOCK_VALUES = 2**24
 FACTORS = tuple(10.0 ** (-exponent / 2) for exponent in range(15))
 
@@ -85,7 +85,7 @@ class RidgeHead(ClosedLinearHead):
 
 
 def _blocks(targets: Tensor, task: Task) -> list[tuple[slice, Callable[[], Tensor]]]:
-    """Divide samples: rows, and what makes their targets ``[B, O]`` in float64, one-hot where they are class indices."""
+    """Yield blocks of rows, each with a function that makes their targets ``[B, O]`` in float64, one-hot for class indices."""
 
     def make(part: Tensor) -> Tensor:
         return (F.one_hot(part, task.num_outputs) if isinstance(task, SingleLabel) else part).double()
@@ -96,5 +96,5 @@ def _blocks(targets: Tensor, task: Task) -> list[tuple[slice, Callable[[], Tenso
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
-    """Add tensors of one shape as they are made."""
+    """Add up tensors of one shape, one after another."""
     return reduce(torch.add, parts)

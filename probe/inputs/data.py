@@ -39,7 +39,7 @@ class SplitData:
     bytes: int
     """Memory that the tokens take, or what is read ahead of them."""
     groups: npt.NDArray[Any] | None = None
-    """The group of every sample ``[N]``; those of one group are held out together. None where none are known."""
+    """Group of every sample ``[N]``; samples of one group are held out together. None if no groups are known."""
 
     def subset(self, rows: npt.NDArray[np.int64]) -> "SplitData":
         """Return some of the rows, ascending."""

@@ -1,4 +1,4 @@
-"""Hold samples out by groups (all images of a patient, say): what is chosen must not rest on samples whose siblings were trained on.
+"""Hold out whole groups (such as all images of a patient), so that no held-out sample has a sibling in training.
 
 Shapes: N samples, G groups, S strata, K parts.
 """
@@ -23,13 +23,13 @@ def read_groups(path: Path) -> dict[str, str]:
     """Read the group of every sample from a CSV file with the columns sample_id and group.
 
     Raises:
-        RequestError: there is no such file, it lacks a column or a value, or names a sample twice.
+        RequestError: the file does not exist, lacks a column or a value, or names a sample twice.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"--groups {path} cannot be read: {error}") from error
-    # Not by lines: an id may have one inside of quotes.
+    # Not line by line, since a quoted id may contain a line break.
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         return _groups_in(reader, str(path))
@@ -54,7 +54,7 @@ def groups_of(sample_ids: Sequence[str], named: Mapping[str, str]) -> Groups:
     """The group of every sample, ``[N]``.
 
     Raises:
-        RequestError: samples without a group.
+        RequestError: a sample has no group.
     """
     missing = [sample for sample in sample_ids if sample not in named]
     if missing:
@@ -105,8 +105,8 @@ def _deal(
 ) -> Rows:
     """The part of every sample, ``[N]``; -1 where its group fits none.
 
-    Large groups come first. Each goes to the part whose counts of strata come nearest to what it should have, and to none but
-    `trained` if that had all of a stratum then.
+    Large groups come first. Each group goes to the part that it brings closest to its share of every stratum. A group that would
+    complete a stratum in a part goes to no part but `trained`.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     _, index = np.unique(groups, return_inverse=True)
@@ -118,7 +118,7 @@ def _deal(
     for group in lot[np.argsort(-counts[lot, 0], kind="stable")].tolist():
         own = counts[group]
         cost = ((np.square(taken + own - wanted) - np.square(taken - wanted)) * weight).sum(1)
-        # The first stratum is all samples: only real classes must be left to train on.
+        # The first stratum has all samples, so it is excluded: only real classes must remain in training.
         whole = ((taken + own >= sizes) & (own > 0))[:, 1:].any(1)
         if len(sizes) == 1:
             whole = taken[:, 0] + own[0] >= sizes[0]
@@ -133,7 +133,7 @@ def _deal(
 
 
 def _counts(targets: Targets, index: Rows) -> npt.NDArray[np.float64]:
-    """Samples of every group, ``[G, S]``: all of them, then those of each class or label; of real values, all alone."""
+    """Return sample counts of every group, ``[G, S]``: all samples, then each class or label (none for real values)."""
     number = int(index.max()) + 1
     everything = np.bincount(index, minlength=number)[:, None].astype(np.float64)
     if targets.dtype.kind == "f" and not np.isin(targets, (0, 1)).all():

@@ -19,12 +19,12 @@ Sets = npt.NDArray[np.generic]
 def iterative_parts(sets: Sets, shares: Sequence[float], seed: int) -> Rows:
     """Give every sample to one of K parts.
 
-    The label with the fewest samples left is dealt out first: each of its samples goes to the part that still wants most of that
-    label, then to the one that wants most samples, then by lot. Samples without labels come last.
+    The label with the fewest remaining samples comes first. Each of its samples goes to the part that lacks most of that label; ties
+    go to the part that lacks most samples, then by lot. Samples without labels come last.
 
     Args:
         sets: ``[N, C]``, 0 and 1.
-        shares: of the parts, ``[K]``, of sum 1.
+        shares: share of every part, ``[K]``, with sum 1.
         seed: the same seed gives the same parts.
 
     Returns:
@@ -60,8 +60,8 @@ def iterative_parts(sets: Sets, shares: Sequence[float], seed: int) -> Rows:
 def label_set_holdout(sets: Sets, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Hold out about `fraction` of the samples, label by label.
 
-    A label of three samples or more has one of them held out, and no label loses all of its samples. Where labels are so rare that this
-    gives less than half of what is asked for, further samples are held out by lot.
+    A label of three or more samples has at least one held out, and no label loses all of its samples. If labels are so rare that this
+    gives less than half of the requested number, further samples are held out by lot.
 
     Returns:
         Training rows and held-out rows, both sorted int64; no held-out rows where there are too few samples of every label.
@@ -79,7 +79,7 @@ def label_set_holdout(sets: Sets, fraction: float, seed: int) -> tuple[Rows, Row
 
 
 def _hold_more(marked: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], wanted: int, seed: int) -> None:
-    """Hold samples out by lot, as long as every label keeps one, until `wanted` are."""
+    """Hold out samples by lot until `wanted` are held out, as long as every label keeps one."""
     left = marked[~held].sum(0)
     for row in np.random.Generator(np.random.PCG64(seed)).permutation(np.flatnonzero(~held)).tolist():
         if held.sum() >= wanted or (~held).sum() <= 2:  # a training needs two

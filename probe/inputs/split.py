@@ -93,7 +93,7 @@ def plain_folds(num_samples: int, number: int, seed: int) -> list[tuple[Rows, Ro
 
 
 def plain_holdout(num_samples: int, fraction: float, seed: int, least: int = 0) -> tuple[Rows, Rows]:
-    """Hold out ``round(fraction * N)`` samples by lot, `least` at least, but never the last one; see `stratified_holdout`."""
+    """Hold out ``max(round(fraction * N), least)`` samples by lot, but never the last one; see `stratified_holdout`."""
     if not 0 < fraction < 1:
         raise RequestError(f"the held-out fraction must lie between 0 and 1, not {fraction}")
     order = np.random.Generator(np.random.PCG64(seed)).permutation(num_samples)
@@ -127,7 +127,7 @@ def draw_shots(labels: npt.NDArray[np.integer], shots: int, draw: int) -> Rows:
 
 
 def by_fold(fold: Rows, number: int, held: int) -> list[tuple[Rows, Rows]]:
-    """For every fold, training rows and held-out rows; `fold` has the fold of every sample, -1 for one that is never held out.
+    """Return training rows and held-out rows of every fold; `fold` is the fold of every sample, -1 if it is never held out.
 
     Raises:
         RequestError: fewer than 2 folds, or fewer samples to hold out than folds.

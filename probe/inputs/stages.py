@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 # Samples whose tokens are read at once for their statistics.
 READ_ROWS = 1024
-# Values that are measured in float64 at once.
+# Values in a block that is measured in float64.
 MEASURED_VALUES = 2**24
-# Of a channel that was computed in float32 (a length divided out, a projection): a deviation of so many of its last bits is rounding.
+# Deviation, in units of the last place, that counts as rounding in a channel computed in float32 (normalized or projected).
 ROUNDING_BITS = 4
-# A mean is exact enough in float32 where what that leaves of it moves no standardized value further than this.
+# A float32 mean is exact enough if its rounding error moves no standardized value by more than this.
 FINE_OFFSET = 2.0**-12
 _PREFIX = "input."
 _OUTPUT_PREFIX = "output."
@@ -42,7 +42,7 @@ class InputStage:
     scale: Tensor | None = None
     """``[T, D]``, float32: 1 over their standard deviation; 0 for a constant channel."""
     offset: Tensor | None = None
-    """``[T, D]``, float32: taken off in the end, where float32 is too coarse for the mean of a channel that hardly deviates from it."""
+    """``[T, D]``, float32: subtracted last, where float32 is too coarse for the mean of a channel of tiny deviation."""
     projection: Tensor | None = None
     """``[D, D]``, float32: the model's own projection, zero-padded; applied first, to the tokens in `projected`."""
     projected: Tensor | None = None
@@ -139,9 +139,9 @@ class OutputScale:
 
 
 def lengths(tokens: Tensor, dim: int = -1) -> Tensor:
-    """Euclidean norms of float32 `tokens` along an axis, which goes.
+    """Return Euclidean norms of float32 `tokens` along an axis, which is removed.
 
-    A float32 sum of squares loses or overflows lengths below 1e-15 or above 1e18, so such tensors are measured in float64.
+    A float32 sum of squares underflows for lengths below 1e-15 and overflows above 1e18, so such tensors use float64.
     """
     norms: Tensor = torch.linalg.vector_norm(tokens, dim=dim)
     extreme = (norms < 1e-15) | (norms > 1e18)
@@ -156,7 +156,7 @@ def inverse(norms: Tensor) -> Tensor:
 
 
 def is_constant(variance: Tensor, mean: Tensor, count: int) -> Tensor:
-    """Whether a variance of `count` values is no more than float64 rounding of their own mean; scikit-learn's rule, per channel."""
+    """Return, per channel, whether a variance of `count` values is only float64 rounding of their mean (scikit-learn's rule)."""
     eps = torch.finfo(torch.float64).eps
     return variance <= count * eps * variance + (count * mean * eps).square()
 
@@ -164,8 +164,8 @@ def is_constant(variance: Tensor, mean: Tensor, count: int) -> Tensor:
 def fit_stage(name: str, tokens: "TokenSource", rows: Tensor) -> InputStage:
     """Fit an input stage to the samples that are trained on, in one pass over them.
 
-    A channel is constant only by its own measure: where it deviates from its mean by no more than rounding, whatever the scale of
-    the other channels.
+    A channel counts as constant if it deviates from its own mean by no more than rounding, regardless of the scale of the other
+    channels.
 
     Args:
         name: ``l2``, ``standard`` (mean and deviation per token and channel) or ``l2+standard``.
@@ -188,7 +188,7 @@ def fit_stage(name: str, tokens: "TokenSource", rows: Tensor) -> InputStage:
 
 
 def _moments(source: "TokenSource", rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance and mean ``[T, D]`` of some samples, float64, on the CPU."""
+    """Return variance and mean ``[T, D]`` of some samples, float64, on the CPU."""
     count = 0
     mean = torch.zeros(source.num_tokens, source.width, dtype=torch.float64)
     squares = torch.zeros_like(mean)

@@ -159,7 +159,7 @@ def read_features(tokens: TokenSource, rows: Tensor, device: torch.device | str)
 def _as_tensor(array: npt.NDArray[Any] | Tensor) -> Tensor:
     if isinstance(array, Tensor):
         return array
-    # torch knows neither negative strides nor foreign byte order, and warns about read-only arrays (memory maps), which it cannot protect.
+    # torch supports neither negative strides nor foreign byte order, and warns about read-only arrays (memory maps), which it cannot protect.
     foreign = not array.dtype.isnative or any(stride < 0 for stride in array.strides)
     if foreign or not array.flags.writeable:
         array = np.array(array, array.dtype.newbyteorder("="), order="C")

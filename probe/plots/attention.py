@@ -40,7 +40,7 @@ def attention_by_class_figure(
     Classes without images, all NaN, are left out.
     """
     present = [label for label in range(len(classes)) if not np.isnan(weights[label]).all()]
-    # Of a head whose attention is no number, every class is shown in grey.
+    # A head whose attention is not finite shows every class in gray.
     shown, note = _most_unlike(weights, present or list(range(len(classes))))
     with style():
         percent = 100 * weights[shown]
@@ -72,6 +72,6 @@ def _short(name: str, most: int = 28) -> str:
 
 
 def _largest(percent: npt.NDArray[np.float64]) -> float:
-    """The largest amount; 1 where none is a number, as of a training that diverged."""
+    """Return the largest amount; 1 if none is a number, as after a training that diverged."""
     known = percent[np.isfinite(percent)]
     return float(known.max()) if len(known) else 1.0

@@ -21,13 +21,13 @@ class Reliability:
     accuracy: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
     unknown: int = 0
-    """Samples whose prediction has no probability, as those of a training that diverged; they are in no bin."""
+    """Number of samples whose prediction has no probability, as after a training that diverged; they are in no bin."""
 
     @property
     def expected_error(self) -> float | None:
         """Expected calibration error: the gap between both, averaged over samples (Naeini et al. 2015; Guo et al. 2017).
 
-        None where no sample has a probability.
+        None if no sample has a probability.
         """
         if not self.counts.any():
             return None
@@ -41,7 +41,7 @@ def reliability(
     """Bin predictions.
 
     Args:
-        probability: ``[N]``, of the predicted class; NaN where there is none.
+        probability: ``[N]``, probability of the predicted class; NaN if there is none.
         hit: ``[N]``, whether it is the label.
         num_bins: bins from 0 to 1; each holds its upper edge.
     """
@@ -91,7 +91,7 @@ def calibration_figure(found: Reliability, title: str) -> Figure:
 
 
 def _words(found: Reliability) -> str:
-    """The lines of the title that say what was found."""
+    """Return the lines of the title with the results."""
     error = found.expected_error
     total = int(found.counts.sum()) + found.unknown
     line = "no value" if error is None else f"{100 * error:.1f} %"

@@ -32,7 +32,7 @@ def curves_figure(
             )
         if alike and not alone:
             axes.plot(every[0][0], np.mean([loss for _, loss in every], axis=0), color=PALETTE[0])
-        # A training that diverged has losses that are no numbers.
+        # The losses of a training that diverged are not finite.
         known = [value for _, loss in every for value in loss if isfinite(value)]
         if known and min(known) > 0:
             axes.set_yscale("log")

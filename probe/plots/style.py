@@ -73,14 +73,14 @@ _RC: Any = {
 def style() -> Iterator[None]:
     """Draw and save in the style of the project."""
     with rc_context({**_RC, "font.family": [*_families()]}), warnings.catch_warnings():
-        # A box in a PNG is not worth a warning for each character: the SVG holds the text.
+        # A missing glyph in a PNG deserves no warning for each character, since the SVG holds the text.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
 @cache
 def _families() -> tuple[str, ...]:
-    """matplotlib's own font, then whatever is installed for names in scripts that this font lacks."""
+    """Return matplotlib's own font, then installed fonts for names in scripts that this font lacks."""
     installed = fontManager.get_font_names()
     return ("DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed))
 
@@ -127,7 +127,7 @@ def save(figure: Figure, stem: Path, suffixes: Sequence[str] = SUFFIXES) -> list
 def number_log_ticks(axis: Axis, *, subs: Sequence[float] = (1.0,)) -> None:
     """Label a logarithmic axis with plain numbers, such as ``0.001``, at the multiples `subs` of powers of ten.
 
-    matplotlib's own labels of such an axis are formulas, which the style shows as they are: ``$\\mathdefault{10^{-3}}$``.
+    matplotlib labels such an axis with formulas, which the style prints literally: ``$\\mathdefault{10^{-3}}$``.
     """
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

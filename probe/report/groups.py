@@ -27,7 +27,7 @@ _BOUNDS = {
 
 
 def clip(score: str, interval: tuple[float, float]) -> tuple[float, float]:
-    """Cut an interval to the values that a score can have, at both ends: 0 to 1 for most."""
+    """Clip an interval to the range of a score: 0 to 1 for most."""
     least, most = _BOUNDS.get(score, (0.0, 1.0))
     return max(least, interval[0]), min(most, interval[1])
 
@@ -78,18 +78,18 @@ class Group:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over repetitions; None for a single one, or where all are alike."""
+        """Standard deviation over repetitions; None for a single one, or if all are equal."""
         return None if self.alike else spread(repetitions(self.by_seed))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the mean over repetitions, within the score's bounds; None for a single one, or where all are alike."""
+        """The 95 % interval of the mean over repetitions, within the score's bounds; None for a single one, or if all are equal."""
         interval = mean_interval(repetitions(self.by_seed))
         return None if interval is None else clip(self.score, interval)
 
     @property
     def alike(self) -> bool:
-        """Whether several repetitions gave the same: then there is nothing that an interval could be of."""
+        """True if several repetitions gave equal scores, so that an interval would have no meaning."""
         return are_alike(repetitions(self.by_seed))
 
 

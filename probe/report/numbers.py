@@ -29,7 +29,7 @@ def number(
 
 
 def _decimals(value: float) -> int:
-    """Decimals of a score that has a unit: four, or as many as show four digits of a small one."""
+    """Return the decimals for a score with a unit: four, or more to show four digits of a small score."""
     if not value or not isfinite(value):
         return LEAST_DECIMALS
     return max(LEAST_DECIMALS, 3 - floor(log10(abs(value))))

@@ -20,9 +20,9 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Return the interval of the mean by Student's t; None where there is no `spread`, or all values are alike.
+    """Return the interval of the mean by Student's t; None if there is no `spread`, or all values are equal.
 
-    Alike values do not make a mean certain: they are those of a head that no seed changes.
+    Equal values do not make a mean certain: they come from a head that no seed changes.
     """
     deviation = spread(values)
     if deviation is None or deviation < _NOTHING:
@@ -34,7 +34,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
 
 def are_alike(values: Sequence[float]) -> bool:
-    """Whether several values are the same, up to rounding."""
+    """Return whether there are several values and all are equal up to rounding."""
     deviation = spread(values)
     return deviation is not None and deviation < _NOTHING
 

@@ -57,7 +57,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class NoValue:
-    """Why there is none: words for people, and nothing for programs."""
+    """Reason for a missing interval: a text for people, and nothing for programs."""
 
     text: str
 
@@ -145,7 +145,7 @@ def _bare(value: Value) -> object:
 
 
 def _short(value: object) -> object:
-    """Fifteen digits, which is all but the last of a float: those hide what rounding left, such as 56.99999999999999."""
+    """Return fifteen digits of a float, one or two fewer than it has, which hides rounding such as 56.99999999999999."""
     return f"{value:.15g}" if isinstance(value, float) else value
 
 
@@ -175,7 +175,7 @@ _LATEX: Mapping[str, str] = {
     "|": r"\textbar{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
-    # A bracket at the beginning of a row would be the argument of the line break before it, and two hyphens are a dash.
+    # A bracket at the start of a row would be read as an argument of the preceding line break, and two hyphens as a dash.
     "[": "{[}",
     "-": "-{}",
     "±": r"$\pm$",
@@ -211,7 +211,7 @@ def _latex_cell(value: Value) -> str:
 
 def _escape_latex(text: str) -> str:
     text = re.sub(r"[&%$#_{}~^\\±–|<>\[]|-(?=-)", lambda match: _LATEX[match[0]], printable(text))
-    # The same line break would take a star.
+    # The same holds for a star after a line break.
     return f"{{*}}{text[1:]}" if text.startswith("*") else text
 
 

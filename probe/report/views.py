@@ -23,7 +23,7 @@ from featcache.store.errors import RequestError
 STARS = "* p < 0.05, ** p < 0.01: paired t-test over seeds, corrected for all comparisons of the table (Holm)"
 
 ALIKE = NoValue("all runs alike")
-"""Instead of an interval: no seed changes such a head, which says nothing of how sure its score is."""
+"""Shown in place of an interval for heads that no seed changes; equal scores do not make them certain."""
 
 
 @dataclass(frozen=True)

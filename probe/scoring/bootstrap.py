@@ -13,7 +13,7 @@ from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task
 
 RESAMPLES = 1000
 LEVEL = 0.95
-# Drawn counts that are held at once.
+# Drawn counts in a block.
 BLOCK_VALUES = 2**21
 
 
@@ -32,8 +32,8 @@ def score_interval(
         level: of the interval.
 
     Returns:
-        Low and high; None for label sets, whose mean average precision takes too long to compute a thousand times, for outputs
-        that are not numbers, and for a single sample.
+        Low and high. None for label sets, whose mean average precision takes too long to compute a thousand times; for outputs
+        that are not finite; and for a single sample.
     """
     rng = np.random.Generator(np.random.PCG64(0))
     if isinstance(task, MultiLabel) or not is_sound(outputs, task.kind) or len(targets) < 2:
@@ -55,7 +55,7 @@ def _balanced_accuracies(hits: Tensor, labels: Tensor, rng: np.random.Generator)
     number, share = counts[present].numpy(), (right[present] / counts[present]).double().numpy()
     step = max(1, BLOCK_VALUES // len(number))
     sizes = [min(step, RESAMPLES - start) for start in range(0, RESAMPLES, step)]
-    # Drawn one after another, so that the draws of many classes are those of one call, in less memory.
+    # Draw blocks in sequence: the same draws as of one call, in less memory.
     blocks = (rng.binomial(number, np.clip(share, 0, 1), size=(size, len(number))) for size in sizes)
     return np.concatenate([(drawn / number).mean(1) for drawn in blocks])
 

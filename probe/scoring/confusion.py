@@ -1,4 +1,4 @@
-"""Confusion matrices as the pairs of classes that occur: of C x C pairs, N samples meet at most N.
+"""Confusion matrices as pairs of classes that occur: of C x C pairs, at most N occur among N samples.
 
 Shapes: N samples, C classes, E pairs that occur.
 """
@@ -14,17 +14,17 @@ from featcache.store.errors import CacheError
 from featcache.store.files import field
 
 DENSE_CLASSES = 256
-"""Up to this many classes a matrix is written as a matrix; of 5,001 classes it would have 25 million numbers, nearly all 0."""
+"""Largest number of classes for which the full matrix is written; with 5,001 classes it has 25 million numbers, nearly all 0."""
 
 Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """How many samples of each class were predicted as each class."""
+    """Number of samples for each pair of label and predicted class."""
 
     num_classes: int
-    """C."""
+    """Number of classes C."""
     labels: Indices
     """``[E]``, ascending."""
     predicted: Indices
@@ -58,7 +58,7 @@ class Confusion:
         """Read either form back; earlier versions wrote lists for any number of classes.
 
         Raises:
-            CacheError: it is neither; `where` names the file.
+            CacheError: the value has neither form; `where` names the file.
         """
         try:
             if isinstance(document, list):

@@ -23,9 +23,9 @@ SCORE_NAMES = {
     MULTI_LABEL: ("mean_average_precision", "macro_f1", "micro_f1", "nll"),
     REGRESSION: ("r2", "spearman", "mse", "mae"),
 }
-"""What a report has, by target type."""
+"""Scores in a report, by target type."""
 ECE_BINS = 15
-# Values of outputs that are copied to float64 at once: all outputs of many samples and classes take gigabytes as they are.
+# Values of outputs in a float64 copy: the outputs of many samples and classes alone take gigabytes.
 BLOCK_VALUES = 2**22
 # Of probabilities, so that one sample that was thought impossible does not make a mean infinite.
 FLOOR = float(torch.finfo(torch.float32).eps)
@@ -38,7 +38,7 @@ class Scores:
     balanced_accuracy: float
     top1: float
     top5: float | None
-    """None where split or logits have fewer than 6 classes."""
+    """None if the split or the logits have fewer than 6 classes."""
 
 
 def scores(logits: Tensor, labels: Tensor) -> Scores:
@@ -60,11 +60,11 @@ class Report:
     per_class: Sequence[Mapping[str, float | int | None]] = field(default=())
     """For every class: its number of samples, recall and precision or average precision; None where there are none."""
     pairs: Confusion | None = None
-    """Which classes were taken for which; of single-label targets."""
+    """Confusion counts of single-label targets."""
 
     @property
     def confusion(self) -> Sequence[Sequence[int]] | None:
-        """``[label][predicted]``, counts; None of other targets, and of more than 256 classes, for which there is `pairs`."""
+        """Counts ``[label][predicted]``; None for other targets, and for more than 256 classes, which have `pairs` instead."""
         if self.pairs is None or self.pairs.num_classes > DENSE_CLASSES:
             return None
         matrix: list[list[int]] = self.pairs.dense().tolist()
@@ -77,7 +77,7 @@ class Report:
 
     @classmethod
     def diverged(cls, target_type: str) -> "Report":
-        """Return the report of outputs that are not numbers: no score is defined."""
+        """Return the report for outputs that are not finite: no score is defined."""
         return cls(dict.fromkeys(SCORE_NAMES[target_type]))
 
 
@@ -136,7 +136,7 @@ def log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
     """Expected calibration error: how far the largest probability is from the accuracy, bin by bin of equal width."""
-    # Of the logits, since probabilities near 1 or 0 tie where logits do not.
+    # Use the logits, since probabilities near 1 or 0 tie where logits do not.
     predicted = logits.argmax(1)
     parts = [
         logits[rows].double().softmax(1).gather(1, predicted[rows, None]).squeeze(1)
@@ -150,7 +150,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = ECE_BINS) -> f
 
 
 def row_blocks(outputs: Tensor) -> list[slice]:
-    """Divide the rows of `outputs` ``[N, C]``, so that a float64 copy of a block takes 32 MB; there is at least one block."""
+    """Split the rows of `outputs` ``[N, C]`` into one or more blocks, so that a float64 copy of a block takes 32 MB."""
     size = max(1, BLOCK_VALUES // max(1, outputs.shape[1]))
     return [slice(start, start + size) for start in range(0, max(1, len(outputs)), size)]
 
@@ -233,7 +233,7 @@ def regression_report(outputs: Tensor, targets: Tensor) -> Report:
 def r2(outputs: Tensor, targets: Tensor) -> float:
     """Coefficient of determination, the mean over outputs; `DIVERGED` for outputs that are not finite.
 
-    A single sample has none: then it is the negative squared error, which ranks outputs in the same order.
+    A single sample has no R2, so the negative squared error is returned, which ranks outputs in the same order.
     """
     from sklearn.metrics import r2_score
 

@@ -1,6 +1,6 @@
-"""Which class a row of logits predicts, and which come next: one rule for exact ties, wherever predictions are counted.
+"""Rank the classes of a row of logits, with one rule for exact ties wherever predictions are counted.
 
-Of classes whose logits are equal the lower index comes first, as in `Tensor.argmax`.
+Among classes with equal logits, the lower index comes first, as in `Tensor.argmax`.
 
 Shapes: N samples, C classes.
 """
@@ -8,20 +8,20 @@ Shapes: N samples, C classes.
 import torch
 from torch import Tensor
 
-# Logits that are compared with that of the label at once.
+# Logits in a block that is compared with the logit of the label.
 BLOCK_VALUES = 2**24
 
 
 def among_first(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether the label of each sample is among its k first classes, ``[N]``, bool.
+    """Return whether the label of each sample is among its k first classes, ``[N]``, bool.
 
-    A class that shares the lowest logit with others was not told from them: it got no vote of a neighbor, or had no training samples.
-    It counts only if it is the prediction itself.
+    A class that shares the lowest logit with others got no vote of a neighbor, or had no training samples. It counts only if it is
+    the prediction itself.
 
     Args:
         logits: ``[N, C]``.
-        labels: ``[N]``, int64; a class beyond C was unknown in training and is never hit.
-        k: at least 1.
+        labels: ``[N]``, int64; a class beyond C was unknown in training and never counts.
+        k: number of classes, at least 1.
     """
     right = logits.argmax(1) == labels
     if k == 1:

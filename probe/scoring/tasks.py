@@ -36,7 +36,7 @@ from featcache.store.targets import MAX_CLASSES
 
 Targets = npt.NDArray[Any]
 LEAST_REGRESSION = 4
-"""Samples that can be divided for a choice: two to train on, and two, which have an R2, to choose with."""
+"""Fewest samples that can be split for a choice: two to train on, and two to choose with, since R2 needs two."""
 
 
 class Task(ABC):
@@ -93,7 +93,7 @@ class SingleLabel(Task):
         return CrossEntropy(metrics.class_weights(targets, self.num_outputs).to(device))
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
-        """Balanced accuracy; `DIVERGED` for logits that are not numbers."""
+        """Return balanced accuracy; `DIVERGED` for logits that are not finite."""
         if not is_sound(outputs, SINGLE_LABEL):
             return DIVERGED
         return metrics.balanced_accuracy(outputs, targets.to(outputs.device), self.num_outputs)
@@ -174,7 +174,7 @@ class Regression(Task):
         return OutputScale.of(targets)
 
     def holdout(self, targets: Targets, fraction: float, seed: int) -> tuple[Rows, Rows]:
-        """By lot, but two samples at least, where that leaves two: a single one has no R2."""
+        """Hold out by lot, at least two samples if two remain, since a single sample has no R2."""
         return plain_holdout(len(targets), fraction, seed, least=2 if len(targets) >= LEAST_REGRESSION else 0)
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
@@ -225,7 +225,7 @@ def make_task(
             f"targets must be finite; {len(bad)} samples have others, the first is row {bad[0]}"
         )
     if kind == REGRESSION:
-        with np.errstate(over="ignore"):  # told below
+        with np.errstate(over="ignore"):  # reported below
             numbers = targets.astype(np.float32)
         if not np.isfinite(numbers).all():
             raise RequestError(

@@ -62,7 +62,7 @@ class ExactResult:
     held_out: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     """Logits ``[M, C]`` with the chosen penalty on the held-out samples, of the heads it was chosen from."""
     extended: int = 0
-    """Penalties beyond the default path, which were tried because its end was chosen."""
+    """Penalties beyond the default path, tried because its end was chosen."""
 
     @property
     def notes(self) -> list[str]:
@@ -116,7 +116,7 @@ def run_exact_sweep(
         penalty_kind: ``l2`` or ``group-lasso``.
         groups: with a group lasso, the group of each token, ``[T]``, from 0 on: the layers, say; by default every token
             is a group of its own.
-        sample_groups: group of every sample ``[N]``; those of one group are held out together.
+        sample_groups: group of every sample ``[N]``; samples of one group are held out together.
         num_classes: C; by default the largest label + 1.
         device: where to compute (Apple's GPUs have no float64: there it is the CPU).
         tolerance: see `featcache.probe.solver.logistic.fit_logistic`.
@@ -205,7 +205,7 @@ class _Sweep:
     solver: Callable[[Data], L2Solver | GroupLassoSolver]
     penalties: list[float] | None
     stronger: bool
-    """Whether a default path may be extended to stronger penalties."""
+    """Return whether a default path may be extended to stronger penalties."""
     device: torch.device
     limits: Limits
     on_progress: OnProgress | None
@@ -246,7 +246,7 @@ class _Sweep:
         known: dict[float, Tried],
         on_solved: OnSolved,
     ) -> dict[float, Tried]:
-        """Fit with every penalty on every split; `first` is the solver of the first one, and `known` what was tried before."""
+        """Fit with every penalty on every split; `first` is the solver of the first split, `known` holds earlier results."""
         weakest = min(known, default=inf)
         start = known[weakest].start if known and max(penalties) < weakest else None
         tuned = [first.tune(penalties, on_solved, self.limits, start)]
@@ -309,7 +309,7 @@ class _Sweep:
         )
 
     def _solver_of(self, split: tuple[Rows, Rows]) -> L2Solver | GroupLassoSolver:
-        """Read a split, through an input stage that is fitted to its training part."""
+        """Read a split through an input stage fitted to its training part."""
         train_rows, held_rows = split
         stage = fit_stage(self.input, self.tokens, torch.from_numpy(train_rows))
         # The part to tune on comes first, so that it is a view.
@@ -325,7 +325,7 @@ class _Counter:
         self.total, self._done, self._on_progress = 1, 0, on_progress
 
     def __call__(self, solved: int) -> None:
-        """Count and report."""
+        """Count one solution, and report the progress."""
         self._done += solved
         if self._on_progress is not None:
             self._on_progress(self._done, self.total)

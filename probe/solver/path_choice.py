@@ -1,7 +1,7 @@
-"""Which penalty of a path is chosen, and how the path goes on while that is its end.
+"""Choose the penalty of a path, and extend the path while the choice is at its end.
 
-A path is extended at the end that was chosen, as long as the last step brought something, and no further than a thousand times weaker
-or stronger than its default (a group lasso not stronger: there nothing is left with weight).
+A path is extended at its chosen end while the last step improved the likelihood, up to a thousand times weaker or stronger than the
+default path (not stronger for a group lasso, which then has no weight left).
 
 Shapes: R held-out samples, C classes.
 """
@@ -16,18 +16,18 @@ from torch import Tensor
 from featcache.probe.solver.certificate import Certificate
 
 WEAKER, STRONGER = 1e-3, 1e3
-"""How far a path may be extended, as factors of its ends."""
+"""Limits of an extended path, as factors of its ends."""
 STEPS = 2
-"""Penalties that are added at a time."""
+"""Number of penalties added at a time."""
 LEAST_GAIN = 1e-3
-"""Of the held-out log-likelihood (nats per sample), by the last step: with less, further ones are not worth it."""
+"""Least gain in held-out log-likelihood (nats per sample) of the last step for a path to be extended further."""
 DIGITS = 6
-"""Decimals of a log-likelihood that count in a tie; the rest is rounding of the solver."""
+"""Decimals of a log-likelihood that count in a tie; further ones are rounding of the solver."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What one penalty gave on the held-out samples of all splits."""
+    """Held-out results of one penalty over all splits."""
 
     outputs: Tensor
     """Logits ``[R, C]``."""
@@ -37,24 +37,24 @@ class Tried:
     certificate: Certificate
     """The least exact of the splits."""
     start: Any
-    """What a fit may start from: coefficients of the first split."""
+    """Coefficients of the first split, a starting point for other fits."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far a default path may go on."""
+    """Limits of the extension of a default path."""
 
     weakest: float
     strongest: float
 
     @classmethod
     def of(cls, penalties: list[float], *, stronger: bool) -> "Bounds":
-        """Those of a default path, strong to weak."""
+        """Return the limits for a default path, strong to weak."""
         return cls(penalties[-1] * WEAKER, penalties[0] * (STRONGER if stronger else 1.0))
 
 
 def most_steps(grid: Sequence[float]) -> int:
-    """How many penalties a path may be extended by at one end; it goes on at the other only if the choice changes sides."""
+    """Largest number of penalties that extend a path at one end; the other end is extended only if the choice moves there."""
     return ceil(log(max(STRONGER, 1 / WEAKER)) / log(grid[0] / grid[1]) - 1e-9)
 
 
@@ -64,7 +64,7 @@ def select_penalty(tried: Mapping[float, Tried]) -> float:
 
 
 def further_penalties(tried: Mapping[float, Tried], bounds: Bounds) -> list[float]:
-    """The penalties that a path goes on with, strong to weak; none where its end is not chosen, or brought nothing."""
+    """Return the penalties to extend a path by, strong to weak; none if its end is not chosen, or did not improve."""
     order = sorted(tried, reverse=True)
     chosen = select_penalty(tried)
     if len(order) < 2 or chosen not in (order[0], order[-1]):

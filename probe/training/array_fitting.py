@@ -46,7 +46,7 @@ def fit_head(
         device: where to fit.
         precision: of matrix products in training, ``fp32`` or ``bf16``.
         memory: bytes for the members that train together.
-        groups: of the samples ``[N]``; those of one group are held out together when settings are chosen.
+        groups: group of every sample ``[N]``; samples of one group are held out together during the choice of settings.
         reporter: receives messages and progress.
 
     Raises:

@@ -36,7 +36,7 @@ from featcache.store.errors import DivergedError
 FACTORS = tuple(10.0 ** (exponent / 8) for exponent in range(-4, 21))
 
 NATURAL_ENDS = {"penalty": None, "shrinkage": 1.0, "k": 1}
-"""Settings of which the grid is a stretch, and the value beyond which there is none."""
+"""Settings whose grid is a part of a range, and the value at which the range ends."""
 
 OnProgress = Callable[[int, int], None]
 
@@ -82,10 +82,10 @@ def run_closed_sweep(
         protocol: how much is held out, and the input stage.
         seed: fixes the held-out samples; nothing else is random.
         task: what the targets are; by default what `make_task` makes of them.
-        sample_groups: group of every sample ``[N]``; those of one group are held out together.
+        sample_groups: group of every sample ``[N]``; samples of one group are held out together.
         device: where to compute (Apple's GPUs have no float64: there it is the CPU).
-        memory: bytes that the outputs of all settings on held-out samples may take; where they take more, those of the chosen
-            settings are computed a second time.
+        memory: bytes that the held-out outputs of all settings may take; if they need more, the outputs of the chosen settings
+            are computed a second time.
         on_progress: called with the fits done and to be done.
 
     Raises:
@@ -141,7 +141,7 @@ def run_closed_sweep(
 
 
 def ends_of_grid(validation: Sequence[tuple[Settings, float]], chosen: Settings) -> list[str]:
-    """Say which chosen settings are the last ones that were tried, beyond which there are better ones perhaps."""
+    """Report chosen settings at the end of their grid, since better ones may lie beyond."""
     notes = []
     for name, natural in NATURAL_ENDS.items():
         values = sorted({settings[name] for settings, _ in validation if name in settings})
@@ -185,7 +185,7 @@ class _Fitter:
         return head
 
     def held_out(self, split: Split, settings: Sequence[Settings]) -> Iterator[Tensor]:
-        """Outputs ``[M, B, O]`` for all settings on the held-out part, batch by batch, of heads fitted on the other."""
+        """Yield outputs ``[M, B, O]`` of all settings on the held-out part, batch by batch; the heads are fitted on the rest."""
         head = self.fit(split[0], settings)
         source = self.tokens.with_stage(head.stage)
         for rows in torch.split(split[1], prediction_batch(self.tokens, head)):

@@ -1,4 +1,4 @@
-"""The head ``auto``: several heads and input stages compete on held-out samples of train, and the best are averaged where that is better."""
+"""The head ``auto``: heads and input stages compete on held-out samples of train; the best are averaged if that is better."""
 
 import time
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def choose_head(fitter: "Fitter", work: Work) -> Fitted:
 def _finish_best(
     fitter: "Fitter", work: Work, candidates: Sequence[Candidate], targets: Tensor
 ) -> tuple[Choice, list[Fitted]]:
-    """Fit the best choice on all of train; where a part of it diverges, the best without that part."""
+    """Fit the best choice on all of train; if a part of it diverges, fit the best choice without that part."""
     left = list(candidates)
     while left:
         choice, reason = choose(left, targets, work.task)
@@ -90,7 +90,7 @@ def _finish_best(
 
 
 def _possible(fitter: "Fitter", work: Work) -> list[tuple[Job, str]]:
-    """The candidates, each a job and an input stage, that the data are not too large for."""
+    """Return the candidates, each a job and an input stage, whose method can handle data of this size."""
     tokens = work.train.tokens
     size = Size.of(tokens.num_samples, tokens.width, work.task.num_outputs, fitter.protocol)
     possible = []
@@ -112,7 +112,7 @@ def _possible(fitter: "Fitter", work: Work) -> list[tuple[Job, str]]:
 def _candidate(fitter: "Fitter", work: Work) -> Candidate:
     name, stage = work.job.head.name, fitter.protocol.input
     if work.job.solver in (EXACT, CLOSED):
-        # These are fitted in seconds, so the final fit is not put off.
+        # These heads are fitted in seconds, so the final fit is done at once.
         fitted, held_out = (fitter.solved if work.job.solver == EXACT else fitter.computed)(work)
         return Candidate(name, stage, fitted.validation, held_out.cpu(), lambda: fitted)
     sweep, started = fitter.plan(work), time.perf_counter()
@@ -120,7 +120,7 @@ def _candidate(fitter: "Fitter", work: Work) -> Candidate:
         unfinished = fitter.unfinished(replace(work, run=f"{work.run}-{name}-{stage}"))
         found, options = fitter.sweep(work, sweep, unfinished, tune)
         fitter.tell_diverged(work, found.diverged)
-        # Of members that an earlier run trained only the score is known.
+        # For members of an earlier run, only the score is known.
         held_out = found.held_out if len(found.held_out) else held_out_outputs(sweep, found.member, options)
     seconds = time.perf_counter() - started
 

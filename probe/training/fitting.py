@@ -67,7 +67,7 @@ class Fitter:
     target_kind: str | None = None
     regression_loss: str = REGRESSION_LOSSES[0]
     limit: int | None = None
-    """Bytes that the user gives to the run; None for what is free."""
+    """Bytes that the user allows for the run; None for all free memory."""
 
     def fit(self, job: Job, seed: int, run: str, title: str, train: SplitData) -> Fitted:
         """Choose and fit a head.
@@ -81,7 +81,7 @@ class Fitter:
 
         Raises:
             RequestError: the train split is too small, or its targets are not for this head.
-            DivergedError: nothing that was fitted is finite.
+            DivergedError: every fit diverged.
         """
         task, targets = make_task(train.labels, self.target_kind, loss=self.regression_loss)
         work = Work(job, seed, run, title, train, task, targets)
@@ -109,7 +109,7 @@ class Fitter:
             raise DivergedError(f"{title}: {error}") from error
 
     def _is_indivisible(self, work: Work) -> bool:
-        """Whether no sample can be held out; folds and groups have their own errors."""
+        """Return whether no sample can be held out; folds and groups have their own errors."""
         number = len(work.targets)
         if number < 2 or self.protocol.num_folds(number) != 1 or work.train.groups is not None:
             return False
@@ -128,12 +128,12 @@ class Fitter:
         return self.trained(work, result.member, result.validation, result.head, result.seconds)
 
     def tell_diverged(self, work: Work, members: Sequence[Member]) -> None:
-        """Say which members diverged, if any."""
+        """Report the members that diverged, if any."""
         if members:
             self.reporter.message(f"note: {work.title}: {describe_diverged(members)}")
 
     def unfinished(self, work: Work) -> Unfinished | None:
-        """Where the members of a sweep are kept until it is through."""
+        """Return the place for the members of a sweep until the sweep is complete."""
         return None if self.out is None else Unfinished(self.out, work.run)
 
     def plan(self, work: Work) -> Sweep:
@@ -152,7 +152,7 @@ class Fitter:
     def trained(
         self, work: Work, member: Member, validation: Mapping[Member, float], head: Head, seconds: float
     ) -> Fitted:
-        """A head of a sweep, with what was chosen for it."""
+        """Return the head of a sweep with its chosen settings."""
         return Fitted(
             head,
             work.task,

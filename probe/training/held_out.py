@@ -1,4 +1,4 @@
-"""What the settings of a closed-form head give on held-out samples: every output, or where these are too many, what a choice needs.
+"""Held-out outputs of the settings of a closed-form head: all outputs, or only the values for a choice if all are too many.
 
 Shapes: M settings, R held-out samples, B batch, O outputs.
 """
@@ -17,7 +17,7 @@ from featcache.probe.scoring.metrics import (
 from featcache.probe.scoring.soundness import DIVERGED, is_sound
 from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task
 
-# Share of the memory that may go to outputs; features and their copies have the rest.
+# Share of the memory for outputs; the rest is for features and their copies.
 OUTPUT_SHARE = 4
 
 Rank = tuple[float, float]
@@ -25,11 +25,11 @@ Rank = tuple[float, float]
 
 
 class HeldOut(ABC):
-    """Outputs of M settings, which arrive batch by batch in the order of the held-out samples."""
+    """Collects the outputs of M settings, batch by batch in the order of the held-out samples."""
 
     @abstractmethod
     def add(self, outputs: Tensor) -> None:
-        """Take the outputs ``[M, B, O]`` of the next samples, on the CPU."""
+        """Add the outputs ``[M, B, O]`` of the next samples, on the CPU."""
 
     @abstractmethod
     def ranks(self) -> list[Rank]:
@@ -41,12 +41,12 @@ class HeldOut(ABC):
 
 
 def make_held_out(task: Task, num_settings: int, targets: Tensor, memory: int) -> HeldOut:
-    """Choose what to keep of the outputs on held-out samples.
+    """Choose how much of the held-out outputs to keep.
 
     Args:
-        task: what the targets are; scores of other than single labels need all outputs.
-        num_settings: M.
-        targets: of the R held-out samples.
+        task: the type of the targets; scores of types other than single labels need all outputs.
+        num_settings: number of settings M.
+        targets: targets of the R held-out samples.
         memory: bytes for everything; a quarter may go to outputs.
     """
     size = 4 * num_settings * len(targets) * task.num_outputs
@@ -76,7 +76,7 @@ class _AllOutputs(HeldOut):
 
 
 class _Evidence(HeldOut):
-    """Of every sample and setting, the predicted class and the log-likelihood of the label."""
+    """Keeps the predicted class and the log-likelihood of the label for every sample and setting."""
 
     def __init__(self, task: SingleLabel, num_settings: int, targets: Tensor) -> None:
         self._task, self._targets, self._filled = task, targets, 0
@@ -109,7 +109,7 @@ class _Evidence(HeldOut):
 
 
 def likelihood(outputs: Tensor, targets: Tensor, task: Task) -> float:
-    """Return what decides a tie: the log-likelihood of labels; of label sets, that of every class."""
+    """Return the log-likelihood that decides a tie: of the labels, or of every class for label sets."""
     if not is_sound(outputs, task.kind):
         return DIVERGED
     if isinstance(task, SingleLabel):

@@ -25,8 +25,8 @@ from featcache.store.errors import DivergedError
 # Bytes that a parameter takes while its member trains: itself and Adam's two moments; its gradient is one of few at a time.
 BYTES_PER_PARAMETER = 3 * 4
 
-# Floating-point operations of a training step, below which one thread does it. Threads meet after every operation: two bring
-# little where operations are small, and where another program is at work on the same cores they are many times slower.
+# Floating-point operations of a training step below which one thread is used. Threads synchronize after every operation: two threads
+# gain little on small operations, and are many times slower if another program uses the same cores.
 SMALL_STEP = 3e9
 
 Rounds = Sequence[Mapping[Member, float]]
@@ -95,7 +95,7 @@ def run_sweep(sweep: Sweep, options: SweepOptions | None = None) -> SweepResult:
     """Choose the best member on held-out samples, then fit it on all of train.
 
     Raises:
-        DivergedError: no member ends in numbers.
+        DivergedError: every member diverged.
     """
     options = options or SweepOptions()
     start = time.perf_counter()
@@ -175,7 +175,7 @@ def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -
 
 
 def describe_diverged(members: Sequence[Member]) -> str:
-    """What a user is told of members that diverged beside sound ones."""
+    """Return the note on members that diverged while others did not."""
     named = dict.fromkeys(f"{one.learning_rate:g}/{one.weight_decay:g}" for one in members)
     diverged = "1 member diverged and is" if len(members) == 1 else f"{len(members)} members diverged and are"
     return (
@@ -185,7 +185,7 @@ def describe_diverged(members: Sequence[Member]) -> str:
 
 
 def _rates(members: Sequence[Member]) -> str:
-    """The learning rates of members that diverged, for people, and what to do."""
+    """Return a description of the learning rates of members that diverged, with a suggestion."""
     rates = dict.fromkeys(f"{member.learning_rate:g}" for member in members)
     named = f"rate {', '.join(rates)}" if len(rates) == 1 else f"rates {', '.join(rates)}"
     return f" (learning {named}): losses, weights or outputs are not finite; give lower learning rates"
@@ -193,7 +193,7 @@ def _rates(members: Sequence[Member]) -> str:
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """What a member gives on all held-out samples, split after split."""
+    """Held-out outputs of a member, split after split."""
 
     outputs: Tensor
     score: float
@@ -212,10 +212,10 @@ def _held_out(
     options: SweepOptions,
     counter: Callable[[int], None],
 ) -> Iterator[tuple[Member, _HeldOut]]:
-    """Train some members on every split, and yield each with what it gives on all held-out samples, split after split.
+    """Train some members on every split, and yield each with its outputs on all held-out samples, split after split.
 
-    Outputs of the last split, which mostly is the only one, are computed when they are asked for: those of all members of a large
-    train split with many classes do not fit into memory.
+    The outputs of the last split, usually the only one, are computed on demand: for a large train split with many classes, the
+    outputs of all members together do not fit into memory.
     """
     pieces: dict[Member, list[Tensor]] = {member: [] for member in group}
     diverged: set[Member] = set()
@@ -236,7 +236,7 @@ def _held_out(
 def finish(
     sweep: Sweep, tuning: Tuning, options: SweepOptions, counter: _Counter | None = None
 ) -> tuple[Member, Head, tuple[Member, ...]]:
-    """Fit the chosen member on all of train; should that diverge, the next best, and so on.
+    """Fit the chosen member on all of train; if it diverges, fit the next best one, and so on.
 
     Returns:
         The member, its head, and all members that diverged, here or before.
@@ -308,7 +308,7 @@ def select_best(validation: Mapping[Member, float]) -> Member:
 
 
 def suitable_threads(sweep: Sweep) -> int:
-    """How many threads suit a sweep; not a matter of timing, so that the same command gives the same result."""
-    # Forward and twice that backward, a product and a sum for each parameter.
+    """Return the number of threads for a sweep; timing plays no role, so that the same command gives the same result."""
+    # A product and a sum per parameter, once forward and twice backward.
     operations = 6.0 * sweep.num_parameters * sweep.batch_size * len(sweep.members)
     return 1 if operations < SMALL_STEP else torch.get_num_threads()

@@ -119,7 +119,7 @@ def plan_sweep(
         seed: fixes split, initialisation, order, jitter and dropout.
         num_classes: C; by default the largest label + 1.
         task: what the targets are; by default what `make_task` makes of them.
-        sample_groups: group of every sample ``[N]``; those of one group are held out together.
+        sample_groups: group of every sample ``[N]``; samples of one group are held out together.
 
     Raises:
         RequestError: labels that do not fit, a train split too small to hold anything out, or a head that cannot

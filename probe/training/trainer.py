@@ -177,7 +177,7 @@ def fit_members(
 
 
 def has_diverged(head: Head) -> bool:
-    """Whether a loss, weight or statistic of a head that was just trained is not finite."""
+    """Return whether a loss, weight or statistic of a trained head is not finite."""
     losses = [] if head.losses is None else [head.losses]
     return not all(bool(tensor.isfinite().all()) for tensor in (*head.state_dict().values(), *losses))
 
@@ -212,7 +212,7 @@ def divide(members: Sequence[Member], size: int) -> list[Sequence[Member]]:
 
 
 def prediction_batch(tokens: TokenSource, head: Head | None = None) -> int:
-    """Samples that are worked on at once outside training: as many as tokens, and what `head` makes of them, leave room for."""
+    """Return the batch size outside of training: as many samples as the tokens and the results of `head` leave room for."""
     values = tokens.num_tokens * tokens.width
     if head is not None:
         values = max(values, head.num_members * (head.num_classes + head.activations))
@@ -242,7 +242,7 @@ def predict(
     for start, part in zip(range(0, len(rows), batch_size), torch.split(rows, batch_size), strict=True):
         x = tokens.batch(part).to(device)
         outputs = head(x if jitter is None else jitter.add_(x)).squeeze(0)
-        if joined is None:  # filled in place: parts and their concatenation would take twice the memory
+        if joined is None:  # filled in place, since concatenating the parts would take twice the memory
             joined = outputs.new_empty(len(rows), *outputs.shape[1:])
         joined[start : start + len(part)] = outputs
     if joined is None:

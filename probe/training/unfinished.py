@@ -39,7 +39,7 @@ class Unfinished:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         entries = [
             [
-                # JSON has no infinity: a member that diverged has no score.
+                # JSON has no infinity, so a member that diverged has no score.
                 {"member": asdict(member), "score": None if score == DIVERGED else score}
                 for member, score in scores.items()
             ]

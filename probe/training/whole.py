@@ -1,4 +1,4 @@
-"""What a run takes of memory, inputs and outputs alike, and whether that is there: the one place where it is counted.
+"""Memory that a run takes, inputs and outputs alike, and the check that it is available; counted only in this module.
 
 Shapes: N samples, F = T * D features, O outputs, R held-out samples, P penalties.
 """
@@ -24,41 +24,41 @@ if TYPE_CHECKING:
 
 # Memory at the peak of a fit by the exact solver for each value of the features; see `ClosedHead.bytes_per_value`.
 EXACT_BYTES_PER_VALUE = 20
-# Copies of logits, and of parameters, of the penalties that are solved side by side, in float64.
+# Float64 copies of the logits, and of the parameters, of penalties that are solved side by side.
 EXACT_LOGITS, EXACT_PARAMETERS = 6, 20
-# Copies of outputs in float32 that exist at once. On test: themselves and their probabilities. Held out, of trained members: the best, and the one
-# that is compared with it; of `auto`: those of up to six candidates, and of the three that are averaged.
+# Float32 copies of outputs that exist at once. On test: outputs and probabilities. On held-out samples: the best trained member and
+# the one compared with it; for `auto`, up to six candidates, and the three that are averaged.
 TEST_COPIES = 2
 HELD_OUT_COPIES = {ADAMW: 2, CHOICE: 9}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is to fit to."""
+    """Sizes of the data of a fit."""
 
     num_samples: int
-    """N, of train."""
+    """N, samples of train."""
     num_held_out: int
-    """R."""
+    """R, held-out samples."""
     width: int
-    """D."""
+    """D, width of a token."""
     num_outputs: int
-    """O: classes or quantities."""
+    """O, classes or quantities."""
 
     @classmethod
     def of(cls, num_samples: int, width: int, num_outputs: int, protocol: Protocol) -> "Size":
-        """The size of a train split that is chosen on as a protocol has it."""
+        """Return the sizes for a train split and the held-out part of a protocol."""
         share = 1.0 if protocol.num_folds(num_samples) > 1 else protocol.validation_fraction
         return cls(num_samples, int(share * num_samples), width, num_outputs)
 
 
 def bytes_needed(job: Job, size: Size, memory: int) -> int:
-    """Count the memory at the peak of a choice and a fit by formula or by the exact solver.
+    """Return the peak memory of a choice and a fit, for closed-form heads and the exact solver.
 
     Args:
-        job: of such a head.
-        size: of what it is fitted to.
-        memory: bytes that the outputs of all settings may take a share of; beyond it those of single labels are not kept.
+        job: a job with such a head.
+        size: sizes of the data.
+        memory: bytes; beyond a share of these, the outputs of all settings for single labels are not kept.
     """
     features = job.selection.num_tokens * size.width
     if job.solver == EXACT:
@@ -66,7 +66,7 @@ def bytes_needed(job: Job, size: Size, memory: int) -> int:
     head_class: type[ClosedHead] = job.head.load()
     outputs = 4 * size.num_held_out * size.num_outputs
     kept = len(head_class.grid(size.num_samples)) * outputs
-    # Chosen outputs exist twice while they are calibrated.
+    # The chosen outputs exist twice during calibration.
     fitting = head_class.bytes_needed(size.num_samples, features, size.num_outputs)
     return fitting + 2 * outputs + min(kept, memory // OUTPUT_SHARE)
 
@@ -80,7 +80,7 @@ def _exact_bytes(size: Size, num_features: int, grid: Sequence[float]) -> int:
         EXACT_BYTES_PER_VALUE * size.num_samples * num_features
         + 8 * EXACT_LOGITS * together * size.num_samples
         + 8 * EXACT_PARAMETERS * together * dimensions
-        # Logits of the default path on held-out samples in float64, the outputs of all that may be tried, and their parameters.
+        # Float64 logits of the default path on held-out samples; outputs and parameters of all penalties that may be tried.
         + (8 * penalties + 4 * tried) * outputs * size.num_held_out
         + 16 * tried * outputs * dimensions
     )
@@ -90,13 +90,13 @@ def check_whole(job: Job, size: Size, device: torch.device, memory: int | None =
     """Refuse a head that sees all features at once where they are too many for its method or for the memory.
 
     Args:
-        job: any; heads that are trained in mini-batches pass.
-        size: of what it is fitted to.
+        job: any job; heads that are trained in mini-batches pass.
+        size: sizes of the data.
         device: where the head is fitted.
-        memory: bytes that the user gives to the run; None for what is free.
+        memory: bytes that the user allows for the run; None for all free memory.
 
     Raises:
-        RequestError: saying what to ask for instead.
+        RequestError: the data are too large; the message has an alternative.
     """
     if job.solver not in (CLOSED, EXACT):
         return
@@ -115,16 +115,16 @@ def check_whole(job: Job, size: Size, device: torch.device, memory: int | None =
 
 
 def check_outputs(job: Job, size: Size, num_test: int, memory: int | None = None) -> None:
-    """Refuse splits for whose outputs there is no memory; what closed-form heads keep besides is in `check_whole`.
+    """Refuse splits whose outputs do not fit into memory; `check_whole` counts what closed-form heads need in addition.
 
     Args:
-        job: any.
-        size: of what it is fitted to.
+        job: any job.
+        size: sizes of the data.
         num_test: samples of the test split.
-        memory: bytes that the user gives to the run; None for what is free.
+        memory: bytes that the user allows for the run; None for all free memory.
 
     Raises:
-        RequestError: saying what to ask for instead.
+        RequestError: the outputs are too large; the message has an alternative.
     """
     free = available_memory()
     limit = free if memory is None else min(free, memory)
@@ -139,12 +139,12 @@ def check_outputs(job: Job, size: Size, num_test: int, memory: int | None = None
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free where a head is fitted."""
+    """Return the free bytes on the device of a fit."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
 def _there_is(limit: int, free: int) -> str:
-    """What there is of memory, in words."""
+    """Return a description of the available memory."""
     if limit == free:
         return f"{format_bytes(free)} are free"
     return f"--memory allows {format_bytes(limit)}"
