@@ -26,10 +26,11 @@ from featcache.extract.contents import Contents
 from featcache.extract.device import choose_device, default_workers, fast_precision, forward_context
 from featcache.extract.extractors import Forward
 from featcache.extract.forward import FeatureExtractor
-from featcache.extract.images import Rows, image_batches, to_rgb
+from featcache.extract.images import Rows, image_batches
 from featcache.extract.models import resolve_model
 from featcache.extract.pipeline import ImageInput, run_blocks
 from featcache.extract.planning import plan_inventory
+from featcache.extract.rgb import to_rgb
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.base import Sample, Source
 from featcache.store.inventory import Inventory

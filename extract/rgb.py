@@ -63,6 +63,7 @@ def rgb_image(source: Source, split: str, row: int) -> Image:
     except Exception as error:  # an image of Pillow's may come unread, and its decoder raises many kinds
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        image.close()  # or its file stays open: only a finished decoder closes it
         what = f"{type(error).__name__}: {reason(error)}"
         raise DatasetError(
             f"image {source.splits[split][row].id!r} cannot be converted to RGB ({what})"

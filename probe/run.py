@@ -9,32 +9,26 @@ from math import isnan, nan
 import numpy as np
 import torch
 
-from featcache.probe.attention import mean_attention, save_attention
 from featcache.probe.corrections import corrections
 from featcache.probe.heads import get_head
 from featcache.probe.inputs.data import SplitData, base_stage, check_memory, load_split, stream_window
 from featcache.probe.inputs.grouped import groups_of, read_groups
 from featcache.probe.inputs.split import draw_shots
+from featcache.probe.kept import Scored, folder_of, keep, names_of
 from featcache.probe.notes import notes
-from featcache.probe.predictions import PREDICTIONS_FILE, save_predictions
 from featcache.probe.protocol import Protocol, batch_size
-from featcache.probe.records import save_curve, save_sweep
 from featcache.probe.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
 from featcache.probe.results import (
     ResultRow,
     append_row,
     read_rows,
     run_id,
-    save_candidates,
-    save_scores,
 )
-from featcache.probe.saved import CONFIG_FILE, HeadConfig, describe_parts, features_digest, save_head
+from featcache.probe.saved import CONFIG_FILE
 from featcache.probe.scoring.bootstrap import score_interval
 from featcache.probe.scoring.kinds import REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
-from featcache.probe.scoring.metrics import Report
 from featcache.probe.scoring.soundness import is_sound
 from featcache.probe.scoring.tasks import as_tensor, kind_of, make_task
-from featcache.probe.training.fitted import Fitted
 from featcache.probe.training.fitting import Fitter
 from featcache.probe.training.memory import TRAIN, Budget
 from featcache.probe.training.precision import choose_precision
@@ -42,13 +36,11 @@ from featcache.probe.training.process import flush_denormals, return_freed_memor
 from featcache.probe.training.trainer import predict, prediction_batch
 from featcache.probe.training.whole import Size, check_outputs, check_whole
 from featcache.probe.trials import Trial, title_of, trials
-from featcache.store.catalogue import slug
 from featcache.store.errors import DivergedError, RequestError
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
-from featcache.store.text import encodable
 
 FEW_SHOTS, FEW_SHOT_FOLDS = 10, 5
 """With fewer samples of each class the choice is by folds, at most so many."""
@@ -259,8 +251,9 @@ class _Runner:
         _, targets = make_task(test.labels, fitted.task.kind)
         report = fitted.task.scores(outputs, as_tensor(targets))
         interval = score_interval(outputs, as_tensor(targets), fitted.task)
-        row = self._row(job, trial, run, fitted, report, interval, train, test)
-        self._save(row, job, fitted, outputs, report, test)
+        scored = Scored(fitted, outputs, report, interval)
+        row = self._row(job, trial, run, scored, train, test)
+        keep(request.out, self._cache, job, row, scored, test)
         append_row(request.out, row)
         return row
 
@@ -269,13 +262,12 @@ class _Runner:
         job: Job,
         trial: Trial,
         run: str,
-        fitted: Fitted,
-        report: Report,
-        interval: tuple[float, float] | None,
+        scored: Scored,
         train: SplitData,
         test: SplitData,
     ) -> ResultRow:
-        model, dataset = self._names()
+        model, dataset = names_of(self._cache)
+        fitted, report = scored.fitted, scored.report
         score, baseline = report.scores[fitted.task.metric], self._baseline.get(trial, nan)
         if baseline is not None and isnan(baseline):  # this is the baseline
             baseline = score
@@ -301,7 +293,7 @@ class _Runner:
             metric=fitted.task.metric,
             score=score,
             scores=report.scores,
-            score_interval=interval,
+            score_interval=scored.interval,
             balanced_accuracy=report.scores.get("balanced_accuracy"),
             top1=report.scores.get("top1"),
             top5=report.scores.get("top5"),
@@ -317,86 +309,8 @@ class _Runner:
             test_samples=len(test.labels),
             finished_at=round(time.time(), 3),
             version=version("featcache"),
-            folder=self._folder(job, trial, run),
+            folder=folder_of(self._cache, job, trial, self._protocol.name, run),
             setup=run_id({**self._setup(job, trial), "shots": trial.shots}),
             options=dict(job.options),
             tap=job.selection.tap,
         )
-
-    def _folder(self, job: Job, trial: Trial, run: str) -> str:
-        """Where the head is kept, relative to the results."""
-        few = [] if trial.shots is None else [f"shots{trial.shots}", f"draw{trial.draw}"]
-        model, dataset = self._names()
-        words = (
-            dataset,
-            model,
-            job.head.name,
-            job.selection.name,
-            job.selection.token_names,
-            self._protocol.name if job.solver != EXACT else job.penalty,
-            *few,
-        )
-        return "/".join(("heads", "-".join((*map(slug, words), f"s{trial.seed}", run))))
-
-    def _save(
-        self,
-        row: ResultRow,
-        job: Job,
-        fitted: Fitted,
-        outputs: torch.Tensor,
-        report: Report,
-        test: SplitData,
-    ) -> None:
-        folder = self._request.out / row.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        backbone = self._cache.spec.backbone
-        class_names = self._cache.inventory.class_names
-        config = HeadConfig(
-            head=fitted.name,
-            layers=row.layer_names,
-            tokens=row.tokens,
-            num_tokens=job.selection.num_tokens,
-            options=fitted.head.options,
-            input=fitted.input,
-            target_kind=row.target_kind,
-            width=test.tokens.width,
-            num_classes=fitted.num_classes,
-            class_names=class_names,
-            cache_key=row.cache_key,
-            architecture=backbone.architecture,
-            weights_digest=backbone.weights_digest,
-            protocol=row.protocol,
-            seed=row.seed,
-            parts=describe_parts(job.selection),
-            features=features_digest(backbone),
-        )
-        save_head(folder, fitted.head, config)
-        answers = fitted.task.probabilities(outputs).numpy()
-        save_predictions(
-            folder / PREDICTIONS_FILE,
-            test.sample_ids,
-            test.labels,
-            answers,
-            class_names,
-            row.target_kind,
-            # Of the logits: probabilities near 1 tie where logits do not.
-            predicted=outputs.argmax(1).numpy(),
-        )
-        save_scores(folder, report)
-        if fitted.sweep is not None:
-            save_sweep(folder, fitted.sweep)
-        if fitted.candidates:
-            save_candidates(folder, fitted.candidates)
-        if fitted.head.losses is not None:
-            save_curve(folder, fitted.head.losses.tolist())
-        if get_head(fitted.name).has_attention:
-            labels = test.labels if row.target_kind == SINGLE_LABEL else None
-            record = mean_attention(fitted.head, test.tokens, job.selection, labels, class_names)
-            title = f"{row.dataset}, {row.model}: attention over test images"
-            save_attention(folder, record, title)
-
-    def _names(self) -> tuple[str, str]:
-        provenance = self._cache.provenance
-        names = [provenance.get(f"{what}_names") or [""] for what in ("model", "dataset")]
-        folder = self._cache.directory
-        return encodable(str(names[0][0]) or folder.name), encodable(str(names[1][0]) or folder.parent.name)

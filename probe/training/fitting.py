@@ -1,6 +1,5 @@
 """One head, chosen and fitted on train: by training the members of a protocol, by formula, by the exact solver, or the best of these."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +11,8 @@ from torch import Tensor
 
 from featcache.probe.heads import get_head
 from featcache.probe.heads.base import Head
-from featcache.probe.heads.blend import BlendHead
 from featcache.probe.inputs.data import SplitData
-from featcache.probe.protocol import NO_FOLDS, Member, Protocol
+from featcache.probe.protocol import Member, Protocol
 from featcache.probe.request import (
     ADAMW,
     CHOICE,
@@ -22,15 +20,13 @@ from featcache.probe.request import (
     EXACT,
     GROUP_LASSO,
     Job,
-    ProbeRequest,
-    make_job,
 )
 from featcache.probe.results import Chosen
 from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
-from featcache.probe.scoring.tasks import LEAST_REGRESSION, as_tensor, make_task
+from featcache.probe.scoring.tasks import LEAST_REGRESSION, make_task
 from featcache.probe.solver.exact import PenaltyKind, run_exact_sweep
-from featcache.probe.training.auto import CANDIDATES, Candidate, Choice, choose
 from featcache.probe.training.closed import ends_of_grid, run_closed_sweep
+from featcache.probe.training.competition import choose_head
 from featcache.probe.training.estimate import estimate_sweep
 from featcache.probe.training.fitted import Fitted, Work, count_parameters, record_sweep
 from featcache.probe.training.process import threads
@@ -39,17 +35,13 @@ from featcache.probe.training.sweep import (
     SweepResult,
     Tuning,
     describe_diverged,
-    finish,
     group_size,
-    held_out_outputs,
     run_sweep,
     suitable_threads,
-    tune,
 )
-from featcache.probe.training.sweep_plan import Sweep, make_splits, plan_sweep
+from featcache.probe.training.sweep_plan import Sweep, plan_sweep
 from featcache.probe.training.unfinished import Unfinished
-from featcache.probe.training.whole import Size, check_whole
-from featcache.store.errors import DivergedError, RequestError
+from featcache.store.errors import DivergedError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.text import rough_duration
 
@@ -112,7 +104,7 @@ class Fitter:
             )
             fitter = replace(self, protocol=self.protocol.without_choice())
         try:
-            return fitter._fit(work)
+            return fitter.fit_work(work)
         except DivergedError as error:
             raise DivergedError(f"{title}: {error}") from error
 
@@ -123,25 +115,29 @@ class Fitter:
             return False
         return not len(work.task.holdout(work.targets, self.protocol.validation_fraction, work.seed)[1])
 
-    def _fit(self, work: Work) -> Fitted:
+    def fit_work(self, work: Work) -> Fitted:
+        """Choose and fit by the solver of the job; errors as of `fit`."""
         how = {EXACT: self._solve, CLOSED: self._compute, CHOICE: self._choose, ADAMW: self._train}
         return how[work.job.solver](work)
 
     def _train(self, work: Work) -> Fitted:
-        sweep = self._plan(work)
+        sweep = self.plan(work)
         with threads(suitable_threads(sweep)):
-            result, _ = self._sweep(work, sweep, self._unfinished(work), run_sweep)
-        self._tell_diverged(work, result.diverged)
-        return self._trained(work, result.member, result.validation, result.head, result.seconds)
+            result, _ = self.sweep(work, sweep, self.unfinished(work), run_sweep)
+        self.tell_diverged(work, result.diverged)
+        return self.trained(work, result.member, result.validation, result.head, result.seconds)
 
-    def _tell_diverged(self, work: Work, members: Sequence[Member]) -> None:
+    def tell_diverged(self, work: Work, members: Sequence[Member]) -> None:
+        """Say which members diverged, if any."""
         if members:
             self.reporter.message(f"note: {work.title}: {describe_diverged(members)}")
 
-    def _unfinished(self, work: Work) -> Unfinished | None:
+    def unfinished(self, work: Work) -> Unfinished | None:
+        """Where the members of a sweep are kept until it is through."""
         return None if self.out is None else Unfinished(self.out, work.run)
 
-    def _plan(self, work: Work) -> Sweep:
+    def plan(self, work: Work) -> Sweep:
+        """Plan the sweep of a head that is trained; errors as of `plan_sweep`."""
         return plan_sweep(
             work.job.build,
             work.train.tokens,
@@ -153,9 +149,10 @@ class Fitter:
             sample_groups=work.train.groups,
         )
 
-    def _trained(
+    def trained(
         self, work: Work, member: Member, validation: Mapping[Member, float], head: Head, seconds: float
     ) -> Fitted:
+        """A head of a sweep, with what was chosen for it."""
         return Fitted(
             head,
             work.task,
@@ -168,7 +165,7 @@ class Fitter:
             record_sweep(work.task, [(vars(one), score) for one, score in validation.items()], vars(member)),
         )
 
-    def _sweep(
+    def sweep(
         self,
         work: Work,
         sweep: Sweep,
@@ -221,10 +218,13 @@ class Fitter:
         )
         return options, number
 
-    def _compute(self, work: Work) -> Fitted:
-        return self._computed(work)[0]
+    def _choose(self, work: Work) -> Fitted:
+        return choose_head(self, work)
 
-    def _computed(self, work: Work) -> tuple[Fitted, Tensor]:
+    def _compute(self, work: Work) -> Fitted:
+        return self.computed(work)[0]
+
+    def computed(self, work: Work) -> tuple[Fitted, Tensor]:
         """Fit by formula; also the outputs on held-out samples."""
         with self.reporter.progress(work.title, "fits") as update:
             result = run_closed_sweep(
@@ -257,9 +257,9 @@ class Fitter:
         return fitted, result.held_out
 
     def _solve(self, work: Work) -> Fitted:
-        return self._solved(work)[0]
+        return self.solved(work)[0]
 
-    def _solved(self, work: Work) -> tuple[Fitted, Tensor]:
+    def solved(self, work: Work) -> tuple[Fitted, Tensor]:
         """Solve exactly; also the outputs on held-out samples."""
         job = work.job
         get_head("logreg").check_kind(work.task.kind)
@@ -302,106 +302,3 @@ class Fitter:
             ),
         )
         return fitted, result.held_out
-
-    def _choose(self, work: Work) -> Fitted:
-        """Let heads and input stages compete."""
-        started, candidates = time.perf_counter(), list[Candidate]()
-        possible = self._possible(work)
-        if self.protocol.folds == NO_FOLDS:
-            job, stage = possible[0]
-            return replace(self, protocol=replace(self.protocol, input=stage))._fit(replace(work, job=job))
-        for job, stage in possible:
-            fitter = replace(self, protocol=replace(self.protocol, input=stage))
-            title = f"{work.title}: {job.head.name} on {stage}"
-            try:
-                candidates.append(fitter._candidate(replace(work, job=job, title=title)))
-            except DivergedError as error:
-                self.reporter.message(f"note: {title} is left out: {error}")
-                continue
-            self.reporter.message(
-                f"{title}: {work.task.metric} {candidates[-1].score:.4f} on held-out samples"
-            )
-        splits = make_splits(work.targets, work.task, self.protocol, work.seed, work.train.groups)
-        targets = as_tensor(work.targets)[torch.cat([held for _, held in splits])]
-        listed = tuple({"head": one.head, "input": one.input, "score": one.score} for one in candidates)
-        choice, parts = self._finish_best(work, candidates, targets)
-        if len(parts) == 1:
-            return replace(parts[0], sweep=None, candidates=listed, seconds=time.perf_counter() - started)
-        head = BlendHead.of([part.name for part in parts], [part.head for part in parts], work.task.kind)
-        return Fitted(
-            head,
-            work.task,
-            sum(part.parameters for part in parts),
-            choice.score,
-            Chosen(),
-            time.perf_counter() - started,
-            "blend",
-            " + ".join(f"{part.name} on {part.input}" for part in parts),
-            candidates=listed,
-        )
-
-    def _finish_best(
-        self, work: Work, candidates: Sequence[Candidate], targets: Tensor
-    ) -> tuple[Choice, list[Fitted]]:
-        """Fit the best choice on all of train; where a part of it diverges, the best without that part."""
-        left = list(candidates)
-        while left:
-            choice, reason = choose(left, targets, work.task)
-            self.reporter.message(f"{work.title} chose {reason}")
-            parts: list[Fitted] = []
-            for part in choice.parts:
-                try:
-                    parts.append(part.finish())
-                except DivergedError as error:
-                    self.reporter.message(f"note: {work.title}: {part} is left out: {error}")
-                    left.remove(part)
-            if len(parts) == len(choice.parts):
-                return choice, parts
-        raise DivergedError("every candidate diverged")
-
-    def _possible(self, work: Work) -> list[tuple[Job, str]]:
-        """The candidates, each a job and an input stage, that the data are not too large for."""
-        tokens = work.train.tokens
-        size = Size.of(tokens.num_samples, tokens.width, work.task.num_outputs, self.protocol)
-        possible = []
-        for name, stage in CANDIDATES[work.task.kind]:
-            if work.job.input not in (None, stage):
-                continue
-            job = make_job(get_head(name), work.job.selection, ProbeRequest(("auto",)))
-            try:
-                check_whole(job, size, self.device, self.limit)
-            except RequestError as error:
-                self.reporter.message(f"{work.title}: {name} on {stage} is left out: {error}")
-            else:
-                possible.append((job, stage))
-        if not possible:
-            raise RequestError(
-                f"nothing is left for auto on the input stage {work.job.input}; leave --input out"
-            )
-        return possible
-
-    def _candidate(self, work: Work) -> Candidate:
-        name, stage = work.job.head.name, self.protocol.input
-        if work.job.solver in (EXACT, CLOSED):
-            # These are fitted in seconds, so the final fit is not put off.
-            fitted, held_out = (self._solved if work.job.solver == EXACT else self._computed)(work)
-            return Candidate(name, stage, fitted.validation, held_out.cpu(), lambda: fitted)
-        sweep, started = self._plan(work), time.perf_counter()
-        with threads(suitable_threads(sweep)):
-            unfinished = self._unfinished(replace(work, run=f"{work.run}-{name}-{stage}"))
-            found, options = self._sweep(work, sweep, unfinished, tune)
-            self._tell_diverged(work, found.diverged)
-            # Of members that an earlier run trained only the score is known.
-            held_out = (
-                found.held_out if len(found.held_out) else held_out_outputs(sweep, found.member, options)
-            )
-        seconds = time.perf_counter() - started
-
-        def finish_it() -> Fitted:
-            with threads(suitable_threads(sweep)):
-                member, head, _ = finish(
-                    sweep, replace(found, validation={found.member: found.validation[found.member]}), options
-                )
-            return self._trained(work, member, found.validation, head, seconds)
-
-        return Candidate(name, stage, found.validation[found.member], held_out, finish_it)
