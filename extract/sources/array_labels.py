@@ -106,7 +106,8 @@ def _of_indices(labels: Labels, names: Sequence[str], where: str, notes: list[st
     largest = int(labels.max())
     if not names:
         numbered = number_classes([labels], where)
-        notes = [*notes, *(f"{where}: {note}" for note in numbered.notes)]
+        if numbered.labels[0] is not labels:  # that classes are empty is said of every dataset
+            notes = [*notes, *(f"{where}: {note}" for note in numbered.notes)]
         return FoundTargets(numbered.labels[0], Targets(SINGLE_LABEL, numbered.names), notes)
     if largest >= len(names) + MAX_UNUSED_CLASSES:
         raise DatasetError(f"{where}: label {largest}, but there are {len(names)} class names")

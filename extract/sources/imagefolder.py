@@ -75,6 +75,8 @@ class ImageFolder(Collection):
         names = {split: self._class_folders(folder) for split, folder in splits.items()}
         classes = tuple(next(iter(names.values())))
         self._refuse_unknown_classes(names, splits)
+        if len(classes) == 1:
+            self._note_folders_of_one_class(next(iter(splits.values())), classes[0])
         parts, start = {}, 0
         for split, folder in splits.items():
             count = self._read(folder, names[split], classes)
@@ -143,11 +145,18 @@ class ImageFolder(Collection):
                     f"lie above the classes (train/{name}/...); {one}imagefolder:DIR?{SPLITS_FIELD}={NO_SPLITS} reads them as "
                     "parts of one class"
                 )
-            if len(folders) == 1 and len(below) > 1 and not self._tree.loose_images(name):
-                self._notes.append(
-                    f"{self.name} has the one class {name}, whose images lie in folders ({', '.join(map(_printable, below[:3]))}, "
-                    f"...); if these are the classes, name imagefolder:.../{name}"
-                )
+
+    def _note_folders_of_one_class(self, folder: str, name: str) -> None:
+        """Say that the folders in the only class folder, of the dataset or of its first split, may be the classes."""
+        inside = f"{folder}/{name}".lstrip("/")
+        below = self._tree.folders(inside)
+        if len(below) > 1 and not self._tree.loose_images(inside):
+            shown = ", ".join(map(_printable, below[:3]))
+            advice = f"they must lie in {folder}/ itself" if folder else f"name imagefolder:.../{name}"
+            self._notes.append(
+                f"{self.name} has the one class {name}, whose images lie in folders ({shown}, ...); if these are the classes, "
+                f"{advice}"
+            )
 
     def _are_splits(
         self, called: Sequence[str], folders: Sequence[str], roles: Mapping[str, str | None]

@@ -14,8 +14,9 @@ from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.plain import has_content, kind_misfit, sha256_plain
 from featcache.store.reading.reader import read_partial
 from featcache.store.requests import REQUEST_FILE
+from featcache.store.shared_card import CARD_FILE
 from featcache.store.spec import KEY_DIGITS
-from featcache.store.writing.writer import CARD_DIGEST, CARD_FILE, PROVENANCE_FILE
+from featcache.store.writing.writer import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.zarr_metadata import recorded_paths
 
 _KINDS = {

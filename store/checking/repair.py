@@ -17,10 +17,12 @@ from featcache.store.checking.reopen import write_journal
 from featcache.store.checking.verify import Verification
 from featcache.store.errors import CacheBusyError, CacheError, PartialCacheError
 from featcache.store.files import JsonObject, read_sealed, sha256_hex, sync_directory, write_sealed
+from featcache.store.held import check_command
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES, JOURNAL, SCRATCH
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.plain import IS_LINK, kind_misfit
+from featcache.store.shared_card import card_origin
 from featcache.store.writing.claims import sole_owner
 from featcache.store.writing.metadata import write_metadata
 from featcache.store.zarr_metadata import metadata_documents
@@ -68,7 +70,7 @@ def repair(found: Verification) -> Repair:
 
     Raises:
         CacheError: the manifest (or the plan) is damaged, so that nothing can be told from it, a folder stands in
-            the place of a file, or an addition to the cache is unfinished.
+            the place of a file, an addition to the cache is unfinished, or it is a copy and its origin has what it lacks.
         CacheBusyError: another process is at work on the cache, or has changed it since it was verified.
     """
     directory, manifest = found.directory, found.manifest
@@ -92,6 +94,7 @@ def repair(found: Verification) -> Repair:
             damages = _without_metadata_that_can_be_made(directory, manifest, damages)
         reopened = found.complete and any(damage.place.kind in _NEEDS_EXTRACTION for damage in damages)
         if reopened:
+            _refuse_copy(directory)
             write_journal(directory, manifest, _dropped(damages))
         # Before the manifest goes: the next writer makes a zarr.json that is missing, but would take a damaged one over.
         _remove(directory, damages, (Kind.METADATA,))
@@ -142,6 +145,17 @@ def _without_metadata_that_can_be_made(
 def _dropped(damages: Sequence[Damage]) -> list[Block]:
     """The blocks that have a damaged file, each once."""
     return list(dict.fromkeys(damage.place.block for damage in damages if damage.place.block is not None))
+
+
+def _refuse_copy(directory: Path) -> None:
+    """Leave a copy from before origin.json, whose images may be elsewhere, usable; of all others the origin is known."""
+    origin = card_origin(directory)
+    if origin is not None:
+        journal.clear(directory / JOURNAL)
+        raise CacheError(
+            f"{directory} was pulled, so nothing of it is dropped; run `{check_command(directory, origin, None)}` to fetch "
+            "what is damaged again"
+        )
 
 
 def _refuse_what_is_no_file(found: Verification) -> None:

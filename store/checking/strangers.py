@@ -13,7 +13,8 @@ from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, is_set_aside
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.requests import REQUEST_FILE
-from featcache.store.writing.writer import CARD_FILE, PROVENANCE_FILE
+from featcache.store.shared_card import CARD_FILE
+from featcache.store.writing.writer import PROVENANCE_FILE
 from featcache.store.zarr_metadata import recorded_paths
 
 

@@ -28,6 +28,7 @@ from featcache.store.journal import FEATURES
 from featcache.store.manifest import Manifest
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.machine import usable_cpus
+from featcache.store.shared_card import card_origin
 from featcache.store.zarr_metadata import metadata_paths
 
 
@@ -60,7 +61,7 @@ class Verification:
     @property
     def remedy(self) -> str:
         """What to do about the damages."""
-        origin = read_origin(self.directory) if self.complete else None
+        origin = read_origin(self.directory) or card_origin(self.directory) if self.complete else None
         if self.manifest is None and origin is not None:
             return f"run `{check_command(self.directory, origin, _held(self.directory))}` to fetch it again"
         if self.manifest is None:
@@ -75,7 +76,11 @@ class Verification:
         if origin is not None or part is not None:
             command = check_command(self.directory, origin or "REMOTE/CACHE", part)
             return f"run `{command}` to fetch what is damaged again"
-        return f"run `featcache verify --repair {self.directory}` to drop what is damaged"
+        mended = check_command(self.directory, "REMOTE/CACHE", None)
+        return (
+            f"run `featcache verify --repair {self.directory}` to drop what is damaged, so that it is extracted again"
+            + (f", or `{mended}` to fetch it if a remote has this cache" if self.complete else "")
+        )
 
     def to_dict(self) -> JsonObject:
         """Return the result as plain JSON values."""

@@ -7,12 +7,11 @@ from typing import Any
 
 from featcache.store.arrays import ArrayInfo
 from featcache.store.manifest import Manifest
+from featcache.store.shared_card import SHARED
 from featcache.store.text import in_cell, printable
 from featcache.store.transfer.catalogue import CatalogueEntry, manifest_digest
 from featcache.store.transfer.remotes.base import Remote
 
-MAX_CARD_BYTES = 2**20
-SHARED = "<!-- what follows was written by featcache push, and is written again by the next one -->"
 MADE_BY_US = "<!-- written by featcache push; it is written again by the next one -->"
 _LICENCE = re.compile(r"^\| licen[cs]e \| (.+?) \|$", re.MULTILINE)
 # Those of the Hub's own list that data sets have; any other is "other", with its name beside.

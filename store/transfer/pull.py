@@ -4,6 +4,7 @@ Data first: a file gets its name when its digest is seen to be right. Then what 
 written last. Interrupted at any point, the cache that was here before is as it was, and the next pull goes on.
 """
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
 from featcache.store.plain import refuse_link, sha256_plain
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.machine import usable_cpus
+from featcache.store.shared_card import card_origin
 from featcache.store.transfer.address import Address, CacheName
 from featcache.store.transfer.catalogue import find_cache, not_found
 from featcache.store.transfer.documents import fetch_documents, united_metadata
@@ -231,7 +233,9 @@ class _Copy:
 
     def finish(self, remote: Remote, name: CacheName, check: bool) -> int:
         """Fetch what goes with the data, record what is held, and let it count; returns the bytes that moved."""
-        pulled = self._ours is None or read_origin(self.directory) is not None
+        pulled = (
+            self._ours is None or (read_origin(self.directory) or card_origin(self.directory)) is not None
+        )
         features = self.directory / FEATURES
         metadata, manifest = united_metadata(self.manifest, self._ours, self._theirs.manifest)
         lacking = {
@@ -296,8 +300,8 @@ def _writing(directory: Path) -> Iterator[None]:
     with sole_owner(journal):
         if (journal / PLAN_FILE).exists():
             raise CacheError(
-                f"{directory} is being extracted, or was interrupted while it was: finish that, or drop it "
-                "(`featcache gc`), or pull under another --root"
+                f"{directory} is being extracted, or was interrupted while it was: finish that, or remove it with "
+                f"`{shlex.join(['featcache', 'rm', str(directory)])}`, or pull under another --root"
             )
         try:
             yield

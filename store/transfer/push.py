@@ -18,9 +18,10 @@ from featcache.store.plain import read_plain
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import open_cache, require_files
 from featcache.store.requests import REQUEST_FILE, recorded_requests
+from featcache.store.shared_card import CARD_FILE, MAX_CARD_BYTES
 from featcache.store.spec import KEY_DIGITS
 from featcache.store.transfer.address import Address, CacheName, cache_name
-from featcache.store.transfer.card import MAX_CARD_BYTES, cache_card, known_licence
+from featcache.store.transfer.card import cache_card, known_licence
 from featcache.store.transfer.catalogue import (
     Catalogue,
     CatalogueEntry,
@@ -36,7 +37,7 @@ from featcache.store.transfer.manifests import fetch_manifest, unite
 from featcache.store.transfer.plan import data_files
 from featcache.store.transfer.remotes import open_remote
 from featcache.store.transfer.remotes.base import Remote, Upload
-from featcache.store.writing.writer import CARD_DIGEST, CARD_FILE, PROVENANCE_FILE
+from featcache.store.writing.writer import CARD_DIGEST, PROVENANCE_FILE
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,9 @@ def test_damage_repair_extract_and_intact_again(cli, weights, many_images, cache
         f"{chunk} (train rows 128-150, layer 3): content does not match its SHA-256",
     ]
     assert done.out.splitlines()[-2].startswith(f"{cache}: 3 files damaged, missing or out of place; ")
-    assert done.out.splitlines()[-1] == f"run `featcache verify --repair {cache}` to drop what is damaged"
+    advice = done.out.splitlines()[-1]
+    assert advice.startswith(f"run `featcache verify --repair {cache}` to drop what is damaged, ")
+    assert "or `featcache pull REMOTE/CACHE --check" in advice
 
     document = json.loads(cli("verify", cache, "--json").out)
     assert document["state"] == "damaged"

@@ -296,3 +296,12 @@ def test_a_table_that_has_the_labels_of_a_flat_folder_is_named(tmp_path):
     table = f"csv:{tmp_path}/train.csv?root={tmp_path}/train"
     refused(tmp_path, DatasetError, f"if train.csv has them, name {re.escape(table)}$")
     assert len(resolve_source(table, DatasetOptions()).splits["train"]) == 6
+
+
+def test_folders_in_the_only_class_of_splits_may_be_the_classes(tmp_path):
+    source = open_it(make(tmp_path, *classes("train/images", "test/images")))
+    assert source.class_names == ("images",)
+    (note,) = (note for note in source.notes if "the one class" in note)
+    assert note.endswith("(cat, dog, ...); if these are the classes, they must lie in train/ itself")
+    alone = make(tmp_path / "b", *classes("images", count=4))
+    assert any(note.endswith("name imagefolder:.../images") for note in open_it(alone).notes)

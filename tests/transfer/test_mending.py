@@ -96,3 +96,44 @@ def test_zarr_metadata_are_made_again_without_any_remote(made):
     done = repair(verify(made.directory))
     assert done.complete
     assert all_files(made.directory) == before
+
+
+@pytest.fixture
+def old_copy(copies):
+    """A whole copy as version 0.1.0 pulled it: nothing but its card says that it is one."""
+    copy = copies(True)
+    (copy / "origin.json").unlink()
+    return copy
+
+
+@pytest.mark.parametrize("name", [CHUNK, "provenance.json", "manifest.json"])
+def test_a_copy_of_before_is_mended_by_the_advice_alone(cli, pushed_once, old_copy, name):
+    damage(old_copy / name)
+    before = all_files(old_copy)
+    command = f"featcache pull {pushed_once}/made/{old_copy.name} --check --root {old_copy.parent.parent}"
+    assert f"run `{command}` to fetch" in cli("verify", old_copy).out
+    repaired = cli("verify", old_copy, "--repair")
+    assert repaired.status == 1
+    assert f"run `{command}` to fetch" in repaired.err
+    assert all_files(old_copy) == before  # and so it is as usable as it was
+    assert cli(*command.split()[1:]).status == 0
+    assert verify(old_copy).intact
+    assert (old_copy / "origin.json").is_file()
+
+
+def test_what_needs_no_remote_is_mended_in_a_copy_of_before(old_copy):
+    damage(old_copy / "features.zarr/zarr.json")
+    assert repair(verify(old_copy)).complete
+    assert verify(old_copy).intact
+
+
+def test_where_nothing_tells_a_copy_the_advice_names_both_ways(cli, copies, old_copy):
+    (old_copy / "README.md").unlink()
+    address = f"{copies.share}/made/{old_copy.name}"
+    assert "`featcache pull REMOTE/CACHE --check" in cli("verify", old_copy).out
+    assert cli("verify", old_copy, "--repair").status == 1
+    refused = cli("pull", address, "--root", old_copy.parent.parent)
+    assert f"or remove it with `featcache rm {old_copy}`" in refused.err
+    assert cli("rm", old_copy, "--yes").status == 0
+    assert cli("pull", address, "--root", old_copy.parent.parent).status == 0
+    assert verify(old_copy).intact

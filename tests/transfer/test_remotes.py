@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from featcache.store.checking.verify import verify
 from featcache.store.reading.reader import open_cache
+from featcache.store.transfer.remotes import objects
 from support.caches import all_files
 
 
@@ -176,3 +178,27 @@ def test_a_folder_that_is_not_there_is_an_error(cli, made, tmp_path):
         assert outcome.status == 1
         assert f"there is no folder {tmp_path}/shar" in outcome.err
     assert not (tmp_path / "shar").exists()
+
+
+def test_keys_that_no_path_can_have_hide_nothing(cli, made, s3, tmp_path, monkeypatch):
+    import boto3
+
+    assert cli("push", made.directory, s3).status == 0
+    bucket, team = s3.removeprefix("s3://").split("/")
+    with closing(boto3.client("s3")) as client:
+        for odd in ("_catalogue//x", "_catalogue/./x", "_catalogue/made@\x1b[31m", f"{made.name}/./x"):
+            client.put_object(Bucket=bucket, Key=f"{team}/{odd}", Body=b"1")
+    listed = json.loads(cli("ls", s3, "--json").out)
+    assert [entry["key"] for entry in listed] == [made.plan.spec.key]
+    assert cli("pull", f"{s3}/{made.plan.spec.key}", "--root", tmp_path / "other").status == 0
+    assert all_files(tmp_path / "other" / made.name / "features.zarr") == all_files(
+        made.directory / "features.zarr"
+    )
+    assert "already there" in cli("push", made.directory, s3).out
+    with monkeypatch.context() as without:
+        without.setattr(objects, "find_spec", lambda name: None)
+        refused = cli("ls", s3)
+        assert refused.status == 1
+        assert "rename or remove it, or pip install 'featcache[aws]'" in refused.err
+    assert cli("rm", f"{s3}/{made.name}", "--yes").status == 0
+    assert json.loads(cli("ls", s3, "--json").out) == []

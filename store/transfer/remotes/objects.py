@@ -5,10 +5,11 @@ Credentials are found where the store's own tools find them, and are never looke
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from datetime import timedelta
 from hashlib import md5, sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,15 +101,21 @@ class ObjectRemote(Remote):
     def files(self, folder: str) -> dict[str, Listed]:
         prefix, guard = f"{self._key(folder)}/", ListingGuard(self.where(folder))
 
-        def listing() -> dict[str, Listed]:
+        def listing(pages: Iterable[Sequence[Any]]) -> dict[str, Listed]:
             found: dict[str, Listed] = {}
-            for page in self._client.list(self._store, prefix):
+            for page in pages:
                 guard.count(len(page))
                 found |= {item["path"].removeprefix(prefix): _listed(item) for item in page}
             return found
 
         with self._client_errors(folder):
-            return guard.bounded(listing)
+            try:
+                return guard.bounded(lambda: listing(self._client.list(self._store, prefix)))
+            except obstore_errors.InvalidPathError:
+                # One key that cannot be a path (a//b, ./x, control characters), and the client refuses the whole page.
+                if self.address.scheme != "s3" or find_spec("boto3") is None:
+                    raise
+                return guard.bounded(lambda: listing(_pages_of_any_keys(self.address.place, prefix)))
 
     def put(self, upload: Upload, count: Counter) -> None:
         if upload.record.bytes > SINGLE_PUT_BYTES:
@@ -181,9 +188,9 @@ class ObjectRemote(Remote):
         if "CredentialsError" in text or "169.254.169.254" in text or "redentials" in text:
             return RemoteError(f"{where}: no credentials were found; {credentials}")
         if isinstance(error, obstore_errors.InvalidPathError):
-            # The client refuses the whole page.
+            other = ", or pip install 'featcache[aws]'" if self.address.scheme == "s3" else ""
             return RemoteError(
-                f"{where}: a key there cannot be a path, so the client lists none of them; rename or remove it "
+                f"{where}: a key there cannot be a path, so the client lists none of them; rename or remove it{other} "
                 f"({_first_line(text)})"
             )
         if status is not None:
@@ -236,6 +243,36 @@ def _differs(pieces: Iterator[bytes], data: bytes) -> bool:
 def _listed(item: Any) -> Listed:
     modified = item["last_modified"].timestamp()
     return Listed(item["size"], item["e_tag"] or f"{modified}-{item['size']}", modified)
+
+
+def _pages_of_any_keys(bucket: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
+    """List S3 through Amazon's own client, which takes every key; its items are named as obstore's are."""
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    settings: dict[str, Any] = {
+        "connect_timeout": CONNECT_S,
+        "read_timeout": SILENCE_S,
+        "retries": {"max_attempts": 1},
+        "s3": {"addressing_style": "path"},  # as obstore addresses buckets
+    }
+    if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes", "on"):
+        settings["signature_version"] = UNSIGNED
+    session = boto3.Session()
+    region = session.region_name or os.environ.get("AWS_REGION", "us-east-1")
+    client = session.client("s3", region_name=region, config=Config(**settings))
+    with closing(client):
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            yield [
+                {
+                    "path": item["Key"],
+                    "size": item["Size"],
+                    "e_tag": item.get("ETag"),
+                    "last_modified": item["LastModified"],
+                }
+                for item in page.get("Contents", ())
+            ]
 
 
 def _store(address: Address, **settings: Any) -> Any:
