@@ -64,7 +64,7 @@ class Answers:
             UnavailableError: an image that has to be compared cannot be read.
         """
         cache = entry.cache
-        wrong = warnings_of(cache.spec, cache.inventory.targets, cache.provenance)
+        wrong = warnings_of(cache.spec, cache.inventory.targets, cache.provenance, as_answer=True)
         if wrong:
             raise OutdatedCacheError(
                 f"{entry.path} was {wrong[0]}: remove it first (`featcache rm {entry.path}`)"

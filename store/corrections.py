@@ -2,7 +2,7 @@
 
 A correction that changes stored values comes with an identity or a spec of its own for exactly the inputs concerned, so
 that the cache of before is never taken for the answer. An entry here lets `info` and `verify` say so of such a cache,
-and is a second guard: a cache that is concerned is never an answer, whatever its key is.
+and is a second guard where the key is the same.
 
 Only caches that show it are listed. A cache does not show whether a table had splits that were passed over, nor whether a
 weights file held averaged weights too: such caches have another key than what is made now, so they are never an answer.
@@ -36,6 +36,9 @@ class Correction:
     """The wrong values, as the end of a sentence that begins with "made before"."""
     concerns: Callable[[CacheSpec, Targets], bool]
     """Whether a cache that was made before holds such values."""
+    same_key: bool = False
+    """Whether right values have the same key. Otherwise who asks for such a cache has asked for its values, as with
+    ``?splits=none`` or ``?missing=class``."""
 
 
 def _is_of(kind: str, spec: CacheSpec) -> bool:
@@ -87,13 +90,16 @@ def known_corrections() -> list[str]:
     return [correction.name for correction in CORRECTIONS]
 
 
-def warnings_of(spec: CacheSpec, targets: Targets, provenance: Provenance) -> list[str]:
+def warnings_of(
+    spec: CacheSpec, targets: Targets, provenance: Provenance, *, as_answer: bool = False
+) -> list[str]:
     """Sentences on the corrections that concern a cache and that it was made before; empty if it is as it should be.
 
     Args:
         spec: of the cache.
         targets: of the cache.
         provenance: of the cache; empty while it is not complete, when nothing is said.
+        as_answer: only corrections by which a cache is no answer to a request that has its key.
     """
     if not provenance:
         return []
@@ -102,5 +108,7 @@ def warnings_of(spec: CacheSpec, targets: Targets, provenance: Provenance) -> li
     return [
         f"made before {correction.what}; extract it again"
         for correction in CORRECTIONS
-        if correction.name not in names and correction.concerns(spec, targets)
+        if correction.name not in names
+        and correction.concerns(spec, targets)
+        and (correction.same_key or not as_answer)
     ]

@@ -138,5 +138,6 @@ def _chosen(found: Mapping[str, Mapping[str, Tensor]], taken: str) -> Checkpoint
 
 
 def names_of(keys: Mapping[str, Any], marker: str) -> list[str]:
-    """The prefixes under which a state dict has the tensor `marker`, such as ``teacher.backbone.``; at most three."""
-    return sorted(key.removesuffix(marker) for key in keys if key.endswith(f".{marker}"))[:3]
+    """The prefixes under which a state dict has the tensor `marker`, such as ``teacher.backbone.``; at most three, a student last."""
+    names = (key.removesuffix(marker) for key in keys if key.endswith(f".{marker}"))
+    return sorted(names, key=lambda name: ("student" in name, name))[:3]

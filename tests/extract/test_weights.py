@@ -19,7 +19,7 @@ from torch import nn
 
 from featcache.extract.backbones import load_backbone
 from featcache.extract.backbones.base import TokenLayout
-from featcache.extract.backbones.checkpoint import choice_text
+from featcache.extract.backbones.checkpoint import choice_text, names_of
 from featcache.extract.backbones.timm_vit import why_not_supported
 from featcache.extract.backbones.timm_weights import load_state
 from featcache.extract.backbones.weights import fit_position_embedding, state_digest
@@ -600,3 +600,8 @@ def test_a_copy_of_all_tensors_below_a_prefix_is_told(tmp_path, tiny_state):
     )
     other = load_backbone(resolve_model(TIMM_TINY), tmp_path / "w.pth", "ema.")
     torch.testing.assert_close(other.module.state_dict()["norm.weight"], tiny_state["norm.weight"] + 1)
+
+
+def test_a_teacher_is_suggested_before_a_student():
+    names = dict.fromkeys(("student.backbone.cls_token", "teacher.backbone.cls_token", "cls_token"))
+    assert names_of(names, "cls_token") == ["teacher.backbone.", "student.backbone."]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from featcache.store.corrections import FIELD, known_corrections, warnings_of
+from featcache.store import corrections
+from featcache.store.corrections import FIELD, Correction, known_corrections, warnings_of
 from featcache.store.spec import BackboneSpec, CacheSpec
 from featcache.store.targets import SINGLE_LABEL, Targets
 
@@ -54,3 +55,15 @@ def test_a_cache_that_is_not_concerned_is_as_it_was(kind, names):
 
 def test_the_names_of_corrections_are_unique():
     assert len({*known_corrections()}) == len(known_corrections())
+
+
+def test_a_cache_whose_key_tells_is_an_answer_to_who_asks_for_its_values(monkeypatch):
+    spec = CacheSpec(BackboneSpec("timm:x", "0", 1, 1, 1, {}), {"kind": "csv"}, "float16", "fp32")
+    targets = Targets(SINGLE_LABEL, ("DE", "NA"))
+    assert warnings_of(spec, targets, BEFORE)
+    assert warnings_of(spec, targets, BEFORE, as_answer=True) == []
+    wrong = Correction("x", "x was put right", lambda spec, targets: True, same_key=True)
+    monkeypatch.setattr(corrections, "CORRECTIONS", (wrong,))
+    assert warnings_of(spec, targets, BEFORE, as_answer=True) == [
+        "made before x was put right; extract it again"
+    ]
