@@ -15,7 +15,10 @@ from featcache.store.transfer.address import is_address
 Command = Callable[..., Any]
 
 # Types of click take parameters in newer versions only, and type checkers ask for them.
-_IntegerType = click.ParamType[int] if TYPE_CHECKING else click.ParamType
+if TYPE_CHECKING:
+    _IntegerType = click.ParamType[int]
+else:
+    _IntegerType = click.ParamType
 
 
 class _Size(_IntegerType):
