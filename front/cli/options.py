@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,8 +14,14 @@ from featcache.store.transfer.address import is_address
 
 Command = Callable[..., Any]
 
+# Types of click take parameters in newer versions only, and type checkers ask for them.
+if TYPE_CHECKING:
+    _IntegerType = click.ParamType[int]
+else:
+    _IntegerType = click.ParamType
 
-class _Size(click.ParamType[int]):
+
+class _Size(_IntegerType):
     """A number of bytes, such as ``2GB`` or ``500 MiB``."""
 
     name = "size"

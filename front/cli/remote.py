@@ -1,17 +1,20 @@
 """``featcache ls``, ``info`` and ``rm`` of what lies on a remote."""
 
+import shlex
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from featcache.cli.listing import COLUMNS, NUMERIC, none_found, table_row
 from featcache.console import echo, print_json, print_table, size
 from featcache.extract.models import model_names
+from featcache.store.catalogue import scan
 from featcache.store.corrections import warnings_of
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
-from featcache.store.transfer.address import parse_address
+from featcache.store.transfer.address import Address, parse_address
 
 
 def list_remote(remote_address: str, model: str | None, dataset: str | None, as_json: bool) -> None:
@@ -35,7 +38,14 @@ def list_remote(remote_address: str, model: str | None, dataset: str | None, as_
             print_table(COLUMNS, [table_row(document) for document in documents], numeric=NUMERIC)
             echo(f"featcache pull {remote.where()}/DATASET/MODEL-KEY")
         else:
-            echo(f"{none_found(model, dataset)} at {remote.where()}")
+            echo(f"{none_found(model, dataset)} at {remote.where()}{_as_root(remote.address)}")
+
+
+def _as_root(address: Address) -> str:
+    """What to do where a folder holds caches that nobody pushed: it is a root, and no remote."""
+    if address.scheme != "file" or next(iter(scan([Path(address.path)])), None) is None:
+        return ""
+    return f" that were pushed; `{shlex.join(['featcache', 'ls', '--root', address.path])}` lists those that are in it as a root"
 
 
 def describe_remote(cache_address: str) -> JsonObject:

@@ -9,6 +9,7 @@ from featcache.store.checking.verify import Verification
 from featcache.store.corrections import warnings_of
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, read_sealed
+from featcache.store.reading.reader import maker
 from featcache.store.writing.writer import PROVENANCE_FILE
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Checked:
         for warning in self.warnings:
             echo(f"{self.found.directory}: {warning}")
         if self.repaired:
-            echo(_describe_repair(self.repaired))
+            echo(_describe_repair(self.found, self.repaired))
         elif self.found.damages:
             echo(self.found.remedy)
 
@@ -79,12 +80,17 @@ def _summary(found: Verification) -> str:
     return f"{state}; {found.files} files, {size(found.num_bytes)} in {found.seconds:.1f} s ({speed}/s)"
 
 
-def _describe_repair(done: Repair) -> str:
+def _describe_repair(found: Verification, done: Repair) -> str:
     left = f"; left as found: {', '.join(done.strangers[:5])}" if done.strangers else ""
     blocks = "1 block" if len(done.dropped) == 1 else f"{len(done.dropped)} blocks"
     if done.complete:
         return f"repaired, the cache is complete{left}"
-    return f"dropped; run the same `featcache extract` again: {done.samples} samples in {blocks} are to be extracted{left}"
+    assert found.manifest is not None  # else there was nothing to repair
+    command = maker(found.directory, found.manifest)
+    verb = "imported" if command.endswith("import") else "extracted"
+    return (
+        f"dropped; run the same `{command}` again: {done.samples} samples in {blocks} are to be {verb}{left}"
+    )
 
 
 def _show_recomputation(done: "Recomputation") -> None:

@@ -4,6 +4,7 @@ Imports neither zarr nor torch. Values are equal to what any Zarr v3 reader give
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -194,10 +195,20 @@ def describe_missing(directory: Path, partial: Manifest) -> str:
         for split, indices in spots.items()
         if indices
     )
-    return (
-        f"{directory} is incomplete: {len(missing)} of {total} blocks are missing ({listed}). "
-        "Run the same `featcache extract` again to finish it."
+    lacks = (
+        f"{len(missing)} of {total} blocks are missing ({listed})" if missing else "its documents are missing"
     )
+    return (
+        f"{directory} is incomplete: {lacks}. Run the same `{maker(directory, partial)}` again to finish it."
+    )
+
+
+def maker(directory: Path, manifest: Manifest) -> str:
+    """The command that makes this cache, and finishes it if it is incomplete."""
+    imported = manifest.spec.dataset.get("kind") == "imported"
+    with suppress(FileNotFoundError, CacheError):
+        imported = imported or "imported_from" in read_sealed(directory / PROVENANCE_FILE)
+    return "featcache import" if imported else "featcache extract"
 
 
 def require_files(cache: Cache) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from featcache.store.journal import Plan
 from featcache.store.writing.writer import CacheWriter
-from support.caches import cache_folder, make_content, make_plan, write_cache
+from support.caches import cache_folder, flip, make_content, make_plan, write_cache
 
 from .conftest import featcache
 from .test_errors import check
@@ -55,6 +55,23 @@ def test_foreign_features_can_be_probed(cli, tmp_path):
     probed = cli("probe", "--head", "linear", "--protocol", "quick", "--dataset", "mine", "--json")
     assert probed.status == 0, probed.err
     assert json.loads(probed.out)[0]["top1"] > 0.9
+
+
+@pytest.mark.parametrize("damaged", ["README.md", "features.zarr/train/norm2/c.0.0.0.0"])
+def test_an_imported_cache_is_repaired_by_importing_it_again(cli, made, tmp_path, damaged):
+    assert cli("export", made, "--to", "h5", "--out", "made.h5").status == 0
+    assert cli("rm", made, "--yes").status == 0
+    assert cli("import", "made.h5").status == 0
+    flip(made / damaged)
+    repaired = cli("verify", made, "--repair")
+    assert "dropped; run the same `featcache import` again: " in repaired.out
+    check(
+        cli("probe", "--cache", made, "--head", "linear"),
+        1,
+        "Run the same `featcache import` again to finish it",
+    )
+    assert cli("import", "made.h5").out == f"cache: {made}\n"
+    assert cli("verify", made).status == 0
 
 
 def test_requests_that_are_refused(cli, made, tmp_path):

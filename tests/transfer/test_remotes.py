@@ -202,3 +202,11 @@ def test_keys_that_no_path_can_have_hide_nothing(cli, made, s3, tmp_path, monkey
         assert "rename or remove it, or pip install 'featcache[aws]'" in refused.err
     assert cli("rm", f"{s3}/{made.name}", "--yes").status == 0
     assert json.loads(cli("ls", s3, "--json").out) == []
+
+
+def test_a_root_that_is_listed_as_a_remote_says_how_to_list_it(cli, made, folder):
+    root = made.directory.parent.parent
+    told = cli("ls", root)
+    assert told.status == 0
+    assert f"`featcache ls --root {root}` lists those" in told.out
+    assert "--root" not in cli("ls", folder).out
