@@ -14,7 +14,7 @@ from featcache.store.transfer.address import is_address
 
 Command = Callable[..., Any]
 
-# Types of click take parameters in newer versions only, and type checkers ask for them.
+# Click's types take parameters only in newer versions, and type checkers require them.
 if TYPE_CHECKING:
     _IntegerType = click.ParamType[int]
 else:

@@ -42,7 +42,7 @@ def list_remote(remote_address: str, model: str | None, dataset: str | None, as_
 
 
 def _as_root(address: Address) -> str:
-    """What to do where a folder holds caches that nobody pushed: it is a root, and no remote."""
+    """Return a hint for a folder with caches that nobody pushed, which is a root and no remote."""
     if address.scheme != "file" or next(iter(scan([Path(address.path)])), None) is None:
         return ""
     return f" that were pushed; `{shlex.join(['featcache', 'ls', '--root', address.path])}` lists those that are in it as a root"

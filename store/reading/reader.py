@@ -204,7 +204,7 @@ def describe_missing(directory: Path, partial: Manifest) -> str:
 
 
 def maker(directory: Path, manifest: Manifest) -> str:
-    """The command that makes this cache, and finishes it if it is incomplete."""
+    """The command that makes this cache, or finishes an incomplete one."""
     imported = manifest.spec.dataset.get("kind") == "imported"
     with suppress(FileNotFoundError, CacheError):
         imported = imported or "imported_from" in read_sealed(directory / PROVENANCE_FILE)
