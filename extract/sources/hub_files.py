@@ -72,7 +72,7 @@ def fetch(
         DatasetError: it cannot be had, or a file is not what the Hub says it is. `remedy` ends the message.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     with offline_if_unreachable():
         try:
@@ -86,14 +86,14 @@ def fetch(
             if near:
                 raise UnknownNameError("dataset repository", repository, (), near=near) from None
             raise _failure(repository, error, remedy) from None
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except client_errors() as error:
             raise _failure(repository, error, remedy) from None
         files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         chosen = list(choose(list(files)))
         commit = info.sha or MAIN
         try:
             _Download(repository, revision or MAIN, commit, reporter).run([files[name] for name in chosen])
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except client_errors() as error:
             if isinstance(error, DatasetError):
                 raise
             raise _failure(repository, error, remedy) from None

@@ -294,6 +294,8 @@ def test_a_foreign_position_embedding_of_another_size_is_refused(tmp_path, tiny_
     ],
 )
 def test_other_models_are_refused(name, reason):
+    if name.startswith("timm:") and not timm.is_model(name.removeprefix("timm:")):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
     with pytest.raises(BackboneError, match=f"^{re.escape(f'{name} is not supported: {reason}')}") as caught:
         load_backbone(resolve_model(name))
     assert "\n" not in str(caught.value)

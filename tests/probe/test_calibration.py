@@ -32,11 +32,11 @@ def test_the_likelihood_is_at_its_maximum(seed, rows, scale, share, signal):
     assert bool((slope > 0).all()), "no ranking changes"
     standard = (outputs.double() - outputs.double().mean(0)) / outputs.double().std(0, correction=0)
     error = (outputs.double() * slope + offset).sigmoid() - smoothed(targets)
-    assert error.mean(0).abs().max() < 2e-3
+    assert error.mean(0).abs().max() < 3e-3
     # Uphill, or as far down as it goes.
     free = slope * outputs.double().std(0, correction=0) > 3 * LEAST_SLOPE
-    assert (error * standard).mean(0)[free].abs().max() < 2e-3 if bool(free.any()) else True
-    assert (error * standard).mean(0).min() > -2e-3
+    assert (error * standard).mean(0)[free].abs().max() < 3e-3 if bool(free.any()) else True
+    assert (error * standard).mean(0).min() > -3e-3
 
 
 def test_least_squares_of_label_sets_become_probabilities():
