@@ -110,6 +110,23 @@ def pull(cache: Path, scratch: Path) -> float:
     return timed(lambda: command("pull", address, "--root", scratch / "mine"))
 
 
+def train(cache: Path, scratch: Path) -> float:
+    """Sweep and train the attentive head on 300 samples of all layers."""
+    return _probe("attentive", cache, scratch)
+
+
+def solve(cache: Path, scratch: Path) -> float:
+    """Solve logistic regression on 300 samples of all layers, for all penalties."""
+    return _probe("logreg", cache, scratch)
+
+
+def _probe(head: str, cache: Path, scratch: Path) -> float:
+    arguments = ("probe", "--cache", cache, "--head", head, "--protocol", "quick", "--shots", 100)
+    import featcache.probe.run  # noqa: F401 - torch, which takes seconds to import
+
+    return timed(lambda: command(*arguments, "--out", scratch / "results"))
+
+
 def write_weights(path: Path) -> Path:
     """Write random weights of timm's smallest vision transformer."""
     import timm
@@ -171,7 +188,7 @@ def answer(cache: Path, scratch: Path) -> float:
     return timed(lambda: command(*arguments), 5)
 
 
-OPERATIONS = (gather, small_gather, epoch, load, verify, push, pull, extract, answer)
+OPERATIONS = (gather, small_gather, epoch, load, verify, push, pull, train, solve, extract, answer)
 
 
 def main(arguments: Sequence[str]) -> None:
