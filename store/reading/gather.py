@@ -49,7 +49,6 @@ def gather_mapped(
     source = maps.pieces(kinds is None)
     target = out.reshape(len(rows), len(offsets), source.shape[1])
     piece_bytes = source.shape[1] * source.itemsize
-    last_byte_of = target.view(np.uint8)[..., -1]
     pieces_per_row = 1 if kinds is None else maps.num_kinds
     guard.install()
 
@@ -58,9 +57,6 @@ def gather_mapped(
         with maps.region:
             # With mode="raise", numpy would copy through a buffer; the rows have been checked.
             np.take(source, index, axis=0, out=target[part].reshape(-1, source.shape[1]), mode="clip")
-        last_bytes = last_byte_of[part]
-        if not last_bytes.all():  # 0 behind the end of a truncated file, and rarely in intact data
-            maps.check_ends(index[last_bytes.ravel() == 0], piece_bytes)
 
     probe = min(len(rows), -(-PROBE_PIECES // len(offsets)))
     cold = comes_from_disk(lambda: copy(slice(0, probe)))
@@ -71,4 +67,4 @@ def gather_mapped(
     step = max(1, min(PIECES_PER_CALL // len(offsets), -(-len(rows) // threads)))
     parts = [slice(start, min(start + step, len(rows))) for start in range(probe, len(rows), step)]
     run_all(copy, parts, threads)
-    maps.region.check()
+    maps.check_cuts(rows, layers)

@@ -68,6 +68,11 @@ class LayerMaps:
         guard.install()
         flat = np.frombuffer(memoryview(buffer).toreadonly(), array.stored_dtype)
         self._vectors = flat.reshape(-1, self._width)  # [L * P * K, D]
+        self._bytes = flat.view(np.uint8)
+        self._block_rows = array.block_rows
+        self._last_bytes = np.zeros((len(self._slots), array.num_blocks), np.uint8)
+        self._is_committed = np.zeros(array.num_blocks, np.bool_)
+        self._is_committed[[block.index for block in files.committed]] = True
 
     @staticmethod
     def supported(files: ChunkFiles) -> bool:
@@ -119,35 +124,38 @@ class LayerMaps:
         """Give the mapped pages back, so that they no longer count as memory of this process; maps stay valid."""
         advise(self._address, len(self._slots) * self._layer_bytes, mmap.MADV_DONTNEED)
 
-    def check_ends(self, pieces: npt.NDArray[np.int64], piece_bytes: int) -> None:
-        """Check pieces for a truncation within their last page, where the rest of the page reads as zeros, without a signal.
+    def check_cuts(self, rows: npt.NDArray[np.int64], layers: Sequence[str]) -> None:
+        """Refuse what was read of rows ``[B]`` if one of the files was cut in the meantime.
 
-        If a file was truncated there, its next page is lost, so reading that page triggers the guard. The last page of a
-        file has no next page, so the size of the file is checked.
-
-        Args:
-            pieces: indices, in the result of `pieces`, of the pieces whose last byte is 0; few in most data.
-            piece_bytes: size of each piece.
+        In the page where a cut file ends, the system reads zeros without a signal. So the last byte of each file is read:
+        behind a cut page, which the guard notes, or in it, where the byte is not what it was when the file was mapped.
 
         Raises:
-            CacheError: a file has become shorter.
+            CacheError: a file is shorter than it was, or its disk failed.
         """
-        last_bytes = (pieces + 1) * piece_bytes - 1
-        behind = (last_bytes // mmap.PAGESIZE + 1) * mmap.PAGESIZE
-        at_end = behind % self._chunk_bytes == 0
+        num_blocks = self._last_bytes.shape[1]
+        blocks = np.arange(num_blocks) if len(rows) >= num_blocks else np.unique(rows // self._block_rows)
+        slots = np.array([self._slots[layer] for layer in layers], np.int64)[:, None]
         with self.region:
-            self._vectors.reshape(-1).view(np.uint8)[behind[~at_end]]
-        for piece in np.unique(last_bytes[at_end] // self._chunk_bytes).tolist():
-            path = self._path_of(piece)
-            try:
-                size = os.stat(path).st_size
-            except OSError:
-                continue  # a file that was removed, or does not exist yet, is not truncated
-            if size < self._chunk_bytes:
-                raise CacheError(
-                    f"{path}: was cut while it was read, to {size} of {self._chunk_bytes} bytes "
-                    "(`featcache verify` says what is damaged)"
-                )
+            found = self._bytes[slots * self._layer_bytes + (blocks + 1) * self._chunk_bytes - 1]
+        self.region.check()
+        expected = self._last_bytes[slots, blocks]
+        # A byte that is 0 as it should be tells nothing; blocks that are not committed have no file.
+        for slot, block in np.argwhere((found != expected) | (expected == 0)).tolist():
+            if self._is_committed[blocks[block]]:
+                self._check_size(int(slots[slot, 0]) * num_blocks + int(blocks[block]))
+
+    def _check_size(self, piece: int) -> None:
+        path = self._path_of(piece)
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            return  # a file that was removed is not cut: its content stays for those who have mapped it
+        if size < self._chunk_bytes:
+            raise CacheError(
+                f"{path}: was cut while it was read, to {size} of {self._chunk_bytes} bytes "
+                "(`featcache verify` says what is damaged)"
+            )
 
     def _map_layer(self, layer: str) -> None:
         array, index = self._files.locate(layer)
@@ -156,6 +164,8 @@ class LayerMaps:
             with self._files.open(array, block.index, index) as descriptor:
                 address = start + block.index * array.chunk_bytes
                 self._map(address, array.chunk_bytes, mmap.MAP_SHARED | MAP_FIXED, descriptor)
+                last_byte = os.pread(descriptor, 1, array.chunk_bytes - 1)
+                self._last_bytes[self._slots[layer], block.index] = last_byte[0] if last_byte else 0
         # Rows are read at random: the kernel's read-ahead would read the whole file for a few of them.
         advise(start, self._layer_bytes, mmap.MADV_RANDOM)
 

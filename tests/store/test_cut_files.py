@@ -48,15 +48,12 @@ def test_a_gather_says_which_file_was_cut_and_the_next_one_reads_anew(split, tmp
 @pytest.mark.parametrize("left", [1, 100, 4095, 8192 + 63, 16384 - 4096, 16384 - 70, 16384 - 1])
 def test_a_page_that_is_cut_in_its_middle_is_no_zeros(split, tmp_path, left, kinds):
     """The system reads zeros behind the end within its page. Each row alone, so that no other page tells."""
-    whole = split.gather(range(300), ["1"], kinds, method="map")
+    split.gather(range(300), ["1"], kinds, method="map")
     path = chunk(tmp_path, 1, 1)
     content = path.read_bytes()
     os.truncate(path, left)
     for row in (128, *range(128 + left // 128 - 2, 128 + left // 128 + 3), 255):
         if not 128 <= row < 256:
-            continue
-        if (row - 128 + 1) * 128 <= left:  # all of it is before the end
-            np.testing.assert_array_equal(split.gather([row], ["1"], kinds, method="map"), whole[[row]])
             continue
         with pytest.raises(CacheError, match=f"{path}: was cut"):
             split.gather([row], ["1"], kinds, method="map")
@@ -78,7 +75,6 @@ def test_data_that_end_in_zeros_are_read(tmp_path):
             split.load(split.layers, split.tokens),
         )
     os.truncate(chunk(tmp_path, 0, 0), 16384 - 1)
-    split.gather(range(96), ["0"], split.tokens, method="map")
     with pytest.raises(CacheError, match="was cut while it was read, to 16383 of 16384 bytes"):
         split.gather([127], ["0"], split.tokens, method="map")
 
