@@ -15,7 +15,7 @@ from compat.make import EXTRACTED, UNFINISHED, extract_arguments, values_digest
 from featcache.extract.sources import resolve_source
 from featcache.extract.sources.dataset import DatasetOptions
 from support.caches import all_files
-from support.running import command_line
+from support.running import command_line, one_torch_thread
 
 ARCHIVE = Path(__file__).parent / "v0.1.0.tar.xz"
 
@@ -58,12 +58,8 @@ def cli(monkeypatch, capsys):
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield
 
 
 def form_options(form: str) -> DatasetOptions:

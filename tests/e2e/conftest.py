@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from support.caches import cache_folder, make_content, make_plan, write_cache
-from support.running import Outcome, command_line
+from support.running import Outcome, command_line, one_torch_thread
 
 MODEL = "timm:test_vit.r160_in1k"
 
@@ -69,13 +69,8 @@ def cli(monkeypatch, capsys) -> Callable[..., Outcome]:
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread():
-    """Heads this small train ten times slower on two threads that wait for each other on a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)

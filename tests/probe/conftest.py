@@ -1,12 +1,11 @@
 """Tests of the trainer: problems so small that a second thread costs more than it brings."""
 
 import pytest
-import torch
+
+from support.running import one_torch_thread
 
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield

@@ -17,21 +17,9 @@ from featcache.store.errors import CacheBusyError, CacheError, RequestError
 from featcache.store.manifest import Manifest
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files, cache_folder, make_content, make_plan, write_cache
+from support.small import SMALL, make, no_waiting_for_the_disk  # noqa: F401 - a fixture
 
-SMALL = {"train": 3, "test": 3}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    """Power losses are not what is tested here, and syncing is most of the time of writing a small cache."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-def make(root, dataset="made", **changes):
-    plan = make_plan(SMALL, **changes)
-    folder = cache_folder(root, plan, dataset)
-    write_cache(folder, plan, make_content(plan))
-    return folder
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def start(root, dataset="made", **changes):

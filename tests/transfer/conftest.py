@@ -13,7 +13,8 @@ from featcache.store.transfer.address import parse_address
 from featcache.store.transfer.plan import Choice
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
-from support.caches import Content, cache_folder, make_content, make_plan, write_cache
+from support.caches import Content, all_files, cache_folder, make_content, make_plan, write_cache
+from support.hostile_server import HostileHandler, Site
 from support.hub_server import Hub, HubHandler
 from support.hurry import hurry
 from support.running import Outcome, command_line
@@ -163,3 +164,12 @@ KINDS = ("s3", "folder", "ssh", "hub_address")
 def remote(request) -> str:
     """A remote of every kind in turn."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def site(made_once, pushed_once):
+    """A pushed cache behind a server that does what it is told."""
+    site = Site(all_files(pushed_once))
+    with http_server(type("Handler", (HostileHandler,), {"site": site})) as port:
+        site.address = f"http://127.0.0.1:{port}/{made_once.name}"
+        yield site

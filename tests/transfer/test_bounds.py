@@ -13,7 +13,6 @@ from featcache.store.transfer import patience
 from featcache.store.transfer.address import parse_address
 from featcache.store.transfer.remotes import open_remote
 from support import hub_server
-from support.caches import all_files
 from support.hostile_server import HostileHandler, Site
 from support.hub_server import HubHandler
 from support.hurry import impatient
@@ -60,14 +59,6 @@ def test_a_silent_server_is_given_up(cli, silent, hasty, request, monkeypatch, k
     assert len(outcome.err.splitlines()) == 1
     assert re.search("no answer within [01] s", outcome.err)
     assert "run the same command again when the remote answers" in outcome.err
-
-
-@pytest.fixture
-def site(made_once, pushed_once):
-    site = Site(all_files(pushed_once))
-    with http_server(type("Handler", (HostileHandler,), {"site": site})) as port:
-        site.address = f"http://127.0.0.1:{port}/{made_once.name}"
-        yield site
 
 
 def drip(handler, data: bytes, *, headers: bool) -> None:

@@ -19,15 +19,6 @@ CHUNK = "features.zarr/train/norm2/c.1.2.0.0"
 
 
 @pytest.fixture
-def site(made_once, pushed_once):
-    """A pushed cache behind a server that does what it is told."""
-    site = Site(all_files(pushed_once))
-    with http_server(type("Handler", (HostileHandler,), {"site": site})) as port:
-        site.address = f"http://127.0.0.1:{port}/{made_once.name}"
-        yield site
-
-
-@pytest.fixture
 def old(pushed_once, tmp_path):
     """A root that has a part of the cache already, and a neighbour that nobody may touch."""
     root = tmp_path / "other"
