@@ -1,15 +1,13 @@
 """A bucket of the Hugging Face Hub as a remote: the Hub's own object store, without history."""
 
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from featcache.store.errors import FeatcacheError, RemoteError, RequestError
 from featcache.store.transfer.address import Address, redacted
 from featcache.store.transfer.flight import TransientError, check_stop
-from featcache.store.transfer.patience import ListingGuard
 from featcache.store.transfer.remotes.base import (
     IN_FLIGHT,
     PIECE_BYTES,
@@ -72,19 +70,10 @@ class BucketRemote(HubRemote):
                     yield piece
 
     def files(self, folder: str) -> dict[str, Listed]:
-        prefix, guard = self._name(folder), ListingGuard(self.where(folder))
+        def items(prefix: str) -> Iterable[Any]:
+            return self._api.list_bucket_tree(self._bucket, f"{prefix}/", recursive=True)
 
-        def listing() -> dict[str, Listed]:
-            found: dict[str, Listed] = {}
-            for item in self._api.list_bucket_tree(self._bucket, f"{prefix}/", recursive=True):
-                guard.count()
-                if hasattr(item, "xet_hash"):
-                    found[item.path.removeprefix(f"{prefix}/")] = _listed(item)
-            return found
-
-        with suppress(MissingError), self._client_errors(folder):
-            return guard.bounded(listing)
-        return {}
+        return self._listing(folder, items, lambda item: _listed(item) if hasattr(item, "xet_hash") else None)
 
     def put_all(self, uploads: Sequence[Upload], count: Counter) -> None:
         for start in range(0, len(uploads), IN_FLIGHT):

@@ -4,7 +4,7 @@ The token is the client's business (`hf auth login`, HF_TOKEN). Data go in commi
 goes in the last one. A pull reads from one commit, whatever is pushed in the meantime.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
@@ -97,16 +97,32 @@ class HubRemote(Remote):
         yield from read_from(self._client, url, self.where(path), offset)
 
     def files(self, folder: str) -> dict[str, Listed]:
+        def items(prefix: str) -> Iterable[Any]:
+            return self._api.list_repo_tree(
+                self._repository, prefix, recursive=True, repo_type="dataset", revision=self._commit
+            )
+
+        return self._listing(folder, items, lambda item: _listed(item) if hasattr(item, "blob_id") else None)
+
+    def _listing(
+        self, folder: str, items: Callable[[str], Iterable[Any]], listed: Callable[[Any], Listed | None]
+    ) -> dict[str, Listed]:
+        """List what is below a folder, within the bounds of every listing; nothing if there is no such folder.
+
+        Args:
+            folder: path of the folder.
+            items: asks the client for what is below a name in the repository or bucket.
+            listed: makes an entry of a file; None of a folder.
+        """
         prefix, guard = self._name(folder), ListingGuard(self.where(folder))
 
         def listing() -> dict[str, Listed]:
             found: dict[str, Listed] = {}
-            for item in self._api.list_repo_tree(
-                self._repository, prefix, recursive=True, repo_type="dataset", revision=self._commit
-            ):
+            for item in items(prefix):
                 guard.count()
-                if hasattr(item, "blob_id"):
-                    found[item.path.removeprefix(f"{prefix}/")] = _listed(item)
+                entry = listed(item)
+                if entry is not None:
+                    found[item.path.removeprefix(f"{prefix}/")] = entry
             return found
 
         with suppress(MissingError), self._client_errors(folder):
