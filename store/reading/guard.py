@@ -84,7 +84,11 @@ class Region:
             CacheError: names the file.
         """
         if self.lost:
-            raise CacheError(self._message(next(iter(self._lost))))
+            raise self.error(next(iter(self._lost)))
+
+    def error(self, piece: int) -> CacheError:
+        """Return the error that names the file mapped at a piece."""
+        return CacheError(self._message(piece))
 
     def lose(self, address: int) -> None:
         """Replace the file that is mapped at `address` by NaN, and record the loss. Called by the handler."""

@@ -131,7 +131,7 @@ class LayerMaps:
         behind a cut page, which the guard notes, or in it, where the byte is not what it was when the file was mapped.
 
         Raises:
-            CacheError: a file is shorter than it was, or its disk failed.
+            CacheError: a file was cut or overwritten, or its disk failed.
         """
         num_blocks = self._last_bytes.shape[1]
         blocks = np.arange(num_blocks) if len(rows) >= num_blocks else np.unique(rows // self._block_rows)
@@ -141,16 +141,21 @@ class LayerMaps:
         self.region.check()
         expected = self._last_bytes[slots, blocks]
         # A byte that is 0 as it should be tells nothing; blocks that are not committed have no file.
-        for slot, block in np.argwhere((found != expected) | (expected == 0)).tolist():
-            if self._is_committed[blocks[block]]:
-                self._check_size(int(slots[slot, 0]) * num_blocks + int(blocks[block]))
+        doubtful = ((found != expected) | (expected == 0)) & self._is_committed[blocks]
+        for slot, block in np.argwhere(doubtful).tolist():
+            piece = int(slots[slot, 0]) * num_blocks + int(blocks[block])
+            self._refuse_shorter(piece)
+            if (
+                found[slot, block] != expected[slot, block]
+            ):  # overwritten, or cut and then removed or replaced
+                raise self.region.error(piece)
 
-    def _check_size(self, piece: int) -> None:
+    def _refuse_shorter(self, piece: int) -> None:
         path = self._path_of(piece)
         try:
             size = os.stat(path).st_size
         except OSError:
-            return  # a file that was removed is not cut: its content stays for those who have mapped it
+            return  # a file that was only removed keeps its content for those who have mapped it
         if size < self._chunk_bytes:
             raise CacheError(
                 f"{path}: was cut while it was read, to {size} of {self._chunk_bytes} bytes "

@@ -62,6 +62,25 @@ def test_a_page_that_is_cut_in_its_middle_is_no_zeros(split, tmp_path, left, kin
         os.truncate(path, left)
 
 
+@pytest.mark.parametrize("then", ["removed", "replaced", "overwritten"])
+def test_a_cut_is_told_whatever_becomes_of_the_name(split, tmp_path, then):
+    """The map shows the file that was cut, not the one that has its name now."""
+    split.gather([255], ["1"], split.tokens, method="map")
+    path = chunk(tmp_path, 1, 1)
+    content = bytearray(path.read_bytes())
+    if then == "overwritten":
+        content[-1] ^= 0x55
+        with path.open("r+b") as file:
+            file.write(content)
+    else:
+        os.truncate(path, len(content) - 100)
+        path.unlink()
+    if then == "replaced":
+        path.write_bytes(content)
+    with pytest.raises(CacheError, match=f"{path}: was cut"):
+        split.gather([255], ["1"], split.tokens, method="map")
+
+
 def test_data_that_end_in_zeros_are_read(tmp_path):
     plan = make_plan({"train": 300, "test": 1}, width=32)
     content = make_content(plan)
