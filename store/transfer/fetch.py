@@ -120,32 +120,40 @@ def _read_on(
     client: HttpClient, url: str, where: str, begun: "_Begun", count: Counter, say: Callable[[str], None]
 ) -> None:
     """Read the missing bytes, or the whole file if they may be of another version."""
-    version, have = begun.version, begun.size
-    if version is not None and have and have == version.size:
+    version = begun.version
+    if version is not None and begun.size and begun.size == version.size:
         return
-    answer: Answer | None = None
-    if version is not None and version.tag and have and (version.size is None or have < version.size):
-        answer = client.ask("GET", url, where, {"Range": f"bytes={have}-", "If-Range": version.tag})
-        same_version = answer.strong_tag in ("", version.tag) and not answer.encoded
-        if answer.status != 206 or answer.part != (have, version.size) or not same_version:
-            if answer.status != 200:
-                answer.close()
-                answer = None
-            version = None
-    else:
-        version = None
-    if version is None:
-        answer = answer or client.ask("GET", url, where)
-        with closing(answer):
+    answer = _ask_for_rest(client, url, where, begun)
+    resumed = answer is not None and answer.status == 206
+    if answer is None:
+        answer = client.ask("GET", url, where)
+    with closing(answer):
+        if version is None or not resumed:
             _require_whole(answer, where, begun.name)
             version = Version.of(answer)
             begun.restart(version)
             if version.size is None and "chunked" not in answer.headers.get("Transfer-Encoding", "").lower():
                 say(f"note: {where}: the server declares no size, so nothing tells whether all of it arrives")
-            _receive(answer, where, begun, version, count)
-    elif answer is not None:
-        with closing(answer):
-            _receive(answer, where, begun, version, count)
+        _receive(answer, where, begun, version, count)
+
+
+def _ask_for_rest(client: HttpClient, url: str, where: str, begun: "_Begun") -> Answer | None:
+    """Ask for the bytes that a partial file lacks.
+
+    Returns:
+        The rest of the same version (206), or the whole file (200); None if the server gives neither, or nothing can be resumed.
+    """
+    version, have = begun.version, begun.size
+    if version is None or not version.tag or not have or (version.size is not None and have >= version.size):
+        return None
+    answer = client.ask("GET", url, where, {"Range": f"bytes={have}-", "If-Range": version.tag})
+    same_version = answer.strong_tag in ("", version.tag) and not answer.encoded
+    if answer.status == 200 or (
+        answer.status == 206 and answer.part == (have, version.size) and same_version
+    ):
+        return answer
+    answer.close()
+    return None
 
 
 def _require_whole(answer: Answer, where: str, name: str) -> None:
