@@ -124,20 +124,41 @@ def run_closed_sweep(
         again = [part[0] for split in splits for part in fitter.held_out(split, [settings[best]])]
         held_out = torch.cat(again)
     head = fitter.fit(torch.arange(tokens.num_samples), [settings[best]])
-    if isinstance(task, SingleLabel) and not head.calibrated:
-        factor = max(FACTORS, key=lambda factor: likelihood(held_out * factor, targets, task))
-        chosen["factor"], held_out = factor, held_out * factor
-        _rescale(head, torch.tensor(factor))
-    elif isinstance(task, MultiLabel) and not head.calibrated:
-        slope, offset = fit_sigmoids(held_out, targets)
-        held_out = held_out * slope + offset
-        _rescale(head, slope, offset)
+    if not head.calibrated:
+        held_out = _calibrate(head, held_out, targets, task, chosen)
     if on_progress is not None:
         on_progress(len(splits) + 1, len(splits) + 1)
     _check_sound(head)
     validation = tuple((one, score) for one, (score, _) in zip(settings, ranks, strict=True))
     seconds = time.perf_counter() - started
     return ClosedResult(chosen, validation, held_out, head, task.num_outputs, seconds)
+
+
+def _calibrate(
+    head: ClosedHead, held_out: Tensor, targets: Tensor, task: Task, chosen: dict[str, float]
+) -> Tensor:
+    """Rescale the logits of a head so that the held-out labels are likeliest.
+
+    Args:
+        head: rescaled in place; left alone where the targets are quantities.
+        held_out: logits of the held-out samples, ``[R, C]``.
+        targets: of the held-out samples.
+        task: the task of the targets.
+        chosen: receives the factor of single labels.
+
+    Returns:
+        The rescaled logits, ``[R, C]``.
+    """
+    if isinstance(task, SingleLabel):
+        factor = max(FACTORS, key=lambda factor: likelihood(held_out * factor, targets, task))
+        chosen["factor"] = factor
+        _rescale(head, torch.tensor(factor))
+        held_out = held_out * factor
+    elif isinstance(task, MultiLabel):
+        slope, offset = fit_sigmoids(held_out, targets)
+        _rescale(head, slope, offset)
+        held_out = held_out * slope + offset
+    return held_out
 
 
 def ends_of_grid(validation: Sequence[tuple[Settings, float]], chosen: Settings) -> list[str]:
