@@ -29,11 +29,11 @@ class NpyLayout:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def npy_layout(file: IO[bytes], size: int) -> NpyLayout:
-    """Read the header of a ``.npy`` file of `size` bytes, from its first byte on; leave `file` at the values.
+def read_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of a ``.npy`` file from its first byte on: shape, Fortran order, type; leave `file` at the values.
 
     Raises:
-        ValueError: the file is no ``.npy`` file, holds Python objects, or is shorter than declared; the message says which.
+        ValueError: the file is no ``.npy`` file; the message says why.
     """
     form = np.lib.format
     try:
@@ -50,9 +50,19 @@ def npy_layout(file: IO[bytes], size: int) -> NpyLayout:
         Exception
     ) as error:  # the header is parsed as Python, and damaged ones raise any error of the parser
         raise ValueError(f"its head cannot be read, {type(error).__name__}") from None
+    return tuple(int(n) for n in shape), fortran, dtype
+
+
+def npy_layout(file: IO[bytes], size: int) -> NpyLayout:
+    """Read the header of a ``.npy`` file of `size` bytes, from its first byte on; leave `file` at the values.
+
+    Raises:
+        ValueError: the file is no ``.npy`` file, holds Python objects, or is shorter than declared; the message says which.
+    """
+    shape, fortran, dtype = read_head(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects; save it as an array of numbers or texts")
-    layout = NpyLayout(dtype, tuple(int(n) for n in shape), fortran, file.tell())
+    layout = NpyLayout(dtype, shape, fortran, file.tell())
     if any(n < 0 for n in layout.shape) or layout.start + layout.num_bytes > size:
         raise ValueError(
             f"its head says {list(layout.shape)} {dtype}, {layout.num_bytes} bytes, and {max(0, size - layout.start)} are there"

@@ -15,7 +15,9 @@ from featcache.extract.sources.collection import MAX_CLASSES, indexed_targets
 from featcache.extract.sources.dataset import AUTO
 from featcache.store.class_numbers import number_classes
 from featcache.store.errors import DatasetError
+from featcache.store.npy import read_head
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
+from featcache.store.text import reason
 
 CLASS, ARRAY, RECORD = ".cls", ".npy", ".json"
 _INTEGER = re.compile(rb"\s*[+]?[0-9]{1,30}\s*")
@@ -45,22 +47,16 @@ def _array(content: bytes, where: str) -> "np.ndarray[Any, np.dtype[Any]]":
     """Return a small array of numbers; check its size first, since a forged header could take all memory."""
     file = io.BytesIO(content)
     try:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(file)
-        whole = math.prod(shape) * dtype.itemsize == len(content) - file.tell()
-        if dtype.kind in "biuf" and whole:
-            file.seek(0)
-            array: np.ndarray[Any, np.dtype[Any]] = np.lib.format.read_array(file, allow_pickle=False)
-            return array
-        reason = "" if dtype.kind in "biuf" else f" is {dtype}; labels must be numbers"
-    except Exception as error:  # numpy reads the header as Python source, which fails in many ways
-        reason = f" is no array of numbers ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})"
-    raise DatasetError(
-        f"{where}{reason or ' is no array of numbers (its size is not that of its shape)'}"
-    ) from None
+        shape, _, dtype = read_head(file)
+    except ValueError as error:
+        raise DatasetError(f"{where} is no array of numbers ({reason(error)})") from None
+    if dtype.kind not in "biuf":
+        raise DatasetError(f"{where} is {dtype}; labels must be numbers")
+    if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise DatasetError(f"{where} is no array of numbers (its size is not that of its shape)")
+    file.seek(0)
+    array: np.ndarray[Any, np.dtype[Any]] = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 def read_record(content: bytes, where: str) -> Mapping[str, Any]:

@@ -174,10 +174,9 @@ def _require_whole(answer: Answer, where: str, name: str) -> None:
 
 
 def _receive(answer: Answer, where: str, begun: "_Begun", version: Version, count: Counter) -> None:
-    limit = MAX_UNDECLARED_BYTES if version.size is None else version.size
-    limit = (
-        min(limit, begun.size + shutil.disk_usage(begun.path.parent).free) if version.size is None else limit
-    )
+    limit = version.size
+    if limit is None:
+        limit = min(MAX_UNDECLARED_BYTES, begun.size + shutil.disk_usage(begun.path.parent).free)
     with closing(answer.pieces(unpack=False)) as pieces:
         for piece in pieces:
             check_stop()
