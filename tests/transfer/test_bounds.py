@@ -4,6 +4,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -61,6 +62,15 @@ def test_a_silent_server_is_given_up(cli, silent, hasty, request, monkeypatch, k
     assert "run the same command again when the remote answers" in outcome.err
 
 
+def drip_bytes(file) -> None:
+    """Send a byte now and then, until the client has enough of it."""
+    with suppress(OSError):
+        for _ in range(200):
+            file.write(b"y")
+            file.flush()
+            time.sleep(0.05)
+
+
 def drip(handler, data: bytes, *, headers: bool) -> None:
     """A byte now and then, of the headers or of the body."""
     if headers:
@@ -72,13 +82,7 @@ def drip(handler, data: bytes, *, headers: bool) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
-    try:
-        for _ in range(200):
-            handler.wfile.write(b"y")
-            handler.wfile.flush()
-            time.sleep(0.05)
-    except OSError:
-        pass
+    drip_bytes(handler.wfile)
     handler.close_connection = True
 
 
@@ -316,13 +320,7 @@ class Drips(BaseHTTPRequestHandler):
         }.items():
             self.send_header(name, value)
         self.end_headers()
-        try:
-            for _ in range(200):
-                self.wfile.write(b"y")
-                self.wfile.flush()
-                time.sleep(0.05)
-        except OSError:
-            pass
+        drip_bytes(self.wfile)
 
 
 def test_a_store_that_drips_is_silent(s3, hasty, monkeypatch):
