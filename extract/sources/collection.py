@@ -16,14 +16,10 @@ import numpy as np
 from featcache.extract.sources.base import Citation, Labels, Rows
 from featcache.extract.sources.samples import Texts
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
-from featcache.store.targets import SINGLE_LABEL, Targets
+from featcache.store.targets import MAX_CLASSES, SINGLE_LABEL, Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-MAX_CLASSES = 2**20
-"""Largest number of classes; more names than this would fill the memory."""
 
 
 @dataclass

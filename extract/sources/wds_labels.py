@@ -11,12 +11,12 @@ import numpy as np
 
 from featcache.extract.sources.array_labels import FoundTargets
 from featcache.extract.sources.base import Labels
-from featcache.extract.sources.collection import MAX_CLASSES, indexed_targets
+from featcache.extract.sources.collection import indexed_targets
 from featcache.extract.sources.dataset import AUTO
 from featcache.store.class_numbers import number_classes
 from featcache.store.errors import DatasetError
 from featcache.store.npy import read_head
-from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
+from featcache.store.targets import MAX_CLASSES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
 from featcache.store.text import reason
 
 CLASS, ARRAY, RECORD = ".cls", ".npy", ".json"

@@ -7,7 +7,7 @@ age by files that reading does not touch, a duplicate by the digests of the cach
 import os
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -207,8 +207,9 @@ def _if_older(path: Path, kind: str, reason: str, since: float) -> Iterator[Left
 def _duplicates(complete: list[tuple[str, Path]], reporter: Reporter) -> Iterator[Leftover]:
     """Caches with the same manifest as another one, which is intact in every byte and stays."""
     copies: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    of_key = Counter(key for key, _ in complete)
     for key, folder in complete:
-        if sum(other == key for other, _ in complete) > 1:
+        if of_key[key] > 1:
             with suppress(CacheError, OSError):
                 copies[key, _digest(folder)].append(folder)
     for group in copies.values():
