@@ -20,11 +20,10 @@ from featcache.extract.sources.split_names import choose_splits
 from featcache.store.errors import DatasetError
 from featcache.store.progress import Reporter
 from featcache.store.reading.machine import available_memory
+from featcache.store.unpacking import MAX_RATIO
 
 MAX_RANK = 4
 """Most axes of an array, those of color images."""
-MAX_RATIO = 1100
-"""Largest ratio of unpacked to packed bytes; deflate reaches 1032."""
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _IMAGES = re.compile(r"(?P<before>.*?)(?P<split>[A-Za-z0-9]+)-images[-.]idx[34]-ubyte(\.gz)?")
 _SPLITS = {"t10k": "test"}

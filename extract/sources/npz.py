@@ -16,10 +16,9 @@ from featcache.store.npy import npy_layout, read_npy
 from featcache.store.progress import Reporter
 from featcache.store.reading.machine import available_memory
 from featcache.store.text import printable, reason
+from featcache.store.unpacking import MAX_RATIO
 
 IMAGES, LABELS = ("images", "x", "X", "image", "data"), ("labels", "y", "Y", "label", "targets")
-MAX_RATIO = 1100
-"""Largest ratio of unpacked to packed bytes; deflate reaches 1032."""
 _ARRAY = b"\x93NUMPY"
 _ERRORS = (
     *(ValueError, OSError, EOFError, RuntimeError, NotImplementedError, KeyError, IndexError),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.store.errors import DatasetError, FeatcacheError
 from featcache.store.text import printable, reason
+from featcache.store.unpacking import MAX_RATIO
 
 if TYPE_CHECKING:
     import h5py
@@ -24,8 +25,6 @@ MAX_LINKS = 32
 """Most links that are followed to one array."""
 SMALL_BYTES = 2**26
 """Bytes that an array may declare without being stored, so that it has its fill value."""
-MAX_RATIO = 1100
-"""Largest ratio of unpacked to stored bytes; deflate reaches 1032, the other filters of HDF5 less."""
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
 """Filters built into HDF5 and h5py; others are libraries that HDF5 loads from a folder."""
 _ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
