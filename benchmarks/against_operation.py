@@ -122,7 +122,7 @@ def solve(cache: Path, scratch: Path) -> float:
 
 def _probe(head: str, cache: Path, scratch: Path) -> float:
     arguments = ("probe", "--cache", cache, "--head", head, "--protocol", "quick", "--shots", 100)
-    import featcache.probe.run  # noqa: F401 - torch, which takes seconds to import
+    import featcache.probing.run  # noqa: F401 - torch, which takes seconds to import
 
     return timed(lambda: command(*arguments, "--out", scratch / "results"))
 
@@ -175,7 +175,7 @@ def extract(cache: Path, scratch: Path) -> float:
     """Extract 1,500 images."""
     images = write_images(scratch.parent / "images", 1500)
     arguments = extraction(scratch, images)
-    import featcache.extract.pipeline  # noqa: F401 - torch, which takes seconds to import
+    import featcache.extraction.pipeline  # noqa: F401 - torch, which takes seconds to import
 
     return timed(lambda: command(*arguments))
 

@@ -13,7 +13,7 @@ from statistics import median
 from timing import Document, side_by_side
 
 from featcache.store.checking.verify import verify
-from featcache.store.reading.machine import usable_cpus
+from featcache.store.machine import usable_cpus
 from reading import bench_reading
 from support.caches import make_content, make_plan, write_cache
 from support.many import make_many

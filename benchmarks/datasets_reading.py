@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 from timing import Document, side_by_side
 
-from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.arrays import ArrayCollection
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.hdf5 import open_hdf5
-from featcache.extract.sources.tar_index import index_tar
-from featcache.extract.sources.webdataset import WebDataset
+from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.arrays import ArrayCollection
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.hdf5 import open_hdf5
+from featcache.extraction.sources.tar_index import index_tar
+from featcache.extraction.sources.webdataset import WebDataset
 from featcache.store.progress import Silent
 from support.datasets import write_tar
 
@@ -37,8 +37,8 @@ START = """
 import json, os, sys
 from pathlib import Path
 from contextlib import contextmanager
-from featcache.extract.request import ExtractRequest
-from featcache.extract.run import extract
+from featcache.extraction.request import ExtractRequest
+from featcache.extraction.run import extract
 from featcache.store.progress import Silent
 
 def peak(name):

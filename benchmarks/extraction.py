@@ -20,23 +20,23 @@ import torch
 from PIL import Image
 from timing import Document, side_by_side
 
-from featcache.extract.backbones import load_backbone
-from featcache.extract.backbones.base import Backbone
-from featcache.extract.contents import Contents
-from featcache.extract.device import choose_device, default_workers, fast_precision, forward_context
-from featcache.extract.extractors import Forward
-from featcache.extract.forward import FeatureExtractor
-from featcache.extract.images import Rows, image_batches
-from featcache.extract.models import resolve_model
-from featcache.extract.pipeline import ImageInput, run_blocks
-from featcache.extract.planning import plan_inventory
-from featcache.extract.rgb import to_rgb
-from featcache.extract.sources import resolve_source
-from featcache.extract.sources.base import Sample, Source
+from featcache.extraction.backbones import load_backbone
+from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.device import choose_device, default_workers, fast_precision, forward_context
+from featcache.extraction.extractors import Forward
+from featcache.extraction.feature_selection import Contents
+from featcache.extraction.forward import FeatureExtractor
+from featcache.extraction.images import Rows, image_batches
+from featcache.extraction.models.names import resolve_model
+from featcache.extraction.pipeline import ImageInput, run_blocks
+from featcache.extraction.planning import plan_inventory
+from featcache.extraction.rgb import to_rgb
+from featcache.extraction.sources import resolve_source
+from featcache.extraction.sources.base import Sample, Source
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
+from featcache.store.machine import usable_cpus
 from featcache.store.planning import TokenArray, plan_arrays
-from featcache.store.reading.machine import usable_cpus
 from featcache.store.spec import CacheSpec
 from featcache.store.targets import SINGLE_LABEL, Targets
 from featcache.store.writing.writer import CacheWriter

@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from timing import Document, side_by_side
 
-from featcache.store.reading.machine import usable_cpus
+from featcache.store.machine import usable_cpus
 from featcache.store.reading.reader import open_cache
 from featcache.store.reading.split import SplitReader
 from support.caches import make_plan

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import results_splits
 
-from featcache.probe.heads import HEADS
-from featcache.probe.report.significance import are_alike, mean_interval
-from featcache.probe.results import ResultRow, read_rows
+from featcache.probing.heads import HEADS
+from featcache.probing.report.significance import are_alike, mean_interval
+from featcache.probing.results.rows import ResultRow, read_rows
 
 REPO = Path(__file__).parent.parent
 DEMO = REPO / ".demo"

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 
 import featcache
-from featcache.probe.estimators import HeadProbe
+from featcache.probing.estimators import HeadProbe
 from featcache.store.files import write_atomic
 from featcache.store.layers import layer_set
 

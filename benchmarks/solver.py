@@ -19,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from timing import Document
 from torch import Tensor
 
-from featcache.probe.solver.logistic import fit_logistic, penalty_from_c
-from featcache.probe.training.process import flush_denormals
+from featcache.probing.solver.logistic import fit_logistic, penalty_from_c
+from featcache.probing.training.process import flush_denormals
 
 LATENTS = 256
 # scikit-learn's default, and its tolerances and most iterations. Ours then goes down to the objective that it has reached.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from timing import Document
 
-from featcache.probe.training.process import flush_denormals, keep_freed_memory
-from featcache.probe.training.scratch import release
+from featcache.probing.heads.scratch import release
+from featcache.probing.training.process import flush_denormals, keep_freed_memory
 
 ROWS = {
     "attentive": ("trainer_sweeps", "bench_attentive"),

@@ -11,8 +11,8 @@ from statistics import median
 import torch
 from timing import Document
 
-from featcache.probe.request import ProbeRequest
-from featcache.probe.run import probe
+from featcache.probing.requests.request import ProbeRequest
+from featcache.probing.run import probe
 from featcache.store.journal import Plan
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.writing.writer import CacheWriter

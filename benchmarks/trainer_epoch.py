@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from featcache.probe.inputs.data import load_split
-from featcache.probe.protocol import PAPER, Member, batch_size
-from featcache.probe.request import ProbeRequest, jobs
-from featcache.probe.training.process import flush_denormals, keep_freed_memory
-from featcache.probe.training.trainer import fit_members
+from featcache.probing.inputs.data import load_split
+from featcache.probing.protocols.protocol import PAPER, Member, batch_size
+from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.training.process import flush_denormals, keep_freed_memory
+from featcache.probing.training.trainer import fit_members
 from featcache.store.reading.reader import open_cache
 
 MEMBERS = (Member(1e-2, 1e-2, 0.0), Member(1e-3, 1e-2, 0.0))

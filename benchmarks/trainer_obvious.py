@@ -8,8 +8,8 @@ from oracle import ObviousAttentiveHead, ObviousLinearHead
 from torch import Tensor
 from torch.nn import functional as F
 
-from featcache.probe.protocol import Member, Protocol, learning_rate_at, plan_training
-from featcache.probe.scoring.metrics import class_weights
+from featcache.probing.protocols.protocol import Member, Protocol, learning_rate_at, plan_training
+from featcache.probing.scoring.metrics import class_weights
 
 
 class ObviousTraining:

@@ -14,12 +14,12 @@ from timing import Document
 from torch import Tensor
 from trainer_sweeps import ATTENTIVE, CPU, PRECISIONS, TINY, Setting, compare
 
-from featcache.probe.heads.pooling import _Sums
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import PAPER
-from featcache.probe.training.optimizer import MemberAdamW
-from featcache.probe.training.scratch import release
-from featcache.probe.training.trainer import initial_head, members_together
+from featcache.probing.heads.pooling import _Sums
+from featcache.probing.heads.scratch import release
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import PAPER
+from featcache.probing.training.optimizer import MemberAdamW
+from featcache.probing.training.trainer import initial_head, members_together
 
 SIDE = 2048
 ROUNDS = 9

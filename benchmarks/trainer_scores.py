@@ -13,14 +13,14 @@ from torch import Tensor
 from trainer_obvious import ObviousTraining
 from trainer_sweeps import PRECISIONS
 
-from featcache.probe.heads import get_head
-from featcache.probe.inputs.data import load_split
-from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
-from featcache.probe.protocol import QUICK, Member, Protocol, batch_size
-from featcache.probe.request import ProbeRequest, jobs
-from featcache.probe.scoring.metrics import balanced_accuracy
-from featcache.probe.training.scratch import release
-from featcache.probe.training.trainer import fit_members, predict
+from featcache.probing.heads import get_head
+from featcache.probing.heads.scratch import release
+from featcache.probing.inputs.data import load_split
+from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
+from featcache.probing.protocols.protocol import QUICK, Member, Protocol, batch_size
+from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.scoring.metrics import balanced_accuracy
+from featcache.probing.training.trainer import fit_members, predict
 from featcache.store.reading.reader import open_cache
 
 CACHES = Path(__file__).parent.parent / ".demo" / "caches"

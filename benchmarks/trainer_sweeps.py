@@ -15,15 +15,15 @@ from timing import Document, side_by_side
 from torch import Tensor
 from trainer_obvious import ObviousTraining
 
-from featcache.probe.heads import get_head
-from featcache.probe.heads.base import Head
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import PAPER, Member, Plan
-from featcache.probe.scoring.metrics import class_weights
-from featcache.probe.training.batches import Batch, Seeds, mini_batches
-from featcache.probe.training.losses import CrossEntropy
-from featcache.probe.training.scratch import release
-from featcache.probe.training.trainer import Training, divide, initial_head, members_together
+from featcache.probing.heads import get_head
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.scratch import release
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import PAPER, Member, Plan
+from featcache.probing.scoring.losses import CrossEntropy
+from featcache.probing.scoring.metrics import class_weights
+from featcache.probing.training.batches import Batch, Seeds, mini_batches
+from featcache.probing.training.trainer import Training, divide, initial_head, members_together
 
 CPU = torch.device("cpu")
 PRECISIONS = ("fp32", "bf16")

@@ -5,10 +5,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from featcache.extract.contents import Contents
-from featcache.extract.freshness import REPLACED, Freshness
-from featcache.extract.retry import Retry, try_again
-from featcache.extract.sources.base import Source
+from featcache.extraction.feature_selection import Contents
+from featcache.extraction.freshness import REPLACED, Freshness
+from featcache.extraction.retry import Retry, try_again
+from featcache.extraction.sources.base import Source
 from featcache.store.catalogue import Entry
 from featcache.store.catalogue.entries import WHOLE
 from featcache.store.corrections import warnings_of

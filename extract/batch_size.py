@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 
-from featcache.extract.backbones.base import Backbone
-from featcache.extract.device import default_batch_size
-from featcache.extract.forward import FeatureExtractor
-from featcache.extract.pipeline import WAITING
+from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.device import default_batch_size
+from featcache.extraction.forward import FeatureExtractor
+from featcache.extraction.pipeline import WAITING
 from featcache.store.inventory import Inventory
 from featcache.store.spec import CacheSpec
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.extract.sources.base import Source
-from featcache.extract.sources.samples import labels_of
+from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.samples import labels_of
 from featcache.store.errors import DatasetError
 from featcache.store.targets import MULTI_LABEL, REGRESSION
 
@@ -90,7 +90,7 @@ def _spread(count: int, most: int) -> "np.typing.NDArray[np.int64]":
 def _thumbnail(source: Source, split: str, row: int) -> "Image":
     from PIL import Image, ImageOps
 
-    from featcache.extract.rgb import rgb_image
+    from featcache.extraction.rgb import rgb_image
 
     image = rgb_image(source, split, row)
     way = Image.Resampling.NEAREST if max(image.size) * 2 <= SIDE else Image.Resampling.BICUBIC

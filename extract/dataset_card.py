@@ -1,6 +1,6 @@
 """What a cache's card says of its dataset: targets and their counts, licence, citation."""
 
-from featcache.extract.sources.base import Citation
+from featcache.extraction.sources.base import Citation
 from featcache.store.journal import FEATURES
 from featcache.store.reading.split import SplitReader
 from featcache.store.targets import REGRESSION

@@ -2,8 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
-from featcache.extract.sources.aliases import Alias, aliases
-from featcache.extract.sources.paper_sets import on_disk
+from featcache.extraction.sources.aliases import Alias, aliases
+from featcache.extraction.sources.paper_sets import on_disk
 from featcache.store.errors import UnknownNameError
 from featcache.store.files import JsonObject
 

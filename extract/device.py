@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from featcache.store.errors import BackboneError, RequestError
-from featcache.store.reading.machine import usable_cpus
+from featcache.store.machine import usable_cpus
 from featcache.store.requests import AUTO
 
 # CUDA's allocator raises an exception of its own; what else runs out of memory tells it in the text alone.

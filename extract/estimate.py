@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from featcache.extract.remaining import Remaining, free_space
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Inventory
+from featcache.store.writing.pending import Remaining, free_space
 
 NEW, UNFINISHED, LACKING, COMPLETE = "new", "unfinished", "lacking", "complete"
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from featcache.extract.backbones.base import Backbone
-from featcache.extract.compiled import compiled_pass
-from featcache.extract.device import forward_lanes
-from featcache.extract.forward import Extractor, FeatureExtractor
-from featcache.extract.lanes import Lanes, lane_pool, replicas
+from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.compiled import compiled_pass
+from featcache.extraction.device import forward_lanes
+from featcache.extraction.forward import Extractor, FeatureExtractor
+from featcache.extraction.lanes import Lanes, lane_pool, replicas
 from featcache.store.arrays import ArrayInfo
 from featcache.store.journal import Plan
 

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.extract.backbones.base import Backbone
-from featcache.extract.device import exact_convolutions, forward_context, is_out_of_memory
-from featcache.extract.sources.base import Sample
-from featcache.extract.taps import Taps, Wanted
+from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.device import exact_convolutions, forward_context, is_out_of_memory
+from featcache.extraction.sources.base import Sample
+from featcache.extraction.taps import Taps, Wanted
 from featcache.store.errors import BackboneError
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}

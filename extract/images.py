@@ -14,10 +14,10 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from featcache.extract.pixels import FACTS, facts_of
-from featcache.extract.rgb import content_digest, rgb_image
-from featcache.extract.sources.base import Source
-from featcache.extract.sources.decode import MAX_PIXELS
+from featcache.extraction.rgb import content_digest, rgb_image
+from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.decode import MAX_PIXELS
+from featcache.extraction.sources.pixels import FACTS, facts_of
 from featcache.store.errors import DatasetError, FeatcacheError, UnavailableError
 from featcache.store.planning import CONTENT_DIGEST_BYTES
 from featcache.store.text import reason

@@ -13,10 +13,10 @@ from threading import Event
 import torch
 from torch import Tensor, nn
 
-from featcache.extract.backbones.base import Backbone
-from featcache.extract.forward import FeatureExtractor, NumpyBatch
-from featcache.extract.replicas import noise_images, replica
-from featcache.extract.sources.base import Sample
+from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.forward import FeatureExtractor, NumpyBatch
+from featcache.extraction.replicas import noise_images, replica
+from featcache.extraction.sources.base import Sample
 from featcache.store.errors import BackboneError
 
 

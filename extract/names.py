@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from featcache.extract.sources import KINDS
+from featcache.extraction.sources import KINDS
 from featcache.store.text import encodable
 
 # Values of these options are paths even if they do not look it, such as `acme/project`. `_OUTER` begins a certain path.

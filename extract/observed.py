@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extract.pixels import FACTS, PixelOptions
+from featcache.extraction.sources.pixels import FACTS, PixelOptions
 from featcache.store.files import JsonObject
 
 _DEEP = FACTS.index("deep")

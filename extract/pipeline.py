@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featcache.extract.forward import Extractor, NotFiniteError, NumpyBatch
-from featcache.extract.images import ImageBatch, Rows, WorkerError, image_batches
-from featcache.extract.observed import Observed
-from featcache.extract.prefetch import to_device
-from featcache.extract.sources.base import Sample, Source
+from featcache.extraction.forward import Extractor, NotFiniteError, NumpyBatch
+from featcache.extraction.images import ImageBatch, Rows, WorkerError, image_batches
+from featcache.extraction.observed import Observed
+from featcache.extraction.prefetch import to_device
+from featcache.extraction.sources.base import Sample, Source
 from featcache.store.arrays import DTYPES
 from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.inventory import SplitInventory

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from featcache.extract.contents import Contents
-from featcache.extract.sources.base import Source
-from featcache.extract.sources.samples import max_id_bytes
+from featcache.extraction.feature_selection import Contents
+from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.samples import max_id_bytes
 from featcache.store.inventory import Inventory
 from featcache.store.planning import plan_arrays
 
 if TYPE_CHECKING:
-    from featcache.extract.backbones.base import Backbone
+    from featcache.extraction.backbones.base import Backbone
 
 
 def plan_inventory(backbone: "Backbone", source: Source, contents: Contents, dtype: str) -> Inventory:

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from featcache.extract.backbones.base import Backbone
+from featcache.extraction.backbones.base import Backbone
 
 
 def replica(backbone: Backbone) -> Backbone:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from featcache.extract.contents import Contents
-from featcache.extract.models import ModelName
-from featcache.extract.pixels import AS_STORED
-from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extraction.feature_selection import Contents
+from featcache.extraction.models.names import ModelName
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.pixels import AS_STORED
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import JsonObject, sha256_file
 from featcache.store.manifest import MAX_BATCH_SIZE

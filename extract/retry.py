@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.extract.sources.base import Source
+from featcache.extraction.sources.base import Source
 from featcache.store import journal
 from featcache.store.checking.reopen import drop_committed, reopen
 from featcache.store.errors import CacheBusyError, CacheError, DatasetError
@@ -93,7 +93,7 @@ def refuse_empty_splits(writer: CacheWriter) -> None:
 
 
 def _try(directory: Path, inventory: Inventory, blocks: Sequence[Block], source: Source) -> Retry | None:
-    from featcache.extract.rgb import rgb_image  # Pillow
+    from featcache.extraction.rgb import rgb_image  # Pillow
 
     failed, restored, again = 0, 0, []
     for name, split in inventory.splits.items():

@@ -6,8 +6,8 @@ from contextlib import suppress
 import numpy as np
 from PIL.Image import Exif, Image, Transpose, fromarray
 
-from featcache.extract.pixels import WHITE, PixelOptions, facts_of, is_clipped, remember, to_8_bit
-from featcache.extract.sources.base import Source
+from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.pixels import WHITE, PixelOptions, facts_of, is_clipped, remember, to_8_bit
 from featcache.store.errors import DatasetError
 from featcache.store.planning import CONTENT_DIGEST_BYTES
 from featcache.store.text import reason

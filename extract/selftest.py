@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featcache.extract.backbones.base import Backbone, Check, TapPoint
-from featcache.extract.device import exact_convolutions
+from featcache.extraction.backbones.base import Backbone, Check, TapPoint
+from featcache.extraction.device import exact_convolutions
 from featcache.store.errors import BackboneError
 
 RELATIVE_TOLERANCE = 1e-3

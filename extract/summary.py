@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featcache.extract.sources.base import Source
-from featcache.extract.sources.decode import passed_over_text
+from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.decode import passed_over_text
 from featcache.store.targets import MULTI_LABEL, REGRESSION, Targets
 from featcache.store.text import printable
 

@@ -1,12 +1,12 @@
-"""Makes `model_table`: ``python -m featcache.extract.tabulate > extract/model_table.py``, after any change of the aliases.
+"""Makes `model_table`: ``python -m featcache.extraction.tabulate > extract/models/table.py``, after any change of the aliases.
 
 The libraries are asked for the form of every model, without storage for its weights; nothing is downloaded.
 """
 
 import sys
 
-from featcache.extract.model_list import Row
-from featcache.extract.models import ALIASES, ModelName, resolve_model
+from featcache.extraction.models.names import ALIASES, ModelName, resolve_model
+from featcache.extraction.models.table import Row
 from featcache.store.errors import BackboneError
 
 _HEADER = '''"""The models behind the aliases. Made by `tabulate` from timm and open_clip; do not edit.
@@ -14,7 +14,7 @@ _HEADER = '''"""The models behind the aliases. Made by `tabulate` from timm and 
 By explicit name: layers, width, class token or not, registers, rows and columns of patches, input size in pixels.
 """
 
-from featcache.extract.model_list import Row
+from featcache.extraction.models.table import Row
 
 TABLE: dict[str, Row] = {
 '''
@@ -40,8 +40,8 @@ def row_of(name: ModelName) -> Row:
 def _timm_row(name: ModelName) -> Row:
     import timm
 
-    from featcache.extract.backbones.timm_vit import layout_of, why_not_supported
-    from featcache.extract.backbones.timm_weights import form_of
+    from featcache.extraction.backbones.timm_vit import layout_of, why_not_supported
+    from featcache.extraction.backbones.timm_weights import form_of
 
     model = form_of(name)
     config = timm.data.resolve_model_data_config(model) | dict(name.preprocessing)
@@ -61,7 +61,7 @@ def _timm_row(name: ModelName) -> Row:
 
 
 def _open_clip_row(name: ModelName) -> Row:
-    from featcache.extract.backbones.open_clip_vit import form_of, layout_of_tower, why_tower_not_supported
+    from featcache.extraction.backbones.open_clip_vit import form_of, layout_of_tower, why_tower_not_supported
 
     tower = form_of(name).visual
     _require_supported(name, why_tower_not_supported(tower))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featcache.extract.backbones.base import Backbone, TapPoint, TokenLayout
+from featcache.extraction.backbones.base import Backbone, TapPoint, TokenLayout
 from featcache.store.layers import FINAL
 from featcache.store.token_groups import EMBEDDING, GRIDS, PATCHES, POOLED, REGISTERS, tap_and_group
 

@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.console import ConsoleReporter
+from featcache.store.address import is_address, parse_address
 from featcache.store.catalogue import remote_roots, roots, select
 from featcache.store.errors import HeadNotFoundError
 from featcache.store.reading.reader import Cache, open_cache
-from featcache.store.transfer.address import is_address, parse_address
+from featcache.terminal.console import ConsoleReporter
 
 if TYPE_CHECKING:
-    from featcache.extract.backbones.base import Backbone
-    from featcache.extract.sources.base import Source
-    from featcache.probe.request import ProbeRequest
-    from featcache.probe.results import ResultRow
-    from featcache.probe.trained import TrainedHead
+    from featcache.extraction.backbones.base import Backbone
+    from featcache.extraction.sources.base import Source
+    from featcache.probing.requests.request import ProbeRequest
+    from featcache.probing.results.rows import ResultRow
+    from featcache.probing.trained import TrainedHead
 
 PathLike = str | Path
 DEFAULT_HEAD = "attentive"
@@ -137,8 +137,8 @@ def extract(
         on_error: ``stop`` at an image that does not decode, or ``skip`` it.
         root: where the cache is looked for and written to; by default as on the command line.
         force: extract even what a teammate has on a remote in FEATCACHE_ROOT.
-        backbone: one's own, made by `featcache.extract.backbones.custom.custom_backbone`.
-        source: one's own dataset, made by `featcache.extract.sources.sequences.python_dataset`.
+        backbone: one's own, made by `featcache.extraction.backbones.custom.custom_backbone`.
+        source: one's own dataset, made by `featcache.extraction.sources.sequences.python_dataset`.
         progress: show messages and progress on stderr.
 
     Raises:
@@ -150,9 +150,9 @@ def extract(
     Example:
         >>> cache = featcache.extract("dinov2-vit-s-14", "imagefolder:photos")  # doctest: +SKIP
     """
-    from featcache.extract.contents import Contents
-    from featcache.extract.request import ExtractRequest
-    from featcache.extract.run import extract as run_extract
+    from featcache.extraction.feature_selection import Contents
+    from featcache.extraction.request import ExtractRequest
+    from featcache.extraction.run import extract as run_extract
 
     request = ExtractRequest(
         model=model,
@@ -267,7 +267,7 @@ def probe(
         >>> rows = featcache.probe(cache, ["linear", "attentive"], layers="all", tokens="cls+ap")  # doctest: +SKIP
         >>> {row.head: row.score for row in rows}                                      # doctest: +SKIP
     """
-    from featcache.probe.request import ProbeRequest
+    from featcache.probing.requests.request import ProbeRequest
 
     named = (head,) if isinstance(head, str) else tuple(head)
     request = ProbeRequest(
@@ -298,14 +298,14 @@ def probe(
     reporter = ConsoleReporter(quiet=not progress)
     opened = cache if isinstance(cache, Cache) else _find(str(cache), request, reporter)
 
-    from featcache.extract.device import choose_device
-    from featcache.probe.run import probe as run_probe
+    from featcache.extraction.device import choose_device
+    from featcache.probing.run import probe as run_probe
 
     return run_probe(opened, request, device=choose_device(device), reporter=reporter)
 
 
 def _find(cache: str, request: "ProbeRequest", reporter: ConsoleReporter) -> Cache:
-    from featcache.borrowing import borrow_for_probe
+    from featcache.probing.requests.borrowing import borrow_for_probe
 
     if is_address(cache):
         return open_cache(borrow_for_probe(cache, roots(), request, reporter))
@@ -326,7 +326,7 @@ def load_head(folder: PathLike) -> "TrainedHead":
         >>> head = featcache.load_head("featcache-results/heads/...")                       # doctest: +SKIP
         >>> head.predict_proba(features, layers=head.layers)  # [N, L, K, D] -> [N, C]      # doctest: +SKIP
     """
-    from featcache.probe.trained import TrainedHead
+    from featcache.probing.trained import TrainedHead
 
     try:
         return TrainedHead.load(folder)

@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featcache.probe.heads.base import Head
-from featcache.probe.inputs.tokens import TokenSource
-from featcache.probe.plots.attention import attention_figure
-from featcache.probe.plots.style import save
-from featcache.probe.records import AttentionRecord, save_attention_record
-from featcache.probe.selection import Selection
-from featcache.probe.training.trainer import prediction_batch
+from featcache.probing.heads.base import Head
+from featcache.probing.inputs.selection import Selection
+from featcache.probing.inputs.tokens import TokenSource
+from featcache.probing.plots.attention import attention_figure
+from featcache.probing.plots.style import save
+from featcache.probing.results.records import AttentionRecord, save_attention_record
+from featcache.probing.training.trainer import prediction_batch
 
 HEATMAP_FILE = "attention.png"
 

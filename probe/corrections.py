@@ -1,8 +1,8 @@
 """Corrections that changed the results of some runs. Each is part of the ids of these runs alone, so no other run is repeated."""
 
-from featcache.probe.protocol import INPUTS, L2_INPUT
-from featcache.probe.request import ADAMW, CHOICE, EXACT, Job
-from featcache.probe.scoring.kinds import MULTI_LABEL, SINGLE_LABEL
+from featcache.probing.protocols.protocol import INPUTS, L2_INPUT
+from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, Job
+from featcache.probing.scoring.kinds import MULTI_LABEL, SINGLE_LABEL
 
 SCALING = "channels are constant by their own rounding"
 """Concerns standardized inputs: before, a channel became 0 beside one with a million times its deviation."""

@@ -15,15 +15,15 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from featcache.probe.heads import HeadInfo, get_head
-from featcache.probe.heads.info import CLOSED, EXACT
-from featcache.probe.inputs.stages import is_constant
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import INPUTS, Protocol, check_protocol, get_protocol
-from featcache.probe.request import PRECISIONS, Job
-from featcache.probe.training.array_fitting import array_job, fit_head
-from featcache.probe.training.precision import choose_precision
-from featcache.probe.training.trainer import predict, prediction_batch
+from featcache.probing.heads import HeadInfo, get_head
+from featcache.probing.heads.info import CLOSED, EXACT
+from featcache.probing.inputs.stages import is_constant
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import INPUTS, Protocol, check_protocol, get_protocol
+from featcache.probing.requests.request import PRECISIONS, Job
+from featcache.probing.training.array_fitting import array_job, fit_head
+from featcache.probing.training.precision import choose_precision
+from featcache.probing.training.trainer import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import FINAL, parse_layers, parse_tokens
 from featcache.store.reading.reader import as_float32
@@ -37,7 +37,7 @@ _DTYPES = (np.float32, np.float16)
 
 
 class TokenEstimator(BaseEstimator):  # type: ignore[misc]
-    """A head that is fitted to tokens; see `featcache.probe.estimators.HeadProbe`."""
+    """A head that is fitted to tokens; see `featcache.probing.estimators.HeadProbe`."""
 
     def __init__(
         self,

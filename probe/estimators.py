@@ -11,10 +11,10 @@ from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
-from featcache.probe.estimator_base import Array, TokenEstimator, valid_rows
-from featcache.probe.heads import HEADS
-from featcache.probe.protocol import Protocol
-from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from featcache.probing.estimator_base import Array, TokenEstimator, valid_rows
+from featcache.probing.heads import HEADS
+from featcache.probing.protocols.protocol import Protocol
+from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.store.reading.split import SplitReader
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from featcache.probe.request import ProbeRequest
-from featcache.probe.results import ResultRow
-from featcache.probe.run import probe
+from featcache.probing.requests.request import ProbeRequest
+from featcache.probing.results.rows import ResultRow
+from featcache.probing.run import probe
 from featcache.store.errors import DivergedError, FeatcacheError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from featcache.probe.request import ProbeRequest
+from featcache.probing.requests.request import ProbeRequest
 from featcache.store.reading.reader import Cache
 
 PARITY = "paper-parity"

@@ -9,33 +9,33 @@ from math import isnan, nan
 import numpy as np
 import torch
 
-from featcache.probe.corrections import corrections
-from featcache.probe.heads import get_head
-from featcache.probe.inputs.data import SplitData, base_stage, check_memory, load_split, stream_window
-from featcache.probe.inputs.grouped import groups_of, read_groups
-from featcache.probe.inputs.split import draw_shots
-from featcache.probe.kept import Scored, folder_of, keep, names_of
-from featcache.probe.notes import notes
-from featcache.probe.protocol import Protocol, batch_size
-from featcache.probe.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
-from featcache.probe.results import (
+from featcache.probing.corrections import corrections
+from featcache.probing.heads import get_head
+from featcache.probing.inputs.data import SplitData, base_stage, check_memory, load_split, stream_window
+from featcache.probing.inputs.grouped import groups_of, read_groups
+from featcache.probing.inputs.memory import TRAIN, Budget
+from featcache.probing.inputs.split import draw_shots
+from featcache.probing.notes import notes
+from featcache.probing.protocols.protocol import Protocol, batch_size
+from featcache.probing.repetitions import Trial, title_of, trials
+from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
+from featcache.probing.results.rows import (
     ResultRow,
     append_row,
     read_rows,
     run_id,
 )
-from featcache.probe.saved import CONFIG_FILE
-from featcache.probe.scoring.bootstrap import score_interval
-from featcache.probe.scoring.kinds import REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
-from featcache.probe.scoring.soundness import is_sound
-from featcache.probe.scoring.tasks import as_tensor, kind_of, make_task
-from featcache.probe.training.fitting import Fitter
-from featcache.probe.training.memory import TRAIN, Budget
-from featcache.probe.training.precision import choose_precision
-from featcache.probe.training.process import flush_denormals, return_freed_memory
-from featcache.probe.training.trainer import predict, prediction_batch
-from featcache.probe.training.whole import Size, check_outputs, check_whole
-from featcache.probe.trials import Trial, title_of, trials
+from featcache.probing.results.saved_head import CONFIG_FILE
+from featcache.probing.run_output import Scored, folder_of, keep, names_of
+from featcache.probing.scoring.bootstrap import score_interval
+from featcache.probing.scoring.kinds import REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
+from featcache.probing.scoring.soundness import is_sound
+from featcache.probing.scoring.tasks import as_tensor, kind_of, make_task
+from featcache.probing.training.fitting import Fitter
+from featcache.probing.training.full_batch import Size, check_outputs, check_whole
+from featcache.probing.training.precision import choose_precision
+from featcache.probing.training.process import flush_denormals, return_freed_memory
+from featcache.probing.training.trainer import predict, prediction_batch
 from featcache.store.errors import DivergedError, RequestError
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.inventory import SPLITS

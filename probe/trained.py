@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featcache.probe.heads.base import Head
-from featcache.probe.inputs.data import load_split
-from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
-from featcache.probe.saved import HeadConfig, features_digest, load_head
-from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from featcache.probe.scoring.metrics import Report
-from featcache.probe.scoring.tasks import MultiLabel, Regression, SingleLabel, Task, as_tensor, make_task
-from featcache.probe.training.memory import Budget
-from featcache.probe.training.trainer import predict, prediction_batch
+from featcache.probing.heads.base import Head
+from featcache.probing.inputs.data import load_split
+from featcache.probing.inputs.memory import Budget
+from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
+from featcache.probing.results.saved_head import HeadConfig, features_digest, load_head
+from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from featcache.probing.scoring.metrics import Report
+from featcache.probing.scoring.tasks import MultiLabel, Regression, SingleLabel, Task, as_tensor, make_task
+from featcache.probing.training.trainer import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
 from featcache.store.reading.reader import Cache

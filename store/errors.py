@@ -107,6 +107,10 @@ class RemoteError(FeatcacheError, ConnectionError):
     """A remote cannot be reached, refuses, or sends something other than it should."""
 
 
+class MissingError(RemoteError):
+    """A remote has nothing at this path."""
+
+
 class CacheBusyError(FeatcacheError, BlockingIOError):
     """Another process is writing the cache."""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from featcache.store.errors import CacheError, FeatcacheError
-from featcache.store.plain import kind_misfit, read_plain
+from featcache.store.regular_files import kind_misfit, read_plain
 
 JsonObject = dict[str, Any]
 

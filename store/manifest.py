@@ -11,7 +11,7 @@ from typing import Any, Self
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, read_sealed, write_sealed
 from featcache.store.inventory import Block, Inventory
-from featcache.store.plain import IS_LINK, NOT_PLAIN
+from featcache.store.regular_files import IS_LINK, NOT_PLAIN
 from featcache.store.spec import CacheSpec
 
 MANIFEST_FILE = "manifest.json"

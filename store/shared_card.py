@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from featcache.store.errors import CacheError
-from featcache.store.plain import read_plain
+from featcache.store.regular_files import read_plain
 
 CARD_FILE = "README.md"
 MAX_CARD_BYTES = 2**20

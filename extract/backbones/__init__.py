@@ -1,13 +1,13 @@
 """Backbones by name. A new family is one file with a subclass of `Backbone` and one entry in `load_backbone`.
 
-A `torch.nn.Module` of your own becomes a backbone with `featcache.extract.backbones.custom.custom_backbone`.
+A `torch.nn.Module` of your own becomes a backbone with `featcache.extraction.backbones.custom.custom_backbone`.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from featcache.extract.backbones.base import Backbone
-from featcache.extract.models import ModelName
+from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.models.names import ModelName
 
 
 def load_backbone(name: ModelName, weights: Path | None = None, key: str | None = None) -> Backbone:
@@ -24,24 +24,24 @@ def load_backbone(name: ModelName, weights: Path | None = None, key: str | None 
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
     if name.family == "timm":
-        from featcache.extract.backbones.timm_vit import load_timm
+        from featcache.extraction.backbones.timm_vit import load_timm
 
         return load_timm(name, weights, key)
-    from featcache.extract.backbones.open_clip_vit import load_open_clip
+    from featcache.extraction.backbones.open_clip_vit import load_open_clip
 
     return load_open_clip(name, weights, key)
 
 
 def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:
     """Notes on choices made while a backbone was loaded: one of several sets of weights, another preprocessing."""
-    from featcache.extract.backbones.checkpoint import choice_text
+    from featcache.extraction.backbones.checkpoint import choice_text
 
     choice = choice_text(backbone.loaded.weights_source)
     if choice is not None:
         yield choice
     # A user of the library's own name may expect the library's own preprocessing; an alias is documented.
     if name.family == "timm" and name.given == name.explicit:
-        from featcache.extract.backbones.timm_vit import departure_text
+        from featcache.extraction.backbones.timm_vit import departure_text
 
         departure = departure_text(name)
         if departure is not None:

@@ -9,14 +9,14 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from featcache.extract.backbones.base import (
+from featcache.extraction.backbones.base import (
     Backbone,
     LoadedModel,
     TapPoint,
     TokenLayout,
     no_such_tap,
 )
-from featcache.extract.backbones.weights import state_digest
+from featcache.extraction.backbones.weights import state_digest
 from featcache.store.errors import BackboneError, UnknownNameError
 from featcache.store.inventory import TAPS
 from featcache.store.spec import BackboneSpec

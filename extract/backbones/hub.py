@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from featcache.extract.hub import hub_problem
-from featcache.extract.models import ModelName
+from featcache.extraction.models.names import ModelName
 from featcache.store.errors import BackboneError
 from featcache.store.files import JsonObject, sha256_file
+from featcache.store.hub import hub_problem
 from featcache.store.text import reason
 
 

@@ -14,12 +14,12 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from featcache.extract.backbones.base import Backbone, Check, LoadedModel, TapPoint, TokenLayout
-from featcache.extract.backbones.checkpoint import OPEN_CLIP_ORDER, read_checkpoint
-from featcache.extract.backbones.hub import hub_source, load_failure
-from featcache.extract.backbones.prenorm import PreNormBlock
-from featcache.extract.backbones.timm_vit import TimmViT, follows_from_tokens, layout_of, why_not_supported
-from featcache.extract.backbones.weights import (
+from featcache.extraction.backbones.base import Backbone, Check, LoadedModel, TapPoint, TokenLayout
+from featcache.extraction.backbones.checkpoint import OPEN_CLIP_ORDER, read_checkpoint
+from featcache.extraction.backbones.hub import hub_source, load_failure
+from featcache.extraction.backbones.prenorm import PreNormBlock
+from featcache.extraction.backbones.timm_vit import TimmViT, follows_from_tokens, layout_of, why_not_supported
+from featcache.extraction.backbones.weights import (
     AS_STORED,
     RESIZED,
     file_source,
@@ -27,10 +27,10 @@ from featcache.extract.backbones.weights import (
     state_digest,
     without_storage,
 )
-from featcache.extract.hub import offline_if_unreachable
-from featcache.extract.models import ModelName
+from featcache.extraction.models.names import ModelName
 from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 from featcache.store.files import JsonObject
+from featcache.store.hub import offline_if_unreachable
 from featcache.store.spec import BackboneSpec
 
 _PREPROCESSING_FIELDS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")

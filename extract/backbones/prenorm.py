@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from featcache.extract.backbones.base import Check
+from featcache.extraction.backbones.base import Check
 
 
 @dataclass(frozen=True)

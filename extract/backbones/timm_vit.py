@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
-from featcache.extract.backbones.base import (
+from featcache.extraction.backbones.base import (
     Backbone,
     Check,
     LoadedModel,
@@ -19,20 +19,20 @@ from featcache.extract.backbones.base import (
     TokenLayout,
     no_such_tap,
 )
-from featcache.extract.backbones.checkpoint import Checkpoint
-from featcache.extract.backbones.hub import load_failure
-from featcache.extract.backbones.prenorm import PreNormBlock
-from featcache.extract.backbones.timm_weights import (
+from featcache.extraction.backbones.checkpoint import Checkpoint
+from featcache.extraction.backbones.hub import load_failure
+from featcache.extraction.backbones.prenorm import PreNormBlock
+from featcache.extraction.backbones.timm_weights import (
     form_of,
     hub_repository,
     load_file,
     resize_input,
     weights_source,
 )
-from featcache.extract.backbones.weights import state_digest
-from featcache.extract.hub import offline_if_unreachable
-from featcache.extract.models import ModelName
+from featcache.extraction.backbones.weights import state_digest
+from featcache.extraction.models.names import ModelName
 from featcache.store.errors import BackboneError, RequestError, UnknownNameError
+from featcache.store.hub import offline_if_unreachable
 from featcache.store.inventory import TAPS
 from featcache.store.spec import BackboneSpec
 

@@ -13,16 +13,16 @@ import timm
 from timm.models import vision_transformer
 from torch import Tensor
 
-from featcache.extract.backbones.checkpoint import TIMM_ORDER, Checkpoint, names_of, read_checkpoint
-from featcache.extract.backbones.hub import cached_file, hub_source
-from featcache.extract.backbones.weights import (
+from featcache.extraction.backbones.checkpoint import TIMM_ORDER, Checkpoint, names_of, read_checkpoint
+from featcache.extraction.backbones.hub import cached_file, hub_source
+from featcache.extraction.backbones.weights import (
     AS_STORED,
     RESIZED,
     file_source,
     fit_position_embedding,
     without_storage,
 )
-from featcache.extract.models import ModelName
+from featcache.extraction.models.names import ModelName
 from featcache.store.errors import BackboneError
 from featcache.store.files import JsonObject
 

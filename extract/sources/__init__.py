@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from featcache.extract.sources.aliases import aliases
-from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.base import Source
-from featcache.extract.sources.collection import Collection
-from featcache.extract.sources.dataset import DatasetOptions, SplitDataset
-from featcache.extract.sources.digits import Digits
-from featcache.extract.sources.file_states import containers_of
+from featcache.extraction.sources.aliases import aliases
+from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.collection import Collection
+from featcache.extraction.sources.dataset import DatasetOptions, SplitDataset
+from featcache.extraction.sources.digits import Digits
+from featcache.extraction.sources.file_states import containers_of
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnknownNameError
 from featcache.store.progress import Reporter, Silent
 
@@ -85,7 +85,7 @@ def resolve_source(
     kind, colon, text = name.partition(":")
     try:
         if alias is not None:
-            from featcache.extract.sources.paper_sets import open_alias
+            from featcache.extraction.sources.paper_sets import open_alias
 
             return SplitDataset(open_alias(alias, options, reporter), options)
         if colon and kind in KINDS:

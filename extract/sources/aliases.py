@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from featcache.extract.sources.base import Citation
+from featcache.extraction.sources.base import Citation
 
 FOLDER = Path(__file__).parent
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extract.pixels import PixelRange, is_clipped, remember, to_8_bit
-from featcache.extract.sources.decode import decode
+from featcache.extraction.sources.decode import decode
+from featcache.extraction.sources.pixels import PixelRange, is_clipped, remember, to_8_bit
 from featcache.store.errors import DatasetError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extract.sources.base import Labels
-from featcache.extract.sources.class_values import unify_classes
-from featcache.extract.sources.collection import class_labels
+from featcache.extraction.sources.base import Labels
+from featcache.extraction.sources.class_values import unify_classes
+from featcache.extraction.sources.collection import class_labels
 from featcache.store.class_numbers import MAX_LABEL, number_classes
 from featcache.store.errors import DatasetError
 from featcache.store.targets import (

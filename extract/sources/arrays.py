@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extract.sources.array_images import decode_row, image_notes, is_encoded, to_image
-from featcache.extract.sources.array_labels import array_targets
-from featcache.extract.sources.base import Labels
-from featcache.extract.sources.collection import Collection, Listing, refuse_repeated
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.samples import Texts
+from featcache.extraction.sources.array_images import decode_row, image_notes, is_encoded, to_image
+from featcache.extraction.sources.array_labels import array_targets
+from featcache.extraction.sources.base import Labels
+from featcache.extraction.sources.collection import Collection, Listing, refuse_repeated
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.samples import Texts
 from featcache.store.errors import DatasetError
 from featcache.store.targets import Targets
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extract.pixels import PixelOptions
+from featcache.extraction.sources.pixels import PixelOptions
 from featcache.store.targets import Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from featcache.extract.sources.file_states import FileStates
+    from featcache.extraction.sources.file_states import FileStates
 
 Rows = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]

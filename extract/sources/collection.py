@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from featcache.extract.sources.base import Citation, Labels, Rows
-from featcache.extract.sources.samples import Texts
+from featcache.extraction.sources.base import Citation, Labels, Rows
+from featcache.extraction.sources.samples import Texts
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.targets import MAX_CLASSES, SINGLE_LABEL, Targets
 

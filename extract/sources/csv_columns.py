@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import NoReturn
 
-from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.csv_file import Table
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.decode import EXTENSIONS
-from featcache.extract.sources.split_names import (
+from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.csv_file import Table
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.decode import EXTENSIONS
+from featcache.extraction.sources.split_names import (
     are_flags,
     is_split_column,
     name_the_only_split,

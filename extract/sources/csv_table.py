@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.base import Labels, Rows
-from featcache.extract.sources.class_values import (
+from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.base import Labels, Rows
+from featcache.extraction.sources.class_values import (
     DROP,
     KEEP,
     MISSING,
@@ -18,20 +18,20 @@ from featcache.extract.sources.class_values import (
     unify_classes,
     unify_spellings,
 )
-from featcache.extract.sources.collection import (
+from featcache.extraction.sources.collection import (
     Collection,
     Listing,
     class_labels,
     listing_digest,
     refuse_repeated,
 )
-from featcache.extract.sources.csv_columns import Columns
-from featcache.extract.sources.csv_file import Table, read_table
-from featcache.extract.sources.dataset import AUTO, DatasetOptions
-from featcache.extract.sources.decode import decode
-from featcache.extract.sources.path_column import find_images, portable_ids
-from featcache.extract.sources.samples import Texts
-from featcache.extract.sources.split_names import choose_splits, note_splits_beside, splits_of_column
+from featcache.extraction.sources.csv_columns import Columns
+from featcache.extraction.sources.csv_file import Table, read_table
+from featcache.extraction.sources.dataset import AUTO, DatasetOptions
+from featcache.extraction.sources.decode import decode
+from featcache.extraction.sources.path_column import find_images, portable_ids
+from featcache.extraction.sources.samples import Texts
+from featcache.extraction.sources.split_names import choose_splits, note_splits_beside, splits_of_column
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.home import expanded
 from featcache.store.progress import Reporter

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.extract.pixels import APPLY, AS_STORED, PixelOptions, PixelRange
-from featcache.extract.sources.base import Citation, Rows, Source
-from featcache.extract.sources.collection import Collection, group_column
-from featcache.extract.sources.decode import pixel_limit
-from featcache.extract.sources.file_states import FileStates
-from featcache.extract.sources.samples import Samples
-from featcache.extract.sources.split_names import TEST, TRAIN, find_split
-from featcache.extract.sources.splits import (
+from featcache.extraction.sources.base import Citation, Rows, Source
+from featcache.extraction.sources.collection import Collection, group_column
+from featcache.extraction.sources.decode import pixel_limit
+from featcache.extraction.sources.file_states import FileStates
+from featcache.extraction.sources.pixels import APPLY, AS_STORED, PixelOptions, PixelRange
+from featcache.extraction.sources.samples import Samples
+from featcache.extraction.sources.split_names import TEST, TRAIN, find_split
+from featcache.extraction.sources.splits import (
     order_keys,
     split_off_test,
     split_off_test_groups,

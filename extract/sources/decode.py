@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from featcache.extract.pixels import WHITE, remember
+from featcache.extraction.sources.pixels import WHITE, remember
 from featcache.store.errors import DatasetError, UnavailableError
 
 if TYPE_CHECKING:

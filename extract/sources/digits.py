@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from featcache.extract.sources.base import Citation, Source
-from featcache.extract.sources.collection import Collection, Listing
-from featcache.extract.sources.dataset import DatasetOptions, SplitDataset
-from featcache.extract.sources.samples import Samples, Texts
+from featcache.extraction.sources.base import Citation, Source
+from featcache.extraction.sources.collection import Collection, Listing
+from featcache.extraction.sources.dataset import DatasetOptions, SplitDataset
+from featcache.extraction.sources.samples import Samples, Texts
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.targets import SINGLE_LABEL, Targets
 

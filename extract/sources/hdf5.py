@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.arrays import Array, ArrayCollection, ArrayPart
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.hdf5_rows import LibraryRows, PlacedRows, open_rows
-from featcache.extract.sources.places import unpacked
-from featcache.extract.sources.split_names import ChosenSplits, choose_splits, note_splits_beside
+from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.arrays import Array, ArrayCollection, ArrayPart
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.hdf5_rows import LibraryRows, PlacedRows, open_rows
+from featcache.extraction.sources.places import unpacked
+from featcache.extraction.sources.split_names import ChosenSplits, choose_splits, note_splits_beside
 from featcache.store.convert.h5_files import (
     find_dataset,
     find_linked,

@@ -10,12 +10,12 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
-from featcache.extract.sources.places import derived
+from featcache.extraction.sources.places import derived
 from featcache.store.errors import DatasetError, RemoteError
 from featcache.store.progress import Reporter
 
 if TYPE_CHECKING:
-    from featcache.store.transfer.http_client import HttpClient
+    from featcache.store.network.http_client import HttpClient
 
 THREADS = 8
 MAX_NAME_BYTES = 150
@@ -39,7 +39,7 @@ def fetch_all(addresses: Sequence[str], reporter: Reporter) -> list[Path]:
         RequestError: the end of the login in an address is ambiguous; nothing was sent.
         DatasetError: a file cannot be fetched; the message names it.
     """
-    from featcache.store.transfer.address import require_clear_login
+    from featcache.store.address import require_clear_login
 
     for address in addresses:
         require_clear_login(address)
@@ -53,8 +53,8 @@ def fetch_all(addresses: Sequence[str], reporter: Reporter) -> list[Path]:
 
 
 def _fetch(missing: dict[Path, str], reporter: Reporter) -> None:
-    from featcache.store.transfer.flight import fly
-    from featcache.store.transfer.http_client import HttpClient
+    from featcache.store.network.concurrency import fly
+    from featcache.store.network.http_client import HttpClient
 
     done, lock = 0, Lock()
     client = HttpClient(anywhere=True, refused="a login for the host belongs into ~/.netrc")
@@ -86,7 +86,7 @@ def _fetch_one(client: "HttpClient", address: str, target: Path, reporter: Repor
 
 
 def _shown(address: str) -> str:
-    from featcache.store.transfer.address import redacted
+    from featcache.store.address import redacted
 
     return redacted(address)
 

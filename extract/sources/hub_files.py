@@ -13,10 +13,10 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
-from featcache.extract.hub import client_errors, hub_problem, offline_if_unreachable
-from featcache.extract.sources.places import derived
+from featcache.extraction.sources.places import derived
 from featcache.store.errors import CacheError, DatasetError, UnknownNameError, alike
 from featcache.store.files import read_sealed, sha256_file, texts, write_sealed
+from featcache.store.hub import client_errors, hub_problem, offline_if_unreachable
 from featcache.store.progress import Reporter, Update
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from typing import IO
 
 import numpy as np
 
-from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.arrays import Array, ArrayCollection, ArrayPart
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.split_names import choose_splits
+from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.arrays import Array, ArrayCollection, ArrayPart
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.split_names import choose_splits
 from featcache.store.errors import DatasetError
+from featcache.store.machine import available_memory
 from featcache.store.progress import Reporter
-from featcache.store.reading.machine import available_memory
 from featcache.store.unpacking import MAX_RATIO
 
 MAX_RANK = 4

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from featcache.extract.sources.decode import EXTENSIONS
+from featcache.extraction.sources.decode import EXTENSIONS
 from featcache.store.errors import DatasetError
 
 MAX_DEPTH = 32

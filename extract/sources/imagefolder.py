@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.base import Rows
-from featcache.extract.sources.collection import Collection, Listing, listing_digest
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.decode import decode
-from featcache.extract.sources.image_tree import ImageTree
-from featcache.extract.sources.samples import Texts
-from featcache.extract.sources.split_names import (
+from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.base import Rows
+from featcache.extraction.sources.collection import Collection, Listing, listing_digest
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.decode import decode
+from featcache.extraction.sources.image_tree import ImageTree
+from featcache.extraction.sources.samples import Texts
+from featcache.extraction.sources.split_names import (
     TEST,
     TRAIN,
     VALIDATION,

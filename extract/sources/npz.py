@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.arrays import Array, ArrayCollection, ArrayPart
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.split_names import ChosenSplits, choose_splits, note_splits_beside
+from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.arrays import Array, ArrayCollection, ArrayPart
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.split_names import ChosenSplits, choose_splits, note_splits_beside
 from featcache.store.errors import DatasetError, RequestError
+from featcache.store.machine import available_memory
 from featcache.store.npy import npy_layout, read_npy
 from featcache.store.progress import Reporter
-from featcache.store.reading.machine import available_memory
 from featcache.store.text import printable, reason
 from featcache.store.unpacking import MAX_RATIO
 

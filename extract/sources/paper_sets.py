@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from featcache.extract.sources.aliases import Alias
-from featcache.extract.sources.collection import Collection
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.hub_files import Snapshot, cached_snapshot, fetch
-from featcache.extract.sources.places import data_folder
-from featcache.extract.sources.shards import (
+from featcache.extraction.sources.aliases import Alias
+from featcache.extraction.sources.collection import Collection
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.hub_files import Snapshot, cached_snapshot, fetch
+from featcache.extraction.sources.places import data_folder
+from featcache.extraction.sources.shards import (
     CLASSES_FILE,
     COUNT_FILE,
     class_names,
@@ -17,8 +17,8 @@ from featcache.extract.sources.shards import (
     is_shard_folder,
     natural,
 )
-from featcache.extract.sources.split_names import TEST, TRAIN
-from featcache.extract.sources.webdataset import WebDataset
+from featcache.extraction.sources.split_names import TEST, TRAIN
+from featcache.extraction.sources.webdataset import WebDataset
 from featcache.store.errors import DatasetError
 from featcache.store.progress import Reporter
 

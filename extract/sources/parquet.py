@@ -16,25 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.array_labels import FoundTargets, array_targets, label_text, text_targets
-from featcache.extract.sources.base import Citation, Rows
-from featcache.extract.sources.card_licence import card_licence
-from featcache.extract.sources.collection import Collection, Listing, listing_digest
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.decode import decode
-from featcache.extract.sources.hub_files import cached_snapshot, fetch
-from featcache.extract.sources.parquet_files import (
+from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.array_labels import FoundTargets, array_targets, label_text, text_targets
+from featcache.extraction.sources.base import Citation, Rows
+from featcache.extraction.sources.card_licence import card_licence
+from featcache.extraction.sources.collection import Collection, Listing, listing_digest
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.decode import decode
+from featcache.extraction.sources.hub_files import cached_snapshot, fetch
+from featcache.extraction.sources.parquet_files import (
     check_group,
     check_images,
     class_names,
     open_parquet,
     parquet_errors,
 )
-from featcache.extract.sources.places import data_folder
-from featcache.extract.sources.samples import Texts
-from featcache.extract.sources.shards import natural
-from featcache.extract.sources.split_names import choose_splits
+from featcache.extraction.sources.places import data_folder
+from featcache.extraction.sources.samples import Texts
+from featcache.extraction.sources.shards import natural
+from featcache.extraction.sources.split_names import choose_splits
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.progress import Reporter
 

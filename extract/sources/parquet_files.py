@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.store.errors import DatasetError, FeatcacheError, UnknownNameError
-from featcache.store.reading.machine import available_memory
+from featcache.store.machine import available_memory
 from featcache.store.targets import names_problem, too_many_names
 from featcache.store.text import reason
 

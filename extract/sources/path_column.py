@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featcache.extract.sources.decode import EXTENSIONS
-from featcache.extract.sources.image_tree import refuse_irregular
-from featcache.extract.sources.shards import refuse_missing
+from featcache.extraction.sources.decode import EXTENSIONS
+from featcache.extraction.sources.image_tree import refuse_irregular
+from featcache.extraction.sources.shards import refuse_missing
 from featcache.store.errors import DatasetError
 
 STAT_THREADS = 16

@@ -6,7 +6,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extract.sources.base import Labels, Rows, Sample
+from featcache.extraction.sources.base import Labels, Rows, Sample
 
 
 class Texts(Sequence[str]):

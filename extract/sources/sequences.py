@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.extract.pixels import PixelRange
-from featcache.extract.sources.array_images import to_image
-from featcache.extract.sources.array_labels import FoundTargets, array_targets, label_text, text_targets
-from featcache.extract.sources.base import Source
-from featcache.extract.sources.collection import Collection, Listing, refuse_repeated
-from featcache.extract.sources.dataset import DatasetOptions, SplitDataset
-from featcache.extract.sources.decode import decode
-from featcache.extract.sources.samples import Texts
-from featcache.extract.sources.split_names import TEST, TRAIN, choose_splits, role_of
+from featcache.extraction.sources.array_images import to_image
+from featcache.extraction.sources.array_labels import FoundTargets, array_targets, label_text, text_targets
+from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.collection import Collection, Listing, refuse_repeated
+from featcache.extraction.sources.dataset import DatasetOptions, SplitDataset
+from featcache.extraction.sources.decode import decode
+from featcache.extraction.sources.pixels import PixelRange
+from featcache.extraction.sources.samples import Texts
+from featcache.extraction.sources.split_names import TEST, TRAIN, choose_splits, role_of
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.targets import Targets
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache.extract.sources.places import derived, whole_file
-from featcache.extract.sources.samples import Texts
+from featcache.extraction.sources.places import derived, whole_file
+from featcache.extraction.sources.samples import Texts
 
 KEEP_FROM_BYTES = 64 * 2**20
 """Smaller shards are walked as fast as their index is read."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path, PurePath
 
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.split_names import ChosenSplits, choose_splits, role_of
-from featcache.extract.sources.text_file import read_lines
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.split_names import ChosenSplits, choose_splits, role_of
+from featcache.extraction.sources.text_file import read_lines
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.home import expanded
 

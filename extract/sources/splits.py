@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extract.sources.base import Labels, Rows
+from featcache.extraction.sources.base import Labels, Rows
 from featcache.store.errors import RequestError
 from featcache.store.targets import MULTI_LABEL, SINGLE_LABEL
 

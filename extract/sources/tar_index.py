@@ -17,8 +17,8 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extract.sources.base import Rows
-from featcache.extract.sources.tar_headers import Extended, member_size, special_size, sum_is_right
+from featcache.extraction.sources.base import Rows
+from featcache.extraction.sources.tar_headers import Extended, member_size, special_size, sum_is_right
 from featcache.store.errors import DatasetError
 
 Bytes = npt.NDArray[np.uint8]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from featcache.extract.sources.image_tree import refuse_irregular
+from featcache.extraction.sources.image_tree import refuse_irregular
 from featcache.store.errors import DatasetError
 
 MAX_TEXT_BYTES = 2**26

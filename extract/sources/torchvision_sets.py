@@ -3,11 +3,11 @@
 import inspect
 from typing import Any
 
-from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.places import data_folder
-from featcache.extract.sources.sequences import PythonDataset
-from featcache.extract.sources.split_names import TEST, TRAIN
+from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.places import data_folder
+from featcache.extraction.sources.sequences import PythonDataset
+from featcache.extraction.sources.split_names import TEST, TRAIN
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.progress import Reporter
 

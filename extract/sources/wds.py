@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from featcache.extract.sources.argument import Argument
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.http_files import fetch_all, is_address
-from featcache.extract.sources.shards import (
+from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.http_files import fetch_all, is_address
+from featcache.extraction.sources.shards import (
     COUNT_FILE,
     class_names,
     expand,
@@ -18,9 +18,9 @@ from featcache.extract.sources.shards import (
     splits_by_name,
     uncounted_shards,
 )
-from featcache.extract.sources.split_names import TRAIN, ChosenSplits, choose_splits, note_splits_beside
-from featcache.extract.sources.text_file import read_lines
-from featcache.extract.sources.webdataset import WebDataset
+from featcache.extraction.sources.split_names import TRAIN, ChosenSplits, choose_splits, note_splits_beside
+from featcache.extraction.sources.text_file import read_lines
+from featcache.extraction.sources.webdataset import WebDataset
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.home import expanded
 from featcache.store.progress import Reporter

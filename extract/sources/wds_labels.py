@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from featcache.extract.sources.array_labels import FoundTargets
-from featcache.extract.sources.base import Labels
-from featcache.extract.sources.collection import indexed_targets
-from featcache.extract.sources.dataset import AUTO
+from featcache.extraction.sources.array_labels import FoundTargets
+from featcache.extraction.sources.base import Labels
+from featcache.extraction.sources.collection import indexed_targets
+from featcache.extraction.sources.dataset import AUTO
 from featcache.store.class_numbers import number_classes
 from featcache.store.errors import DatasetError
 from featcache.store.npy import read_head

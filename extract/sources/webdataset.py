@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.extract.sources.base import Citation
-from featcache.extract.sources.collection import (
+from featcache.extraction.sources.base import Citation
+from featcache.extraction.sources.collection import (
     Collection,
     Listing,
     listing_digest,
     refuse_repeated,
 )
-from featcache.extract.sources.decode import EXTENSIONS, decode
-from featcache.extract.sources.image_tree import refuse_irregular
-from featcache.extract.sources.samples import Texts
-from featcache.extract.sources.shard_index import Shard, keep_shard, load_shard
-from featcache.extract.sources.shards import shard_names
-from featcache.extract.sources.tar_index import LINKS_LEFT_OUT, TarIndex, index_tar
-from featcache.extract.sources.wds_labels import (
+from featcache.extraction.sources.decode import EXTENSIONS, decode
+from featcache.extraction.sources.image_tree import refuse_irregular
+from featcache.extraction.sources.samples import Texts
+from featcache.extraction.sources.shard_index import Shard, keep_shard, load_shard
+from featcache.extraction.sources.shards import shard_names
+from featcache.extraction.sources.tar_index import LINKS_LEFT_OUT, TarIndex, index_tar
+from featcache.extraction.sources.wds_labels import (
     ARRAY,
     CLASS,
     RECORD,

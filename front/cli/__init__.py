@@ -15,8 +15,8 @@ import click
 
 from featcache.store.catalogue.entries import ROOT_VARIABLE
 from featcache.store.errors import FeatcacheError, UnknownNameError
-from featcache.store.transfer.redaction import redacted_lines, remember_logins
-from featcache.terminal import echo_error, guard_streams
+from featcache.store.redaction import redacted_lines, remember_logins
+from featcache.terminal.streams import echo_error, guard_streams
 
 MAX_FILES = 4096
 COMMANDS = (

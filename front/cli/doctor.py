@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
-from featcache.console import echo, print_json
-from featcache.doctor import FAILED, Finding, examine
+from featcache.doctor.checks import FAILED, Finding, examine
 from featcache.store.catalogue import roots
+from featcache.terminal.console import echo, print_json
 
 
 @click.command("doctor", epilog="\b\nExample:\n  featcache doctor\n")

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from featcache.console import duration, echo, name_range, print_json, size
-from featcache.extract.estimate import COMPLETE, LACKING, UNFINISHED, Estimate
+from featcache.extraction.estimate import COMPLETE, LACKING, UNFINISHED, Estimate
 from featcache.store.inventory import SplitInventory
+from featcache.terminal.console import duration, echo, name_range, print_json, size
 
 
 def print_estimate(estimate: Estimate, as_json: bool) -> None:

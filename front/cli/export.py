@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import LocalPath, common_options
-from featcache.console import ConsoleReporter, echo, print_json, size
 from featcache.store.catalogue import roots, select
 from featcache.store.reading.reader import open_cache
+from featcache.terminal.console import ConsoleReporter, echo, print_json, size
 
 EPILOG = """\b
 Examples:

@@ -8,17 +8,17 @@ import click
 
 from featcache.cli.estimate import print_estimate
 from featcache.cli.options import LocalPath, common_options, dataset_options
-from featcache.console import ConsoleReporter, duration, echo, print_json
-from featcache.extract.contents import Contents
-from featcache.extract.request import STOP, ExtractRequest
-from featcache.extract.result import ExtractResult
-from featcache.extract.run import dry_run as estimate_extraction
-from featcache.extract.run import extract
+from featcache.extraction.feature_selection import Contents
+from featcache.extraction.request import STOP, ExtractRequest
+from featcache.extraction.result import ExtractResult
+from featcache.extraction.run import dry_run as estimate_extraction
+from featcache.extraction.run import extract
 from featcache.store.catalogue import remote_roots, roots
 from featcache.store.inventory import DEFAULT_TAP, TAPS
 from featcache.store.requests import AUTO
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
 from featcache.store.text import split_names
+from featcache.terminal.console import ConsoleReporter, duration, echo, print_json
 
 EPILOG = """\b
 Examples:

@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
-from featcache.console import ConsoleReporter, duration, echo, print_json, print_table, size
 from featcache.store.catalogue import roots
-from featcache.store.catalogue.leftovers import Leftover, find_leftovers
 from featcache.store.catalogue.removal import left_behind
+from featcache.store.catalogue.stale_files import StaleFile, find_stale_files
 from featcache.store.errors import CacheError, FeatcacheError, RequestError
+from featcache.terminal.console import ConsoleReporter, duration, echo, print_json, print_table, size
 
 COLUMNS = ("kind", "path", "size", "age", "why")
 
@@ -40,41 +40,41 @@ def gc_command(older_than: float, yes: bool, root: tuple[Path, ...], as_json: bo
     reporter = ConsoleReporter()
     found = _find(search, older_than, reporter)
     failed = _remove(found, reporter) if yes else []
-    gone = [leftover for leftover in found if leftover not in failed] if yes else []
+    gone = [stale for stale in found if stale not in failed] if yes else []
     if as_json:
-        print_json([{**_describe(leftover), "removed": leftover in gone} for leftover in found])
+        print_json([{**_describe(stale), "removed": stale in gone} for stale in found])
     else:
         _print(found, gone if yes else None, search)
     if failed:
         raise CacheError(f"{len(failed)} of {len(found)} could not be removed, see above")
 
 
-def _find(search: list[Path], older_than: float, reporter: ConsoleReporter) -> list[Leftover]:
+def _find(search: list[Path], older_than: float, reporter: ConsoleReporter) -> list[StaleFile]:
     """Return the stale files under the roots, each once, since a root may be given under two names."""
-    found: dict[tuple[int, int, str], Leftover] = {}
+    found: dict[tuple[int, int, str], StaleFile] = {}
     for root in search:
-        for leftover in find_leftovers(root, older_than, reporter=reporter):
+        for stale in find_stale_files(root, older_than, reporter=reporter):
             with suppress(FileNotFoundError):
-                status = leftover.path.lstat()
-                found.setdefault((status.st_dev, status.st_ino, leftover.kind), leftover)
+                status = stale.path.lstat()
+                found.setdefault((status.st_dev, status.st_ino, stale.kind), stale)
     return list(found.values())
 
 
-def _remove(found: list[Leftover], reporter: ConsoleReporter) -> list[Leftover]:
+def _remove(found: list[StaleFile], reporter: ConsoleReporter) -> list[StaleFile]:
     failed = []
-    for leftover in found:
+    for stale in found:
         try:
-            left = leftover.remove()
+            left = stale.remove()
         except FeatcacheError as error:
             reporter.message(str(error))
-            failed.append(leftover)
+            failed.append(stale)
         else:
             if left:
-                reporter.message(left_behind(leftover.path, left))
+                reporter.message(left_behind(stale.path, left))
     return failed
 
 
-def _print(found: list[Leftover], gone: list[Leftover] | None, search: list[Path]) -> None:
+def _print(found: list[StaleFile], gone: list[StaleFile] | None, search: list[Path]) -> None:
     if not found:
         echo(f"nothing to remove under {', '.join(map(str, search))}")
         return
@@ -94,11 +94,11 @@ def _print(found: list[Leftover], gone: list[Leftover] | None, search: list[Path
     echo(f"removed {len(gone)}: {total}" if gone else f"{len(found)}: {total}; --yes removes them")
 
 
-def _describe(leftover: Leftover) -> dict[str, str | int | float]:
+def _describe(stale: StaleFile) -> dict[str, str | int | float]:
     return {
-        "kind": leftover.kind,
-        "path": str(leftover.path),
-        "reason": leftover.reason,
-        "bytes": leftover.num_bytes,
-        "modified": leftover.modified,
+        "kind": stale.kind,
+        "path": str(stale.path),
+        "reason": stale.reason,
+        "bytes": stale.num_bytes,
+        "modified": stale.modified,
     }

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-from featcache.console import ConsoleReporter
-from featcache.extract.models import model_names
+from featcache.extraction.models.names import model_names
 from featcache.store.catalogue import completed_last, say_unreadable, select
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.text import split_names
+from featcache.terminal.console import ConsoleReporter
 
 
 class GridError(FeatcacheError):

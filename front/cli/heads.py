@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from featcache.cli.options import output_options
-from featcache.console import print_document, print_json, print_table
-from featcache.probe.heads import HEADS, HeadInfo, get_head
+from featcache.probing.heads import HEADS, HeadInfo, get_head
+from featcache.terminal.console import print_document, print_json, print_table
 
 COLUMNS = ("head", "fitted", "default tokens", "takes, or sweeps over", "parameters", "source")
 NUMERIC = ("parameters",)

@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import LocalPath, common_options
-from featcache.console import ConsoleReporter, echo, print_json
 from featcache.store.catalogue import roots
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import parse_tokens
 from featcache.store.spec import STORED_DTYPES
+from featcache.terminal.console import ConsoleReporter, echo, print_json
 
 EPILOG = """\b
 Examples:
@@ -56,13 +56,13 @@ def import_command(
     An export of featcache becomes the very cache that it came from. Other features get a key of their own; their last
     layer is taken for the backbone's final one, the others are numbered from 0.
     """
+    from featcache.formats.torch_files import open_tensor
     from featcache.store.convert.choice import Choice
     from featcache.store.convert.h5_files import open_h5
     from featcache.store.convert.import_files import folder_source
     from featcache.store.convert.import_h5 import h5_source
     from featcache.store.convert.importing import import_source
     from featcache.store.convert.npy_rows import open_npy
-    from featcache.torch_files import open_tensor
 
     if dtype is not None and dtype not in STORED_DTYPES:
         raise UnknownNameError("dtype", dtype, STORED_DTYPES)

@@ -10,15 +10,15 @@ import click
 
 from featcache.cli.options import common_options
 from featcache.cli.remote import describe_remote
-from featcache.console import ConsoleReporter, echo, name_range, print_json, size
+from featcache.store.address import is_address
 from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, say_unreadable, select
 from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
 from featcache.store.held import Held, describe_part
 from featcache.store.reading.content import shared_images
 from featcache.store.targets import REGRESSION, SINGLE_LABEL
-from featcache.store.transfer.address import is_address
 from featcache.store.writing.writer import ADDITIONS
+from featcache.terminal.console import ConsoleReporter, echo, name_range, print_json, size
 
 EPILOG = """\b
 Examples:

@@ -2,8 +2,8 @@
 
 import time
 
-from featcache.console import duration, size
 from featcache.store.files import JsonObject
+from featcache.terminal.console import duration, size
 
 COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size", "age")
 NUMERIC = COLUMNS[4:]

@@ -7,12 +7,12 @@ import click
 from featcache.cli.listing import COLUMNS, NUMERIC, none_found, table_row
 from featcache.cli.options import common_options
 from featcache.cli.remote import list_remote
-from featcache.console import echo, print_json, print_table
-from featcache.extract.models import model_names
+from featcache.extraction.models.names import model_names
 from featcache.store.catalogue import Entry, Unreadable, goes_by, roots, scan, slug, unreadable
 from featcache.store.catalogue.summary import Summary, summarise
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
+from featcache.terminal.console import echo, print_json, print_table
 
 EPILOG = """\b
 Examples:

@@ -3,8 +3,8 @@
 import click
 
 from featcache.cli.options import output_options
-from featcache.console import print_json, print_table, size
-from featcache.extract.model_list import ListedModel, listed_models
+from featcache.extraction.models.listing import ListedModel, listed_models
+from featcache.terminal.console import print_json, print_table, size
 
 COLUMNS = ("model", "layers", "width", "tokens", "input", "per image", "explicit name")
 NUMERIC = COLUMNS[1:6]

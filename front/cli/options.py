@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featcache.store.address import is_address
 from featcache.store.home import expanded
 from featcache.store.targets import TARGET_KINDS
 from featcache.store.text import parse_size
-from featcache.store.transfer.address import is_address
 
 Command = Callable[..., Any]
 

@@ -6,11 +6,11 @@ import click
 
 from featcache.cli.options import LocalPath, output_options
 from featcache.cli.results import chosen_rows, filter_options
-from featcache.console import echo, print_json
-from featcache.probe.report.groups import SCORES, group_rows
-from featcache.probe.report.views import Against, parse_reference
-from featcache.probe.results import read_rows
+from featcache.probing.report.groups import SCORES, group_rows
+from featcache.probing.report.views import Against, parse_reference
+from featcache.probing.results.rows import read_rows
 from featcache.store.errors import RequestError, UnknownNameError
+from featcache.terminal.console import echo, print_json
 
 EPILOG = """\b
 Examples:
@@ -64,8 +64,8 @@ def plot_command(
     reference = parse_reference(against)
     groups = group_rows(chosen_rows(folder, given), score)
 
-    from featcache.probe.plots.collect import draw
-    from featcache.probe.plots.style import save
+    from featcache.probing.plots.collect import draw
+    from featcache.probing.plots.style import save
 
     into = folder / "plots" if to is None else to
     into.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def _kinds(named: tuple[str, ...]) -> list[str]:
     Raises:
         UnknownNameError: a plot does not exist.
     """
-    from featcache.probe.plots.collect import KINDS  # imports matplotlib, which is slow
+    from featcache.probing.plots.collect import KINDS  # imports matplotlib, which is slow
 
     kinds = [part.strip() for value in named for part in value.split(",") if part.strip()]
     for kind in kinds:

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featcache.borrowing import borrow_for_probe
 from featcache.cli.grid import GridError, open_caches
 from featcache.cli.options import SIZE, LocalPath, common_options
 from featcache.cli.probe_table import NUMERIC, rows_table
 from featcache.cli.training import parse_numbers, training_options, training_settings
-from featcache.console import ConsoleReporter, echo, print_json, print_table
-from featcache.probe.request import ProbeRequest, jobs, left_out
-from featcache.probe.table import TableRow
+from featcache.probing.requests.borrowing import borrow_for_probe
+from featcache.probing.requests.request import ProbeRequest, jobs, left_out
+from featcache.probing.requests.tables import TableRow
+from featcache.store.address import is_address
 from featcache.store.catalogue import roots
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.reading.reader import Cache, open_cache
-from featcache.store.transfer.address import is_address
+from featcache.terminal.console import ConsoleReporter, echo, print_json, print_table
 
 if TYPE_CHECKING:
-    from featcache.probe.results import ResultRow
+    from featcache.probing.results.rows import ResultRow
 
 EPILOG = """\b
 Examples:
@@ -175,9 +175,9 @@ def probe_command(
         for row, missing in left_out(opened, request):
             reporter.message(_left_out(opened, row, missing))
 
-    from featcache.extract.device import choose_device
-    from featcache.probe.grid import probe_grid
-    from featcache.probe.training.process import keep_freed_memory
+    from featcache.extraction.device import choose_device
+    from featcache.probing.grid import probe_grid
+    from featcache.probing.training.process import keep_freed_memory
 
     keep_freed_memory()
     result = probe_grid(caches, request, device=choose_device(device), reporter=reporter)
@@ -200,8 +200,8 @@ def _left_out(cache: Cache, row: TableRow, missing: str) -> str:
 
 def _print(rows: Sequence["ResultRow"], out: Path, grid: bool, rates: Sequence[float]) -> None:
     """The table, and what there is to say about its rows."""
-    from featcache.probe.attention import HEATMAP_FILE
-    from featcache.probe.results import RESULTS_FILE
+    from featcache.probing.attention import HEATMAP_FILE
+    from featcache.probing.results.rows import RESULTS_FILE
 
     columns, lines = rows_table(rows, grid)
     print_table(columns, lines, numeric=NUMERIC)

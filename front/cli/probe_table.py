@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from featcache.probe.report.groups import clip, repetitions
-from featcache.probe.report.significance import are_alike, mean_interval, spread
-from featcache.probe.selection import token_words
+from featcache.probing.inputs.selection import token_words
+from featcache.probing.report.groups import clip, repetitions
+from featcache.probing.report.significance import are_alike, mean_interval, spread
 
 if TYPE_CHECKING:
-    from featcache.probe.results import ResultRow
+    from featcache.probing.results.rows import ResultRow
 
 NUMERIC = ("seed", "top-1", "gain", "parameters", "seconds")
 UNDEFINED = "undefined"

@@ -5,9 +5,9 @@ from dataclasses import asdict
 import click
 
 from featcache.cli.options import output_options
-from featcache.console import print_document, print_json, print_table
-from featcache.probe.protocol import Protocol, get_protocol
-from featcache.probe.protocol_files import preset_names, read_text
+from featcache.probing.protocols.files import preset_names, read_text
+from featcache.probing.protocols.protocol import Protocol, get_protocol
+from featcache.terminal.console import print_document, print_json, print_table
 
 COLUMNS = ("protocol", "input", "members", "epochs", "updates", "choice", "jitter", "besides")
 

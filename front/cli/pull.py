@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
-from featcache.console import ConsoleReporter, duration, echo, print_json, size
+from featcache.store.address import parse_address
 from featcache.store.catalogue import roots
 from featcache.store.text import split_names
-from featcache.store.transfer.address import parse_address
+from featcache.terminal.console import ConsoleReporter, duration, echo, print_json, size
 
 EPILOG = """\b
 Examples:

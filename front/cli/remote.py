@@ -8,19 +8,19 @@ from pathlib import Path
 import click
 
 from featcache.cli.listing import COLUMNS, NUMERIC, none_found, table_row
-from featcache.console import echo, print_json, print_table, size
-from featcache.extract.models import model_names
+from featcache.extraction.models.names import model_names
+from featcache.store.address import Address, parse_address
 from featcache.store.catalogue import scan
 from featcache.store.corrections import warnings_of
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
-from featcache.store.transfer.address import Address, parse_address
+from featcache.terminal.console import echo, print_json, print_table, size
 
 
 def list_remote(remote_address: str, model: str | None, dataset: str | None, as_json: bool) -> None:
     """Print what a remote holds, from one listing."""
+    from featcache.store.network.concurrency import retried
     from featcache.store.transfer.catalogue import read_catalogue, search
-    from featcache.store.transfer.flight import retried
     from featcache.store.transfer.remotes import open_remote
 
     with open_remote(parse_address(remote_address)) as remote:
@@ -50,9 +50,9 @@ def _as_root(address: Address) -> str:
 
 def describe_remote(cache_address: str) -> JsonObject:
     """What there is to know of a cache on a remote; fetches its manifest and provenance, and no data."""
+    from featcache.store.provenance import PROVENANCE_FILE
     from featcache.store.transfer.catalogue import find_cache, not_found
     from featcache.store.transfer.manifests import fetch_manifest, fetch_sealed
-    from featcache.store.writing.writer import PROVENANCE_FILE
 
     remote, name = find_cache(parse_address(cache_address))
     with remote:

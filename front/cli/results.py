@@ -5,15 +5,15 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import LocalPath, output_options
-from featcache.console import echo, print_document, print_json, print_table
-from featcache.extract.models import model_names
-from featcache.probe.report.comparison import SCORE as PUBLISHED_SCORE
-from featcache.probe.report.groups import SCORES, filter_rows, group_rows
-from featcache.probe.report.tables import FORMATS, SUFFIXES, to_records
-from featcache.probe.report.views import VIEWS, Against, parse_reference
-from featcache.probe.results import RESULTS_FILE, ResultRow, count_lines, read_rows
+from featcache.extraction.models.names import model_names
+from featcache.probing.report.comparison import SCORE as PUBLISHED_SCORE
+from featcache.probing.report.groups import SCORES, filter_rows, group_rows
+from featcache.probing.report.tables import FORMATS, SUFFIXES, to_records
+from featcache.probing.report.views import VIEWS, Against, parse_reference
+from featcache.probing.results.rows import RESULTS_FILE, ResultRow, count_lines, read_rows
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import write_atomic
+from featcache.terminal.console import echo, print_document, print_json, print_table
 
 EPILOG = """\b
 Examples:

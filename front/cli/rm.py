@@ -6,12 +6,12 @@ import click
 
 from featcache.cli.options import common_options
 from featcache.cli.remote import confirmed, remove_remote
-from featcache.console import echo, print_json, size
+from featcache.store.address import is_address
 from featcache.store.catalogue import Entry, roots, select
 from featcache.store.catalogue.removal import check_removable, left_behind, refuse_linked, remove_cache
 from featcache.store.catalogue.usage import Usage, usage
 from featcache.store.errors import CacheNotFoundError, RequestError
-from featcache.store.transfer.address import is_address
+from featcache.terminal.console import echo, print_json, size
 
 
 @click.command("rm", epilog="\b\nExample:\n  featcache rm flowers/vit-l-14-0123456789ab\n")

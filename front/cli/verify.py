@@ -10,13 +10,13 @@ from click.core import ParameterSource
 
 from featcache.cli.options import LocalPath, common_options
 from featcache.cli.verify_report import Checked
-from featcache.console import ConsoleReporter, print_json, size
 from featcache.store.catalogue import completed_last, roots, say_unreadable, scan, select
 from featcache.store.checking.repair import Repair, repair
 from featcache.store.checking.verify import Verification, verify
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.requests import AUTO
+from featcache.terminal.console import ConsoleReporter, print_json, size
 
 if TYPE_CHECKING:
     from featcache.recompute.outcome import Recomputation

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featcache.console import echo, print_table, size
 from featcache.store.checking.repair import Repair
 from featcache.store.checking.verify import Verification
 from featcache.store.corrections import warnings_of
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, read_sealed
+from featcache.store.provenance import PROVENANCE_FILE
 from featcache.store.reading.reader import maker
-from featcache.store.writing.writer import PROVENANCE_FILE
+from featcache.terminal.console import echo, print_table, size
 
 if TYPE_CHECKING:
     from featcache.recompute.outcome import Recomputation

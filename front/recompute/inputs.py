@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featcache.extract.freshness import REPLACED
-from featcache.extract.pixels import APPLY, AS_STORED
-from featcache.extract.sources import resolve_source
-from featcache.extract.sources.base import Source
-from featcache.extract.sources.dataset import AUTO, DatasetOptions
+from featcache.extraction.freshness import REPLACED
+from featcache.extraction.sources import resolve_source
+from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.dataset import AUTO, DatasetOptions
+from featcache.extraction.sources.pixels import APPLY, AS_STORED
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.layers import TOKEN_KINDS, layer_set
 from featcache.store.reading.reader import Cache

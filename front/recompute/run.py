@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featcache.extract.backbones import load_backbone
-from featcache.extract.backbones.base import Backbone
-from featcache.extract.device import choose_device
-from featcache.extract.forward import FeatureExtractor
-from featcache.extract.images import Rows, image_batches
-from featcache.extract.models import resolve_model
-from featcache.extract.sources.base import Sample, Source
+from featcache.extraction.backbones import load_backbone
+from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.device import choose_device
+from featcache.extraction.forward import FeatureExtractor
+from featcache.extraction.images import Rows, image_batches
+from featcache.extraction.models.names import resolve_model
+from featcache.extraction.sources.base import Sample, Source
 from featcache.recompute.inputs import check_inventory, model_of, refuse_difference, source_of, taken_of
 from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance_of
 from featcache.store.errors import DatasetError, RequestError

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.base import Head
-from featcache.probe.heads.parts import BatchNorm, LayerNorm, Linear, as_products, normalise, replicate
-from featcache.probe.heads.pooling import attention_pool, attention_weights
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.parts import BatchNorm, LayerNorm, Linear, as_products, normalise, replicate
+from featcache.probing.heads.pooling import attention_pool, attention_weights
 from featcache.store.errors import RequestError
 
 

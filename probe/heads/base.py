@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featcache.probe.inputs.stages import PLAIN, InputStage, OutputScale
+from featcache.probing.inputs.stages import PLAIN, InputStage, OutputScale
 
 
 class Head(nn.Module):
@@ -17,7 +17,7 @@ class Head(nn.Module):
 
     Every parameter and every buffer has the member axis first, and no operation mixes members, so each of them is
     what it would be alone. A subclass takes exactly these arguments first, builds itself from the parts in
-    `featcache.probe.heads.parts`, and says how prepared tokens become logits.
+    `featcache.probing.heads.parts`, and says how prepared tokens become logits.
 
     Args:
         num_tokens: T.

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featcache.probe.heads import get_head
-from featcache.probe.heads.base import Head
-from featcache.probe.inputs.stages import InputStage
-from featcache.probe.scoring.kinds import MULTI_LABEL, SINGLE_LABEL
-from featcache.probe.scoring.tasks import MultiLabel, Regression, SingleLabel, Task
+from featcache.probing.heads import get_head
+from featcache.probing.heads.base import Head
+from featcache.probing.inputs.stages import InputStage
+from featcache.probing.scoring.kinds import MULTI_LABEL, SINGLE_LABEL
+from featcache.probing.scoring.tasks import MultiLabel, Regression, SingleLabel, Task
 
 RAW = InputStage(l2=False)
 _TASKS: Mapping[str, type[SingleLabel | MultiLabel]] = {SINGLE_LABEL: SingleLabel, MULTI_LABEL: MultiLabel}

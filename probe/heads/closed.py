@@ -11,11 +11,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.base import Head
-from featcache.probe.heads.parts import Linear, as_products
-from featcache.probe.scoring.metrics import class_weights
-from featcache.probe.scoring.tasks import SingleLabel, Task
-from featcache.probe.solver.groups import principal_directions
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.parts import Linear, as_products
+from featcache.probing.scoring.metrics import class_weights
+from featcache.probing.scoring.tasks import SingleLabel, Task
+from featcache.probing.solver.groups import principal_directions
 from featcache.store.errors import RequestError
 
 Settings = Mapping[str, float]

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.base import Head
-from featcache.probe.heads.parts import BatchNorm, Linear, as_products, normalise, replicate
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.parts import BatchNorm, Linear, as_products, normalise, replicate
 from featcache.store.errors import RequestError
 
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from featcache.probe.heads.base import Head
-from featcache.probe.heads.parts import as_products, by_layer, replicate
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.parts import as_products, by_layer, replicate
 
 
 class EnsembleHead(Head):

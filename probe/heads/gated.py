@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.base import Head
-from featcache.probe.heads.parts import BatchNorm, Linear, as_products, by_layer, normalise
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.parts import BatchNorm, Linear, as_products, by_layer, normalise
 
 
 class GatedHead(Head):

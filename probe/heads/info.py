@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from featcache.probe.scoring.kinds import KINDS, SINGLE_LABEL
+from featcache.probing.scoring.kinds import KINDS, SINGLE_LABEL
 from featcache.store.errors import RequestError
 
 if TYPE_CHECKING:
-    from featcache.probe.heads.base import Head
+    from featcache.probing.heads.base import Head
 
 TRAINED, CLOSED, EXACT, AUTO = ("trained", "closed", "exact", "auto")
 """How a head is fitted: by the members of a protocol, by formula for every setting, by the exact solver, or as others are."""

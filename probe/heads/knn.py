@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from featcache.probe.heads.closed import ClosedHead, Settings
-from featcache.probe.scoring.kinds import REGRESSION, SINGLE_LABEL
-from featcache.probe.scoring.tasks import Task
+from featcache.probing.heads.closed import ClosedHead, Settings
+from featcache.probing.scoring.kinds import REGRESSION, SINGLE_LABEL
+from featcache.probing.scoring.tasks import Task
 
 NEIGHBOURS = (20, 10, 5, 1, 50, 100, 200)
 TEMPERATURES = (0.07, 0.02, 0.2, 1.0)

@@ -16,15 +16,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.closed import (
+from featcache.probing.heads.closed import (
     ClosedLinearHead,
     Directions,
     Settings,
     check_directions,
     sample_weights,
 )
-from featcache.probe.heads.ncm import class_means
-from featcache.probe.scoring.tasks import Task
+from featcache.probing.heads.ncm import class_means
+from featcache.probing.scoring.tasks import Task
 
 SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 

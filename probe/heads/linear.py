@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.base import Head
-from featcache.probe.heads.parts import Linear
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.parts import Linear
 
 
 class LinearHead(Head):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from featcache.probe.heads.base import Head
-from featcache.probe.heads.parts import BatchNorm, Linear, as_products
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.parts import BatchNorm, Linear, as_products
 from featcache.store.errors import RequestError
 
 

@@ -16,8 +16,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.closed import ClosedLinearHead, Settings, sample_weights
-from featcache.probe.scoring.tasks import Task
+from featcache.probing.heads.closed import ClosedLinearHead, Settings, sample_weights
+from featcache.probing.scoring.tasks import Task
 
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01)
 

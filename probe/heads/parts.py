@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from featcache.probe.training.scratch import scratch
+from featcache.probing.heads.scratch import scratch
 from featcache.store.errors import RequestError
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from featcache.probe.training.scratch import scratch
+from featcache.probing.heads.scratch import scratch
 
 # Bytes of the sums over tokens of one tile: on a CPU they should stay in the cache.
 TILE_BYTES = {"cpu": 2**23}

@@ -1,10 +1,10 @@
 """The registry of heads: one entry for each module beside this one."""
 
-from featcache.probe.heads.info import AUTO, CLOSED, EXACT, HeadInfo
-from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from featcache.probing.heads.info import AUTO, CLOSED, EXACT, HeadInfo
+from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.store.errors import UnknownNameError
 
-_PACKAGE = "featcache.probe.heads"
+_PACKAGE = "featcache.probing.heads"
 
 _ENTRIES = (
     HeadInfo(

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from featcache.probe.heads.closed import (
+from featcache.probing.heads.closed import (
     ClosedLinearHead,
     Directions,
     Settings,
     check_directions,
     sample_weights,
 )
-from featcache.probe.scoring.tasks import SingleLabel, Task
+from featcache.probing.scoring.tasks import SingleLabel, Task
 
 # Values of targets in a float64 block: N x C one-hot targets would take 8 GB for a million samples of a thousand classes.
 BLOCK_VALUES = 2**24

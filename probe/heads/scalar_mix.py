@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from featcache.probe.heads.base import Head
-from featcache.probe.heads.parts import Linear, as_products, by_layer
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.parts import Linear, as_products, by_layer
 
 
 class ScalarMixHead(Head):

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.base import Head
-from featcache.probe.heads.parts import BatchNorm, Linear, as_products, normalise, replicate
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.parts import BatchNorm, Linear, as_products, normalise, replicate
 from featcache.store.errors import RequestError
 
 # Of a variance: its root has no gradient at 0.

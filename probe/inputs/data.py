@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featcache.probe.dataset import as_tensor
-from featcache.probe.inputs.stages import PLAIN, InputStage
-from featcache.probe.inputs.streaming import StreamedTokens
-from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
-from featcache.probe.protocol import Protocol
-from featcache.probe.selection import Selection
-from featcache.probe.training.memory import TRAIN, Budget
+from featcache.probing.inputs.dataset import as_tensor
+from featcache.probing.inputs.memory import TRAIN, Budget
+from featcache.probing.inputs.selection import Selection
+from featcache.probing.inputs.stages import PLAIN, InputStage
+from featcache.probing.inputs.streaming import StreamedTokens
+from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
+from featcache.probing.protocols.protocol import Protocol
 from featcache.store.arrays import DTYPES
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.layers import FINAL

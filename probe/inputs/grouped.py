@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featcache.probe.inputs.split import Rows, by_fold
+from featcache.probing.inputs.split import Rows, by_fold
 from featcache.store.errors import RequestError
 
 Targets = npt.NDArray[np.generic]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from featcache.probe.inputs.split import Rows, by_fold
+from featcache.probing.inputs.split import Rows, by_fold
 from featcache.store.errors import RequestError
 
 Sets = npt.NDArray[np.generic]
@@ -90,6 +90,6 @@ def _hold_more(marked: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], wante
 
 
 def label_set_folds(sets: Sets, number: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """Divide the samples into folds, label by label; see `featcache.probe.inputs.split.stratified_folds`."""
+    """Divide the samples into folds, label by label; see `featcache.probing.inputs.split.stratified_folds`."""
     parts = iterative_parts(sets, [1 / max(number, 1)] * max(number, 1), seed)
     return by_fold(parts, number, len(parts))

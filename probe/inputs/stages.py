@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from featcache.probe.protocol import L2_INPUT
+from featcache.probing.protocols.protocol import L2_INPUT
 
 if TYPE_CHECKING:
-    from featcache.probe.inputs.tokens import TokenSource
+    from featcache.probing.inputs.tokens import TokenSource
 
 # Samples whose tokens are read at once for their statistics.
 READ_ROWS = 1024

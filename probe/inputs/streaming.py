@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.dataset import as_tensor
-from featcache.probe.inputs.stages import PLAIN, InputStage, inverse, lengths
-from featcache.probe.inputs.tokens import check_finite
-from featcache.probe.selection import Selection
+from featcache.probing.inputs.dataset import as_tensor
+from featcache.probing.inputs.selection import Selection
+from featcache.probing.inputs.stages import PLAIN, InputStage, inverse, lengths
+from featcache.probing.inputs.tokens import check_finite
 from featcache.store.reading.split import SplitReader
 
 

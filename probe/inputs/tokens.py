@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.inputs.stages import PLAIN, READ_ROWS, InputStage, inverse, lengths
+from featcache.probing.inputs.stages import PLAIN, READ_ROWS, InputStage, inverse, lengths
 from featcache.store.errors import RequestError
 
 # Samples whose norms are computed at once: bounds the float32 copy of a float16 array.

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from featcache.probe.plots.style import colour_bar, heatmap, new_figure, style
+from featcache.probing.plots.style import colour_bar, heatmap, new_figure, style
 
 MAX_CLASSES = 24
 """Classes that fit a page; of more, those are shown whose attention is the most unlike the average."""

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from featcache.probe.plots.style import NEUTRAL, PALETTE, new_figure, style
+from featcache.probing.plots.style import NEUTRAL, PALETTE, new_figure, style
 
 NUM_BINS = 15
 

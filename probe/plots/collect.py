@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from featcache.probe.plots.attention import attention_by_class_figure, attention_figure
-from featcache.probe.plots.calibration import calibration_figure, reliability
-from featcache.probe.plots.curves import curves_figure
-from featcache.probe.plots.gains import gains_figure
-from featcache.probe.plots.shots import ShotsPoint, shots_figure
-from featcache.probe.plots.sweep import sweep_figure
-from featcache.probe.predictions import PREDICTIONS_FILE, read_confidences
-from featcache.probe.records import AttentionRecord, read_attention, read_curve, read_sweep
-from featcache.probe.report.columns import Place, column_names, place_of
-from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION, Group
-from featcache.probe.report.numbers import factor
-from featcache.probe.report.pivot import cell_notes, pivot_differences
-from featcache.probe.report.views import Against, score_words
-from featcache.probe.results import ResultRow
+from featcache.probing.plots.attention import attention_by_class_figure, attention_figure
+from featcache.probing.plots.calibration import calibration_figure, reliability
+from featcache.probing.plots.curves import curves_figure
+from featcache.probing.plots.gains import gains_figure
+from featcache.probing.plots.shots import ShotsPoint, shots_figure
+from featcache.probing.plots.sweep import sweep_figure
+from featcache.probing.report.columns import Place, column_names, place_of
+from featcache.probing.report.groups import LESS_IS_BETTER, NO_FRACTION, Group
+from featcache.probing.report.numbers import factor
+from featcache.probing.report.pivot import cell_notes, pivot_differences
+from featcache.probing.report.views import Against, score_words
+from featcache.probing.results.predictions import PREDICTIONS_FILE, read_confidences
+from featcache.probing.results.records import AttentionRecord, read_attention, read_curve, read_sweep
+from featcache.probing.results.rows import ResultRow
 from featcache.store.catalogue import slug
 from featcache.store.errors import RequestError
 

@@ -6,7 +6,7 @@ from math import isfinite
 import numpy as np
 from matplotlib.figure import Figure
 
-from featcache.probe.plots.style import PALETTE, new_figure, number_log_ticks, style
+from featcache.probing.plots.style import PALETTE, new_figure, number_log_ticks, style
 
 
 def curves_figure(

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from featcache.probe.plots.style import (
+from featcache.probing.plots.style import (
     FILLS,
     MARKERS,
     NEUTRAL,
@@ -16,9 +16,9 @@ from featcache.probe.plots.style import (
     new_figure,
     style,
 )
-from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION
-from featcache.probe.report.numbers import factor
-from featcache.probe.report.pivot import Pivot
+from featcache.probing.report.groups import LESS_IS_BETTER, NO_FRACTION
+from featcache.probing.report.numbers import factor
+from featcache.probing.report.pivot import Pivot
 
 
 def gains_figure(pivot: Pivot, title: str, reference: str) -> Figure:

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from featcache.probe.plots.style import (
+from featcache.probing.plots.style import (
     FILLS,
     LINES,
     MARKERS,

@@ -7,8 +7,8 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from featcache.probe.plots.style import PALETTE, colour_bar, heatmap, new_figure, number_log_ticks, style
-from featcache.probe.records import SweepRecord
+from featcache.probing.plots.style import PALETTE, colour_bar, heatmap, new_figure, number_log_ticks, style
+from featcache.probing.results.records import SweepRecord
 
 ROLES = ("learning_rate", "weight_decay", "dropout")
 """Rows, columns and panels, where a sweep has these; other settings follow in their own order."""

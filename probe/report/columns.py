@@ -9,10 +9,10 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from featcache.probe.protocol import get_protocol
-from featcache.probe.protocol_files import preset_names
-from featcache.probe.report.groups import Group, options_text, own_num_heads, settings
-from featcache.probe.results import ResultRow
+from featcache.probing.protocols.files import preset_names
+from featcache.probing.protocols.protocol import get_protocol
+from featcache.probing.report.groups import Group, options_text, own_num_heads, settings
+from featcache.probing.results.rows import ResultRow
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.layers import FINAL
 

@@ -3,19 +3,19 @@
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
-from featcache.probe.protocol import L2_INPUT
-from featcache.probe.published import (
+from featcache.probing.protocols.protocol import L2_INPUT
+from featcache.probing.published import (
     PublishedDataset,
     has_other_activation,
     published_dataset,
     published_model,
     published_score,
 )
-from featcache.probe.report.groups import Group, own_num_heads
-from featcache.probe.report.numbers import number
-from featcache.probe.report.tables import Table, Value
-from featcache.probe.request import ADAMW
-from featcache.probe.results import ResultRow
+from featcache.probing.report.groups import Group, own_num_heads
+from featcache.probing.report.numbers import number
+from featcache.probing.report.tables import Table, Value
+from featcache.probing.requests.request import ADAMW
+from featcache.probing.results.rows import ResultRow
 from featcache.store.errors import RequestError
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.layers import FINAL

@@ -6,9 +6,9 @@ from functools import cached_property
 from math import inf
 from statistics import mean
 
-from featcache.probe.report.significance import are_alike, mean_interval, spread
-from featcache.probe.request import CHOICE, PATCH_HEADS
-from featcache.probe.results import ResultRow
+from featcache.probing.report.significance import are_alike, mean_interval, spread
+from featcache.probing.requests.request import CHOICE, PATCH_HEADS
+from featcache.probing.results.rows import ResultRow
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import TOKEN_KINDS
 

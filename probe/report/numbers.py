@@ -2,8 +2,8 @@
 
 from math import floor, isfinite, log10
 
-from featcache.probe.report.groups import NO_FRACTION
-from featcache.probe.report.tables import Number
+from featcache.probing.report.groups import NO_FRACTION
+from featcache.probing.report.tables import Number
 
 LEAST_DECIMALS = 4
 

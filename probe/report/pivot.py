@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from featcache.probe.report.columns import Place, column_names, place_of
-from featcache.probe.report.groups import LESS_IS_BETTER, Group, repetitions, settings
-from featcache.probe.report.significance import holm, paired_p_value, spread
-from featcache.probe.table import TableRow
+from featcache.probing.report.columns import Place, column_names, place_of
+from featcache.probing.report.groups import LESS_IS_BETTER, Group, repetitions, settings
+from featcache.probing.report.significance import holm, paired_p_value, spread
+from featcache.probing.requests.tables import TableRow
 from featcache.store.errors import RequestError
 from featcache.store.layers import FINAL
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from featcache.probe.report.columns import SETUP, SHOWN, Place, telling_settings
-from featcache.probe.report.comparison import beside_published
-from featcache.probe.report.groups import LESS_IS_BETTER, NO_FRACTION, Group, settings
-from featcache.probe.report.numbers import number
-from featcache.probe.report.pivot import (
+from featcache.probing.report.columns import SETUP, SHOWN, Place, telling_settings
+from featcache.probing.report.comparison import beside_published
+from featcache.probing.report.groups import LESS_IS_BETTER, NO_FRACTION, Group, settings
+from featcache.probing.report.numbers import number
+from featcache.probing.report.pivot import (
     BASELINE,
     Cell,
     Pivot,
@@ -16,8 +16,8 @@ from featcache.probe.report.pivot import (
     pivot_differences,
     pivot_scores,
 )
-from featcache.probe.report.tables import Interval, NoValue, Number, Table, Value
-from featcache.probe.table import TableRow
+from featcache.probing.report.tables import Interval, NoValue, Number, Table, Value
+from featcache.probing.requests.tables import TableRow
 from featcache.store.errors import RequestError
 
 STARS = "* p < 0.05, ** p < 0.01: paired t-test over seeds, corrected for all comparisons of the table (Holm)"

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.scoring.soundness import is_sound
-from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task
+from featcache.probing.scoring.soundness import is_sound
+from featcache.probing.scoring.tasks import MultiLabel, SingleLabel, Task
 
 RESAMPLES = 1000
 LEVEL = 0.95

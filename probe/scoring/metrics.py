@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.scoring.confusion import DENSE_CLASSES, Confusion
-from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from featcache.probe.scoring.ranks import among_first
-from featcache.probe.scoring.soundness import DIVERGED, is_sound
+from featcache.probing.scoring.confusion import DENSE_CLASSES, Confusion
+from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from featcache.probing.scoring.ranks import among_first
+from featcache.probing.scoring.soundness import DIVERGED, is_sound
 
 TOP = 5
 SCORE_NAMES = {

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from featcache.probe.scoring.kinds import SINGLE_LABEL
+from featcache.probing.scoring.kinds import SINGLE_LABEL
 
 DIVERGED = -float("inf")
 """Score of outputs that are not finite: it ranks below every other score, and is never written to a file."""

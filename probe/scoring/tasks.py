@@ -12,25 +12,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.inputs.label_sets import label_set_folds, label_set_holdout
-from featcache.probe.inputs.split import (
+from featcache.probing.inputs.label_sets import label_set_folds, label_set_holdout
+from featcache.probing.inputs.split import (
     Rows,
     plain_folds,
     plain_holdout,
     stratified_folds,
     stratified_holdout,
 )
-from featcache.probe.inputs.stages import OutputScale
-from featcache.probe.scoring import metrics
-from featcache.probe.scoring.kinds import KINDS, MULTI_LABEL, REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
-from featcache.probe.scoring.soundness import DIVERGED, is_sound
-from featcache.probe.training.losses import (
+from featcache.probing.inputs.stages import OutputScale
+from featcache.probing.scoring import metrics
+from featcache.probing.scoring.kinds import KINDS, MULTI_LABEL, REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
+from featcache.probing.scoring.losses import (
     CrossEntropy,
     Loss,
     absolute_error,
     binary_cross_entropy,
     squared_error,
 )
+from featcache.probing.scoring.soundness import DIVERGED, is_sound
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.targets import MAX_CLASSES
 

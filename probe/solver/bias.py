@@ -6,7 +6,7 @@ Shapes: N samples, R dimensions, P penalties, C classes.
 import torch
 from torch import Tensor
 
-from featcache.probe.solver.loss import Evaluation, WeightedLoss
+from featcache.probing.solver.loss import Evaluation, WeightedLoss
 
 MAX_STEPS = 30
 TOLERANCE = 1e-12

@@ -1,6 +1,6 @@
 """A linear head solved exactly: choose the penalty on a held-out part of train, then solve on all of it.
 
-The held-out part is that of the trained heads (`featcache.probe.training.sweep_plan`); there is no jitter here.
+The held-out part is that of the trained heads (`featcache.probing.training.sweep_plan`); there is no jitter here.
 
 Shapes: N samples, T tokens, D width, F = T * D features, P penalties, C classes.
 """
@@ -17,18 +17,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.inputs.grouped import Groups, grouped_folds, grouped_holdout
-from featcache.probe.inputs.split import Rows, stratified_folds, stratified_holdout
-from featcache.probe.inputs.stages import PLAIN, InputStage, fit_stage
-from featcache.probe.inputs.tokens import TokenSource, read_features
-from featcache.probe.protocol import NO_FOLDS, Protocol
-from featcache.probe.scoring.metrics import negative_log_likelihood
-from featcache.probe.scoring.soundness import DIVERGED, are_numbers
-from featcache.probe.scoring.tasks import SingleLabel
-from featcache.probe.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved
-from featcache.probe.solver.logistic import check_penalties, solver_device
-from featcache.probe.solver.methods import Data, Final, GroupLassoSolver, L2Solver, Limits
-from featcache.probe.solver.path_choice import Bounds, Tried, further_penalties, select_penalty
+from featcache.probing.inputs.grouped import Groups, grouped_folds, grouped_holdout
+from featcache.probing.inputs.split import Rows, stratified_folds, stratified_holdout
+from featcache.probing.inputs.stages import PLAIN, InputStage, fit_stage
+from featcache.probing.inputs.tokens import TokenSource, read_features
+from featcache.probing.protocols.protocol import NO_FOLDS, Protocol
+from featcache.probing.scoring.metrics import negative_log_likelihood
+from featcache.probing.scoring.soundness import DIVERGED, are_numbers
+from featcache.probing.scoring.tasks import SingleLabel
+from featcache.probing.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved
+from featcache.probing.solver.logistic import check_penalties, solver_device
+from featcache.probing.solver.methods import Data, Final, GroupLassoSolver, L2Solver, Limits
+from featcache.probing.solver.path_choice import Bounds, Tried, further_penalties, select_penalty
 from featcache.store.errors import DivergedError, RequestError, UnknownNameError
 
 PenaltyKind = Literal["l2", "group-lasso"]
@@ -119,7 +119,7 @@ def run_exact_sweep(
         sample_groups: group of every sample ``[N]``; samples of one group are held out together.
         num_classes: C; by default the largest label + 1.
         device: where to compute (Apple's GPUs have no float64: there it is the CPU).
-        tolerance: see `featcache.probe.solver.logistic.fit_logistic`.
+        tolerance: see `featcache.probing.solver.logistic.fit_logistic`.
         max_iterations: per penalty.
         on_progress: called with the problems solved and to be solved.
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from featcache.probe.solver.bias import polish_bias
-from featcache.probe.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved, Tolerance
-from featcache.probe.solver.design import Design
-from featcache.probe.solver.groups import GroupedDesign
-from featcache.probe.solver.loss import WeightedLoss
-from featcache.probe.solver.proximal import GroupPenalty, ProximalRun
+from featcache.probing.solver.bias import polish_bias
+from featcache.probing.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved, Tolerance
+from featcache.probing.solver.design import Design
+from featcache.probing.solver.groups import GroupedDesign
+from featcache.probing.solver.loss import WeightedLoss
+from featcache.probing.solver.proximal import GroupPenalty, ProximalRun
 
 # Penalties when none are given: that which leaves no group times these, strong to weak.
 GRID = tuple(10.0 ** (-exponent / 4) for exponent in range(1, 13))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from featcache.probe.solver.design import Design
+from featcache.probing.solver.design import Design
 
 # Larger designs are kept in float32.
 FLOAT64_VALUES = 2**26

@@ -9,9 +9,9 @@ Shapes: N samples, R dimensions, P penalties, C classes.
 import torch
 from torch import Tensor
 
-from featcache.probe.solver.certificate import Tolerance
-from featcache.probe.solver.design import Design
-from featcache.probe.solver.loss import Evaluation, WeightedLoss
+from featcache.probing.solver.certificate import Tolerance
+from featcache.probing.solver.design import Design
+from featcache.probing.solver.loss import Evaluation, WeightedLoss
 
 HISTORY = 10
 MAX_LINE_STEPS = 20

@@ -17,12 +17,12 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from featcache.probe.solver.bias import polish_bias
-from featcache.probe.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved, Tolerance
-from featcache.probe.solver.design import Design
-from featcache.probe.solver.lbfgs import inner_product, minimise
-from featcache.probe.solver.loss import WeightedLoss
-from featcache.probe.solver.spaces import Coefficients, Fitting, make_space
+from featcache.probing.solver.bias import polish_bias
+from featcache.probing.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved, Tolerance
+from featcache.probing.solver.design import Design
+from featcache.probing.solver.lbfgs import inner_product, minimise
+from featcache.probing.solver.loss import WeightedLoss
+from featcache.probing.solver.spaces import Coefficients, Fitting, make_space
 from featcache.store.errors import RequestError
 
 # How often a minimisation goes on after its bias was polished.
@@ -75,7 +75,7 @@ def fit_logistic(
         labels: ``[N]``, int64.
         num_classes: C. Classes without samples (or with weight 0) get weights of 0 and a bias of minus infinity.
         penalties: positive, in any order; by default `default_penalties`.
-        class_weights: ``[C]``, those of `featcache.probe.scoring.metrics`, for example; by default every sample counts alike.
+        class_weights: ``[C]``, those of `featcache.probing.scoring.metrics`, for example; by default every sample counts alike.
         tolerance: a fit has converged when its gradient is at most this fraction of that of zero weights and it is
             proved to be at most this fraction of the objective above the minimum.
         max_iterations: per penalty.

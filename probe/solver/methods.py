@@ -9,13 +9,13 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from featcache.probe.inputs.stages import InputStage
-from featcache.probe.scoring.metrics import class_weights
-from featcache.probe.solver.certificate import Certificate, OnSolved
-from featcache.probe.solver.group_lasso import default_group_penalties, solve_group_path
-from featcache.probe.solver.groups import GroupedDesign, make_groups
-from featcache.probe.solver.logistic import Problem, default_penalties, solve_path
-from featcache.probe.solver.spaces import Coefficients, Fitting, make_space
+from featcache.probing.inputs.stages import InputStage
+from featcache.probing.scoring.metrics import class_weights
+from featcache.probing.solver.certificate import Certificate, OnSolved
+from featcache.probing.solver.group_lasso import default_group_penalties, solve_group_path
+from featcache.probing.solver.groups import GroupedDesign, make_groups
+from featcache.probing.solver.logistic import Problem, default_penalties, solve_path
+from featcache.probing.solver.spaces import Coefficients, Fitting, make_space
 
 
 class Limits(TypedDict):

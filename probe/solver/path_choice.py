@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from featcache.probe.solver.certificate import Certificate
+from featcache.probing.solver.certificate import Certificate
 
 WEAKER, STRONGER = 1e-3, 1e3
 """Limits of an extended path, as factors of its ends."""

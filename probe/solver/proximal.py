@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from featcache.probe.solver.design import Design
-from featcache.probe.solver.loss import WeightedLoss
+from featcache.probing.solver.design import Design
+from featcache.probing.solver.loss import WeightedLoss
 
 MAX_NEWTON = 100
 # Directions of less than this part of the mean variance are stepped along as if they had it.

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from featcache.probe.solver.design import Design
+from featcache.probing.solver.design import Design
 
 # Float64 copies of parts of the features hold at most this many values.
 CHUNK_VALUES = 2**23

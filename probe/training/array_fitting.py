@@ -5,16 +5,16 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from featcache.probe.heads import HeadInfo
-from featcache.probe.inputs.data import SplitData
-from featcache.probe.inputs.tokens import TokenSource
-from featcache.probe.protocol import Protocol
-from featcache.probe.request import Job, ProbeRequest, make_job
-from featcache.probe.scoring.kinds import REGRESSION_LOSSES
-from featcache.probe.selection import array_selection
-from featcache.probe.training.fitted import Fitted
-from featcache.probe.training.fitting import Fitter
-from featcache.probe.training.precision import FP32
+from featcache.probing.heads import HeadInfo
+from featcache.probing.inputs.data import SplitData
+from featcache.probing.inputs.selection import array_selection
+from featcache.probing.inputs.tokens import TokenSource
+from featcache.probing.protocols.protocol import Protocol
+from featcache.probing.requests.request import Job, ProbeRequest, make_job
+from featcache.probing.scoring.kinds import REGRESSION_LOSSES
+from featcache.probing.training.fitted import Fitted
+from featcache.probing.training.fitting import Fitter
+from featcache.probing.training.precision import FP32
 from featcache.store.progress import Reporter, Silent
 
 
@@ -36,7 +36,7 @@ def fit_head(
     """Choose and fit a head on arrays instead of a cache.
 
     Args:
-        job: head and tokens; `featcache.probe.request.make_job` makes one.
+        job: head and tokens; `featcache.probing.requests.request.make_job` makes one.
         tokens: N samples.
         targets: as `make_task` takes them.
         protocol: what is swept over, and how.

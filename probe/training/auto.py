@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from featcache.probe.protocol import L2_INPUT, L2_STANDARD_INPUT, STANDARD_INPUT
-from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from featcache.probe.scoring.tasks import Task
+from featcache.probing.protocols.protocol import L2_INPUT, L2_STANDARD_INPUT, STANDARD_INPUT
+from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from featcache.probing.scoring.tasks import Task
 
 if TYPE_CHECKING:
-    from featcache.probe.training.fitted import Fitted
+    from featcache.probing.training.fitted import Fitted
 
 _TRAINED = (
     ("linear", L2_INPUT),

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.probe.inputs.tokens import TokenSource
-from featcache.probe.protocol import Plan, Protocol
-from featcache.probe.training.scratch import scratch
+from featcache.probing.heads.scratch import scratch
+from featcache.probing.inputs.tokens import TokenSource
+from featcache.probing.protocols.protocol import Plan, Protocol
 
 STREAMS = 16
 # Numbers that one thread draws in less time than others take to start.

@@ -1,6 +1,6 @@
 """Heads that are fitted by formula: choose the settings on held-out samples of train, then fit on all of it.
 
-The held-out samples are those of the trained heads (`featcache.probe.training.sweep_plan`); there is no jitter here.
+The held-out samples are those of the trained heads (`featcache.probing.training.sweep_plan`); there is no jitter here.
 
 Shapes: N samples, R held-out samples, C classes, O outputs.
 """
@@ -16,20 +16,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.base import Head
-from featcache.probe.heads.closed import ClosedHead, ClosedLinearHead, Settings
-from featcache.probe.heads.info import HeadInfo
-from featcache.probe.inputs.grouped import Groups
-from featcache.probe.inputs.stages import InputStage, fit_stage
-from featcache.probe.inputs.tokens import TokenSource, read_features
-from featcache.probe.protocol import Protocol
-from featcache.probe.scoring.calibration import fit_sigmoids
-from featcache.probe.scoring.soundness import DIVERGED, are_numbers
-from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task, as_tensor, make_task
-from featcache.probe.solver.logistic import solver_device
-from featcache.probe.training.held_out import likelihood, make_held_out
-from featcache.probe.training.sweep_plan import Split, check_number, make_splits
-from featcache.probe.training.trainer import prediction_batch
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.closed import ClosedHead, ClosedLinearHead, Settings
+from featcache.probing.heads.info import HeadInfo
+from featcache.probing.inputs.grouped import Groups
+from featcache.probing.inputs.stages import InputStage, fit_stage
+from featcache.probing.inputs.tokens import TokenSource, read_features
+from featcache.probing.protocols.protocol import Protocol
+from featcache.probing.scoring.calibration import fit_sigmoids
+from featcache.probing.scoring.soundness import DIVERGED, are_numbers
+from featcache.probing.scoring.tasks import MultiLabel, SingleLabel, Task, as_tensor, make_task
+from featcache.probing.solver.logistic import solver_device
+from featcache.probing.training.held_out import likelihood, make_held_out
+from featcache.probing.training.sweep_plan import Split, check_number, make_splits
+from featcache.probing.training.trainer import prediction_batch
 from featcache.store.errors import DivergedError
 
 # Factors that least-squares outputs are multiplied with to become logits.

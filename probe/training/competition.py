@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from featcache.probe.heads import get_head
-from featcache.probe.heads.blend import BlendHead
-from featcache.probe.protocol import NO_FOLDS
-from featcache.probe.request import CLOSED, EXACT, Job, ProbeRequest, make_job
-from featcache.probe.results import Chosen
-from featcache.probe.scoring.tasks import as_tensor
-from featcache.probe.training.auto import CANDIDATES, Candidate, Choice, choose
-from featcache.probe.training.fitted import Fitted, Work
-from featcache.probe.training.process import threads
-from featcache.probe.training.sweep import finish, held_out_outputs, suitable_threads, tune
-from featcache.probe.training.sweep_plan import make_splits
-from featcache.probe.training.whole import Size, check_whole
+from featcache.probing.heads import get_head
+from featcache.probing.heads.blend import BlendHead
+from featcache.probing.protocols.protocol import NO_FOLDS
+from featcache.probing.requests.request import CLOSED, EXACT, Job, ProbeRequest, make_job
+from featcache.probing.results.rows import Chosen
+from featcache.probing.scoring.tasks import as_tensor
+from featcache.probing.training.auto import CANDIDATES, Candidate, Choice, choose
+from featcache.probing.training.fitted import Fitted, Work
+from featcache.probing.training.full_batch import Size, check_whole
+from featcache.probing.training.process import threads
+from featcache.probing.training.sweep import finish, held_out_outputs, suitable_threads, tune
+from featcache.probing.training.sweep_plan import make_splits
 from featcache.store.errors import DivergedError, RequestError
 
 if TYPE_CHECKING:
-    from featcache.probe.training.fitting import Fitter
+    from featcache.probing.training.fitting import Fitter
 
 
 def choose_head(fitter: "Fitter", work: Work) -> Fitted:

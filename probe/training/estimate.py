@@ -6,10 +6,10 @@ from itertools import islice
 
 import torch
 
-from featcache.probe.training.batches import Seeds, mini_batches
-from featcache.probe.training.sweep import SweepOptions, group_size
-from featcache.probe.training.sweep_plan import Sweep
-from featcache.probe.training.trainer import Training, initial_head, members_together
+from featcache.probing.training.batches import Seeds, mini_batches
+from featcache.probing.training.sweep import SweepOptions, group_size
+from featcache.probing.training.sweep_plan import Sweep
+from featcache.probing.training.trainer import Training, initial_head, members_together
 
 TRIALS = 2
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy.typing as npt
 
-from featcache.probe.heads.base import Head
-from featcache.probe.inputs.data import SplitData
-from featcache.probe.records import SweepRecord, Trial
-from featcache.probe.request import Job
-from featcache.probe.results import Chosen
-from featcache.probe.scoring.tasks import Task
+from featcache.probing.heads.base import Head
+from featcache.probing.inputs.data import SplitData
+from featcache.probing.requests.request import Job
+from featcache.probing.results.records import SweepRecord, Trial
+from featcache.probing.results.rows import Chosen
+from featcache.probing.scoring.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.probe.heads import get_head
-from featcache.probe.heads.base import Head
-from featcache.probe.inputs.data import SplitData
-from featcache.probe.protocol import Member, Protocol
-from featcache.probe.request import (
+from featcache.probing.heads import get_head
+from featcache.probing.heads.base import Head
+from featcache.probing.inputs.data import SplitData
+from featcache.probing.protocols.protocol import Member, Protocol
+from featcache.probing.requests.request import (
     ADAMW,
     CHOICE,
     CLOSED,
@@ -21,16 +21,16 @@ from featcache.probe.request import (
     GROUP_LASSO,
     Job,
 )
-from featcache.probe.results import Chosen
-from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
-from featcache.probe.scoring.tasks import LEAST_REGRESSION, make_task
-from featcache.probe.solver.exact import PenaltyKind, run_exact_sweep
-from featcache.probe.training.closed import ends_of_grid, run_closed_sweep
-from featcache.probe.training.competition import choose_head
-from featcache.probe.training.estimate import estimate_sweep
-from featcache.probe.training.fitted import Fitted, Work, count_parameters, record_sweep
-from featcache.probe.training.process import threads
-from featcache.probe.training.sweep import (
+from featcache.probing.results.rows import Chosen
+from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
+from featcache.probing.scoring.tasks import LEAST_REGRESSION, make_task
+from featcache.probing.solver.exact import PenaltyKind, run_exact_sweep
+from featcache.probing.training.closed import ends_of_grid, run_closed_sweep
+from featcache.probing.training.competition import choose_head
+from featcache.probing.training.estimate import estimate_sweep
+from featcache.probing.training.fitted import Fitted, Work, count_parameters, record_sweep
+from featcache.probing.training.process import threads
+from featcache.probing.training.sweep import (
     SweepOptions,
     SweepResult,
     Tuning,
@@ -39,8 +39,8 @@ from featcache.probe.training.sweep import (
     run_sweep,
     suitable_threads,
 )
-from featcache.probe.training.sweep_plan import Sweep, plan_sweep
-from featcache.probe.training.unfinished import Unfinished
+from featcache.probing.training.sweep_plan import Sweep, plan_sweep
+from featcache.probing.training.unfinished import Unfinished
 from featcache.store.errors import DivergedError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.text import rough_duration

@@ -8,14 +8,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from featcache.probe.scoring.metrics import (
+from featcache.probing.scoring.metrics import (
     balanced_accuracy,
     log_likelihoods,
     multi_label_negative_log_likelihood,
     negative_log_likelihood,
 )
-from featcache.probe.scoring.soundness import DIVERGED, is_sound
-from featcache.probe.scoring.tasks import MultiLabel, SingleLabel, Task
+from featcache.probing.scoring.soundness import DIVERGED, is_sound
+from featcache.probing.scoring.tasks import MultiLabel, SingleLabel, Task
 
 # Share of the memory for outputs; the rest is for features and their copies.
 OUTPUT_SHARE = 4

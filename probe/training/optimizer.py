@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from featcache.probe.protocol import Protocol
+from featcache.probing.protocols.protocol import Protocol
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from featcache.probe.training import scratch
+from featcache.probing.heads import scratch
 
 # Of glibc's mallopt.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4

@@ -13,13 +13,13 @@ from math import nan
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.base import Head
-from featcache.probe.protocol import Member, Plan
-from featcache.probe.scoring.soundness import DIVERGED
-from featcache.probe.training.batches import Jitter, Seeds
-from featcache.probe.training.precision import FP32
-from featcache.probe.training.sweep_plan import Sweep
-from featcache.probe.training.trainer import divide, fit_members, has_diverged, members_together, predict
+from featcache.probing.heads.base import Head
+from featcache.probing.protocols.protocol import Member, Plan
+from featcache.probing.scoring.soundness import DIVERGED
+from featcache.probing.training.batches import Jitter, Seeds
+from featcache.probing.training.precision import FP32
+from featcache.probing.training.sweep_plan import Sweep
+from featcache.probing.training.trainer import divide, fit_members, has_diverged, members_together, predict
 from featcache.store.errors import DivergedError
 
 # Bytes that a parameter takes while its member trains: itself and Adam's two moments; its gradient is one of few at a time.

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featcache.probe.inputs.grouped import Groups, grouped_folds, grouped_holdout
-from featcache.probe.inputs.tokens import TokenSource
-from featcache.probe.protocol import NO_FOLDS, Member, Plan, Protocol, batch_size, plan_training
-from featcache.probe.scoring.tasks import Targets, Task, as_tensor, make_task
-from featcache.probe.training.trainer import BuildHead, num_parameters
+from featcache.probing.inputs.grouped import Groups, grouped_folds, grouped_holdout
+from featcache.probing.inputs.tokens import TokenSource
+from featcache.probing.protocols.protocol import NO_FOLDS, Member, Plan, Protocol, batch_size, plan_training
+from featcache.probing.scoring.tasks import Targets, Task, as_tensor, make_task
+from featcache.probing.training.trainer import BuildHead, num_parameters
 from featcache.store.errors import RequestError
 
 Split = tuple[Tensor, Tensor]

@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from featcache.probe.heads.base import Head
-from featcache.probe.inputs.stages import fit_stage
-from featcache.probe.inputs.tokens import TokenSource
-from featcache.probe.protocol import Member, Plan, Protocol, learning_rate_at, plan_training
-from featcache.probe.scoring.tasks import SingleLabel, Task
-from featcache.probe.training.batches import Batch, Jitter, Seeds, mini_batches
-from featcache.probe.training.losses import Loss
-from featcache.probe.training.optimizer import MemberAdamW
-from featcache.probe.training.precision import FP32, products
+from featcache.probing.heads.base import Head
+from featcache.probing.inputs.stages import fit_stage
+from featcache.probing.inputs.tokens import TokenSource
+from featcache.probing.protocols.protocol import Member, Plan, Protocol, learning_rate_at, plan_training
+from featcache.probing.scoring.losses import Loss
+from featcache.probing.scoring.tasks import SingleLabel, Task
+from featcache.probing.training.batches import Batch, Jitter, Seeds, mini_batches
+from featcache.probing.training.optimizer import MemberAdamW
+from featcache.probing.training.precision import FP32, products
 
 BuildHead = Callable[[int, int, int, Sequence[float]], Head]
 """Called with T, D, C and every member's dropout; `HeadInfo.build` is one."""
@@ -52,7 +52,7 @@ class Training:
         heads: initialised, each with some of the members, in order.
         members: what they do not share.
         protocol: every other constant.
-        loss: of outputs and targets; see `featcache.probe.training.losses`.
+        loss: of outputs and targets; see `featcache.probing.scoring.losses`.
         num_steps: updates in all, for the schedule.
         precision: of matrix products, ``fp32`` or ``bf16``.
         generator: where dropout masks are drawn from.

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from featcache.probe.protocol import Member
-from featcache.probe.scoring.soundness import DIVERGED
+from featcache.probing.protocols.protocol import Member
+from featcache.probing.scoring.soundness import DIVERGED
 from featcache.store.errors import CacheError
 from featcache.store.files import read_sealed, write_sealed
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from featcache.store.address import is_address, parse_address
 from featcache.store.catalogue.entries import (
     Entry,
     Unreadable,
@@ -20,7 +21,6 @@ from featcache.store.catalogue.entries import (
 from featcache.store.errors import CacheError, CacheNotFoundError, RequestError
 from featcache.store.progress import Reporter
 from featcache.store.requests import answers, recorded_requests
-from featcache.store.transfer.address import is_address, parse_address
 
 __all__ = [
     "Entry",

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from featcache.store.address import Address, is_address, parse_address, split_roots
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.files import JsonObject, read_sealed
 from featcache.store.held import HELD_FILE
 from featcache.store.home import expanded, user_cache
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.provenance import PROVENANCE_FILE
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import KEY_DIGITS, CacheSpec
-from featcache.store.transfer.address import Address, is_address, parse_address, split_roots
-from featcache.store.writing.writer import PROVENANCE_FILE
 
 ROOT_VARIABLE = "FEATCACHE_ROOT"
 WHOLE = 2

@@ -18,11 +18,11 @@ from featcache.store.held import HELD_FILE, ORIGIN_FILE
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, Plan, foreign_names, is_own_name, is_set_aside
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.plain import read_plain
+from featcache.store.provenance import PROVENANCE_FILE
+from featcache.store.regular_files import read_plain
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.shared_card import CARD_FILE
 from featcache.store.writing.claim_files import RECORD_BYTES, SUFFIX
-from featcache.store.writing.writer import PROVENANCE_FILE
 from featcache.store.zarr_metadata import METADATA_FILE, recorded_paths
 
 DOCUMENTS = (MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE, HELD_FILE, ORIGIN_FILE)

@@ -15,7 +15,7 @@ from featcache.store.files import JsonObject, field, parse_json
 from featcache.store.held import Held, describe_part
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.plain import open_plain
+from featcache.store.regular_files import open_plain
 from featcache.store.spec import CacheSpec
 
 HEAD_BYTES = 2**14

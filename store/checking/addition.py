@@ -7,7 +7,7 @@ from featcache.store.checking.damage import Damage, Kind
 from featcache.store.errors import CacheError
 from featcache.store.journal import FEATURES, Plan
 from featcache.store.manifest import Manifest
-from featcache.store.plain import has_content
+from featcache.store.regular_files import has_content
 from featcache.store.zarr_metadata import group_metadata_paths, metadata_documents
 
 

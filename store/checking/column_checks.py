@@ -12,8 +12,8 @@ from featcache.store.columns import id_misfit, valid_misfit
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import Manifest
-from featcache.store.plain import open_plain
 from featcache.store.reading.chunks import Array, read_into
+from featcache.store.regular_files import open_plain
 
 
 def column_damages(

@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import local
 
 from featcache.store.errors import CacheError
-from featcache.store.plain import open_plain
+from featcache.store.regular_files import open_plain
 
 PIECE_BYTES = 2**20
 

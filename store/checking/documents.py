@@ -11,12 +11,12 @@ from featcache.store.files import MAX_DOCUMENT_BYTES, read_sealed, sealed_bytes
 from featcache.store.held import ORIGIN_FILE, read_held_manifest
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.plain import has_content, kind_misfit, sha256_plain
+from featcache.store.provenance import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.reading.reader import read_partial
+from featcache.store.regular_files import has_content, kind_misfit, sha256_plain
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.shared_card import CARD_FILE
 from featcache.store.spec import KEY_DIGITS
-from featcache.store.writing.writer import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.zarr_metadata import recorded_paths
 
 _KINDS = {

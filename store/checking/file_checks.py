@@ -8,8 +8,8 @@ from featcache.store.checking.damage import Damage, Kind, Place, reason
 from featcache.store.checking.digests import sha256_files
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import FileRecord, Manifest
-from featcache.store.plain import kind_misfit
 from featcache.store.progress import Reporter
+from featcache.store.regular_files import kind_misfit
 
 MB, KB = 10**6, 10**3
 

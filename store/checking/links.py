@@ -7,7 +7,7 @@ from pathlib import Path
 from featcache.store.checking.damage import Damage, Kind, Place
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL
-from featcache.store.plain import IS_LINK
+from featcache.store.regular_files import IS_LINK
 
 
 def linked_folders(directory: Path, inventory: Inventory | None) -> Iterator[Damage]:

@@ -21,7 +21,7 @@ from featcache.store.held import check_command
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES, JOURNAL, SCRATCH
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.plain import IS_LINK, kind_misfit
+from featcache.store.regular_files import IS_LINK, kind_misfit
 from featcache.store.shared_card import card_origin
 from featcache.store.writing.claims import sole_owner
 from featcache.store.writing.metadata import write_metadata

@@ -18,16 +18,16 @@ from featcache.store.checking.damage import Damage, Kind, Place, reason
 from featcache.store.checking.documents import document_damages, documents, name_damages, read_contents
 from featcache.store.checking.file_checks import MB, file_damages, recorded_files
 from featcache.store.checking.links import behind, linked_folders
-from featcache.store.checking.strangers import strangers
+from featcache.store.checking.unexpected_files import strangers
 from featcache.store.checking.zarr_agreement import check_metadata
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
 from featcache.store.held import Held, check_command, read_origin
 from featcache.store.inventory import Block, Inventory
 from featcache.store.journal import FEATURES
+from featcache.store.machine import usable_cpus
 from featcache.store.manifest import Manifest
 from featcache.store.progress import Reporter, Silent
-from featcache.store.reading.machine import usable_cpus
 from featcache.store.shared_card import card_origin
 from featcache.store.zarr_metadata import metadata_paths
 

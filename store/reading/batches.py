@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from featcache.store.errors import RequestError
+from featcache.store.machine import available_memory, comes_from_disk
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.copying import RowCopier, Rows, Selection
-from featcache.store.reading.machine import available_memory, comes_from_disk
 from featcache.store.reading.maps import LayerMaps
 from featcache.store.reading.reads import spans
 from featcache.store.reading.shuffle import Sizes, epoch_order

@@ -17,7 +17,7 @@ from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.errors import CacheError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, Block, SplitInventory
 from featcache.store.layers import FINAL
-from featcache.store.plain import open_plain, refuse_link
+from featcache.store.regular_files import open_plain, refuse_link
 from featcache.store.token_groups import POOLED, array_name
 from featcache.store.zarr_metadata import METADATA_FILE, check_array_metadata
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from featcache.store.machine import comes_from_disk, run_all, usable_cpus
 from featcache.store.reading import guard
 from featcache.store.reading.chunks import Array
-from featcache.store.reading.machine import comes_from_disk, run_all, usable_cpus
 from featcache.store.reading.maps import LayerMaps
 
 # Most pieces that are copied with one call: their index takes 256 kB.

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from featcache.store.errors import CacheError
 from featcache.store.inventory import PROJECTION, Inventory
-from featcache.store.plain import open_plain, refuse_link
+from featcache.store.regular_files import open_plain, refuse_link
 from featcache.store.zarr_metadata import METADATA_FILE, PROJECTION_CHUNK, check_array_metadata
 
 

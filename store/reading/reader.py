@@ -25,11 +25,11 @@ from featcache.store.home import expanded
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.plain import refuse_link
+from featcache.store.provenance import PROVENANCE_FILE
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.projection import read_projection
 from featcache.store.reading.split import SplitReader as SplitReader
-from featcache.store.writing.writer import PROVENANCE_FILE
+from featcache.store.regular_files import refuse_link
 
 
 class Cache:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from featcache.store.arrays import DTYPES
 from featcache.store.inventory import Block
+from featcache.store.machine import comes_from_disk, run_all, usable_cpus
 from featcache.store.reading.chunks import Array, ChunkFiles, Layer, read_into
-from featcache.store.reading.machine import comes_from_disk, run_all, usable_cpus
 
 Job = tuple[Block, int, Layer]
 """A block, the position of a layer in the buffer, and where that layer lies."""

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from featcache.store.address import Address, CacheName
 from featcache.store.catalogue.entries import folders
 from featcache.store.catalogue.removal import remove_cache
 from featcache.store.errors import CacheError, FeatcacheError, RemoteError, RequestError
@@ -21,7 +22,6 @@ from featcache.store.inventory import Inventory
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.progress import Reporter, Silent
 from featcache.store.text import parse_size
-from featcache.store.transfer.address import Address, CacheName
 from featcache.store.transfer.catalogue import find_cache, not_found
 from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, unite
 from featcache.store.transfer.pull import Pulled, directory_of, fetch

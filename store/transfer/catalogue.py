@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from featcache.store.address import Address, CacheName, cache_name, key_beginning
 from featcache.store.catalogue.entries import slug
 from featcache.store.catalogue.ownership import is_own_path
 from featcache.store.catalogue.removal import CATALOGUE
@@ -22,8 +23,7 @@ from featcache.store.errors import (
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.journal import JOURNAL
 from featcache.store.manifest import Manifest
-from featcache.store.transfer.address import Address, CacheName, cache_name, key_beginning
-from featcache.store.transfer.flight import retried
+from featcache.store.network.concurrency import retried
 from featcache.store.transfer.remotes import open_remote
 from featcache.store.transfer.remotes.base import Listed, Remote
 

@@ -5,19 +5,20 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from featcache.store.address import CacheName
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, sealed_bytes, sha256_hex, write_atomic, write_sealed
 from featcache.store.manifest import Manifest
+from featcache.store.provenance import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.requests import REQUEST_FILE, record_request
 from featcache.store.shared_card import CARD_FILE, MAX_CARD_BYTES
-from featcache.store.transfer.address import CacheName
 from featcache.store.transfer.card import MADE_BY_US, dataset_card
 from featcache.store.transfer.catalogue import CatalogueEntry
 from featcache.store.transfer.manifests import fetch_sealed
 from featcache.store.transfer.receive import receive_document, twice
-from featcache.store.transfer.remotes.base import MissingError, Remote
+from featcache.store.transfer.remotes.base import Remote
+from featcache.store.errors import MissingError
 from featcache.store.writing.metadata import metadata_records
-from featcache.store.writing.writer import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.zarr_metadata import group_metadata_paths, metadata_documents
 
 

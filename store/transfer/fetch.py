@@ -32,9 +32,9 @@ from featcache.store.files import (
     write_all,
     write_atomic,
 )
-from featcache.store.plain import PLAIN_FLAGS
-from featcache.store.transfer.flight import GIVE_UP_S, Attempts, TransientError, check_stop
-from featcache.store.transfer.http_client import Answer, HttpClient
+from featcache.store.network.concurrency import GIVE_UP_S, Attempts, TransientError, check_stop
+from featcache.store.network.http_client import Answer, HttpClient
+from featcache.store.regular_files import PLAIN_FLAGS
 from featcache.store.transfer.remotes.base import Counter
 
 NOTE_SUFFIX = ".version"

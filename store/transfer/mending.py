@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from featcache.store.address import parse_address
 from featcache.store.checking.verify import Verification
 from featcache.store.errors import CacheError, FeatcacheError
 from featcache.store.held import Held, check_command, read_origin
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import Manifest
 from featcache.store.progress import Reporter
-from featcache.store.transfer.address import parse_address
 from featcache.store.transfer.catalogue import find_cache, not_found
 from featcache.store.transfer.manifests import fetch_manifest
 from featcache.store.transfer.pull import Pulled, fetch

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from featcache.store.address import Address, CacheName
 from featcache.store.catalogue import find_key
 from featcache.store.catalogue.entries import WHOLE
 from featcache.store.checking.digests import sha256_files
@@ -21,19 +22,19 @@ from featcache.store.files import JsonObject, sync_directory
 from featcache.store.held import HELD_FILE, Held, forget_copy, read_origin, write_origin
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, PLAN_FILE, clear
+from featcache.store.machine import usable_cpus
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
-from featcache.store.plain import refuse_link, sha256_plain
+from featcache.store.network.concurrency import ByteCounter, fly, moving
 from featcache.store.progress import Reporter, Silent
-from featcache.store.reading.machine import usable_cpus
+from featcache.store.regular_files import refuse_link, sha256_plain
 from featcache.store.shared_card import card_origin
-from featcache.store.transfer.address import Address, CacheName
 from featcache.store.transfer.catalogue import find_cache, not_found
 from featcache.store.transfer.documents import fetch_documents, united_metadata
-from featcache.store.transfer.flight import ByteCounter, fly, moving
 from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, unite
 from featcache.store.transfer.plan import Choice, data_files
 from featcache.store.transfer.receive import RECEIVING, receive_bytes, receive_file
-from featcache.store.transfer.remotes.base import IN_FLIGHT, Remote
+from featcache.store.transfer.remotes.base import Remote
+from featcache.store.network.concurrency import IN_FLIGHT
 from featcache.store.transfer.space import require_room
 from featcache.store.writing.claims import sole_owner
 from featcache.store.writing.metadata import write_metadata

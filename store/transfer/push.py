@@ -9,18 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from featcache.store.address import Address, CacheName, cache_name
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
 from featcache.store.files import JsonObject, read_sealed, sealed_bytes, sha256_hex
 from featcache.store.held import pull_command, require_whole
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
-from featcache.store.plain import read_plain
+from featcache.store.network.concurrency import moving, retried
 from featcache.store.progress import Reporter, Silent
+from featcache.store.provenance import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.reading.reader import open_cache, require_files
+from featcache.store.regular_files import read_plain
 from featcache.store.requests import REQUEST_FILE, recorded_requests
 from featcache.store.shared_card import CARD_FILE, MAX_CARD_BYTES
 from featcache.store.spec import KEY_DIGITS
-from featcache.store.transfer.address import Address, CacheName, cache_name
 from featcache.store.transfer.card import cache_card, known_licence
 from featcache.store.transfer.catalogue import (
     Catalogue,
@@ -32,12 +34,10 @@ from featcache.store.transfer.catalogue import (
     refuse_extraction,
 )
 from featcache.store.transfer.documents import fetch_requests, repository_card
-from featcache.store.transfer.flight import moving, retried
 from featcache.store.transfer.manifests import fetch_manifest, unite
 from featcache.store.transfer.plan import data_files
 from featcache.store.transfer.remotes import open_remote
 from featcache.store.transfer.remotes.base import Remote, Upload
-from featcache.store.writing.writer import CARD_DIGEST, PROVENANCE_FILE
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from featcache.store.address import Address, CacheName
 from featcache.store.errors import CacheBusyError, CacheNotFoundError, RequestError
 from featcache.store.manifest import MANIFEST_FILE
-from featcache.store.transfer.address import Address, CacheName
+from featcache.store.network.concurrency import retried
 from featcache.store.transfer.catalogue import (
     Catalogue,
     cache_files,
@@ -14,7 +15,6 @@ from featcache.store.transfer.catalogue import (
     refuse_extraction,
 )
 from featcache.store.transfer.documents import repository_card
-from featcache.store.transfer.flight import retried
 from featcache.store.transfer.remotes.base import Remote
 
 

@@ -25,9 +25,9 @@ from featcache.store.files import (
     write_sealed,
 )
 from featcache.store.inventory import Block, SplitInventory
+from featcache.store.machine import usable_cpus
 from featcache.store.manifest import BlockRecord, FileRecord, files_from_dict
-from featcache.store.plain import open_plain
-from featcache.store.reading.machine import usable_cpus
+from featcache.store.regular_files import open_plain
 
 COPY_BYTES = 2**20
 # Copying and hashing need processors, which decoding may want too.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, parse_json, try_lock
-from featcache.store.plain import PLAIN_FLAGS, read_plain
+from featcache.store.regular_files import PLAIN_FLAGS, read_plain
 
 SUFFIX = ".claim"
 RECORD_BYTES = 256

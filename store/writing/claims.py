@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import is_open_file, naming, try_lock
-from featcache.store.plain import PLAIN_FLAGS, refuse_link
+from featcache.store.regular_files import PLAIN_FLAGS, refuse_link
 from featcache.store.writing.claim_files import (
     DAY_S,
     RECORD_BYTES,

@@ -6,7 +6,7 @@ from pathlib import Path
 from featcache.store.files import sha256_hex, sync_directory, write_atomic
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import FileRecord
-from featcache.store.plain import has_content
+from featcache.store.regular_files import has_content
 from featcache.store.zarr_metadata import PROJECTION_CHUNK, array_metadata_paths, recorded_paths
 
 

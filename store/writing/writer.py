@@ -32,6 +32,7 @@ from featcache.store.held import forget_copy, require_whole
 from featcache.store.inventory import PROJECTION, Block
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import Manifest
+from featcache.store.provenance import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.shared_card import CARD_FILE
 from featcache.store.writing.block import BlockWriter
 from featcache.store.writing.claims import SETUP, Claims
@@ -39,8 +40,6 @@ from featcache.store.writing.manifest_file import ManifestFile
 from featcache.store.writing.metadata import metadata_records, write_metadata
 from featcache.store.zarr_metadata import PROJECTION_CHUNK, group_metadata_paths, metadata_documents
 
-PROVENANCE_FILE = "provenance.json"
-CARD_DIGEST = "card_sha256"
 """Field of provenance.json with the SHA-256 of the card."""
 ADDITIONS = "additions"
 """Field of provenance.json with the provenance of what was added later."""

@@ -111,8 +111,8 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _identity(form: str, dataset: str) -> dict[str, object]:
-    from featcache.extract.sources import resolve_source
-    from featcache.extract.sources.dataset import DatasetOptions
+    from featcache.extraction.sources import resolve_source
+    from featcache.extraction.sources.dataset import DatasetOptions
 
     options = DatasetOptions(target=form) if target(form) else DatasetOptions()
     return dict(resolve_source(dataset, options).identity)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import featcache as package
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.saved import load_head
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.results.saved_head import load_head
 from support.timing import least_seconds
 
 from .conftest import MODEL, make_images

@@ -134,10 +134,10 @@ def test_a_module_of_ones_own(cli, images, tmp_path):
     import torch
     from torchvision import transforms
 
-    from featcache.extract.backbones.base import TokenLayout
-    from featcache.extract.backbones.custom import Parts, custom_backbone
-    from featcache.extract.request import ExtractRequest
-    from featcache.extract.run import extract
+    from featcache.extraction.backbones.base import TokenLayout
+    from featcache.extraction.backbones.custom import Parts, custom_backbone
+    from featcache.extraction.request import ExtractRequest
+    from featcache.extraction.run import extract
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 import featcache
-from featcache.extract.backbones import load_backbone
-from featcache.extract.models import resolve_model
-from featcache.extract.request import ExtractRequest
-from featcache.extract.run import extract
-from featcache.extract.sources.sequences import python_dataset
+from featcache.extraction.backbones import load_backbone
+from featcache.extraction.models.names import resolve_model
+from featcache.extraction.request import ExtractRequest
+from featcache.extraction.run import extract
+from featcache.extraction.sources.sequences import python_dataset
 from featcache.store.catalogue import roots
 from support.datasets import CLASSES, SIZES, Items, labels, make_csv, make_folder, make_shards, write_tar
 

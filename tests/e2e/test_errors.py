@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from featcache.cli import _describe_os_error
-from featcache.console import print_table
 from featcache.store.files import write_atomic
+from featcache.terminal.console import print_table
 
 from .conftest import MODEL, make_images
 

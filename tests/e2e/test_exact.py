@@ -9,9 +9,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import featcache
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.saved import load_head
-from featcache.probe.scoring.metrics import balanced_accuracy
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.results.saved_head import load_head
+from featcache.probing.scoring.metrics import balanced_accuracy
 
 from .conftest import MODEL, make_images
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.probe.heads import HEADS
-from featcache.probe.saved import load_head
+from featcache.probing.heads import HEADS
+from featcache.probing.results.saved_head import load_head
 from featcache.store.reading.columns import SplitColumns
 
 from .test_errors import check

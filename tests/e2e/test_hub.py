@@ -106,8 +106,8 @@ def environment(endpoint: str, tmp_path: Path) -> dict[str, str]:
 SCRIPT = f"""
 import json, logging, sys, time
 import open_clip
-from featcache.extract.backbones import load_backbone
-from featcache.extract.models import resolve_model
+from featcache.extraction.backbones import load_backbone
+from featcache.extraction.models.names import resolve_model
 from featcache.store.errors import FeatcacheError
 
 logging.disable()

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from featcache.extract.models import ALIASES
+from featcache.extraction.models.names import ALIASES
 from support.timing import least_seconds
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import featcache as package
-from featcache.probe.inputs.data import load_split
-from featcache.probe.request import ProbeRequest, jobs
-from featcache.probe.saved import load_head
-from featcache.probe.training.trainer import predict
+from featcache.probing.inputs.data import load_split
+from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.results.saved_head import load_head
+from featcache.probing.training.trainer import predict
 
 from .conftest import featcache
 from .test_chain import extract_arguments

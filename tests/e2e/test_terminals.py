@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import pytest
 
-from featcache.console import ConsoleReporter, echo, print_document, print_json, print_table
 from featcache.store.files import canonical_json, read_sealed, sha256_hex, write_sealed
-from featcache.store.transfer.redaction import remember_logins
-from featcache.terminal import Guarded, echo_error, guard_streams
+from featcache.store.redaction import remember_logins
+from featcache.terminal.console import ConsoleReporter, echo, print_document, print_json, print_table
+from featcache.terminal.streams import Guarded, echo_error, guard_streams
 
 EVIL = "x\x1b]0;PWNED\x07\x1b[2Jy\x9b31mz\x7f\u202e\r\nfeatcache: gone"
 NOT_UTF8 = os.fsdecode(b"m\xff\xe9")

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from featcache.extract.contents import Contents
-from featcache.extract.extractors import Forward
-from featcache.extract.pipeline import ImageInput, run_blocks
-from featcache.extract.planning import plan_inventory
-from featcache.extract.sources.base import Sample, Source
+from featcache.extraction.extractors import Forward
+from featcache.extraction.feature_selection import Contents
+from featcache.extraction.pipeline import ImageInput, run_blocks
+from featcache.extraction.planning import plan_inventory
+from featcache.extraction.sources.base import Sample, Source
 from featcache.store.journal import Plan
 from featcache.store.spec import CacheSpec
 from featcache.store.targets import SINGLE_LABEL, Targets

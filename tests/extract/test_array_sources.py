@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.extract.rgb import to_rgb
-from featcache.extract.sources import places, resolve_source
-from featcache.extract.sources.array_images import to_image
-from featcache.extract.sources.array_labels import array_targets
-from featcache.extract.sources.card_licence import card_licence
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.hdf5_rows import LibraryRows, PlacedRows, open_rows
-from featcache.extract.sources.sequences import python_dataset
+from featcache.extraction.rgb import to_rgb
+from featcache.extraction.sources import places, resolve_source
+from featcache.extraction.sources.array_images import to_image
+from featcache.extraction.sources.array_labels import array_targets
+from featcache.extraction.sources.card_licence import card_licence
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.hdf5_rows import LibraryRows, PlacedRows, open_rows
+from featcache.extraction.sources.sequences import python_dataset
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from support.datasets import encoded, idx_bytes, pixels

@@ -8,8 +8,8 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from featcache.extract.sources import resolve_source
-from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extraction.sources import resolve_source
+from featcache.extraction.sources.dataset import DatasetOptions
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnknownNameError
 
 N = 16

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.extract.extractors import Forward
-from featcache.extract.pipeline import ImageInput, run_blocks
+from featcache.extraction.extractors import Forward
+from featcache.extraction.pipeline import ImageInput, run_blocks
 from featcache.store.layers import TOKEN_KINDS
 from featcache.store.reading.reader import open_cache
 from featcache.store.writing.writer import CacheWriter
@@ -58,7 +58,7 @@ def test_a_batch_for_which_the_gpu_has_no_room_is_divided(tmp_path, device, monk
             torch.empty(2 * total, dtype=torch.uint8, device=device)  # the allocator's own error
         return backbone.module(images)
 
-    monkeypatch.setattr("featcache.extract.backbones.timm_vit.TimmViT.forward", forward)
+    monkeypatch.setattr("featcache.extraction.backbones.timm_vit.TimmViT.forward", forward)
     told = fill_on(device, tmp_path / "gpu")
     assert [text.rpartition("with ")[2] for text in told] == ["24 images at a time", "12 images at a time"]
     np.testing.assert_allclose(

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.extract.pixels import facts_of
-from featcache.extract.sources import decode as decoding
-from featcache.extract.sources.decode import EXTENSIONS, decode, install_advice, passed_over_text, pixel_limit
+from featcache.extraction.sources import decode as decoding
+from featcache.extraction.sources.decode import (
+    EXTENSIONS,
+    decode,
+    install_advice,
+    passed_over_text,
+    pixel_limit,
+)
+from featcache.extraction.sources.pixels import facts_of
 from featcache.store.errors import DatasetError, UnavailableError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from featcache.extract.device import autocast_dtype, choose_device, default_batch_size, forward_context
+from featcache.extraction.device import autocast_dtype, choose_device, default_batch_size, forward_context
 from featcache.store.arrays import MIN_BLOCK_ROWS
 from featcache.store.errors import RequestError
 

@@ -9,11 +9,11 @@ import timm
 import torch
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock, ResPostBlock
 
-from featcache.extract.backbones.base import TokenLayout
-from featcache.extract.backbones.open_clip_vit import _backbone, _untrained
-from featcache.extract.backbones.timm_vit import backbone_of, layout_of
-from featcache.extract.models import ALIASES, ModelName
-from featcache.extract.selftest import self_test
+from featcache.extraction.backbones.base import TokenLayout
+from featcache.extraction.backbones.open_clip_vit import _backbone, _untrained
+from featcache.extraction.backbones.timm_vit import backbone_of, layout_of
+from featcache.extraction.models.names import ALIASES, ModelName
+from featcache.extraction.selftest import self_test
 from featcache.store.errors import BackboneError
 from featcache.store.inventory import TAPS
 

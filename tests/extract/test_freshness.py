@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from featcache.extract.request import ExtractRequest
-from featcache.extract.run import extract
-from featcache.extract.sources.file_states import MAX_GROUPS, FileStates, containers_of
+from featcache.extraction.request import ExtractRequest
+from featcache.extraction.run import extract
+from featcache.extraction.sources.file_states import MAX_GROUPS, FileStates, containers_of
 from featcache.store.catalogue import scan
 from featcache.store.errors import DatasetError
 from featcache.store.files import read_sealed, write_sealed
@@ -222,8 +222,8 @@ def test_an_unfinished_run_does_not_mix_images_of_two_versions(tmp_path, run):
     second, _ = run(folder, batch_size=2)
     assert second.skipped == 0
     fresh = make_folder(tmp_path / "e" / "d", seed=1)
-    from featcache.extract.rgb import content_digest, rgb_image
-    from featcache.extract.sources import resolve_source
+    from featcache.extraction.rgb import content_digest, rgb_image
+    from featcache.extraction.sources import resolve_source
 
     source = resolve_source(f"imagefolder:{fresh}")
     wanted = [
@@ -289,7 +289,7 @@ def test_an_array_that_is_too_large_to_be_read_for_its_identity_is_compared_when
     tmp_path, run, monkeypatch
 ):
     """Of a large array some rows alone go into the identity: a change between them shows in the file's times."""
-    from featcache.extract.sources import arrays
+    from featcache.extraction.sources import arrays
 
     monkeypatch.setattr(arrays, "SMALL_BYTES", 0)
     monkeypatch.setattr(arrays, "SAMPLED_ROWS", 2)

@@ -10,8 +10,8 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from featcache.extract.sources import image_tree, resolve_source
-from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extraction.sources import image_tree, resolve_source
+from featcache.extraction.sources.dataset import DatasetOptions
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnknownNameError
 
 
@@ -237,7 +237,7 @@ def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch):
     def failing(*_):
         raise OSError(5, "Input/output error", str(table))
 
-    monkeypatch.setattr("featcache.extract.sources.csv_table.read_table", failing)
+    monkeypatch.setattr("featcache.extraction.sources.csv_table.read_table", failing)
     with pytest.raises(DatasetError, match=rf"^{table} cannot be read \(Input/output error\)$"):
         resolve_source(f"csv:{table}")
 

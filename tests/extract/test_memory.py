@@ -7,13 +7,13 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from featcache.extract.backbones.base import TokenLayout
-from featcache.extract.backbones.custom import Parts, custom_backbone
-from featcache.extract.batch_size import TRIAL_IMAGES, USABLE_PART, largest_batch
-from featcache.extract.forward import FeatureExtractor
-from featcache.extract.pipeline import run_blocks
-from featcache.extract.request import ExtractRequest
-from featcache.extract.run import extract
+from featcache.extraction.backbones.base import TokenLayout
+from featcache.extraction.backbones.custom import Parts, custom_backbone
+from featcache.extraction.batch_size import TRIAL_IMAGES, USABLE_PART, largest_batch
+from featcache.extraction.forward import FeatureExtractor
+from featcache.extraction.pipeline import run_blocks
+from featcache.extraction.request import ExtractRequest
+from featcache.extraction.run import extract
 from featcache.store.errors import BackboneError
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files

@@ -6,11 +6,11 @@ import open_clip
 import pytest
 import timm
 
-from featcache.extract.backbones import load_backbone
-from featcache.extract.model_list import listed_models
-from featcache.extract.model_table import TABLE
-from featcache.extract.models import ALIASES, resolve_model
-from featcache.extract.tabulate import row_of
+from featcache.extraction.backbones import load_backbone
+from featcache.extraction.models.listing import listed_models
+from featcache.extraction.models.names import ALIASES, resolve_model
+from featcache.extraction.models.table import TABLE
+from featcache.extraction.tabulate import row_of
 from featcache.store.errors import RequestError, UnknownNameError
 
 

@@ -9,9 +9,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from featcache.extract.sources import resolve_source, shard_index, torchvision_sets
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.tar_index import BLOCK, index_tar
+from featcache.extraction.sources import resolve_source, shard_index, torchvision_sets
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.tar_index import BLOCK, index_tar
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnavailableError
 from support.datasets import encoded, make_shards, pixels, shard_members, write_tar
 
@@ -385,7 +385,7 @@ def test_few_descriptors_are_enough(tmp_path, monkeypatch):
             left -= 1
         return really(path, flags, *rest, **named)
 
-    monkeypatch.setattr("featcache.extract.sources.webdataset.os.open", opened)
+    monkeypatch.setattr("featcache.extraction.sources.webdataset.os.open", opened)
     assert [source.image("train", row).getpixel((0, 0))[1] for row in (0, 9, 0)] == [0, 90, 0]
 
 

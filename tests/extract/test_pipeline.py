@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from featcache.extract.contents import Contents
-from featcache.extract.device import forward_context
-from featcache.extract.forward import FeatureExtractor
-from featcache.extract.images import Rows, WorkerError, image_batches
-from featcache.extract.pipeline import ImageInput, run_blocks, sample_columns
-from featcache.extract.planning import plan_inventory
-from featcache.extract.retry import drop_restored, refuse_empty_splits, reopen_restored, try_again
-from featcache.extract.sources import resolve_source
-from featcache.extract.sources.base import Sample, Source
-from featcache.extract.taps import Taps
+from featcache.extraction.device import forward_context
+from featcache.extraction.feature_selection import Contents
+from featcache.extraction.forward import FeatureExtractor
+from featcache.extraction.images import Rows, WorkerError, image_batches
+from featcache.extraction.pipeline import ImageInput, run_blocks, sample_columns
+from featcache.extraction.planning import plan_inventory
+from featcache.extraction.retry import drop_restored, refuse_empty_splits, reopen_restored, try_again
+from featcache.extraction.sources import resolve_source
+from featcache.extraction.sources.base import Sample, Source
+from featcache.extraction.taps import Taps
 from featcache.store.errors import BackboneError, DatasetError, UnavailableError
 from featcache.store.inventory import Block
 from featcache.store.journal import Plan

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.extract.pixels import FACTS, PixelOptions, PixelRange, facts_of, to_8_bit
-from featcache.extract.rgb import to_rgb
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.decode import decode
+from featcache.extraction.rgb import to_rgb
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.decode import decode
+from featcache.extraction.sources.pixels import FACTS, PixelOptions, PixelRange, facts_of, to_8_bit
 from featcache.store.errors import RequestError, UnknownNameError
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -98,7 +98,7 @@ def test_other_options_of_pixels_are_checked():
 def test_images_are_turned_only_where_that_is_asked_for(tmp_path, orientation):
     from PIL import ImageOps
 
-    from featcache.extract.sources.decode import decode
+    from featcache.extraction.sources.decode import decode
 
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -124,7 +124,7 @@ def test_nothing_is_said_of_usual_images(mode):
 
 
 def test_the_identity_tells_how_pixels_are_read_only_where_that_was_asked_for(tmp_path):
-    from featcache.extract.sources import resolve_source
+    from featcache.extraction.sources import resolve_source
 
     for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

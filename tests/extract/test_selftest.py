@@ -8,10 +8,10 @@ from open_clip.transformer import QuickGELU
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from featcache.extract.backbones.base import TapPoint, TokenLayout
-from featcache.extract.backbones.open_clip_vit import OpenClipViT
-from featcache.extract.backbones.timm_vit import TimmViT
-from featcache.extract.selftest import self_test
+from featcache.extraction.backbones.base import TapPoint, TokenLayout
+from featcache.extraction.backbones.open_clip_vit import OpenClipViT
+from featcache.extraction.backbones.timm_vit import TimmViT
+from featcache.extraction.selftest import self_test
 from featcache.store.errors import BackboneError
 
 from .tiny import WIDTH, clip_vit, num_hooks, timm_vit

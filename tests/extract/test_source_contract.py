@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.extract.images import Rows, image_batches
-from featcache.extract.sources import resolve_source
-from featcache.extract.sources.base import Source
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.sequences import python_dataset
+from featcache.extraction.images import Rows, image_batches
+from featcache.extraction.sources import resolve_source
+from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.sequences import python_dataset
 from featcache.store.errors import DatasetError
 from support.datasets import (
     CLASSES,
@@ -242,7 +242,7 @@ def test_no_source_imports_torch_to_be_opened(tmp_path):
     make_shards(tmp_path / "shards")
     make_csv(tmp_path / "table.csv")
     code = (
-        "import sys; from featcache.extract.sources import resolve_source as r; "
+        "import sys; from featcache.extraction.sources import resolve_source as r; "
         f"r('wds:{tmp_path}/shards').identity; r('csv:{tmp_path}/table.csv').identity; "
         "print(sorted({'torch', 'PIL', 'pyarrow', 'h5py', 'huggingface_hub'} & sys.modules.keys()))"
     )

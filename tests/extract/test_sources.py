@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featcache.extract.images import Rows, image_batches
-from featcache.extract.rgb import to_rgb
-from featcache.extract.sources import resolve_source
-from featcache.extract.sources.dataset import DatasetOptions, SplitDataset
-from featcache.extract.sources.digits import Digits as DigitsSource
-from featcache.extract.sources.imagefolder import ImageFolder as FolderCollection
-from featcache.extract.sources.splits import (
+from featcache.extraction.images import Rows, image_batches
+from featcache.extraction.rgb import to_rgb
+from featcache.extraction.sources import resolve_source
+from featcache.extraction.sources.dataset import DatasetOptions, SplitDataset
+from featcache.extraction.sources.digits import Digits as DigitsSource
+from featcache.extraction.sources.imagefolder import ImageFolder as FolderCollection
+from featcache.extraction.sources.splits import (
     order_keys,
     split_off_test,
     split_off_test_groups,
@@ -97,7 +97,7 @@ def test_digits_depend_on_seed_and_limit_and_say_so(digits):
 
 def test_digits_identity_needs_neither_sklearn_nor_torch():
     code = (
-        "import sys; from featcache.extract.sources import resolve_source; resolve_source('digits').identity; "
+        "import sys; from featcache.extraction.sources import resolve_source; resolve_source('digits').identity; "
         "print(sorted({'sklearn', 'torch', 'PIL'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -105,7 +105,7 @@ def test_digits_identity_needs_neither_sklearn_nor_torch():
 
 
 def test_changed_digits_are_refused(monkeypatch):
-    monkeypatch.setattr("featcache.extract.sources.digits.DIGEST", "0" * 64)
+    monkeypatch.setattr("featcache.extraction.sources.digits.DIGEST", "0" * 64)
     with pytest.raises(DatasetError, match="digits differ from the published set; reinstall scikit-learn"):
         _ = Digits().splits
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.split_names import (
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.split_names import (
     choose_splits,
     find_split,
     is_split_column,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.extract.sources import resolve_source
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.extract.sources.sequences import python_dataset
-from featcache.extract.sources.splits import strata_of
+from featcache.extraction.sources import resolve_source
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.sequences import python_dataset
+from featcache.extraction.sources.splits import strata_of
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnknownNameError
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from support.datasets import (

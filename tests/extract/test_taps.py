@@ -5,9 +5,9 @@ import torch
 from open_clip.transformer import QuickGELU
 from torch import nn
 
-from featcache.extract.backbones.base import TapPoint, TokenLayout
-from featcache.extract.backbones.timm_vit import TimmViT
-from featcache.extract.taps import Taps, pool_tokens
+from featcache.extraction.backbones.base import TapPoint, TokenLayout
+from featcache.extraction.backbones.timm_vit import TimmViT
+from featcache.extraction.taps import Taps, pool_tokens
 
 from .tiny import (
     LAYERS,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.extract.sources import tar_index
-from featcache.extract.sources.tar_index import BLOCK, index_tar
+from featcache.extraction.sources import tar_index
+from featcache.extraction.sources.tar_index import BLOCK, index_tar
 from featcache.store.errors import DatasetError
 from support.datasets import shard_members, write_tar
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.extract.sources import http_files, resolve_source, shard_index
-from featcache.extract.sources.dataset import DatasetOptions
+from featcache.extraction.sources import http_files, resolve_source, shard_index
+from featcache.extraction.sources.dataset import DatasetOptions
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.targets import MULTI_LABEL, REGRESSION
 from support.dataset_hub import Repositories, hub_server
@@ -229,7 +229,7 @@ def test_the_index_of_a_large_shard_is_kept_and_holds_for_that_file_alone(tmp_pa
     kept = list((tmp_path / "data" / ".index").iterdir())
     assert len(kept) == 5
     with monkeypatch.context() as patch:
-        patch.setattr("featcache.extract.sources.webdataset.index_tar", None)
+        patch.setattr("featcache.extraction.sources.webdataset.index_tar", None)
         again = open_wds(folder)
         assert again.identity == first.identity
         np.testing.assert_array_equal(again.image("test", 4), first.image("test", 4))

@@ -17,15 +17,15 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from featcache.extract.backbones import load_backbone
-from featcache.extract.backbones.base import TokenLayout
-from featcache.extract.backbones.checkpoint import choice_text, names_of
-from featcache.extract.backbones.timm_vit import why_not_supported
-from featcache.extract.backbones.timm_weights import load_state
-from featcache.extract.backbones.weights import fit_position_embedding, state_digest
-from featcache.extract.models import resolve_model
-from featcache.extract.request import ExtractRequest
-from featcache.extract.selftest import self_test
+from featcache.extraction.backbones import load_backbone
+from featcache.extraction.backbones.base import TokenLayout
+from featcache.extraction.backbones.checkpoint import choice_text, names_of
+from featcache.extraction.backbones.timm_vit import why_not_supported
+from featcache.extraction.backbones.timm_weights import load_state
+from featcache.extraction.backbones.weights import fit_position_embedding, state_digest
+from featcache.extraction.models.names import resolve_model
+from featcache.extraction.request import ExtractRequest
+from featcache.extraction.selftest import self_test
 from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 
 from .oracle import gelu, open_clip_forward, quick_gelu, timm_forward
@@ -562,7 +562,7 @@ def test_what_is_no_tensor_is_left_out_and_a_file_without_tensors_is_refused(tmp
 
 
 def test_open_clip_knows_no_averaged_weights_so_the_choice_is_said(tmp_path):
-    from featcache.extract.backbones.checkpoint import OPEN_CLIP_ORDER, read_checkpoint
+    from featcache.extraction.backbones.checkpoint import OPEN_CLIP_ORDER, read_checkpoint
 
     state = {"visual.proj": torch.zeros(2)}
     path = save({"state_dict": state, "state_dict_ema": {"visual.proj": torch.ones(2)}}, tmp_path / "w.pt")
@@ -585,7 +585,7 @@ def test_a_request_remembers_how_weights_are_chosen_only_where_a_file_may_hold_s
 
 
 def test_the_librarys_own_name_is_told_where_its_preprocessing_is_another():
-    from featcache.extract.backbones.timm_vit import departure_text
+    from featcache.extraction.backbones.timm_vit import departure_text
 
     text = departure_text(resolve_model("timm:vit_small_patch14_dinov2.lvd142m"))
     assert "input_size (3, 224, 224) (timm: (3, 518, 518))" in text.replace("[", "(").replace("]", ")")

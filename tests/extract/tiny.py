@@ -11,9 +11,9 @@ from PIL.Image import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from featcache.extract.backbones.base import Backbone, LoadedModel, TokenLayout
-from featcache.extract.backbones.open_clip_vit import OpenClipViT
-from featcache.extract.backbones.timm_vit import TimmViT, layout_of
+from featcache.extraction.backbones.base import Backbone, LoadedModel, TokenLayout
+from featcache.extraction.backbones.open_clip_vit import OpenClipViT
+from featcache.extraction.backbones.timm_vit import TimmViT, layout_of
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.layers import FINAL
 from featcache.store.planning import TokenArray

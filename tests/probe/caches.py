@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.probe.request import ProbeRequest, jobs
-from featcache.probe.selection import Selection
+from featcache.probing.inputs.selection import Selection
+from featcache.probing.requests.request import ProbeRequest, jobs
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
 from featcache.store.planning import TokenArray, plan_arrays

@@ -1,6 +1,6 @@
 """Rows of results, made up."""
 
-from featcache.probe.results import ResultRow, run_id
+from featcache.probing.results.rows import ResultRow, run_id
 
 FIELDS = {
     "run": "0" * 12,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from featcache.probe.attention import mean_attention, save_attention
-from featcache.probe.heads import get_head
-from featcache.probe.inputs.data import load_split
-from featcache.probe.records import AttentionRecord, read_attention
+from featcache.probing.attention import mean_attention, save_attention
+from featcache.probing.heads import get_head
+from featcache.probing.inputs.data import load_split
+from featcache.probing.results.records import AttentionRecord, read_attention
 
 from .caches import WIDTH, rich_cache, rich_plan, select
 
@@ -19,7 +19,7 @@ from .caches import WIDTH, rich_cache, rich_plan, select
 @pytest.mark.parametrize("memory", [None, 1], ids=["memory", "streamed"])
 def test_the_tokens_of_a_layer_and_kind_add_up(tmp_path, monkeypatch, memory):
     monkeypatch.setattr(
-        "featcache.probe.training.trainer.PREDICTION_BYTES", 16
+        "featcache.probing.training.trainer.PREDICTION_BYTES", 16
     )  # 40 rows: the last batch is smaller
     cache, _ = rich_cache(tmp_path, rich_plan())
     selection = select(cache, "2,3,final", "cls+registers+patches")

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from featcache.probe.heads import HEADS, get_head, pooling
-from featcache.probe.heads.attentive import AttentiveHead
+from featcache.probing.heads import HEADS, get_head, pooling
+from featcache.probing.heads.attentive import AttentiveHead
 from featcache.store.errors import RequestError, UnknownNameError
 
 from .oracle import ObviousAttentiveHead, ObviousLinearHead

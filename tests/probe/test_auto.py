@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.probe.heads import closed, get_head
-from featcache.probe.heads.blend import RAW, BlendHead
-from featcache.probe.heads.contract import SHORT, TOKENS, clusters
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.scoring.tasks import Regression, SingleLabel
-from featcache.probe.training.array_fitting import array_job, fit_head
-from featcache.probe.training.auto import Candidate, choose
-from featcache.probe.training.trainer import predict
+from featcache.probing.head_contract import SHORT, TOKENS, clusters
+from featcache.probing.heads import closed, get_head
+from featcache.probing.heads.blend import RAW, BlendHead
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.scoring.tasks import Regression, SingleLabel
+from featcache.probing.training.array_fitting import array_job, fit_head
+from featcache.probing.training.auto import Candidate, choose
+from featcache.probing.training.trainer import predict
 
-from .heard import Heard
+from .recording_reporter import RecordingReporter
 
 TARGETS = torch.tensor([0, 0, 1, 1])
 
@@ -94,7 +94,7 @@ def test_validation_is_of_heads_that_did_not_see_the_held_out_samples() -> None:
 def test_what_the_data_are_too_large_for_is_left_out(monkeypatch) -> None:
     tokens, labels = clusters()
     monkeypatch.setattr(closed, "MAX_DIRECTIONS", 10)
-    heard = Heard()
+    heard = RecordingReporter()
     job = array_job(get_head("auto"), TOKENS)
     fitted = fit_head(job, InMemoryTokens(tokens), labels, protocol=SHORT, reporter=heard)
     assert "lda" not in {one["head"] for one in fitted.candidates}

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.probe.scoring.calibration import LEAST_SLOPE, fit_sigmoids
+from featcache.probing.scoring.calibration import LEAST_SLOPE, fit_sigmoids
 
 
 def smoothed(targets: torch.Tensor) -> torch.Tensor:

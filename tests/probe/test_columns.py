@@ -2,11 +2,11 @@
 
 import pytest
 
-from featcache.probe.report.columns import column_names
-from featcache.probe.report.groups import group_rows
-from featcache.probe.report.pivot import pivot_scores
-from featcache.probe.report.views import VIEWS, Against, parse_reference
-from featcache.probe.results import ResultRow
+from featcache.probing.report.columns import column_names
+from featcache.probing.report.groups import group_rows
+from featcache.probing.report.pivot import pivot_scores
+from featcache.probing.report.views import VIEWS, Against, parse_reference
+from featcache.probing.results.rows import ResultRow
 
 from .result_rows import made_row
 

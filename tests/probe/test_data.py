@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from featcache.probe.inputs.data import base_stage, load_split, split_bytes
-from featcache.probe.inputs.streaming import StreamedTokens
-from featcache.probe.protocol import PAPER, get_protocol
-from featcache.probe.request import ProbeRequest, jobs
+from featcache.probing.inputs.data import base_stage, load_split, split_bytes
+from featcache.probing.inputs.streaming import StreamedTokens
+from featcache.probing.protocols.protocol import PAPER, get_protocol
+from featcache.probing.requests.request import ProbeRequest, jobs
 from featcache.store.errors import CacheError, RequestError, UnknownNameError
 from featcache.store.reading.reader import Cache
 from support.caches import make_content, make_plan, write_cache

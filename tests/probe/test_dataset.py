@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from featcache.probe.dataset import CachedSamples, ShuffledBatches
+from featcache.probing.inputs.dataset import CachedSamples, ShuffledBatches
 from support.caches import make_content, make_plan, write_cache
 
 LAYERS, TOKENS = ["2", "final", "0"], ["ap", "cls"]

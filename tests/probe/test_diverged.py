@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.probe.estimators import HeadProbe, HeadRegressor
-from featcache.probe.grid import probe_grid
-from featcache.probe.heads import get_head
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import QUICK, Member
-from featcache.probe.request import ProbeRequest
-from featcache.probe.results import RESULTS_FILE, read_rows
-from featcache.probe.run import probe
-from featcache.probe.scoring import metrics
-from featcache.probe.scoring.bootstrap import score_interval
-from featcache.probe.scoring.tasks import MultiLabel, Regression, SingleLabel
-from featcache.probe.training.array_fitting import array_job, fit_head
-from featcache.probe.training.unfinished import Unfinished
+from featcache.probing.estimators import HeadProbe, HeadRegressor
+from featcache.probing.grid import probe_grid
+from featcache.probing.heads import get_head
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import QUICK, Member
+from featcache.probing.requests.request import ProbeRequest
+from featcache.probing.results.rows import RESULTS_FILE, read_rows
+from featcache.probing.run import probe
+from featcache.probing.scoring import metrics
+from featcache.probing.scoring.bootstrap import score_interval
+from featcache.probing.scoring.tasks import MultiLabel, Regression, SingleLabel
+from featcache.probing.training.array_fitting import array_job, fit_head
+from featcache.probing.training.unfinished import Unfinished
 from featcache.store.errors import DivergedError
 from support.caches import make_content, make_plan, write_cache
 
-from .heard import Heard
+from .recording_reporter import RecordingReporter
 
 SHORT = replace(QUICK, min_epochs=1, min_steps=25, weight_decays=(1e-4,))
 ONE = replace(SHORT, learning_rates=(1e30, 1e-2))
@@ -50,7 +50,9 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def fit(head: str, protocol: Any, target_type: str, reporter: Heard | None = None, rows: int = 120) -> Any:
+def fit(
+    head: str, protocol: Any, target_type: str, reporter: RecordingReporter | None = None, rows: int = 120
+) -> Any:
     job = array_job(get_head(head), 4)
     targets = TARGETS[target_type][:rows]
     return fit_head(job, InMemoryTokens(TOKENS[:rows]), targets, protocol=protocol, reporter=reporter)
@@ -92,7 +94,7 @@ def test_scores_of_extreme_numbers_are_finite() -> None:
 def test_a_member_that_diverged_is_ranked_last_and_named(head: str, target_type: str) -> None:
     if target_type not in get_head(head).kinds:
         pytest.skip("the head has no such targets")
-    heard = Heard()
+    heard = RecordingReporter()
     fitted = fit(head, ONE, target_type, heard)
     assert fitted.chosen.learning_rate == 1e-2
     assert np.isfinite(fitted.validation)
@@ -119,7 +121,7 @@ def test_a_head_of_which_all_members_diverge_fails_in_one_line(target_type: str)
 
 
 def test_a_final_fit_that_diverges_leaves_the_next_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    from featcache.probe.training import sweep
+    from featcache.probing.training import sweep
 
     real = sweep._fit
 
@@ -130,14 +132,14 @@ def test_a_final_fit_that_diverges_leaves_the_next_best(monkeypatch: pytest.Monk
         return heads
 
     monkeypatch.setattr(sweep, "_fit", explode)
-    heard = Heard()
+    heard = RecordingReporter()
     fitted = fit("linear", replace(SHORT, learning_rates=(1e-2, 1e-3)), "single-label", heard)
     assert fitted.chosen.learning_rate == 1e-3
     assert any("0.01/0.0001" in text for text in heard.messages if "diverged" in text)
 
 
 def test_auto_leaves_out_what_diverged() -> None:
-    heard = Heard()
+    heard = RecordingReporter()
     fitted = fit("auto", ALL, "single-label", heard)
     assert {one["head"] for one in fitted.candidates} <= {"logreg", "lda"}
     assert any("attentive on l2 is left out" in text for text in heard.messages)
@@ -166,7 +168,7 @@ def test_the_other_heads_of_a_command_go_on(tmp_path: Path) -> None:
         'base = "quick"\nlearning_rates = [1e30]\nweight_decays = [1e-4]\nmin_steps = 20\nmin_epochs = 1\n'
     )
     request = ProbeRequest(("mlp", "ridge"), "last", "cls", protocol=str(protocol), out=tmp_path / "out")
-    heard = Heard()
+    heard = RecordingReporter()
     with pytest.raises(DivergedError, match=r"linear.*diverged.*\n.*mlp.*diverged") as error:
         probe(cache, request, reporter=heard)
     (row,) = error.value.rows

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from featcache.probe.heads import get_head
-from featcache.probe.heads.linear import LinearHead
-from featcache.probe.inputs.data import load_split
-from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
-from featcache.probe.protocol import QUICK
-from featcache.probe.training import estimate
-from featcache.probe.training.estimate import Estimate, estimate_sweep
-from featcache.probe.training.sweep import SweepOptions, run_sweep
-from featcache.probe.training.sweep_plan import Sweep, plan_sweep
+from featcache.probing.heads import get_head
+from featcache.probing.heads.linear import LinearHead
+from featcache.probing.inputs.data import load_split
+from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
+from featcache.probing.protocols.protocol import QUICK
+from featcache.probing.training import estimate
+from featcache.probing.training.estimate import Estimate, estimate_sweep
+from featcache.probing.training.sweep import SweepOptions, run_sweep
+from featcache.probing.training.sweep_plan import Sweep, plan_sweep
 
 from .caches import rich_cache, rich_plan, select
 

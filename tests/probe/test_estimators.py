@@ -12,9 +12,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
-from featcache.probe.estimators import AttentiveProbe, HeadProbe, HeadRegressor, LinearProbe
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import get_protocol
+from featcache.probing.estimators import AttentiveProbe, HeadProbe, HeadRegressor, LinearProbe
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import get_protocol
 from featcache.store.errors import RequestError, UnknownNameError
 from support.caches import make_content, make_plan, write_cache
 

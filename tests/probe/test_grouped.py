@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featcache.probe.estimators import HeadProbe, HeadRegressor
-from featcache.probe.heads import get_head
-from featcache.probe.inputs.grouped import grouped_folds, grouped_holdout, groups_of, read_groups
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import QUICK
-from featcache.probe.request import ProbeRequest
-from featcache.probe.results import ResultRow
-from featcache.probe.run import probe
-from featcache.probe.training.array_fitting import array_job, fit_head
+from featcache.probing.estimators import HeadProbe, HeadRegressor
+from featcache.probing.heads import get_head
+from featcache.probing.inputs.grouped import grouped_folds, grouped_holdout, groups_of, read_groups
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import QUICK
+from featcache.probing.requests.request import ProbeRequest
+from featcache.probing.results.rows import ResultRow
+from featcache.probing.run import probe
+from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.store.errors import RequestError
 from support.caches import make_content, make_plan, write_cache
 
-from .heard import Heard
+from .recording_reporter import RecordingReporter
 
 SHORT = replace(QUICK, min_epochs=1, min_steps=20, learning_rates=(1e-2,), weight_decays=(1e-4,))
 N = 240
@@ -117,7 +117,7 @@ def test_a_probe_holds_groups_out_and_says_when_it_does_not_know_them(tmp_path: 
     path.write_text("sample_id,group\n" + "".join(f"{one},{index // 10}\n" for index, one in enumerate(ids)))
 
     def run(**changes: Any) -> tuple[ResultRow, list[str]]:
-        heard = Heard()
+        heard = RecordingReporter()
         request = ProbeRequest(("ridge",), "last", "cls", protocol="quick", out=tmp_path / "out", **changes)
         return probe(cache, request, reporter=heard)[-1], heard.messages
 

@@ -10,15 +10,15 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
-from featcache.probe.heads import HEADS, HeadInfo, get_head
-from featcache.probe.heads.base import Head
-from featcache.probe.heads.contract import TOKENS, Check, check_head, checks, clusters
-from featcache.probe.heads.linear import LinearHead
-from featcache.probe.inputs.tokens import InMemoryTokens, read_features
-from featcache.probe.protocol import QUICK, Member
-from featcache.probe.training.array_fitting import array_job, fit_head
-from featcache.probe.training.fitted import Fitted
-from featcache.probe.training.trainer import fit_members, predict
+from featcache.probing.head_contract import TOKENS, Check, check_head, checks, clusters
+from featcache.probing.heads import HEADS, HeadInfo, get_head
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.linear import LinearHead
+from featcache.probing.inputs.tokens import InMemoryTokens, read_features
+from featcache.probing.protocols.protocol import QUICK, Member
+from featcache.probing.training.array_fitting import array_job, fit_head
+from featcache.probing.training.fitted import Fitted
+from featcache.probing.training.trainer import fit_members, predict
 from featcache.store.errors import RequestError
 
 CASES = [

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featcache.probe.heads import get_head
-from featcache.probe.inputs.label_sets import iterative_parts, label_set_folds, label_set_holdout
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import QUICK
-from featcache.probe.scoring.tasks import MultiLabel
-from featcache.probe.training.array_fitting import array_job, fit_head
+from featcache.probing.heads import get_head
+from featcache.probing.inputs.label_sets import iterative_parts, label_set_folds, label_set_holdout
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import QUICK
+from featcache.probing.scoring.tasks import MultiLabel
+from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.store.errors import RequestError
 
-from .heard import Heard
+from .recording_reporter import RecordingReporter
 
 SHORT = replace(QUICK, min_epochs=1, min_steps=20, learning_rates=(1e-2,), weight_decays=(1e-4,))
 
@@ -95,7 +95,7 @@ def test_a_handful_of_label_sets_is_divided_or_fitted_without_a_choice() -> None
     assert not len(label_set_holdout(np.eye(4), 0.2, 0)[1])
     features = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     for head in ("linear", "ridge"):
-        heard = Heard()
+        heard = RecordingReporter()
         job = array_job(get_head(head), 1)
         fitted = fit_head(
             job, InMemoryTokens(features[:, None]), np.eye(4, dtype=int), protocol=SHORT, reporter=heard

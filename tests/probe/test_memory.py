@@ -9,18 +9,18 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix
 
-from featcache.probe.heads import get_head, knn, ridge
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import QUICK
-from featcache.probe.results import SCORES_FILE, read_confusion, save_scores
-from featcache.probe.scoring import bootstrap, metrics
-from featcache.probe.scoring.confusion import DENSE_CLASSES, Confusion
-from featcache.probe.scoring.metrics import single_label_report
-from featcache.probe.scoring.tasks import SingleLabel, make_task
-from featcache.probe.training.array_fitting import array_job
-from featcache.probe.training.closed import run_closed_sweep
-from featcache.probe.training.held_out import make_held_out
-from featcache.probe.training.whole import Size, bytes_needed, check_outputs, check_whole
+from featcache.probing.heads import get_head, knn, ridge
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import QUICK
+from featcache.probing.results.rows import SCORES_FILE, read_confusion, save_scores
+from featcache.probing.scoring import bootstrap, metrics
+from featcache.probing.scoring.confusion import DENSE_CLASSES, Confusion
+from featcache.probing.scoring.metrics import single_label_report
+from featcache.probing.scoring.tasks import SingleLabel, make_task
+from featcache.probing.training.array_fitting import array_job
+from featcache.probing.training.closed import run_closed_sweep
+from featcache.probing.training.full_batch import Size, bytes_needed, check_outputs, check_whole
+from featcache.probing.training.held_out import make_held_out
 from featcache.store.errors import CacheError, RequestError
 
 PEAK = """
@@ -28,11 +28,11 @@ import os, resource, sys
 os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np, torch
 torch.set_num_threads(1)
-from featcache.probe.heads import get_head
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import QUICK
-from featcache.probe.training.array_fitting import array_job, fit_head
-from featcache.probe.training.trainer import predict, prediction_batch
+from featcache.probing.heads import get_head
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import QUICK
+from featcache.probing.training.array_fitting import array_job, fit_head
+from featcache.probing.training.trainer import predict, prediction_batch
 
 def fit(head, samples, width, classes):
     rng = np.random.default_rng(0)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.probe.inputs.split import stratified_folds, stratified_holdout
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import QUICK
-from featcache.probe.scoring.metrics import negative_log_likelihood
-from featcache.probe.solver import group_lasso, logistic
-from featcache.probe.solver.certificate import Certificate
-from featcache.probe.solver.exact import run_exact_sweep
-from featcache.probe.solver.path_choice import Bounds, Tried, further_penalties, most_steps
-from featcache.probe.training.closed import ends_of_grid
+from featcache.probing.inputs.split import stratified_folds, stratified_holdout
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import QUICK
+from featcache.probing.scoring.metrics import negative_log_likelihood
+from featcache.probing.solver import group_lasso, logistic
+from featcache.probing.solver.certificate import Certificate
+from featcache.probing.solver.exact import run_exact_sweep
+from featcache.probing.solver.path_choice import Bounds, Tried, further_penalties, most_steps
+from featcache.probing.training.closed import ends_of_grid
 
 
 def separable(num_samples: int = 300) -> tuple[np.ndarray, np.ndarray]:

@@ -9,19 +9,26 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from featcache.probe.plots.attention import MAX_CLASSES, attention_by_class_figure, attention_figure
-from featcache.probe.plots.calibration import reliability
-from featcache.probe.plots.collect import KINDS, draw
-from featcache.probe.plots.curves import curves_figure
-from featcache.probe.plots.gains import gains_figure
-from featcache.probe.plots.shots import ShotsPoint, shots_figure
-from featcache.probe.plots.style import AMOUNTS, MARKERS, PALETTE, save
-from featcache.probe.plots.sweep import sweep_figure
-from featcache.probe.records import SweepRecord, Trial, read_curve, read_sweep, save_curve, save_sweep
-from featcache.probe.report.groups import group_rows
-from featcache.probe.report.pivot import pivot_differences
-from featcache.probe.report.views import Against, parse_reference
-from featcache.probe.scoring.metrics import calibration_error
+from featcache.probing.plots.attention import MAX_CLASSES, attention_by_class_figure, attention_figure
+from featcache.probing.plots.calibration import reliability
+from featcache.probing.plots.collect import KINDS, draw
+from featcache.probing.plots.curves import curves_figure
+from featcache.probing.plots.gains import gains_figure
+from featcache.probing.plots.shots import ShotsPoint, shots_figure
+from featcache.probing.plots.style import AMOUNTS, MARKERS, PALETTE, save
+from featcache.probing.plots.sweep import sweep_figure
+from featcache.probing.report.groups import group_rows
+from featcache.probing.report.pivot import pivot_differences
+from featcache.probing.report.views import Against, parse_reference
+from featcache.probing.results.records import (
+    SweepRecord,
+    Trial,
+    read_curve,
+    read_sweep,
+    save_curve,
+    save_sweep,
+)
+from featcache.probing.scoring.metrics import calibration_error
 from featcache.store.errors import CacheError
 
 from .result_rows import made_row, made_rows

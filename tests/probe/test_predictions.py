@@ -5,9 +5,9 @@ import csv
 import numpy as np
 import pytest
 
-from featcache.probe.plots.calibration import calibration_figure, reliability
-from featcache.probe.predictions import read_confidences, save_predictions, shortest
-from featcache.probe.scoring.kinds import MULTI_LABEL, REGRESSION
+from featcache.probing.plots.calibration import calibration_figure, reliability
+from featcache.probing.results.predictions import read_confidences, save_predictions, shortest
+from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION
 from featcache.store.errors import CacheError
 
 

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.probe.heads import get_head
-from featcache.probe.inputs.split import draw_shots, stratified_folds, stratified_holdout
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import (
+from featcache.probing.heads import get_head
+from featcache.probing.inputs.split import draw_shots, stratified_folds, stratified_holdout
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.files import read_text
+from featcache.probing.protocols.protocol import (
     PAPER,
     QUICK,
     Member,
@@ -26,13 +27,12 @@ from featcache.probe.protocol import (
     plan_training,
     training_batch_size,
 )
-from featcache.probe.protocol_files import read_text
-from featcache.probe.scoring.metrics import class_weights
-from featcache.probe.training import batches
-from featcache.probe.training.batches import Jitter
-from featcache.probe.training.sweep import SweepOptions, run_sweep, select_best
-from featcache.probe.training.sweep_plan import Sweep, plan_sweep
-from featcache.probe.training.trainer import fit_members, predict
+from featcache.probing.scoring.metrics import class_weights
+from featcache.probing.training import batches
+from featcache.probing.training.batches import Jitter
+from featcache.probing.training.sweep import SweepOptions, run_sweep, select_best
+from featcache.probing.training.sweep_plan import Sweep, plan_sweep
+from featcache.probing.training.trainer import fit_members, predict
 from featcache.store.errors import RequestError, UnknownNameError
 
 

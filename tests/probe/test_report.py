@@ -12,13 +12,13 @@ import pytest
 from scipy import stats
 
 from featcache.cli.probe_table import rows_table
-from featcache.probe.published import published_dataset, published_model, published_score
-from featcache.probe.report.columns import column_names
-from featcache.probe.report.groups import clip, filter_rows, group_rows, repetitions
-from featcache.probe.report.numbers import number
-from featcache.probe.report.pivot import pivot_differences, pivot_scores
-from featcache.probe.report.significance import holm, mean_interval, paired_p_value
-from featcache.probe.report.tables import (
+from featcache.probing.published import published_dataset, published_model, published_score
+from featcache.probing.report.columns import column_names
+from featcache.probing.report.groups import clip, filter_rows, group_rows, repetitions
+from featcache.probing.report.numbers import number
+from featcache.probing.report.pivot import pivot_differences, pivot_scores
+from featcache.probing.report.significance import holm, mean_interval, paired_p_value
+from featcache.probing.report.tables import (
     FORMATS,
     Interval,
     Number,
@@ -28,9 +28,9 @@ from featcache.probe.report.tables import (
     to_markdown,
     to_records,
 )
-from featcache.probe.report.views import VIEWS, Against, parse_reference
-from featcache.probe.results import RESULTS_FILE, ResultRow, append_row, count_lines, read_rows
-from featcache.probe.table import PAPER, TableRow
+from featcache.probing.report.views import VIEWS, Against, parse_reference
+from featcache.probing.requests.tables import PAPER, TableRow
+from featcache.probing.results.rows import RESULTS_FILE, ResultRow, append_row, count_lines, read_rows
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.text import printable
 
@@ -293,7 +293,7 @@ def test_published_scores():
     assert published_score("clip-vit-b-16", "CIFAR-10", "attentive", "all", ["ap"]) is None
     for row in PAPER:
         assert published_score("clip-vit-b-16", "DTD", row.head, row.layers, row.tokens.split("+")), row
-    from featcache.extract.models import model_names
+    from featcache.extraction.models.names import model_names
 
     known = (
         "clip-vit-b-32",

@@ -2,13 +2,13 @@
 
 import pytest
 
-from featcache.probe.request import MAX_OPTION, ProbeRequest, jobs
-from featcache.probe.run import probe
-from featcache.probe.training import whole
+from featcache.probing.requests.request import MAX_OPTION, ProbeRequest, jobs
+from featcache.probing.run import probe
+from featcache.probing.training import full_batch
 from featcache.store.errors import RequestError
 
 from .caches import rich_cache, rich_plan
-from .heard import Heard
+from .recording_reporter import RecordingReporter
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_what_is_asked_for_is_told_by_its_meaning(cache, tmp_path):
 
 
 def test_more_shots_than_there_are_samples(cache, tmp_path):
-    heard = Heard()
+    heard = RecordingReporter()
     row = probe(cache, ask("ncm", shots=(5, 1000), out=tmp_path), reporter=heard)[-1]
     assert (row.shots, row.train_samples) == (1000, 90)
     assert [note for note in heard.messages if "5 shots" in note and "fewer" in note] == []
@@ -89,7 +89,7 @@ def test_a_list_that_is_a_layer_set_is_called_so(cache, text, name):
 
 @pytest.mark.parametrize("head", ["ridge", "logreg"])
 def test_features_that_do_not_fit_are_refused_before_anything_is_trained(cache, tmp_path, monkeypatch, head):
-    monkeypatch.setattr(whole, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(full_batch, "available_memory", lambda: 10_000)
     with pytest.raises(RequestError, match=rf"{head} needs the features of all 90 samples in memory"):
         probe(cache, ask(head, out=tmp_path))
     assert not (tmp_path / "results.jsonl").exists()

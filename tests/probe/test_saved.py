@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.probe.heads import get_head
-from featcache.probe.heads.base import Head
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import QUICK, Member
-from featcache.probe.saved import CONFIG_FILE, PARAMETERS_FILE, HeadConfig, load_head, save_head
-from featcache.probe.training.scratch import release
-from featcache.probe.training.trainer import fit_members, predict
+from featcache.probing.heads import get_head
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.scratch import release
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import QUICK, Member
+from featcache.probing.results.saved_head import (
+    CONFIG_FILE,
+    PARAMETERS_FILE,
+    HeadConfig,
+    load_head,
+    save_head,
+)
+from featcache.probing.training.trainer import fit_members, predict
 from featcache.store.errors import CacheError
 
 OPTIONS = {"linear": {}, "attentive": {"num_heads": 2}}

@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from featcache.probe.inputs.split import stratified_holdout
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import QUICK
-from featcache.probe.scoring.metrics import balanced_accuracy, class_weights
-from featcache.probe.solver.exact import run_exact_sweep
-from featcache.probe.solver.group_lasso import solve_group_path, strongest_penalty
-from featcache.probe.solver.groups import make_groups
-from featcache.probe.solver.logistic import (
+from featcache.probing.inputs.split import stratified_holdout
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import QUICK
+from featcache.probing.scoring.metrics import balanced_accuracy, class_weights
+from featcache.probing.solver.exact import run_exact_sweep
+from featcache.probing.solver.group_lasso import solve_group_path, strongest_penalty
+from featcache.probing.solver.groups import make_groups
+from featcache.probing.solver.logistic import (
     LinearFit,
     Problem,
     c_from_penalty,
     fit_logistic,
     penalty_from_c,
 )
-from featcache.probe.solver.spaces import FeatureSpace, GramSpace, make_space
+from featcache.probing.solver.spaces import FeatureSpace, GramSpace, make_space
 from featcache.store.errors import RequestError
 
 WIDE, LONG = (40, 150), (150, 12)
@@ -68,7 +68,7 @@ def test_the_gradient_vanishes_at_the_solution(
     shape: tuple[int, int], penalty: float, float32_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if float32_first:
-        monkeypatch.setattr("featcache.probe.solver.logistic.FLOAT64_VALUES", 0)
+        monkeypatch.setattr("featcache.probing.solver.logistic.FLOAT64_VALUES", 0)
     features, labels = samples(*shape)
     weights = class_weights(labels, 4)
     (fit,) = fit_logistic(features, labels, 4, [penalty], class_weights=weights, tolerance=1e-9)
@@ -111,8 +111,8 @@ def test_every_space_gives_the_same_head(monkeypatch: pytest.MonkeyPatch) -> Non
     fits = []
     # Without eigenvalues, too: large problems are solved in the features as they are.
     for space, max_eigen in ((GramSpace, 8192), (FeatureSpace, 8192), (make_space, 10)):
-        monkeypatch.setattr("featcache.probe.solver.spaces.MAX_EIGEN", max_eigen)
-        monkeypatch.setattr("featcache.probe.solver.logistic.make_space", space)
+        monkeypatch.setattr("featcache.probing.solver.spaces.MAX_EIGEN", max_eigen)
+        monkeypatch.setattr("featcache.probing.solver.logistic.make_space", space)
         fits += fit_logistic(features, labels, 4, [1e-2], tolerance=1e-9)
     for fit in fits:
         assert fit.certificate.converged

@@ -5,13 +5,13 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from featcache.probe.corrections import SCALING, corrections
-from featcache.probe.estimators import HeadProbe
-from featcache.probe.heads import get_head
-from featcache.probe.inputs.stages import InputStage, OutputScale, fit_stage
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.scoring.kinds import SINGLE_LABEL
-from featcache.probe.training.array_fitting import array_job
+from featcache.probing.corrections import SCALING, corrections
+from featcache.probing.estimators import HeadProbe
+from featcache.probing.heads import get_head
+from featcache.probing.inputs.stages import InputStage, OutputScale, fit_stage
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.scoring.kinds import SINGLE_LABEL
+from featcache.probing.training.array_fitting import array_job
 
 N, T, D = 1500, 2, 8
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.probe.heads import get_head
-from featcache.probe.inputs.data import load_split
-from featcache.probe.inputs.stages import fit_stage
-from featcache.probe.inputs.tokens import InMemoryTokens, TokenSource
-from featcache.probe.protocol import QUICK
-from featcache.probe.scoring.metrics import scores
-from featcache.probe.training.sweep import run_sweep
-from featcache.probe.training.sweep_plan import plan_sweep
-from featcache.probe.training.trainer import predict
+from featcache.probing.heads import get_head
+from featcache.probing.inputs.data import load_split
+from featcache.probing.inputs.stages import fit_stage
+from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
+from featcache.probing.protocols.protocol import QUICK
+from featcache.probing.scoring.metrics import scores
+from featcache.probing.training.sweep import run_sweep
+from featcache.probing.training.sweep_plan import plan_sweep
+from featcache.probing.training.trainer import predict
 from featcache.store.errors import RequestError
 from support.caches import write_cache
 from support.processes import environment
@@ -151,8 +151,8 @@ def test_a_budget_of_less_than_three_batches(tmp_path):
 STREAM = """
 import sys
 import torch
-from featcache.probe.inputs.data import load_split
-from featcache.probe.request import ProbeRequest, jobs
+from featcache.probing.inputs.data import load_split
+from featcache.probing.requests.request import ProbeRequest, jobs
 from featcache.store.reading.reader import open_cache
 def anonymous():
     with open("/proc/self/status") as file:

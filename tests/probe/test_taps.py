@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 import featcache
 from featcache.cli.probe_table import rows_table
-from featcache.probe.inputs.data import load_split
-from featcache.probe.report.groups import group_rows
-from featcache.probe.request import ProbeRequest, jobs, needed
-from featcache.probe.run import probe
+from featcache.probing.inputs.data import load_split
+from featcache.probing.report.groups import group_rows
+from featcache.probing.requests.request import ProbeRequest, jobs, needed
+from featcache.probing.run import probe
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.reading.reader import Cache
 

@@ -14,12 +14,12 @@ from sklearn.metrics import (
 )
 from torch.nn import functional as F
 
-from featcache.probe.inputs.stages import InputStage, OutputScale, fit_stage
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.scoring.bootstrap import score_interval
-from featcache.probe.scoring.metrics import calibration_error
-from featcache.probe.scoring.tasks import MultiLabel, Regression, SingleLabel, make_task
-from featcache.probe.training.losses import CrossEntropy, absolute_error, binary_cross_entropy, squared_error
+from featcache.probing.inputs.stages import InputStage, OutputScale, fit_stage
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.scoring.bootstrap import score_interval
+from featcache.probing.scoring.losses import CrossEntropy, absolute_error, binary_cross_entropy, squared_error
+from featcache.probing.scoring.metrics import calibration_error
+from featcache.probing.scoring.tasks import MultiLabel, Regression, SingleLabel, make_task
 from featcache.store.errors import RequestError, UnknownNameError
 
 RNG = np.random.default_rng(0)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from featcache.probe.heads.knn import KnnHead
-from featcache.probe.predictions import save_predictions
-from featcache.probe.scoring import ranks
-from featcache.probe.scoring.metrics import calibration_error, scores, single_label_report, top_k
-from featcache.probe.scoring.tasks import SingleLabel
+from featcache.probing.heads.knn import KnnHead
+from featcache.probing.results.predictions import save_predictions
+from featcache.probing.scoring import ranks
+from featcache.probing.scoring.metrics import calibration_error, scores, single_label_report, top_k
+from featcache.probing.scoring.tasks import SingleLabel
 
 RNG = np.random.default_rng(0)
 

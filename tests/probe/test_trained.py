@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import featcache
-from featcache.probe.request import ProbeRequest
-from featcache.probe.run import probe
-from featcache.probe.saved import CONFIG_FILE
+from featcache.probing.requests.request import ProbeRequest
+from featcache.probing.results.saved_head import CONFIG_FILE
+from featcache.probing.run import probe
 from featcache.store.errors import CacheError, RequestError, UnknownNameError
 from featcache.store.files import read_sealed, write_sealed
 from featcache.store.inventory import Inventory

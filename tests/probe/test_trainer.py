@@ -14,16 +14,16 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from featcache.probe.heads import HeadInfo, get_head
-from featcache.probe.heads.base import Head
-from featcache.probe.inputs.tokens import InMemoryTokens
-from featcache.probe.protocol import PAPER, QUICK, Member, learning_rate_at
-from featcache.probe.scoring.metrics import balanced_accuracy, scores, top_k
-from featcache.probe.training import trainer
-from featcache.probe.training.batches import Jitter, Seeds
-from featcache.probe.training.sweep import SweepOptions, group_size, run_sweep
-from featcache.probe.training.sweep_plan import plan_sweep
-from featcache.probe.training.trainer import fit_members, predict
+from featcache.probing.heads import HeadInfo, get_head
+from featcache.probing.heads.base import Head
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import PAPER, QUICK, Member, learning_rate_at
+from featcache.probing.scoring.metrics import balanced_accuracy, scores, top_k
+from featcache.probing.training import trainer
+from featcache.probing.training.batches import Jitter, Seeds
+from featcache.probing.training.sweep import SweepOptions, group_size, run_sweep
+from featcache.probing.training.sweep_plan import plan_sweep
+from featcache.probing.training.trainer import fit_members, predict
 from featcache.store.errors import RequestError
 
 from .oracle import ObviousAttentiveHead, ObviousLinearHead

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from featcache.probe.protocol import PAPER
-from featcache.probe.training.unfinished import FOLDER, Unfinished
+from featcache.probing.protocols.protocol import PAPER
+from featcache.probing.training.unfinished import FOLDER, Unfinished
 
 MEMBERS = PAPER.members(has_dropout=True)
 

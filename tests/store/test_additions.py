@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from featcache.store.catalogue import leftovers
+from featcache.store.catalogue import stale_files
 from featcache.store.checking.repair import repair
 from featcache.store.checking.verify import verify
 from featcache.store.errors import CacheCompletedError, CacheError, UnknownNameError
@@ -175,13 +175,13 @@ def test_an_abandoned_addition_can_be_dropped(tmp_path):
         writer.commit(_filled(block, writer.plan))
         writer.claim()
     assert all_files(folder) != before
-    (found,) = leftovers.find_leftovers(tmp_path, 0.0, now=time.time() + 60)
+    (found,) = stale_files.find_stale_files(tmp_path, 0.0, now=time.time() + 60)
     assert found.kind == "addition"
     assert found.num_bytes > 0
     found.remove()
     assert all_files(folder) == before
     assert verify(folder).intact
-    assert not leftovers.find_leftovers(tmp_path, 0.0, now=time.time() + 60)
+    assert not stale_files.find_stale_files(tmp_path, 0.0, now=time.time() + 60)
 
 
 def _filled(block, plan):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from featcache.store.catalogue.leftovers import find_leftovers
 from featcache.store.catalogue.removal import remove_tree
+from featcache.store.catalogue.stale_files import find_stale_files
 from featcache.store.checking.repair import repair
 from featcache.store.checking.verify import verify
 from featcache.store.errors import CacheError, RequestError
@@ -237,7 +237,7 @@ def test_leftovers_are_not_looked_for_behind_links(cache):
     os.utime(outside(cache) / "final" / "thesis.partial", (0, 0))
     shutil.rmtree(cache / "features.zarr/train")
     (cache / "features.zarr/train").symlink_to(outside(cache))
-    assert find_leftovers(cache.parents[1], older_than_days=0, now=time.time() + 10**6) == []
+    assert find_stale_files(cache.parents[1], older_than_days=0, now=time.time() + 10**6) == []
 
 
 def test_writing_does_not_follow_a_link_under_the_temporary_name(cache):

@@ -10,8 +10,8 @@ import pytest
 
 from featcache.store.catalogue import find_key, removal, scan, select
 from featcache.store.catalogue.entries import folder_entry
-from featcache.store.catalogue.leftovers import find_leftovers
 from featcache.store.catalogue.removal import remove_cache
+from featcache.store.catalogue.stale_files import find_stale_files
 from featcache.store.catalogue.summary import summarise
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
 from featcache.store.manifest import Manifest
@@ -35,7 +35,7 @@ def age(folder, days):
 
 
 def kinds(root, days=7.0):
-    return {(item.kind, item.path) for item in find_leftovers(root, days)}
+    return {(item.kind, item.path) for item in find_stale_files(root, days)}
 
 
 def test_the_first_root_wins_but_a_complete_cache_goes_first(tmp_path):
@@ -102,10 +102,10 @@ def test_removal_survives_a_kill_at_any_file(tmp_path, monkeypatch):
     assert not folder.exists()
     assert list(scan([tmp_path])) == []
     make(tmp_path)
-    (leftover,) = find_leftovers(tmp_path, 7.0)
+    (leftover,) = find_stale_files(tmp_path, 7.0)
     assert (leftover.kind, leftover.path.name.startswith(f".removing-{folder.name}.")) == ("removal", True)
     leftover.remove()
-    assert find_leftovers(tmp_path, 0.0) == []
+    assert find_stale_files(tmp_path, 0.0) == []
     assert [entry.path for entry in scan([tmp_path])] == [folder]
 
 
@@ -119,7 +119,7 @@ def test_links_are_not_followed(tmp_path):
     link.symlink_to(folder)
     with pytest.raises(CacheError, match=r"is a link to .*; name that folder, or remove the link yourself"):
         remove_cache(link)
-    assert all(item.path != link for item in find_leftovers(tmp_path / "root", 0.0))
+    assert all(item.path != link for item in find_stale_files(tmp_path / "root", 0.0))
     remove_cache(folder)
     assert not folder.exists()
     assert all_files(outside) == before
@@ -133,7 +133,7 @@ def test_a_cache_that_is_being_written_stays(tmp_path):
         age(folder, days=30)
         with pytest.raises(CacheBusyError, match="another process is writing this cache"):
             remove_cache(folder)
-        assert find_leftovers(tmp_path, 0.0) == []
+        assert find_stale_files(tmp_path, 0.0) == []
     assert folder.exists()
     remove_cache(folder)
     assert not folder.exists()
@@ -185,7 +185,7 @@ def test_what_can_go_and_what_not(tmp_path):
         ("journal", finished / "journal"),
     }
     assert ("incomplete", recent) in kinds(tmp_path, days=0.0)
-    for item in find_leftovers(tmp_path, 7.0):
+    for item in find_stale_files(tmp_path, 7.0):
         item.remove()
     assert kinds(tmp_path) == set()
     assert {entry.path for entry in scan([tmp_path])} == {kept, recent, finished}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from featcache.formats.torch_files import open_tensor
 from featcache.store.convert import export_h5, selection, steps
 from featcache.store.convert.choice import Choice
 from featcache.store.convert.export import export_cache
@@ -28,7 +29,6 @@ from featcache.store.reading.reader import open_cache
 from featcache.store.reading.split import SplitReader
 from featcache.store.requests import record_request, recorded_requests
 from featcache.store.targets import TARGET_KINDS
-from featcache.torch_files import open_tensor
 from support.caches import all_files, cache_folder, make_content, make_plan, write_cache
 
 OPENERS = {".npy": open_npy, ".pt": open_tensor}

@@ -9,9 +9,9 @@ import pytest
 
 from featcache.store.catalogue import removal, select
 from featcache.store.catalogue.entries import unreadable
-from featcache.store.catalogue.leftovers import find_leftovers
 from featcache.store.catalogue.ownership import foreign, owned
 from featcache.store.catalogue.removal import refuse_linked, remove_cache
+from featcache.store.catalogue.stale_files import find_stale_files
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
 from featcache.store.files import read_sealed, write_sealed
 from featcache.store.held import Held
@@ -39,7 +39,7 @@ def age(folder):
 
 def collect(root, days=0.0):
     """Remove all that gc finds; returns what it was."""
-    found = find_leftovers(root, days)
+    found = find_stale_files(root, days)
     for item in found:
         item.remove()
     return [(item.kind, item.path) for item in found]
@@ -200,7 +200,7 @@ def test_no_copy_goes_where_none_is_intact(tmp_path):
 
 def test_a_copy_stays_if_the_other_has_gone_since(tmp_path):
     first, second = make(tmp_path, "flowers"), make(tmp_path, "flowers102")
-    (item,) = find_leftovers(tmp_path, 0.0)
+    (item,) = find_stale_files(tmp_path, 0.0)
     assert item.path == second
     remove_cache(first)
     with pytest.raises(CacheBusyError, match="has changed; run the command again"):
@@ -211,7 +211,7 @@ def test_a_copy_stays_if_the_other_has_gone_since(tmp_path):
 def test_what_has_changed_since_stays(tmp_path):
     folder = start(tmp_path)
     age(folder)
-    (item,) = find_leftovers(tmp_path, 7.0)
+    (item,) = find_stale_files(tmp_path, 7.0)
     plan = make_plan(SMALL)
     write_cache(folder, plan, make_content(plan))
     with pytest.raises(CacheBusyError, match="has changed since it was looked at"):
@@ -228,7 +228,7 @@ def test_looking_makes_nothing_young(tmp_path):
     age(tmp_path / "made")
     expected = {("incomplete", old), ("journal", finished / "journal")}
     for _ in range(2):
-        assert {(item.kind, item.path) for item in find_leftovers(tmp_path, 7.0)} == expected
+        assert {(item.kind, item.path) for item in find_stale_files(tmp_path, 7.0)} == expected
 
 
 def test_a_removal_that_was_killed_is_finished_around_what_is_not_ours(tmp_path):
@@ -342,6 +342,6 @@ def test_gc_goes_on_past_a_folder_that_may_not_be_entered(tmp_path, monkeypatch)
     monkeypatch.setattr(Path, "is_symlink", is_symlink)
     reporter = Silent()
     monkeypatch.setattr(reporter, "message", said.append, raising=False)
-    found = find_leftovers(tmp_path, 7.0, reporter=reporter)
+    found = find_stale_files(tmp_path, 7.0, reporter=reporter)
     assert [(item.kind, item.path) for item in found] == [("incomplete", old)]
     assert said == [f"{closed} cannot be read (Permission denied), so it was left alone"]

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from featcache.extract.request import ExtractRequest
-from featcache.extract.sources.dataset import DatasetOptions
-from featcache.probe.estimators import LinearProbe
-from featcache.probe.request import ProbeRequest
+from featcache.extraction.request import ExtractRequest
+from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.probing.estimators import LinearProbe
+from featcache.probing.requests.request import ProbeRequest
 from featcache.store.errors import RequestError
 from featcache.store.seeds import MAX_SEED, check_seed
 

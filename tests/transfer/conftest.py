@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from featcache.store.address import parse_address
 from featcache.store.journal import Plan
-from featcache.store.transfer.address import parse_address
 from featcache.store.transfer.plan import Choice
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
 from support.caches import Content, all_files, cache_folder, make_content, make_plan, write_cache
 from support.hostile_server import HostileHandler, Site
 from support.hub_server import Hub, HubHandler
-from support.hurry import hurry
+from support.no_backoff import no_backoff
 from support.running import Outcome, command_line
 from support.servers import http_server, moto_server, sshd
 
@@ -48,7 +48,7 @@ def roots_of_its_own(monkeypatch, tmp_path):
 @pytest.fixture(autouse=True)
 def soon_again(monkeypatch):
     """Failures are tried again at once, as often as ever."""
-    hurry(monkeypatch.setattr)
+    no_backoff(monkeypatch.setattr)
 
 
 @pytest.fixture

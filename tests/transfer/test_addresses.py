@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featcache.store.address import parse_address, require_clear_login, split_roots
 from featcache.store.catalogue import roots, select
 from featcache.store.errors import FeatcacheError, RequestError
-from featcache.store.transfer.address import parse_address, require_clear_login, split_roots
-from featcache.store.transfer.redaction import redacted, redacted_lines, remember_logins
+from featcache.store.redaction import redacted, redacted_lines, remember_logins
 
 SECRET = "Tr0ub4dor"
 SCHEMES = ("https", "http", "s3", "gs", "az", "ssh", "sftp", "hf", "HTTPS")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import featcache
+from featcache.store.address import parse_address, split_roots
 from featcache.store.catalogue.entries import remote_roots, roots
 from featcache.store.errors import RequestError
 from featcache.store.held import Held
-from featcache.store.transfer.address import parse_address, split_roots
 from featcache.store.transfer.borrow import IDLE_S, borrowed, make_room, release
 from featcache.store.transfer.push import push
 from support.caches import cache_folder, make_content, make_plan, write_cache

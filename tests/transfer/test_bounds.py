@@ -9,14 +9,14 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
+from featcache.store.address import parse_address
 from featcache.store.errors import RemoteError
-from featcache.store.transfer import patience
-from featcache.store.transfer.address import parse_address
+from featcache.store.network import patience
 from featcache.store.transfer.remotes import open_remote
 from support import hub_server
 from support.hostile_server import HostileHandler, Site
 from support.hub_server import HubHandler
-from support.hurry import impatient
+from support.no_backoff import short_timeouts
 from support.servers import http_server
 
 NAME = "made/tiny-0123456789ab"
@@ -24,7 +24,7 @@ NAME = "made/tiny-0123456789ab"
 
 @pytest.fixture
 def hasty(monkeypatch):
-    impatient(monkeypatch.setattr)
+    short_timeouts(monkeypatch.setattr)
 
 
 @pytest.fixture

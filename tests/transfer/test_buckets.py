@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
 
+from featcache.store.address import parse_address
 from featcache.store.checking.verify import verify
-from featcache.store.transfer.address import parse_address
 from featcache.store.transfer.plan import Choice
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from featcache.store.address import parse_address
 from featcache.store.checking.verify import verify
 from featcache.store.files import sha256_hex, write_sealed
-from featcache.store.transfer.address import parse_address
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
 from support.caches import cache_folder, make_content, make_plan, write_cache

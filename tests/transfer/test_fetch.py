@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from featcache.extract.sources.http_files import fetch_all
-from featcache.extract.sources.places import whole_file
+from featcache.extraction.sources.http_files import fetch_all
+from featcache.extraction.sources.places import whole_file
 from featcache.store.errors import DatasetError
 from featcache.store.progress import Silent
 from featcache.store.transfer import fetch

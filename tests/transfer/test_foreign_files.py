@@ -2,8 +2,8 @@
 
 import pytest
 
+from featcache.store.address import parse_address
 from featcache.store.errors import CacheBusyError
-from featcache.store.transfer.address import parse_address
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
 from featcache.store.writing.writer import CacheWriter

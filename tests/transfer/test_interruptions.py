@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from featcache.store.catalogue.leftovers import find_leftovers
+from featcache.store.address import parse_address
+from featcache.store.catalogue.stale_files import find_stale_files
 from featcache.store.checking.verify import verify
 from featcache.store.errors import CacheNotFoundError, FeatcacheError
 from featcache.store.held import Held
 from featcache.store.transfer import pull as pull_module
-from featcache.store.transfer.address import parse_address
 from featcache.store.transfer.plan import Choice
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
 from support.caches import all_files, make_content, make_plan, write_cache
 from support.faulty_proxy import Faults, FaultyProxy
-from support.hurry import hurry
+from support.no_backoff import no_backoff
 from support.servers import http_server
 
 TRANSFERS = int(os.environ.get("FEATCACHE_TEST_TRANSFERS", "20"))
@@ -30,7 +30,7 @@ PRELOADED = [
     "featcache.store.transfer.push",
     "featcache.store.transfer.pull",
     "obstore",
-    "support.hurry",
+    "support.no_backoff",
     "zarr",
 ]
 
@@ -38,7 +38,7 @@ PRELOADED = [
 def transfer(direction: str, endpoint: str, address: str, place: Path, part: bool) -> None:
     """In a process of its own: one push or pull, whose failures do not matter."""
     os.environ["AWS_ENDPOINT_URL"] = endpoint
-    hurry(setattr)
+    no_backoff(setattr)
     try:
         if direction == "push":
             push(place, parse_address(address))
@@ -162,7 +162,7 @@ def interrupted(tmp_path, monkeypatch):
 def test_gc_names_what_an_interrupted_pull_left(interrupted, tmp_path):
     _, _, copy = interrupted
     assert list(copy.rglob("c.*"))
-    (item,) = find_leftovers(tmp_path / "root", 0.0, time.time() + 1)
+    (item,) = find_stale_files(tmp_path / "root", 0.0, time.time() + 1)
     assert (item.kind, item.path) == ("incomplete", copy)
     item.remove()
     assert not copy.exists()

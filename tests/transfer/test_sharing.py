@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from featcache.store.address import CacheName, parse_address
 from featcache.store.checking.verify import verify
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
 from featcache.store.manifest import Manifest
 from featcache.store.planning import TokenArray, plan_arrays
-from featcache.store.transfer.address import CacheName, parse_address
 from featcache.store.transfer.catalogue import CatalogueEntry, manifest_digest, push_marker
 from featcache.store.transfer.plan import Choice
 from featcache.store.transfer.pull import pull

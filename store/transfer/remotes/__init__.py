@@ -1,6 +1,6 @@
 """The kinds of remotes. Their clients are imported when one is opened."""
 
-from featcache.store.transfer.address import OBJECT_SCHEMES, WEB_SCHEMES, Address
+from featcache.store.address import OBJECT_SCHEMES, WEB_SCHEMES, Address
 from featcache.store.transfer.remotes.base import Remote
 
 

@@ -7,18 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from featcache.store.address import Address
 from featcache.store.errors import FeatcacheError, RemoteError
+from featcache.store.network.concurrency import IN_FLIGHT
+from featcache.store.errors import MissingError
 from featcache.store.manifest import FileRecord
-from featcache.store.transfer.address import Address
-from featcache.store.transfer.flight import fly, retried
-
-PIECE_BYTES = 2**20
-IN_FLIGHT = 8
-"""Files that move at the same time."""
-
-
-class MissingError(RemoteError):
-    """There is nothing at this path."""
+from featcache.store.network.concurrency import fly, retried
 
 
 @dataclass(frozen=True)

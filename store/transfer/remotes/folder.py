@@ -10,18 +10,13 @@ from stat import S_ISREG
 
 from featcache.store.errors import FeatcacheError, RemoteError
 from featcache.store.files import PARTIAL_SUFFIX, sync_directory, write_all, write_atomic
-from featcache.store.plain import open_plain, refuse_link
-from featcache.store.transfer.flight import check_stop
-from featcache.store.transfer.patience import ListingGuard
-from featcache.store.transfer.remotes.base import (
-    PIECE_BYTES,
-    Counter,
-    Listed,
-    MissingError,
-    Remote,
-    Upload,
-)
-from featcache.store.transfer.sending import changed_error
+from featcache.store.network.concurrency import check_stop
+from featcache.store.network.patience import ListingGuard
+from featcache.store.regular_files import open_plain, refuse_link
+from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
+from featcache.store.network.concurrency import PIECE_BYTES
+from featcache.store.errors import MissingError
+from featcache.store.transfer.remotes.sending import changed_error
 
 
 class FolderRemote(Remote):

@@ -14,20 +14,15 @@ from posixpath import dirname, join
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
+from featcache.store.address import Address, redacted
 from featcache.store.errors import FeatcacheError, RemoteError, RequestError
 from featcache.store.files import PARTIAL_SUFFIX
-from featcache.store.plain import open_plain
-from featcache.store.transfer.address import Address, redacted
-from featcache.store.transfer.flight import TransientError, check_stop
-from featcache.store.transfer.patience import CONNECT_S, LISTING_S, SILENCE_S, ListingGuard
-from featcache.store.transfer.remotes.base import (
-    Counter,
-    Listed,
-    MissingError,
-    Remote,
-    Upload,
-)
-from featcache.store.transfer.sending import changed_error
+from featcache.store.network.concurrency import TransientError, check_stop
+from featcache.store.network.patience import CONNECT_S, LISTING_S, SILENCE_S, ListingGuard
+from featcache.store.regular_files import open_plain
+from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
+from featcache.store.errors import MissingError
+from featcache.store.transfer.remotes.sending import changed_error
 
 T = TypeVar("T")
 _REGULAR, _FOLDER = 1, 2

@@ -1,0 +1,1 @@
+"""Names of backbones and the table of their sizes. No torch."""

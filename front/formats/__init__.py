@@ -1,0 +1,1 @@
+"""File formats that `featcache import` reads with torch."""

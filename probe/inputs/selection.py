@@ -1,0 +1,225 @@
+"""Which tokens a head sees: layers, token kinds and tap, as they were asked for and as a cache holds them. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.inventory import DEFAULT_TAP, SPLITS, TAPS
+from featcache.store.layers import FINAL, LAYER_SETS, TOKEN_KINDS, layer_set, parse_layers
+from featcache.store.reading.reader import Cache
+from featcache.store.reading.split import SplitReader
+from featcache.store.token_groups import POOLED, array_name, parse_groups
+
+if TYPE_CHECKING:
+    from featcache.probing.heads import HeadInfo
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens of one group that a head sees."""
+
+    group: str
+    layers: tuple[str, ...]
+    tokens: tuple[str, ...]
+    """As the cache names them: ``cls`` and ``ap``, or ``patch0``, ``patch1``, ..."""
+    tap: str = DEFAULT_TAP
+    """Where in a block they were taken; ``final`` if the final layer is the only one."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens a sample."""
+        return len(self.layers) * len(self.tokens)
+
+    @property
+    def array(self) -> str:
+        """Name of the array that holds its blocks."""
+        return array_name(self.tap, self.group)
+
+    def of(self, split: SplitReader) -> SplitReader:
+        """Look at a split so that it has the part's layers and tokens.
+
+        Raises:
+            UnknownNameError: the split does not hold them.
+        """
+        return split.view(self.tap, self.group)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens a head sees, as they were asked for and as they are."""
+
+    name: str
+    """Layer set, or list of layers."""
+    layers: tuple[str, ...]
+    kinds: tuple[str, ...]
+    """Token kinds, such as ``cls`` or ``patches``."""
+    parts: tuple[Part, ...]
+    """In the order in which a head sees them; within a part, layer by layer."""
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return sum(part.num_tokens for part in self.parts)
+
+    @property
+    def tap(self) -> str:
+        """Where in the blocks the tokens were taken; ``final`` if none is of a block."""
+        return next((part.tap for part in self.parts if part.tap != FINAL), FINAL)
+
+    def __str__(self) -> str:
+        """Layers, token kinds and tap, for titles."""
+        return f"{self.name}, {token_words(self.kinds, self.tap)}"
+
+    @property
+    def token_names(self) -> str:
+        """Token kinds, such as ``cls+ap``."""
+        return "+".join(self.kinds)
+
+    def places(self) -> list[tuple[str, str]]:
+        """Layer and kind of each of the T tokens."""
+        return [
+            (layer, token if part.group == POOLED else part.group)
+            for part in self.parts
+            for layer in part.layers
+            for token in part.tokens
+        ]
+
+
+def token_words(kinds: Sequence[str], tap: str) -> str:
+    """Token kinds, and the tap unless it is the default: ``cls+ap``, ``cls+ap of mlp``."""
+    place = "" if tap in (DEFAULT_TAP, FINAL) else f" of {tap}"
+    return "+".join(kinds) + place
+
+
+def array_selection(num_tokens: int, num_layers: int | None = None) -> Selection:
+    """Name the T tokens of an array: those of L layers, layer by layer (by default L = T).
+
+    Raises:
+        RequestError: the tokens do not divide among the layers.
+    """
+    layers = num_layers or num_tokens
+    if num_tokens % layers:
+        raise RequestError(f"{num_tokens} tokens do not divide among {layers} layers")
+    kinds = tuple(f"token{index}" for index in range(num_tokens // layers))
+    names = tuple(str(index) for index in range(layers))
+    return Selection("all", names, kinds, (Part(POOLED, names, kinds),))
+
+
+def missing_tokens(cache: Cache, kinds: Sequence[str]) -> list[str]:
+    """Those of `kinds` that a split lacks on the last layer."""
+    return [
+        kind
+        for kind in kinds
+        if not all(
+            kind in split.arrays[FINAL].tokens
+            if kind in TOKEN_KINDS
+            else array_name(FINAL, kind) in split.arrays
+            for split in cache.inventory.splits.values()
+        )
+    ]
+
+
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """Class token and average in the order given, then the groups in that of `GROUPS`: one selection, one result."""
+    groups = parse_groups(text)[1:]
+    names = [name.strip() for name in text.replace("+", ",").split(",") if name.strip()]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise RequestError(f"token kind {', '.join(doubled)} is named more than once in {text!r}")
+    return (*(name for name in names if name in TOKEN_KINDS), *groups)
+
+
+def default_tokens(cache: Cache, head: "HeadInfo") -> tuple[str, ...]:
+    """A head's own token kinds, as far as the backbone has them: some have no class token."""
+    held = next(iter(cache.manifest.full_inventory.splits.values())).arrays[FINAL].tokens
+    return tuple(kind for kind in head.default_tokens if kind in held) or held
+
+
+def select(cache: Cache, layers: str, kinds: Sequence[str], tap: str = DEFAULT_TAP) -> Selection:
+    """Say which tokens of a cache are meant.
+
+    Args:
+        cache: the cache.
+        layers: layer set or list.
+        kinds: token kinds, as `parse_kinds` returns them.
+        tap: where in the blocks; the final layer is what follows the blocks at any tap.
+
+    Raises:
+        UnknownNameError: a layer, token kind or tap does not exist or is not cached.
+        RequestError: the cache lacks a split or a group of tokens, or the final layer has another width than the blocks.
+    """
+    names = parse_layers(layers, cache.spec.backbone.num_layers)
+    for split in SPLITS:
+        if split not in cache.inventory.splits:
+            raise RequestError(
+                f"{cache.directory} holds no {split} split; the same `featcache extract` without --split adds it"
+            )
+        _check_tap(cache, split, names, tap)
+    parts: list[Part] = []
+    pooled = tuple(kind for kind in kinds if kind in TOKEN_KINDS)
+    if pooled:
+        parts.append(Part(POOLED, names, pooled, _tap_of(names, tap)))
+    parts += [_group_part(cache, group, names, tap) for group in kinds if group not in TOKEN_KINDS]
+    for split in SPLITS:
+        for part in parts:
+            held = part.of(cache[split])
+            for what, wanted, valid in (
+                ("layer", part.layers, held.layers),
+                ("token kind", part.tokens, held.tokens),
+            ):
+                for name in wanted:
+                    if name not in valid:
+                        raise UnknownNameError(what, name, valid, "(the cache holds no other)")
+    return Selection(_set_name(layers, names, cache), names, tuple(kinds), tuple(parts))
+
+
+def _set_name(text: str, names: tuple[str, ...], cache: Cache) -> str:
+    """One selection, one name: a list that is a layer set is called so."""
+    if text in LAYER_SETS:
+        return text
+    depth = cache.spec.backbone.num_layers
+    # Of a shallow backbone several sets are the same; the larger ones come last, and are what people mean.
+    return next((one for one in reversed(LAYER_SETS) if layer_set(one, depth) == names), ",".join(names))
+
+
+def _tap_of(layers: Sequence[str], tap: str) -> str:
+    return FINAL if set(layers) == {FINAL} else tap
+
+
+def _check_tap(cache: Cache, split: str, layers: Sequence[str], tap: str) -> None:
+    """Refuse a tap that was not extracted, and a final layer beside blocks of another width: a head sees one."""
+    if _tap_of(layers, tap) == FINAL:
+        return
+    arrays = cache.inventory.splits[split].arrays
+    if tap not in arrays:
+        raise UnknownNameError(
+            "tap",
+            tap,
+            [name for name in TAPS if name in arrays],
+            f"(the {split} split holds no other; the same `featcache extract` with --tap adds one)",
+        )
+    width, final = arrays[tap].row_shape[-1], arrays[FINAL].row_shape[-1]
+    if FINAL in layers and width != final:
+        raise RequestError(
+            f"a token of the tap {tap} has {width:,} channels, one of the final layer {final:,}, and a head sees one width; "
+            f"name blocks alone, such as --layers {','.join(arrays[tap].layers[-2:])}"
+        )
+
+
+def _group_part(cache: Cache, group: str, names: Sequence[str], tap: str) -> Part:
+    """All tokens of a group in those of the layers that hold it."""
+    for split in SPLITS:
+        arrays = cache.inventory.splits[split].arrays
+        if not any(array_name(one, group) in arrays for one in (tap, FINAL)):
+            raise RequestError(
+                f"{cache.directory} holds no {group} of the {split} split; "
+                f"the same `featcache extract` with --tokens {group} adds them"
+            )
+    arrays = cache.inventory.splits[SPLITS[0]].arrays
+    tap = tap if array_name(tap, group) in arrays else FINAL
+    held = cache[SPLITS[0]].view(tap, group)
+    layers = tuple(name for name in names if name in held.layers)
+    if not layers:
+        raise RequestError(f"the cache holds {group} of {', '.join(held.layers)}, none of which is asked for")
+    return Part(group, layers, tuple(held.tokens), _tap_of(layers, tap))

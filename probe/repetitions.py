@@ -1,0 +1,39 @@
+"""The repetitions of a job: seeds, and for few-shot runs the numbers of shots and the draws of samples. No torch."""
+
+from dataclasses import dataclass
+
+from featcache.probing.requests.request import EXACT, Job, ProbeRequest
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One repetition of a job."""
+
+    seed: int
+    shots: int | None = None
+    draw: int = 0
+
+    def __str__(self) -> str:
+        """Description for titles."""
+        plural = "" if self.shots == 1 else "s"
+        few = "" if self.shots is None else f"{self.shots} shot{plural}, draw {self.draw}, "
+        return f"{few}seed {self.seed}"
+
+
+def trials(request: ProbeRequest) -> list[Trial]:
+    """Return the requested repetitions."""
+    if not request.shots:
+        return [Trial(seed) for seed in request.seeds]
+    return [
+        Trial(seed, shots, draw)
+        for shots in request.shots
+        for draw in range(request.draws)
+        for seed in request.seeds
+    ]
+
+
+def title_of(job: Job, trial: Trial) -> str:
+    """Return a readable name of a run: head, tokens, method of fitting, and the repetition."""
+    how = f"exact, {job.penalty}, " if job.solver == EXACT else ""
+    stage = f"{job.input}, " if job.input else ""
+    return f"{job.head.name} on {job.selection}, {stage}{how}{trial}"

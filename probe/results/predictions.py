@@ -1,0 +1,102 @@
+"""Write predictions.csv, the test predictions of a head in full precision, and read it for plots. No torch."""
+
+import csv
+import io
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.probing.scoring.kinds import SINGLE_LABEL
+from featcache.store.errors import CacheError
+from featcache.store.files import write_atomic
+from featcache.store.regular_files import open_plain
+
+PREDICTIONS_FILE = "predictions.csv"
+LABEL, PREDICTED, PROBABILITY = "label", "predicted", "probability"
+SINGLE_COLUMNS = ("sample_id", LABEL, PREDICTED, PROBABILITY, "label_name", "predicted_name")
+"""Columns for single labels."""
+
+
+def save_predictions(
+    path: Path,
+    sample_ids: Sequence[str],
+    labels: npt.NDArray[Any],
+    outputs: npt.NDArray[np.float32],
+    names: Sequence[str],
+    kind: str = SINGLE_LABEL,
+    predicted: npt.NDArray[np.int64] | None = None,
+) -> None:
+    """Write a CSV of test predictions; numbers have all their digits, and empty cells stand for numbers that are not finite.
+
+    Single labels give sample id, label, prediction and its probability. Other targets give the sample id and, for every class or
+    quantity, the target and the prediction (a probability, or a number in the target's unit).
+
+    Args:
+        path: the file.
+        sample_ids: N ids.
+        labels: ``[N]``, or targets ``[N, O]``.
+        outputs: probabilities ``[N, C]``, or numbers ``[N, O]``.
+        names: names of classes, in label order, or of quantities.
+        kind: target type.
+        predicted: the predicted class of single labels ``[N]``; by default the most probable one, ties to the lowest index.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    rows = zip(sample_ids, labels, outputs, strict=True)
+    predicted = outputs.argmax(1) if predicted is None else predicted
+    if kind == SINGLE_LABEL:
+        writer.writerow(SINGLE_COLUMNS)
+        for (sample_id, label, row), guess in zip(rows, predicted.tolist(), strict=True):
+            writer.writerow((sample_id, label, guess, shortest(row[guess]), names[label], names[guess]))
+    else:
+        named = [names[index] if index < len(names) else str(index) for index in range(outputs.shape[1])]
+        writer.writerow(_distinct(("sample_id", *named, *(f"predicted {name}" for name in named))))
+        for sample_id, target, row in rows:
+            writer.writerow((sample_id, *map(shortest, np.atleast_1d(target)), *map(shortest, row)))
+    write_atomic(path, buffer.getvalue().encode())
+
+
+def _distinct(header: Sequence[str]) -> list[str]:
+    """Return a header with unique columns; a repeated name gets a number, as in pandas."""
+    found: dict[str, None] = {}
+    asked = set(header)
+    for name in header:
+        numbered = (f"{name}.{number}" for number in count(1))
+        free = (one for one in numbered if one not in found and one not in asked)
+        found[next(free) if name in found else name] = None
+    return list(found)
+
+
+def shortest(value: np.number[Any] | float) -> str:
+    """Return the shortest text that reads back as the same number in the same type; empty for NaN and infinities."""
+    # numpy's text of a float32 has just enough digits; formats such as ``:g`` have too few, and Python's repr those of the float64.
+    return str(value).removesuffix(".0") if np.isfinite(value) else ""
+
+
+def read_confidences(path: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Read the probability ``[N]`` of every prediction (NaN where there is none), and whether it is right.
+
+    Both are empty if the file does not exist, or has no single labels.
+
+    Raises:
+        CacheError: the file is damaged.
+    """
+    try:
+        descriptor, _ = open_plain(path)
+    except FileNotFoundError:
+        return np.empty(0), np.empty(0, bool)
+    with open(descriptor, encoding="utf-8", newline="") as file:
+        try:
+            reader = csv.DictReader(file)
+            columns = {*(reader.fieldnames or ())}
+            # Label sets may have classes named like these columns, but then there are more columns.
+            single = {LABEL, PREDICTED, PROBABILITY} <= columns <= {*SINGLE_COLUMNS}
+            lines = [(row[PROBABILITY], row[LABEL], row[PREDICTED]) for row in reader] if single else []
+            probability = np.array([float(text or "nan") for text, *_ in lines])
+        except (ValueError, csv.Error) as error:
+            raise CacheError(f"{path} is damaged ({error}); train the head again with --force") from None
+    return probability, np.array([label == guess for _, label, guess in lines], bool)

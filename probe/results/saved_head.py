@@ -1,0 +1,144 @@
+"""Trained heads on disk: safetensors for the parameters, JSON for what they mean. Nothing is ever unpickled."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from featcache.probing.heads import get_head
+from featcache.probing.heads.base import Head
+from featcache.probing.inputs.selection import Part, Selection
+from featcache.store.errors import CacheError
+from featcache.store.files import (
+    JsonObject,
+    canonical_json,
+    field,
+    read_sealed,
+    sha256_hex,
+    write_atomic,
+    write_sealed,
+)
+from featcache.store.inventory import TAPS
+from featcache.store.layers import FINAL
+from featcache.store.spec import BackboneSpec
+from featcache.store.token_groups import tap_and_group
+
+CONFIG_FILE = "head.json"
+PARAMETERS_FILE = "head.safetensors"
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What a saved head is and was trained on."""
+
+    head: str
+    layers: Sequence[str]
+    tokens: Sequence[str]
+    """Token kinds, such as ``cls`` or ``patches``."""
+    num_tokens: int
+    """T."""
+    options: Mapping[str, Any]
+    """What the head takes besides its size, such as ``num_heads``."""
+    input: str
+    """Input stage; its numbers are among the parameters."""
+    target_kind: str
+    """``single-label``, ``multi-label`` or ``regression``."""
+    width: int
+    """Token width D."""
+    num_classes: int
+    """Or outputs of a regression."""
+    class_names: Sequence[str]
+    """Or names of the quantities."""
+    cache_key: str
+    architecture: str
+    """Of the backbone."""
+    weights_digest: str
+    """Of the backbone."""
+    protocol: str
+    seed: int
+    parts: Sequence[tuple[str, Sequence[str], Sequence[str]]]
+    """Array, layers and tokens of each part of the T tokens, in the order in which the head sees them."""
+    features: str
+    """What stands for the function from image to tokens; see `features_digest`."""
+
+    @property
+    def selection(self) -> Selection:
+        """The tokens that the head sees."""
+        parts = tuple(
+            Part(group, tuple(layers), tuple(tokens), tap)
+            for array, layers, tokens in self.parts
+            for tap, group in [tap_and_group(array)]
+        )
+        return Selection(",".join(self.layers), tuple(self.layers), tuple(self.tokens), parts)
+
+    @classmethod
+    def from_dict(cls, document: JsonObject, where: str) -> Self:
+        """Read a config back.
+
+        Raises:
+            CacheError: a field is missing or of the wrong type.
+        """
+        kinds: dict[str, type] = dict.fromkeys(cls.__dataclass_fields__, str)
+        kinds |= dict.fromkeys(("layers", "tokens", "class_names", "parts"), list)
+        kinds |= dict.fromkeys(("num_tokens", "width", "num_classes", "seed"), int)
+        kinds["options"] = dict
+        config = cls(**{name: field(document, name, kind, where) for name, kind in kinds.items()})
+        _check_parts(config, where)
+        return config
+
+
+def features_digest(backbone: BackboneSpec) -> str:
+    """Digest of everything that fixes the function from image to tokens: caches that share it have tokens that mean the same."""
+    return sha256_hex(canonical_json(asdict(backbone)))
+
+
+def describe_parts(selection: Selection) -> list[tuple[str, Sequence[str], Sequence[str]]]:
+    """The parts of a selection, as a head's config holds them."""
+    return [(part.array, part.layers, part.tokens) for part in selection.parts]
+
+
+def _check_parts(config: HeadConfig, where: str) -> None:
+    """Hold the parts to the rest: a config may come from anywhere."""
+    try:
+        texts = [text for array, layers, tokens in config.parts for text in (array, *layers, *tokens)]
+        fits = all(isinstance(text, str) for text in texts) and (
+            config.selection.num_tokens == config.num_tokens
+        )
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise CacheError(f"{where}: field 'parts' does not make the {config.num_tokens} tokens of the head")
+    if not {part.tap for part in config.selection.parts} <= {*TAPS, FINAL}:
+        raise CacheError(
+            f"{where} is of an earlier version of featcache, which named tokens in another way; train it again"
+        )
+
+
+def save_head(directory: Path, head: Head, config: HeadConfig) -> None:
+    """Write a head of one member into `directory`, the config last."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.member_state().items()}
+    write_atomic(directory / PARAMETERS_FILE, save_tensors(state))
+    document = asdict(config)
+    write_sealed(directory / CONFIG_FILE, document)
+
+
+def load_head(directory: Path) -> tuple[Head, HeadConfig]:
+    """Read a head back, in eval mode on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no head.
+        CacheError: the files are damaged or do not fit each other.
+    """
+    path = directory / CONFIG_FILE
+    config = HeadConfig.from_dict(read_sealed(path), str(path))
+    info = get_head(config.head)
+    try:
+        head = info.build(config.num_tokens, config.width, config.num_classes, (0.0,), **config.options)
+        head.load_member(load_tensors((directory / PARAMETERS_FILE).read_bytes()))
+    except Exception as error:  # safetensors and torch raise many kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CacheError(f"{directory / PARAMETERS_FILE} does not fit {CONFIG_FILE} ({reason})") from None
+    return head.eval(), config

@@ -1,0 +1,1 @@
+"""HTTP client and time limits of connections, shared by remotes and downloads."""
