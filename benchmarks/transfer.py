@@ -17,13 +17,13 @@ from timing import Document
 from featcache.probing.requests.request import ProbeRequest, needed
 from featcache.store.address import CacheName, parse_address
 from featcache.store.journal import Plan
+from featcache.store.network.concurrency import IN_FLIGHT
 from featcache.store.reading.reader import open_cache
 from featcache.store.transfer.borrow import borrow
 from featcache.store.transfer.catalogue import CatalogueEntry
 from featcache.store.transfer.plan import Choice, data_files
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
-from featcache.store.network.concurrency import IN_FLIGHT
 from featcache.store.writing.writer import CacheWriter
 from support.caches import cache_folder, make_plan
 from support.faulty_proxy import Faults, FaultyProxy

@@ -17,12 +17,9 @@ from requests.adapters import HTTPAdapter
 
 import requests
 from featcache.store.address import redacted
-from featcache.store.errors import RemoteError
-from featcache.store.network.concurrency import TransientError, check_stop
+from featcache.store.errors import MissingError, RemoteError
+from featcache.store.network.concurrency import IN_FLIGHT, PIECE_BYTES, TransientError, check_stop
 from featcache.store.network.patience import CONNECT_S, SILENCE_S, bounded, watched
-from featcache.store.network.concurrency import IN_FLIGHT
-from featcache.store.network.concurrency import PIECE_BYTES
-from featcache.store.errors import MissingError
 
 MAX_REDIRECTS = 5
 MAX_TAG = 1024

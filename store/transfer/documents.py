@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from featcache.store.address import CacheName
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, MissingError
 from featcache.store.files import JsonObject, sealed_bytes, sha256_hex, write_atomic, write_sealed
 from featcache.store.manifest import Manifest
 from featcache.store.provenance import CARD_DIGEST, PROVENANCE_FILE
@@ -17,7 +17,6 @@ from featcache.store.transfer.catalogue import CatalogueEntry
 from featcache.store.transfer.manifests import fetch_sealed
 from featcache.store.transfer.receive import receive_document, twice
 from featcache.store.transfer.remotes.base import Remote
-from featcache.store.errors import MissingError
 from featcache.store.writing.metadata import metadata_records
 from featcache.store.zarr_metadata import group_metadata_paths, metadata_documents
 

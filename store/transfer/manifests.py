@@ -5,14 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from featcache.store.address import CacheName
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, MissingError
 from featcache.store.files import MAX_DOCUMENT_BYTES, JsonObject, parse_json, unseal
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.network.concurrency import retried
 from featcache.store.transfer.catalogue import manifest_digest
 from featcache.store.transfer.receive import receive_document, twice
 from featcache.store.transfer.remotes.base import Remote
-from featcache.store.errors import MissingError
 from featcache.store.zarr_metadata import PROJECTION_CHUNK, recorded_paths
 
 MAX_FETCHED_METADATA = 2**28

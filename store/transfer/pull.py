@@ -24,7 +24,7 @@ from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, PLAN_FILE, clear
 from featcache.store.machine import usable_cpus
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
-from featcache.store.network.concurrency import ByteCounter, fly, moving
+from featcache.store.network.concurrency import IN_FLIGHT, ByteCounter, fly, moving
 from featcache.store.progress import Reporter, Silent
 from featcache.store.regular_files import refuse_link, sha256_plain
 from featcache.store.shared_card import card_origin
@@ -34,7 +34,6 @@ from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, u
 from featcache.store.transfer.plan import Choice, data_files
 from featcache.store.transfer.receive import RECEIVING, receive_bytes, receive_file
 from featcache.store.transfer.remotes.base import Remote
-from featcache.store.network.concurrency import IN_FLIGHT
 from featcache.store.transfer.space import require_room
 from featcache.store.writing.claims import sole_owner
 from featcache.store.writing.metadata import write_metadata

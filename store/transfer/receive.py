@@ -7,14 +7,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, MissingError
 from featcache.store.files import PARTIAL_SUFFIX, naming, write_all
 from featcache.store.manifest import FileRecord
-from featcache.store.network.concurrency import Attempts, TransientError, check_stop, retried
+from featcache.store.network.concurrency import PIECE_BYTES, Attempts, TransientError, check_stop, retried
 from featcache.store.regular_files import PLAIN_FLAGS, kind_misfit
 from featcache.store.transfer.remotes.base import Counter, Remote
-from featcache.store.network.concurrency import PIECE_BYTES
-from featcache.store.errors import MissingError
 
 T = TypeVar("T")
 _PUSH_AGAIN = "whoever pushed the cache can mend it with another `featcache push`"

@@ -30,11 +30,11 @@ def candidate(name: str, probabilities: list[float]) -> Candidate:
 
 
 def test_the_earlier_of_a_tie_wins_and_an_average_must_be_better() -> None:
-    first, second = candidate("logreg", [0.4, 0.4, 0.6, 0.4]), candidate("lda", [0.4, 0.4, 0.4, 0.6])
+    first, second = candidate("logreg", [0.4, 0.4, 0.6, 0.3]), candidate("lda", [0.4, 0.4, 0.3, 0.6])
     choice, reason = choose(
         [first, second, candidate("attentive", [0.9, 0.9, 0.1, 0.1])], TARGETS, SingleLabel(2)
     )
-    # The average of both is 0.5 for the last two, of which argmax takes class 0.
+    # The average of both is 0.45 for the last two, which argmax takes for class 0.
     assert choice.parts == (first,)
     assert reason.startswith(
         "logreg on l2: balanced_accuracy 0.7500 on held-out samples of train; lda on l2 0.7500"

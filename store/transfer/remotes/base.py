@@ -8,11 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from featcache.store.address import Address
-from featcache.store.errors import FeatcacheError, RemoteError
-from featcache.store.network.concurrency import IN_FLIGHT
-from featcache.store.errors import MissingError
+from featcache.store.errors import FeatcacheError
 from featcache.store.manifest import FileRecord
-from featcache.store.network.concurrency import fly, retried
+from featcache.store.network.concurrency import IN_FLIGHT, fly, retried
 
 
 @dataclass(frozen=True)

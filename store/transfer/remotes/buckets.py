@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from featcache.store.address import Address, redacted
-from featcache.store.errors import FeatcacheError, RemoteError, RequestError
-from featcache.store.network.concurrency import TransientError, check_stop
+from featcache.store.errors import FeatcacheError, MissingError, RemoteError, RequestError
+from featcache.store.network.concurrency import IN_FLIGHT, PIECE_BYTES, TransientError, check_stop
 from featcache.store.transfer.remotes.base import Counter, Listed, Upload
-from featcache.store.network.concurrency import IN_FLIGHT
-from featcache.store.network.concurrency import PIECE_BYTES
-from featcache.store.errors import MissingError
 from featcache.store.transfer.remotes.hub import HubRemote
 from featcache.store.transfer.remotes.sending import require_recorded
 

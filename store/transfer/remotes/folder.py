@@ -8,14 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 from stat import S_ISREG
 
-from featcache.store.errors import FeatcacheError, RemoteError
+from featcache.store.errors import FeatcacheError, MissingError, RemoteError
 from featcache.store.files import PARTIAL_SUFFIX, sync_directory, write_all, write_atomic
-from featcache.store.network.concurrency import check_stop
+from featcache.store.network.concurrency import PIECE_BYTES, check_stop
 from featcache.store.network.patience import ListingGuard
 from featcache.store.regular_files import open_plain, refuse_link
 from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
-from featcache.store.network.concurrency import PIECE_BYTES
-from featcache.store.errors import MissingError
 from featcache.store.transfer.remotes.sending import changed_error
 
 

@@ -11,13 +11,11 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from featcache.store.address import Address, redacted
-from featcache.store.errors import FeatcacheError, RemoteError
-from featcache.store.network.concurrency import TransientError, check_stop
+from featcache.store.errors import FeatcacheError, MissingError, RemoteError
+from featcache.store.network.concurrency import IN_FLIGHT, TransientError, check_stop
 from featcache.store.network.http_client import HttpClient, read_from
 from featcache.store.network.patience import SILENCE_S, ListingGuard, bounded
 from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
-from featcache.store.network.concurrency import IN_FLIGHT
-from featcache.store.errors import MissingError
 from featcache.store.transfer.remotes.sending import require_recorded
 
 T = TypeVar("T")

@@ -16,11 +16,10 @@ from typing import Any, TypeVar
 from obstore import exceptions as obstore_errors
 
 from featcache.store.address import Address, redacted
-from featcache.store.errors import CacheError, FeatcacheError, RemoteError, RequestError
+from featcache.store.errors import CacheError, FeatcacheError, MissingError, RemoteError, RequestError
 from featcache.store.network.concurrency import TransientError, check_stop
 from featcache.store.network.patience import CONNECT_S, SILENCE_S, ListingGuard, Pace, bounded
 from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
-from featcache.store.errors import MissingError
 from featcache.store.transfer.remotes.sending import HashingFile, read_whole
 
 T = TypeVar("T")

@@ -15,13 +15,12 @@ from threading import Lock, Thread
 from typing import Any, TypeVar
 
 from featcache.store.address import Address, redacted
-from featcache.store.errors import FeatcacheError, RemoteError, RequestError
+from featcache.store.errors import FeatcacheError, MissingError, RemoteError, RequestError
 from featcache.store.files import PARTIAL_SUFFIX
 from featcache.store.network.concurrency import TransientError, check_stop
 from featcache.store.network.patience import CONNECT_S, LISTING_S, SILENCE_S, ListingGuard
 from featcache.store.regular_files import open_plain
 from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
-from featcache.store.errors import MissingError
 from featcache.store.transfer.remotes.sending import changed_error
 
 T = TypeVar("T")

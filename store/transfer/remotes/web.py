@@ -9,12 +9,11 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from featcache.store.address import Address
-from featcache.store.errors import RemoteError, RequestError
+from featcache.store.errors import MissingError, RemoteError, RequestError
 from featcache.store.network.http_client import HttpClient, read_from
 from featcache.store.network.patience import ListingGuard
 from featcache.store.redaction import remember_login
 from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
-from featcache.store.errors import MissingError
 
 MAX_LISTING_BYTES = 16 * 2**20
 _READ_ONLY = "a web server is for reading; push to the folder, or to the store, that it serves"
