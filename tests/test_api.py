@@ -38,7 +38,7 @@ def test_signatures(name):
     assert str(bare) == SIGNATURES[name]
     assert all(one.annotation is not inspect.Parameter.empty for one in found.parameters.values())
     # Every argument is explained.
-    documented = inspect.getdoc(getattr(__import__("featcache.api").api, name))
+    documented = inspect.getdoc(function)
     for argument in found.parameters:
         assert f"    {argument}: " in documented, argument
 
