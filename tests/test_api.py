@@ -63,14 +63,10 @@ def test_a_head_that_is_not_there():
     assert isinstance(caught.value, FeatcacheError)
 
 
-def test_a_package_and_a_function_at_once():
+def test_importing_featcache_is_free():
     code = (
         "import sys, featcache\n"
-        "assert callable(featcache.probe) and callable(featcache.extract)\n"
-        "assert not {'torch', 'numpy', 'click'} & set(sys.modules), 'importing featcache is free'\n"
-        "import featcache.probing.requests.tables, featcache.extraction.request\n"
-        "assert featcache.probing.requests.tables.PAPER and callable(featcache.probe)\n"
-        "assert 'featcache.probe' in repr(featcache.probe)\n"
+        "assert not {'torch', 'numpy', 'click'} & set(sys.modules)\n"
         "try:\n    featcache.prob\nexcept AttributeError as error:\n    assert 'prob' in str(error)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
