@@ -150,8 +150,8 @@ def extract(
     Example:
         >>> cache = featcache.extract("dinov2-vit-s-14", "imagefolder:photos")  # doctest: +SKIP
     """
-    from featcache.extraction.feature_selection import Contents
-    from featcache.extraction.request import ExtractRequest
+    from featcache.extraction.requests.feature_selection import Contents
+    from featcache.extraction.requests.request import ExtractRequest
     from featcache.extraction.run import extract as run_extract
 
     request = ExtractRequest(
@@ -298,7 +298,7 @@ def probe(
     reporter = ConsoleReporter(quiet=not progress)
     opened = cache if isinstance(cache, Cache) else _find(str(cache), request, reporter)
 
-    from featcache.extraction.device import choose_device
+    from featcache.extraction.forward_pass.device import choose_device
     from featcache.probing.run import probe as run_probe
 
     return run_probe(opened, request, device=choose_device(device), reporter=reporter)
