@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import featcache
-from featcache.extraction.request import ExtractRequest
+from featcache.extraction.requests.request import ExtractRequest
 from featcache.probing.requests.request import ProbeRequest
 from featcache.store.errors import FeatcacheError
 
