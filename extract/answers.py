@@ -71,7 +71,7 @@ class Answers:
             )
         if self.is_replaced(entry):
             return Verdict.REPLACED
-        if not self._tried and entry.worth == WHOLE and self._search[0] in entry.path.parents:
+        if not self._tried and entry.rank == WHOLE and self._search[0] in entry.path.parents:
             self._tried = True
             self.retry = try_again(entry.cache, self._source)
             if self.retry is not None:

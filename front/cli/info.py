@@ -11,7 +11,7 @@ import click
 from featcache.cli.options import common_options
 from featcache.cli.remote import describe_remote
 from featcache.store.address import is_address
-from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, say_unreadable, select
+from featcache.store.catalogue import MAX_TIME, Entry, completed_last, report_unreadable, roots, select
 from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
 from featcache.store.held import Held, describe_part
@@ -41,7 +41,7 @@ def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> No
     else:
         search = roots(root)
         if not cache:
-            say_unreadable(search, ConsoleReporter())
+            report_unreadable(search, ConsoleReporter())
         document = _describe(select(search, cache) if cache else completed_last(search))
     if as_json:
         print_json(document)

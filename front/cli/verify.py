@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from featcache.cli.options import LocalPath, common_options
 from featcache.cli.verify_report import Checked
-from featcache.store.catalogue import completed_last, roots, say_unreadable, scan, select
+from featcache.store.catalogue import completed_last, report_unreadable, roots, scan, select
 from featcache.store.checking.repair import Repair, repair
 from featcache.store.checking.verify import Verification, verify
 from featcache.store.errors import FeatcacheError, RequestError
@@ -77,7 +77,7 @@ def verify_command(
     reporter, results = ConsoleReporter(quiet=as_json), []
     search = roots(root)
     if not cache:
-        say_unreadable(search, reporter)
+        report_unreadable(search, reporter)
     for directory in _directories(search, cache, every, mend):
         found = verify(directory, threads=threads, reporter=reporter)
         repaired = None

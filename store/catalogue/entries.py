@@ -47,7 +47,7 @@ class Entry:
         return self.path.parent.parent
 
     @cached_property
-    def worth(self) -> int:
+    def rank(self) -> int:
         """`WHOLE` for a complete cache, 1 for a copy that may be partial, 0 for one that is not complete."""
         return 0 if not self.complete else 1 if (self.path / HELD_FILE).exists() else WHOLE
 
@@ -152,7 +152,7 @@ def scan(search: Sequence[Path]) -> Iterator[Entry]:
                 continue
             place = (folder.parent.name, folder.name)
             entry = Entry(folder, folder.parent.name, match["model"], match["key"], complete)
-            if place not in found or entry.worth > found[place].worth:
+            if place not in found or entry.rank > found[place].rank:
                 found[place] = entry
     yield from found.values()
 

@@ -13,7 +13,7 @@ from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.provenance import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.reading.reader import read_partial
-from featcache.store.regular_files import has_content, kind_misfit, sha256_plain
+from featcache.store.regular_files import has_content, irregularity, sha256_regular
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.shared_card import CARD_FILE
 from featcache.store.spec import KEY_DIGITS
@@ -30,7 +30,7 @@ _KINDS = {
 
 def documents(directory: Path, complete: bool) -> list[str]:
     """The documents that are there; an unfinished cache has none that would be final."""
-    return [name for name in _KINDS if complete and kind_misfit(directory / name) is None]
+    return [name for name in _KINDS if complete and irregularity(directory / name) is None]
 
 
 def read_contents(directory: Path) -> tuple[bool, Manifest | None, list[Damage]]:
@@ -56,11 +56,11 @@ def document_damages(directory: Path) -> Iterator[Damage]:
     """What is wrong with the documents of a complete cache, apart from a manifest that cannot be read at all."""
     for name, kind in _KINDS.items():
         path = directory / name
-        misfit = kind_misfit(path)
-        if misfit:
+        mismatch = irregularity(path)
+        if mismatch:
             # A cache may lack the shortcut, and `read_contents` has spoken about the manifest.
             if name != MANIFEST_FILE and (kind != Kind.REQUEST or os.path.lexists(path)):
-                yield Damage(Place(name, kind), misfit)
+                yield Damage(Place(name, kind), mismatch)
             continue
         try:
             holds = _card_holds(directory) if name == CARD_FILE else _is_as_written(path)
@@ -96,7 +96,7 @@ def _card_holds(directory: Path) -> bool:
     size = (directory / CARD_FILE).stat().st_size
     if size > MAX_DOCUMENT_BYTES:  # hashing it might take for ever
         raise CacheError(f"{size} bytes is more than a card may have ({MAX_DOCUMENT_BYTES})")
-    return digest is None or digest == sha256_plain(directory / CARD_FILE)
+    return digest is None or digest == sha256_regular(directory / CARD_FILE)
 
 
 def _check_metadata_table(manifest: Manifest) -> None:

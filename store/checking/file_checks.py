@@ -9,7 +9,7 @@ from featcache.store.checking.digests import sha256_files
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import FileRecord, Manifest
 from featcache.store.progress import Reporter
-from featcache.store.regular_files import kind_misfit
+from featcache.store.regular_files import irregularity
 
 MB, KB = 10**6, 10**3
 
@@ -32,12 +32,12 @@ def file_damages(
     directory: Path, recorded: Sequence[tuple[Place, FileRecord]], threads: int, reporter: Reporter
 ) -> list[Damage]:
     """Sizes first, for they cost nothing, then the digests of the files whose size is right."""
-    misfits = {
-        place: kind_misfit(directory / place.path) or record.misfit(directory / place.path)
+    mismatches = {
+        place: irregularity(directory / place.path) or record.mismatch(directory / place.path)
         for place, record in recorded
     }
-    damages = [Damage(place, misfit) for place, misfit in misfits.items() if misfit]
-    readable = [(place, record) for place, record in recorded if not misfits[place]]
+    damages = [Damage(place, mismatch) for place, mismatch in mismatches.items() if mismatch]
+    readable = [(place, record) for place, record in recorded if not mismatches[place]]
     owners = {record.sha256: place.path for place, record in recorded}
     total, done = sum(record.bytes for _, record in readable), 0
     found = sha256_files([directory / place.path for place, _ in readable], threads)

@@ -21,7 +21,7 @@ from featcache.store.held import check_command
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES, JOURNAL, SCRATCH
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.regular_files import IS_LINK, kind_misfit
+from featcache.store.regular_files import IS_LINK, irregularity
 from featcache.store.shared_card import card_origin
 from featcache.store.writing.claims import sole_owner
 from featcache.store.writing.metadata import write_metadata
@@ -173,9 +173,9 @@ def _refuse_what_is_no_file(found: Verification) -> None:
     if os.path.lexists(folder) and not folder.is_dir():
         raise CacheError(f"{folder} is no folder; move it away and run the command again")
     for path in sorted(folder.glob("*")):
-        misfit = kind_misfit(path)
-        if misfit and path.name != SCRATCH:
-            raise CacheError(f"{path}: {misfit}; move it away and run the command again")
+        mismatch = irregularity(path)
+        if mismatch and path.name != SCRATCH:
+            raise CacheError(f"{path}: {mismatch}; move it away and run the command again")
 
 
 def _remove(directory: Path, damages: Sequence[Damage], kinds: Sequence[Kind]) -> None:

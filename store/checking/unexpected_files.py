@@ -18,7 +18,7 @@ from featcache.store.shared_card import CARD_FILE
 from featcache.store.zarr_metadata import recorded_paths
 
 
-def strangers(
+def unexpected_files(
     directory: Path, inventory: Inventory, complete: bool, linked: Sequence[str]
 ) -> Iterator[Damage]:
     """Files and folders that a cache of this inventory has no place for, and what a killed process left.

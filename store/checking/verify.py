@@ -18,7 +18,7 @@ from featcache.store.checking.damage import Damage, Kind, Place, reason
 from featcache.store.checking.documents import document_damages, documents, name_damages, read_contents
 from featcache.store.checking.file_checks import MB, file_damages, recorded_files
 from featcache.store.checking.links import behind, linked_folders
-from featcache.store.checking.unexpected_files import strangers
+from featcache.store.checking.unexpected_files import unexpected_files
 from featcache.store.checking.zarr_agreement import check_metadata
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
@@ -131,7 +131,7 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
             damages = without_new_groups(directory, manifest, addition, damages)
         whole = manifest.full_inventory
         held = whole.plus(addition.inventory) if addition else whole
-        damages += strangers(directory, held, complete and addition is None, linked)
+        damages += unexpected_files(directory, held, complete and addition is None, linked)
         damages += name_damages(directory, manifest)
         checked += [directory / place.path for place, _ in recorded]
         num_bytes += sum(record.bytes for _, record in recorded)

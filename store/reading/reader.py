@@ -220,9 +220,9 @@ def require_files(cache: Cache) -> None:
     for record in cache.manifest.blocks:
         for name, file in record.files.items():
             path = cache.directory / FEATURES / name
-            misfit = file.misfit(path)
-            if misfit:
+            mismatch = file.mismatch(path)
+            if mismatch:
                 raise CacheError(
-                    f"{path}: {misfit}; the cache is damaged: `featcache verify --repair {cache.directory}` drops the damaged "
+                    f"{path}: {mismatch}; the cache is damaged: `featcache verify --repair {cache.directory}` drops the damaged "
                     "blocks, and the same extract redoes them"
                 )

@@ -25,16 +25,16 @@ from featcache.store.errors import CacheError, RemoteError
 from featcache.store.files import (
     PARTIAL_SUFFIX,
     is_open_file,
-    naming,
     read_json,
     sync_directory,
     try_lock,
+    with_filename,
     write_all,
     write_atomic,
 )
 from featcache.store.network.concurrency import GIVE_UP_S, Attempts, TransientError, check_stop
 from featcache.store.network.http_client import Answer, HttpClient
-from featcache.store.regular_files import PLAIN_FLAGS
+from featcache.store.regular_files import REGULAR_FILE_FLAGS
 from featcache.store.transfer.remotes.base import Counter
 
 NOTE_SUFFIX = ".version"
@@ -210,7 +210,7 @@ class _Begun:
 
     def write(self, piece: bytes) -> None:
         """Append received bytes."""
-        with naming(self.path):
+        with with_filename(self.path):
             write_all(self._file, piece)
         self.size += len(piece)
 
@@ -220,7 +220,7 @@ class _Begun:
         Raises:
             RemoteError: the digest differs; the file is removed.
         """
-        with naming(self.path):
+        with with_filename(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
         version = self.version
@@ -315,7 +315,7 @@ def _ownerless(target: Path) -> tuple[_Begun | None, int | None]:
 def _try_own(path: Path, name: str) -> tuple[bool | None, int, _Begun | None]:
     """Lock a partial file; return whether that worked (None without locks), its size, and the file if it can be resumed."""
     try:
-        descriptor = os.open(path, os.O_RDWR | PLAIN_FLAGS)
+        descriptor = os.open(path, os.O_RDWR | REGULAR_FILE_FLAGS)
     except FileNotFoundError:
         raise
     except OSError:  # a link, or a file of another user

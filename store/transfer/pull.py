@@ -26,7 +26,7 @@ from featcache.store.machine import usable_cpus
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
 from featcache.store.network.concurrency import IN_FLIGHT, ByteCounter, fly, moving
 from featcache.store.progress import Reporter, Silent
-from featcache.store.regular_files import refuse_link, sha256_plain
+from featcache.store.regular_files import refuse_link, sha256_regular
 from featcache.store.shared_card import card_origin
 from featcache.store.transfer.catalogue import find_cache, not_found
 from featcache.store.transfer.documents import fetch_documents, united_metadata
@@ -103,7 +103,7 @@ def directory_of(search: Sequence[Path], name: CacheName) -> Path:
     """Where a cache is, or would be put: an entry of the same key counts, whatever it is called here."""
     found = find_key(search, name.key)
     # Another root is somebody else's to write in: a part that it holds stays one.
-    if found is not None and (found.worth == WHOLE or (found.complete and found.root == search[0])):
+    if found is not None and (found.rank == WHOLE or (found.complete and found.root == search[0])):
         return found.path
     return search[0] / name.dataset / name.folder
 
@@ -219,7 +219,7 @@ class _Copy:
         else:
             needed = self._wanted.minus(self._have)
         files = data_files(theirs, needed)
-        there = [path for path, record in files.items() if not record.misfit(self.directory / path)]
+        there = [path for path, record in files.items() if not record.mismatch(self.directory / path)]
         digests = sha256_files([self.directory / path for path in there], usable_cpus())
         for path, digest in zip(there, digests, strict=True):
             if digest == files[path].sha256:
@@ -241,7 +241,7 @@ class _Copy:
         lacking = {
             path: record
             for path, record in manifest.metadata.items()
-            if path not in metadata and _misfit(features / path, record)
+            if path not in metadata and _mismatch(features / path, record)
         }
         fetched: dict[str, bytes] = {}
 
@@ -287,8 +287,8 @@ def _recorded(directory: Path, check: bool) -> tuple[Manifest | None, Held | Non
         return None, None
 
 
-def _misfit(path: Path, record: FileRecord) -> bool:
-    return bool(record.misfit(path)) or sha256_plain(path) != record.sha256
+def _mismatch(path: Path, record: FileRecord) -> bool:
+    return bool(record.mismatch(path)) or sha256_regular(path) != record.sha256
 
 
 @contextmanager

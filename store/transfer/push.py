@@ -19,7 +19,7 @@ from featcache.store.network.concurrency import moving, retried
 from featcache.store.progress import Reporter, Silent
 from featcache.store.provenance import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.reading.reader import open_cache, require_files
-from featcache.store.regular_files import read_plain
+from featcache.store.regular_files import read_regular
 from featcache.store.requests import REQUEST_FILE, recorded_requests
 from featcache.store.shared_card import CARD_FILE, MAX_CARD_BYTES
 from featcache.store.spec import KEY_DIGITS
@@ -258,7 +258,7 @@ class _Push:
         """The card that the cache has here, if it is as it was written."""
         path = self._directory / CARD_FILE
         try:
-            card = read_plain(path, MAX_CARD_BYTES)
+            card = read_regular(path, MAX_CARD_BYTES)
         except (FileNotFoundError, CacheError):
             return ""
         digest = provenance.get(CARD_DIGEST)
@@ -272,7 +272,7 @@ class _Push:
         return repository_card(self._remote, entries, None if others else licence)
 
     def _read(self, path: str, record: FileRecord) -> bytes:
-        data = read_plain(self._directory / path, record.bytes)
+        data = read_regular(self._directory / path, record.bytes)
         if (len(data), sha256_hex(data)) != (record.bytes, record.sha256):
             raise CacheError(
                 f"{self._directory / path}: content does not match its SHA-256, so it is not pushed; "

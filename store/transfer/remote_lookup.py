@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from featcache.store.address import Address, CacheName, cache_name, parse_address
-from featcache.store.catalogue import Entry, say_unreadable, slug
+from featcache.store.catalogue import Entry, report_unreadable, slug
 from featcache.store.catalogue.entries import folder_entry
 from featcache.store.errors import CacheError, FeatcacheError
 from featcache.store.files import JsonObject
@@ -41,7 +41,7 @@ class Teammates:
         from featcache.store.transfer.documents import fetch_requests
         from featcache.store.transfer.remotes import open_remote
 
-        say_unreadable(self._search, self._reporter)  # an unreadable cache may be the answer
+        report_unreadable(self._search, self._reporter)  # an unreadable cache may be the answer
 
         def matching(address: Address) -> list[CacheName]:
             names = [name for name in self._names(address) if name.dataset == slug(dataset)]

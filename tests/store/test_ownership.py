@@ -9,7 +9,7 @@ import pytest
 
 from featcache.store.catalogue import removal, select
 from featcache.store.catalogue.entries import unreadable
-from featcache.store.catalogue.ownership import foreign, owned
+from featcache.store.catalogue.ownership import foreign_files, read_proof
 from featcache.store.catalogue.removal import refuse_linked, remove_cache
 from featcache.store.catalogue.stale_files import find_stale_files
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
@@ -156,10 +156,10 @@ def kill(path):
 
 def test_foreign_files_are_told_with_and_without_an_inventory(tmp_path):
     folder = make(tmp_path)
-    assert foreign(folder, owned(folder).inventory) == foreign(folder, None) == []
+    assert foreign_files(folder, read_proof(folder).inventory) == foreign_files(folder, None) == []
     begun = start(tmp_path, name="begun")
     (begun / "features.zarr/train/norm2/c.0.0.0.0.pull.partial").write_bytes(b"")
-    assert foreign(begun, owned(begun).inventory) == foreign(begun, None) == []
+    assert foreign_files(begun, read_proof(begun).inventory) == foreign_files(begun, None) == []
 
 
 def test_what_was_killed_before_it_had_a_plan_is_shown_by_its_claim(tmp_path):

@@ -112,7 +112,7 @@ def test_truncated_missing_swapped_and_strange_files(cache):
     (cache / CHUNK).unlink()
     assert [d.reason for d in verify(cache).damages] == ["missing"]
     os.mkfifo(cache / CHUNK)  # opening it would wait for ever
-    assert [d.reason for d in verify(cache).damages] == ["not a plain file"]
+    assert [d.reason for d in verify(cache).damages] == ["not a regular file"]
     (cache / CHUNK).unlink()
     (cache / CHUNK).write_bytes(other_data)
     other.write_bytes(data)
@@ -311,7 +311,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_changes(cach
         (cache / name).mkdir()
     before = all_files(cache)
     found = verify(cache)
-    assert [damage.reason for damage in found.damages] == ["not a plain file"] * 2
+    assert [damage.reason for damage in found.damages] == ["not a regular file"] * 2
     with pytest.raises(CacheError, match="is a folder, where a file must be; move it away"):
         repair(found)
     assert all_files(cache) == before

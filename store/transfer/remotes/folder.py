@@ -12,7 +12,7 @@ from featcache.store.errors import FeatcacheError, MissingError, RemoteError
 from featcache.store.files import PARTIAL_SUFFIX, sync_directory, write_all, write_atomic
 from featcache.store.network.concurrency import PIECE_BYTES, check_stop
 from featcache.store.network.patience import ListingGuard
-from featcache.store.regular_files import open_plain, refuse_link
+from featcache.store.regular_files import open_regular, refuse_link
 from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
 from featcache.store.transfer.remotes.sending import changed_error
 
@@ -36,7 +36,7 @@ class FolderRemote(Remote):
 
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
         with self._client_errors(path):
-            descriptor, _ = open_plain(self._path(path))
+            descriptor, _ = open_regular(self._path(path))
             try:
                 os.lseek(descriptor, offset, os.SEEK_SET)
                 while piece := os.read(descriptor, PIECE_BYTES):
@@ -69,7 +69,7 @@ class FolderRemote(Remote):
         target = self._make_folder(upload.path)
         partial = target.with_name(f"{target.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
         digest, size = sha256(), 0
-        descriptor, _ = open_plain(upload.source)
+        descriptor, _ = open_regular(upload.source)
         try:
             with (
                 self._client_errors(upload.path),

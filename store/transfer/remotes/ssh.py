@@ -19,7 +19,7 @@ from featcache.store.errors import FeatcacheError, MissingError, RemoteError, Re
 from featcache.store.files import PARTIAL_SUFFIX
 from featcache.store.network.concurrency import TransientError, check_stop
 from featcache.store.network.patience import CONNECT_S, LISTING_S, SILENCE_S, ListingGuard
-from featcache.store.regular_files import open_plain
+from featcache.store.regular_files import open_regular
 from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
 from featcache.store.transfer.remotes.sending import changed_error
 
@@ -90,7 +90,7 @@ class SshRemote(Remote):
 
     def put(self, upload: Upload, count: Counter) -> None:
         digest, size = sha256(), 0
-        descriptor, _ = open_plain(upload.source)
+        descriptor, _ = open_regular(upload.source)
         with open(descriptor, "rb", buffering=0) as source, _Partial(self, upload.path) as partial:
             while piece := source.read(PIECE_BYTES):
                 check_stop()
@@ -280,6 +280,6 @@ def _text(name: str | bytes) -> str:
 
 def _listed(attributes: Any) -> Listed:
     if attributes.type != _REGULAR:
-        raise MissingError("not a plain file")
+        raise MissingError("not a regular file")
     size, modified = attributes.size or 0, float(attributes.mtime or 0)
     return Listed(size, f"{modified}-{size}", modified)
