@@ -8,7 +8,7 @@ from featcache.extraction.models.names import model_names
 from featcache.store.catalogue import completed_last, report_unreadable, select
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.reading.reader import Cache, open_cache
-from featcache.store.text import split_names
+from featcache.store.text import parse_names
 from featcache.terminal.console import ConsoleReporter
 
 
@@ -52,4 +52,4 @@ def open_caches(
 
 def _names(text: str | None) -> list[str | None]:
     """The names in a list such as ``x,y``; None for any."""
-    return [*split_names(text or "")] or [None]
+    return [*parse_names(text or "")] or [None]

@@ -14,7 +14,7 @@ from featcache.store.address import is_address
 from featcache.store.catalogue import MAX_TIME, Entry, completed_last, report_unreadable, roots, select
 from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
-from featcache.store.held import Held, describe_part
+from featcache.store.partial_copy import PartialCopy, describe_partial
 from featcache.store.reading.content import shared_images
 from featcache.store.targets import REGRESSION, SINGLE_LABEL
 from featcache.store.writing.writer import ADDITIONS
@@ -102,11 +102,11 @@ def _target_lines(document: JsonObject) -> Iterator[str]:
 
 def _part(entry: Entry) -> JsonObject:
     """Of a partial or borrowed copy: what it holds, and where the rest is."""
-    held = Held.read(entry.path)
+    held = PartialCopy.read(entry.path)
     if held is None:
         return {}
     manifest = entry.cache.manifest
-    what = describe_part(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
+    what = describe_partial(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
     state = f"{'borrowed' if held.borrowed else 'a partial copy'}: {what}"
     return {"state": state, "origin": held.origin, "borrowed": held.borrowed}
 

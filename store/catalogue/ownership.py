@@ -14,10 +14,10 @@ from pathlib import Path
 
 from featcache.store.errors import CacheError
 from featcache.store.files import parse_json, read_sealed, temporary_for
-from featcache.store.held import HELD_FILE, ORIGIN_FILE
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, Plan, foreign_names, is_own_name, is_set_aside
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.partial_copy import HELD_FILE, ORIGIN_FILE
 from featcache.store.provenance import PROVENANCE_FILE
 from featcache.store.regular_files import read_regular
 from featcache.store.requests import REQUEST_FILE

@@ -238,13 +238,13 @@ def _is_intact(folder: Path, reporter: Reporter) -> bool:
     """Return whether the cache is complete and every file has its recorded digest."""
     if not _has_all_files(folder):
         return False  # costs only a few stat calls
-    from featcache.store.checking.damage import Kind
+    from featcache.store.checking.damage import FileRole
     from featcache.store.checking.verify import verify
 
     reporter.message(f"reading {folder}, of which there are copies: one goes only if the other is intact")
-    harmless = (Kind.STRANGER, Kind.LEFTOVER, Kind.REQUEST, Kind.FORM)
+    harmless = (FileRole.UNEXPECTED, FileRole.STALE, FileRole.REQUEST, FileRole.FORM)
     checked = verify(folder, reporter=reporter)
-    return checked.complete and all(damage.place.kind in harmless for damage in checked.damages)
+    return checked.complete and all(damage.location.kind in harmless for damage in checked.damages)
 
 
 def _has_all_files(folder: Path) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 from featcache.store.catalogue.entries import Entry
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, parse_json
-from featcache.store.held import Held, describe_part
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.partial_copy import PartialCopy, describe_partial
 from featcache.store.regular_files import open_regular
 from featcache.store.spec import CacheSpec
 
@@ -70,9 +70,11 @@ def summarize(entry: Entry) -> Summary:
 
 
 def _summary(directory: Path, whole: Inventory, dtype: str) -> Summary:
-    held = Held.read(directory)
+    held = PartialCopy.read(directory)
     here = whole if held is None else whole.common(held.inventory)
-    return Summary(here, dtype, 0) if here == whole else Summary(here, dtype, 0, describe_part(here, whole))
+    return (
+        Summary(here, dtype, 0) if here == whole else Summary(here, dtype, 0, describe_partial(here, whole))
+    )
 
 
 def _head(path: Path) -> JsonObject | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from featcache.store.arrays import ArrayInfo
-from featcache.store.checking.damage import Damage, Kind, Place
-from featcache.store.checking.links import behind
+from featcache.store.checking.damage import Damage, FileLocation, FileRole
+from featcache.store.checking.links import is_behind_link
 from featcache.store.columns import id_mismatch, valid_mismatch
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES
@@ -29,7 +29,7 @@ def column_damages(
         split = manifest.inventory.splits[block.split]
         arrays = [split.arrays[name] for name in ("label", "valid", "sample_id")]
         paths = [f"{FEATURES}/{split.name}/{array.name}/{array.chunk_name(block.index)}" for array in arrays]
-        if any(path in bad or behind(path, linked) for path in paths):
+        if any(path in bad or is_behind_link(path, linked) for path in paths):
             continue
         label, valid, ids = (
             _read(directory / path, array, block) for path, array in zip(paths, arrays, strict=True)
@@ -41,7 +41,7 @@ def column_damages(
         )
         for path, array, mismatch in zip(paths, arrays, mismatches, strict=True):
             if mismatch:
-                yield Damage(Place(path, Kind.DATA, block, array.name), mismatch)
+                yield Damage(FileLocation(path, FileRole.DATA, block, array.name), mismatch)
 
 
 def _read(path: Path, array: ArrayInfo, block: Block) -> Array:

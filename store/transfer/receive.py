@@ -10,7 +10,7 @@ from typing import TypeVar
 from featcache.store.errors import CacheError, MissingError
 from featcache.store.files import PARTIAL_SUFFIX, with_filename, write_all
 from featcache.store.manifest import FileRecord
-from featcache.store.network.concurrency import PIECE_BYTES, Attempts, TransientError, check_stop, retried
+from featcache.store.network.concurrency import PIECE_BYTES, Attempts, TransientError, check_stop, retry
 from featcache.store.regular_files import REGULAR_FILE_FLAGS, irregularity
 from featcache.store.transfer.remotes.base import Counter, Remote
 
@@ -56,7 +56,7 @@ def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, co
             check_stop()
             sink.begin(piece)
         try:
-            _fetch_twice(remote, path, record, sink)
+            _fetch_with_retry(remote, path, record, sink)
         except MissingError as error:
             raise MissingError(f"{error}, although the manifest names it; {_PUSH_AGAIN}") from error
         os.fsync(file.fileno())
@@ -76,7 +76,7 @@ def _open_partial(partial: Path) -> int:
 def receive_bytes(remote: Remote, path: str, record: FileRecord) -> bytes:
     """Fetch a small file into memory; errors as for `receive_file`."""
     pieces: list[bytes] = []
-    _fetch_twice(remote, path, record, Sink(pieces.append, pieces.clear, lambda _: None))
+    _fetch_with_retry(remote, path, record, Sink(pieces.append, pieces.clear, lambda _: None))
     return b"".join(pieces)
 
 
@@ -100,10 +100,10 @@ def receive_document(remote: Remote, path: str, limit: int) -> bytes:
                     )
         return bytes(data)
 
-    return retried(fetch)
+    return retry(fetch)
 
 
-def twice(work: Callable[[], T]) -> T:
+def retry_once(work: Callable[[], T]) -> T:
     """Do `work`, which fetches a document, once more if what arrives is wrong: it may have been damaged on the way."""
     try:
         return work()
@@ -145,7 +145,7 @@ class Sink:
         return None if self._digest.hexdigest() == record.sha256 else "content does not match its SHA-256"
 
 
-def _fetch_twice(remote: Remote, path: str, record: FileRecord, sink: Sink) -> None:
+def _fetch_with_retry(remote: Remote, path: str, record: FileRecord, sink: Sink) -> None:
     for _ in range(2):
         too_long = _fetch(remote, path, record, sink)
         mismatch = "more bytes arrive than the manifest says" if too_long else sink.mismatch(record)

@@ -14,7 +14,7 @@ from featcache.store.catalogue.removal import refuse_linked, remove_cache
 from featcache.store.catalogue.stale_files import find_stale_files
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
 from featcache.store.files import read_sealed, write_sealed
-from featcache.store.held import Held
+from featcache.store.partial_copy import PartialCopy
 from featcache.store.progress import Silent
 from featcache.store.writing.claims import Claims
 from featcache.store.writing.writer import CacheWriter
@@ -306,8 +306,8 @@ def test_a_partial_copy_holds_its_columns(tmp_path):
     plan = make_plan(SMALL)
     folder = cache_folder(tmp_path, plan)
     write_cache(folder, plan, make_content(plan))
-    Held(plan.inventory, "s3://bucket/made").write(folder)
-    assert Held.read(folder) is not None
+    PartialCopy(plan.inventory, "s3://bucket/made").write(folder)
+    assert PartialCopy.read(folder) is not None
     document = read_sealed(folder / "held.json")
     for split in document["inventory"]["splits"].values():
         del split["arrays"]["label"]
@@ -315,7 +315,7 @@ def test_a_partial_copy_holds_its_columns(tmp_path):
     with pytest.raises(
         CacheError, match=r"held.json: split '.*' lacks the array 'label', which every copy holds"
     ):
-        Held.read(folder)
+        PartialCopy.read(folder)
 
 
 def test_a_killed_removal_of_a_folder_with_another_name_is_found(tmp_path):
