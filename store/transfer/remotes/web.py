@@ -43,7 +43,7 @@ class WebRemote(Remote):
         response = self._client.request("HEAD", self._url(path), self.where(path))
         response.close()
         length = -1 if response.length is None else response.length
-        return RemoteFile(length, response.tag, _time(response.headers.get("Last-Modified")))
+        return RemoteFile(length, response.etag, _time(response.headers.get("Last-Modified")))
 
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
         yield from read_from(self._client, self._url(path), self.where(path), offset)
