@@ -6,40 +6,40 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.extraction.answers import Answers, OutdatedCacheError, Verdict, damaged, holds
-from featcache.extraction.estimate import Estimate, Speed
+from featcache.extraction.cached.answers import Answers, OutdatedCacheError, Verdict, damaged, holds
+from featcache.extraction.cached.retry import drop_restored, refuse_empty_splits, reopen_restored
 from featcache.extraction.models.names import ModelName, resolve_model
 from featcache.extraction.models.table import TABLE
-from featcache.extraction.planning import plan_inventory
-from featcache.extraction.request import SKIP, ExtractRequest
+from featcache.extraction.planning.estimate import Estimate, Speed
+from featcache.extraction.planning.inventory import plan_inventory
+from featcache.extraction.provenance.summary import dataset_summary, preprocessing_text
+from featcache.extraction.requests.request import SKIP, ExtractRequest
 from featcache.extraction.result import ExtractResult
-from featcache.extraction.retry import drop_restored, refuse_empty_splits, reopen_restored
+from featcache.extraction.running.unfinished import covers, interrupted, plan_messages, recorded_batch_size
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
-from featcache.extraction.summary import dataset_summary, preprocessing_text
-from featcache.extraction.unfinished import covers, interrupted, plan_messages, recorded_batch_size
 from featcache.store.address import Address
 from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
 from featcache.store.catalogue.removal import remove_journal
 from featcache.store.errors import CacheCompletedError, CacheError
 from featcache.store.files import JsonObject
-from featcache.store.held import require_whole
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.partial_copy import require_complete_copy
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import open_cache, require_files
 from featcache.store.requests import AUTO, record_request
 from featcache.store.spec import PRECISIONS, CacheSpec
-from featcache.store.transfer.remote_lookup import Teammates
-from featcache.store.writing.pending import remaining, require_space
+from featcache.store.transfer.remote_lookup import RemoteLookup
+from featcache.store.writing.pending import pending_work, require_space
 from featcache.store.writing.writer import CacheWriter
 
 if TYPE_CHECKING:
     import torch
 
     from featcache.extraction.backbones.base import Backbone
-    from featcache.extraction.pipeline import ImageInput
+    from featcache.extraction.running.pipeline import ImageInput
 
 
 def extract(
@@ -98,7 +98,7 @@ class _Extraction:
         source: Source | None = None,
         remotes: Sequence[Address] = (),
     ) -> None:
-        self._teammates = Teammates(remotes, search, reporter)
+        self._teammates = RemoteLookup(remotes, search, reporter)
         self._request = request
         self._search = search
         self._reporter = reporter
@@ -190,7 +190,7 @@ class _Extraction:
     def describe(self, entry: Entry) -> Estimate:
         """The estimate of a request that a complete cache answers."""
         held = entry.cache.inventory
-        return Estimate(entry.path, entry.key, held, held, remaining(entry.path, held), None)
+        return Estimate(entry.path, entry.key, held, held, pending_work(entry.path, held), None)
 
     def run(self) -> ExtractResult:
         """Load the backbone and make the cache."""
@@ -205,13 +205,13 @@ class _Extraction:
         if fetched is not None and self._verdict(fetched) is Verdict.ANSWER:
             return self.cached(fetched)
         path, plan = self._prepare(spec, entry, wanted, backbone, device)
-        require_whole(path, "added to")
+        require_complete_copy(path, "added to")
         return self._fill(path, plan, backbone, device)
 
     def estimate(self) -> Estimate:
         """Load the backbone and find out what a run would do."""
-        from featcache.extraction.extractors import Forward
-        from featcache.extraction.speed import images_per_second
+        from featcache.extraction.forward_pass.extractors import Forward
+        from featcache.extraction.running.speed import images_per_second
 
         backbone, device = self._load()
         spec, entry = self._find_fresh(backbone, device)
@@ -225,11 +225,11 @@ class _Extraction:
         with forward.extractors(plan) as extractors:
             rate = images_per_second(self._image_input(path, backbone, device), extractors, plan)
         speed = Speed(rate, str(device), spec.precision, plan.batch_size)
-        return Estimate(path, spec.key, wanted, held, remaining(path, wanted), speed)
+        return Estimate(path, spec.key, wanted, held, pending_work(path, wanted), speed)
 
     def _load(self) -> "tuple[Backbone, torch.device]":
         from featcache.extraction.backbones import load_backbone, loading_notes
-        from featcache.extraction.device import choose_device, enough_memory
+        from featcache.extraction.forward_pass.device import choose_device, enough_memory
 
         device = choose_device(self._request.device)
         backbone = self._own
@@ -256,9 +256,9 @@ class _Extraction:
         device: "torch.device",
     ) -> tuple[Path, Plan]:
         """Test the backbone, and say where the cache is to be and what it is to hold."""
-        from featcache.extraction.batch_size import fitting_batch_size
-        from featcache.extraction.device import enough_memory
-        from featcache.extraction.selftest import self_test
+        from featcache.extraction.forward_pass.device import enough_memory
+        from featcache.extraction.forward_pass.selftest import self_test
+        from featcache.extraction.running.batch_size import fitting_batch_size
 
         with enough_memory(device):
             self_test(backbone, device)
@@ -282,7 +282,7 @@ class _Extraction:
 
     def _find_spec(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
         """The spec, and the cache that has it; precision `auto` takes up whatever a cache has, complete ones first."""
-        from featcache.extraction.device import fast_precision
+        from featcache.extraction.forward_pass.device import fast_precision
 
         preferred = fast_precision(device) if self._request.precision == AUTO else self._request.precision
         precisions = (
@@ -340,8 +340,8 @@ class _Extraction:
     def _run_blocks(
         self, writer: CacheWriter, images: "ImageInput", backbone: "Backbone", device: "torch.device"
     ) -> int:
-        from featcache.extraction.extractors import Forward
-        from featcache.extraction.pipeline import run_blocks
+        from featcache.extraction.forward_pass.extractors import Forward
+        from featcache.extraction.running.pipeline import run_blocks
 
         forward = Forward(backbone, device, self._request.compile, self._reporter.message)
         samples = 0
@@ -357,8 +357,8 @@ class _Extraction:
                     return samples
 
     def _image_input(self, path: Path, backbone: "Backbone", device: "torch.device") -> "ImageInput":
-        from featcache.extraction.device import default_workers
-        from featcache.extraction.pipeline import ImageInput
+        from featcache.extraction.forward_pass.device import default_workers
+        from featcache.extraction.running.pipeline import ImageInput
 
         known = {}
         if (path / MANIFEST_FILE).exists():
@@ -382,8 +382,8 @@ class _Extraction:
     def _finish(
         self, writer: CacheWriter, run: JsonObject, backbone: "Backbone", device: "torch.device"
     ) -> None:
-        from featcache.extraction.dataset_card import about_dataset
-        from featcache.extraction.provenance import card, provenance
+        from featcache.extraction.provenance.dataset_card import about_dataset
+        from featcache.extraction.provenance.document import card, provenance
 
         refuse_empty_splits(writer)
         names = {

@@ -8,9 +8,10 @@ from typing import Any, Self
 
 from featcache.store.arrays import DTYPES, MAX_BLOCK_ROWS, MIN_BLOCK_ROWS, ArrayInfo
 from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, field, texts
+from featcache.store.files import JsonObject, field, text_list
 from featcache.store.layers import FINAL
 from featcache.store.targets import SINGLE_LABEL, Targets
+from featcache.store.token_groups import STATISTICS, parse_array_name
 
 DEFAULT_TAP = "norm2"
 TAPS = (DEFAULT_TAP, "block", "attn", "mlp", "norm1")
@@ -99,6 +100,12 @@ class Inventory:
         if self.projection is None:
             return None
         return ArrayInfo(PROJECTION, self.projection, self.projection[0], "float32", ("channel", "projected"))
+
+    @property
+    def format_version(self) -> int:
+        """Version of the format that a reader of a cache with this inventory must know: 3 for statistics tokens, else 2."""
+        arrays = (array for split in self.splits.values() for array in split.arrays.values() if array.layers)
+        return 3 if any(parse_array_name(array.name)[1] in STATISTICS for array in arrays) else 2
 
     def blocks(self) -> list[Block]:
         """All blocks of all splits, in the order in which they are extracted."""
@@ -195,7 +202,7 @@ class Inventory:
             CacheError: a field is missing, of the wrong type or out of range.
         """
         splits = field(document, "splits", dict, where)
-        targets = Targets.from_dict(document, texts(document, "class_names", where), where)
+        targets = Targets.from_dict(document, text_list(document, "class_names", where), where)
         inventory = cls(
             splits={name: _split_from_dict(name, splits, where) for name in splits},
             class_names=targets.names,
@@ -208,6 +215,18 @@ class Inventory:
         if whole:
             inventory.require_columns(where)
         return inventory
+
+    def require_version(self, spec: Mapping[str, Any], where: str) -> None:
+        """Hold the format version that a document's spec declares to what this inventory holds.
+
+        Raises:
+            CacheError: the versions differ.
+        """
+        declared = field(spec, "format_version", int, where)
+        if declared != self.format_version:
+            raise CacheError(
+                f"{where}: format version {declared}, but what the inventory holds has version {self.format_version}"
+            )
 
     def require_spec(self, width: int, num_layers: int, dtype: str, where: str) -> None:
         """Hold the token arrays to the spec's width D, number of layers L and stored type.
@@ -353,7 +372,7 @@ def _array_from_dict(name: str, arrays: Mapping[str, Any], rows: int, where: str
     dtype = field(document, "dtype", str, where)
     if dtype not in DTYPES:
         raise CacheError(f"{where}: field 'dtype' must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    layers, tokens = (texts(document, text, where) for text in ("layers", "tokens"))
+    layers, tokens = (text_list(document, text, where) for text in ("layers", "tokens"))
     if layers:
         if len(shape) != 4 or shape[2] != len(tokens):
             raise CacheError(f"{where}: field 'shape' {list(shape)} does not fit {len(tokens)} tokens")
@@ -365,7 +384,7 @@ def _array_from_dict(name: str, arrays: Mapping[str, Any], rows: int, where: str
             safe_name(token, f"{where}: field 'tokens'")
         if len(set(tokens)) < len(tokens):
             raise CacheError(f"{where}: field 'tokens' names one twice")
-    names = texts(document, "dimension_names", where)
+    names = text_list(document, "dimension_names", where)
     if len(names) != len(shape):
         raise CacheError(f"{where}: field 'dimension_names' must have {len(shape)} entries, got {len(names)}")
     return ArrayInfo(name, shape, rows, dtype, names, layers, tokens)

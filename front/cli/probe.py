@@ -92,7 +92,7 @@ Examples:
     "--solver",
     default="adamw",
     show_default=True,
-    help="adamw: train by the protocol; exact: solve for linear heads, penalty by penalty.",
+    help="adamw: train by the protocol; exact: solve for linear heads, penalty by penalty, as --head logreg does.",
 )
 @click.option(
     "--penalty", default="l2", show_default=True, help="Of the exact solver: l2, or group-lasso over layers."
@@ -175,7 +175,7 @@ def probe_command(
         for row, missing in left_out(opened, request):
             reporter.message(_left_out(opened, row, missing))
 
-    from featcache.extraction.device import choose_device
+    from featcache.extraction.forward_pass.device import choose_device
     from featcache.probing.grid import probe_grid
     from featcache.probing.training.process import keep_freed_memory
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.extraction.rgb import to_rgb
+from featcache.extraction.decoding.rgb import to_rgb
 from featcache.extraction.sources import places, resolve_source
 from featcache.extraction.sources.array_images import to_image
 from featcache.extraction.sources.array_labels import array_targets
@@ -317,7 +317,7 @@ def test_strides_and_byte_orders_of_arrays_in_memory():
 def test_what_labels_are(labels, kind, names):
     found = array_targets([labels], "auto", (), "it")
     assert (found.targets.kind, found.targets.names) == (kind, names)
-    assert found.targets.misfit(found.labels, np.ones(len(labels), bool)) is None
+    assert found.targets.mismatch(found.labels, np.ones(len(labels), bool)) is None
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.extraction.batch_size import fitting_batch_size
-from featcache.extraction.device import choose_device, default_batch_size
-from featcache.extraction.extractors import Forward
-from featcache.extraction.pipeline import ImageInput, run_blocks
-from featcache.extraction.request import ExtractRequest
+from featcache.extraction.forward_pass.device import choose_device, default_batch_size
+from featcache.extraction.forward_pass.extractors import Forward
+from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.run import extract
+from featcache.extraction.running.batch_size import fitting_batch_size
+from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.store.errors import BackboneError, RequestError
 from featcache.store.layers import TOKEN_KINDS
 from featcache.store.reading.reader import open_cache

@@ -94,9 +94,9 @@ def cache(tmp_path_factory):
     return write_cache(tmp_path_factory.mktemp("probed") / "cache", plan, make_content(plan))
 
 
-@pytest.mark.parametrize("memory", [None, 9000], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("memory", [None, 24_000], ids=["in memory", "streamed"])
 def test_probing_a_grid(tmp_path, gpus, cache, memory):
-    """Two heads by two layer sets, through `probe`: sweep, held-out scores, test scores, saved heads."""
+    """Two heads by two layer sets, through `probe`: sweep, held-out scores, test scores. The smaller memory streams `quarters`."""
     protocol = tmp_path / "short.toml"
     protocol.write_text('base = "quick"\nmin_epochs = 1\nmin_steps = 6\nlearning_rates = [1e-2]\n')
     found = {}

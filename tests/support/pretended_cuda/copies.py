@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .machine import Machine
-from .streams import PendingCopy, StreamState, dispatch_off
+from .streams import PendingCopy, StreamState, dispatch_off, merge
 from .tensors import DeviceTensor, is_pinned, pin
 
 
@@ -45,7 +45,7 @@ def convert(machine: Machine, source: Tensor, kwargs: dict[str, Any]) -> Tensor:
         )
     stream = machine.launch(device, "aten._to_copy")
     if isinstance(source, DeviceTensor):
-        source.allocation.use(stream, write=False)
+        _read_from(machine, source, stream)
     else:
         _count_upload(machine, source, stream, non_blocking)
     return new_tensor(values, device, stream)
@@ -58,7 +58,7 @@ def copy_into(machine: Machine, target: Tensor, source: Tensor, non_blocking: bo
         target.allocation.use(stream, write=True)
         values = source
         if isinstance(source, DeviceTensor):
-            source.allocation.use(stream, write=False)
+            _read_from(machine, source, stream)
             values = source.values
         else:
             _count_upload(machine, source, stream, non_blocking)
@@ -94,6 +94,16 @@ def _count_download(machine: Machine, source: DeviceTensor) -> StreamState:
     source.allocation.use(stream, write=False)
     machine.counts.bytes_to_host += source.values.nbytes
     return stream
+
+
+def _read_from(machine: Machine, source: DeviceTensor, stream: StreamState) -> None:
+    """Let a stream read a tensor; a copy between devices makes their two streams wait for each other, as torch does."""
+    other = machine.current_stream(source.get_device())
+    if other.device != stream.device:
+        merge(stream.clock, other.moment())
+    source.allocation.use(stream, write=False)
+    if other.device != stream.device:
+        merge(other.clock, stream.moment())
 
 
 def _count_upload(machine: Machine, source: Tensor, stream: StreamState, non_blocking: bool) -> None:

@@ -1,0 +1,164 @@
+"""What of a backbone's features a cache is to hold: taps, layers, groups of tokens, splits."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.inventory import DEFAULT_TAP, TAPS, Inventory
+from featcache.store.layers import FINAL, parse_layers
+from featcache.store.planning import TokenArray
+from featcache.store.token_groups import (
+    EMBEDDING,
+    GRIDS,
+    PATCHES,
+    POOLED,
+    REGISTERS,
+    STATISTICS,
+    array_name,
+    parse_groups,
+    sort_groups,
+    token_names,
+)
+
+if TYPE_CHECKING:
+    from featcache.extraction.backbones.base import Backbone, TokenLayout
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What to cache; the final norm's class token and average are always there.
+
+    Raises:
+        UnknownNameError: a tap or token kind does not exist.
+        RequestError: nothing is named where something must be.
+    """
+
+    taps: tuple[str, ...] = (DEFAULT_TAP,)
+    layers: str = "every"
+    """A layer set, or a list of blocks."""
+    tokens: str = "cls,ap"
+    """Kinds of tokens; class token and average are cached in any case."""
+    patches: str | None = None
+    """Layers whose patch tokens are cached; the final norm's if `tokens` names patches and this is not given."""
+    splits: tuple[str, ...] = ()
+    """Splits to cache; all of the dataset if empty."""
+
+    def __post_init__(self) -> None:
+        for tap in self.taps:
+            if tap not in TAPS:
+                raise UnknownNameError("tap", tap, TAPS)
+        if not self.taps:
+            raise RequestError(f"no tap is named; there are {', '.join(TAPS)}")
+        parse_groups(self.tokens)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of tokens to cache."""
+        named = parse_groups(self.tokens)
+        return sort_groups([*named, PATCHES]) if self.patches else named
+
+    def choose_splits(self, available: Collection[str]) -> list[str]:
+        """The splits to cache of those that a dataset has.
+
+        Raises:
+            UnknownNameError: it has no such split.
+        """
+        for name in self.splits:
+            if name not in available:
+                raise UnknownNameError("split", name, available)
+        return [name for name in available if name in self.splits or not self.splits]
+
+    def are_held(self, inventory: Inventory, num_layers: int, splits: Collection[str]) -> bool:
+        """Whether a cache of a backbone of L = `num_layers` blocks holds all this, told without loading the backbone."""
+        wanted = list(self._names_and_layers(num_layers))
+        return all(
+            name in inventory.splits
+            and array in inventory.splits[name].arrays
+            and {*layers} <= {*inventory.splits[name].arrays[array].layers}
+            for name in self.choose_splits(splits)
+            for array, layers in wanted
+        )
+
+    def part_of(self, inventory: Inventory, num_layers: int, splits: Collection[str]) -> Inventory | None:
+        """The part of a cache that holds all this, with the columns of its splits; None if the cache lacks some of it."""
+        if not self.are_held(inventory, num_layers, splits):
+            return None
+        wanted = dict(self._names_and_layers(num_layers))
+        chosen = {}
+        for name in self.choose_splits(splits):
+            arrays = {
+                array.name: replace(array, layers=tuple(x for x in array.layers if x in wanted[array.name]))
+                if array.name in wanted
+                else array
+                for array in inventory.splits[name].arrays.values()
+                if not array.layers or array.name in wanted
+            }
+            chosen[name] = replace(inventory.splits[name], arrays=arrays)
+        return replace(inventory, splits=chosen)
+
+    def require_of(self, name: str, num_layers: int, num_registers: int) -> None:
+        """Refuse what a backbone of L = `num_layers` blocks cannot give, told without loading it.
+
+        Raises:
+            UnknownNameError: a layer does not exist.
+            RequestError: registers are asked for, and it has none.
+        """
+        groups = {group for _, group, _ in self._parts(num_layers)}
+        if REGISTERS in groups and not num_registers:
+            raise _lacks(name, REGISTERS)
+
+    def token_arrays(self, backbone: "Backbone") -> list[TokenArray]:
+        """The arrays that hold all this.
+
+        Raises:
+            UnknownNameError: a layer does not exist.
+            RequestError: registers of a backbone that has none are asked for.
+            BackboneError: the blocks have no such tap.
+        """
+        spec, layout = backbone.spec, backbone.layout
+        groups = _group_tokens(layout)
+        arrays = []
+        for tap, group, layers in self._parts(spec.num_layers):
+            if not groups[group]:
+                raise _lacks(spec.architecture, group)
+            depth, width = (
+                (1, spec.width) if tap == FINAL else (spec.num_layers, backbone.tap_point(tap, 0).width)
+            )
+            arrays.append(TokenArray(tap, group, layers, depth, groups[group], width))
+        if backbone.embedding_point is not None:
+            width = backbone.embedding_point.width
+            arrays.append(TokenArray(EMBEDDING, POOLED, (FINAL,), 1, (EMBEDDING,), width))
+        return arrays
+
+    def _parts(self, num_layers: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+        """Tap, group and layers of every array."""
+        every = parse_layers(self.layers, num_layers)
+        of_patches = parse_layers(self.patches or FINAL, num_layers)
+        for group in self.groups:
+            layers = of_patches if group == PATCHES else (*every, FINAL)
+            blocks = tuple(sorted({*layers} - {FINAL}, key=int))
+            for tap in self.taps:
+                if blocks:
+                    yield tap, group, blocks
+            if FINAL in layers:
+                yield FINAL, group, (FINAL,)
+
+    def _names_and_layers(self, num_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+        for tap, group, layers in self._parts(num_layers):
+            yield array_name(tap, group), layers
+
+
+def _lacks(name: str, group: str) -> RequestError:
+    return RequestError(f"{name} has no {group}; leave them out of --tokens")
+
+
+def _group_tokens(layout: "TokenLayout") -> dict[str, tuple[str, ...]]:
+    """Names of the tokens of every group."""
+    return {
+        POOLED: ("cls", "ap") if layout.has_class_token else ("ap",),
+        REGISTERS: token_names(REGISTERS, layout.num_registers),
+        PATCHES: token_names(PATCHES, layout.num_patches),
+        **{group: token_names(group, side * side) for group, side in GRIDS.items()},
+        **{group: token_names(group, min(layout.num_patches, 1)) for group in STATISTICS},
+    }

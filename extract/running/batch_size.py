@@ -1,0 +1,80 @@
+"""How many samples go into a forward pass, where nobody said."""
+
+from collections.abc import Callable
+
+import torch
+
+from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.forward_pass.device import default_batch_size
+from featcache.extraction.forward_pass.forward import FeatureExtractor
+from featcache.extraction.running.pipeline import WAITING
+from featcache.store.inventory import Inventory
+from featcache.store.spec import CacheSpec
+
+TRIAL_IMAGES = (4, 8)
+USABLE_PART = 0.8
+"""Of the free memory: what is allocated in pieces never fits exactly."""
+
+
+def fitting_batch_size(
+    backbone: Backbone, device: torch.device, spec: CacheSpec, inventory: Inventory
+) -> int:
+    """Samples in a forward pass: the device's default, or less where its free memory does not hold that.
+
+    On a CUDA device two small passes tell the memory of an image; what turns out too much all the same is divided
+    while the run goes on.
+
+    Args:
+        backbone: the backbone, on `device`.
+        device: where it runs.
+        spec: tells precision and stored type.
+        inventory: tells the arrays.
+    """
+    default = default_batch_size(device)
+    if device.type != "cuda":
+        return default
+    split = next(iter(inventory.splits.values()))
+    arrays = [array for array in split.arrays.values() if array.layers]
+    extractor = FeatureExtractor(backbone, device, spec.precision, arrays, spec.dtype)
+    size = backbone.spec.input_size
+    # The images of batches that wait for the disk stay on the device, and those of the next one are there already.
+    waiting = (WAITING + 1) * 3 * size * size * torch.float32.itemsize
+    return largest_batch(
+        default,
+        waiting,
+        lambda images: _peak_bytes(extractor, device, size, images),
+        lambda: _free_bytes(device),
+    )
+
+
+def largest_batch(
+    default: int, waiting_bytes: int, peak_bytes: Callable[[int], int], free_bytes: Callable[[], int]
+) -> int:
+    """The default, halved until a batch takes no more than a part of the free memory.
+
+    Args:
+        default: samples at most.
+        waiting_bytes: what an image takes on the device besides its pass.
+        peak_bytes: runs a pass of so many images and returns the most bytes that were allocated.
+        free_bytes: bytes that are free on the device when no pass runs.
+    """
+    few, many = TRIAL_IMAGES
+    # The passes first: what libraries allocate once is then taken already.
+    few_bytes, many_bytes = (peak_bytes(images) for images in TRIAL_IMAGES)
+    per_image = waiting_bytes + (many_bytes - few_bytes) / (many - few)
+    usable, size = USABLE_PART * free_bytes(), default
+    while size > 1 and size * per_image > usable:
+        size //= 2
+    return size
+
+
+def _peak_bytes(extractor: FeatureExtractor, device: torch.device, size: int, images: int) -> int:
+    torch.cuda.reset_peak_memory_stats(device)
+    extractor.start(torch.zeros(images, 3, size, size, device=device))()
+    return torch.cuda.max_memory_allocated(device)
+
+
+def _free_bytes(device: torch.device) -> int:
+    free, _ = torch.cuda.mem_get_info(device)
+    # What the allocator keeps for itself is free too.
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

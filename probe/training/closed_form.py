@@ -1,0 +1,232 @@
+"""Heads that are fitted by formula: choose the settings on held-out samples of train, then fit on all of it.
+
+The held-out samples are those of the trained heads (`featcache.probing.training.sweep_plan`); there is no jitter here.
+
+Shapes: N samples, R held-out samples, C classes, O outputs.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featcache.probing.heads.base import Head
+from featcache.probing.heads.closed_form import ClosedFormHead, ClosedFormLinearHead, Settings
+from featcache.probing.heads.info import HeadInfo
+from featcache.probing.inputs.grouped import Groups
+from featcache.probing.inputs.stages import InputStage, fit_stage
+from featcache.probing.inputs.tokens import TokenSource, read_features
+from featcache.probing.protocols.protocol import Protocol
+from featcache.probing.scoring.calibration import fit_sigmoids
+from featcache.probing.scoring.soundness import DIVERGED, are_numbers
+from featcache.probing.scoring.tasks import MultiLabel, SingleLabel, Task, as_tensor, make_task
+from featcache.probing.solver.logistic import solver_device
+from featcache.probing.training.held_out import likelihood, make_held_out
+from featcache.probing.training.sweep_plan import Split, check_number, make_splits
+from featcache.probing.training.trainer import prediction_batch
+from featcache.store.errors import DivergedError
+
+# Factors that least-squares outputs are multiplied with to become logits.
+FACTORS = tuple(10.0 ** (exponent / 8) for exponent in range(-4, 21))
+
+NATURAL_ENDS = {"penalty": None, "shrinkage": 1.0, "k": 1}
+"""Settings whose grid is a part of a range, and the value at which the range ends."""
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ClosedFormResult:
+    """The outcome of one choice among settings."""
+
+    settings: Settings
+    """The chosen ones."""
+    validation: tuple[tuple[Settings, float], ...]
+    """The task's score on held-out samples for all settings."""
+    held_out: Tensor
+    """Outputs ``[R, O]`` under the chosen settings on held-out samples, split after split."""
+    head: Head
+    """Fitted on all of train, in eval mode."""
+    num_classes: int
+    seconds: float
+
+
+def run_closed_form_sweep(
+    info: HeadInfo,
+    tokens: TokenSource,
+    labels: npt.NDArray[Any],
+    *,
+    protocol: Protocol,
+    seed: int,
+    task: Task | None = None,
+    sample_groups: Groups | None = None,
+    device: torch.device | str = "cpu",
+    memory: int = 2**31,
+    on_progress: OnProgress | None = None,
+) -> ClosedFormResult:
+    """Choose among the settings of a head and fit it on the whole train split.
+
+    The features exist once in float32, and during a fit once more in float64. A tie goes to the likelier labels, then to the
+    earlier settings.
+
+    Args:
+        info: a head of the registry that is fitted by formula.
+        tokens: the train split, N samples. The test split has no business here.
+        labels: class indices ``[N]``, or other targets, as `make_task` takes them.
+        protocol: how much is held out, and the input stage.
+        seed: fixes the held-out samples; nothing else is random.
+        task: what the targets are; by default what `make_task` makes of them.
+        sample_groups: group of every sample ``[N]``; samples of one group are held out together.
+        device: where to compute (Apple's GPUs have no float64: there it is the CPU).
+        memory: bytes that the held-out outputs of all settings may take; if they need more, the outputs of the chosen settings
+            are computed a second time.
+        on_progress: called with the fits done and to be done.
+
+    Raises:
+        RequestError: targets that do not fit the samples or the head, a train split too small to hold anything out, or data too
+            large for the method.
+        DivergedError: no settings give finite outputs.
+    """
+    started = time.perf_counter()
+    torch.set_flush_denormal(True)
+    if task is None:
+        task, labels = make_task(np.asarray(labels))
+    info.check_kind(task.kind)
+    check_number(labels, tokens.num_samples)
+    head_class: type[ClosedFormHead] = info.load()
+    head_class.check_size(tokens.num_samples, tokens.num_tokens * tokens.width)
+    fitter = _Fitter(head_class, tokens, as_tensor(labels), task, protocol, solver_device(device))
+    splits = make_splits(labels, task, protocol, seed, sample_groups)
+    if not splits:
+        return _without_choice(fitter, head_class.default(), task, started)
+    settings = head_class.grid(min(len(train) for train, _ in splits))
+    targets = fitter.targets[torch.cat([held for _, held in splits])]
+    held = make_held_out(task, len(settings), targets, memory)
+    for number, split in enumerate(splits, 1):
+        for outputs in fitter.held_out(split, settings):
+            held.add(outputs)
+        if on_progress is not None:
+            on_progress(number, len(splits) + 1)
+    ranks = held.ranks()
+    best = max(range(len(settings)), key=lambda index: ranks[index])
+    if ranks[best][0] == DIVERGED:
+        raise DivergedError(
+            f"outputs are not finite under any of {len(settings)} settings; use another input stage"
+        )
+    chosen, held_out = dict(settings[best]), held.outputs(best)
+    if held_out is None:
+        again = [part[0] for split in splits for part in fitter.held_out(split, [settings[best]])]
+        held_out = torch.cat(again)
+    head = fitter.fit(torch.arange(tokens.num_samples), [settings[best]])
+    if not head.calibrated:
+        held_out = _calibrate(head, held_out, targets, task, chosen)
+    if on_progress is not None:
+        on_progress(len(splits) + 1, len(splits) + 1)
+    _check_sound(head)
+    validation = tuple((one, score) for one, (score, _) in zip(settings, ranks, strict=True))
+    seconds = time.perf_counter() - started
+    return ClosedFormResult(chosen, validation, held_out, head, task.num_outputs, seconds)
+
+
+def _calibrate(
+    head: ClosedFormHead, held_out: Tensor, targets: Tensor, task: Task, chosen: dict[str, float]
+) -> Tensor:
+    """Rescale the logits of a head so that the held-out labels are likeliest.
+
+    Args:
+        head: rescaled in place; left alone where the targets are quantities.
+        held_out: logits of the held-out samples, ``[R, C]``.
+        targets: of the held-out samples.
+        task: the task of the targets.
+        chosen: receives the factor of single labels.
+
+    Returns:
+        The rescaled logits, ``[R, C]``.
+    """
+    if isinstance(task, SingleLabel):
+        factor = max(FACTORS, key=lambda factor: likelihood(held_out * factor, targets, task))
+        chosen["factor"] = factor
+        _rescale(head, torch.tensor(factor))
+        held_out = held_out * factor
+    elif isinstance(task, MultiLabel):
+        slope, offset = fit_sigmoids(held_out, targets)
+        _rescale(head, slope, offset)
+        held_out = held_out * slope + offset
+    return held_out
+
+
+def ends_of_grid(validation: Sequence[tuple[Settings, float]], chosen: Settings) -> list[str]:
+    """Report chosen settings at the end of their grid, since better ones may lie beyond."""
+    notes = []
+    for name, natural in NATURAL_ENDS.items():
+        values = sorted({settings[name] for settings, _ in validation if name in settings})
+        if len(values) < 2 or chosen[name] not in (values[0], values[-1]) or chosen[name] == natural:
+            continue
+        end = "largest" if chosen[name] == values[-1] else "smallest"
+        notes.append(f"the {end} {name} was chosen, {chosen[name]:.3g}; a better one may lie beyond")
+    return notes
+
+
+def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: float) -> ClosedFormResult:
+    head = fitter.fit(torch.arange(fitter.tokens.num_samples), [settings])
+    if isinstance(task, MultiLabel) and not head.calibrated:
+        # Outputs near 0 and 1, and nothing to measure them by: the tangent of the log odds at one half.
+        _rescale(head, torch.tensor(4.0), torch.tensor(-2.0))
+    _check_sound(head)
+    empty = torch.empty(0, task.num_outputs)
+    seconds = time.perf_counter() - started
+    return ClosedFormResult(settings, ((settings, nan),), empty, head, task.num_outputs, seconds)
+
+
+@dataclass(frozen=True)
+class _Fitter:
+    """What all fits share."""
+
+    head_class: type[ClosedFormHead]
+    tokens: TokenSource
+    targets: Tensor
+    task: Task
+    protocol: Protocol
+    device: torch.device
+
+    def fit(self, rows: Tensor, settings: Sequence[Settings]) -> ClosedFormHead:
+        """Fit a head of all settings on some samples."""
+        stage: InputStage = fit_stage(self.protocol.input, self.tokens, rows)
+        source = self.tokens.with_stage(stage)
+        features = read_features(source, rows, self.device)
+        size = (self.tokens.num_tokens, self.tokens.width)
+        head = self.head_class.fit(features, self.targets[rows].to(self.device), size, self.task, settings)
+        head.stage = stage
+        return head
+
+    def held_out(self, split: Split, settings: Sequence[Settings]) -> Iterator[Tensor]:
+        """Yield outputs ``[M, B, O]`` of all settings on the held-out part, batch by batch; the heads are fitted on the rest."""
+        head = self.fit(split[0], settings)
+        source = self.tokens.with_stage(head.stage)
+        for rows in torch.split(split[1], prediction_batch(self.tokens, head)):
+            with torch.inference_mode():
+                outputs = head(source.batch(rows).to(self.device)).cpu()
+            yield outputs
+
+
+def _check_sound(head: ClosedFormHead) -> None:
+    if not are_numbers(head.state_dict().values()):
+        raise DivergedError("the fit on all of train is not finite; use another input stage")
+
+
+@torch.no_grad()
+def _rescale(head: ClosedFormHead, slope: Tensor, offset: Tensor | None = None) -> None:
+    """Change what a linear head gives to ``outputs * slope + offset``, each a number or ``[O]``."""
+    assert isinstance(head, ClosedFormLinearHead)
+    weight, bias = head.classifier.weight, head.classifier.bias  # [M, O, F] and [M, O]
+    assert bias is not None
+    weight.mul_(slope.to(weight).unsqueeze(-1))
+    bias.mul_(slope.to(bias))
+    if offset is not None:
+        bias.add_(offset.to(bias))
