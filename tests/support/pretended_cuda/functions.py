@@ -147,13 +147,14 @@ def _with_lists(func: Any, args: Any, kwargs: Any) -> Any:
     """``x[[0, 2]]``: C++ would make the index on the device ``meta``."""
     if not isinstance(args[0], DeviceTensor):
         return NotImplemented
+    return func(args[0], _without_lists(args[1], args[0].device), *args[2:], **kwargs)
 
-    def indexed(index: Any) -> Any:
-        if isinstance(index, list):
-            return torch.tensor(index).to(args[0].device)
-        return tuple(map(indexed, index)) if isinstance(index, tuple) else index
 
-    return func(args[0], indexed(args[1]), *args[2:], **kwargs)
+def _without_lists(index: Any, device: torch.device) -> Any:
+    # A function of its own: one that calls itself inside of another is a cycle, which would keep the tensors from being freed.
+    if isinstance(index, list):
+        return torch.tensor(index).to(device)
+    return tuple(_without_lists(part, device) for part in index) if isinstance(index, tuple) else index
 
 
 def _made_on_host(func: Any, args: Any, kwargs: Any) -> Any:
