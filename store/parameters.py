@@ -2,7 +2,7 @@
 
 A request is a frozen attrs class. A field's converter parses what was given, in Python or as text of the command line, so that a
 request holds parsed values; its metadata hold a `Parameter`. The front room makes options (`featcache.cli.request_options`) and the
-signatures and docstrings of Python functions (`featcache.signatures`) of the same fields. attrs is used because type checkers know
+signatures and docstrings of Python functions (`featcache.api.signatures`) of the same fields. attrs is used because type checkers know
 from a converter which types a field accepts, which the standard library's dataclasses cannot express.
 """
 
@@ -112,3 +112,6 @@ def whole_numbers(what: str, given: str | Sequence[int]) -> tuple[int, ...]:
 
 DEVICE = parameter("Device to run on: auto, cpu, cuda, cuda:1 or mps.", "--device")
 """The same parameter of every request that computes something."""
+PROGRESS = parameter(
+    "Show messages and progress on stderr.", python_only="--json decides it on the command line"
+)

@@ -9,12 +9,12 @@ import click
 import pytest
 
 import featcache
-from featcache.calls import ProbeCall
+from featcache.api.probing import ProbeCall
+from featcache.api.signatures import takes_parameters_of
 from featcache.cli.probe import probe_command
 from featcache.cli.request_options import options_of
 from featcache.probing.protocols import files
 from featcache.probing.requests.request import ProbeRequest
-from featcache.signatures import takes_parameters_of
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import LayerSelection
 from featcache.store.parameters import FOLDER, SIZE, as_path, parameter, parameters

@@ -95,7 +95,7 @@ def _numbers(version: str) -> list[int]:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    from featcache.extraction.device import autocast_dtype, choose_device, fast_precision
+    from featcache.extraction.forward_pass.device import autocast_dtype, choose_device, fast_precision
     from featcache.store.machine import usable_cpus
     from featcache.store.requests import AUTO
 
@@ -129,7 +129,7 @@ def _devices() -> Iterator[Finding]:
 def _describe(device: "torch.device", cores: int) -> str:
     import torch
 
-    from featcache.extraction.device import bfloat16_units
+    from featcache.extraction.forward_pass.device import bfloat16_units
 
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from featcache.extraction.device import autocast_dtype, choose_device, default_batch_size, forward_context
+from featcache.extraction.forward_pass.device import (
+    autocast_dtype,
+    choose_device,
+    default_batch_size,
+    forward_context,
+)
 from featcache.store.arrays import MIN_BLOCK_ROWS
 from featcache.store.errors import RequestError
 

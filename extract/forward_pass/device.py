@@ -12,8 +12,6 @@ from featcache.store.requests import AUTO
 # CUDA's allocator raises an exception of its own; what else runs out of memory tells it in the text alone.
 _OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory")
 MAX_WORKERS = 16
-MAX_LANES = 8
-"""Each has the activations of a batch in memory."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -113,13 +111,3 @@ def default_batch_size(device: torch.device) -> int:
 def default_workers() -> int:
     """Processes that decode images. On a CPU they share the cores with the forward pass, as the system divides them."""
     return min(MAX_WORKERS, usable_cpus())
-
-
-def forward_lanes(device: torch.device) -> tuple[int, int]:
-    """Forward passes that run side by side on a device, and the threads of each; a GPU takes one at a time."""
-    if device.type != "cpu":
-        return 1, 1
-    # torch's own number is smaller where somebody limited it.
-    cores = min(usable_cpus(), torch.get_num_threads())
-    lanes = min(MAX_LANES, cores)
-    return lanes, cores // lanes

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from featcache.extraction.device import autocast_dtype
-from featcache.extraction.names import public_command, public_name
+from featcache.extraction.forward_pass.device import autocast_dtype
+from featcache.extraction.provenance.public_names import public_command, public_name
 from featcache.store.corrections import FIELD as CORRECTIONS
 from featcache.store.corrections import known_corrections
 from featcache.store.files import JsonObject

@@ -1,71 +1,17 @@
-"""The public functions, for Python and notebooks: what the commands do, with the same names and defaults."""
+"""`featcache.extract`."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.calls import ProbeCall
-from featcache.signatures import takes_parameters_of
-from featcache.store.address import is_address, parse_address
-from featcache.store.catalogue import remote_roots, roots, select
-from featcache.store.errors import HeadNotFoundError
+from featcache.api.types import PathLike
+from featcache.store.catalogue import remote_roots, roots
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.terminal.console import ConsoleReporter
 
 if TYPE_CHECKING:
     from featcache.extraction.backbones.base import Backbone
     from featcache.extraction.sources.base import Source
-    from featcache.probing.requests.request import ProbeRequest
-    from featcache.probing.results.rows import ResultRow
-    from featcache.probing.trained import TrainedHead
-
-PathLike = str | Path
-
-
-def open(
-    directory: PathLike,
-    *,
-    allow_partial: bool = False,
-    splits: Sequence[str] = (),
-    layers: str | None = None,
-    taps: Sequence[str] = (),
-    patches: bool = True,
-) -> Cache:
-    """Open a cache for reading; nothing is loaded until it is asked for.
-
-    The address of a cache on a remote (``s3://bucket/team/flowers/vit-l-14-...``) is fetched into the first root first,
-    as far as the local copy lacks it; the arguments below say how much. Such borrowed copies are removed when others
-    need their room (``FEATCACHE_BORROWED``, 50 GB if not set).
-
-    Args:
-        directory: folder of the cache, the one that holds manifest.json (`featcache ls` prints it), or an address.
-        allow_partial: also open a cache whose extraction has not finished.
-        splits: of an address, the splits that are needed; all if empty.
-        layers: of an address, a layer set or a list such as ``0,6,final``; all if not given.
-        taps: of an address, the taps that are needed; all if empty.
-        patches: of an address, whether patch tokens are needed.
-
-    Raises:
-        CacheNotFoundError: there is no cache.
-        RemoteError: the remote cannot be reached or refuses.
-        IncompleteCacheError: the extraction has not finished.
-        CacheError: its metadata are damaged.
-
-    Example:
-        >>> train = featcache.open("caches/flowers/vit-l-14-0123456789ab")["train"]  # doctest: +SKIP
-        >>> features = train.load(["11", "final"], ["cls"])  # [N, 2, 1, D]          # doctest: +SKIP
-    """
-    if is_address(str(directory)):
-        from featcache.store.transfer.borrow import borrow
-        from featcache.store.transfer.plan import Choice
-
-        choice = Choice(tuple(splits), layers, tuple(taps), patches)
-        directory = borrow(
-            parse_address(str(directory)),
-            roots(),
-            lambda whole: choice.of(whole.inventory, whole.spec.backbone.num_layers),
-        )
-    return open_cache(directory, allow_partial=allow_partial)
 
 
 def extract(
@@ -151,8 +97,8 @@ def extract(
     Example:
         >>> cache = featcache.extract("dinov2-vit-s-14", "imagefolder:photos")  # doctest: +SKIP
     """
-    from featcache.extraction.feature_selection import Contents
-    from featcache.extraction.request import ExtractRequest
+    from featcache.extraction.requests.feature_selection import Contents
+    from featcache.extraction.requests.request import ExtractRequest
     from featcache.extraction.run import extract as run_extract
 
     request = ExtractRequest(
@@ -194,60 +140,3 @@ def extract(
     for note in result.notes:
         reporter.message(f"note: {note}")
     return open_cache(result.path)
-
-
-@takes_parameters_of(ProbeCall)
-def probe(call: ProbeCall) -> "list[ResultRow]":
-    """Train heads on a cache, score them on the test split, and keep heads and results in `out`.
-
-    Returns:
-        The baseline's rows first (the linear probe on the last layer's class token), then those asked for.
-
-    Raises:
-        RequestError: the request is wrong; `UnknownNameError` for a name that does not exist.
-        CacheError: the cache is damaged; `CacheNotFoundError` if there is none.
-        DivergedError: heads diverged; the other heads were trained and kept, and the error's `rows` has their results.
-
-    Example:
-        >>> rows = featcache.probe(cache, ["linear", "attentive"], layers="all", tokens="cls+ap")  # doctest: +SKIP
-        >>> {row.head: row.score for row in rows}                                      # doctest: +SKIP
-    """
-    from featcache.extraction.device import choose_device
-    from featcache.probing.run import probe as run_probe
-
-    reporter = ConsoleReporter(quiet=not call.progress)
-    cache = call.cache if isinstance(call.cache, Cache) else _find(str(call.cache), call, reporter)
-    return run_probe(cache, call, device=choose_device(call.device), reporter=reporter)
-
-
-def _find(cache: str, request: "ProbeRequest", reporter: ConsoleReporter) -> Cache:
-    from featcache.probing.requests.borrowing import borrow_for_probe
-
-    if is_address(cache):
-        return open_cache(borrow_for_probe(cache, roots(), request, reporter))
-    return open_cache(select(roots(), cache).path)
-
-
-def load_head(folder: PathLike) -> "TrainedHead":
-    """Load a head that `probe` saved, to score new features with; no cache is needed.
-
-    Args:
-        folder: of the head, under the results' ``heads/``: `ResultRow.folder`.
-
-    Raises:
-        HeadNotFoundError: there is no head; also a `FileNotFoundError`.
-        CacheError: its files are damaged or do not fit each other.
-
-    Example:
-        >>> head = featcache.load_head("featcache-results/heads/...")                       # doctest: +SKIP
-        >>> head.predict_proba(features, layers=head.layers)  # [N, L, K, D] -> [N, C]      # doctest: +SKIP
-    """
-    from featcache.probing.trained import TrainedHead
-
-    try:
-        return TrainedHead.load(folder)
-    except FileNotFoundError:
-        raise HeadNotFoundError(
-            f"{folder} holds no head; give OUT/FOLDER, where OUT is what `probe` wrote its results to "
-            "(featcache-results if not said) and FOLDER is the `folder` of a row that it returned"
-        ) from None

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.device import default_batch_size
-from featcache.extraction.forward import FeatureExtractor
-from featcache.extraction.pipeline import WAITING
+from featcache.extraction.forward_pass.device import default_batch_size
+from featcache.extraction.forward_pass.forward import FeatureExtractor
+from featcache.extraction.running.pipeline import WAITING
 from featcache.store.inventory import Inventory
 from featcache.store.spec import CacheSpec
 

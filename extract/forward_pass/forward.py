@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.device import exact_convolutions, forward_context, is_out_of_memory
+from featcache.extraction.forward_pass.device import exact_convolutions, forward_context, is_out_of_memory
+from featcache.extraction.forward_pass.taps import Taps, Wanted
 from featcache.extraction.sources.base import Sample
-from featcache.extraction.taps import Taps, Wanted
 from featcache.store.errors import BackboneError
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from featcache.extraction.backbones.base import Backbone, Check, TapPoint
-from featcache.extraction.device import exact_convolutions
+from featcache.extraction.forward_pass.device import exact_convolutions
 from featcache.store.errors import BackboneError
 
 RELATIVE_TOLERANCE = 1e-3
