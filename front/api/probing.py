@@ -7,6 +7,7 @@ from attrs import field, frozen
 
 from featcache.api.signatures import takes_parameters_of
 from featcache.api.types import PathLike
+from featcache.probing.heads import HeadInfo
 from featcache.probing.requests.request import HEADS, ProbeRequest
 from featcache.probing.requests.values import as_heads
 from featcache.store.address import is_address
