@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.text import split_names
+from featcache.store.text import parse_names
 
 TEXT, PATH, FILE, FOLDER, SIZE = ("text", "path", "file", "folder", "size")
 _KEY = "featcache"
@@ -90,7 +90,7 @@ def as_optional_path(given: str | Path | None) -> Path | None:
 
 def as_names(given: str | Sequence[str]) -> tuple[str, ...]:
     """Convert names, or a list of names with commas."""
-    return split_names(given) if isinstance(given, str) else tuple(given)
+    return parse_names(given) if isinstance(given, str) else tuple(given)
 
 
 def whole_numbers(what: str, given: str | Sequence[int]) -> tuple[int, ...]:

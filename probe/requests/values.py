@@ -11,7 +11,7 @@ from featcache.probing.inputs.selection import parse_kinds
 from featcache.probing.protocols.protocol import Protocol, check_protocol, get_protocol
 from featcache.store.errors import RequestError
 from featcache.store.parameters import whole_numbers
-from featcache.store.text import split_names
+from featcache.store.text import parse_names
 
 
 def as_heads(given: str | HeadInfo | Sequence[str | HeadInfo]) -> tuple[HeadInfo, ...]:
@@ -25,7 +25,7 @@ def as_heads(given: str | HeadInfo | Sequence[str | HeadInfo]) -> tuple[HeadInfo
     heads = [
         head
         for one in listed
-        for head in ([one] if isinstance(one, HeadInfo) else map(get_head, split_names(one)))
+        for head in ([one] if isinstance(one, HeadInfo) else map(get_head, parse_names(one)))
     ]
     for head in heads:
         if not head.listed:
