@@ -516,7 +516,7 @@ def test_sequences_that_break_are_named(tmp_path):
 
 
 def test_packed_files_are_unpacked_within_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "UNPACKED_BYTES", 2**20)
+    monkeypatch.setattr(data_folders, "UNPACKED_BYTES", 2**20)
     (tmp_path / "a.h5.gz").write_bytes(gzip.compress(bytes(2**22)))
     refused(f"hdf5:{tmp_path}/a.h5.gz", "a.h5.gz unpacks to more than")
     (tmp_path / "b.h5.gz").write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\3" + b"\xff" * 60)
