@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from featcache.extraction.decoding.rgb import to_rgb
-from featcache.extraction.sources import resolve_source
+from featcache.extraction.sources import data_folders, resolve_source
 from featcache.extraction.sources.array_images import to_image
 from featcache.extraction.sources.array_labels import array_targets
 from featcache.extraction.sources.card_license import card_license
