@@ -20,9 +20,11 @@ import torch
 from PIL import Image
 from timing import Document, side_by_side
 
+from featcache.devices.choice import choose_device
+from featcache.devices.precision import fast_precision, forward_context
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.device import choose_device, default_workers, fast_precision, forward_context
+from featcache.extraction.capacity import default_workers
 from featcache.extraction.extractors import Forward
 from featcache.extraction.feature_selection import Contents
 from featcache.extraction.forward import FeatureExtractor

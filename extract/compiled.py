@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featcache.devices.precision import FP32, MIXED, forward_context
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.device import forward_context
 from featcache.extraction.replicas import noise_images, replica
 from featcache.extraction.taps import Taps, Wanted
 from featcache.store.errors import BackboneError
 
 # Length of the difference over length of the token vector. Fused operations round less often: DINOv2 ViT-S/14 gave 0.009
 # under bfloat16 autocast, which is what another composition of the batch makes.
-TOLERANCE = {"fp32": 1e-3, "mixed": 4e-2}
+TOLERANCE = {FP32: 1e-3, MIXED: 4e-2}
 CHECK_IMAGES = 3
 
 

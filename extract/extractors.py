@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.capacity import forward_lanes
 from featcache.extraction.compiled import compiled_pass
-from featcache.extraction.device import forward_lanes
 from featcache.extraction.forward import Extractor, FeatureExtractor
 from featcache.extraction.lanes import Lanes, lane_pool, replicas
 from featcache.store.arrays import ArrayInfo

@@ -11,7 +11,7 @@ from featcache.store.files import JsonObject, canonical_json, field, sha256_hex
 FORMAT_VERSION = 2
 KEY_DIGITS = 12
 STORED_DTYPES = ("float16", "bfloat16", "float32")
-PRECISIONS = ("fp32", "mixed")
+FP32, MIXED = PRECISIONS = ("fp32", "mixed")
 
 
 @dataclass(frozen=True)

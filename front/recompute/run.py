@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from featcache.devices.choice import choose_device
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.device import choose_device
 from featcache.extraction.forward import FeatureExtractor
 from featcache.extraction.images import Rows, image_batches
 from featcache.extraction.models.names import resolve_model

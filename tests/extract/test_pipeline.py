@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from featcache.extraction.device import forward_context
+from featcache.devices.precision import forward_context
 from featcache.extraction.feature_selection import Contents
 from featcache.extraction.forward import FeatureExtractor
 from featcache.extraction.images import Rows, WorkerError, image_batches
