@@ -175,7 +175,7 @@ def extract(cache: Path, scratch: Path) -> float:
     """Extract 1,500 images."""
     images = write_images(scratch.parent / "images", 1500)
     arguments = extraction(scratch, images)
-    import featcache.extraction.pipeline  # noqa: F401 - torch, which takes seconds to import
+    import featcache.extraction.running.pipeline  # noqa: F401 - torch, which takes seconds to import
 
     return timed(lambda: command(*arguments))
 

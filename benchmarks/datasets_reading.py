@@ -37,7 +37,7 @@ START = """
 import json, os, sys
 from pathlib import Path
 from contextlib import contextmanager
-from featcache.extraction.request import ExtractRequest
+from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.run import extract
 from featcache.store.progress import Silent
 

@@ -24,15 +24,15 @@ from featcache.devices.choice import choose_device
 from featcache.devices.precision import fast_precision, forward_context
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.capacity import default_workers
-from featcache.extraction.extractors import Forward
-from featcache.extraction.feature_selection import Contents
-from featcache.extraction.forward import FeatureExtractor
-from featcache.extraction.images import Rows, image_batches
+from featcache.extraction.decoding.images import Rows, image_batches
+from featcache.extraction.decoding.rgb import to_rgb
+from featcache.extraction.forward_pass.capacity import default_workers
+from featcache.extraction.forward_pass.extractors import Forward
+from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
-from featcache.extraction.pipeline import ImageInput, run_blocks
-from featcache.extraction.planning import plan_inventory
-from featcache.extraction.rgb import to_rgb
+from featcache.extraction.planning.inventory import plan_inventory
+from featcache.extraction.requests.feature_selection import Contents
+from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Sample, Source
 from featcache.store.inventory import Inventory

@@ -6,18 +6,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.extraction.answers import Answers, OutdatedCacheError, Verdict, damaged, holds
-from featcache.extraction.estimate import Estimate, Speed
+from featcache.extraction.cached.answers import Answers, OutdatedCacheError, Verdict, damaged, holds
+from featcache.extraction.cached.retry import drop_restored, refuse_empty_splits, reopen_restored
 from featcache.extraction.models.names import ModelName, resolve_model
 from featcache.extraction.models.table import TABLE
-from featcache.extraction.planning import plan_inventory
-from featcache.extraction.request import SKIP, ExtractRequest
+from featcache.extraction.planning.estimate import Estimate, Speed
+from featcache.extraction.planning.inventory import plan_inventory
+from featcache.extraction.provenance.summary import dataset_summary, preprocessing_text
+from featcache.extraction.requests.request import SKIP, ExtractRequest
 from featcache.extraction.result import ExtractResult
-from featcache.extraction.retry import drop_restored, refuse_empty_splits, reopen_restored
+from featcache.extraction.running.unfinished import covers, interrupted, plan_messages, recorded_batch_size
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
-from featcache.extraction.summary import dataset_summary, preprocessing_text
-from featcache.extraction.unfinished import covers, interrupted, plan_messages, recorded_batch_size
 from featcache.store.address import Address
 from featcache.store.catalogue import Entry, cache_directory, find_key, find_request
 from featcache.store.catalogue.removal import remove_journal
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from featcache.extraction.backbones.base import Backbone
-    from featcache.extraction.pipeline import ImageInput
+    from featcache.extraction.running.pipeline import ImageInput
 
 
 def extract(
@@ -210,8 +210,8 @@ class _Extraction:
 
     def estimate(self) -> Estimate:
         """Load the backbone and find out what a run would do."""
-        from featcache.extraction.extractors import Forward
-        from featcache.extraction.speed import images_per_second
+        from featcache.extraction.forward_pass.extractors import Forward
+        from featcache.extraction.running.speed import images_per_second
 
         backbone, device = self._load()
         spec, entry = self._find_fresh(backbone, device)
@@ -230,7 +230,7 @@ class _Extraction:
     def _load(self) -> "tuple[Backbone, torch.device]":
         from featcache.devices.choice import choose_device
         from featcache.extraction.backbones import load_backbone, loading_notes
-        from featcache.extraction.capacity import enough_memory
+        from featcache.extraction.forward_pass.capacity import enough_memory
 
         device = choose_device(self._request.device)
         backbone = self._own
@@ -257,9 +257,9 @@ class _Extraction:
         device: "torch.device",
     ) -> tuple[Path, Plan]:
         """Test the backbone, and say where the cache is to be and what it is to hold."""
-        from featcache.extraction.batch_size import fitting_batch_size
-        from featcache.extraction.capacity import enough_memory
-        from featcache.extraction.selftest import self_test
+        from featcache.extraction.forward_pass.capacity import enough_memory
+        from featcache.extraction.forward_pass.selftest import self_test
+        from featcache.extraction.running.batch_size import fitting_batch_size
 
         with enough_memory(device):
             self_test(backbone, device)
@@ -341,8 +341,8 @@ class _Extraction:
     def _run_blocks(
         self, writer: CacheWriter, images: "ImageInput", backbone: "Backbone", device: "torch.device"
     ) -> int:
-        from featcache.extraction.extractors import Forward
-        from featcache.extraction.pipeline import run_blocks
+        from featcache.extraction.forward_pass.extractors import Forward
+        from featcache.extraction.running.pipeline import run_blocks
 
         forward = Forward(backbone, device, self._request.compile, self._reporter.message)
         samples = 0
@@ -358,8 +358,8 @@ class _Extraction:
                     return samples
 
     def _image_input(self, path: Path, backbone: "Backbone", device: "torch.device") -> "ImageInput":
-        from featcache.extraction.capacity import default_workers
-        from featcache.extraction.pipeline import ImageInput
+        from featcache.extraction.forward_pass.capacity import default_workers
+        from featcache.extraction.running.pipeline import ImageInput
 
         known = {}
         if (path / MANIFEST_FILE).exists():
@@ -383,8 +383,8 @@ class _Extraction:
     def _finish(
         self, writer: CacheWriter, run: JsonObject, backbone: "Backbone", device: "torch.device"
     ) -> None:
-        from featcache.extraction.dataset_card import about_dataset
-        from featcache.extraction.provenance import card, provenance
+        from featcache.extraction.provenance.dataset_card import about_dataset
+        from featcache.extraction.provenance.document import card, provenance
 
         refuse_empty_splits(writer)
         names = {

@@ -150,8 +150,8 @@ def extract(
     Example:
         >>> cache = featcache.extract("dinov2-vit-s-14", "imagefolder:photos")  # doctest: +SKIP
     """
-    from featcache.extraction.feature_selection import Contents
-    from featcache.extraction.request import ExtractRequest
+    from featcache.extraction.requests.feature_selection import Contents
+    from featcache.extraction.requests.request import ExtractRequest
     from featcache.extraction.run import extract as run_extract
 
     request = ExtractRequest(

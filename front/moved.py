@@ -18,15 +18,42 @@ FUNCTIONS = {"featcache.extract": "featcache.extraction", "featcache.probe": "fe
 MODULES = {
     "featcache.borrowing": "featcache.probing.requests.borrowing",
     "featcache.console": "featcache.terminal.console",
-    "featcache.extraction.contents": "featcache.extraction.feature_selection",
+    "featcache.extraction.answers": "featcache.extraction.cached.answers",
+    "featcache.extraction.batch_size": "featcache.extraction.running.batch_size",
+    "featcache.extraction.compiled": "featcache.extraction.forward_pass.compiled",
+    "featcache.extraction.contact_sheet": "featcache.extraction.decoding.contact_sheet",
+    "featcache.extraction.contents": "featcache.extraction.requests.feature_selection",
+    "featcache.extraction.dataset_card": "featcache.extraction.provenance.dataset_card",
+    "featcache.extraction.dataset_list": "featcache.extraction.sources.listing",
     "featcache.extraction.device": "featcache.devices.choice",
+    "featcache.extraction.estimate": "featcache.extraction.planning.estimate",
+    "featcache.extraction.extractors": "featcache.extraction.forward_pass.extractors",
+    "featcache.extraction.forward": "featcache.extraction.forward_pass.forward",
+    "featcache.extraction.freshness": "featcache.extraction.cached.freshness",
     "featcache.extraction.hub": "featcache.store.hub",
+    "featcache.extraction.images": "featcache.extraction.decoding.images",
+    "featcache.extraction.lanes": "featcache.extraction.forward_pass.replicas",
     "featcache.extraction.model_list": "featcache.extraction.models.listing",
     "featcache.extraction.model_table": "featcache.extraction.models.table",
     "featcache.extraction.models": "featcache.extraction.models.names",
+    "featcache.extraction.names": "featcache.extraction.provenance.public_names",
+    "featcache.extraction.observed": "featcache.extraction.decoding.observed",
+    "featcache.extraction.pipeline": "featcache.extraction.running.pipeline",
     "featcache.extraction.pixels": "featcache.extraction.sources.pixels",
+    "featcache.extraction.planning": "featcache.extraction.planning.inventory",
+    "featcache.extraction.prefetch": "featcache.extraction.decoding.prefetch",
+    "featcache.extraction.provenance": "featcache.extraction.provenance.document",
     "featcache.extraction.remaining": "featcache.store.writing.pending",
+    "featcache.extraction.replicas": "featcache.extraction.forward_pass.replicas",
+    "featcache.extraction.request": "featcache.extraction.requests.request",
+    "featcache.extraction.retry": "featcache.extraction.cached.retry",
+    "featcache.extraction.rgb": "featcache.extraction.decoding.rgb",
+    "featcache.extraction.selftest": "featcache.extraction.forward_pass.selftest",
+    "featcache.extraction.speed": "featcache.extraction.running.speed",
+    "featcache.extraction.summary": "featcache.extraction.provenance.summary",
+    "featcache.extraction.taps": "featcache.extraction.forward_pass.taps",
     "featcache.extraction.teammates": "featcache.store.transfer.remote_lookup",
+    "featcache.extraction.unfinished": "featcache.extraction.running.unfinished",
     "featcache.probing.dataset": "featcache.probing.inputs.dataset",
     "featcache.probing.heads.contract": "featcache.probing.head_contract",
     "featcache.probing.kept": "featcache.probing.run_output",
@@ -66,7 +93,9 @@ def new_name(name: str) -> str | None:
         return MODULES[name]
     package, _, rest = name.removeprefix("featcache.").partition(".")
     moved = FUNCTIONS.get(f"featcache.{package}")
-    return f"{moved}.{rest}" if moved and rest else None
+    if moved is None or not rest:
+        return None
+    return MODULES.get(f"{moved}.{rest}", f"{moved}.{rest}")
 
 
 class _Alias(Loader):

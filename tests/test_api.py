@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import featcache
-from featcache.extraction.request import ExtractRequest
+from featcache.extraction.requests.request import ExtractRequest
 from featcache.probing.requests.request import ProbeRequest
 from featcache.store.errors import FeatcacheError
 
@@ -68,7 +68,7 @@ def test_a_package_and_a_function_at_once():
         "import sys, featcache\n"
         "assert callable(featcache.probe) and callable(featcache.extract)\n"
         "assert not {'torch', 'numpy', 'click'} & set(sys.modules), 'importing featcache is free'\n"
-        "import featcache.probing.requests.tables, featcache.extraction.request\n"
+        "import featcache.probing.requests.tables, featcache.extraction.requests.request\n"
         "assert featcache.probing.requests.tables.PAPER and callable(featcache.probe)\n"
         "assert 'featcache.probe' in repr(featcache.probe)\n"
         "try:\n    featcache.prob\nexcept AttributeError as error:\n    assert 'prob' in str(error)\n"

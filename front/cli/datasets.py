@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from featcache.cli.options import LocalPath, dataset_options, output_options
+from featcache.extraction.provenance.summary import dataset_summary
 from featcache.extraction.sources import KINDS, resolve_source
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.dataset import DatasetOptions
 from featcache.extraction.sources.samples import labels_of
-from featcache.extraction.summary import dataset_summary
 from featcache.store.catalogue import slug
 from featcache.store.files import JsonObject
 from featcache.store.targets import REGRESSION
@@ -18,7 +18,7 @@ from featcache.store.text import split_names
 from featcache.terminal.console import ConsoleReporter, echo, print_json, print_table
 
 if TYPE_CHECKING:
-    from featcache.extraction.dataset_list import ListedDataset
+    from featcache.extraction.sources.listing import ListedDataset
 
 COLUMNS = ("dataset", "name", "classes", "train", "test", "domain", "on disk")
 NUMERIC = COLUMNS[2:5]
@@ -43,7 +43,7 @@ def datasets_command(context: click.Context, only: str, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from featcache.extraction.dataset_list import (
+    from featcache.extraction.sources.listing import (
         listed_datasets,  # what reads shards; other commands do without
     )
 
@@ -93,7 +93,7 @@ def show_command(
 
 
 def _draw(source: Source, path: Path) -> list[str]:
-    from featcache.extraction.contact_sheet import contact_sheet  # Pillow
+    from featcache.extraction.decoding.contact_sheet import contact_sheet  # Pillow
 
     image, problems = contact_sheet(source)
     image.save(path, "PNG")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from featcache.extraction.estimate import COMPLETE, LACKING, UNFINISHED, Estimate
+from featcache.extraction.planning.estimate import COMPLETE, LACKING, UNFINISHED, Estimate
 from featcache.store.inventory import SplitInventory
 from featcache.terminal.console import duration, echo, name_range, print_json, size
 

@@ -8,8 +8,8 @@ import click
 
 from featcache.cli.estimate import print_estimate
 from featcache.cli.options import LocalPath, common_options, dataset_options
-from featcache.extraction.feature_selection import Contents
-from featcache.extraction.request import STOP, ExtractRequest
+from featcache.extraction.requests.feature_selection import Contents
+from featcache.extraction.requests.request import STOP, ExtractRequest
 from featcache.extraction.result import ExtractResult
 from featcache.extraction.run import dry_run as estimate_extraction
 from featcache.extraction.run import extract

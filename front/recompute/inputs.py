@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featcache.extraction.freshness import REPLACED
+from featcache.extraction.cached.freshness import REPLACED
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.dataset import AUTO, DatasetOptions

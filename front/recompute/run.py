@@ -12,8 +12,8 @@ import torch
 from featcache.devices.choice import choose_device
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.forward import FeatureExtractor
-from featcache.extraction.images import Rows, image_batches
+from featcache.extraction.decoding.images import Rows, image_batches
+from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
 from featcache.extraction.sources.base import Sample, Source
 from featcache.recompute.inputs import check_inventory, model_of, refuse_difference, source_of, taken_of

@@ -136,7 +136,7 @@ def test_a_module_of_ones_own(cli, images, tmp_path):
 
     from featcache.extraction.backbones.base import TokenLayout
     from featcache.extraction.backbones.custom import Parts, custom_backbone
-    from featcache.extraction.request import ExtractRequest
+    from featcache.extraction.requests.request import ExtractRequest
     from featcache.extraction.run import extract
 
     with torch.random.fork_rng():

@@ -10,7 +10,7 @@ from PIL import Image
 import featcache
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.models.names import resolve_model
-from featcache.extraction.request import ExtractRequest
+from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.run import extract
 from featcache.extraction.sources.sequences import python_dataset
 from featcache.store.catalogue import roots

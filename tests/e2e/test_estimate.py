@@ -74,9 +74,11 @@ def test_doctor_tells_a_root_that_cannot_be_written(cli, tmp_path):
     assert f"cannot be made: {tmp_path / 'file'} is not a folder" in broken.out
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_passes_side_by_side_give_the_same_cache(cli, weights, images, tmp_path, monkeypatch, lanes):
-    monkeypatch.setattr("featcache.extraction.extractors.forward_lanes", lambda device: (lanes, 1))
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_passes_side_by_side_give_the_same_cache(cli, weights, images, tmp_path, monkeypatch, replicas):
+    monkeypatch.setattr(
+        "featcache.extraction.forward_pass.extractors.replicas_and_threads", lambda device: (replicas, 1)
+    )
     arguments = extract_arguments(weights, f"imagefolder:{images}", "--batch-size", 16)
     done = cli(*arguments, "--json")
     assert done.status == 0, done.err

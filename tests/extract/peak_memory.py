@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from featcache.extraction.extractors import Forward
-from featcache.extraction.feature_selection import Contents
-from featcache.extraction.pipeline import ImageInput, run_blocks
-from featcache.extraction.planning import plan_inventory
+from featcache.extraction.forward_pass.extractors import Forward
+from featcache.extraction.planning.inventory import plan_inventory
+from featcache.extraction.requests.feature_selection import Contents
+from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.extraction.sources.base import Sample, Source
 from featcache.store.journal import Plan
 from featcache.store.spec import CacheSpec

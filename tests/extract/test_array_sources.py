@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.extraction.rgb import to_rgb
+from featcache.extraction.decoding.rgb import to_rgb
 from featcache.extraction.sources import places, resolve_source
 from featcache.extraction.sources.array_images import to_image
 from featcache.extraction.sources.array_labels import array_targets

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from featcache.extraction.capacity import default_batch_size
+from featcache.extraction.forward_pass.capacity import default_batch_size
 from featcache.store.arrays import MIN_BLOCK_ROWS
 
 

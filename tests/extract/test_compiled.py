@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.extraction.compiled import compiled_pass
-from featcache.extraction.forward import FeatureExtractor
+from featcache.extraction.forward_pass.compiled import compiled_pass
+from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.store.errors import BackboneError
 
 from .test_pipeline import CPU, plain_features, samples_of

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.extraction.extractors import Forward
-from featcache.extraction.pipeline import ImageInput, run_blocks
+from featcache.extraction.forward_pass.extractors import Forward
+from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.store.layers import TOKEN_KINDS
 from featcache.store.reading.reader import open_cache
 from featcache.store.writing.writer import CacheWriter

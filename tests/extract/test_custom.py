@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from featcache.extraction.backbones.base import TokenLayout
 from featcache.extraction.backbones.custom import Parts, custom_backbone
-from featcache.extraction.selftest import self_test
+from featcache.extraction.forward_pass.selftest import self_test
 from featcache.store.errors import BackboneError, UnknownNameError
 from featcache.store.inventory import TAPS
 

@@ -12,8 +12,8 @@ from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelSca
 from featcache.extraction.backbones.base import TokenLayout
 from featcache.extraction.backbones.open_clip_vit import _backbone, _untrained
 from featcache.extraction.backbones.timm_vit import backbone_of, layout_of
+from featcache.extraction.forward_pass.selftest import self_test
 from featcache.extraction.models.names import ALIASES, ModelName
-from featcache.extraction.selftest import self_test
 from featcache.store.errors import BackboneError
 from featcache.store.inventory import TAPS
 

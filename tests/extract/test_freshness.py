@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from featcache.extraction.request import ExtractRequest
+from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.run import extract
 from featcache.extraction.sources.file_states import MAX_GROUPS, FileStates, containers_of
 from featcache.store.catalogue import scan
@@ -222,7 +222,7 @@ def test_an_unfinished_run_does_not_mix_images_of_two_versions(tmp_path, run):
     second, _ = run(folder, batch_size=2)
     assert second.skipped == 0
     fresh = make_folder(tmp_path / "e" / "d", seed=1)
-    from featcache.extraction.rgb import content_digest, rgb_image
+    from featcache.extraction.decoding.rgb import content_digest, rgb_image
     from featcache.extraction.sources import resolve_source
 
     source = resolve_source(f"imagefolder:{fresh}")

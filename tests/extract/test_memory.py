@@ -9,11 +9,11 @@ from timm.models.vision_transformer import VisionTransformer
 
 from featcache.extraction.backbones.base import TokenLayout
 from featcache.extraction.backbones.custom import Parts, custom_backbone
-from featcache.extraction.batch_size import TRIAL_IMAGES, USABLE_PART, largest_batch
-from featcache.extraction.forward import FeatureExtractor
-from featcache.extraction.pipeline import run_blocks
-from featcache.extraction.request import ExtractRequest
+from featcache.extraction.forward_pass.forward import FeatureExtractor
+from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.run import extract
+from featcache.extraction.running.batch_size import TRIAL_IMAGES, USABLE_PART, largest_batch
+from featcache.extraction.running.pipeline import run_blocks
 from featcache.store.errors import BackboneError
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from featcache.extraction.names import public_command, public_name
+from featcache.extraction.provenance.public_names import public_command, public_name
 
 SECRET = "acme-merger"
 FORMS = (

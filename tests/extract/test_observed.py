@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.extraction.observed import Observed
+from featcache.extraction.decoding.observed import Observed
+from featcache.extraction.provenance.summary import dataset_summary, preprocessing_text
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.dataset import DatasetOptions
 from featcache.extraction.sources.pixels import FACTS, PixelOptions
-from featcache.extraction.summary import dataset_summary, preprocessing_text
 
 
 def facts(**values: int) -> list[int]:

@@ -13,15 +13,15 @@ from PIL import Image
 from torchvision import transforms
 
 from featcache.devices.precision import forward_context
-from featcache.extraction.feature_selection import Contents
-from featcache.extraction.forward import FeatureExtractor
-from featcache.extraction.images import Rows, WorkerError, image_batches
-from featcache.extraction.pipeline import ImageInput, run_blocks, sample_columns
-from featcache.extraction.planning import plan_inventory
-from featcache.extraction.retry import drop_restored, refuse_empty_splits, reopen_restored, try_again
+from featcache.extraction.cached.retry import drop_restored, refuse_empty_splits, reopen_restored, try_again
+from featcache.extraction.decoding.images import Rows, WorkerError, image_batches
+from featcache.extraction.forward_pass.forward import FeatureExtractor
+from featcache.extraction.forward_pass.taps import Taps
+from featcache.extraction.planning.inventory import plan_inventory
+from featcache.extraction.requests.feature_selection import Contents
+from featcache.extraction.running.pipeline import ImageInput, run_blocks, sample_columns
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Sample, Source
-from featcache.extraction.taps import Taps
 from featcache.store.errors import BackboneError, DatasetError, UnavailableError
 from featcache.store.inventory import Block
 from featcache.store.journal import Plan

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.extraction.rgb import to_rgb
+from featcache.extraction.decoding.rgb import to_rgb
 from featcache.extraction.sources.dataset import DatasetOptions
 from featcache.extraction.sources.decode import decode
 from featcache.extraction.sources.pixels import FACTS, PixelOptions, PixelRange, facts_of, to_8_bit

@@ -11,7 +11,7 @@ from torch import nn
 from featcache.extraction.backbones.base import TapPoint, TokenLayout
 from featcache.extraction.backbones.open_clip_vit import OpenClipViT
 from featcache.extraction.backbones.timm_vit import TimmViT
-from featcache.extraction.selftest import self_test
+from featcache.extraction.forward_pass.selftest import self_test
 from featcache.store.errors import BackboneError
 
 from .tiny import WIDTH, clip_vit, num_hooks, timm_vit

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.extraction.images import Rows, image_batches
+from featcache.extraction.decoding.images import Rows, image_batches
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.dataset import DatasetOptions

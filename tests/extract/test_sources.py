@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featcache.extraction.images import Rows, image_batches
-from featcache.extraction.rgb import to_rgb
+from featcache.extraction.decoding.images import Rows, image_batches
+from featcache.extraction.decoding.rgb import to_rgb
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.dataset import DatasetOptions, SplitDataset
 from featcache.extraction.sources.digits import Digits as DigitsSource

@@ -7,7 +7,7 @@ from torch import nn
 
 from featcache.extraction.backbones.base import TapPoint, TokenLayout
 from featcache.extraction.backbones.timm_vit import TimmViT
-from featcache.extraction.taps import Taps, pool_tokens
+from featcache.extraction.forward_pass.taps import Taps, pool_tokens
 
 from .tiny import (
     LAYERS,

@@ -23,9 +23,9 @@ from featcache.extraction.backbones.checkpoint import choice_text, names_of
 from featcache.extraction.backbones.timm_vit import why_not_supported
 from featcache.extraction.backbones.timm_weights import load_state
 from featcache.extraction.backbones.weights import fit_position_embedding, state_digest
+from featcache.extraction.forward_pass.selftest import self_test
 from featcache.extraction.models.names import resolve_model
-from featcache.extraction.request import ExtractRequest
-from featcache.extraction.selftest import self_test
+from featcache.extraction.requests.request import ExtractRequest
 from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 
 from .oracle import gelu, open_clip_forward, quick_gelu, timm_forward

@@ -5,9 +5,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from featcache.extraction.forward import Extractor, NotFiniteError, NumpyBatch
-from featcache.extraction.images import ImageBatch, Rows
-from featcache.extraction.pipeline import ImageInput
+from featcache.extraction.decoding.images import ImageBatch, Rows
+from featcache.extraction.forward_pass.forward import Extractor, NotFiniteError, NumpyBatch
+from featcache.extraction.running.pipeline import ImageInput
 from featcache.store.journal import Plan
 
 TRIAL_S = 5.0

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import torch
 
-from featcache.extraction.images import ImageBatch
+from featcache.extraction.decoding.images import ImageBatch
 
 
 def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:

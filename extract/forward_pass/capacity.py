@@ -1,4 +1,4 @@
-"""Batch size, decoding processes and replicas of a backbone, as far as the machine decides them."""
+"""Batch size, decoding processes and memory for a backbone, as far as the machine decides them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,6 @@ from featcache.store.errors import BackboneError
 from featcache.store.machine import usable_cpus
 
 MAX_WORKERS = 16
-MAX_LANES = 8
-"""Each has the activations of a batch in memory."""
 
 
 @contextmanager
@@ -40,13 +38,3 @@ def default_batch_size(device: torch.device) -> int:
 def default_workers() -> int:
     """Processes that decode images. On a CPU they share the cores with the forward pass, as the system divides them."""
     return min(MAX_WORKERS, usable_cpus())
-
-
-def forward_lanes(device: torch.device) -> tuple[int, int]:
-    """Forward passes that run side by side on a device, and the threads of each; a GPU takes one at a time."""
-    if device.type != "cpu":
-        return 1, 1
-    # torch's own number is smaller where somebody limited it.
-    cores = min(usable_cpus(), torch.get_num_threads())
-    lanes = min(MAX_LANES, cores)
-    return lanes, cores // lanes

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.capacity import forward_lanes
-from featcache.extraction.compiled import compiled_pass
-from featcache.extraction.forward import Extractor, FeatureExtractor
-from featcache.extraction.lanes import Lanes, lane_pool, replicas
+from featcache.extraction.forward_pass.compiled import compiled_pass
+from featcache.extraction.forward_pass.forward import Extractor, FeatureExtractor
+from featcache.extraction.forward_pass.replicas import (
+    ReplicaExtractor,
+    replica_threads,
+    replicas_and_threads,
+    replicate,
+)
 from featcache.store.arrays import ArrayInfo
 from featcache.store.journal import Plan
 
@@ -36,21 +40,21 @@ class Forward:
             split.name: [array for array in split.arrays.values() if array.layers]
             for split in plan.inventory.splits.values()
         }
-        lanes, threads = (1, 0) if self.compile else forward_lanes(self.device)
-        if lanes == 1:
+        count, threads = (1, 0) if self.compile else replicas_and_threads(self.device)
+        if count == 1:
             yield _shared(arrays, lambda wanted: self._extractor(self.backbone, plan, wanted))
             return
-        with lane_pool(lanes, threads) as pool:
+        with replica_threads(count, threads) as pool:
 
-            def in_lanes(wanted: list[ArrayInfo]) -> Extractor:
+            def side_by_side(wanted: list[ArrayInfo]) -> Extractor:
                 def make(backbone: Backbone) -> FeatureExtractor:
                     return self._extractor(backbone, plan, wanted)
 
-                copies = replicas(self.backbone, lanes)
+                replicas = replicate(self.backbone, count)
                 spare = make(self.backbone)
-                return spare if copies is None else Lanes(pool, copies, make, spare)
+                return spare if replicas is None else ReplicaExtractor(pool, replicas, make, spare)
 
-            yield _shared(arrays, in_lanes)
+            yield _shared(arrays, side_by_side)
 
     def _extractor(self, backbone: Backbone, plan: Plan, wanted: list[ArrayInfo]) -> FeatureExtractor:
         precision = plan.spec.precision

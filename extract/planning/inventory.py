@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from featcache.extraction.feature_selection import Contents
+from featcache.extraction.requests.feature_selection import Contents
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.samples import max_id_bytes
 from featcache.store.inventory import Inventory

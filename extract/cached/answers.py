@@ -5,9 +5,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from featcache.extraction.feature_selection import Contents
-from featcache.extraction.freshness import REPLACED, Freshness
-from featcache.extraction.retry import Retry, try_again
+from featcache.extraction.cached.freshness import REPLACED, Freshness
+from featcache.extraction.cached.retry import Retry, try_again
+from featcache.extraction.requests.feature_selection import Contents
 from featcache.extraction.sources.base import Source
 from featcache.store.catalogue import Entry
 from featcache.store.catalogue.entries import WHOLE

@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from featcache.extraction.rgb import content_digest, rgb_image
+from featcache.extraction.decoding.rgb import content_digest, rgb_image
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.decode import MAX_PIXELS
 from featcache.extraction.sources.pixels import FACTS, facts_of

@@ -102,7 +102,7 @@ class Freshness:
         Before, images of 32 bits were read as if they had 16. All images of a dataset have the same form, so a few images
         of each split are enough to find the datasets concerned.
         """
-        from featcache.extraction.rgb import rgb_image  # Pillow
+        from featcache.extraction.decoding.rgb import rgb_image  # Pillow
 
         for name, samples in self._source.splits.items():
             held = (
@@ -165,7 +165,7 @@ class Freshness:
     def _compare(
         self, split: str, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]
     ) -> Iterator[tuple[str, str]]:
-        from featcache.extraction.rgb import content_digest, rgb_image  # Pillow
+        from featcache.extraction.decoding.rgb import content_digest, rgb_image  # Pillow
 
         if not rows.size:
             return

@@ -6,9 +6,9 @@ import torch
 
 from featcache.devices.memory import free_memory
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.capacity import default_batch_size
-from featcache.extraction.forward import FeatureExtractor
-from featcache.extraction.pipeline import WAITING
+from featcache.extraction.forward_pass.capacity import default_batch_size
+from featcache.extraction.forward_pass.forward import FeatureExtractor
+from featcache.extraction.running.pipeline import WAITING
 from featcache.store.inventory import Inventory
 from featcache.store.spec import CacheSpec
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from featcache.devices.memory import is_out_of_memory
 from featcache.devices.precision import FP32, forward_context
 from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.forward_pass.taps import Taps, Wanted
 from featcache.extraction.sources.base import Sample
-from featcache.extraction.taps import Taps, Wanted
 from featcache.store.errors import BackboneError
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -93,7 +93,7 @@ def refuse_empty_splits(writer: CacheWriter) -> None:
 
 
 def _try(directory: Path, inventory: Inventory, blocks: Sequence[Block], source: Source) -> Retry | None:
-    from featcache.extraction.rgb import rgb_image  # Pillow
+    from featcache.extraction.decoding.rgb import rgb_image  # Pillow
 
     failed, restored, again = 0, 0, []
     for name, split in inventory.splits.items():

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from featcache.devices.precision import FP32, MIXED, forward_context
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.replicas import noise_images, replica
-from featcache.extraction.taps import Taps, Wanted
+from featcache.extraction.forward_pass.replicas import noise_images, replica
+from featcache.extraction.forward_pass.taps import Taps, Wanted
 from featcache.store.errors import BackboneError
 
 # Length of the difference over length of the token vector. Fused operations round less often: DINOv2 ViT-S/14 gave 0.009

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from featcache.extraction.feature_selection import Contents
 from featcache.extraction.models.names import ModelName
+from featcache.extraction.requests.feature_selection import Contents
 from featcache.extraction.sources.dataset import DatasetOptions
 from featcache.extraction.sources.pixels import AS_STORED
 from featcache.store.errors import RequestError, UnknownNameError

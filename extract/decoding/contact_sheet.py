@@ -90,7 +90,7 @@ def _spread(count: int, most: int) -> "np.typing.NDArray[np.int64]":
 def _thumbnail(source: Source, split: str, row: int) -> "Image":
     from PIL import Image, ImageOps
 
-    from featcache.extraction.rgb import rgb_image
+    from featcache.extraction.decoding.rgb import rgb_image
 
     image = rgb_image(source, split, row)
     way = Image.Resampling.NEAREST if max(image.size) * 2 <= SIDE else Image.Resampling.BICUBIC

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from featcache.devices.precision import MIXED, autocast_dtype
-from featcache.extraction.names import public_command, public_name
+from featcache.extraction.provenance.public_names import public_command, public_name
 from featcache.store.corrections import FIELD as CORRECTIONS
 from featcache.store.corrections import known_corrections
 from featcache.store.files import JsonObject

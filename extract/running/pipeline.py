@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featcache.extraction.forward import Extractor, NotFiniteError, NumpyBatch
-from featcache.extraction.images import ImageBatch, Rows, WorkerError, image_batches
-from featcache.extraction.observed import Observed
-from featcache.extraction.prefetch import to_device
+from featcache.extraction.decoding.images import ImageBatch, Rows, WorkerError, image_batches
+from featcache.extraction.decoding.observed import Observed
+from featcache.extraction.decoding.prefetch import to_device
+from featcache.extraction.forward_pass.forward import Extractor, NotFiniteError, NumpyBatch
 from featcache.extraction.sources.base import Sample, Source
 from featcache.store.arrays import DTYPES
 from featcache.store.errors import DatasetError, UnavailableError

@@ -1,0 +1,1 @@
+"""Texts and records that say where a cache comes from."""

@@ -1,0 +1,1 @@
+"""Requests of an extraction: model, dataset and the features to cache."""

@@ -1,0 +1,1 @@
+"""The run itself: blocks of images through the backbone and into the cache."""
