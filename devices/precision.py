@@ -20,6 +20,7 @@ __all__ = [
     "TRAINING_PRECISIONS",
     "autocast_dtype",
     "bfloat16_units",
+    "exact_context",
     "fast_precision",
     "forward_context",
     "has_bfloat16_units",
@@ -67,12 +68,17 @@ def autocast_dtype(device: "torch.device") -> "torch.dtype":
 
 
 def forward_context(device: "torch.device", precision: str) -> AbstractContextManager[object]:
-    """Return the context of the forward pass in ``fp32`` or ``mixed`` precision; fp32 excludes TF32."""
+    """Return the context of the forward pass in ``fp32`` or ``mixed`` precision, which can be compiled with the pass."""
     import torch
 
+    return nullcontext() if precision == FP32 else torch.autocast(device.type, autocast_dtype(device))
+
+
+def exact_context(precision: str) -> AbstractContextManager[object]:
+    """Return the context around the forward pass, also a compiled one, in which fp32 excludes TF32."""
     from featcache.devices.float32 import exact_float32
 
-    return exact_float32() if precision == FP32 else torch.autocast(device.type, autocast_dtype(device))
+    return exact_float32() if precision == FP32 else nullcontext()
 
 
 def training_precision(name: str, device: "torch.device") -> str:

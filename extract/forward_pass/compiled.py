@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featcache.devices.precision import FP32, MIXED, forward_context
+from featcache.devices.precision import FP32, MIXED, exact_context, forward_context
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.replicas import noise_images, replica
 from featcache.extraction.forward_pass.taps import Taps, Wanted
@@ -74,11 +74,17 @@ def compiled_pass(
     """
     wanted = tuple(arrays)
     images = noise_images(backbone, device, CHECK_IMAGES)
-    with torch.inference_mode(), Taps(backbone, wanted) as taps, forward_context(device, precision):
+    with (
+        torch.inference_mode(),
+        exact_context(precision),
+        Taps(backbone, wanted) as taps,
+        forward_context(device, precision),
+    ):
         plain = taps.forward(images)
     try:
         compiled = CompiledPass(backbone, device, precision, wanted, batch_size)
-        fused = compiled(images, None)
+        with exact_context(precision):
+            fused = compiled(images, None)
     except Exception as error:  # the compiler and the compilers behind it raise many kinds
         raise BackboneError(
             f"the forward pass cannot be compiled here ({_reason(error)}); leave --compile out"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featcache.devices.memory import is_out_of_memory
-from featcache.devices.precision import FP32, forward_context
+from featcache.devices.precision import FP32, exact_context, forward_context
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.taps import Taps, Wanted
 from featcache.extraction.sources.base import Sample
@@ -175,7 +175,8 @@ class FeatureExtractor:
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         """Every array ``[B, L, K, D]`` in float32."""
-        return self._pass(images, self._fitting)
+        with exact_context(self._precision):
+            return self._pass(images, self._fitting)
 
     def _features_on_host(self, images: Tensor) -> dict[str, Tensor]:
         return {name: values.cpu() for name, values in self._features(images).items()}
