@@ -14,7 +14,7 @@ FORWARD_TOLERANCE = {FP32: 5e-3, MIXED: 5e-2}
 STORED_TOLERANCE = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3}
 
 
-def tolerance_of(spec: CacheSpec) -> float:
+def tolerance(spec: CacheSpec) -> float:
     """Largest relative difference of a token vector at which a cache still agrees."""
     return FORWARD_TOLERANCE[spec.precision] + STORED_TOLERANCE[spec.dtype]
 
