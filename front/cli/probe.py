@@ -61,7 +61,7 @@ def probe_command(
     caches = _open_caches(request, roots(root), cache, model, dataset, allow_partial, reporter)
     _check(caches, request, reporter)
 
-    from featcache.extraction.forward_pass.device import choose_device
+    from featcache.devices.choice import choose_device
     from featcache.probing.grid import probe_grid
     from featcache.probing.training.process import keep_freed_memory
 

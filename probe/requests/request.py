@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from featcache.devices.precision import TRAINING_PRECISIONS
 from featcache.probing.heads import HeadInfo, get_head
 from featcache.probing.heads.info import AUTO as AUTO_HEAD
 from featcache.probing.heads.info import CLOSED_FORM as CLOSED_FORM_HEAD
@@ -48,7 +49,6 @@ MAX_REPEATS, MAX_SHOTS = 10**6, 10**9
 ADAMW, EXACT = SOLVERS = ("adamw", "exact")
 CLOSED_FORM, CHOICE = "closed", "auto"
 """Solvers of the heads that are fitted by formula, and of the head that is chosen."""
-PRECISIONS = (AUTO, "fp32", "bf16")
 L2, GROUP_LASSO = PENALTIES = ("l2", "group-lasso")
 BY_HEAD, BY_PROTOCOL = "by head", "the protocol's"
 
@@ -224,7 +224,7 @@ class ProbeRequest:
     )
     precision: str = field(
         default=AUTO,
-        validator=one_of("precision", PRECISIONS),
+        validator=one_of("precision", TRAINING_PRECISIONS),
         metadata=parameter(
             "Precision of matrix products: fp32, bf16, or auto, which takes what is fast on the device.",
             "--precision",
