@@ -61,7 +61,7 @@ def probe(call: ProbeCall) -> "list[ResultRow]":
         >>> rows = featcache.probe(cache, ["linear", "attentive"], layers="all", tokens="cls+ap")  # doctest: +SKIP
         >>> {row.head: row.score for row in rows}                                      # doctest: +SKIP
     """
-    from featcache.extraction.forward_pass.device import choose_device
+    from featcache.devices.choice import choose_device
     from featcache.probing.run import probe as run_probe
 
     reporter = ConsoleReporter(quiet=not call.progress)

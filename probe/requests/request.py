@@ -224,7 +224,7 @@ class ProbeRequest:
     )
     precision: str = field(
         default=AUTO,
-        validator=one_of("precision", TRAINING_PRECISIONS),
+        validator=one_of("precision", (AUTO, *TRAINING_PRECISIONS)),
         metadata=parameter(
             "Precision of matrix products: fp32, bf16, or auto, which takes what is fast on the device.",
             "--precision",
