@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from featcache.devices.choice import choose_device
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.decoding.images import Rows, image_batches
-from featcache.extraction.forward_pass.device import choose_device
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
 from featcache.extraction.sources.base import Sample, Source
