@@ -15,12 +15,12 @@ FORMAT_VERSIONS = (2, 3)
 """Versions that this featcache reads; `featcache.store.inventory.Inventory.format_version` says which one a cache has."""
 KEY_DIGITS = 12
 STORED_DTYPES = ("float16", "bfloat16", "float32")
-PRECISIONS = ("fp32", "mixed")
+FP32, MIXED = PRECISIONS = ("fp32", "mixed")
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What fixes the function from image to tokens."""
+    """Everything that determines the function from image to tokens."""
 
     architecture: str
     """Library and model definition without pretrained tag, such as ``timm:vit_small_patch14_dinov2``."""
