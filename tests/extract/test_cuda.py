@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.extraction.forward_pass.device import choose_device, default_batch_size
+from featcache.devices.choice import choose_device
+from featcache.extraction.forward_pass.capacity import default_batch_size
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.run import extract

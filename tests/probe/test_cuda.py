@@ -104,7 +104,12 @@ def test_probing_a_grid(tmp_path, gpus, cache, memory):
         for layers in ("last", "quarters"):
             out = tmp_path / device.replace(":", "")
             request = ProbeRequest(
-                ("linear", "attentive"), layers, "cls+ap", protocol=str(protocol), out=out, memory=memory
+                heads=("linear", "attentive"),
+                layers=layers,
+                tokens="cls+ap",
+                protocol=str(protocol),
+                out=out,
+                memory=memory,
             )
             found[device, layers] = probe(cache, request, device=torch.device(device))
     for layers in ("last", "quarters"):
