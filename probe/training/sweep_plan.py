@@ -116,7 +116,7 @@ def plan_sweep(
         labels: class indices ``[N]``, or other targets, as `make_task` takes them.
         protocol: the members and all constants.
         has_dropout: whether the head has; otherwise the dropouts of the protocol do not multiply its members.
-        seed: fixes split, initialisation, order, jitter and dropout.
+        seed: fixes split, initialization, order, jitter and dropout.
         num_classes: C; by default the largest label + 1.
         task: what the targets are; by default what `make_task` makes of them.
         sample_groups: group of every sample ``[N]``; samples of one group are held out together.

@@ -1,7 +1,7 @@
 """Training of all members of a sweep over the same mini-batches, side by side.
 
 The protocol is that of arXiv 2601.09322. The authors train the members of a sweep one after another; here every
-mini-batch is read, normalised and jittered once, and every parameter has a leading member axis. A member is what it
+mini-batch is read, normalized and jittered once, and every parameter has a leading member axis. A member is what it
 would be alone: nothing mixes members, and what is drawn at random does not depend on them.
 
 Shapes: M members, N samples, R training rows, T tokens, D width, C classes, B batch.
@@ -39,17 +39,17 @@ PREDICTION_BYTES = 2**26
 def initial_head(
     build: BuildHead, tokens: TokenSource, num_classes: int, dropouts: Sequence[float], seed: int
 ) -> Head:
-    """Build a head whose initialisation depends on `seed` alone, without disturbing torch's global generator."""
+    """Build a head whose initialization depends on `seed` alone, without disturbing torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return build(tokens.num_tokens, tokens.width, num_classes, dropouts)
 
 
 class Training:
-    """Members while they train: heads, optimisers and the loss.
+    """Members while they train: heads, optimizers and the loss.
 
     Args:
-        heads: initialised, each with some of the members, in order.
+        heads: initialized, each with some of the members, in order.
         members: what they do not share.
         protocol: every other constant.
         loss: of outputs and targets; see `featcache.probing.scoring.losses`.
@@ -136,7 +136,7 @@ def fit_members(
         members: what to train; no member's result depends on the others.
         protocol: every other constant.
         batch_size: as found for the full train split; enlarged where the last batch would hold one sample.
-        seed: fixes initialisation, order, jitter and dropout, the same for every member.
+        seed: fixes initialization, order, jitter and dropout, the same for every member.
         num_classes: C, or outputs of a regression.
         task: what the targets are; by default single labels.
         plan: batches and epochs; by default those of the protocol.
