@@ -62,7 +62,7 @@ def _describe(entry: Entry) -> JsonObject:
         "blocks": len(cache.inventory.blocks()),
         "missing_blocks": [[block.split, block.index] for block in missing],
         "bytes": cache.inventory.num_bytes,
-        "spec": cache.spec.to_dict(),
+        "spec": cache.manifest.spec_document(),
         "inventory": cache.inventory.to_dict(),
         "targets": asdict(cache.inventory.targets),
         "class_counts": _class_counts(entry),

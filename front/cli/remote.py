@@ -70,7 +70,7 @@ def describe_remote(cache_address: str) -> JsonObject:
             "blocks": len(manifest.blocks),
             "missing_blocks": [],
             "bytes": manifest.inventory.num_bytes,
-            "spec": manifest.spec.to_dict(),
+            "spec": manifest.spec_document(),
             "inventory": manifest.inventory.to_dict(),
             "targets": asdict(manifest.inventory.targets),
             "class_counts": {},  # labels and what was skipped are data
