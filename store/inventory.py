@@ -207,7 +207,7 @@ class Inventory:
             splits={name: _split_from_dict(name, splits, where) for name in splits},
             class_names=targets.names,
             projection=_projection(document, where),
-            target_kind=targets.kind,
+            target_kind=targets.type,
             units=targets.units,
         )
         if sum(split.num_blocks for split in inventory.splits.values()) > MAX_SPLIT_BLOCKS:

@@ -15,7 +15,7 @@ FORMAT_VERSIONS = (2, 3)
 """Versions that this featcache reads; `featcache.store.inventory.Inventory.format_version` says which one a cache has."""
 KEY_DIGITS = 12
 STORED_DTYPES = ("float16", "bfloat16", "float32")
-PRECISIONS = ("fp32", "mixed")
+FP32, MIXED = PRECISIONS = ("fp32", "mixed")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from featcache.store.partial_copy import PartialCopy, describe_partial
 from featcache.store.reading.content import shared_images
 from featcache.store.targets import REGRESSION, SINGLE_LABEL
 from featcache.store.writing.writer import ADDITIONS
-from featcache.terminal.console import ConsoleReporter, echo, name_range, print_json, size
+from featcache.terminal.console import ConsoleReporter, echo, format_size, name_range, print_json
 
 EPILOG = """\b
 Examples:
@@ -122,7 +122,7 @@ def _lines(document: JsonObject) -> list[str]:
         document["path"],
         f"key       {document['key']}",
         f"state     {state}",
-        f"size      {size(document['bytes'])}",
+        f"size      {format_size(document['bytes'])}",
     ]
     if "origin" in document:
         lines.append(f"from      {document['origin']}")
