@@ -91,6 +91,11 @@ class Sweep:
             counts.append(max(1, counts[-1] // eta))
         return [Round(count, factor) for count, factor in zip(counts, factors, strict=True)]
 
+    @property
+    def num_trainings(self) -> int:
+        """Trainings of members over all rounds, each over all splits."""
+        return sum(each.num_members for each in self.rounds)
+
     def updates(self, factor: float) -> int:
         """Updates of one member in a round, over all splits."""
         return sum(self.plan(rows, factor).num_steps for rows, _ in self.splits)

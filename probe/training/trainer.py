@@ -69,10 +69,10 @@ class Training:
         generator: torch.Generator | None = None,
     ) -> None:
         self.heads = [head.train() for head in heads]
-        self.losses: list[Tensor] = []
-        """Of every update, ``[M]``."""
+        self.loss_history: list[Tensor] = []
+        """Losses ``[M]`` of every update so far."""
         self._floor = protocol.lr_floor
-        self._losses = loss
+        self._loss = loss
         self._num_steps = num_steps
         self._precision = precision
         self._generator = generator
@@ -89,20 +89,20 @@ class Training:
         """Update every member on one mini-batch."""
         with products(self._precision, batch.tokens.device):
             inputs = self.heads[0].prepare(batch.tokens, self._drops, self._generator)
-        found: list[Tensor] = []
+        member_losses: list[Tensor] = []
         for head, members, optimizer in zip(self.heads, self._parts, self._optimizers, strict=True):
             with products(self._precision, batch.tokens.device):
                 logits = head.classify(inputs)
-            losses = self._losses(logits, batch.labels)
+            losses = self._loss(logits, batch.labels)
             # The members share nothing, so the gradient of the sum is the gradient of each.
             gradients = torch.autograd.grad(
                 losses.sum(), optimizer.parameters, allow_unused=True, materialize_grads=True
             )
             # A member may have several classifiers, each with its loss.
-            found.append(losses.detach().view(len(members), -1).mean(1))
+            member_losses.append(losses.detach().view(len(members), -1).mean(1))
             optimizer.step(gradients, [self._learning_rate(member) for member in members])
         # They stay on the device: reading them would make it wait.
-        self.losses.append(torch.cat(found))
+        self.loss_history.append(torch.cat(member_losses))
         self._done += 1
 
     def _learning_rate(self, member: Member) -> float:
@@ -171,7 +171,7 @@ def fit_members(
     for head in heads:
         head.stage, head.output = stage, scale
     alone = [head.eval().member(index) for head in heads for index in range(head.num_members)]
-    for head, losses in zip(alone, torch.stack(training.losses, 1).cpu(), strict=True):
+    for head, losses in zip(alone, torch.stack(training.loss_history, 1).cpu(), strict=True):
         head.losses = losses
     return alone
 
