@@ -26,6 +26,7 @@ from featcache.store.files import JsonObject
 from featcache.store.held import require_whole
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
+from featcache.store.machine import allow_open_files
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import open_cache, require_files
@@ -194,6 +195,7 @@ class _Extraction:
 
     def run(self) -> ExtractResult:
         """Load the backbone and make the cache."""
+        allow_open_files()
         backbone, device = self._load()
         spec, entry = self._find_fresh(backbone, device)
         wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)
