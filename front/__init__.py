@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from featcache.moved import install as _install
 
 if TYPE_CHECKING:
-    from featcache.api import extract, load_head, open, probe
+    from featcache.api.extraction import extract
+    from featcache.api.heads import load_head
+    from featcache.api.opening import open
+    from featcache.api.probing import probe
 
 __all__ = ["__version__", "extract", "load_head", "open", "probe"]
 
@@ -24,9 +27,20 @@ __version__ = _version("featcache")
 _install()
 
 
+_HOMES = {
+    "extract": "featcache.api.extraction",
+    "load_head": "featcache.api.heads",
+    "open": "featcache.api.opening",
+    "probe": "featcache.api.probing",
+}
+"""The module that defines each public name."""
+
+
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(_import_module("featcache.api"), name)
+    if name in _HOMES:
+        # Kept, so that the name is looked up once.
+        value = globals()[name] = getattr(_import_module(_HOMES[name]), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

