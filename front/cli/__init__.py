@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import traceback
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
