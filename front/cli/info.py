@@ -11,10 +11,10 @@ import click
 from featcache.cli.options import common_options
 from featcache.cli.remote import describe_remote
 from featcache.store.address import is_address
-from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, say_unreadable, select
+from featcache.store.catalogue import MAX_TIME, Entry, completed_last, report_unreadable, roots, select
 from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
-from featcache.store.held import Held, describe_part
+from featcache.store.partial_copy import PartialCopy, describe_partial
 from featcache.store.reading.content import shared_images
 from featcache.store.targets import REGRESSION, SINGLE_LABEL
 from featcache.store.writing.writer import ADDITIONS
@@ -41,7 +41,7 @@ def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> No
     else:
         search = roots(root)
         if not cache:
-            say_unreadable(search, ConsoleReporter())
+            report_unreadable(search, ConsoleReporter())
         document = _describe(select(search, cache) if cache else completed_last(search))
     if as_json:
         print_json(document)
@@ -102,11 +102,11 @@ def _target_lines(document: JsonObject) -> Iterator[str]:
 
 def _part(entry: Entry) -> JsonObject:
     """Of a partial or borrowed copy: what it holds, and where the rest is."""
-    held = Held.read(entry.path)
+    held = PartialCopy.read(entry.path)
     if held is None:
         return {}
     manifest = entry.cache.manifest
-    what = describe_part(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
+    what = describe_partial(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
     state = f"{'borrowed' if held.borrowed else 'a partial copy'}: {what}"
     return {"state": state, "origin": held.origin, "borrowed": held.borrowed}
 

@@ -19,12 +19,12 @@ from featcache.terminal.console import echo, print_json, print_table, size
 
 def list_remote(remote_address: str, model: str | None, dataset: str | None, as_json: bool) -> None:
     """Print what a remote holds, from one listing."""
-    from featcache.store.network.concurrency import retried
+    from featcache.store.network.concurrency import retry
     from featcache.store.transfer.catalogue import read_catalogue, search
     from featcache.store.transfer.remotes import open_remote
 
     with open_remote(parse_address(remote_address)) as remote:
-        catalogue = retried(lambda: read_catalogue(remote))
+        catalogue = retry(lambda: read_catalogue(remote))
         found = search(catalogue.entries, model, dataset, model_names(model) if model else ())
         documents = [entry.to_dict(remote) for entry in found]
         complete = {entry.name for entry in catalogue.entries}

@@ -15,7 +15,7 @@ from featcache.probing.scoring.confusion import Confusion
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, canonical_json, finite_or_null, sha256_hex, write_atomic
 from featcache.store.inventory import DEFAULT_TAP
-from featcache.store.regular_files import open_plain
+from featcache.store.regular_files import open_regular
 
 if TYPE_CHECKING:
     from featcache.probing.scoring.metrics import Report
@@ -262,7 +262,7 @@ def read_confusion(directory: Path) -> Confusion | None:
     """
     path = directory / SCORES_FILE
     try:
-        descriptor, _ = open_plain(path)
+        descriptor, _ = open_regular(path)
     except FileNotFoundError:
         return None
     with open(descriptor, "rb") as file:
