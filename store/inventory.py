@@ -11,6 +11,7 @@ from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, text_list
 from featcache.store.layers import FINAL
 from featcache.store.targets import SINGLE_LABEL, Targets
+from featcache.store.token_groups import STATISTICS, parse_array_name
 
 DEFAULT_TAP = "norm2"
 TAPS = (DEFAULT_TAP, "block", "attn", "mlp", "norm1")
@@ -99,6 +100,12 @@ class Inventory:
         if self.projection is None:
             return None
         return ArrayInfo(PROJECTION, self.projection, self.projection[0], "float32", ("channel", "projected"))
+
+    @property
+    def format_version(self) -> int:
+        """Version of the format that a reader of a cache with this inventory must know: 3 for statistics tokens, else 2."""
+        arrays = (array for split in self.splits.values() for array in split.arrays.values() if array.layers)
+        return 3 if any(parse_array_name(array.name)[1] in STATISTICS for array in arrays) else 2
 
     def blocks(self) -> list[Block]:
         """All blocks of all splits, in the order in which they are extracted."""
@@ -200,7 +207,7 @@ class Inventory:
             splits={name: _split_from_dict(name, splits, where) for name in splits},
             class_names=targets.names,
             projection=_projection(document, where),
-            target_kind=targets.kind,
+            target_kind=targets.type,
             units=targets.units,
         )
         if sum(split.num_blocks for split in inventory.splits.values()) > MAX_SPLIT_BLOCKS:
@@ -208,6 +215,18 @@ class Inventory:
         if whole:
             inventory.require_columns(where)
         return inventory
+
+    def require_version(self, spec: Mapping[str, Any], where: str) -> None:
+        """Hold the format version that a document's spec declares to what this inventory holds.
+
+        Raises:
+            CacheError: the versions differ.
+        """
+        declared = field(spec, "format_version", int, where)
+        if declared != self.format_version:
+            raise CacheError(
+                f"{where}: format version {declared}, but what the inventory holds has version {self.format_version}"
+            )
 
     def require_spec(self, width: int, num_layers: int, dtype: str, where: str) -> None:
         """Hold the token arrays to the spec's width D, number of layers L and stored type.

@@ -154,12 +154,16 @@ class Manifest:
         """Write manifest.json: from now on the cache is complete."""
         write_sealed(directory / MANIFEST_FILE, self.to_dict())
 
+    def spec_document(self) -> JsonObject:
+        """Return the spec as plain JSON values, with the format version that a reader must know."""
+        return self.spec.to_dict() | {"format_version": self.full_inventory.format_version}
+
     def to_dict(self) -> JsonObject:
         """Return the manifest as plain JSON values, without its digest."""
         return {
             "format": FORMAT,
             "key": self.spec.key,
-            "spec": self.spec.to_dict(),
+            "spec": self.spec_document(),
             "inventory": self.inventory.to_dict(),
             "batch_size": self.batch_size,
             "blocks": [record.to_dict() for record in self.blocks],
@@ -193,8 +197,7 @@ class Manifest:
             raise CacheError(
                 f"{where}: field 'key' is {document.get('key')!r}, the spec's digest is {spec.key!r}"
             )
-        inventory = Inventory.from_dict(field(document, "inventory", dict, where), where)
-        inventory.require_spec(spec.backbone.width, spec.backbone.num_layers, spec.dtype, where)
+        inventory = read_inventory(document, spec, where)
         records = [
             BlockRecord.from_dict(_object(b, where), inventory, where)
             for b in field(document, "blocks", list, where)
@@ -215,6 +218,20 @@ class Manifest:
                 f"{where}: field 'blocks' lacks block {missing[0].index} of {missing[0].split!r}"
             )
         return manifest
+
+
+def read_inventory(
+    document: Mapping[str, Any], spec: CacheSpec, where: str, *, whole: bool = True
+) -> Inventory:
+    """Read the field `inventory` of a manifest or plan, and hold it to the spec and its format version.
+
+    Raises:
+        CacheError: a field is missing, of the wrong type, or differs from the spec.
+    """
+    inventory = Inventory.from_dict(field(document, "inventory", dict, where), where, whole=whole)
+    inventory.require_version(field(document, "spec", dict, where), where)
+    inventory.require_spec(spec.backbone.width, spec.backbone.num_layers, spec.dtype, where)
+    return inventory
 
 
 def read_batch_size(document: Mapping[str, Any], where: str) -> int:

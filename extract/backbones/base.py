@@ -170,7 +170,7 @@ class Backbone(ABC):
         return output
 
 
-def no_such_tap(architecture: str, tap: str, taps: tuple[str, ...], reason: str = "") -> BackboneError:
+def missing_tap_error(architecture: str, tap: str, taps: tuple[str, ...], reason: str = "") -> BackboneError:
     """The error of a tap that the blocks of a model do not have."""
     because = f" ({reason})" if reason else ""
     return BackboneError(

@@ -14,7 +14,7 @@ from featcache.extraction.backbones.base import (
     LoadedModel,
     TapPoint,
     TokenLayout,
-    no_such_tap,
+    missing_tap_error,
 )
 from featcache.extraction.backbones.weights import state_digest
 from featcache.store.errors import BackboneError, UnknownNameError
@@ -77,10 +77,10 @@ class CustomBackbone(Backbone):
         """The part of a block that was named for the tap."""
         name = _tap_names(self._parts).get(tap)
         if name is None:
-            raise no_such_tap(self.spec.architecture, tap, tuple(_tap_names(self._parts)))
+            raise missing_tap_error(self.spec.architecture, tap, tuple(_tap_names(self._parts)))
         inside = name.removesuffix(_INPUT)
-        place = self._blocks[block] + (f".{inside}" if inside else "")
-        part = self.module.get_submodule(place)
+        path = self._blocks[block] + (f".{inside}" if inside else "")
+        part = self.module.get_submodule(path)
         return TapPoint(part, self._widths[tap], "input" if name.endswith(_INPUT) else "output")
 
     @property
@@ -233,8 +233,8 @@ def _widths(
         points["embedding"] = (parts.embedding, False)
     seen: dict[str, Any] = {}
     handles = []
-    for what, (place, is_input) in points.items():
-        part = module.get_submodule(place.removesuffix(_INPUT))
+    for what, (path, is_input) in points.items():
+        part = module.get_submodule(path.removesuffix(_INPUT))
         point = TapPoint(part, 0, "input" if is_input else "output")
 
         def hook(module: Any, inputs: Any, output: Any, what: str = what, point: TapPoint = point) -> None:
@@ -250,11 +250,11 @@ def _widths(
     finally:
         for handle in handles:
             handle.remove()
-    for what, (place, _) in points.items():
+    for what, (path, _) in points.items():
         shape = list(seen[what].shape) if isinstance(seen.get(what), Tensor) else None
         tokens = [layout.num_tokens, 2] if sequence_first and what != "final" else [2, layout.num_tokens]
         wanted = [2] if what == "embedding" else tokens
         if shape is None or shape[:-1] != wanted:
             got = f"gives {shape}" if what in seen else "is not called"
-            raise BackboneError(f"{name}: {place!r} {got} for 2 images, expected {[*wanted, 'width']}")
+            raise BackboneError(f"{name}: {path!r} {got} for 2 images, expected {[*wanted, 'width']}")
     return {what: values.shape[-1] for what, values in seen.items()}

@@ -199,7 +199,7 @@ def _architecture(name: ModelName) -> tuple[str, str]:
     return architecture if architecture in open_clip.list_models() else architecture.removesuffix(GELU), tag
 
 
-def form_of(name: ModelName) -> Any:
+def storageless_model(name: ModelName) -> Any:
     """A model of open_clip to look at its form: without storage where that goes."""
     try:
         with without_storage():

@@ -17,16 +17,16 @@ from featcache.extraction.backbones.base import (
     LoadedModel,
     TapPoint,
     TokenLayout,
-    no_such_tap,
+    missing_tap_error,
 )
 from featcache.extraction.backbones.checkpoint import Checkpoint
 from featcache.extraction.backbones.hub import load_failure
 from featcache.extraction.backbones.prenorm import PreNormBlock
 from featcache.extraction.backbones.timm_weights import (
-    form_of,
     hub_repository,
     load_file,
     resize_input,
+    storageless_model,
     weights_source,
 )
 from featcache.extraction.backbones.weights import state_digest
@@ -69,7 +69,7 @@ class TimmViT(Backbone):
         taps = _TAPS_OF_BLOCK[type(module).__name__]
         if tap not in taps:
             form = "parallel" if taps == ("block",) else "post-norm"
-            raise no_such_tap(self.spec.architecture, tap, taps, f"{form} blocks")
+            raise missing_tap_error(self.spec.architecture, tap, taps, f"{form} blocks")
         if tap == "mlp":
             projection = _mlp_projection(module)
             return TapPoint(projection, projection.in_features, "input")
@@ -261,7 +261,7 @@ def _create(name: ModelName, weights: Path | None, key: str | None) -> tuple[Any
     """The model with its weights, the origin of its position embedding, and the set taken from a local file."""
     checkpoint = None
     try:
-        model = form_of(name) if weights is None else timm.create_model(name.name, num_classes=0)
+        model = storageless_model(name) if weights is None else timm.create_model(name.name, num_classes=0)
         # Before any weights are loaded: that a model is not supported says more than that they do not fit.
         size = (
             name.preprocessing.get("input_size") or timm.data.resolve_model_data_config(model)["input_size"]

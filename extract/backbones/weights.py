@@ -21,11 +21,11 @@ RESIZED = "bicubic, antialiased"
 @contextmanager
 def without_storage() -> Iterator[None]:
     """Make modules on the meta device, where they have a form and no values: what would fill them is left out."""
-    with torch.device("meta"), _NoFilling():
+    with torch.device("meta"), _SkipInitialization():
         yield
 
 
-class _NoFilling(TorchFunctionMode):
+class _SkipInitialization(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Filling a meta tensor does nothing and takes nearly all of the time.
         if args and getattr(func, "__name__", None) in _FILLING and args[0].is_meta:

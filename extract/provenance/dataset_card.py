@@ -33,7 +33,7 @@ def _targets(writer: CacheWriter) -> list[str]:
     if not readers:
         return []
     labels = {name: reader.labels()[reader.valid()] for name, reader in readers.items()}
-    if targets.kind == REGRESSION:
+    if targets.type == REGRESSION:
         head, columns = ["target", "unit", *(f"{name}: mean (min to max)" for name in labels)], []
         for index, name in enumerate(targets.names):
             unit = targets.units[index] if targets.units else ""
@@ -53,7 +53,7 @@ def _targets(writer: CacheWriter) -> list[str]:
     more = [f"\n{len(columns) - MAX_ROWS} more are not listed."] if len(columns) > MAX_ROWS else []
     return [
         "",
-        f"## Targets ({targets.kind})",
+        f"## Targets ({targets.type})",
         "",
         f"| {' | '.join(head)} |",
         "|---" * len(head) + "|",

@@ -62,7 +62,7 @@ class ArrayCollection(Collection):
 
     def __init__(
         self,
-        kind: str,
+        source_type: str,
         name: str,
         parts: Sequence[ArrayPart],
         options: DatasetOptions,
@@ -70,7 +70,7 @@ class ArrayCollection(Collection):
         unread: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> None:
-        self.kind = kind
+        self.source_type = source_type
         self.name = name
         self._images = [part.images for part in parts]
         self._where = [part.where for part in parts]

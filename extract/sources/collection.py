@@ -50,7 +50,7 @@ class Listing:
 class Collection(ABC):
     """All that a place holds. Picklable: worker processes read images from it."""
 
-    kind: str
+    source_type: str
     """How it is named on the command line, such as ``wds``."""
     name: str
     """Name for people and folders."""

@@ -73,7 +73,7 @@ class Digits(Source):
 
 
 class _Scans(Collection):
-    kind, name = "digits", "digits"
+    source_type, name = "digits", "digits"
 
     def __init__(self) -> None:
         self._pixels, labels = _arrays()

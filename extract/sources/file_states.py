@@ -71,7 +71,7 @@ class FileStates:
         return np.array([suffix in suffixes for suffix in self.suffixes], np.bool_)
 
     @property
-    def whose_size_tells_nothing(self) -> Mask:
+    def uncompressed(self) -> Mask:
         """``[F]``: files of uncompressed formats, in which every image of one shape has the same size."""
         return self.with_suffix(_WITHOUT_COMPRESSION)
 

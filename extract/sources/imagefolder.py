@@ -55,7 +55,7 @@ class ImageFolder(Collection):
         DatasetError: a class has no images, a split has a class that train lacks, or the role of a folder is ambiguous.
     """
 
-    kind = "imagefolder"
+    source_type = "imagefolder"
 
     def __init__(
         self, directory: Path, options: DatasetOptions | None = None, *, own_splits: bool = True
@@ -125,7 +125,7 @@ class ImageFolder(Collection):
         if not asked and not options.resplit:
             for role in (TRAIN, TEST):
                 if role not in roles.values():
-                    raise DatasetError(self._lacking(role, folders, roles))
+                    raise DatasetError(self._missing_class_message(role, folders, roles))
         # Other folders (docs/, meta/) are not merged with the splits.
         found = [name for name in folders if roles[name] or asked or not options.resplit]
         chosen = choose_splits(found, options, str(self._directory))
@@ -169,7 +169,9 @@ class ImageFolder(Collection):
             for name in called
         )
 
-    def _lacking(self, role: str, folders: Sequence[str], roles: Mapping[str, str | None]) -> str:
+    def _missing_class_message(
+        self, role: str, folders: Sequence[str], roles: Mapping[str, str | None]
+    ) -> str:
         others = [name for name in folders if not roles[name]]
         validation = [name for name in folders if roles[name] == VALIDATION]
         if role == TEST and validation:
@@ -249,8 +251,8 @@ class ImageFolder(Collection):
             files = self._tree.images(f"{folder}/{name}".lstrip("/"))
             if not files:
                 left = self._tree.passed_over - before
-                kinds = ", ".join(f"{count} {kind}" for kind, count in left.most_common(3))
-                empty.append(f"{name} ({kinds})" if kinds else name)
+                counts = ", ".join(f"{count} {extension}" for extension, count in left.most_common(3))
+                empty.append(f"{name} ({counts})" if counts else name)
             encoded = [path.encode() for path, _ in files]
             # One class at a time: a million strings take far more memory than their bytes.
             self._encoded.append(b"".join(encoded))

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.extraction.sources.argument import Argument
-from featcache.extraction.sources.array_labels import FoundTargets, array_targets, label_text, text_targets
+from featcache.extraction.sources.array_labels import InferredTargets, array_targets, label_text, text_targets
 from featcache.extraction.sources.base import Citation, Rows
-from featcache.extraction.sources.card_licence import card_licence
+from featcache.extraction.sources.card_license import card_license
 from featcache.extraction.sources.collection import Collection, Listing, listing_digest
+from featcache.extraction.sources.data_folders import data_folder
 from featcache.extraction.sources.dataset import DatasetOptions
 from featcache.extraction.sources.decode import decode
-from featcache.extraction.sources.hub_files import cached_snapshot, fetch
+from featcache.extraction.sources.hub_files import cached_snapshot, fetch_snapshot
 from featcache.extraction.sources.parquet_files import (
     check_group,
     check_images,
@@ -31,7 +32,6 @@ from featcache.extraction.sources.parquet_files import (
     open_parquet,
     parquet_errors,
 )
-from featcache.extraction.sources.places import data_folder
 from featcache.extraction.sources.samples import Texts
 from featcache.extraction.sources.shards import natural
 from featcache.extraction.sources.split_names import choose_splits
@@ -67,7 +67,7 @@ class ParquetImages(Collection):
         facts: further parts of the identity.
     """
 
-    kind = "hf"
+    source_type = "hf"
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ def open_hf(argument: Argument, options: DatasetOptions, reporter: Reporter) -> 
         facts["config"] = argument.fields["config"]
     images = ParquetImages(repository.rpartition("/")[2], splits, argument, options, choice.unread, facts)
     images.citation = Citation(
-        card_licence(folder / CARD), None, f"https://huggingface.co/datasets/{repository}"
+        card_license(folder / CARD), None, f"https://huggingface.co/datasets/{repository}"
     )
     return images
 
@@ -254,7 +254,7 @@ def _find(
             wanted = [name for choice in chosen for names in choice.splits.values() for name in names]
             return [*(name for name in every if name == CARD), *wanted]
 
-        fetched = fetch(repository, revision, choose, reporter, remedy)
+        fetched = fetch_snapshot(repository, revision, choose, reporter, remedy)
         if chosen:
             return fetched.folder, fetched.commit, chosen[0]
     raise DatasetError(f"{repository} has no parquet files, and the Hub has not converted it")
@@ -324,7 +324,7 @@ def _column(what: str, argument: Argument, usual: Iterable[str], names: Sequence
     return found
 
 
-def _targets(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> FoundTargets:
+def _targets(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> InferredTargets:
     missing = next((row for row, value in enumerate(values) if value is None), None)
     if missing is not None:
         raise DatasetError(f"{where}: row {missing} has no label")

@@ -19,7 +19,7 @@ _RANGE = re.compile(r"\{([^{}]*)\}")
 _PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
-def expand(pattern: str) -> list[str]:
+def expand_pattern(pattern: str) -> list[str]:
     """Expand a pattern: ``{000..010}`` (with the zeros of its first number) and ``{a,b}``.
 
     Raises:
@@ -53,7 +53,7 @@ def matching_files(pattern: str) -> list[Path]:
     """
     paths: list[Path] = []
     missing: list[str] = []
-    for text in expand(str(expanded(pattern))):
+    for text in expand_pattern(str(expanded(pattern))):
         path = Path(text)
         if set("*?[") & set(text):
             found = sorted(path.parent.glob(path.name), key=natural)

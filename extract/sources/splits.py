@@ -34,15 +34,15 @@ def order_keys(ids: Iterable[str], seed: int) -> Keys:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
-def strata_of(labels: Labels, kind: str) -> Rows:
+def strata_of(labels: Labels, target_type: str) -> Rows:
     """The stratum of every sample, ``[N]``, which parts keep in proportion.
 
     The class; of several classes the rarest, counted over all samples (one more stratum for those of none); of real
     values the tenth of the first quantity.
     """
-    if kind == SINGLE_LABEL:
+    if target_type == SINGLE_LABEL:
         return np.asarray(labels, np.int64)
-    if kind == MULTI_LABEL:
+    if target_type == MULTI_LABEL:
         rarity = np.argsort(labels.sum(0, dtype=np.int64), kind="stable")
         first = labels[:, rarity].argmax(1)
         return np.asarray(np.where(labels.any(1), rarity[first], labels.shape[1]), np.int64)

@@ -38,7 +38,7 @@ _WITHOUT_CONTENT = b"23456"
 """Links, devices, folders and pipes; some programs write a meaningless size for these types."""
 _LINK_HOPS = 8
 _SPECIAL = b"xgLKSVM"
-_SPECIAL_KINDS = tuple(bytes([kind]) for kind in _SPECIAL)
+_SPECIAL_FLAGS = tuple(bytes([type_flag]) for type_flag in _SPECIAL)
 _MAGIC = b"ustar"
 _OCTAL = 8 ** np.arange(10, -1, -1)
 _COMPRESSED = {
@@ -105,8 +105,8 @@ def index_tar(path: Path) -> TarIndex:
     if plain.all():
         return TarIndex(names, offsets + BLOCK, sizes)
     left_out = _follow_links(names, links, plain, offsets, sizes)
-    for kind in types[~plain].tolist():
-        if kind not in _LINKS and chr(kind) != "5":
+    for type_flag in types[~plain].tolist():
+        if type_flag not in _LINKS and chr(type_flag) != "5":
             left_out["devices, pipes and other special members"] += 1
     names = [name for name, kept in zip(names, plain.tolist(), strict=True) if kept]
     return TarIndex(names, offsets[plain] + BLOCK, sizes[plain], dict(left_out))
@@ -169,8 +169,8 @@ def _walk(file: FileIO, total: int, path: Path) -> Iterator[_Headers]:
         if not len(blocks):
             break
         # Where members are large, a window holds one or two headers.
-        run = _run_of_plain(blocks, position) if length == WINDOW_BYTES else None
-        run = run or _run_one_by_one(blocks, position, file.fileno(), path)
+        run = _scan_regular_run(blocks, position) if length == WINDOW_BYTES else None
+        run = run or _scan_one_by_one(blocks, position, file.fileno(), path)
         yield run
         if run.next > total:
             _refuse_truncated(path, total, run.next)
@@ -198,7 +198,7 @@ def _refuse_more_behind(descriptor: int, end: int, path: Path) -> None:
             return
 
 
-def _run_of_plain(blocks: Bytes, start: int) -> _Headers | None:
+def _scan_regular_run(blocks: Bytes, start: int) -> _Headers | None:
     """Headers that are found all at once: every block with the magic, if their sizes lead from each to the next.
 
     None if they do not, since content can look like a header, or if there is one of another kind.
@@ -221,7 +221,7 @@ def _run_of_plain(blocks: Bytes, start: int) -> _Headers | None:
     return _Headers(table, start + found * BLOCK, sizes, start + int(behind[-1]) * BLOCK, {})
 
 
-def _run_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _Headers:
+def _scan_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _Headers:
     """Headers of all kinds, each found by the one before; the first of the window at least."""
     found: list[int] = []
     sizes: list[int] = []
@@ -231,7 +231,7 @@ def _run_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _
     at, last = 0, 0
     while at < len(blocks):
         header, position = blocks[at].tobytes(), start + at * BLOCK
-        if header[156:157] in _SPECIAL_KINDS:
+        if header[156:157] in _SPECIAL_FLAGS:
             size = special_size(header, path, position)
             content = os.pread(descriptor, size, position + BLOCK)
             if len(content) < size:

@@ -68,7 +68,7 @@ class WebDataset(Collection):
         DatasetError: a shard is damaged, or samples are incomplete; the message names them.
     """
 
-    kind = "wds"
+    source_type = "wds"
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from featcache.store.partial_copy import PartialCopy, describe_partial
 from featcache.store.reading.content import shared_images
 from featcache.store.targets import REGRESSION, SINGLE_LABEL
 from featcache.store.writing.writer import ADDITIONS
-from featcache.terminal.console import ConsoleReporter, echo, name_range, print_json, size
+from featcache.terminal.console import ConsoleReporter, echo, format_size, name_range, print_json
 
 EPILOG = """\b
 Examples:
@@ -62,7 +62,7 @@ def _describe(entry: Entry) -> JsonObject:
         "blocks": len(cache.inventory.blocks()),
         "missing_blocks": [[block.split, block.index] for block in missing],
         "bytes": cache.inventory.num_bytes,
-        "spec": cache.spec.to_dict(),
+        "spec": cache.manifest.spec_document(),
         "inventory": cache.inventory.to_dict(),
         "targets": asdict(cache.inventory.targets),
         "class_counts": _class_counts(entry),
@@ -122,7 +122,7 @@ def _lines(document: JsonObject) -> list[str]:
         document["path"],
         f"key       {document['key']}",
         f"state     {state}",
-        f"size      {size(document['bytes'])}",
+        f"size      {format_size(document['bytes'])}",
     ]
     if "origin" in document:
         lines.append(f"from      {document['origin']}")

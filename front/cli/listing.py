@@ -3,7 +3,7 @@
 import time
 
 from featcache.store.files import JsonObject
-from featcache.terminal.console import duration, size
+from featcache.terminal.console import format_duration, format_size
 
 COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size", "age")
 NUMERIC = COLUMNS[4:]
@@ -16,8 +16,8 @@ def table_row(document: JsonObject) -> list[str]:
         return [*names, *[""] * len(NUMERIC)]
     samples = [str(document["samples"].get(split, "")) for split in ("train", "test")]
     modified = document["modified"]  # which not every remote tells
-    age = "" if modified is None else duration(max(0.0, time.time() - modified))
-    return [*names, *samples, str(document["layers"]), size(document["bytes"]), age]
+    age = "" if modified is None else format_duration(max(0.0, time.time() - modified))
+    return [*names, *samples, str(document["layers"]), format_size(document["bytes"]), age]
 
 
 def none_found(model: str | None, dataset: str | None) -> str:

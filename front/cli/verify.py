@@ -16,7 +16,7 @@ from featcache.store.checking.verify import Verification, verify
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.requests import AUTO
-from featcache.terminal.console import ConsoleReporter, print_json, size
+from featcache.terminal.console import ConsoleReporter, format_size, print_json
 
 if TYPE_CHECKING:
     from featcache.recompute.outcome import Recomputation
@@ -110,7 +110,7 @@ def _repair_cache(
     if fetched is None:
         return found, _drop_damage(found, every, reporter)
     reporter.message(
-        f"fetched again from {fetched.origin}: {fetched.files} files of data, {size(fetched.num_bytes)} in all"
+        f"fetched again from {fetched.origin}: {fetched.files} files of data, {format_size(fetched.num_bytes)} in all"
     )
     again = verify(found.directory, threads=threads, reporter=reporter)
     # The remaining damages concern files that the remote does not have, such as unexpected files.

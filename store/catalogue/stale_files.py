@@ -244,7 +244,7 @@ def _is_intact(folder: Path, reporter: Reporter) -> bool:
     reporter.message(f"reading {folder}, of which there are copies: one goes only if the other is intact")
     harmless = (FileRole.UNEXPECTED, FileRole.STALE, FileRole.REQUEST, FileRole.FORM)
     checked = verify(folder, reporter=reporter)
-    return checked.complete and all(damage.location.kind in harmless for damage in checked.damages)
+    return checked.complete and all(damage.location.role in harmless for damage in checked.damages)
 
 
 def _has_all_files(folder: Path) -> bool:

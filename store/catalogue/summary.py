@@ -13,7 +13,7 @@ from featcache.store.catalogue.entries import Entry
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, parse_json
 from featcache.store.inventory import Inventory
-from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.manifest import MANIFEST_FILE, Manifest, read_inventory
 from featcache.store.partial_copy import PartialCopy, describe_partial
 from featcache.store.regular_files import open_regular
 from featcache.store.spec import CacheSpec
@@ -63,7 +63,7 @@ def summarize(entry: Entry) -> Summary:
     spec = CacheSpec.from_dict(field(head, "spec", dict, where), where)
     if head.get("key") != spec.key:
         raise CacheError(f"{where}: field 'key' is {head.get('key')!r}, the spec's digest is {spec.key!r}")
-    inventory = Inventory.from_dict(field(head, "inventory", dict, where), where)
+    inventory = read_inventory(head, spec, where)
     if not inventory.splits:
         raise CacheError(f"{where}: field 'inventory' names no split")
     return _summary(entry.path, inventory, spec.dtype)

@@ -41,7 +41,7 @@ class FileLocation:
 
     path: str
     """Relative to the folder of the cache."""
-    kind: FileRole
+    role: FileRole
     block: Block | None = None
     """The rows of a chunk file."""
     array: str | None = None
@@ -75,7 +75,7 @@ class Damage:
         return {
             "file": self.location.printable_path,
             "reason": self.reason,
-            "kind": str(self.location.kind),
+            "kind": str(self.location.role),
             "split": block.split if block else None,
             "rows": [block.start, block.stop] if block else None,
             "array": self.location.array,

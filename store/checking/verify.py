@@ -68,9 +68,9 @@ class Verification:
             return (
                 "remove the folder and extract again, or fetch the file from whoever has a copy of the cache"
             )
-        if any(damage.location.kind == FileRole.LINK for damage in self.damages):
+        if any(damage.location.role == FileRole.LINK for damage in self.damages):
             return "remove the links, or make a copy without them with `cp -rL`, and run the command again"
-        if all(damage.location.kind == FileRole.UNEXPECTED for damage in self.damages):
+        if all(damage.location.role == FileRole.UNEXPECTED for damage in self.damages):
             return "move away what does not belong there; the data are intact"
         part = self.manifest.inventory if self.manifest.whole is not None else None
         if origin is not None or part is not None:
@@ -118,7 +118,7 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
         damages += document_damages(directory)
     damages += linked_folders(directory, manifest.inventory if manifest else None)
     if manifest is not None:
-        linked = [damage.location.path for damage in damages if damage.location.kind == FileRole.LINK]
+        linked = [damage.location.path for damage in damages if damage.location.role == FileRole.LINK]
         recorded = [
             (location, record)
             for location, record in recorded_files(manifest)

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from featcache.store.convert.document import ExportDocument
-from featcache.store.convert.outputs import whole_folder
+from featcache.store.convert.outputs import atomic_folder
 from featcache.store.convert.selection import Part
 from featcache.store.convert.steps import ContentDigest
 from featcache.store.layers import FINAL
@@ -31,7 +31,7 @@ def export_npy(cache: Cache, parts: Sequence[Part], path: Path, update: Update) 
     """
     total = sum(len(part.layers) * part.num_samples for part in parts)
     done, digests = 0, {}
-    with whole_folder(path) as partial:
+    with atomic_folder(path) as partial:
         update(0, total)
         for part in parts:
             folder = partial / part.name

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.store.convert.outputs import whole_folder
+from featcache.store.convert.outputs import atomic_folder
 from featcache.store.convert.selection import Part
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
@@ -40,7 +40,7 @@ def export_safetensors(cache: Cache, parts: Sequence[Part], path: Path, update: 
     """
     total = sum(len(part.layers) * part.num_samples for part in parts)
     done = 0
-    with whole_folder(path) as partial:
+    with atomic_folder(path) as partial:
         update(0, total)
         for part in parts:
             columns = part.columns()

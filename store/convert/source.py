@@ -105,7 +105,7 @@ def make_columns(
         raise DatasetError(
             f"{labels.where} is {list(labels.shape)}, the features have {num_samples} rows: there must be one label a row"
         )
-    single = targets is None or targets.kind == SINGLE_LABEL
+    single = targets is None or targets.type == SINGLE_LABEL
     if single and not _INTEGER.fullmatch(labels.dtype):
         raise DatasetError(f"{labels.where} is {labels.dtype}; labels must be integers from 0")
     values = labels.rows(0, labels.shape[0])

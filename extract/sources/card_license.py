@@ -12,7 +12,7 @@ _HEAD = re.compile(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|\Z)", re.DOTALL)
 _LICENCE = re.compile(r"^license:[ \t]*(.*)((?:\n[ \t]*-[ \t]+.*)*)", re.MULTILINE)
 
 
-def card_licence(path: Path) -> str | None:
+def card_license(path: Path) -> str | None:
     """Return the license in the head of a card, ``license: cc-by-4.0`` or a list; None if there is none in plain text."""
     try:
         if not path.is_file():
