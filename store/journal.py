@@ -33,7 +33,7 @@ _OWN_FILES = re.compile(
 
 @dataclass(frozen=True)
 class Plan:
-    """What an extraction is going to write, fixed when it starts and kept when it is resumed."""
+    """Plan of the data that an extraction writes, fixed when it starts and kept when it is resumed."""
 
     spec: CacheSpec
     inventory: Inventory
@@ -74,7 +74,7 @@ def commit(directory: Path, record: BlockRecord) -> None:
 
 
 def committed(directory: Path, inventory: Inventory, known: Collection[Block] = ()) -> list[BlockRecord]:
-    """Records of the blocks that exist, in the inventory's order; a record that does not hold is passed over.
+    """Return the records of the blocks that exist, in the inventory's order; a record that does not hold is passed over.
 
     Args:
         directory: folder of the cache.
@@ -98,12 +98,12 @@ def drop(directory: Path, blocks: Collection[Block]) -> None:
 
 
 def is_committed(directory: Path, inventory: Inventory, block: Block) -> bool:
-    """Whether one block exists."""
+    """Return whether one block exists."""
     return _read(directory, inventory, block) is not None
 
 
 def progress_path(directory: Path, block: Block) -> Path:
-    """Where the checkpoints of a block are recorded."""
+    """Return the path of the checkpoints of a block."""
     return directory / JOURNAL / f"{block.split}.{block.index:05d}.progress.json"
 
 

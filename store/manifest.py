@@ -27,7 +27,7 @@ class FileRecord:
     sha256: str
 
     def mismatch(self, path: Path) -> str | None:
-        """Why the file at `path` cannot be the recorded one, by kind and size alone; None if it can."""
+        """Return why the file at `path` cannot be the recorded one, by kind and size alone; None if it can."""
         try:
             status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -91,7 +91,7 @@ class BlockRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache is and holds. ``blocks`` lacks the blocks that are not committed yet."""
+    """Identity and content of a cache. ``blocks`` lacks the blocks that are not committed yet."""
 
     spec: CacheSpec
     inventory: Inventory
@@ -105,11 +105,11 @@ class Manifest:
 
     @property
     def full_inventory(self) -> Inventory:
-        """What the cache holds where it is whole; the Zarr metadata describe all of it."""
+        """Inventory of the whole cache, which the Zarr metadata describe also in a partial copy."""
         return self.inventory if self.whole is None else self.whole
 
     def part(self, inventory: Inventory) -> "Manifest":
-        """The manifest of a copy that holds `inventory` alone, as far as this one has it.
+        """Return the manifest of a copy that holds `inventory` alone, as far as this one has it.
 
         Raises:
             CacheError: an array is of another form.
@@ -124,14 +124,14 @@ class Manifest:
         return replace(self, inventory=held, blocks=records, whole=self.inventory)
 
     def missing_blocks(self) -> list[Block]:
-        """Blocks of the inventory without a record."""
+        """Return the blocks of the inventory without a record."""
         committed = {record.block for record in self.blocks}
         return [block for block in self.inventory.blocks() if block not in committed]
 
     def plus(
         self, inventory: Inventory, blocks: Sequence[BlockRecord], metadata: Mapping[str, FileRecord]
     ) -> "Manifest":
-        """The manifest of the cache with what was added to it: arrays, their files and the Zarr metadata.
+        """Return the manifest of the cache with what was added to it: arrays, their files and the Zarr metadata.
 
         Raises:
             CacheError: the addition does not fit the cache.

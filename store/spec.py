@@ -20,7 +20,7 @@ FP32, MIXED = PRECISIONS = ("fp32", "mixed")
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What fixes the function from image to tokens."""
+    """Everything that determines the function from image to tokens."""
 
     architecture: str
     """Library and model definition without pretrained tag, such as ``timm:vit_small_patch14_dinov2``."""

@@ -1,4 +1,4 @@
-"""What a dataset asks for: one class a sample, several, or real values; and how that is stored as ``label``.
+"""Targets of a dataset: one class a sample, several, or real values; and how ``label`` stores them.
 
 | kind | ``label`` | ``names`` |
 |---|---|---|
@@ -67,7 +67,7 @@ class Targets:
     def mismatch(
         self, labels: npt.NDArray[Any], valid: npt.NDArray[np.bool_], first_row: int = 0
     ) -> str | None:
-        """Why labels ``[N, ...]`` cannot be; None if those of all rows that hold features can.
+        """Return why labels ``[N, ...]`` cannot be; None if those of all rows that hold features can.
 
         Args:
             labels: as they are stored.
@@ -93,7 +93,7 @@ class Targets:
     def counts(
         self, labels: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.int64]:
-        """Samples of every class: int64 ``[C]``; of every quantity, the samples that have it (all): ``[T]``.
+        """Return the samples of every class: int64 ``[C]``; of every quantity, the samples that have it (all): ``[T]``.
 
         Args:
             labels: as they are stored, ``[N, ...]``.

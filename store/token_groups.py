@@ -28,7 +28,7 @@ def array_name(tap: str, group: str = POOLED) -> str:
 
 
 def parse_array_name(array: str) -> tuple[str, str]:
-    """The reverse of `array_name`."""
+    """Return the tap and the group of an array; the reverse of `array_name`."""
     tap, _, group = array.partition("_")
     return tap, group or POOLED
 
@@ -57,5 +57,5 @@ def parse_groups(text: str) -> tuple[str, ...]:
 
 
 def sort_groups(groups: "set[str] | Sequence[str]") -> tuple[str, ...]:
-    """The groups in the order of `GROUPS`, each once."""
+    """Return the groups in the order of `GROUPS`, each once."""
     return tuple(group for group in GROUPS if group in groups)

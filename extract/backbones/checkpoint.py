@@ -95,7 +95,7 @@ def _content(path: Path) -> Any:
 
 
 def _sets(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """All mappings of the file that hold tensors by name, with their paths; optimizer states hold none directly."""
+    """Yield all mappings of the file that hold tensors by name, with their paths; optimizer states hold none directly."""
     if not isinstance(content, Mapping) or depth > _DEPTH:
         return
     tensors = {
@@ -109,7 +109,7 @@ def _sets(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, M
 
 
 def _preferred_set(found: Mapping[str, Any], order: tuple[str, ...]) -> str | None:
-    """The set that the library would take: one of a usual name, nested sets included; else the file itself."""
+    """Return the set that the library would take: one of a usual name, nested sets included; else the file itself."""
     for name in order:
         inner = [one for one in found if one.split(_SEPARATOR)[0] == name]
         usual = [one for one in inner if {*one.split(_SEPARATOR)} <= {*order}]
@@ -138,6 +138,6 @@ def _require_set(found: Mapping[str, Mapping[str, Tensor]], taken: str) -> Check
 
 
 def find_prefixes(keys: Mapping[str, Any], marker: str) -> list[str]:
-    """The prefixes under which a state dict has the tensor `marker`, such as ``teacher.backbone.``; at most three, a student last."""
+    """Return the prefixes under which a state dict has the tensor `marker`, such as ``teacher.backbone.``; at most three, a student last."""
     names = (key.removesuffix(marker) for key in keys if key.endswith(f".{marker}"))
     return sorted(names, key=lambda name: ("student" in name, name))[:3]

@@ -70,11 +70,11 @@ class CustomBackbone(Backbone):
 
     @property
     def sequence_first(self) -> bool:
-        """As given."""
+        """The value that was given."""
         return self._sequence_first
 
     def tap_point(self, tap: str, block: int) -> TapPoint:
-        """The part of a block that was named for the tap."""
+        """Return the part of a block that was named for the tap."""
         name = _tap_names(self._parts).get(tap)
         if name is None:
             raise missing_tap_error(self.spec.architecture, tap, tuple(_tap_names(self._parts)))
@@ -85,27 +85,27 @@ class CustomBackbone(Backbone):
 
     @property
     def final_norm(self) -> nn.Module:
-        """As named."""
+        """The part that was named."""
         return self.module.get_submodule(self._parts.final_norm)
 
     @property
     def embedding_point(self) -> TapPoint | None:
-        """As named."""
+        """The part that was named."""
         if self._parts.embedding is None:
             return None
         return TapPoint(self.module.get_submodule(self._parts.embedding), self._widths["embedding"])
 
     @property
     def projection(self) -> Tensor | None:
-        """As given."""
+        """The value that was given."""
         return self._projection
 
     def output_from_final(self, tokens: Tensor) -> Tensor | None:
-        """As given."""
+        """Call the function that was given."""
         return None if self._head is None else self._head(tokens)
 
     def forward(self, images: Tensor) -> Tensor:
-        """As given."""
+        """Call the function that was given."""
         return self._forward(self.module, images)
 
 
@@ -178,7 +178,7 @@ def custom_backbone(
 
 
 def _tap_names(parts: Parts) -> dict[str, str]:
-    """Names within a block by tap, in the order of `TAPS`; the block itself has none."""
+    """Return the names within a block by tap, in the order of `TAPS`; the block itself has none."""
     names = {"block": "", **parts.taps}
     return {tap: names[tap] for tap in TAPS if tap in names}
 
@@ -223,7 +223,7 @@ def _widths(
     forward: Forward,
     sequence_first: bool,
 ) -> dict[str, int]:
-    """Channels of every part, from one run on a black image; ``final`` are the tokens of the last layer."""
+    """Return the channels of every part, from one run on a black image; ``final`` are the tokens of the last layer."""
     points = {
         tap: (f"{first_block}.{inside}".rstrip("."), inside.endswith(_INPUT))
         for tap, inside in _tap_names(parts).items()

@@ -105,7 +105,7 @@ def load_file(name: ModelName, model: Any, weights: Path, key: str | None) -> tu
 
 
 def _strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefixes of wrappers (``module.``, ``_orig_mod.``), as timm's `clean_state_dict` has them."""
+    """Strip the prefixes of wrappers (``module.``, ``_orig_mod.``) from names, as timm's `clean_state_dict` does."""
     cleaned = {}
     for name, tensor in state.items():
         for wrapper in ("_orig_mod.", "module.", "_orig_mod."):
@@ -150,7 +150,7 @@ def _mismatch_hint(state: Mapping[str, Any], missing: Sequence[str]) -> str:
 
 
 def hub_repository(name: ModelName) -> str | None:
-    """Where timm gets the weights of a name from, if it is the Hub."""
+    """Return the Hub repository that timm takes the weights of a name from; None if there is none."""
     repository = timm.get_pretrained_cfg(name.name).hf_hub_id
     return repository if isinstance(repository, str) else None
 
@@ -158,7 +158,7 @@ def hub_repository(name: ModelName) -> str | None:
 def weights_source(
     name: ModelName, model: Any, weights: Path | None, checkpoint: Checkpoint | None
 ) -> JsonObject:
-    """Provenance of the weights that were loaded."""
+    """Return the provenance of the weights that were loaded."""
     if weights is not None:
         return file_source(weights, {} if checkpoint is None else checkpoint.choice)
     repository, path = hub_repository(name), _hub_file(name, model)
@@ -176,7 +176,7 @@ def _hub_file(name: ModelName, model: Any) -> Path | None:
 
 
 def _published_shape(path: Path) -> tuple[int, ...] | None:
-    """Shape of ``pos_embed`` in a safetensors file; only its header is read."""
+    """Return the shape of ``pos_embed`` in a safetensors file; only its header is read."""
     if path.suffix != ".safetensors":
         return None
     from safetensors import safe_open
@@ -212,7 +212,7 @@ def _require_same_geometry(model: Any, state: Mapping[str, Any]) -> None:
 
 
 def storageless_model(name: ModelName) -> Any:
-    """A model of timm to look at its form: without storage where that goes."""
+    """Make a model of timm to inspect its structure, without storage for its weights where possible."""
     try:
         with without_storage():
             return timm.create_model(name.name, num_classes=0)

@@ -37,7 +37,7 @@ _FILLING = frozenset(("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_"
 
 
 def state_digest(module: nn.Module) -> str:
-    """SHA-256 over names, shapes, types and bytes of a module's state, whatever file it was loaded from."""
+    """Return SHA-256 over names, shapes, types and bytes of a module's state, whatever file it was loaded from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -47,7 +47,7 @@ def state_digest(module: nn.Module) -> str:
 
 
 def file_source(path: Path, choice: Mapping[str, Any]) -> JsonObject:
-    """Provenance of a local file: its name and digest, never its path, and which of several sets was taken."""
+    """Return the provenance of a local file: its name and digest, never its path, and which of several sets was taken."""
     return {"origin": "file", "file": path.name, "sha256": sha256_file(path), **choice}
 
 

@@ -1,4 +1,4 @@
-"""What a cache's card says of its dataset: targets and their counts, licence, citation."""
+"""What a cache's card says of its dataset: targets and their counts, license, citation."""
 
 from featcache.extraction.sources.base import Citation
 from featcache.store.journal import FEATURES
@@ -15,9 +15,9 @@ def about_dataset(writer: CacheWriter, citation: Citation) -> str:
 
     Args:
         writer: of the cache, whose blocks are all committed.
-        citation: licence and citation, as far as they are known.
+        citation: license and citation, as far as they are known.
     """
-    known = (("licence", citation.licence), ("cite", citation.text), ("homepage", citation.homepage))
+    known = (("licence", citation.license), ("cite", citation.text), ("homepage", citation.homepage))
     rows = [f"| {what} | {_cell(text)} |" for what, text in known if text]
     terms = ["", "## Dataset", "", "| | |", "|---|---|", *rows, ""] if rows else []
     return "\n".join([*_targets(writer), *terms])

@@ -1,4 +1,4 @@
-"""What stands behind ``KIND:`` on the command line: a place, and ``?name=value&...``."""
+"""The argument behind ``KIND:`` on the command line: a place, and ``?name=value&...``."""
 
 import os
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class Argument:
         return expanded(self.place)
 
     def file(self) -> Path:
-        """The place as a file that is there.
+        """Return the place as an existing file.
 
         Raises:
             RequestError: it is not.
@@ -49,7 +49,7 @@ class Argument:
         return self.path
 
     def folder(self) -> Path:
-        """The place as a folder that is there.
+        """Return the place as an existing folder.
 
         Raises:
             RequestError: it is not.
@@ -71,5 +71,5 @@ class Argument:
                 raise UnknownNameError(f"field of {self.source_type}", name, known)
 
     def names(self, name: str) -> list[str]:
-        """A field that is a list with commas."""
+        """Return the entries of a field that is a list with commas."""
         return [one for one in self.fields.get(name, "").split(",") if one]

@@ -74,7 +74,7 @@ def array_targets(columns: Sequence[Array], target: str, names: Sequence[str], w
 
 
 def _as_columns(column: Array, where: str) -> Array:
-    """``[N, C]``; PCAM has ``[N, 1, 1, 1]``, MedMNIST ``[N, 1]``."""
+    """Return the labels as ``[N, C]``; PCAM has ``[N, 1, 1, 1]``, MedMNIST ``[N, 1]``."""
     if not column.ndim or (column.ndim > 2 and prod(column.shape[1:]) > 1) or prod(column.shape[1:]) == 0:
         raise DatasetError(
             f"{where}: labels are {list(column.shape)}; there must be one for each image, [N] or [N, C]"
@@ -83,7 +83,7 @@ def _as_columns(column: Array, where: str) -> Array:
 
 
 def _concatenate(parts: Sequence[Array], where: str) -> Array:
-    """The numbers of all parts, ``[N, C]``; integers stay integers, even if the parts have different integer types."""
+    """Return the numbers of all parts, ``[N, C]``; integers stay integers, even if the parts have different integer types."""
     for part in parts:
         if part.dtype.kind not in "biuf":
             raise DatasetError(f"{where}: labels are {part.dtype}; they must be numbers or texts")

@@ -64,7 +64,7 @@ class Columns:
         self.used = list(dict.fromkeys(n for n in (self.path, self.split, self.id, group, *self.labels) if n))
 
     def _detect_split_column(self, others: list[str], labels: list[str]) -> str | None:
-        """The column that holds the split of each sample, by its name and its values."""
+        """Return the column that holds the split of each sample, by its name and its values."""
         if SPLIT_COLUMN in others:
             return SPLIT_COLUMN
         found = [name for name in others if name.casefold() == SPLIT_COLUMN]

@@ -22,13 +22,13 @@ MAX_UNPACKED_RATIO = 200
 
 
 def data_folder() -> Path:
-    """``$FEATCACHE_DATA``, else ``featcache-data`` in the user's cache folder."""
+    """Return ``$FEATCACHE_DATA``, else ``featcache-data`` in the user's cache folder."""
     named = os.environ.get(DATA_VARIABLE)
     return expanded(named) if named else user_cache() / "featcache-data"
 
 
 def derived_path(purpose: str, source: str, name: str) -> Path:
-    """Where what is made of `source` is kept: below a hidden folder, so that it is never taken for a dataset."""
+    """Return the path for data derived from `source`: below a hidden folder, so that it is never taken for a dataset."""
     return data_folder() / f".{purpose}" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}-{name}"
 
 
@@ -46,7 +46,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def unpack_once(path: Path, reporter: Reporter) -> Path:
-    """The file itself, or what a ``.gz`` holds, unpacked once and kept: what is read by place cannot stay packed.
+    """Return the file itself, or the content of a ``.gz``, unpacked once and kept, since rows are read at their offset.
 
     Raises:
         DatasetError: the file is damaged, or unpacks to an unlikely size.

@@ -166,7 +166,7 @@ class SplitDataset(Source):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What people should know."""
+        """Notes for people who use the dataset."""
         return self._notes
 
     @property
@@ -181,7 +181,7 @@ class SplitDataset(Source):
 
     @property
     def citation(self) -> Citation:
-        """Licence and citation."""
+        """License and citation."""
         return self._collection.citation
 
     @cached_property
@@ -214,7 +214,7 @@ class SplitDataset(Source):
             return self._collection.image(int(self._splits[split].rows[row]))
 
     def file_states(self) -> FileStates | None:
-        """Size and times of the files that images are read from."""
+        """Return the size and times of the files that images are read from."""
         rows = np.concatenate([samples.rows for samples in self._splits.values()])
         states = FileStates.of(self._collection.files(rows.tolist()), self._collection.one_file_a_row)
         return states if len(states.states) else None
@@ -232,7 +232,7 @@ class SplitDataset(Source):
         )
 
     def _own_splits(self) -> dict[str, Rows]:
-        """Those of the dataset; where none of those to test on is called ``test``, the first of them is."""
+        """Return the dataset's own splits; if no test split is called ``test``, the first one takes that name."""
         listing, wanted = self._collection.listing, self._test_splits
         everything = (*listing.parts, *listing.unread)
         for name in wanted:

@@ -103,7 +103,7 @@ def open_hdf5(argument: Argument, options: DatasetOptions, reporter: Reporter) -
 
 
 def _splits(argument: Argument, options: DatasetOptions) -> ChosenSplits:
-    """The splits to read, by the text that replaces ``{split}``."""
+    """Return the splits to read, by the text that replaces ``{split}``."""
     if SPLIT in argument.place:
         pattern, folder = _pattern(argument.path.name), argument.path.parent
         names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -168,7 +168,7 @@ def _label_file(argument: Argument, given: Path, path: Path, name: str, filled: 
 
 
 def _image_rows(path: Path, name: str, given: Path, linked: dict[str, Path]) -> ContiguousRows | Hdf5Rows:
-    """The rows of the images, which may be linked from a file beside this one."""
+    """Return the rows of the images, which may be linked from a file beside this one."""
     found = find_linked(path, name)
     if found is None:
         raise _missing_array_error(path, name, given)

@@ -28,12 +28,12 @@ _SIGNATURE = re.compile(
 
 
 def is_address(text: str) -> bool:
-    """Whether `text` is an address rather than a path."""
+    """Return whether `text` is an address rather than a path."""
     return text.lower().startswith(("http://", "https://"))
 
 
 def fetch_all(addresses: Sequence[str], reporter: Reporter) -> list[Path]:
-    """Local copies of some files, in order.
+    """Fetch some files; return their local copies, in order.
 
     Raises:
         RequestError: the end of the login in an address is ambiguous; nothing was sent.

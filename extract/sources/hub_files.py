@@ -38,14 +38,14 @@ class Snapshot:
 
 
 def hub_folder(repository: str) -> Path:
-    """Where the Hub's client keeps a dataset repository."""
+    """Return the folder where the Hub's client keeps a dataset repository."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}"
 
 
 def cached_snapshot(repository: str, revision: str | None, enough: Callable[[Path], bool]) -> Snapshot | None:
-    """What was downloaded of a revision, if it was all of it, by featcache's own notes or by `enough`."""
+    """Return the local copy of a revision if it is complete, by featcache's own notes or by `enough`."""
     folder, commit = hub_folder(repository), revision or MAIN
     reference = folder / "refs" / commit
     if reference.is_file():
@@ -109,7 +109,7 @@ def _note(repository: str, commit: str) -> Path:
 
 
 def _read_note(note: Path) -> tuple[str, ...] | None:
-    """The files that a note lists; None if there is no readable note."""
+    """Return the files that a note lists; None if there is no readable note."""
     if not note.is_file():
         return None
     try:
@@ -124,7 +124,7 @@ def _failure(repository: str, error: Exception, remedy: str) -> DatasetError:
 
 
 def _similar_repositories(repository: str) -> list[str]:
-    """Names of repositories on the Hub that are like this one."""
+    """Return the names of repositories on the Hub that are like this one."""
     from huggingface_hub import HfApi
 
     name = repository.rpartition("/")[2]
@@ -200,7 +200,7 @@ class _Download:
             )
 
     def _counter(self, update: Update, total: int) -> type[Any]:
-        """What the client shall report its progress to."""
+        """Return the class of progress bars that the client reports to."""
         from tqdm import tqdm
 
         download = self
@@ -229,7 +229,7 @@ class _Download:
 
 
 def _is_intact(path: Path, file: "RepoSibling") -> bool:
-    """Whether a file has the digest that the Hub lists: SHA-256 of large files, git's SHA-1 of small ones."""
+    """Return whether a file has the digest that the Hub lists: SHA-256 of large files, git's SHA-1 of small ones."""
     if file.size is not None and path.stat().st_size != file.size:
         return False
     if file.lfs is not None:

@@ -206,7 +206,7 @@ class ImageFolder(Collection):
         names, loose = self._tree.folders(folder), self._tree.loose_images(folder)
         where = self._directory / folder
         if not names:
-            hint = self._unlabelled(folder, len(loose)) if loose else ""
+            hint = self._unlabeled(folder, len(loose)) if loose else ""
             raise DatasetError(f"{where} has no class folders; it needs one folder of images per class{hint}")
         if loose:
             self._tree.passed_over["images beside the class folders"] += len(loose)
@@ -225,7 +225,7 @@ class ImageFolder(Collection):
             )
         return names
 
-    def _unlabelled(self, folder: str, count: int) -> str:
+    def _unlabeled(self, folder: str, count: int) -> str:
         """Suggest what to do with images outside of class folders, directly in the folder of the dataset or of a split."""
         about = f"; its {count} images have no label"
         tables = sorted(self._directory.glob("*.csv"))
@@ -234,9 +234,9 @@ class ImageFolder(Collection):
             return f"{about}; if {named.name} has them, name csv:{named}?root={self._directory / folder}"
         if folder and role_of(folder) != TRAIN:
             others = [name for name in self._tree.folders() if role_of(name) in (TEST, VALIDATION)]
-            labelled = next((name for name in others if self._tree.folders(name)), None)
-            if labelled is not None:
-                return f"{about}: test on another split with --test-split {labelled}"
+            labeled = next((name for name in others if self._tree.folders(name)), None)
+            if labeled is not None:
+                return f"{about}: test on another split with --test-split {labeled}"
             train = next((name for name in self._tree.folders() if role_of(name) == TRAIN), TRAIN)
             return f"{about}: to leave them out, name imagefolder:{self._directory / train}"
         place = self._directory / folder / "all"

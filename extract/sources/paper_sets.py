@@ -56,7 +56,7 @@ def open_alias(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Col
 
 
 def on_disk(alias: Alias) -> Path | None:
-    """Where a copy lies, in the data folder or the Hub client's cache; whether it is whole shows when it is read."""
+    """Return the folder of a copy, in the data folder or the Hub client's cache; reading it shows whether it is complete."""
     local = next((path for path in _candidates(alias, data_folder()) if is_shard_folder(path)), None)
     if local is not None:
         return local
@@ -65,7 +65,7 @@ def on_disk(alias: Alias) -> Path | None:
 
 
 def candidate_folders(alias: Alias, base: Path) -> str:
-    """Where a local copy is looked for, for messages."""
+    """Return the folders in which a local copy is looked for, for messages."""
     return " or ".join(str(path) for path in _candidates(alias, base))
 
 
@@ -122,7 +122,7 @@ def _has_train_and_test(folder: Path) -> bool:
 
 
 def _commit_of(folder: Path) -> str:
-    """The commit that a copy is of, where the Hub's client left it: in the path of its cache, or beside a download."""
+    """Return the commit that a copy is of, where the Hub's client left it: in the path of its cache, or beside a download."""
     if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name):
         return folder.name
     notes = folder / ".cache" / "huggingface" / "download"
@@ -134,7 +134,7 @@ def _commit_of(folder: Path) -> str:
 
 
 def _size_mismatches(alias: Alias, collection: Collection) -> list[str]:
-    """Where sizes are not those of the table."""
+    """Return notes on sizes that differ from the table."""
     notes = []
     for split, wanted in alias.sizes.items():
         rows = collection.listing.parts.get(split)

@@ -107,7 +107,7 @@ class ParquetImages(Collection):
         )
 
     def _read(self, splits: Mapping[str, Sequence[Path]], label: str, group_by: str | None) -> "_Table":
-        """Everything but the images, of all files."""
+        """Read all columns but the images, of all files."""
         table, start = _Table(), 0
         files = iter(range(len(self._paths)))
         for split, paths in splits.items():
@@ -169,7 +169,7 @@ class ParquetImages(Collection):
         return values
 
     def _lengths(self, number: int) -> list[int]:
-        """Bytes of every image, for the identity."""
+        """Return the bytes of every image, for the identity."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -226,7 +226,7 @@ def _require_pyarrow() -> None:
 def _find(
     repository: str, argument: Argument, options: DatasetOptions, reporter: Reporter
 ) -> tuple[Path, str, "_Choice"]:
-    """The folder of a copy, its commit, and what of it is read."""
+    """Return the folder of a copy, its commit, and the selected files."""
     local = data_folder() / repository
     copy = options.data or local
     names = _parquet_below(copy)
@@ -290,7 +290,7 @@ def _parquet_below(folder: Path) -> list[str]:
 
 
 def _choose(names: Sequence[str], argument: Argument, options: DatasetOptions) -> _Choice:
-    """By the names of files: ``data/train-00000-of-00002.parquet``, ``CONFIG/train/0000.parquet``."""
+    """Choose files by their names: ``data/train-00000-of-00002.parquet``, ``CONFIG/train/0000.parquet``."""
     found: dict[str, dict[str, list[str]]] = {}
     for path in sorted(map(PurePosixPath, names), key=lambda path: (str(path.parent), natural(path))):
         folders = list(path.parts[:-1])

@@ -167,7 +167,7 @@ def python_dataset(
 
 
 def _test_on_all_splits(spelled: Sequence[str], options: DatasetOptions) -> DatasetOptions:
-    """The options, with all splits but train as test splits unless the options name some: given splits are meant to be read."""
+    """Return the options, with all splits but train as test splits unless the options name some: given splits are meant to be read."""
     train = options.train_split or next((split for split in spelled if role_of(split) == TRAIN), None)
     others = [split for split in spelled if split != train]
     usual = not others or [role_of(split) for split in others] == [TEST]
@@ -177,7 +177,7 @@ def _test_on_all_splits(spelled: Sequence[str], options: DatasetOptions) -> Data
 
 
 def as_image(value: Any, where: str, pixel_range: PixelRange | None = None) -> "Image":
-    """An image of Pillow's, an array or a path, as an image.
+    """Return an image of Pillow's, an array or a path as an image.
 
     Raises:
         DatasetError: it is none of these, or does not decode.

@@ -30,7 +30,7 @@ class Shard:
     labels: list[Any] = field(default_factory=list)
     """Class, or an array."""
     records: list[Mapping[str, Any]] = field(default_factory=list)
-    """What its JSON says of every sample; empty where there is none."""
+    """The JSON record of every sample; empty where there is none."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Number of members that belong to no sample, by type."""
 

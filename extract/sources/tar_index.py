@@ -113,7 +113,7 @@ def index_tar(path: Path) -> TarIndex:
 
 
 def _link_targets(run: _Headers) -> dict[int, str]:
-    """Target of every link of a run as written, by position; a leading slash marks a hard link."""
+    """Return the target of every link of a run as written, by position; a leading slash marks a hard link."""
     targets = {}
     for index in np.flatnonzero(np.isin(run.table[:, 156], np.frombuffer(_LINKS, np.uint8))).tolist():
         stored = run.table[index, 157:257].tobytes().partition(b"\0")[0].decode("utf-8", "surrogateescape")
@@ -158,7 +158,7 @@ def _refuse_compressed(descriptor: int, path: Path) -> None:
 
 
 def _walk(file: FileIO, total: int, path: Path) -> Iterator[_Headers]:
-    """The headers of all members, a window at a time."""
+    """Yield the headers of all members, a window at a time."""
     position, length, members = 0, WINDOW_BYTES, 0
     # One buffer for all windows: fresh memory from the system costs more than the reading.
     window = memoryview(bytearray(WINDOW_BYTES))
@@ -199,7 +199,7 @@ def _refuse_more_behind(descriptor: int, end: int, path: Path) -> None:
 
 
 def _scan_regular_run(blocks: Bytes, start: int) -> _Headers | None:
-    """Headers that are found all at once: every block with the magic, if their sizes lead from each to the next.
+    """Return the headers found all at once: every block with the magic, if their sizes lead from each to the next.
 
     None if they do not, since content can look like a header, or if there is one of another kind.
     """
@@ -222,7 +222,7 @@ def _scan_regular_run(blocks: Bytes, start: int) -> _Headers | None:
 
 
 def _scan_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _Headers:
-    """Headers of all kinds, each found by the one before; the first of the window at least."""
+    """Return headers of all kinds, each found by the header before; at least the first of the window."""
     found: list[int] = []
     sizes: list[int] = []
     names: dict[int, str] = {}
@@ -300,7 +300,7 @@ def _refuse_truncated(path: Path, total: int, wanted: int) -> NoReturn:
 
 
 def _check_sums(run: _Headers, path: Path) -> None:
-    """Every header has the sum of its bytes, its own field counted as spaces, in octal."""
+    """Check the checksum of every header: the sum of its bytes, its own field counted as spaces, in octal."""
     table = run.table
     sums = (
         table.sum(1, dtype=np.uint32).astype(np.int64)

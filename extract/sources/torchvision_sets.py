@@ -55,7 +55,7 @@ def open_torchvision(argument: Argument, options: DatasetOptions, reporter: Repo
 
 
 def _open_split(made: Any, root: str, split: str) -> Any:
-    """One split, downloaded if need be; None if the class has no such split."""
+    """Open one split, downloaded if necessary; None if the class has no such split."""
     parameters = inspect.signature(made).parameters
     options: dict[str, Any] = {}
     if "split" in parameters:

@@ -104,7 +104,7 @@ def _open_folder(folder: Path, options: DatasetOptions, reporter: Reporter, chos
 def _open(
     name: str, paths: Sequence[Path], options: DatasetOptions, reporter: Reporter, chosen: _Fields
 ) -> WebDataset:
-    """Shards outside of split folders; their names may contain splits."""
+    """Open shards outside of split folders; their names may contain splits."""
     by_name = splits_by_name(paths) if chosen.by_name else {}
     picked = choose_splits(list(by_name), options, name)
     splits = {split: by_name[own] for split, own in picked.names.items()} or {"": list(paths)}

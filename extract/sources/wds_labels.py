@@ -83,7 +83,7 @@ def common_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]
 
 
 def label_targets(labels: Sequence[Any], classes: Sequence[str], target: str, name: str) -> InferredTargets:
-    """Return labels in their stored type and their targets: integers are classes, arrays 0 or 1 for each class or real values.
+    """Return the labels in their stored type and their targets: integers are classes, arrays 0 or 1 for each class or real values.
 
     Raises:
         DatasetError: arrays differ in size, or do not have the requested target type.
@@ -114,7 +114,7 @@ def label_targets(labels: Sequence[Any], classes: Sequence[str], target: str, na
 
 
 def _class_targets(labels: Labels, classes: Sequence[str], name: str) -> InferredTargets:
-    """Classes by their indices ``[N]``; without names, ids in place of indices are renumbered."""
+    """Return classes by their indices ``[N]``; without names, ids in place of indices are renumbered."""
     if not classes and labels.max(initial=0) >= MAX_CLASSES:
         numbered = number_classes([labels], name)
         notes = [f"{name}: {note}" for note in numbered.notes]

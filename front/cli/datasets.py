@@ -120,7 +120,7 @@ def _describe(source: Source) -> JsonObject:
         document["class_counts"] = {name: targets.counts(part).tolist() for name, part in labels.items()}
     return document | {
         "notes": list(source.notes),
-        "licence": citation.licence,
+        "licence": citation.license,
         "cite": citation.text,
         "homepage": citation.homepage,
     }

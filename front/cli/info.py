@@ -76,7 +76,7 @@ def _describe(entry: Entry) -> JsonObject:
 
 
 def _class_counts(entry: Entry) -> dict[str, list[int]]:
-    """Samples of every class, by split; of a complete cache that has classes."""
+    """Return the samples of every class, by split; of a complete cache that has classes."""
     cache = entry.cache
     if not entry.complete or cache.inventory.target_kind == REGRESSION:
         return {}
@@ -88,7 +88,7 @@ def _class_counts(entry: Entry) -> dict[str, list[int]]:
 
 
 def _target_lines(document: JsonObject) -> Iterator[str]:
-    """Kind, names and units of the targets, and how many samples classes have."""
+    """Yield lines with type, names and units of the targets, and the number of samples of the classes."""
     targets = document["targets"]
     units = targets["units"] or [""] * len(targets["names"])
     names = [f"{name} [{unit}]" if unit else name for name, unit in zip(targets["names"], units, strict=True)]
@@ -101,7 +101,7 @@ def _target_lines(document: JsonObject) -> Iterator[str]:
 
 
 def _part(entry: Entry) -> JsonObject:
-    """Of a partial or borrowed copy: what it holds, and where the rest is."""
+    """Describe the content of a partial or borrowed copy, and the origin of the rest."""
     held = PartialCopy.read(entry.path)
     if held is None:
         return {}

@@ -10,7 +10,7 @@ NUMERIC = COLUMNS[4:]
 
 
 def table_row(document: JsonObject) -> list[str]:
-    """The cells of a cache; those of numbers are empty for one that is damaged or still being pushed."""
+    """Return the cells of a cache; those of numbers are empty for one that is damaged or still being pushed."""
     names = [document[name] or "" for name in COLUMNS[:4]]
     if "samples" not in document:
         return [*names, *[""] * len(NUMERIC)]
@@ -21,6 +21,6 @@ def table_row(document: JsonObject) -> list[str]:
 
 
 def none_found(model: str | None, dataset: str | None) -> str:
-    """The beginning of the line that stands where the table would be."""
+    """Return the beginning of the line that replaces an empty table."""
     wanted = [text for text in (model, dataset) if text]
     return f"no caches that match {' and '.join(wanted)}" if wanted else "no caches"

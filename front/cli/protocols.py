@@ -61,7 +61,7 @@ def _row(protocol: Protocol) -> list[str]:
 
 
 def _departures(protocol: Protocol) -> dict[str, bool]:
-    """What the published runs did otherwise."""
+    """Return the departures of the published runs from a protocol."""
     return {
         "jittered validation": protocol.jitter_validation,
         "projected final tokens": protocol.projected_final,

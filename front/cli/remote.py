@@ -49,7 +49,7 @@ def _root_hint(address: Address) -> str:
 
 
 def describe_remote(cache_address: str) -> JsonObject:
-    """What there is to know of a cache on a remote; fetches its manifest and provenance, and no data."""
+    """Return the description of a cache on a remote; fetch its manifest and provenance, and no data."""
     from featcache.store.provenance import PROVENANCE_FILE
     from featcache.store.transfer.catalogue import find_cache, not_found
     from featcache.store.transfer.manifests import fetch_manifest, fetch_sealed

@@ -47,7 +47,7 @@ def filter_options(function: click.decorators.FC) -> click.decorators.FC:
 
 
 def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[ResultRow]:
-    """The rows of a folder of results that the options choose.
+    """Return the rows of a folder of results that the options choose.
 
     Raises:
         RequestError: there are none.

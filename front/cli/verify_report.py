@@ -1,4 +1,4 @@
-"""What `featcache verify` says about one cache."""
+"""The report of `featcache verify` on one cache."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What a cache was made from, found again and held to what its spec says."""
+"""Find the model and the dataset that a cache was made from, and check them against its spec."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ from featcache.store.targets import TARGET_KINDS
 
 
 def recorded_model(cache: Cache) -> str:
-    """The explicit name of the model, as provenance has it.
+    """Return the explicit name of the model, as provenance has it.
 
     Raises:
         RequestError: provenance.json does not tell it.
@@ -34,14 +34,14 @@ def recorded_model(cache: Cache) -> str:
 
 
 def recorded_weight_set(cache: Cache) -> str | None:
-    """The set of weights taken from a file that holds several; None if the file has a single set."""
+    """Return the set of weights taken from a file that holds several; None if the file has a single set."""
     source = cache.provenance.get("weights_source")
     taken = source.get("taken") if isinstance(source, dict) else None
     return taken if isinstance(taken, str) and taken else None
 
 
 def open_recorded_source(cache: Cache, dataset: str, data: Path | None = None) -> Source:
-    """The dataset, split and cut as the cache's own identity says.
+    """Return the dataset, split and cut as the cache's own identity says.
 
     Raises:
         RequestError: it is another dataset; the message says what differs.
@@ -56,7 +56,7 @@ def open_recorded_source(cache: Cache, dataset: str, data: Path | None = None) -
 
 
 def _recorded_options(identity: Mapping[str, Any]) -> DatasetOptions:
-    """How the dataset of a cache was split, as far as its identity tells; it may come from anywhere."""
+    """Return how the dataset of a cache was split, as far as its identity tells; the identity may come from anywhere."""
     seed, limit = identity.get("split_seed"), identity.get("limit")
     if isinstance(limit, list) and len(limit) == 2:
         limit, seed = limit

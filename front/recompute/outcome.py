@@ -1,4 +1,4 @@
-"""What recomputing some rows of a cache showed, and how much of a difference is to be expected."""
+"""Result of recomputing some rows of a cache, and the differences that are to be expected."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ STORED_TOLERANCE = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3}
 
 
 def tolerance(spec: CacheSpec) -> float:
-    """Largest relative difference of a token vector at which a cache still agrees."""
+    """Return the largest relative difference of a token vector at which a cache still agrees."""
     return FORWARD_TOLERANCE[spec.precision] + STORED_TOLERANCE[spec.dtype]
 
 
@@ -34,7 +34,7 @@ class LayerDifference:
 
 @dataclass(frozen=True)
 class Recomputation:
-    """What recomputing some rows showed."""
+    """Result of recomputing some rows."""
 
     samples: int
     tolerance: float

@@ -36,7 +36,7 @@ Features = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RecomputeRequest:
-    """What to recompute, and with what."""
+    """The rows to recompute, and the model and dataset to use."""
 
     samples: int
     """Number K of rows; all valid ones if there are fewer."""
@@ -145,7 +145,7 @@ def _mismatched_samples(cache: Cache, source: Source, split: str, rows: Sequence
 
 
 def _choose_rows(cache: Cache, samples: int, seed: int) -> dict[str, list[int]]:
-    """Random valid rows of all splits, in order."""
+    """Return the random valid rows of all splits, in order."""
     valid = [
         (split, int(row)) for split in cache.inventory.splits for row in np.flatnonzero(cache[split].valid())
     ]

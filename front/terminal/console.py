@@ -121,7 +121,7 @@ class _ProgressLines:
 
 
 def _speed(rate: float, left: int) -> str:
-    """Units per second, and the time that is left."""
+    """Return units per second, and the time that is left."""
     if not rate:
         return ""
     return f"{rate:.1f}/s, {format_duration(left / rate)} left" if left else f"{rate:.1f}/s"
@@ -160,7 +160,7 @@ def _plain_lines(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterat
 
 
 def _cells(text: str) -> int:
-    """Places that `text` takes on a terminal, where some characters are two wide."""
+    """Return the number of columns that `text` takes on a terminal, where some characters are two wide."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len

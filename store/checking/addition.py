@@ -12,7 +12,7 @@ from featcache.store.zarr_metadata import group_metadata_paths, metadata_documen
 
 
 def unfinished_addition(directory: Path, manifest: Manifest) -> Plan | None:
-    """The plan of an addition to the complete cache at `directory`; None if there is none."""
+    """Return the plan of an addition to the complete cache at `directory`; None if there is none."""
     try:
         plan = Plan.read(directory)
         held = plan.spec != manifest.spec or manifest.inventory.covers(plan.inventory)

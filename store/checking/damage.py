@@ -1,4 +1,4 @@
-"""What can be wrong with one file of a cache, and where in the data that is."""
+"""Damage of one file of a cache, and the part of the data that it concerns."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +13,7 @@ MAX_REASON = 1000
 
 
 class FileRole(StrEnum):
-    """What a file is for; it decides what a repair does."""
+    """Role of a file, which decides how a repair treats it."""
 
     MANIFEST = "manifest"
     """Manifest, or the plan of an unfinished cache: nothing can be repaired without."""
@@ -28,7 +28,7 @@ class FileRole(StrEnum):
     FORM = "form"
     """A document whose content holds but whose bytes are not as written: written again."""
     STALE = "leftover"
-    """What a process left that was killed: removed."""
+    """A file left by a killed process: removed."""
     LINK = "link"
     """A link in the place of a folder: nothing behind it is read or removed."""
     UNEXPECTED = "stranger"

@@ -33,7 +33,7 @@ _REMOVED = (FileRole.DATA, FileRole.REQUEST, FileRole.STALE)
 
 @dataclass(frozen=True)
 class RepairResult:
-    """What a repair left."""
+    """State of a cache after a repair."""
 
     complete: bool
     """Whether the cache still is complete; if not, the same extraction has to be run again."""
@@ -63,7 +63,7 @@ class RepairResult:
 
 
 def repair(found: Verification) -> RepairResult:
-    """Mend what `verify` found, as far as it can be done without the backbone.
+    """Repair the damages that `verify` found, as far as possible without the backbone.
 
     A damaged block is dropped; a damaged zarr.json is written again; a damaged provenance.json or README.md leaves all
     blocks but needs the next extraction too, which writes it again. Strangers stay.
@@ -143,7 +143,7 @@ def _rewrite_metadata(directory: Path, manifest: Manifest, damages: Sequence[Dam
 
 
 def _damaged_blocks(damages: Sequence[Damage]) -> list[Block]:
-    """The blocks that have a damaged file, each once."""
+    """Return the blocks that have a damaged file, each once."""
     return list(
         dict.fromkeys(damage.location.block for damage in damages if damage.location.block is not None)
     )
@@ -161,7 +161,7 @@ def _refuse_copy(directory: Path) -> None:
 
 
 def _refuse_irregular_files(found: Verification) -> None:
-    """A link could lead the repair out of the cache, and what a folder holds is not ours to remove."""
+    """Refuse links, which could lead the repair out of the cache, and folders, whose content is not ours to remove."""
     for damage in found.damages:
         path = found.directory / damage.location.path
         if damage.location.role == FileRole.LINK:

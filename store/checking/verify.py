@@ -34,13 +34,13 @@ from featcache.store.zarr_metadata import metadata_paths
 
 @dataclass(frozen=True)
 class Verification:
-    """What a check of one cache found."""
+    """Result of checking one cache."""
 
     directory: Path
     complete: bool
     """Whether there is a manifest."""
     manifest: Manifest | None
-    """What was checked against; None if it is damaged itself."""
+    """The manifest that files were checked against; None if the manifest itself is damaged."""
     damages: Sequence[Damage]
     files: int
     """Files that were checked."""
@@ -60,7 +60,7 @@ class Verification:
 
     @property
     def remedy(self) -> str:
-        """What to do about the damages."""
+        """Advice on repairing the damages."""
         origin = read_origin(self.directory) or card_origin(self.directory) if self.complete else None
         if self.manifest is None and origin is not None:
             return f"run `{check_command(self.directory, origin, _partial_inventory(self.directory))}` to fetch it again"

@@ -1,4 +1,4 @@
-"""What an export says of the cache it was made from, so that it can become the same cache again."""
+"""The document that an export carries about its cache, from which an import restores the same cache."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -25,7 +25,7 @@ EXPORTERS: dict[str, tuple[Exporter, str]] = {
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written."""
+    """Result of an export."""
 
     path: Path
     num_bytes: int

@@ -20,7 +20,7 @@ LABELS, IDS, VALID = "labels.npy", "sample_ids.npy", "valid.npy"
 
 
 def layer_file(layer: str) -> str:
-    """File name of a layer, such as ``layer_03.npy`` or ``layer_final.npy``."""
+    """Return the file name of a layer, such as ``layer_03.npy`` or ``layer_final.npy``."""
     return f"layer_{layer}.npy" if layer == FINAL else f"layer_{int(layer):02d}.npy"
 
 

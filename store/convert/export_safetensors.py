@@ -90,7 +90,7 @@ def _label_first(columns: dict[str, Array]) -> bool:
 
 
 def _metadata(cache: Cache, part: Part) -> dict[str, str]:
-    """The format allows strings only."""
+    """Return the metadata of the file; the format allows strings only."""
     return {
         "format": "featcache-export",
         "key": cache.key,

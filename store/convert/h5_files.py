@@ -113,7 +113,7 @@ def find_linked(path: Path, name: str) -> tuple[Path, str] | None:
 
 
 def group_size(file: "h5py.File", path: Path, name: str) -> int | None:
-    """Entries of a group in this file; None if there is no group of this name."""
+    """Return the entries of a group in this file; None if there is no group of this name."""
     import h5py
 
     with h5_errors(f"{path}: {printable(name)}"):
@@ -141,7 +141,7 @@ def list_datasets(file: "h5py.File", path: Path) -> list[tuple[str, str]]:
 
 
 def format_listing(file: "h5py.File", path: Path) -> str:
-    """The arrays of a file in one line, for errors."""
+    """Return the arrays of a file in one line, for errors."""
     try:
         found = list_datasets(file, path)
     except DatasetError:
@@ -286,7 +286,7 @@ def _check_dataset(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bo
 
 
 def _chunk_bytes(dataset: "h5py.Dataset") -> int:
-    """Bytes of one chunk, for which HDF5 allocates memory; 0 for arrays without chunks."""
+    """Return the bytes of one chunk, for which HDF5 allocates memory; 0 for arrays without chunks."""
     return prod(dataset.chunks) * int(dataset.id.get_type().get_size()) if dataset.chunks else 0
 
 

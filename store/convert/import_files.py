@@ -93,7 +93,7 @@ def _split(
 
 
 def _layer_files(folder: Path, openers: Mapping[str, Opener]) -> list[Path]:
-    """The files of the layers, by number; ``final`` comes last."""
+    """Return the files of the layers, by number; ``final`` comes last."""
     found: dict[float, Path] = {}
     for path in sorted(folder.iterdir()):
         match = _LAYER.fullmatch(path.stem)

@@ -26,7 +26,7 @@ FOREIGN_BATCH = 1
 
 @dataclass(frozen=True)
 class ImportResult:
-    """What an import gave."""
+    """Result of an import."""
 
     path: Path
     key: str

@@ -113,7 +113,7 @@ class Features:
         return np.concatenate(parts, axis=1)
 
     def _geometry(self, array: RowArray) -> tuple[int, int, int]:
-        """Rows N, layers L and width D of one array."""
+        """Return the rows N, layers L and width D of one array."""
         tokens, between = self.num_tokens, array.shape[1:-1]
         if tokens == 1 and len(between) == 2 and between[1] == 1:
             between = between[:1]

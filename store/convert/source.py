@@ -1,4 +1,4 @@
-"""What is imported: splits with features, labels and ids, wherever they were read from."""
+"""Input of an import: splits with features, labels and ids, independent of the file format."""
 
 import re
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class ImportSplit:
     layers: tuple[str, ...]
     tokens: tuple[str, ...]
     columns: dict[str, Array]
-    """``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
+    """Return ``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
 
     def digest(self, update: Update, before: int, total: int) -> str:
         """Read everything once: check the values and return the `ContentDigest`.
@@ -81,7 +81,7 @@ class ImportSource:
 
 
 def layer_names(count: int) -> tuple[str, ...]:
-    """Names of foreign layers, in order: the last one is what probes take for the backbone's final norm."""
+    """Return the names of foreign layers, in order: the last one is what probes take for the backbone's final norm."""
     return (*(str(index) for index in range(count - 1)), FINAL)
 
 
