@@ -87,8 +87,10 @@ class MemberAdamW:
 
     def _slices_of(self, members: tuple[int, ...]) -> _Slices:
         if members not in self._slices:
-            lists = [[tensor[member] for member in members for tensor in tensors] for tensors in self._state]
-            self._slices[members] = _Slices(*lists, [self._step] * len(lists[0]))
+            parameters, averages, squares = (
+                [tensor[member] for member in members for tensor in tensors] for tensors in self._state
+            )
+            self._slices[members] = _Slices(parameters, averages, squares, [self._step] * len(parameters))
         return self._slices[members]
 
     def _clip(self, gradients: Sequence[Tensor]) -> dict[int, Tensor]:
