@@ -14,7 +14,8 @@ from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.run import extract
 from featcache.extraction.running.batch_size import fitting_batch_size
-from featcache.extraction.running.pipeline import WAITING, ImageInput, run_blocks
+from featcache.extraction.running.pipeline import ImageInput, run_blocks
+from featcache.extraction.running.writing import WAITING
 from featcache.store.errors import BackboneError, RequestError
 from featcache.store.layers import TOKEN_KINDS
 from featcache.store.reading.reader import open_cache
@@ -61,6 +62,8 @@ def test_every_gpu_gives_the_features_of_the_cpu(tmp_path, gpus, workers):
         assert_same(tmp_path / name, tmp_path / "cpu", bytes_too=gpus.pretended)
 
 
+# The writer suppresses this warning of zarr's by a filter of the whole process, which two threads take off each other.
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
 def test_gpus_work_at_the_same_time(tmp_path, gpus):
     """Each in a thread of one process: which device is the current one, and what a stream waits for, belong to a thread."""
     fill(tmp_path / "cpu", InMemory())
