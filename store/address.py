@@ -112,7 +112,7 @@ class Address:
     def _quoted(self, part: str) -> str:
         """Return a part of the path, escaped so that `parse_address` reads the same part again."""
         reserved = "%?#@" if self.scheme in WEB_SCHEMES else "@"
-        return "".join(f"%{ord(one):02X}" if one in reserved else one for one in part)
+        return "".join(f"%{ord(character):02X}" if character in reserved else character for character in part)
 
 
 def is_address(text: str) -> bool:
@@ -246,7 +246,7 @@ def _split_hub_path(rest: str) -> tuple[str, tuple[str, ...]]:
     owner, (name, at, revision) = parts[0], parts[1].partition("@")
     names = [owner, name, *([revision] if at else [])]
     if (
-        not all(_REPOSITORY.fullmatch(one) for one in names)
+        not all(_REPOSITORY.fullmatch(name) for name in names)
         or revision in _HUB_KINDS
         or "@" in "".join(parts[2:])
     ):

@@ -111,10 +111,10 @@ def _sets(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, M
 def _preferred_set(found: Mapping[str, Any], order: tuple[str, ...]) -> str | None:
     """Return the set that the library would take: one of a usual name, nested sets included; else the file itself."""
     for name in order:
-        inner = [one for one in found if one.split(_SEPARATOR)[0] == name]
-        usual = [one for one in inner if {*one.split(_SEPARATOR)} <= {*order}]
+        inner = [path for path in found if path.split(_SEPARATOR)[0] == name]
+        usual = [path for path in inner if {*path.split(_SEPARATOR)} <= {*order}]
         if usual:
-            return min(usual, key=lambda one: one.count(_SEPARATOR))
+            return min(usual, key=lambda path: path.count(_SEPARATOR))
     return "" if "" in found else None
 
 
@@ -123,9 +123,13 @@ def _named(path: Path, found: Mapping[str, Mapping[str, Tensor]], key: str) -> C
         return _require_set(found, key)
     if key.endswith("."):
         for name, tensors in found.items():
-            state = {one.removeprefix(key): value for one, value in tensors.items() if one.startswith(key)}
+            state = {
+                tensor_name.removeprefix(key): value
+                for tensor_name, value in tensors.items()
+                if tensor_name.startswith(key)
+            }
             if state:
-                return Checkpoint(state, key, tuple(one for one in (name or "the rest",) if one))
+                return Checkpoint(state, key, tuple(entry for entry in (name or "the rest",) if entry))
     valid = [name for name in found if name]
     if not valid:
         raise RequestError(f"weights file {path} holds one set of weights; leave --weights-key out")

@@ -55,8 +55,8 @@ def load_failure(
     """
     if weights is not None:
         return BackboneError(f"weights file {weights} does not fit {name.explicit} ({reason(error)})")
-    what, remedy = hub_problem(error, repository or "its repository")
+    cause, remedy = hub_problem(error, repository or "its repository")
     return BackboneError(
-        f"pretrained weights of {name.explicit} could not be loaded ({what}); {remedy}, or give local weights with "
+        f"pretrained weights of {name.explicit} could not be loaded ({cause}); {remedy}, or give local weights with "
         "--weights FILE"
     )

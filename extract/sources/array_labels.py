@@ -132,7 +132,7 @@ def _class_name_targets(
         raise DatasetError(f"{where}: labels are columns of texts; name one column of them")
     values = [
         label_text(value, row, where)
-        for row, value in enumerate(one for part in parts for one in part[:, 0].tolist())
+        for row, value in enumerate(value for part in parts for value in part[:, 0].tolist())
     ]
     return text_targets(values, target, names, where)
 

@@ -27,9 +27,9 @@ def card_license(path: Path) -> str | None:
         return None
     inline = found[1].strip()
     values = re.findall(r"-[ \t]+(.*)", found[2]) if not inline else _inline(inline)
-    plain = [one for value in values if (one := value.split(" #")[0].strip().strip("'\""))]
+    plain = [text for value in values if (text := value.split(" #")[0].strip().strip("'\""))]
     # Anchors, tags and nested structures are not a license.
-    if not plain or any(one[0] in "&*!{[|>" for one in plain):
+    if not plain or any(text[0] in "&*!{[|>" for text in plain):
         return None
     return printable(", ".join(plain))[:MAX_LICENSE]
 

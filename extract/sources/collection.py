@@ -91,8 +91,8 @@ def listing_digest(
     entries: Iterable[tuple[str, object, object]] = zip(ids, contents, shown, strict=True)
     if not _is_sorted(ids):
         entries = sorted(entries, key=lambda entry: entry[0])
-    for one, content, label in entries:
-        digest.update(f"{one}\0{content}\0{label}\n".encode())
+    for sample_id, content, label in entries:
+        digest.update(f"{sample_id}\0{content}\0{label}\n".encode())
     return digest.hexdigest()
 
 
@@ -145,7 +145,7 @@ def refuse_repeated(ids: Sequence[str], where: str) -> None:
     if len(set(ids)) == len(ids):
         return
     seen: set[str] = set()
-    repeated = list(dict.fromkeys(one for one in ids if one in seen or seen.add(one)))  # type: ignore[func-returns-value]
+    repeated = list(dict.fromkeys(sample_id for sample_id in ids if sample_id in seen or seen.add(sample_id)))  # type: ignore[func-returns-value]
     raise DatasetError(f"{where}: {len(repeated)} ids appear more than once: {', '.join(repeated[:10])}")
 
 

@@ -117,9 +117,9 @@ class Columns:
         self.notes.append(f"column {name} of {self._path.name} is taken for a class, not for the split")
         return False
 
-    def _require_column(self, what: str, name: str | None) -> str | None:
+    def _require_column(self, role: str, name: str | None) -> str | None:
         if name and name not in self._header:
-            raise UnknownNameError(f"{what} column", name, self._header, f"({self._path})")
+            raise UnknownNameError(f"{role} column", name, self._header, f"({self._path})")
         return name or None
 
     def _refuse_without_path(self) -> NoReturn:

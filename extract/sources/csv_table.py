@@ -88,12 +88,12 @@ class CsvTable(Collection):
             if splits is None
             else [f"{n}\0{split}" for n, split in zip(found.sizes, splits, strict=True)]
         )
-        labels, what = targets
+        labels, label_targets = targets
         self.listing = Listing(
             Texts.of(ids),
             labels,
-            what,
-            listing_digest((*what.names, *what.units), ids, contents, labels),
+            label_targets,
+            listing_digest((*label_targets.names, *label_targets.units), ids, contents, labels),
             parts,
             unread,
             {options.group_by: groups} if options.group_by else {},
@@ -182,7 +182,7 @@ def _splits(
     names = {spelling: name for name, spelling in chosen.names.items()}
     splits = [names.get(split, split) for split in spelled]
     table = np.array(spelled)
-    return splits, {n: np.flatnonzero(table == one) for n, one in chosen.names.items()}, chosen.unread
+    return splits, {n: np.flatnonzero(table == split) for n, split in chosen.names.items()}, chosen.unread
 
 
 def _targets(

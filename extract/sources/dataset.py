@@ -365,15 +365,15 @@ class SplitDataset(Source):
             train, test = labels[rows[TRAIN]], labels[part]
             if targets.type == REGRESSION:
                 outside = ((test < train.min(0)) | (test > train.max(0))).any(1).sum()
-                what = (
+                difference = (
                     f"{outside} of {len(part)} targets lie outside of the range of train" if outside else ""
                 )
             else:
                 unknown = np.flatnonzero((targets.counts(train) == 0) & (targets.counts(test) > 0))
                 shown = ", ".join(targets.names[int(label)] for label in unknown[:10])
-                what = f"classes that train lacks: {shown}" if unknown.size else ""
-            if what:
-                self._notes.append(f"split {name} of {self.name}: {what}")
+                difference = f"classes that train lacks: {shown}" if unknown.size else ""
+            if difference:
+                self._notes.append(f"split {name} of {self.name}: {difference}")
 
 
 def _is_fraction(name: str) -> bool:

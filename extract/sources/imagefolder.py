@@ -139,10 +139,10 @@ class ImageFolder(Collection):
             below = self._tree.folders(name)
             roles = set(roles_of(below).values())
             if TRAIN in roles and roles & {TEST, VALIDATION}:
-                one = f"or is imagefolder:{self._directory / name} meant? " if len(folders) == 1 else ""
+                hint = f"or is imagefolder:{self._directory / name} meant? " if len(folders) == 1 else ""
                 raise DatasetError(
                     f"{self._directory / name} has folders {', '.join(below[:5])}, which are called like splits; splits must "
-                    f"lie above the classes (train/{name}/...); {one}imagefolder:DIR?{SPLITS_FIELD}={NO_SPLITS} reads them as "
+                    f"lie above the classes (train/{name}/...); {hint}imagefolder:DIR?{SPLITS_FIELD}={NO_SPLITS} reads them as "
                     "parts of one class"
                 )
 
@@ -195,11 +195,15 @@ class ImageFolder(Collection):
             unknown = [name for name in names[split] if _composed(name) not in known]
             if unknown:
                 lacking = [name for name in names[train] if _composed(name) not in there]
-                one, other = splits[train], splits[split]
+                train_folder, split_folder = splits[train], splits[split]
                 raise DatasetError(
-                    f"{self._directory}: {other} has classes that {one} lacks: {', '.join(unknown[:10])}"
-                    + (f" ({one} has, and {other} lacks: {', '.join(lacking[:10])})" if lacking else "")
-                    + f"; class folders must have the same names in {one}/ and {other}/"
+                    f"{self._directory}: {split_folder} has classes that {train_folder} lacks: {', '.join(unknown[:10])}"
+                    + (
+                        f" ({train_folder} has, and {split_folder} lacks: {', '.join(lacking[:10])})"
+                        if lacking
+                        else ""
+                    )
+                    + f"; class folders must have the same names in {train_folder}/ and {split_folder}/"
                 )
 
     def _class_folders(self, folder: str) -> list[str]:
@@ -218,7 +222,9 @@ class ImageFolder(Collection):
             if _printable(name) != name:
                 raise DatasetError(f"{where}: the folder name {name!r} is not valid UTF-8; rename the folder")
         if len({_composed(name) for name in names}) < len(names):
-            twins = [name for name in names if [_composed(one) for one in names].count(_composed(name)) > 1]
+            twins = [
+                name for name in names if [_composed(other) for other in names].count(_composed(name)) > 1
+            ]
             raise DatasetError(
                 f"{where}: class folders look the same and differ in the Unicode form of their names: "
                 f"{', '.join(map(ascii, twins[:4]))}; rename or merge them"
@@ -256,7 +262,7 @@ class ImageFolder(Collection):
             encoded = [path.encode() for path, _ in files]
             # One class at a time: a million strings take far more memory than their bytes.
             self._encoded.append(b"".join(encoded))
-            self._lengths.append(np.array([len(one) for one in encoded], np.int64))
+            self._lengths.append(np.array([len(text) for text in encoded], np.int64))
             self._sizes.append(np.array([size for _, size in files], np.int64))
             self._labels.append(np.full(len(files), labels[_composed(name)], np.int64))
             total += len(files)

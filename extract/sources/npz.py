@@ -115,8 +115,8 @@ def _splits(names: Sequence[str], argument: Argument) -> list[str]:
         return []
     before = [name.rpartition("_") for name in names]
     behind = [name.partition("_") for name in names]
-    found = [split for split, _, what in before if split and what in images]
-    found += [split for what, _, split in behind if split and what in images]
+    found = [split for split, _, array in before if split and array in images]
+    found += [split for array, _, split in behind if split and array in images]
     return list(dict.fromkeys(found))
 
 
@@ -125,7 +125,7 @@ def _part(
 ) -> ArrayPart:
     def find(field: str, usual: Sequence[str]) -> str:
         choices = [argument.fields[field]] if field in argument.fields else usual
-        forms = [form for one in choices for form in _forms(spelling, one)]
+        forms = [form for choice in choices for form in _forms(spelling, choice)]
         name = next((form for form in forms if form in archive.names), None)
         if name is None:
             raise RequestError(

@@ -132,7 +132,7 @@ class ParquetImages(Collection):
 
     def image(self, row: int) -> "Image":
         """Decode one image."""
-        number, group, place = (int(one) for one in self._places[row])
+        number, group, place = (int(number) for number in self._places[row])
         stored = self._group(number, group)[place].as_py()
         content = stored.get("bytes") if isinstance(stored, dict) else stored
         where = f"{self.listing.ids[row]} in {self._paths[number]}"
@@ -298,7 +298,7 @@ def _choose(names: Sequence[str], argument: Argument, options: DatasetOptions) -
         split = match[1] if match else path.stem
         if split.isdigit():
             split = folders.pop() if folders else "train"
-        config = "/".join(one for one in folders if one != "data")
+        config = "/".join(folder for folder in folders if folder != "data")
         found.setdefault(config, {}).setdefault(split, []).append(str(path))
     config = argument.fields.get("config", "default" if "default" in found else next(iter(found)))
     if config not in found:
@@ -312,14 +312,14 @@ def _choose(names: Sequence[str], argument: Argument, options: DatasetOptions) -
     return _Choice(splits, list(chosen.unread))
 
 
-def _column(what: str, argument: Argument, usual: Iterable[str], names: Sequence[str], path: Path) -> str:
-    given = argument.fields.get(what)
+def _column(role: str, argument: Argument, usual: Iterable[str], names: Sequence[str], path: Path) -> str:
+    given = argument.fields.get(role)
     if given and given not in names:
         raise UnknownNameError("column", given, names, f"({path})")
     found = given or next((name for name in usual if name in names), None)
     if found is None:
         raise RequestError(
-            f"{path} has no column {what}; it has {', '.join(names)}: name it as in hf:REPO?{what}=NAME"
+            f"{path} has no column {role}; it has {', '.join(names)}: name it as in hf:REPO?{role}=NAME"
         )
     return found
 

@@ -93,8 +93,8 @@ def _state(root: Path, path: str) -> tuple[int, int]:
 
 def _other_form(root: Path, path: str, table: Path, row: int) -> tuple[str, tuple[int, int]]:
     forms = [path.replace("\\", "/")] if "\\" in path else [path]
-    every = [*forms, *(unicodedata.normalize(form, one) for one in forms for form in ("NFC", "NFD"))]
-    there = {one: state for one in dict.fromkeys(every) if (state := _state(root, one)) != _MISSING}
+    every = [*forms, *(unicodedata.normalize(form, path) for path in forms for form in ("NFC", "NFD"))]
+    there = {path: state for path in dict.fromkeys(every) if (state := _state(root, path)) != _MISSING}
     if len(there) > 1:
         raise DatasetError(
             f"{table}: row {row + 2}: {_short(path)} is not there, and more than one file has this name in another Unicode "

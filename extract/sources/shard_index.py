@@ -89,5 +89,5 @@ def _place(path: Path, image: str | None) -> Path | None:
     if state.st_size < KEEP_FROM_BYTES:
         return None
     # The number is the version of the rules that make samples of members.
-    what = f"2 {image or ''} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
-    return derived_path("index", what, f"{path.stem}.npz")
+    state_text = f"2 {image or ''} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
+    return derived_path("index", state_text, f"{path.stem}.npz")

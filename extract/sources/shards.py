@@ -38,7 +38,7 @@ def _choices(text: str, pattern: str) -> list[str]:
     first, dots, last = text.partition("..")
     if not dots:
         return text.split(",")
-    numbers = [re.fullmatch("[0-9]{1,12}", one) for one in (first, last)]
+    numbers = [re.fullmatch("[0-9]{1,12}", digits) for digits in (first, last)]
     if not all(numbers) or not 0 <= int(last) - int(first) < MAX_SHARDS:
         raise RequestError(f"{{{text}}} in {pattern} is no range; write such as {{000..010}}")
     width = len(first) if first.startswith("0") else 0
@@ -66,7 +66,7 @@ def matching_files(pattern: str) -> list[Path]:
     return paths
 
 
-def refuse_missing(missing: Sequence[str], what: str, where: str) -> None:
+def refuse_missing(missing: Sequence[str], noun: str, where: str) -> None:
     """Refuse what is not all there.
 
     Raises:
@@ -74,7 +74,7 @@ def refuse_missing(missing: Sequence[str], what: str, where: str) -> None:
     """
     if missing:
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        raise DatasetError(f"{where}: {len(missing)} {what} do not exist: {', '.join(missing[:10])}{more}")
+        raise DatasetError(f"{where}: {len(missing)} {noun} do not exist: {', '.join(missing[:10])}{more}")
 
 
 def is_shard_folder(folder: Path) -> bool:

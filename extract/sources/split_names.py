@@ -161,9 +161,9 @@ def find_split(name: str, found: Sequence[str]) -> str:
     """
     if name in found:
         return name
-    same = [one for one in found if one.strip().casefold() == name.strip().casefold()]
+    same = [split for split in found if split.strip().casefold() == name.strip().casefold()]
     role, roles = role_of(name), roles_of(found)
-    same = same or [one for one in found if role is not None and roles[one] == role]
+    same = same or [split for split in found if role is not None and roles[split] == role]
     if len(same) == 1:
         return same[0]
     raise UnknownNameError("split", name, found)

@@ -27,9 +27,9 @@ def order_keys(ids: Iterable[str], seed: int) -> Keys:
     """Return a number for every id, ``[N]``: the first eight bytes of SHA-256 over ``seed:id``; smaller ones come first."""
     prefix = hashlib.sha256(f"{seed}:".encode())
     digests = []
-    for one in ids:
+    for sample_id in ids:
         digest = prefix.copy()
-        digest.update(one.encode())
+        digest.update(sample_id.encode())
         digests.append(digest.digest()[:8])
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 

@@ -99,7 +99,7 @@ def index_tar(path: Path) -> TarIndex:
         names += _names(run)
     if not names:
         return TarIndex([], np.zeros(0, np.int64), np.zeros(0, np.int64))
-    offsets, sizes = (np.concatenate([getattr(run, what) for run in runs]) for what in ("offsets", "sizes"))
+    offsets, sizes = (np.concatenate([getattr(run, name) for run in runs]) for name in ("offsets", "sizes"))
     types = np.concatenate([run.table[:, 156] for run in runs])
     plain = np.isin(types, np.frombuffer(_FILES, np.uint8))
     if plain.all():
@@ -326,7 +326,7 @@ def _names(run: _Headers) -> list[str]:
         return []
     names = b"\0".join(stored)
     if names.count(b"\0") >= len(stored):  # what follows the end of a name is rubbish
-        names = b"\0".join(one.partition(b"\0")[0] for one in stored)
+        names = b"\0".join(field.partition(b"\0")[0] for field in stored)
     texts = names.decode("utf-8", "surrogateescape").split("\0")
     # ustar keeps the beginning of a long path apart; GNU tar has other things in its place.
     ustar = (run.table[:, 257:263] == np.frombuffer(b"ustar\0", np.uint8)).all(1) & (run.table[:, 345] != 0)

@@ -313,7 +313,7 @@ def _refuse_odd_names(names: Sequence[str], path: Path) -> None:
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
-        odd = next(name for name in names if any("\ud800" <= one <= "\udfff" for one in name))
+        odd = next(name for name in names if any("\ud800" <= character <= "\udfff" for character in name))
         raise DatasetError(f"{path}: the name {odd!r} of a member is not valid UTF-8; rename it") from None
     if any("\0" in name for name in names):
         cut = next(name for name in names if "\0" in name)

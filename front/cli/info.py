@@ -106,8 +106,8 @@ def _part(entry: Entry) -> JsonObject:
     if held is None:
         return {}
     manifest = entry.cache.manifest
-    what = describe_partial(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
-    state = f"{'borrowed' if held.borrowed else 'a partial copy'}: {what}"
+    content = describe_partial(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
+    state = f"{'borrowed' if held.borrowed else 'a partial copy'}: {content}"
     return {"state": state, "origin": held.origin, "borrowed": held.borrowed}
 
 

@@ -87,8 +87,10 @@ def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
 
     found = find_removable(parse_address(cache_address))
     with found.remote:
-        what = f"{len(found.files)} files, {format_size(found.num_bytes)}, for everybody who uses this remote"
-        if not yes and not confirmed(found.where, what):
+        content = (
+            f"{len(found.files)} files, {format_size(found.num_bytes)}, for everybody who uses this remote"
+        )
+        if not yes and not confirmed(found.where, content):
             echo("nothing was removed", err=True)
             return
         found.remove()
@@ -98,7 +100,7 @@ def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
         echo(f"removed {found.where} ({format_size(found.num_bytes)})")
 
 
-def confirmed(where: str, what: str) -> bool:
+def confirmed(where: str, content: str) -> bool:
     """Show what is to be removed, and ask.
 
     Raises:
@@ -107,5 +109,5 @@ def confirmed(where: str, what: str) -> bool:
     if not sys.stdin.isatty():
         raise RequestError(f"{where} was not removed: there is no terminal to ask on; add --yes to remove it")
     echo(where, err=True)
-    echo(what, err=True)
+    echo(content, err=True)
     return click.confirm("remove it?", err=True)

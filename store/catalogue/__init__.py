@@ -110,8 +110,8 @@ def select(
 
 def report_unreadable(search: Sequence[Path], reporter: Reporter) -> None:
     """Report each unreadable folder in one line, for searches that any cache under the roots could answer."""
-    for one in unreadable(search):
-        reporter.message(f"note: {one}")
+    for folder in unreadable(search):
+        reporter.message(f"note: {folder}")
 
 
 def _named_folder(path: str) -> Entry | None:
@@ -174,8 +174,8 @@ def _not_found_error(
     dataset: str | None,
 ) -> str:
     asked = ", ".join(
-        f"{what}{value}"
-        for what, value in (("", cache), ("model ", next(iter(models), None)), ("dataset ", dataset))
+        f"{label}{value}"
+        for label, value in (("", cache), ("model ", next(iter(models), None)), ("dataset ", dataset))
         if value
     )
     where = os.pathsep.join(str(root) for root in search)

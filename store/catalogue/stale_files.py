@@ -196,7 +196,7 @@ def _temporaries(folder: Path, shown: OwnershipProof) -> Iterator[Path]:
     names = shown.names()
     for within in names:
         place = folder / within
-        if any(one.is_symlink() for one in (place, *place.parents[: len(place.relative_to(folder).parts)])):
+        if any(path.is_symlink() for path in (place, *place.parents[: len(place.relative_to(folder).parts)])):
             continue  # the target of a link is not part of the cache
         for path in place.glob(f"*{PARTIAL_SUFFIX}"):
             if path.is_symlink() or not path.is_dir():

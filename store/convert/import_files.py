@@ -123,7 +123,8 @@ def _ids(folder: Path, openers: Mapping[str, Opener]) -> list[str] | None:
     if ids is None:
         return None
     return [
-        one.decode() if isinstance(one, bytes) else str(one) for one in ids.rows(0, ids.shape[0]).tolist()
+        value.decode() if isinstance(value, bytes) else str(value)
+        for value in ids.rows(0, ids.shape[0]).tolist()
     ]
 
 

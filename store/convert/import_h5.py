@@ -116,7 +116,7 @@ def _class_names(dataset: SlicedRows) -> list[str] | None:
         if "class_names" not in dataset.array.attrs:
             return None
         values = np.ravel(dataset.array.attrs["class_names"]).tolist()
-        return [one.decode() if isinstance(one, bytes) else str(one) for one in values]
+        return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
 def _read_all(array: SlicedRows) -> Array:

@@ -191,8 +191,8 @@ class _Copy:
         if self._ours is None:
             self.manifest, self._have, target = theirs.manifest, None, wanted
         else:
-            what = f"{directory} and {origin}"
-            self.manifest = merge_manifests(self._ours, theirs.manifest, what)
+            copies = f"{directory} and {origin}"
+            self.manifest = merge_manifests(self._ours, theirs.manifest, copies)
             self._have = (
                 self._ours.part(self._held.inventory).inventory if self._held else self._ours.inventory
             )
