@@ -282,8 +282,8 @@ def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
         return value
     # JSON's true is not a count, although Python's bool is an int.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-        wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-        raise CacheError(f"{where}: field {name!r} must be {wanted}, got {type(value).__name__}")
+        expected = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
+        raise CacheError(f"{where}: field {name!r} must be {expected}, got {type(value).__name__}")
     return value
 
 
@@ -295,12 +295,14 @@ def text_list(document: Mapping[str, Any], name: str, where: str) -> tuple[str, 
     return tuple(values)
 
 
-def is_identical_json(got: Any, wanted: Any) -> bool:
+def is_identical_json(got: Any, expected: Any) -> bool:
     """Return whether two JSON values are the same, and not only equal in Python: 3.0 and true are other numbers for others."""
-    if type(got) is not type(wanted):
+    if type(got) is not type(expected):
         return False
     if isinstance(got, dict):
-        return got.keys() == wanted.keys() and all(is_identical_json(got[name], wanted[name]) for name in got)
+        return got.keys() == expected.keys() and all(
+            is_identical_json(got[name], expected[name]) for name in got
+        )
     if isinstance(got, list):
-        return len(got) == len(wanted) and all(map(is_identical_json, got, wanted))
-    return bool(got == wanted)
+        return len(got) == len(expected) and all(map(is_identical_json, got, expected))
+    return bool(got == expected)

@@ -255,8 +255,8 @@ def _widths(
     for part_name, (path, _) in points.items():
         shape = list(seen[part_name].shape) if isinstance(seen.get(part_name), Tensor) else None
         tokens = [layout.num_tokens, 2] if sequence_first and part_name != "final" else [2, layout.num_tokens]
-        wanted = [2] if part_name == "embedding" else tokens
-        if shape is None or shape[:-1] != wanted:
+        expected = [2] if part_name == "embedding" else tokens
+        if shape is None or shape[:-1] != expected:
             got = f"gives {shape}" if part_name in seen else "is not called"
-            raise BackboneError(f"{name}: {path!r} {got} for 2 images, expected {[*wanted, 'width']}")
+            raise BackboneError(f"{name}: {path!r} {got} for 2 images, expected {[*expected, 'width']}")
     return {part_name: values.shape[-1] for part_name, values in seen.items()}

@@ -93,8 +93,8 @@ class _Archive:
             if info.file_size > MAX_RATIO * info.compress_size + 2**16:
                 raise ValueError(f"it says that {info.compress_size} bytes unpack to {info.file_size}")
             with self._zip.open(info) as file:
-                wanted = npy_layout(file, info.file_size).num_bytes
-            if wanted > available_memory():
+                num_bytes = npy_layout(file, info.file_size).num_bytes
+            if num_bytes > available_memory():
                 raise MemoryError
             with self._zip.open(info) as file:
                 return read_npy(file, info.file_size)

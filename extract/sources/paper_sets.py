@@ -136,11 +136,11 @@ def _commit_of(folder: Path) -> str:
 def _size_mismatches(alias: Alias, collection: Collection) -> list[str]:
     """Return notes on sizes that differ from the table."""
     notes = []
-    for split, wanted in alias.sizes.items():
+    for split, expected in alias.sizes.items():
         rows = collection.listing.parts.get(split)
-        if rows is not None and wanted is not None and len(rows) != wanted:
+        if rows is not None and expected is not None and len(rows) != expected:
             notes.append(
-                f"{alias.name} has {len(rows)} {split} images, the table of the paper's datasets {wanted}"
+                f"{alias.name} has {len(rows)} {split} images, the table of the paper's datasets {expected}"
             )
     if len(collection.listing.targets.names) != alias.num_classes:
         found = len(collection.listing.targets.names)

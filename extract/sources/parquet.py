@@ -251,8 +251,8 @@ def _find(
             parquet = [name for name in every if name.endswith(".parquet")]
             if parquet:
                 chosen.append(_choose(parquet, argument, options))
-            wanted = [name for choice in chosen for names in choice.splits.values() for name in names]
-            return [*(name for name in every if name == CARD), *wanted]
+            selected = [name for choice in chosen for names in choice.splits.values() for name in names]
+            return [*(name for name in every if name == CARD), *selected]
 
         fetched = fetch_snapshot(repository, revision, choose, reporter, remedy)
         if chosen:

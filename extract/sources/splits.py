@@ -74,7 +74,7 @@ def split_off_test_groups(groups: Rows, group_names: Iterable[str], strata: Rows
     """
     num_groups, num_strata = int(groups.max()) + 1, int(strata.max()) + 1
     sizes = np.bincount(strata, minlength=num_strata)
-    wanted = sizes * float(TEST_FRACTION)
+    target = sizes * float(TEST_FRACTION)
     weight = 1 / np.maximum(sizes, 1)
     by_group = np.argsort(groups, kind="stable")
     ends = np.cumsum(np.bincount(groups, minlength=num_groups))
@@ -82,7 +82,7 @@ def split_off_test_groups(groups: Rows, group_names: Iterable[str], strata: Rows
     for group in np.argsort(order_keys(group_names, seed), kind="stable").tolist():
         members = by_group[ends[group - 1] if group else 0 : ends[group]]
         found, counts = np.unique(strata[members], return_counts=True)
-        before, after = np.abs(taken[found] - wanted[found]), np.abs(taken[found] + counts - wanted[found])
+        before, after = np.abs(taken[found] - target[found]), np.abs(taken[found] + counts - target[found])
         nearer = ((before - after) * weight[found]).sum() > 0
         if nearer and (taken[found] + counts < sizes[found]).all():
             test[group] = True

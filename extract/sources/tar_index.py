@@ -293,9 +293,9 @@ def _headers(
     )
 
 
-def _refuse_truncated(path: Path, total: int, wanted: int) -> NoReturn:
+def _refuse_truncated(path: Path, total: int, needed: int) -> NoReturn:
     raise DatasetError(
-        f"{path} is truncated: {total} bytes, there must be at least {wanted}; download or copy it again"
+        f"{path} is truncated: {total} bytes, there must be at least {needed}; download or copy it again"
     )
 
 

@@ -96,14 +96,17 @@ def choose(cache: Cache, layers: str | None, tokens: str | None, splits: Sequenc
     parts = []
     for name in names:
         reader = cache[name]
-        wanted = parse_layers(layers, cache.spec.backbone.num_layers) if layers else reader.layers
+        chosen_layers = parse_layers(layers, cache.spec.backbone.num_layers) if layers else reader.layers
         kinds = parse_tokens(tokens) if tokens else reader.tokens
-        for noun, chosen, valid in (("layer", wanted, reader.layers), ("token kind", kinds, reader.tokens)):
+        for noun, chosen, valid in (
+            ("layer", chosen_layers, reader.layers),
+            ("token kind", kinds, reader.tokens),
+        ):
             for choice in chosen:
                 if choice not in valid:
                     raise UnknownNameError(noun, choice, valid, f"(split {name} of the cache holds no other)")
         # In the cache's own order, so that an array never depends on how the request was spelt.
-        ordered = tuple(layer for layer in reader.layers if layer in wanted)
+        ordered = tuple(layer for layer in reader.layers if layer in chosen_layers)
         parts.append(Part(name, reader, ordered, tuple(kind for kind in reader.tokens if kind in kinds)))
     return parts
 

@@ -83,8 +83,8 @@ class BufferedSource:
         window = self.buffer(len(rows))
         self.copy(ordered, window)
 
-        def take(wanted: Rows, out: Array) -> None:
-            np.take(window, np.searchsorted(ordered, wanted), axis=0, out=out, mode="clip")
+        def take(rows: Rows, out: Array) -> None:
+            np.take(window, np.searchsorted(ordered, rows), axis=0, out=out, mode="clip")
 
         return take
 
@@ -121,8 +121,8 @@ def shuffled_batches(
     def buffer(count: int) -> Array:
         return np.empty((count, *shape), array.stored_dtype)
 
-    def copy(wanted: Rows, target: Array) -> None:
-        copier.copy(wanted, selection, target, maps)
+    def copy(rows: Rows, target: Array) -> None:
+        copier.copy(rows, selection, target, maps)
 
     source: Source = BufferedSource(copy, buffer)
     if maps is not None:

@@ -118,15 +118,15 @@ class RemoteLookup:
 
         with open_remote(address) as remote:
             theirs = fetch_manifest(remote, name)
-            wanted = None if theirs is None else part(theirs.manifest)
-            if theirs is None or wanted is None:
+            needed = None if theirs is None else part(theirs.manifest)
+            if theirs is None or needed is None:
                 return None
             self._reporter.message(
                 f"a teammate has this cache: pulling {remote.where(str(name))} (--force to extract it here)"
             )
             directory = copy_directory(self._search, name)
             try:
-                done = fetch_part(remote, name, theirs, wanted, directory, reporter=self._reporter)
+                done = fetch_part(remote, name, theirs, needed, directory, reporter=self._reporter)
             except FeatcacheError:
                 discard_unfinished(directory)
                 raise

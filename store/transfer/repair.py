@@ -36,8 +36,8 @@ def repair_copy(found: Verification, reporter: Reporter | None = None) -> PullRe
             theirs = fetch_manifest(remote, name)
             if theirs is None:
                 raise not_found(remote, name)
-            wanted = _part(found.directory, theirs.manifest)
-            return fetch_part(remote, name, theirs, wanted, found.directory, check=True, reporter=reporter)
+            part = _part(found.directory, theirs.manifest)
+            return fetch_part(remote, name, theirs, part, found.directory, check=True, reporter=reporter)
     except FeatcacheError as error:
         command = check_command(found.directory, origin, None)
         raise CacheError(

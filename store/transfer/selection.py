@@ -62,10 +62,10 @@ class CacheSelection:
                 arrays[array.name] = array
                 continue
             tap, group = parse_array_name(array.name)
-            wanted = tuple(layer for layer in array.layers if layers is None or layer in layers)
+            chosen = tuple(layer for layer in array.layers if layers is None or layer in layers)
             of_tap = not self.taps or tap in self.taps or array.layers == (FINAL,)
-            if wanted and of_tap and (self.patches or group != PATCHES):
-                arrays[array.name] = replace(array, layers=wanted)
+            if chosen and of_tap and (self.patches or group != PATCHES):
+                arrays[array.name] = replace(array, layers=chosen)
         return arrays
 
 

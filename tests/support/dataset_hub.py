@@ -89,13 +89,13 @@ class _Handler(BaseHTTPRequestHandler):
         etag = digest["lfs"]["sha256"] if "lfs" in digest else digest["blobId"]
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         data = self.hub.swapped.get(name, data)
-        wanted = self.headers.get("Range", "")
-        if not wanted:
+        byte_range = self.headers.get("Range", "")
+        if not byte_range:
             self._send(
                 200, headers, data, self.hub.broken_off.pop(name, None) if self.command == "GET" else None
             )
             return
-        start = int(wanted.removeprefix("bytes=").partition("-")[0])
+        start = int(byte_range.removeprefix("bytes=").partition("-")[0])
         headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         self._send(206, headers, data[start:])
 
