@@ -10,7 +10,6 @@ import glob
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from featcache.store.errors import CacheError, RemoteError
 from featcache.store.files import (
     PARTIAL_SUFFIX,
     is_open_file,
+    partial_path,
     read_json,
     sync_directory,
     try_lock,
@@ -298,7 +298,7 @@ def _resume_or_create(target: Path, where: str, report: Callable[[str], None]) -
 
 
 def _create_partial(target: Path) -> _PartialDownload:
-    path = target.with_name(f"{target.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+    path = partial_path(target)
     # Lock it before it gets a name under which others look for files without an owner.
     hidden = path.with_suffix(".new")
     file = hidden.open("x+b", buffering=0)
