@@ -34,7 +34,7 @@ def check_target(path: Path, num_bytes: int) -> None:
 def stale_outputs(path: Path) -> list[Path]:
     """Return the partial outputs for `path` that other runs began: stale files, unless such a run is still alive."""
     name = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{12}}{re.escape(PARTIAL_SUFFIX)}")
-    return sorted(found for found in path.absolute().parent.iterdir() if name.fullmatch(found.name))
+    return sorted(output for output in path.absolute().parent.iterdir() if name.fullmatch(output.name))
 
 
 @contextmanager

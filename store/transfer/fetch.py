@@ -68,15 +68,15 @@ class Version:
     def read(cls, note: Path) -> Self | None:
         """Read the note beside a partial file; None if the note is missing or damaged."""
         with suppress(OSError, CacheError, TypeError):
-            found = cls(**read_json(note))
-            texts = (found.tag, found.algorithm, found.digest)
-            sized = found.size is None or (type(found.size) is int and found.size >= 0)
+            version = cls(**read_json(note))
+            texts = (version.tag, version.algorithm, version.digest)
+            sized = version.size is None or (type(version.size) is int and version.size >= 0)
             if (
                 sized
                 and all(type(text) is str for text in texts)
-                and found.algorithm in ("", "sha256", "md5")
+                and version.algorithm in ("", "sha256", "md5")
             ):
-                return found
+                return version
         return None
 
 

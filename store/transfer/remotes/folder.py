@@ -45,7 +45,7 @@ class FolderRemote(Remote):
 
     def files(self, folder: str) -> dict[str, RemoteFile]:
         top, guard = self._path(f"{folder}/x").parent, ListingGuard(self.where(folder))
-        found = {}
+        remote_files = {}
 
         def unreadable(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):  # os.walk would skip the folder, as if it were empty
@@ -61,8 +61,8 @@ class FolderRemote(Remote):
                     except FileNotFoundError:
                         continue  # somebody has just renamed it
                     if S_ISREG(status.st_mode):
-                        found[path.relative_to(top).as_posix()] = _remote_file(status)
-        return found
+                        remote_files[path.relative_to(top).as_posix()] = _remote_file(status)
+        return remote_files
 
     def put(self, upload: Upload, count: Counter) -> None:
         target = self._make_folder(upload.path)

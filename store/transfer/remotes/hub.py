@@ -66,10 +66,10 @@ class HubRemote(Remote):
         )
 
     def stat(self, path: str) -> RemoteFile:
-        found = self._infos([path])
-        if not found or not hasattr(found[0], "blob_id"):
+        infos = self._infos([path])
+        if not infos or not hasattr(infos[0], "blob_id"):
             raise MissingError(f"{self.where(path)}: not there")
-        return _remote_file(found[0])
+        return _remote_file(infos[0])
 
     def holds(self, remote_file: RemoteFile, upload: Upload) -> bool:
         return remote_file.sha256 == upload.record.sha256
@@ -104,13 +104,13 @@ class HubRemote(Remote):
         prefix, guard = self._name(folder), ListingGuard(self.where(folder))
 
         def listing() -> dict[str, RemoteFile]:
-            found: dict[str, RemoteFile] = {}
+            remote_files: dict[str, RemoteFile] = {}
             for item in items(prefix):
                 guard.count()
                 entry = convert(item)
                 if entry is not None:
-                    found[item.path.removeprefix(f"{prefix}/")] = entry
-            return found
+                    remote_files[item.path.removeprefix(f"{prefix}/")] = entry
+            return remote_files
 
         with suppress(MissingError), self._client_errors(folder):
             return guard.bounded(listing)
@@ -160,11 +160,11 @@ class HubRemote(Remote):
         """Return the existing ones of `paths`, since the Hub refuses to delete missing files."""
         self.__dict__.pop("_commit", None)
         names = {self._name(path): path for path in paths}
-        found: list[str] = []
+        existing: list[str] = []
         for start in range(0, len(paths), FILES_IN_COMMIT):
             infos = self._infos(paths[start : start + FILES_IN_COMMIT])
-            found += [names[info.path] for info in infos if info.path in names]
-        return found
+            existing += [names[info.path] for info in infos if info.path in names]
+        return existing
 
     def _send(self, operations: Sequence[Any], message: str) -> None:
         with self._client_errors(""):

@@ -81,9 +81,9 @@ class ObjectRemote(Remote):
         options: Any = {"range": {"offset": offset}} if offset else {}
         pace = MinimumSpeed(self.where(path))
         with self._client_errors(path):
-            found = self._client.get(self._store, self._name(path), options=options)
+            response = self._client.get(self._store, self._name(path), options=options)
             # The client bounds each wait for bytes and passes small pieces on, so a slow trickle can be detected.
-            for piece in found.stream(min_chunk_size=READ_BYTES):
+            for piece in response.stream(min_chunk_size=READ_BYTES):
                 pace.count(len(piece))
                 yield piece
 
@@ -91,11 +91,11 @@ class ObjectRemote(Remote):
         prefix, guard = f"{self._name(folder)}/", ListingGuard(self.where(folder))
 
         def listing(pages: Iterable[Sequence[Any]]) -> dict[str, RemoteFile]:
-            found: dict[str, RemoteFile] = {}
+            remote_files: dict[str, RemoteFile] = {}
             for page in pages:
                 guard.count(len(page))
-                found |= {item["path"].removeprefix(prefix): _remote_file(item) for item in page}
-            return found
+                remote_files |= {item["path"].removeprefix(prefix): _remote_file(item) for item in page}
+            return remote_files
 
         with self._client_errors(folder):
             try:
@@ -165,8 +165,8 @@ class ObjectRemote(Remote):
         if not isinstance(error, _CLIENT_ERRORS):
             return None
         where, text = self.where(path), str(error)
-        found = _STATUS.search(text)
-        status = int(found[1]) if found else None
+        match = _STATUS.search(text)
+        status = int(match[1]) if match else None
         if "NoSuchBucket" in text or "BucketNotFound" in text or "ContainerNotFound" in text:
             return RemoteError(
                 f"{self.address.scheme}://{self.address.host_or_bucket}: there is no such bucket"
