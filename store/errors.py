@@ -47,17 +47,17 @@ def similar_names(name: str, valid: Iterable[str]) -> list[str]:
     text, names = name.lower(), {candidate.lower(): candidate for candidate in valid}
     if text.lstrip("-").isdigit():  # 99 is no slip of the finger for 9
         return []
-    found = get_close_matches(text, names, n=3, cutoff=ALIKE)
+    similar = get_close_matches(text, names, n=3, cutoff=ALIKE)
     if (
-        not found and len(text) >= 3
+        not similar and len(text) >= 3
     ):  # or part of a name: `lasso` of `group-lasso`, `dinov5` of `dinov2-vit-s-14`
         beginning = get_close_matches(
             text, [candidate[: len(text)] for candidate in names], n=1, cutoff=ALIKE
         )
-        found = [
+        similar = [
             candidate for candidate in names if text in candidate or candidate.startswith(tuple(beginning))
         ]
-    return [names[candidate] for candidate in found[:3]]
+    return [names[candidate] for candidate in similar[:3]]
 
 
 class DatasetError(FeatcacheError, ValueError):

@@ -16,9 +16,9 @@ def cached_file(repository: str, names: Sequence[str]) -> Path | None:
 
     repo_id, _, revision = repository.partition("@")
     for name in names:
-        found = try_to_load_from_cache(repo_id, name, revision=revision or None)
-        if isinstance(found, str):
-            return Path(found)
+        cached = try_to_load_from_cache(repo_id, name, revision=revision or None)
+        if isinstance(cached, str):
+            return Path(cached)
     return None
 
 

@@ -129,14 +129,16 @@ def _similar_repositories(repository: str) -> list[str]:
 
     name = repository.rpartition("/")[2]
     try:
-        found = [
+        repositories = [
             info.id for info in HfApi().list_datasets(search=name[: max(4, len(name) * 2 // 3)], limit=100)
         ]
     except client_errors():  # the answer is only a hint
         return []
     return (
-        similar_names(repository, found)
-        or [candidate for candidate in found if similar_names(name, [candidate.rpartition("/")[2]])][:3]
+        similar_names(repository, repositories)
+        or [candidate for candidate in repositories if similar_names(name, [candidate.rpartition("/")[2]])][
+            :3
+        ]
     )
 
 

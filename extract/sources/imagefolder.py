@@ -127,8 +127,8 @@ class ImageFolder(Collection):
                 if role not in roles.values():
                     raise DatasetError(self._missing_class_message(role, folders, roles))
         # Other folders (docs/, meta/) are not merged with the splits.
-        found = [name for name in folders if roles[name] or asked or not options.resplit]
-        chosen = choose_splits(found, options, str(self._directory))
+        split_folders = [name for name in folders if roles[name] or asked or not options.resplit]
+        chosen = choose_splits(split_folders, options, str(self._directory))
         self._notes += chosen.notes(self.name)
         read = chosen.names.values()
         return ChosenSplits(chosen.names, tuple(_printable(name) for name in folders if name not in read))

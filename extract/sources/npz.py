@@ -115,9 +115,9 @@ def _splits(names: Sequence[str], argument: Argument) -> list[str]:
         return []
     before = [name.rpartition("_") for name in names]
     behind = [name.partition("_") for name in names]
-    found = [split for split, _, array in before if split and array in images]
-    found += [split for array, _, split in behind if split and array in images]
-    return list(dict.fromkeys(found))
+    splits = [split for split, _, array in before if split and array in images]
+    splits += [split for array, _, split in behind if split and array in images]
+    return list(dict.fromkeys(splits))
 
 
 def _part(

@@ -48,7 +48,7 @@ class PythonDataset(Collection):
         self._splits = list(splits.values())
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in splits.values()])])
         known = [_given(split, part, targets) for split, part in splits.items()]
-        found = _labels([value for values in known for value in values], options.target, names, name)
+        inferred = _labels([value for values in known for value in values], options.target, names, name)
         every = [sample_id for split, part in splits.items() for sample_id in _ids(split, part, ids)]
         refuse_repeated(every, name)
         for column, values in columns.items():
@@ -62,15 +62,15 @@ class PythonDataset(Collection):
         }
         self.listing = Listing(
             Texts.of(every),
-            found.labels,
-            found.targets,
+            inferred.labels,
+            inferred.targets,
             "",
             {} if list(own) == [""] else own,
             unread,
             columns,
-            notes=found.notes,
+            notes=inferred.notes,
         )
-        self.listing.digest = self._digest(found.targets, found.labels)
+        self.listing.digest = self._digest(inferred.targets, inferred.labels)
 
     def image(self, row: int) -> "Image":
         """Return one image."""

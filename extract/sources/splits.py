@@ -81,12 +81,15 @@ def split_off_test_groups(groups: Rows, group_names: Iterable[str], strata: Rows
     test, taken = np.zeros(num_groups, np.bool_), np.zeros(num_strata, np.int64)
     for group in np.argsort(order_keys(group_names, seed), kind="stable").tolist():
         members = by_group[ends[group - 1] if group else 0 : ends[group]]
-        found, counts = np.unique(strata[members], return_counts=True)
-        before, after = np.abs(taken[found] - target[found]), np.abs(taken[found] + counts - target[found])
-        nearer = ((before - after) * weight[found]).sum() > 0
-        if nearer and (taken[found] + counts < sizes[found]).all():
+        present, counts = np.unique(strata[members], return_counts=True)
+        before, after = (
+            np.abs(taken[present] - target[present]),
+            np.abs(taken[present] + counts - target[present]),
+        )
+        nearer = ((before - after) * weight[present]).sum() > 0
+        if nearer and (taken[present] + counts < sizes[present]).all():
             test[group] = True
-            taken[found] += counts
+            taken[present] += counts
     return test[groups]
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from featcache.store.convert.document import ExportDocument
-from featcache.store.convert.outputs import atomic_file
 from featcache.store.convert.selection import Part
 from featcache.store.convert.steps import ContentDigest
+from featcache.store.files import atomic_file
 from featcache.store.progress import Update
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.reader import Cache

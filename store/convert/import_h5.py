@@ -83,7 +83,7 @@ def _own_export(file: "h5py.File", path: Path) -> ImportSource:
 
 
 def _by_split(names: Sequence[str]) -> Mapping[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    by_split: dict[str, list[str]] = {}
     for name in names:
         split, separator, dataset = name.partition("=")
         if not separator:
@@ -92,8 +92,8 @@ def _by_split(names: Sequence[str]) -> Mapping[str, list[str]]:
             raise RequestError(
                 f"dataset {name!r}: say which split it is, as in train={dataset} or test={dataset}"
             )
-        found.setdefault(split, []).append(dataset)
-    return found
+        by_split.setdefault(split, []).append(dataset)
+    return by_split
 
 
 def _dataset(file: "h5py.File", path: Path, name: str) -> SlicedRows:

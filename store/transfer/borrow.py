@@ -173,14 +173,14 @@ class BorrowedCopy:
 
 def borrowed_copies(root: Path) -> list[BorrowedCopy]:
     """Return the borrowed copies under a root."""
-    found = []
+    copies = []
     for folder, _ in folders(root):
         held = _read_partial(folder)
         if held is not None and held.borrowed:
             with suppress(OSError):  # another process is evicting it
                 used = (folder / HELD_FILE).stat().st_mtime
-                found.append(BorrowedCopy(folder, held.inventory.num_bytes, used))
-    return found
+                copies.append(BorrowedCopy(folder, held.inventory.num_bytes, used))
+    return copies
 
 
 def _evict(copy: BorrowedCopy) -> bool:

@@ -110,10 +110,10 @@ def pull(
 
 def copy_directory(search: Sequence[Path], name: CacheName) -> Path:
     """Return the folder where a cache is or would be put: an entry of the same key counts, whatever its name here."""
-    found = find_key(search, name.key)
+    entry = find_key(search, name.key)
     # Another root is somebody else's to write in: a part that it holds stays one.
-    if found is not None and (found.rank == COMPLETE_RANK or (found.complete and found.root == search[0])):
-        return found.path
+    if entry is not None and (entry.rank == COMPLETE_RANK or (entry.complete and entry.root == search[0])):
+        return entry.path
     return search[0] / name.dataset / name.folder
 
 

@@ -99,9 +99,9 @@ class RemoteLookup:
                 continue
             try:
                 for name in candidates:
-                    found = self._pull(address, name, part)
-                    if found is not None:
-                        return found
+                    entry = self._pull(address, name, part)
+                    if entry is not None:
+                        return entry
             except FeatcacheError as error:
                 self._exclude(address, f"is left out, its copy could not be pulled ({error})")
         return None
