@@ -107,7 +107,7 @@ class Targets:
         return np.full(len(self.names), len(chosen), np.int64)
 
     def describe(self) -> JsonObject:
-        """Return type, names and units as plain JSON values, for people; `to_dict` is for a cache."""
+        """Return what commands print with ``--json``: the target type, which is called ``kind`` there, names and units."""
         return {"kind": self.type, "names": list(self.names), "units": list(self.units)}
 
     def to_dict(self) -> JsonObject:
