@@ -12,6 +12,7 @@ from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
 from featcache.store.redaction import redacted, remember_login
 from featcache.store.spec import KEY_DIGITS
+from featcache.store.text import is_utf8
 
 __all__ = [
     "Address",
@@ -104,7 +105,7 @@ class Address:
     def __str__(self) -> str:
         if self.scheme == "file":
             # Documents hold addresses, and cannot hold a name that is not UTF-8.
-            return self.path if _is_utf8(self.path) else f"file://{quote(os.fsencode(self.path))}"
+            return self.path if is_utf8(self.path) else f"file://{quote(os.fsencode(self.path))}"
         user = self.login.partition(":")[0]
         login = f"{user}@" if user and self.scheme == "ssh" else ""
         return "/".join((f"{self.scheme}://{login}{self.host_or_bucket}", *map(self._quoted, self.parts)))
@@ -222,14 +223,6 @@ def _with_at(part: str) -> str:
 def _file_name(part: str) -> str:
     """Decode a part of a file address to the bytes of a name, which need not be UTF-8."""
     return os.fsdecode(unquote_to_bytes(os.fsencode(part)))
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 _DECODERS: dict[str, Callable[[str], str]] = {"http": unquote, "https": unquote, "file": _file_name}

@@ -124,6 +124,6 @@ class CacheCompletedError(FeatcacheError, FileExistsError):
 
 
 class InterruptedRunError(FeatcacheError):
-    """Ctrl-C stopped the run; what was committed stays and the next run goes on from there."""
+    """Ctrl-C stopped the run; committed blocks stay, and the next run resumes after them."""
 
     exit_status = 130

@@ -54,6 +54,11 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether UTF-8 can hold a text; it cannot hold lone surrogates, which JSON and file names can."""
+    return encodable(text) == text
+
+
 def encodable(text: str) -> str:
     """Escape the bytes of a file name that are not UTF-8; Python holds them as lone surrogates, which no document can store."""
     return text.encode("utf-8", "backslashreplace").decode()

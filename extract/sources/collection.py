@@ -17,6 +17,7 @@ from featcache.extraction.sources.base import Citation, Labels, Rows
 from featcache.extraction.sources.samples import Texts
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.targets import MAX_CLASSES, SINGLE_LABEL, Targets
+from featcache.store.text import encodable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -133,7 +134,7 @@ def group_column(listing: Listing, column: str, where: str) -> list[str]:
             raise RequestError(f"{where} has no columns to group by; leave --group-by out")
         raise UnknownNameError("column", column, listing.columns)
     # JSON may hold a lone surrogate, which can be neither hashed nor printed.
-    return [str(value).encode("utf-8", "backslashreplace").decode() for value in listing.columns[column]]
+    return [encodable(str(value)) for value in listing.columns[column]]
 
 
 def refuse_repeated(ids: Sequence[str], where: str) -> None:

@@ -28,6 +28,7 @@ from featcache.extraction.sources.split_names import (
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter
 from featcache.store.targets import SINGLE_LABEL, Targets
+from featcache.store.text import encodable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -131,7 +132,7 @@ class ImageFolder(Collection):
         chosen = choose_splits(split_folders, options, str(self._directory))
         self._notes += chosen.notes(self.name)
         read = chosen.names.values()
-        return ChosenSplits(chosen.names, tuple(_printable(name) for name in folders if name not in read))
+        return ChosenSplits(chosen.names, tuple(encodable(name) for name in folders if name not in read))
 
     def _refuse_splits_below(self, folders: Sequence[str]) -> None:
         """Refuse ``DIR/<class>/train/...``, and a folder above the dataset's, since their splits would be merged."""
@@ -151,7 +152,7 @@ class ImageFolder(Collection):
         inside = f"{folder}/{name}".lstrip("/")
         below = self._tree.folders(inside)
         if len(below) > 1 and not self._tree.loose_images(inside):
-            shown = ", ".join(map(_printable, below[:3]))
+            shown = ", ".join(map(encodable, below[:3]))
             advice = f"they must lie in {folder}/ itself" if folder else f"name imagefolder:.../{name}"
             self._notes.append(
                 f"{self.name} has the one class {name}, whose images lie in folders ({shown}, ...); if these are the classes, "
@@ -178,7 +179,7 @@ class ImageFolder(Collection):
             hint = f"; --test-split {validation[0]} tests on {validation[0]}/, and --resplit splits anew"
         elif others:
             hint = (
-                f"; or name splits with --train-split and --test-split: {', '.join(map(_printable, others[:20]))}"
+                f"; or name splits with --train-split and --test-split: {', '.join(map(encodable, others[:20]))}"
                 f"; or read every folder as a class with imagefolder:DIR?{SPLITS_FIELD}={NO_SPLITS}"
             )
         else:
@@ -219,7 +220,7 @@ class ImageFolder(Collection):
                 + (", ..." if len(loose) > 3 else "")
             )
         for name in names:
-            if _printable(name) != name:
+            if encodable(name) != name:
                 raise DatasetError(f"{where}: the folder name {name!r} is not valid UTF-8; rename the folder")
         if len({_composed(name) for name in names}) < len(names):
             twins = [
@@ -277,10 +278,6 @@ class ImageFolder(Collection):
 def _composed(name: str) -> str:
     """Return a name in Unicode's composed form, since macOS and some archives decompose letters."""
     return unicodedata.normalize("NFC", name)
-
-
-def _printable(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def open_folder(argument: Argument, options: DatasetOptions, reporter: Reporter) -> ImageFolder:

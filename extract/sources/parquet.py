@@ -91,7 +91,7 @@ class ParquetImages(Collection):
             raise DatasetError(
                 f"{self._paths[0]}: column {self._image!r} holds no images, only paths at most; read them with csv: or imagefolder:"
             )
-        self._places = np.array(table.places, np.int64).reshape(-1, 3)
+        self._positions = np.array(table.positions, np.int64).reshape(-1, 3)
         ids = [f"{split}/{row}" for split, rows in table.parts.items() for row in range(len(rows))]
         inferred = _targets(table.labels, options.target, class_names(first, label, self._paths[0]), name)
         self.listing = Listing(
@@ -117,13 +117,13 @@ class ParquetImages(Collection):
                     check_images(file.schema_arrow, self._image, self._paths[number])
                     for group in range(file.num_row_groups):
                         rows = file.metadata.row_group(group).num_rows
-                        table.places += [(number, group, row) for row in range(rows)]
+                        table.positions += [(number, group, row) for row in range(rows)]
                     table.labels += self._read_column(number, label)
                     table.sizes += self._lengths(number)
                     table.groups += self._read_column(number, group_by) if group_by else []
-                if not len(table.places) == len(table.labels) == len(table.sizes):
+                if not len(table.positions) == len(table.labels) == len(table.sizes):
                     raise DatasetError(f"{self._paths[number]} is damaged: its columns differ in length")
-            table.parts[split], start = np.arange(start, len(table.places)), len(table.places)
+            table.parts[split], start = np.arange(start, len(table.positions)), len(table.positions)
         return table
 
     def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
@@ -132,7 +132,7 @@ class ParquetImages(Collection):
 
     def image(self, row: int) -> "Image":
         """Decode one image."""
-        number, group, place = (int(number) for number in self._places[row])
+        number, group, place = (int(number) for number in self._positions[row])
         stored = self._group(number, group)[place].as_py()
         content = stored.get("bytes") if isinstance(stored, dict) else stored
         where = f"{self.listing.ids[row]} in {self._paths[number]}"
@@ -264,7 +264,7 @@ def _find(
 class _Table:
     """Columns that are read from all files at once."""
 
-    places: list[tuple[int, int, int]] = field(default_factory=list)
+    positions: list[tuple[int, int, int]] = field(default_factory=list)
     """File, row group and row in it of every image."""
     labels: list[Any] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)

@@ -287,9 +287,9 @@ def _headers(
     *,
     ended: bool = False,
 ) -> _Headers:
-    places = np.array(positions, np.int64)
+    indices = np.array(positions, np.int64)
     return _Headers(
-        blocks[places], start + places * BLOCK, np.array(sizes, np.int64), behind, names, links, ended
+        blocks[indices], start + indices * BLOCK, np.array(sizes, np.int64), behind, names, links, ended
     )
 
 

@@ -275,5 +275,5 @@ def _share_storage(folder: Path, other: Path) -> bool:
 
 
 def _identities(folder: Path) -> set[tuple[int, int]]:
-    places = (folder, *(Path(top, name) for top, names, _ in os.walk(folder) for name in names))
-    return {(status.st_dev, status.st_ino) for status in (place.stat() for place in places)}
+    paths = (folder, *(Path(top, name) for top, names, _ in os.walk(folder) for name in names))
+    return {(status.st_dev, status.st_ino) for status in (place.stat() for place in paths)}

@@ -66,7 +66,7 @@ def repair(verification: Verification) -> RepairResult:
     """Repair the damages that `verify` found, as far as possible without the backbone.
 
     A damaged block is dropped; a damaged zarr.json is written again; a damaged provenance.json or README.md leaves all
-    blocks but needs the next extraction too, which writes it again. Strangers stay.
+    blocks but needs the next extraction too, which writes it again. Unexpected files stay.
 
     Raises:
         CacheError: the manifest (or the plan) is damaged, a folder stands in place of a file, an addition to the cache is

@@ -62,7 +62,7 @@ class ImportSplit:
         row, layer = (int(i) for i in np.argwhere(~finite)[0][:2])
         raise DatasetError(
             f"split {self.name}, row {start + row}, layer {self.layers[layer]}: a value is NaN or infinite as "
-            f"{self.features.stored}; mend the features, or use --dtype float32 if they are too large"
+            f"{self.features.stored}; correct the features, or use --dtype float32 if they are too large"
         )
 
 

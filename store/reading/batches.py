@@ -48,7 +48,7 @@ class MappedSource:
     layers: Sequence[str]
     copy: Copy
     buffer: Callable[[int], Array]
-    """Makes room for so many rows."""
+    """Return an empty buffer for N rows."""
     keep: bool
     """Leave pages mapped when a window is done."""
 
@@ -132,7 +132,7 @@ def shuffled_batches(
 
 
 def _stream(source: Source, order: Rows, sizes: Sizes, buffer: Callable[[int], Array]) -> Iterator[Batch]:
-    """Hand out the batches of an epoch; `buffer` makes room for a batch of so many rows."""
+    """Hand out the batches of an epoch; `buffer` returns an empty batch of N rows."""
     # Takes milliseconds to import, and `featcache ls` does not need it.
     from concurrent.futures import ThreadPoolExecutor
 

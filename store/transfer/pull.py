@@ -1,7 +1,7 @@
 """`featcache pull`, as a function: fetch a cache, or the part of it that is wanted, and nothing that is here already.
 
 Data first: a file gets its name when its digest is seen to be right. Then what is held is recorded, and the manifest is
-written last. Interrupted at any point, the cache that was here before is as it was, and the next pull goes on.
+written last. An interruption at any point leaves the local cache as it was, and the next pull resumes.
 """
 
 import shlex

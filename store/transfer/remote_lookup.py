@@ -1,4 +1,4 @@
-"""Looking, before a backbone runs, whether a teammate has the answer on a remote; then it is pulled, not computed."""
+"""Look-up of caches on the remotes of a team before a backbone runs: an existing cache is pulled, not computed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

@@ -212,7 +212,7 @@ class HubRemote(Remote):
         if isinstance(error, (errors.HfHubHTTPError.__bases__[0], OSError)):
             return TransientError(f"{where}: {text}")
         if isinstance(error, ValueError) or raised_inside(error, "huggingface_hub"):
-            return RemoteError(f"{where}: the Hub's client cannot go on ({type(error).__name__}: {text})")
+            return RemoteError(f"{where}: the Hub's client failed ({type(error).__name__}: {text})")
         return None
 
     def close(self) -> None:
