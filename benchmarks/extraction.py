@@ -22,7 +22,9 @@ from timing import Document, side_by_side
 
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.decoding.images import Rows, image_batches
+from featcache.extraction.decoding.batch import Rows
+from featcache.extraction.decoding.images import image_batches
+from featcache.extraction.decoding.preprocessing import with_resize
 from featcache.extraction.decoding.rgb import to_rgb
 from featcache.extraction.forward_pass.device import (
     choose_device,
@@ -89,7 +91,7 @@ class Bench:
         say: Callable[[str], None] = lambda text: None  # noqa: E731
         images = ImageInput(
             self.source,
-            self.backbone.transform,
+            with_resize(self.backbone.transform, plan.spec.backbone.resize),
             self.backbone.spec.input_size,
             self.workers,
             self.device,
@@ -115,8 +117,8 @@ class Bench:
             self.backbone.transform,
             parts,
             self.workers,
-            self.device.type == "cuda",
             self.backbone.spec.input_size,
+            self.device if self.device.type == "cuda" else None,
         )
         kept = [self.last_token(batch.images) for batch in loader]
         with next(self._folders).open("wb") as file:
