@@ -14,9 +14,10 @@ from featcache.store.token_groups import (
     PATCHES,
     POOLED,
     REGISTERS,
+    STATISTICS,
     array_name,
-    in_order,
     parse_groups,
+    sort_groups,
     token_names,
 )
 
@@ -55,7 +56,7 @@ class Contents:
     def groups(self) -> tuple[str, ...]:
         """The groups of tokens to cache."""
         named = parse_groups(self.tokens)
-        return in_order([*named, PATCHES]) if self.patches else named
+        return sort_groups([*named, PATCHES]) if self.patches else named
 
     def choose_splits(self, available: Collection[str]) -> list[str]:
         """The splits to cache of those that a dataset has.
@@ -159,4 +160,5 @@ def _group_tokens(layout: "TokenLayout") -> dict[str, tuple[str, ...]]:
         REGISTERS: token_names(REGISTERS, layout.num_registers),
         PATCHES: token_names(PATCHES, layout.num_patches),
         **{group: token_names(group, side * side) for group, side in GRIDS.items()},
+        **{group: token_names(group, min(layout.num_patches, 1)) for group in STATISTICS},
     }

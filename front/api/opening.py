@@ -43,9 +43,9 @@ def open(
     """
     if is_address(str(directory)):
         from featcache.store.transfer.borrow import borrow
-        from featcache.store.transfer.plan import Choice
+        from featcache.store.transfer.selection import CacheSelection
 
-        choice = Choice(tuple(splits), layers, tuple(taps), patches)
+        choice = CacheSelection(tuple(splits), layers, tuple(taps), patches)
         directory = borrow(
             parse_address(str(directory)),
             roots(),

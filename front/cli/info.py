@@ -11,14 +11,14 @@ import click
 from featcache.cli.options import common_options
 from featcache.cli.remote import describe_remote
 from featcache.store.address import is_address
-from featcache.store.catalogue import MAX_TIME, Entry, completed_last, roots, say_unreadable, select
+from featcache.store.catalogue import MAX_TIME, Entry, completed_last, report_unreadable, roots, select
 from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
-from featcache.store.held import Held, describe_part
+from featcache.store.partial_copy import PartialCopy, describe_partial
 from featcache.store.reading.content import shared_images
 from featcache.store.targets import REGRESSION, SINGLE_LABEL
 from featcache.store.writing.writer import ADDITIONS
-from featcache.terminal.console import ConsoleReporter, echo, name_range, print_json, size
+from featcache.terminal.console import ConsoleReporter, echo, format_size, name_range, print_json
 
 EPILOG = """\b
 Examples:
@@ -41,7 +41,7 @@ def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> No
     else:
         search = roots(root)
         if not cache:
-            say_unreadable(search, ConsoleReporter())
+            report_unreadable(search, ConsoleReporter())
         document = _describe(select(search, cache) if cache else completed_last(search))
     if as_json:
         print_json(document)
@@ -62,7 +62,7 @@ def _describe(entry: Entry) -> JsonObject:
         "blocks": len(cache.inventory.blocks()),
         "missing_blocks": [[block.split, block.index] for block in missing],
         "bytes": cache.inventory.num_bytes,
-        "spec": cache.spec.to_dict(),
+        "spec": cache.manifest.spec_document(),
         "inventory": cache.inventory.to_dict(),
         "targets": asdict(cache.inventory.targets),
         "class_counts": _class_counts(entry),
@@ -76,7 +76,7 @@ def _describe(entry: Entry) -> JsonObject:
 
 
 def _class_counts(entry: Entry) -> dict[str, list[int]]:
-    """Samples of every class, by split; of a complete cache that has classes."""
+    """Return the samples of every class, by split; of a complete cache that has classes."""
     cache = entry.cache
     if not entry.complete or cache.inventory.target_kind == REGRESSION:
         return {}
@@ -88,7 +88,7 @@ def _class_counts(entry: Entry) -> dict[str, list[int]]:
 
 
 def _target_lines(document: JsonObject) -> Iterator[str]:
-    """Kind, names and units of the targets, and how many samples classes have."""
+    """Yield lines with type, names and units of the targets, and the number of samples of the classes."""
     targets = document["targets"]
     units = targets["units"] or [""] * len(targets["names"])
     names = [f"{name} [{unit}]" if unit else name for name, unit in zip(targets["names"], units, strict=True)]
@@ -101,12 +101,12 @@ def _target_lines(document: JsonObject) -> Iterator[str]:
 
 
 def _part(entry: Entry) -> JsonObject:
-    """Of a partial or borrowed copy: what it holds, and where the rest is."""
-    held = Held.read(entry.path)
+    """Describe the content of a partial or borrowed copy, and the origin of the rest."""
+    held = PartialCopy.read(entry.path)
     if held is None:
         return {}
     manifest = entry.cache.manifest
-    what = describe_part(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
+    what = describe_partial(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
     state = f"{'borrowed' if held.borrowed else 'a partial copy'}: {what}"
     return {"state": state, "origin": held.origin, "borrowed": held.borrowed}
 
@@ -122,7 +122,7 @@ def _lines(document: JsonObject) -> list[str]:
         document["path"],
         f"key       {document['key']}",
         f"state     {state}",
-        f"size      {size(document['bytes'])}",
+        f"size      {format_size(document['bytes'])}",
     ]
     if "origin" in document:
         lines.append(f"from      {document['origin']}")

@@ -3,24 +3,24 @@
 import time
 
 from featcache.store.files import JsonObject
-from featcache.terminal.console import duration, size
+from featcache.terminal.console import format_duration, format_size
 
 COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size", "age")
 NUMERIC = COLUMNS[4:]
 
 
 def table_row(document: JsonObject) -> list[str]:
-    """The cells of a cache; those of numbers are empty for one that is damaged or still being pushed."""
+    """Return the cells of a cache; those of numbers are empty for one that is damaged or still being pushed."""
     names = [document[name] or "" for name in COLUMNS[:4]]
     if "samples" not in document:
         return [*names, *[""] * len(NUMERIC)]
     samples = [str(document["samples"].get(split, "")) for split in ("train", "test")]
     modified = document["modified"]  # which not every remote tells
-    age = "" if modified is None else duration(max(0.0, time.time() - modified))
-    return [*names, *samples, str(document["layers"]), size(document["bytes"]), age]
+    age = "" if modified is None else format_duration(max(0.0, time.time() - modified))
+    return [*names, *samples, str(document["layers"]), format_size(document["bytes"]), age]
 
 
 def none_found(model: str | None, dataset: str | None) -> str:
-    """The beginning of the line that stands where the table would be."""
+    """Return the beginning of the line that replaces an empty table."""
     wanted = [text for text in (model, dataset) if text]
     return f"no caches that match {' and '.join(wanted)}" if wanted else "no caches"

@@ -8,8 +8,8 @@ from featcache.cli.listing import COLUMNS, NUMERIC, none_found, table_row
 from featcache.cli.options import common_options
 from featcache.cli.remote import list_remote
 from featcache.extraction.models.names import model_names
-from featcache.store.catalogue import Entry, Unreadable, goes_by, roots, scan, slug, unreadable
-from featcache.store.catalogue.summary import Summary, summarise
+from featcache.store.catalogue import Entry, Unreadable, has_model_name, roots, scan, slug, unreadable
+from featcache.store.catalogue.summary import Summary, summarize
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
 from featcache.terminal.console import echo, print_json, print_table
@@ -55,7 +55,7 @@ def ls_command(
 def _matches(entry: Entry, model: str | None, dataset: str | None) -> bool:
     if dataset and dataset.lower() not in entry.dataset.lower():
         return False
-    return not model or model.lower() in entry.model or goes_by(entry, model_names(model))
+    return not model or model.lower() in entry.model or has_model_name(entry, model_names(model))
 
 
 def _may_match(one: Unreadable, model: str | None, dataset: str | None) -> bool:
@@ -87,7 +87,7 @@ def _describe(entry: Entry) -> JsonObject:
         "root": str(entry.root),
     }
     try:
-        summary = summarise(entry)
+        summary = summarize(entry)
         modified = entry.modified
     except CacheError as error:
         return {**document, "state": "damaged", "error": str(error)}

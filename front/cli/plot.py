@@ -50,11 +50,11 @@ def plot_command(
     as_json: bool,
     **given: tuple[str, ...],
 ) -> None:
-    """Draw results, as PNG and SVG: in one style, for print and for colour-blind readers.
+    """Draw results, as PNG and SVG: in one style, for print and for color-blind readers.
 
     FOLDER is what was given to `featcache probe --out`.  [default: featcache-results]
     """
-    kinds = _kinds(named)
+    kinds = _plot_names(named)
     if against is not None and "gains" not in kinds:
         raise RequestError(f"--against is for --kind gains, and not for {', '.join(kinds)}; leave it out")
     if score != SCORES[0] and not {"gains", "shots"} & {*kinds}:
@@ -82,7 +82,7 @@ def plot_command(
         print_json([str(path) for path in paths])
 
 
-def _kinds(named: tuple[str, ...]) -> list[str]:
+def _plot_names(named: tuple[str, ...]) -> list[str]:
     """Return the requested plots; all if none is named.
 
     Raises:

@@ -7,8 +7,8 @@ import click
 from featcache.cli.options import common_options
 from featcache.store.address import parse_address
 from featcache.store.catalogue import roots
-from featcache.store.text import split_names
-from featcache.terminal.console import ConsoleReporter, duration, echo, print_json, size
+from featcache.store.text import parse_names
+from featcache.terminal.console import ConsoleReporter, echo, format_duration, format_size, print_json
 
 EPILOG = """\b
 Examples:
@@ -47,10 +47,10 @@ def pull_command(
     CACHE is the address of a remote, then DATASET/MODEL-KEY or the beginning of a key. A part can be completed later
     by another pull; what is here already does not move again. Interrupted, the same command goes on.
     """
-    from featcache.store.transfer.plan import Choice
     from featcache.store.transfer.pull import pull
+    from featcache.store.transfer.selection import CacheSelection
 
-    choice = Choice(split_names(splits), layers, split_names(taps), not no_patches)
+    choice = CacheSelection(parse_names(splits), layers, parse_names(taps), not no_patches)
     reporter = ConsoleReporter(quiet=as_json)
     done = pull(parse_address(cache), roots(root), choice, check=check, reporter=reporter)
     if as_json:
@@ -58,7 +58,9 @@ def pull_command(
         return
     part = "" if done.whole else " (a part; `featcache info` says which)"
     if done.num_bytes:
-        echo(f"pulled {size(done.num_bytes)} in {done.files} files of data, {duration(done.seconds)}")
+        echo(
+            f"pulled {format_size(done.num_bytes)} in {done.files} files of data, {format_duration(done.seconds)}"
+        )
         echo(f"cache: {done.path}{part}")
     else:
         echo(f"already here: {done.path}{part}")

@@ -7,7 +7,7 @@ import click
 from featcache.cli.options import common_options
 from featcache.store.address import parse_address
 from featcache.store.catalogue import roots, select
-from featcache.terminal.console import ConsoleReporter, duration, echo, print_json, size
+from featcache.terminal.console import ConsoleReporter, echo, format_duration, format_size, print_json
 
 EPILOG = """\b
 Examples:
@@ -43,5 +43,5 @@ def push_command(cache: str, remote: str, force: bool, root: tuple[Path, ...], a
     elif done.there:
         echo(f"already there: {done.address}")
     else:
-        echo(f"pushed {size(done.num_bytes)} in {done.files} files, {duration(done.seconds)}")
+        echo(f"pushed {format_size(done.num_bytes)} in {done.files} files, {format_duration(done.seconds)}")
         echo(f"featcache pull {done.address}")

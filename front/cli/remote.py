@@ -14,17 +14,17 @@ from featcache.store.catalogue import scan
 from featcache.store.corrections import warnings_of
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
-from featcache.terminal.console import echo, print_json, print_table, size
+from featcache.terminal.console import echo, format_size, print_json, print_table
 
 
 def list_remote(remote_address: str, model: str | None, dataset: str | None, as_json: bool) -> None:
     """Print what a remote holds, from one listing."""
-    from featcache.store.network.concurrency import retried
+    from featcache.store.network.concurrency import retry
     from featcache.store.transfer.catalogue import read_catalogue, search
     from featcache.store.transfer.remotes import open_remote
 
     with open_remote(parse_address(remote_address)) as remote:
-        catalogue = retried(lambda: read_catalogue(remote))
+        catalogue = retry(lambda: read_catalogue(remote))
         found = search(catalogue.entries, model, dataset, model_names(model) if model else ())
         documents = [entry.to_dict(remote) for entry in found]
         complete = {entry.name for entry in catalogue.entries}
@@ -38,10 +38,10 @@ def list_remote(remote_address: str, model: str | None, dataset: str | None, as_
             print_table(COLUMNS, [table_row(document) for document in documents], numeric=NUMERIC)
             echo(f"featcache pull {remote.where()}/DATASET/MODEL-KEY")
         else:
-            echo(f"{none_found(model, dataset)} at {remote.where()}{_as_root(remote.address)}")
+            echo(f"{none_found(model, dataset)} at {remote.where()}{_root_hint(remote.address)}")
 
 
-def _as_root(address: Address) -> str:
+def _root_hint(address: Address) -> str:
     """Return a hint for a folder with caches that nobody pushed, which is a root and no remote."""
     if address.scheme != "file" or next(iter(scan([Path(address.path)])), None) is None:
         return ""
@@ -49,7 +49,7 @@ def _as_root(address: Address) -> str:
 
 
 def describe_remote(cache_address: str) -> JsonObject:
-    """What there is to know of a cache on a remote; fetches its manifest and provenance, and no data."""
+    """Return the description of a cache on a remote; fetch its manifest and provenance, and no data."""
     from featcache.store.provenance import PROVENANCE_FILE
     from featcache.store.transfer.catalogue import find_cache, not_found
     from featcache.store.transfer.manifests import fetch_manifest, fetch_sealed
@@ -70,7 +70,7 @@ def describe_remote(cache_address: str) -> JsonObject:
             "blocks": len(manifest.blocks),
             "missing_blocks": [],
             "bytes": manifest.inventory.num_bytes,
-            "spec": manifest.spec.to_dict(),
+            "spec": manifest.spec_document(),
             "inventory": manifest.inventory.to_dict(),
             "targets": asdict(manifest.inventory.targets),
             "class_counts": {},  # labels and what was skipped are data
@@ -87,7 +87,7 @@ def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
 
     found = find_removable(parse_address(cache_address))
     with found.remote:
-        what = f"{len(found.files)} files, {size(found.num_bytes)}, for everybody who uses this remote"
+        what = f"{len(found.files)} files, {format_size(found.num_bytes)}, for everybody who uses this remote"
         if not yes and not confirmed(found.where, what):
             echo("nothing was removed", err=True)
             return
@@ -95,7 +95,7 @@ def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
     if as_json:
         print_json({"address": found.where, "key": found.name.key, "bytes": found.num_bytes})
     else:
-        echo(f"removed {found.where} ({size(found.num_bytes)})")
+        echo(f"removed {found.where} ({format_size(found.num_bytes)})")
 
 
 def confirmed(where: str, what: str) -> bool:

@@ -11,6 +11,7 @@ from featcache.probing.report.groups import SCORES, filter_rows, group_rows
 from featcache.probing.report.tables import FORMATS, SUFFIXES, to_records
 from featcache.probing.report.views import VIEWS, Against, parse_reference
 from featcache.probing.results.rows import RESULTS_FILE, ResultRow, count_lines, read_rows
+from featcache.probing.results.solved_rows import heads_in_results
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import write_atomic
 from featcache.terminal.console import echo, print_document, print_json, print_table
@@ -46,7 +47,7 @@ def filter_options(function: click.decorators.FC) -> click.decorators.FC:
 
 
 def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[ResultRow]:
-    """The rows of a folder of results that the options choose.
+    """Return the rows of a folder of results that the options choose.
 
     Raises:
         RequestError: there are none.
@@ -69,6 +70,7 @@ def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[Resul
     wanted["model"] = [
         next((alias for alias in model_names(name) if alias in known), name) for name in wanted["model"]
     ]
+    wanted["head"] = heads_in_results(wanted["head"], wanted["solver"])
     return filter_rows(rows, wanted)
 
 

@@ -10,13 +10,13 @@ from click.core import ParameterSource
 
 from featcache.cli.options import LocalPath, common_options
 from featcache.cli.verify_report import Checked
-from featcache.store.catalogue import completed_last, roots, say_unreadable, scan, select
-from featcache.store.checking.repair import Repair, repair
+from featcache.store.catalogue import completed_last, report_unreadable, roots, scan, select
+from featcache.store.checking.repair import RepairResult, repair
 from featcache.store.checking.verify import Verification, verify
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.requests import AUTO
-from featcache.terminal.console import ConsoleReporter, print_json, size
+from featcache.terminal.console import ConsoleReporter, format_size, print_json
 
 if TYPE_CHECKING:
     from featcache.recompute.outcome import Recomputation
@@ -35,7 +35,7 @@ Examples:
 @click.option("--all", "every", is_flag=True, help="All caches under the roots.")
 @click.option(
     "--repair",
-    "mend",
+    "repair_damage",
     is_flag=True,
     help="Fetch what is damaged again where the cache was pulled from; else drop it, for the next extract to redo.",
 )
@@ -60,7 +60,7 @@ def verify_command(
     /,
     cache: str | None,
     every: bool,
-    mend: bool,
+    repair_damage: bool,
     threads: int | None,
     samples: int | None,
     root: tuple[Path, ...],
@@ -77,12 +77,12 @@ def verify_command(
     reporter, results = ConsoleReporter(quiet=as_json), []
     search = roots(root)
     if not cache:
-        say_unreadable(search, reporter)
-    for directory in _directories(search, cache, every, mend):
+        report_unreadable(search, reporter)
+    for directory in _directories(search, cache, every, repair_damage):
         found = verify(directory, threads=threads, reporter=reporter)
         repaired = None
-        if mend and found.damages:
-            found, repaired = _mended(found, threads, every, reporter)
+        if repair_damage and found.damages:
+            found, repaired = _repair_cache(found, threads, every, reporter)
         recomputed = _recompute(found, samples, options, reporter) if samples else None
         results.append(Checked(found, repaired, recomputed))
         if not as_json:
@@ -94,30 +94,30 @@ def verify_command(
         sys.exit(1)
 
 
-def _mended(
+def _repair_cache(
     found: Verification, threads: int | None, every: bool, reporter: ConsoleReporter
-) -> tuple[Verification, Repair | None]:
+) -> tuple[Verification, RepairResult | None]:
     """Repair a cache: fetch the damaged files of a copy from its origin, so that it stays usable; else drop damaged blocks."""
-    from featcache.store.transfer.mending import mend
+    from featcache.store.transfer.repair import repair_copy
 
     try:
-        fetched = mend(found, reporter)
+        fetched = repair_copy(found, reporter)
     except FeatcacheError as error:
         if not every:
             raise
         reporter.message(str(error))
         return found, None
     if fetched is None:
-        return found, _repair(found, every, reporter)
+        return found, _drop_damage(found, every, reporter)
     reporter.message(
-        f"fetched again from {fetched.origin}: {fetched.files} files of data, {size(fetched.num_bytes)} in all"
+        f"fetched again from {fetched.origin}: {fetched.files} files of data, {format_size(fetched.num_bytes)} in all"
     )
     again = verify(found.directory, threads=threads, reporter=reporter)
     # The remaining damages concern files that the remote does not have, such as unexpected files.
-    return again, _repair(again, every, reporter) if again.damages else None
+    return again, _drop_damage(again, every, reporter) if again.damages else None
 
 
-def _repair(found: Verification, every: bool, reporter: ConsoleReporter) -> Repair | None:
+def _drop_damage(found: Verification, every: bool, reporter: ConsoleReporter) -> RepairResult | None:
     try:
         return repair(found)
     except FeatcacheError as error:

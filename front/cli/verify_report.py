@@ -1,16 +1,16 @@
-"""What `featcache verify` says about one cache."""
+"""The report of `featcache verify` on one cache."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featcache.store.checking.repair import Repair
+from featcache.store.checking.repair import RepairResult
 from featcache.store.checking.verify import Verification
 from featcache.store.corrections import warnings_of
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, read_sealed
 from featcache.store.provenance import PROVENANCE_FILE
-from featcache.store.reading.reader import maker
-from featcache.terminal.console import echo, print_table, size
+from featcache.store.reading.reader import extraction_command
+from featcache.terminal.console import echo, format_size, print_table
 
 if TYPE_CHECKING:
     from featcache.recompute.outcome import Recomputation
@@ -23,7 +23,7 @@ class Checked:
     """One cache, and all that was asked about it."""
 
     found: Verification
-    repaired: Repair | None
+    repaired: RepairResult | None
     recomputed: "Recomputation | None"
 
     @property
@@ -76,17 +76,19 @@ def _summary(found: Verification) -> str:
     elif not found.complete and found.manifest:
         total = len(found.manifest.inventory.blocks())
         state = f"incomplete, {len(found.missing_blocks)} of {total} blocks are missing, what is committed is intact"
-    speed = size(found.num_bytes / max(found.seconds, 1e-9))
-    return f"{state}; {found.files} files, {size(found.num_bytes)} in {found.seconds:.1f} s ({speed}/s)"
+    speed = format_size(found.num_bytes / max(found.seconds, 1e-9))
+    return (
+        f"{state}; {found.files} files, {format_size(found.num_bytes)} in {found.seconds:.1f} s ({speed}/s)"
+    )
 
 
-def _describe_repair(found: Verification, done: Repair) -> str:
-    left = f"; left as found: {', '.join(done.strangers[:5])}" if done.strangers else ""
+def _describe_repair(found: Verification, done: RepairResult) -> str:
+    left = f"; left as found: {', '.join(done.unexpected_files[:5])}" if done.unexpected_files else ""
     blocks = "1 block" if len(done.dropped) == 1 else f"{len(done.dropped)} blocks"
     if done.complete:
         return f"repaired, the cache is complete{left}"
     assert found.manifest is not None  # else there was nothing to repair
-    command = maker(found.directory, found.manifest)
+    command = extraction_command(found.directory, found.manifest)
     verb = "imported" if command.endswith("import") else "extracted"
     return (
         f"dropped; run the same `{command}` again: {done.samples} samples in {blocks} are to be {verb}{left}"

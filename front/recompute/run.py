@@ -9,31 +9,37 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from featcache.devices.choice import choose_device
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.prefetch import normalized
 from featcache.extraction.decoding.preprocessing import versions_of, with_resize
-from featcache.extraction.forward_pass.device import choose_device
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
 from featcache.extraction.sources.base import Sample, Source
-from featcache.recompute.inputs import check_inventory, model_of, refuse_difference, source_of, taken_of
-from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance_of
+from featcache.recompute.inputs import (
+    check_inventory,
+    open_recorded_source,
+    recorded_model,
+    recorded_weight_set,
+    refuse_difference,
+)
+from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache, as_float32
 from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
-from featcache.store.token_groups import tap_and_group
+from featcache.store.token_groups import parse_array_name
 
 Features = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class RecomputeRequest:
-    """What to recompute, and with what."""
+    """The rows to recompute, and the model and dataset to use."""
 
     samples: int
     """Number K of rows; all valid ones if there are fewer."""
@@ -60,12 +66,14 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
         DatasetError, BackboneError: as in an extraction.
     """
     reporter = reporter or Silent()
-    model = resolve_model(request.model or model_of(cache))
-    source = source_of(cache, request.dataset, request.data)
-    rows = _choose(cache, request.samples, check_seed(request.seed, "--seed"))
+    model = resolve_model(request.model or recorded_model(cache))
+    source = open_recorded_source(cache, request.dataset, request.data)
+    rows = _choose_rows(cache, request.samples, check_seed(request.seed, "--seed"))
     device = choose_device(request.device)
     reporter.message(f"recomputing {sum(map(len, rows.values()))} samples with {model.explicit} on {device}")
-    backbone = load_backbone(model, request.weights, None if request.weights is None else taken_of(cache))
+    backbone = load_backbone(
+        model, request.weights, None if request.weights is None else recorded_weight_set(cache)
+    )
     backbone.module.to(device)
     resize = cache.spec.backbone.resize
     spec = backbone.spec.resized_by(resize) if resize in versions_of(backbone.transform) else backbone.spec
@@ -73,8 +81,8 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     check_inventory(cache, source)
     forward = _Forward(cache, source, backbone, device)
     differences = [d for split in rows for d in _differences(cache, split, rows[split], forward)]
-    others = [text for split in rows for text in _other_samples(cache, source, split, rows[split])]
-    return Recomputation(sum(map(len, rows.values())), tolerance_of(cache.spec), differences, others)
+    others = [text for split in rows for text in _mismatched_samples(cache, source, split, rows[split])]
+    return Recomputation(sum(map(len, rows.values())), tolerance(cache.spec), differences, others)
 
 
 class _Forward:
@@ -121,7 +129,7 @@ def _differences(
     cache: Cache, split: str, rows: Sequence[int], forward: _Forward
 ) -> Iterator[LayerDifference]:
     for name, fresh in forward(split, rows).items():
-        tap, group = tap_and_group(name)
+        tap, group = parse_array_name(name)
         reader = cache[split].view(tap, group)
         layers = cache.inventory.splits[split].arrays[name].layers
         stored = as_float32(reader.gather(rows, layers, reader.tokens), cache.spec.dtype)
@@ -134,7 +142,7 @@ def _differences(
             yield LayerDifference(split, name, layer, float(absolute), float(part))
 
 
-def _other_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:
+def _mismatched_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:
     ids, labels = cache[split].sample_ids(), cache[split].labels()
     for row in rows:
         sample = source.splits[split][row]
@@ -142,8 +150,8 @@ def _other_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]
             yield f"{split} row {row}: {ids[row]!r} of class {labels[row]}, must be {sample.id!r} of class {sample.label}"
 
 
-def _choose(cache: Cache, samples: int, seed: int) -> dict[str, list[int]]:
-    """Random valid rows of all splits, in order."""
+def _choose_rows(cache: Cache, samples: int, seed: int) -> dict[str, list[int]]:
+    """Return the random valid rows of all splits, in order."""
     valid = [
         (split, int(row)) for split in cache.inventory.splits for row in np.flatnonzero(cache[split].valid())
     ]

@@ -5,21 +5,21 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from featcache.devices.precision import FP32
 from featcache.probing.heads import HeadInfo
 from featcache.probing.inputs.data import SplitData
 from featcache.probing.inputs.selection import array_selection
 from featcache.probing.inputs.tokens import TokenSource
 from featcache.probing.protocols.protocol import Protocol
-from featcache.probing.requests.request import Job, ProbeRequest, make_job
+from featcache.probing.requests.request import HeadJob, ProbeRequest, make_job
 from featcache.probing.scoring.kinds import REGRESSION_LOSSES
-from featcache.probing.training.fitted import Fitted
+from featcache.probing.training.fitted import FittedHead
 from featcache.probing.training.fitting import Fitter
-from featcache.probing.training.precision import FP32
 from featcache.store.progress import Reporter, Silent
 
 
 def fit_head(
-    job: Job,
+    job: HeadJob,
     tokens: TokenSource,
     targets: npt.NDArray[Any],
     *,
@@ -32,7 +32,7 @@ def fit_head(
     memory: int = 2**31,
     groups: npt.NDArray[Any] | None = None,
     reporter: Reporter | None = None,
-) -> Fitted:
+) -> FittedHead:
     """Choose and fit a head on arrays instead of a cache.
 
     Args:
@@ -71,11 +71,11 @@ def array_job(
     num_layers: int | None = None,
     num_heads: int | None = None,
     **options: int,
-) -> Job:
+) -> HeadJob:
     """A job for arrays: T tokens, layer by layer, of L layers (by default T).
 
     Raises:
         RequestError: the tokens do not divide among the layers.
     """
-    request = ProbeRequest((info.name,), num_heads=num_heads, options=options)
+    request = ProbeRequest(heads=info, num_heads=num_heads, options=options)
     return make_job(info, array_selection(num_tokens, num_layers), request)

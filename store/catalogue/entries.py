@@ -14,16 +14,16 @@ from pathlib import Path
 from featcache.store.address import Address, is_address, parse_address, split_roots
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.files import JsonObject, read_sealed
-from featcache.store.held import HELD_FILE
 from featcache.store.home import expanded, user_cache
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.partial_copy import HELD_FILE
 from featcache.store.provenance import PROVENANCE_FILE
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import KEY_DIGITS, CacheSpec
 
 ROOT_VARIABLE = "FEATCACHE_ROOT"
-WHOLE = 2
+COMPLETE_RANK = 2
 Skipped = Callable[[Path, OSError], object]
 """Called with a folder that cannot be read."""
 _FOLDER = re.compile(rf"(?P<model>.+)-(?P<key>[0-9a-f]{{{KEY_DIGITS}}})")
@@ -47,9 +47,9 @@ class Entry:
         return self.path.parent.parent
 
     @cached_property
-    def worth(self) -> int:
-        """`WHOLE` for a complete cache, 1 for a copy that may be partial, 0 for one that is not complete."""
-        return 0 if not self.complete else 1 if (self.path / HELD_FILE).exists() else WHOLE
+    def rank(self) -> int:
+        """`COMPLETE_RANK` for a complete cache, 1 for a copy that may be partial, 0 for one that is not complete."""
+        return 0 if not self.complete else 1 if (self.path / HELD_FILE).exists() else COMPLETE_RANK
 
     @cached_property
     def cache(self) -> Cache:
@@ -102,7 +102,7 @@ def roots(given: Sequence[Path] = ()) -> list[Path]:
 
 
 def remote_roots(given: Sequence[Path] = ()) -> list[Address]:
-    """The remotes that ``FEATCACHE_ROOT`` names after its folders; none where roots are given.
+    """Return the remotes that ``FEATCACHE_ROOT`` names after its folders; none where roots are given.
 
     Raises:
         RequestError, UnknownNameError: one is no address.
@@ -117,7 +117,7 @@ def slug(name: str) -> str:
 
 
 def cache_directory(root: Path, dataset: str, model: str, spec: CacheSpec) -> Path:
-    """Folder for a new cache; look-up is by key, so the names are for people."""
+    """Return the folder for a new cache; look-up is by key, so the names are for people."""
     return root / slug(dataset) / f"{slug(model)}-{spec.key}"
 
 
@@ -136,7 +136,7 @@ def folders(root: Path, skipped: Skipped | None = None) -> Iterator[tuple[Path, 
 
 
 def scan(search: Sequence[Path]) -> Iterator[Entry]:
-    """All caches under the roots, complete or not; each once per dataset folder. `unreadable` lists the folders left out.
+    """Yield all caches under the roots, complete or not; each once per dataset folder. `unreadable` lists the folders left out.
 
     The first root that holds a cache wins, but a complete one goes before one that is still being extracted, and a
     copy that is surely whole before one that may be partial.
@@ -152,7 +152,7 @@ def scan(search: Sequence[Path]) -> Iterator[Entry]:
                 continue
             place = (folder.parent.name, folder.name)
             entry = Entry(folder, folder.parent.name, match["model"], match["key"], complete)
-            if place not in found or entry.worth > found[place].worth:
+            if place not in found or entry.rank > found[place].rank:
                 found[place] = entry
     yield from found.values()
 
@@ -174,7 +174,7 @@ class Unreadable:
 
 
 def unreadable(search: Sequence[Path]) -> list[Unreadable]:
-    """The folders that `scan` leaves out because they cannot be read."""
+    """Return the folders that `scan` leaves out because they cannot be read."""
     found: list[Unreadable] = []
     for root in search:
 
@@ -211,7 +211,7 @@ def _is_complete(folder: Path) -> bool | None:
 
 
 def folder_entry(path: Path) -> Entry | None:
-    """The cache at `path`, wherever it lies and whatever its folder is called; None if there is none."""
+    """Return the cache at `path`, wherever it lies and whatever its folder is called; None if there is none."""
     complete = (path / MANIFEST_FILE).is_file()
     if not complete and not (path / JOURNAL / PLAN_FILE).is_file():
         return None
@@ -222,7 +222,7 @@ def folder_entry(path: Path) -> Entry | None:
 
 
 def _subfolders(folder: Path, skipped: Skipped | None) -> list[Path]:
-    """Folders in `folder`, links to folders among them, by name; none where it does not exist or may not be read."""
+    """Return folders in `folder`, links to folders among them, by name; none where it does not exist or may not be read."""
     try:
         with os.scandir(folder) as items:
             return sorted(Path(item.path) for item in items if item.name[0] != "." and _is_folder(item))

@@ -1,4 +1,4 @@
-"""What is imported: splits with features, labels and ids, wherever they were read from."""
+"""Input of an import: splits with features, labels and ids, independent of the file format."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 from featcache.store.arrays import DTYPES
 from featcache.store.class_numbers import MAX_LABEL, number_classes
-from featcache.store.columns import id_misfit
+from featcache.store.columns import id_mismatch
 from featcache.store.convert.document import ExportDocument
 from featcache.store.convert.rows import Features, RowArray
 from featcache.store.convert.selection import ids_as_bytes
@@ -38,7 +38,7 @@ class ImportSplit:
     layers: tuple[str, ...]
     tokens: tuple[str, ...]
     columns: dict[str, Array]
-    """``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
+    """Return ``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
 
     def digest(self, update: Update, before: int, total: int) -> str:
         """Read everything once: check the values and return the `ContentDigest`.
@@ -81,7 +81,7 @@ class ImportSource:
 
 
 def layer_names(count: int) -> tuple[str, ...]:
-    """Names of foreign layers, in order: the last one is what probes take for the backbone's final norm."""
+    """Return the names of foreign layers, in order: the last one is what probes take for the backbone's final norm."""
     return (*(str(index) for index in range(count - 1)), FINAL)
 
 
@@ -105,7 +105,7 @@ def make_columns(
         raise DatasetError(
             f"{labels.where} is {list(labels.shape)}, the features have {num_samples} rows: there must be one label a row"
         )
-    single = targets is None or targets.kind == SINGLE_LABEL
+    single = targets is None or targets.type == SINGLE_LABEL
     if single and not _INTEGER.fullmatch(labels.dtype):
         raise DatasetError(f"{labels.where} is {labels.dtype}; labels must be integers from 0")
     values = labels.rows(0, labels.shape[0])
@@ -161,7 +161,7 @@ def _encoded_ids(ids: Sequence[str] | Array | None, where: str, num_samples: int
     if len(ids) != num_samples:
         raise DatasetError(f"{where}: {len(ids)} sample ids, the features have {num_samples} rows")
     if isinstance(ids, np.ndarray):
-        problem = id_misfit(ids) or _id_length(ids.shape[1])
+        problem = id_mismatch(ids) or _id_length(ids.shape[1])
         encoded = ids
     else:
         problem = _ids_problem(ids)

@@ -1,4 +1,4 @@
-"""What a split says about its rows, and about the features that it holds."""
+"""Columns of a split (labels, ids, validity), and the names and type of its features."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store.columns import id_misfit, valid_misfit
+from featcache.store.columns import id_mismatch, valid_mismatch
 from featcache.store.errors import CacheError
 from featcache.store.planning import CONTENT_DIGEST
 from featcache.store.reading.chunks import ChunkFiles
@@ -47,7 +47,7 @@ class SplitColumns:
         return self._files.layers
 
     def labels(self) -> npt.NDArray[Any]:
-        """Target of every row; what it is, `targets` says.
+        """Return the target of every row, of the type that `targets` states.
 
         int64 ``[N]``, index of the class (single-label); uint8 ``[N, C]``, 0 or 1 (multi-label); float32 ``[N, T]``
         (regression). Rows that are not committed have -1, 0 or NaN.
@@ -57,25 +57,25 @@ class SplitColumns:
         """
         labels = read_column(self._files, "label")
         if self.targets is not None:
-            self._refuse("label", self.targets.misfit(labels, self.valid()))
+            self._refuse("label", self.targets.mismatch(labels, self.valid()))
         return labels
 
     def valid(self) -> npt.NDArray[np.bool_]:
-        """Which rows hold features: bool ``[N]``.
+        """Return a mask ``[N]`` of the rows that hold features.
 
         Raises:
             CacheError: a file is missing or of the wrong size, or holds other bytes than 0 and 1.
         """
         valid: npt.NDArray[np.bool_] = read_column(self._files, "valid")
-        self._refuse("valid", valid_misfit(valid))
+        self._refuse("valid", valid_mismatch(valid))
         return valid
 
     def content_digests(self) -> npt.NDArray[np.uint8] | None:
-        """Beginning of the SHA-256 of every decoded image: uint8 ``[N, 16]``; None if the cache does not have it."""
+        """Return the beginning of the SHA-256 of every decoded image: uint8 ``[N, 16]``; None if the cache does not have it."""
         return read_column(self._files, CONTENT_DIGEST) if CONTENT_DIGEST in self.inventory.arrays else None
 
     def sample_ids(self) -> list[str]:
-        """Id of every row, empty for rows that are not committed.
+        """Return the id of every row, empty for rows that are not committed.
 
         Raises:
             CacheError: an id is not UTF-8; or as for `valid`.
@@ -84,11 +84,11 @@ class SplitColumns:
         try:
             return [row.tobytes().rstrip(b"\0").decode() for row in ids]
         except UnicodeDecodeError:
-            self._refuse("sample_id", id_misfit(ids))
+            self._refuse("sample_id", id_mismatch(ids))
             raise
 
-    def _refuse(self, array: str, misfit: str | None) -> None:
-        if misfit:
+    def _refuse(self, array: str, mismatch: str | None) -> None:
+        if mismatch:
             raise CacheError(
-                f"{self._folder / array}: {misfit}; the cache is damaged or was not made by featcache"
+                f"{self._folder / array}: {mismatch}; the cache is damaged or was not made by featcache"
             )

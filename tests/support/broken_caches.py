@@ -137,8 +137,15 @@ NAMES = (
     "a" * 100_000,
 )
 SPEC = {
-    "format 0": (manifest("spec", "format_version", to=0), "format version 0; this featcache reads version"),
-    "format 3": (manifest("spec", "format_version", to=3), "format version 3; this featcache reads version"),
+    "format 0": (
+        manifest("spec", "format_version", to=0),
+        "format version 0; this featcache reads versions 2 and 3",
+    ),
+    "format 3 of 2": (
+        manifest("spec", "format_version", to=3),
+        "format version 3, but what the inventory holds has version 2",
+    ),
+    "format 4": (manifest("spec", "format_version", to=4), "format version 4; this featcache reads version"),
     "format 10**30": (manifest("spec", "format_version", to=10**30), f"format version {10**30}; this"),
     "format in text": (manifest("spec", "format_version", to="1"), "'format_version' must be int, got str"),
     "format of truth": (
@@ -229,8 +236,8 @@ JSON = {
     "3 MB of empty lists": (b'{"a": [' + b"[]," * (2**20 + 2**10) + b"[]]}", "more than 2097152 values"),
 }
 KINDS = {
-    "a folder": (lambda name: special(name, "folder"), "not a plain file"),
-    "a pipe": (lambda name: special(name, "pipe"), "not a plain file"),
+    "a folder": (lambda name: special(name, "folder"), "not a regular file"),
+    "a pipe": (lambda name: special(name, "pipe"), "not a regular file"),
     "a socket": (lambda name: special(name, "socket"), "cannot be read (No such device or address)"),
     "a link to itself": (lambda name: link(name, name.rpartition("/")[2]), LINK),
     "a link to nowhere": (lambda name: link(name, "../../nowhere"), LINK),
@@ -326,7 +333,7 @@ def _cases() -> dict[str, Broken]:
         sparse("manifest.json", 3 * 10**8), "is more than", "open"
     )
     for name, (kind, message) in KINDS.items():
-        found = "not a plain file" if name == "a socket" else ""
+        found = "not a regular file" if name == "a socket" else ""
         cases[f"manifest.json: {name}"] = Broken(kind("manifest.json"), message, "open")
         for file in (
             CHUNK,
