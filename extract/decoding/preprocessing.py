@@ -4,8 +4,8 @@ A quarter of the bytes of float32 travels between processes and to a GPU, and re
 
 - ``pillow``: the steps of the model's library on Pillow's image.
 - ``uint8-antialias``: torch's antialiased resize of 8-bit pixels, five times as fast. A pixel differs by at most 2 of 255
-  from Pillow's, because weights have 16 bits instead of 22. The integer arithmetic gives the same pixels with and without
-  vector instructions.
+  from that of Pillow's passes over rows, then columns, because weights have 16 bits instead of 22. The integer arithmetic
+  gives the same pixels with and without vector instructions.
 """
 
 from collections.abc import Callable, Sequence

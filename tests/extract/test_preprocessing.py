@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,23 +86,36 @@ def test_pillows_pixels_normalized_are_the_librarys_values_bit_for_bit(name):
         assert torch.equal(transform.normalize(pixels[None])[0], own(image))
 
 
+def in_two_passes(step):
+    """A resize by Pillow, rows first; Pillow 13 begins with the columns where that is less work, which a squash may be."""
+
+    kind = Image.Resampling[step.interpolation.name]
+
+    def resize(image):
+        width, height = step(image).size
+        return image.resize((width, image.height), kind).resize((width, height), kind)
+
+    return resize
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_8_bit_pixels_differ_from_pillows_by_two_at_most(name):
     transform = with_resize(BOTH[name], UINT8_ANTIALIAS)
-    other = with_resize(BOTH[name], PILLOW)
+    resize, *others = with_resize(BOTH[name], PILLOW).steps
+    other = replace(transform, steps=(in_two_passes(resize), *others), resize=PILLOW)
     for seed, size in enumerate(SIZES):
         image = photo(size, seed)
         ours, theirs = (prepared(one, image).to(torch.int16) for one in (transform, other))
         assert ours.shape == theirs.shape == (3, 224, 224)
         difference = (ours - theirs).abs()
         assert difference.max() <= 2
-        assert difference.float().mean() < 0.3  # the worst is 33 x 700 pixels, squashed
+        assert difference.float().mean() < 0.02
 
 
 def test_every_8_bit_value_is_normalized_as_torchvision_does():
     transform = in_two_parts(timm_steps())
     ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
-    image = Image.fromarray(np.array(ramp[0].permute(1, 2, 0)))
+    image = Image.fromarray(ramp[0].permute(1, 2, 0).contiguous().numpy())
     wanted = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])(image)
     normalized = transform.normalize(ramp, failed=[1])
     assert torch.equal(normalized[0], wanted)
