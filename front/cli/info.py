@@ -1,7 +1,6 @@
 """``featcache info``: one cache in full."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def _describe(entry: Entry) -> JsonObject:
         "bytes": cache.inventory.num_bytes,
         "spec": cache.manifest.spec_document(),
         "inventory": cache.inventory.to_dict(),
-        "targets": asdict(cache.inventory.targets),
+        "targets": cache.inventory.targets.describe(),
         "class_counts": _class_counts(entry),
         "skipped": sum(int((~cache[name].valid()).sum()) for name in cache.inventory.splits)
         if entry.complete
