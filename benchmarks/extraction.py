@@ -24,14 +24,16 @@ from featcache.devices.choice import choose_device
 from featcache.devices.precision import fast_precision, forward_context
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.decoding.images import Rows, image_batches
+from featcache.extraction.decoding.batch import Rows
+from featcache.extraction.decoding.images import image_batches
+from featcache.extraction.decoding.preprocessing import with_resize
 from featcache.extraction.decoding.rgb import to_rgb
 from featcache.extraction.forward_pass.capacity import default_workers
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
 from featcache.extraction.planning.inventory import plan_inventory
-from featcache.extraction.requests.feature_selection import Contents
+from featcache.extraction.requests.feature_selection import FeatureSelection
 from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Sample, Source
@@ -66,10 +68,12 @@ class Bench:
         self._folders = (folder / f"cache-{number}" for number in count())
         backbone.module.to(device)
 
-    def plan(self, rows: int, contents: Contents | None = None) -> Plan:
+    def plan(self, rows: int, contents: FeatureSelection | None = None) -> Plan:
         """All that `contents` says of the first rows of train."""
         spec = CacheSpec(self.backbone.spec, {"kind": "bench"}, "float16", self.precision)
-        wanted = plan_inventory(self.backbone, _First(self.source, rows), contents or Contents(), "float16")
+        wanted = plan_inventory(
+            self.backbone, _First(self.source, rows), contents or FeatureSelection(), "float16"
+        )
         return Plan(spec, wanted, self.batch)
 
     def only(self, rows: int, arrays: Sequence[TokenArray]) -> Plan:
@@ -86,7 +90,7 @@ class Bench:
         say: Callable[[str], None] = lambda text: None  # noqa: E731
         images = ImageInput(
             self.source,
-            self.backbone.transform,
+            with_resize(self.backbone.transform, plan.spec.backbone.resize),
             self.backbone.spec.input_size,
             self.workers,
             self.device,
@@ -112,8 +116,8 @@ class Bench:
             self.backbone.transform,
             parts,
             self.workers,
-            self.device.type == "cuda",
             self.backbone.spec.input_size,
+            self.device if self.device.type == "cuda" else None,
         )
         kept = [self.last_token(batch.images) for batch in loader]
         with next(self._folders).open("wb") as file:
