@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from extraction_setup import Bench, Decoded, Synthetic, matrix_rate, random_backbone, toy_backbone
+from extraction_setup import Bench, Synthetic, decoded, matrix_rate, random_backbone, toy_backbone
 from timing import Document, side_by_side
 
 from featcache.extraction.forward_pass.capacity import default_workers
@@ -21,7 +21,7 @@ def bench_gpu(folder: Path, toy: bool = False) -> Document | str:
     backbone = toy_backbone() if toy else random_backbone("vit_large_patch14_dinov2")
     rows, batch, runs = (32, 16, 1) if toy else (8192, 128, RUNS)
     size = backbone.spec.input_size
-    backbone.transform = Decoded(size)
+    backbone.transform = decoded(size)
     workers, caches = 0 if toy else default_workers(), folder / "gpu"
     caches.mkdir()
     bench = Bench(backbone, Synthetic(rows), device, caches, workers, batch)

@@ -15,10 +15,12 @@ from PIL import Image
 from featcache.devices.precision import fast_precision, forward_context
 from featcache.extraction.backbones.base import Backbone, LoadedModel
 from featcache.extraction.backbones.timm_vit import TimmViT, layout_of
-from featcache.extraction.decoding.images import Rows, image_batches
+from featcache.extraction.decoding.batch import Rows
+from featcache.extraction.decoding.images import image_batches
+from featcache.extraction.decoding.preprocessing import EightBitTransform, versions_of, with_resize
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.planning.inventory import plan_inventory
-from featcache.extraction.requests.feature_selection import Contents
+from featcache.extraction.requests.feature_selection import FeatureSelection
 from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Sample, Source
@@ -51,10 +53,12 @@ class Bench:
         self._folders = (folder / f"cache-{number}" for number in count())
         backbone.module.to(device)
 
-    def plan(self, rows: int, contents: Contents | None = None) -> Plan:
+    def plan(self, rows: int, contents: FeatureSelection | None = None) -> Plan:
         """All that `contents` says of the first rows of train."""
-        spec = CacheSpec(self.backbone.spec, {"kind": "bench"}, "float16", self.precision)
-        selection = contents or Contents()
+        # The last version of resizing is the one that new caches are made with.
+        backbone = self.backbone.spec.resized_by(versions_of(self.backbone.transform)[-1])
+        spec = CacheSpec(backbone, {"kind": "bench"}, "float16", self.precision)
+        selection = contents or FeatureSelection()
         inventory = plan_inventory(self.backbone, FirstRows(self.source, rows), selection, "float16")
         return Plan(spec, inventory, self.batch)
 
@@ -72,7 +76,8 @@ class Bench:
         """Run the extraction; the images that are through, and when, from the start on. Where a directory is named, the cache is completed."""
         moments: list[tuple[int, float]] = []
         size = self.backbone.spec.input_size
-        images = ImageInput(self.source, self.backbone.transform, size, self.workers, self.device)
+        transform = with_resize(self.backbone.transform, plan.spec.backbone.resize)
+        images = ImageInput(self.source, transform, size, self.workers, self.device)
         forward = Forward(self.backbone, self.device, compile, self.messages.append)
         into = directory or next(self._folders)
         with forward.extractors(plan) as extractors, CacheWriter(into, plan) as writer:
@@ -97,7 +102,7 @@ class Bench:
             self.backbone.transform,
             parts,
             self.workers,
-            self.device.type == "cuda",
+            self.device if self.device.type == "cuda" else None,
             self.backbone.spec.input_size,
         )
         kept = [self.last_token(batch.images) for batch in loader]
@@ -171,14 +176,20 @@ class Synthetic(Source):
 
 
 class Decoded:
-    """A transform that has its result already."""
+    """A step of preprocessing that has its result already."""
 
     def __init__(self, size: int) -> None:
-        self._tensor = torch.randn(3, size, size, generator=torch.Generator().manual_seed(0))
+        pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+        self._image = Image.fromarray(pixels)
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        """The one tensor ``[3, S, S]``."""
-        return self._tensor
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The one image of S x S pixels."""
+        return self._image
+
+
+def decoded(size: int) -> EightBitTransform:
+    """Return preprocessing that costs next to nothing; batches are handed over and normalized as others are."""
+    return EightBitTransform((Decoded(size),), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def random_backbone(model: str, size: int = 224, **options: int) -> TimmViT:
