@@ -17,6 +17,7 @@ from featcache.extraction.backbones.base import Backbone, LoadedModel
 from featcache.extraction.backbones.timm_vit import TimmViT, layout_of
 from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.decoding.images import image_batches
+from featcache.extraction.decoding.prefetch import normalized
 from featcache.extraction.decoding.preprocessing import EightBitTransform, versions_of, with_resize
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.planning.inventory import plan_inventory
@@ -97,15 +98,19 @@ class Bench:
     def plain_loop(self, rows: int) -> None:
         """The loop that one writes without featcache: the class token of the last layer, one pass after another."""
         parts = [Rows("train", start, min(start + self.batch, rows)) for start in range(0, rows, self.batch)]
+        transform = self.backbone.transform
         loader = image_batches(
             self.source,
-            self.backbone.transform,
+            transform,
             parts,
             self.workers,
-            self.device if self.device.type == "cuda" else None,
             self.backbone.spec.input_size,
+            self.device if self.device.type == "cuda" else None,
         )
-        kept = [self.last_token(batch.images) for batch in loader]
+        kept = []
+        for batch in loader:
+            images = batch.images.to(self.device, non_blocking=True)
+            kept.append(self.last_token(normalized(batch._replace(images=images), transform).images))
         with next(self._folders).open("wb") as file:
             np.save(file, torch.cat(kept).half().numpy())
 
