@@ -15,7 +15,7 @@ from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
 from featcache.store.partial_copy import PartialCopy, describe_partial
 from featcache.store.reading.content import shared_images
-from featcache.store.targets import REGRESSION, SINGLE_LABEL, Targets
+from featcache.store.targets import REGRESSION, SINGLE_LABEL
 from featcache.store.writing.writer import ADDITIONS
 from featcache.terminal.console import ConsoleReporter, echo, format_size, name_range, print_json
 
@@ -63,7 +63,7 @@ def _describe(entry: Entry) -> JsonObject:
         "bytes": cache.inventory.num_bytes,
         "spec": cache.manifest.spec_document(),
         "inventory": cache.inventory.to_dict(),
-        "targets": _targets_document(cache.inventory.targets),
+        "targets": cache.inventory.targets.describe(),
         "class_counts": _class_counts(entry),
         "skipped": sum(int((~cache[name].valid()).sum()) for name in cache.inventory.splits)
         if entry.complete
@@ -84,10 +84,6 @@ def _class_counts(entry: Entry) -> dict[str, list[int]]:
         name: cache.inventory.targets.counts(reader.labels(), reader.valid()).tolist()
         for name, reader in readers.items()
     }
-
-
-def _targets_document(targets: Targets) -> JsonObject:
-    return {"kind": targets.type, "names": list(targets.names), "units": list(targets.units)}
 
 
 def _target_lines(document: JsonObject) -> Iterator[str]:

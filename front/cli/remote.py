@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -72,7 +71,7 @@ def describe_remote(cache_address: str) -> JsonObject:
             "bytes": manifest.inventory.num_bytes,
             "spec": manifest.spec_document(),
             "inventory": manifest.inventory.to_dict(),
-            "targets": asdict(manifest.inventory.targets),
+            "targets": manifest.inventory.targets.describe(),
             "class_counts": {},  # labels and what was skipped are data
             "skipped": None,
             "shared_images": [],
