@@ -120,5 +120,4 @@ def _load(
 
     loaded = load(inputs, reporter)
     spec, entry = lookup.find_spec(loaded.backbone.spec, fast_precision(loaded.device))
-    contents = inputs.request.contents
-    return loaded, spec, entry, plan_inventory(loaded.backbone, inputs.source, contents, spec.dtype)
+    return loaded, spec, entry, plan_inventory(loaded.backbone, inputs.source, inputs.request, spec.dtype)

@@ -58,10 +58,10 @@ class CacheLookup:
             if verdict is not Verdict.REPLACED:
                 return entry if verdict is Verdict.ANSWER else None
         # What is wrong with the request shows before the backbone is loaded, perhaps over the network.
-        inputs.request.contents.choose_splits(list(inputs.source.splits))
+        inputs.request.choose_splits(list(inputs.source.splits))
         if inputs.custom_backbone is None and inputs.model.explicit in TABLE:
             num_layers, _, _, num_registers, *_ = TABLE[inputs.model.explicit]
-            inputs.request.contents.require_of(inputs.model.explicit, num_layers, num_registers)
+            inputs.request.require_of(inputs.model.explicit, num_layers, num_registers)
         return self._answering(self._remotes.find_request(self._fingerprints, inputs.source.name, self._part))
 
     def find_spec(self, backbone: BackboneSpec, fast_precision: str) -> tuple[CacheSpec, Entry | None]:
@@ -131,9 +131,7 @@ class CacheLookup:
             entry = find_request(self._search, fingerprint)
             if entry is None or not entry.complete:
                 continue
-            if holds(entry, inputs.request.contents, inputs.source) or self._remotes.complete(
-                entry, self._part
-            ):
+            if holds(entry, inputs.request, inputs.source) or self._remotes.complete(entry, self._part):
                 return entry
         return None
 
@@ -168,4 +166,4 @@ class CacheLookup:
         """Return the part of a cache that answers the request; None if the cache does not hold all of it."""
         num_layers = manifest.spec.backbone.num_layers
         splits = list(self._inputs.source.splits)
-        return self._inputs.request.contents.part_of(manifest.inventory, num_layers, splits)
+        return self._inputs.request.part_of(manifest.inventory, num_layers, splits)

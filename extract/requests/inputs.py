@@ -59,10 +59,8 @@ def resolve_inputs(
         if backbone is None
         else ModelName(request.model, "custom", request.model)
     )
-    source = source or resolve_source(request.dataset, request.dataset_options, reporter)
-    chosen = [
-        name for name in source.splits if name in request.contents.splits or not request.contents.splits
-    ]
+    source = source or resolve_source(request.dataset, request, reporter)
+    chosen = [name for name in source.splits if name in request.splits or not request.splits]
     summary = dataset_summary(source, chosen)
     reporter.message(f"{source.name}: {summary}")
     for note in source.notes:
