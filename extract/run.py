@@ -100,7 +100,7 @@ def dry_run(request: ExtractRequest, search: Sequence[Path], *, reporter: Report
     reporter.message("running a few batches")
     filler = CacheFiller(inputs, loaded, lookup, reporter, "", time.time())
     with filler.forward().extractors(plan) as extractors:
-        rate = images_per_second(filler.image_input(path), extractors, plan)
+        rate = images_per_second(filler.image_input(path, spec), extractors, plan)
     speed = Speed(rate, str(loaded.device), spec.precision, plan.batch_size)
     return Estimate(path, spec.key, wanted, held, pending_work(path, wanted), speed)
 

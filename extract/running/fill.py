@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from featcache.extraction.cached.lookup import CacheLookup
 from featcache.extraction.cached.retry import drop_restored, refuse_empty_splits
+from featcache.extraction.decoding.preprocessing import with_resize
 from featcache.extraction.forward_pass.capacity import default_workers
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.provenance.dataset_card import about_dataset
@@ -25,6 +26,7 @@ from featcache.store.journal import Plan
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.progress import Reporter
 from featcache.store.reading.reader import open_cache
+from featcache.store.spec import CacheSpec
 from featcache.store.writing.pending import require_space
 from featcache.store.writing.writer import CacheWriter
 
@@ -73,12 +75,12 @@ class CacheFiller:
                 filled = self._fill_once(path, plan, filled)
         return filled
 
-    def image_input(self, path: Path) -> ImageInput:
+    def image_input(self, path: Path, spec: CacheSpec) -> ImageInput:
         """Return the images of the run; those of a cache that is added to must be the ones that it was made from."""
         request = self.inputs.request
         return ImageInput(
             self.inputs.source,
-            self.loaded.backbone.transform,
+            with_resize(self.loaded.backbone.transform, spec.backbone.resize),
             self.loaded.backbone.spec.input_size,
             default_workers() if request.workers is None else request.workers,
             self.loaded.device,
@@ -101,7 +103,7 @@ class CacheFiller:
             for text in plan_messages(writer, plan, self.inputs.request.batch_size):
                 say(text)
             started = time.perf_counter()
-            images = self.image_input(writer.directory)
+            images = self.image_input(writer.directory, plan.spec)
             try:
                 samples = self._run_blocks(writer, images)
             except KeyboardInterrupt:
