@@ -30,10 +30,10 @@ BENCHMARKS = {
 """By row: module and function."""
 
 
-def measure(row: str) -> Document:
+def measure(row: str, toy: bool) -> Document:
     """Run the benchmarks of one row."""
     module, function = BENCHMARKS[row]
-    document: Document = getattr(import_module(module), function)()
+    document: Document = getattr(import_module(module), function)(toy=toy)
     return document
 
 
@@ -43,6 +43,7 @@ def main() -> None:
         "rows", nargs="*", metavar="row", help=f"{', '.join(BENCHMARKS)}; all if none is named"
     )
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "featcache-bench.json")
+    parser.add_argument("--toy", action="store_true", help="toy sizes: only whether it runs")
     arguments = parser.parse_args()
     unknown = [row for row in arguments.rows if row not in BENCHMARKS]
     if unknown:
@@ -55,7 +56,7 @@ def main() -> None:
     }
     for row in arguments.rows or BENCHMARKS:
         print(f"measuring: {row}", file=sys.stderr, flush=True)
-        document[row] = measure(row)
+        document[row] = measure(row, arguments.toy)
     text = json.dumps(document, indent=1)
     arguments.out.write_text(text + "\n")
     print(text)

@@ -1,6 +1,6 @@
 """What training heads costs, against the obvious implementation: one module and one loop for every member.
 
-All rows or some of them: `.venv/bin/python benchmarks/trainer.py [attentive linear ...]`. With --tiny the sizes are those of a toy,
+All rows or some of them: `.venv/bin/python benchmarks/trainer.py [attentive linear ...]`. With --toy the sizes are those of a toy,
 which shows that a row runs, and nothing else.
 """
 
@@ -29,7 +29,7 @@ ROWS = {
 """By row: module and function. The first line of the function's docstring is the title."""
 
 
-def bench_trainer(rows: Sequence[str] = (), tiny: bool = False) -> Document:
+def bench_trainer(rows: Sequence[str] = (), toy: bool = False) -> Document:
     """The rows named, or all."""
     keep_freed_memory()  # as the command line does; both sides of every comparison run in this process
     document: Document = {}
@@ -38,14 +38,14 @@ def bench_trainer(rows: Sequence[str] = (), tiny: bool = False) -> Document:
         release()  # what one row leaves in the buffers is no part of the next
         module, name = ROWS[row]
         function = getattr(import_module(module), name)
-        document[function.__doc__.splitlines()[0].rstrip(".")] = function(tiny)
+        document[function.__doc__.splitlines()[0].rstrip(".")] = function(toy)
     return document
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="row", help=f"{', '.join(ROWS)}; all if none is named")
-    parser.add_argument("--tiny", action="store_true", help="toy sizes: only whether it runs")
+    parser.add_argument("--toy", action="store_true", help="toy sizes: only whether it runs")
     arguments = parser.parse_args()
     unknown = [row for row in arguments.rows if row not in ROWS]
     if unknown:
@@ -53,4 +53,4 @@ if __name__ == "__main__":
     tests = Path(__file__).parent.parent / "tests"
     sys.path += [str(tests), str(tests / "probe")]
     flush_denormals()
-    print(json.dumps(bench_trainer(arguments.rows, arguments.tiny), indent=1))
+    print(json.dumps(bench_trainer(arguments.rows, arguments.toy), indent=1))

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from timing import Document
 from torch import Tensor
-from trainer_sweeps import ATTENTIVE, CPU, PRECISIONS, TINY, Setting, compare
+from trainer_sweeps import ATTENTIVE, CPU, PRECISIONS, TOY, Setting, compare
 
 from featcache.probing.heads.pooling import _Sums
 from featcache.probing.heads.scratch import release
@@ -32,13 +32,13 @@ BOUND = (
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def bench_rates(tiny: bool) -> Document:
+def bench_rates(toy: bool) -> Document:
     """Work of the attentive sweep (rearranged as it is) over its seconds, against the machine's matrix rate."""
-    side = 256 if tiny else SIDE
+    side = 256 if toy else SIDE
     document: Document = {"what bounds it": BOUND}
     for precision in PRECISIONS:
         a, b = (torch.randn(side, side).to(DTYPES[precision]) for _ in range(2))
-        for setting in TINY if tiny else ATTENTIVE:
+        for setting in TOY if toy else ATTENTIVE:
             work, seconds = (
                 sum(step_work(setting).values()),
                 float(str(compare(setting, precision)["seconds"])),

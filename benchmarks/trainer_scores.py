@@ -27,7 +27,7 @@ CACHES = Path(__file__).parent.parent / ".demo" / "caches"
 Split = tuple[TokenSource, Tensor]
 
 
-def bench_digits(tiny: bool) -> Document:
+def bench_digits(toy: bool) -> Document:
     """Balanced accuracy on scikit-learn's digits, in percent: members trained fast, and with the obvious module in fp32."""
     digits = load_digits()
     number = len(digits.target)
@@ -38,10 +38,10 @@ def bench_digits(tiny: bool) -> Document:
         (InMemoryTokens(tokens[part]), labels[part]) for part in (slice(None, train), slice(train, None))
     ]
     members = (Member(1e-2, 1e-2, 0.1), Member(1e-3, 1e-2, 0.0))
-    return _scores(splits, members, replace(QUICK, min_steps=10 if tiny else 300), range(2 if tiny else 5))
+    return _scores(splits, members, replace(QUICK, min_steps=10 if toy else 300), range(2 if toy else 5))
 
 
-def bench_textile(tiny: bool) -> Document | str:
+def bench_textile(toy: bool) -> Document | str:
     """The same on the demo's cache: class tokens and averages of all layers, a short training of one member."""
     found = sorted(CACHES.glob("textile/*/manifest.json"))
     if not found:
@@ -52,9 +52,9 @@ def bench_textile(tiny: bool) -> Document | str:
     for name in ("train", "test"):
         data = load_split(cache, name, selection, "cpu")
         splits.append((data.tokens, torch.from_numpy(data.labels)))
-    steps = 2 if tiny else 60
+    steps = 2 if toy else 60
     protocol = replace(QUICK, min_epochs=1, min_steps=steps)
-    return _scores(splits, (Member(1e-3, 1e-2, 0.1),), protocol, range(2 if tiny else 5))
+    return _scores(splits, (Member(1e-3, 1e-2, 0.1),), protocol, range(2 if toy else 5))
 
 
 def _scores(

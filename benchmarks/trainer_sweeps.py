@@ -69,35 +69,39 @@ class Setting:
 
 MEMBERS = PAPER.members(has_dropout=True)
 ATTENTIVE = (Setting(1200, 24, 384, 100, MEMBERS), Setting(204, 48, 1024, 102, MEMBERS))
-TINY = (Setting(40, 6, 32, 10, MEMBERS[::9]), Setting(20, 12, 64, 10, MEMBERS[::9]))
+TOY = (Setting(40, 6, 32, 10, MEMBERS[::9]), Setting(20, 12, 64, 10, MEMBERS[::9]))
 ONE = Member(1e-3, 1e-2, 0.1)
 
 
 class Sweep:
     """The members of a setting while they train, as `fit_members` trains them, an update at a time."""
 
-    def __init__(self, setting: Setting, precision: str) -> None:
+    def __init__(self, setting: Setting, precision: str, device: torch.device = CPU) -> None:
         features, labels = setting.samples()
-        tokens, seeds = InMemoryTokens(features), Seeds.derive(0)
-        together = members_together(setting.build, tokens, setting.classes, CPU)
+        self.token_bytes = features.nbytes
+        """Bytes of the tokens, on the device."""
+        tokens, seeds = InMemoryTokens(features, device), Seeds.derive(0)
+        together = members_together(setting.build, tokens, setting.classes, device)
         heads = [
             initial_head(
                 setting.build, tokens, setting.classes, [member.dropout for member in part], seeds.init
-            )
+            ).to(device)
             for part in divide(setting.members, together)
         ]
+        self.num_parameters = sum(parameter.numel() for head in heads for parameter in head.parameters())
+        """Of all members."""
         plan = Plan(setting.batch, 4, EPOCHS)
         self._training = Training(
             heads,
             setting.members,
             PAPER,
-            CrossEntropy(class_weights(labels, setting.classes)),
+            CrossEntropy(class_weights(labels, setting.classes).to(device)),
             plan.num_steps,
             precision,
-            torch.Generator().manual_seed(seeds.dropout),
+            torch.Generator(device).manual_seed(seeds.dropout),
         )
         self._batches: Iterator[Batch] = mini_batches(
-            tokens, labels, torch.arange(len(labels)), plan, PAPER, seeds, CPU
+            tokens, labels, torch.arange(len(labels)), plan, PAPER, seeds, device
         )
 
     def step(self) -> None:
@@ -138,20 +142,20 @@ def _table(settings: tuple[Setting, ...], **options: int) -> Document:
     }
 
 
-def bench_attentive(tiny: bool) -> Document:
+def bench_attentive(toy: bool) -> Document:
     """One update of the attentive sweep of `paper`, against the obvious module in fp32, member after member."""
-    return _table(TINY if tiny else ATTENTIVE)
+    return _table(TOY if toy else ATTENTIVE)
 
 
-def bench_aat(tiny: bool) -> Document:
+def bench_aat(toy: bool) -> Document:
     """One update of one attentive head with 8 heads on all tokens of a layer, against the obvious module in fp32."""
-    batch, tokens, width = (8, 17, 64) if tiny else (64, 257, 1024)
+    batch, tokens, width = (8, 17, 64) if toy else (64, 257, 1024)
     return _table((Setting(batch, tokens, width, 100, (ONE,), num_heads=8),), runs=7)
 
 
-def bench_linear(tiny: bool) -> Document:
+def bench_linear(toy: bool) -> Document:
     """One update of the linear sweep of `paper`, against one head after another in fp32."""
-    batch, tokens, width = (20, 6, 32) if tiny else (204, 48, 1024)
+    batch, tokens, width = (20, 6, 32) if toy else (204, 48, 1024)
     members = PAPER.members(has_dropout=False)
     setting = Setting(batch, tokens, width, 102, members, head="linear")
     document = _table((setting,), measured=3, runs=7)
