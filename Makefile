@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 LOWEST := .venv-lowest
 SOURCES := $(shell git ls-files 'front/*' 'store/*' 'devices/*' 'extract/*' 'probe/*')
 
-.PHONY: demo test test-lowest stress check format bench bench-against results clean
+.PHONY: demo test test-lowest stress check format bench bench-against gpu-check results clean
 .DELETE_ON_ERROR:
 
 # Third-party packages: made again only when pyproject.toml changes.
@@ -64,6 +64,10 @@ bench: $(VENV)/.package
 # This version against another installation: make bench-against OTHER=../older/.venv/bin/python ROWS="gather push"
 bench-against: $(VENV)/.package
 	$(BIN)/python benchmarks/against.py $(OTHER) $(ROWS)
+
+# What only a GPU can tell, in under ten minutes: twelve stages, one line of JSON each. OPTIONS="--toy" tries it without a GPU.
+gpu-check: $(VENV)/.package
+	$(BIN)/python benchmarks/gpu_check $(OPTIONS)
 
 # docs/results.md: every head on two datasets, five seeds. Needs what the demo fetches.
 results: $(VENV)/.package

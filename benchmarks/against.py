@@ -27,13 +27,15 @@ def seconds(python: str, operation: str, cache: Path, scratch: Path) -> float:
     return float(done.stdout.split()[-1])
 
 
-def write_cache(folder: Path) -> Path:
-    """Write 16,384 rows of 12 layers of 384 channels (a ViT-S), 330 MB, with this version."""
+def write_cache(folder: Path, toy: bool = False) -> Path:
+    """Write 16,384 rows of 12 layers of 384 channels (a ViT-S), 330 MB, with this version; 4,096 rows in toy size."""
     sys.path.append(str(HERE.parent / "tests"))
     from support.caches import cache_folder, make_content, make_plan
     from support.caches import write_cache as write
 
-    plan = make_plan({"train": 16_384, "test": 128}, num_layers=12, width=384, batch_size=128)
+    plan = make_plan(
+        {"train": 4096 if toy else 16_384, "test": 128}, num_layers=12, width=384, batch_size=128
+    )
     directory = cache_folder(folder / "root", plan)
     write(directory, plan, make_content(plan))
     return directory
@@ -53,21 +55,24 @@ def main() -> None:
     parser.add_argument("other", help="the Python of the other installation")
     parser.add_argument("operations", nargs="*", help=f"{', '.join(names)}; all if none is named")
     parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--toy", action="store_true", help="toy sizes and one run: only whether it runs")
     arguments = parser.parse_args()
+    runs = 1 if arguments.toy else arguments.runs
     document: dict[str, object] = {
         "machine": f"{processor()}, {os.cpu_count()} cores",
-        "runs": arguments.runs,
+        "runs": runs,
     }
     with tempfile.TemporaryDirectory() as name:
-        cache = write_cache(Path(name))
+        cache = write_cache(Path(name), arguments.toy)
         for operation in arguments.operations or names:
-            times: dict[str, list[float]] = {sys.executable: [], arguments.other: []}
-            for run in range(arguments.runs + 1):
-                for python, taken in times.items():
+            # Lists and no dict: an installation may be compared with itself, which shows the noise.
+            sides: list[tuple[str, list[float]]] = [(sys.executable, []), (arguments.other, [])]
+            for run in range(runs + 1):
+                for python, taken in sides:
                     measured = seconds(python, operation, cache, Path(name, "scratch"))
                     if run:  # the first one warms up
                         taken.append(measured)
-            ours, theirs = (median(taken) for taken in times.values())
+            ours, theirs = (median(taken) for _, taken in sides)
             document[operation] = {
                 "seconds": round(ours, 5),
                 "other_seconds": round(theirs, 5),

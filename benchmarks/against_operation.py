@@ -13,6 +13,7 @@ import numpy as np
 
 BATCH = 2048
 MODEL = "timm:test_vit.r160_in1k"
+IMAGES = 1500
 
 
 def command(*arguments: object) -> None:
@@ -48,7 +49,7 @@ def gather(cache: Path, scratch: Path) -> float:
     import featcache
 
     split, rng = featcache.open(cache)["train"], np.random.default_rng(0)
-    out = split.gather(np.arange(BATCH), split.layers, split.tokens)
+    out = split.gather(np.arange(min(BATCH, split.num_samples)), split.layers, split.tokens)
 
     def run() -> None:
         rows = rng.permutation(split.num_samples)[:BATCH]
@@ -172,8 +173,8 @@ def write_images(folder: Path, count: int) -> Path:
 
 
 def extract(cache: Path, scratch: Path) -> float:
-    """Extract 1,500 images."""
-    images = write_images(scratch.parent / "images", 1500)
+    """Extract 1,500 JPEGs."""
+    images = write_images(scratch.parent / "images", IMAGES)
     arguments = extraction(scratch, images)
     import featcache.extraction.running.pipeline  # noqa: F401 - torch, which takes seconds to import
 
@@ -182,7 +183,7 @@ def extract(cache: Path, scratch: Path) -> float:
 
 def answer(cache: Path, scratch: Path) -> float:
     """Find that 1,500 images are cached already."""
-    images = write_images(scratch.parent / "images", 1500)
+    images = write_images(scratch.parent / "images", IMAGES)
     arguments = extraction(scratch, images)
     command(*arguments)
     return timed(lambda: command(*arguments), 5)

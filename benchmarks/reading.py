@@ -24,7 +24,7 @@ from featcache.store.reading.split import SplitReader
 from support.caches import make_plan
 from support.sparse import write_sparse_cache
 
-LAYERS, KINDS, WIDTH, BATCH = 12, 2, 384, 2048
+LAYERS, KINDS, WIDTH = 12, 2, 384
 LAYER_NAMES = [str(layer) for layer in range(LAYERS)]
 ROW_BYTES = LAYERS * KINDS * WIDTH * 2
 
@@ -40,6 +40,10 @@ class Size:
     """Bytes of memory for streaming it."""
     opened_rows: int
     """Train rows of the cache that is only opened."""
+    batch: int
+    """Rows that are gathered at once."""
+    streamed_batch: int
+    """Rows of a batch where memory is counted."""
     runs: int | None
     """Runs of every comparison; None for the usual number of each."""
 
@@ -49,8 +53,8 @@ class Size:
         return self.rows * ROW_BYTES
 
 
-FULL = Size(16_384, 98_304, 2**28, 1_281_167, None)
-TOY = Size(2048, 4096, 2**24, 4096, 1)
+FULL = Size(16_384, 98_304, 2**28, 1_281_167, 2048, 256, None)
+TOY = Size(2048, 4096, 2**24, 4096, 128, 64, 1)
 
 
 def bench_reading(cache: Path, scratch: Path, size: Size) -> Document:
@@ -68,25 +72,25 @@ def bench_reading(cache: Path, scratch: Path, size: Size) -> Document:
 
 
 def _warm(cache: Path, split: SplitReader, plain: np.ndarray, size: Size) -> Document:
-    rows, num_bytes = size.rows, size.num_bytes
+    rows, num_bytes, batch = size.rows, size.num_bytes, size.batch
     group = zarr.open_group(cache / "features.zarr", mode="r")["train"]
     rng, tokens = np.random.default_rng(0), split.tokens
     one_layer = np.empty((rows, 1, KINDS, WIDTH), "f2")
-    out = np.empty((BATCH, LAYERS, KINDS, WIDTH), "f2")
+    out = np.empty((batch, LAYERS, KINDS, WIDTH), "f2")
     files = sorted((cache / "features.zarr" / "train" / "norm2").glob("c.*.5.0.0"))
 
     def gather() -> None:
-        split.gather(rng.permutation(rows)[:BATCH], LAYER_NAMES, tokens, out=out)
+        split.gather(rng.permutation(rows)[:batch], LAYER_NAMES, tokens, out=out)
 
     def epoch(memory: int) -> Callable[[], object]:
         return lambda: [
-            len(rows) for rows, _ in split.batches(BATCH, LAYER_NAMES, tokens, 0, memory, out=out)
+            len(rows) for rows, _ in split.batches(batch, LAYER_NAMES, tokens, 0, memory, out=out)
         ]
 
     def take_epoch() -> None:
         order = rng.permutation(rows)
-        for start in range(0, rows, BATCH):
-            _take(plain, order[start : start + BATCH], out)
+        for start in range(0, rows, batch):
+            _take(plain, order[start : start + batch], out)
 
     def load() -> None:
         split.load(["5"], tokens, out=one_layer)
@@ -99,22 +103,22 @@ def _warm(cache: Path, split: SplitReader, plain: np.ndarray, size: Size) -> Doc
             load, lambda: group["norm2"][:, 5:6], size.runs or RUNS
         ),
         "2,048 random rows of 12 layers, against np.take from one array on as many threads": side_by_side(
-            gather, lambda: _take(plain, rng.permutation(rows)[:BATCH], out), size.runs or 31
+            gather, lambda: _take(plain, rng.permutation(rows)[:batch], out), size.runs or 31
         ),
         "2,048 random rows of 12 layers, against zarr-python": side_by_side(
-            gather, lambda: group["norm2"].oindex[rng.permutation(rows)[:BATCH]], size.runs or RUNS
+            gather, lambda: group["norm2"].oindex[rng.permutation(rows)[:batch]], size.runs or RUNS
         ),
         "an epoch of shuffled batches, against the same np.take": side_by_side(
             epoch(3 * num_bytes), take_epoch, size.runs or 15
         ),
         "the same, with a budget of a quarter of the data": side_by_side(
-            epoch(num_bytes // 4 + BATCH * ROW_BYTES), take_epoch, size.runs or 15
+            epoch(num_bytes // 4 + batch * ROW_BYTES), take_epoch, size.runs or 15
         ),
     }
 
 
 def _cold(cache: Path, split: SplitReader, plain: Path, size: Size) -> Document:
-    num_rows, num_bytes = size.rows, size.num_bytes
+    num_rows, num_bytes, batch = size.rows, size.num_bytes, size.batch
     files = [path for path in (cache / "features.zarr" / "train").rglob("c.*") if path.is_file()]
     if not _evict([*files, plain]):
         return {"skipped": "this machine does not evict files from the page cache"}
@@ -144,7 +148,7 @@ def _cold(cache: Path, split: SplitReader, plain: Path, size: Size) -> Document:
         np.load(plain, mmap_mode="r")[rows]
 
     def epoch() -> None:
-        for _ in pickle.loads(pickle.dumps(split)).batches(BATCH, LAYER_NAMES, tokens, 0, num_bytes):
+        for _ in pickle.loads(pickle.dumps(split)).batches(batch, LAYER_NAMES, tokens, 0, num_bytes):
             pass
 
     def read_all() -> None:
@@ -154,8 +158,8 @@ def _cold(cache: Path, split: SplitReader, plain: Path, size: Size) -> Document:
     return {
         "128 random rows of 12 layers, against np.memmap of the same files": compare(128, chunk_maps),
         "128 random rows of 12 layers, against np.memmap of one row-major file": compare(128, one_map),
-        "2,048 random rows (an eighth), against np.memmap of the same files": compare(2048, chunk_maps),
-        "2,048 random rows (an eighth), against np.memmap of one row-major file": compare(2048, one_map),
+        "2,048 random rows (an eighth), against np.memmap of the same files": compare(batch, chunk_maps),
+        "2,048 random rows (an eighth), against np.memmap of one row-major file": compare(batch, one_map),
         "an epoch of shuffled batches, against reading all files in order": side_by_side(
             epoch, read_all, size.runs or RUNS, before=lambda: _evict(files)
         ),
@@ -171,7 +175,7 @@ def anonymous():
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
 split = open_cache(sys.argv[1])["train"]
 before = most = anonymous()
-for _ in split.batches(256, split.layers, split.tokens, 0, int(sys.argv[3]), method=sys.argv[2]):
+for _ in split.batches(int(sys.argv[4]), split.layers, split.tokens, 0, int(sys.argv[3]), method=sys.argv[2]):
     most = max(most, anonymous())
 print(most - before)
 """
@@ -187,7 +191,15 @@ def _memory(cache: Path, folder: Path, size: Size) -> Document:
     grown: Document = {}
     for directory, budget in ((cache, size.num_bytes // 8), (folder / "streamed", size.streamed_budget)):
         for method in ("map", "read"):
-            command = [sys.executable, "-c", _STREAM, str(directory), method, str(budget)]
+            command = [
+                sys.executable,
+                "-c",
+                _STREAM,
+                str(directory),
+                method,
+                str(budget),
+                str(size.streamed_batch),
+            ]
             result = subprocess.run(command, check=True, capture_output=True, text=True)
             what = f"MB while streaming 8 times a budget of {budget // 10**6} MB, method={method}"
             grown[what] = round(int(result.stdout) / 1e6, 1)

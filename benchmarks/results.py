@@ -11,13 +11,15 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import results_splits
+from against_operation import MODEL, write_weights
 
 from featcache.probing.heads import HEADS
 from featcache.probing.report.significance import are_alike, mean_interval
@@ -36,6 +38,28 @@ SEEDS = "0,1,2,3,4"
 BY_FORMULA = (
     *(("logreg", stage) for stage in ("l2", "standard")),
     *(("ridge", stage) for stage in ("l2", "standard")),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where caches and results lie, and the backbone."""
+
+    caches: Path
+    out: Path
+    page: Path
+    backbone: tuple[str, ...]
+    """Options of `featcache extract` that name it."""
+    divided: str
+    """Dataset that is divided anew."""
+
+
+HERE = Place(
+    DEMO / "caches",
+    OUT,
+    PAGE,
+    ("--model", "dinov2-vit-s-14", "--weights", ".demo/dinov2_vits14.safetensors"),
+    "textile",
 )
 
 
@@ -68,21 +92,21 @@ PAPER_RUNS = (
 PAPER_SEEDS = "0,1,2"
 
 
-def featcache(*arguments: str) -> None:
+def featcache(caches: Path, *arguments: str) -> None:
     """Run a public command."""
     command = [sys.executable, "-m", "featcache", *arguments]
     print("+ featcache", *arguments, file=sys.stderr, flush=True)
-    subprocess.run(command, check=True, cwd=REPO, env={**os.environ, "FEATCACHE_ROOT": str(DEMO / "caches")})
+    subprocess.run(command, check=True, cwd=REPO, env={**os.environ, "FEATCACHE_ROOT": str(caches)})
 
 
-def compute(datasets: Iterable[str], runs: Iterable[Run], seeds: str) -> None:
-    """Extract and train what is not there."""
-    for name in datasets:
-        weights = ("--weights", ".demo/dinov2_vits14.safetensors")
-        featcache("extract", "--model", "dinov2-vit-s-14", *weights, *DATASETS[name])
+def compute(place: Place, datasets: Mapping[str, Sequence[str]], runs: Iterable[Run], seeds: str) -> None:
+    """Extract and train what is not there; `datasets` are options of `featcache extract` by name."""
+    for name, options in datasets.items():
+        featcache(place.caches, "extract", *place.backbone, *options)
         for run in runs:
             stage = () if run.input is None else ("--input", run.input)
             featcache(
+                place.caches,
                 *(
                     "probe",
                     "--dataset",
@@ -95,7 +119,7 @@ def compute(datasets: Iterable[str], runs: Iterable[Run], seeds: str) -> None:
                     run.tokens,
                 ),
                 *("--protocol", run.protocol, "--seeds", seeds if run.protocol == QUICK else PAPER_SEEDS),
-                *("--out", str(OUT), *stage),
+                *("--out", str(place.out), *stage),
             )
 
 
@@ -164,8 +188,8 @@ def choices(rows: list[ResultRow]) -> list[str]:
     return lines
 
 
-def write_page(rows: list[ResultRow]) -> None:
-    """Write the part of docs/results.md between its markers."""
+def write_page(place: Place, rows: list[ResultRow]) -> None:
+    """Write the part of the page between its markers."""
     begin, end = "<!-- made by make results: begin -->", "<!-- made by make results: end -->"
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     versions = ", ".join(f"{name} {version(name)}" for name in ("featcache", "torch", "numpy"))
@@ -180,18 +204,18 @@ def write_page(rows: list[ResultRow]) -> None:
                 "",
             ]
     parts += ["### What auto chose", "", *choices(rows), ""]
-    divided = results_splits.read(OUT)
+    divided = results_splits.read(place.out)
     if divided:
         parts += [
-            f"### textile, divided anew in {results_splits.DIVISIONS} ways",
+            f"### {place.divided}, divided anew in {len(next(iter(divided.values())))} ways",
             "",
             *results_splits.table(divided),
             "",
         ]
     parts += [end]
-    text = PAGE.read_text()
+    text = place.page.read_text()
     before, rest = text.split(begin)
-    PAGE.write_text(before + "\n".join(parts) + rest.split(end)[1])
+    place.page.write_text(before + "\n".join(parts) + rest.split(end)[1])
 
 
 def main() -> None:
@@ -202,17 +226,41 @@ def main() -> None:
     parser.add_argument("--paper", action="store_true", help="also train by the paper's full protocol")
     parser.add_argument("--write-only", action="store_true", help="write the page from what is there")
     parser.add_argument("--compute-only", action="store_true", help="leave the page as it is")
+    parser.add_argument(
+        "--toy", type=Path, help="a folder for a small page from toy sizes: only whether it runs"
+    )
     arguments = parser.parse_args()
+    if arguments.toy is not None:
+        run_toy(arguments.toy)
+        return
     if not arguments.write_only:
         every = (*RUNS, *PAPER_RUNS) if arguments.paper else RUNS
         runs = [run for run in every if not arguments.head or run.head in arguments.head]
-        compute(arguments.dataset or DATASETS, runs, arguments.seeds)
-        if not arguments.head and "textile" in (arguments.dataset or DATASETS):
-            (cache,) = (DEMO / "caches" / "textile").iterdir()
-            results_splits.compute(cache, OUT)
+        names = arguments.dataset or DATASETS
+        compute(HERE, {name: DATASETS[name] for name in names}, runs, arguments.seeds)
+        if not arguments.head and HERE.divided in names:
+            divide(HERE)
     if not arguments.compute_only:
-        write_page(read_rows(OUT))
+        write_page(HERE, read_rows(HERE.out))
         print(json.dumps({"page": str(PAGE.relative_to(REPO))}))
+
+
+def divide(place: Place, **sizes: Any) -> None:
+    """Score heads on divisions of a dataset; `sizes` are those of `results_splits.compute`."""
+    (cache,) = (place.caches / place.divided).iterdir()
+    results_splits.compute(cache, place.out, **sizes)
+
+
+def run_toy(folder: Path) -> None:
+    """Compute and write a page of a few heads on the digits, from random weights."""
+    weights = write_weights(folder / "weights.safetensors")
+    backbone = ("--model", MODEL, "--weights", str(weights), "--precision", "fp32")
+    place = Place(folder / "caches", folder / "evidence", folder / "results.md", backbone, "digits")
+    place.page.write_text(PAGE.read_text())
+    runs = [run for run in RUNS if run.head in ("linear", "ridge")][:2]
+    compute(place, {"digits": ("--dataset", "digits", "--limit", "30")}, runs, "0,1")
+    divide(place, heads=(("ridge", "standard"), ("linear", "l2")), divisions=2)
+    write_page(place, read_rows(place.out))
 
 
 if __name__ == "__main__":

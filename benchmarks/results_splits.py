@@ -24,26 +24,30 @@ FILE = "divisions.json"
 Scores = Mapping[str, Sequence[float]]
 
 
-def compute(cache: Path, out: Path) -> None:
+def compute(
+    cache: Path, out: Path, heads: Sequence[tuple[str, str]] = HEADS, divisions: int = DIVISIONS
+) -> None:
     """Score every head on every division; what is in `out` already is not done again.
 
     Args:
         cache: folder of a complete cache.
         out: folder of the results.
+        heads: heads and their input stages.
+        divisions: number of divisions.
     """
     opened = featcache.open(cache)
     splits = [opened[name] for name in ("train", "test")]
     layers = layer_set("all", opened.spec.backbone.num_layers)
     features = np.concatenate([split.load(layers, ["cls", "ap"]) for split in splits])
     labels = np.concatenate([split.labels() for split in splits])
-    divisions = StratifiedShuffleSplit(DIVISIONS, test_size=splits[1].num_samples, random_state=0)
+    shuffles = StratifiedShuffleSplit(divisions, test_size=splits[1].num_samples, random_state=0)
     scores = {**read(out)}
-    for head, stage in HEADS:
+    for head, stage in heads:
         name = f"{head}, {stage}"
         if name not in scores:
-            print("+ ten divisions:", name, flush=True)
+            print(f"+ {divisions} divisions:", name, flush=True)
             probe = HeadProbe(head, input=stage, protocol="quick")
-            found = cross_val_score(probe, features, labels, cv=divisions, scoring="balanced_accuracy")
+            found = cross_val_score(probe, features, labels, cv=shuffles, scoring="balanced_accuracy")
             scores[name] = [round(float(score), 6) for score in found]
             write_atomic(out / FILE, json.dumps(scores, indent=1).encode() + b"\n")
 
