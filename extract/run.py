@@ -30,8 +30,8 @@ from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.partial_copy import require_complete_copy
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import open_cache, require_files
-from featcache.store.requests import AUTO, record_request
-from featcache.store.spec import PRECISIONS, CacheSpec
+from featcache.store.requests import record_request
+from featcache.store.spec import CacheSpec
 from featcache.store.transfer.remote_lookup import RemoteLookup
 from featcache.store.writing.pending import pending_work, require_space
 from featcache.store.writing.writer import CacheWriter
@@ -278,20 +278,19 @@ class _Extraction:
         return spec, entry
 
     def _find_spec(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
-        """The spec, and the cache that has it; precision `auto` takes up whatever a cache has, complete ones first."""
-        from featcache.devices.precision import fast_precision
+        """The spec, and the cache that has it; `auto` takes up whatever a cache has, complete ones first."""
+        from featcache.extraction.planning.candidates import candidate_specs
 
-        preferred = fast_precision(device) if self._request.precision == AUTO else self._request.precision
-        precisions = (
-            sorted(PRECISIONS, key=lambda p: p != preferred)
-            if self._request.precision == AUTO
-            else [preferred]
-        )
-        specs = [CacheSpec(backbone.spec, self._answers.identity, self._request.dtype, p) for p in precisions]
+        specs = candidate_specs(self._request, backbone, device, self._answers.identity)
         found = [(spec, entry) for spec in specs if (entry := find_key(self._search, spec.key)) is not None]
         if not found:
             return specs[0], None
-        return max(found, key=lambda pair: pair[1].complete)
+        spec, entry = max(found, key=lambda pair: pair[1].complete)
+        if spec.backbone.resize != specs[0].backbone.resize:
+            self._reporter.message(
+                f"{entry.path} was begun with --resize {spec.backbone.resize}, which it keeps"
+            )
+        return spec, entry
 
     def _fill(self, path: Path, plan: Plan, backbone: "Backbone", device: "torch.device") -> ExtractResult:
         """Write what the cache lacks of `plan`; first, what an earlier run for something else left unfinished."""
