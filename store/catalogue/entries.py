@@ -62,7 +62,7 @@ class Entry:
 
     @cached_property
     def provenance(self) -> JsonObject:
-        """Where the cache comes from; empty where that is unknown. Reads that one file, not the manifest."""
+        """Provenance of the cache; empty where it is unknown. Reads that one file, not the manifest."""
         try:
             return read_sealed(self.path / PROVENANCE_FILE)
         except (FileNotFoundError, CacheError):
