@@ -11,7 +11,8 @@ from featcache.probing.attention import mean_attention, save_attention
 from featcache.probing.heads import get_head
 from featcache.probing.inputs.data import SplitData
 from featcache.probing.repetitions import Repetition
-from featcache.probing.requests.request import EXACT, HeadJob
+from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.requests.request import EXACT
 from featcache.probing.results.predictions import PREDICTIONS_FILE, save_predictions
 from featcache.probing.results.records import save_curve, save_sweep
 from featcache.probing.results.rows import ResultRow, append_row, read_rows, save_candidates, save_scores

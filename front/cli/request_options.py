@@ -35,7 +35,7 @@ def options_of(request: type[T]) -> Callable[[Command], Command]:
         @wraps(command)
         def with_request(*args: Any, **given: Any) -> Any:
             values = {field.name: given.pop(field.name) for field, _ in stated}
-            chosen = {name: value for name, value in values.items() if _is_given(value)}
+            chosen = {name: value for name, value in values.items() if value is not None and value != ()}
             return command(*args, request=request(**chosen), **given)
 
         decorated: Command = with_request
@@ -50,7 +50,7 @@ def option_of(field: "attrs.Attribute[Any]", parameter: Parameter) -> Callable[[
     """Return the option of one field."""
     settings: dict[str, Any] = {"help": _help(field, parameter), "metavar": parameter.metavar}
     if field.type is bool:
-        settings["is_flag"] = True
+        settings |= {"is_flag": True, "default": None}
     elif parameter.form != parameters.TEXT:
         settings["type"] = _TYPES[parameter.form]()
     elif field.type is int or (isinstance(field.type, UnionType) and int in get_args(field.type)):
@@ -62,11 +62,6 @@ def option_of(field: "attrs.Attribute[Any]", parameter: Parameter) -> Callable[[
         required=field.default is attrs.NOTHING,
         **settings,
     )
-
-
-def _is_given(value: object) -> bool:
-    """Whether an option was given; a number may be 0, which equals False."""
-    return value is not None and value is not False and value != ()
 
 
 def _help(field: "attrs.Attribute[Any]", parameter: Parameter) -> str:
@@ -83,4 +78,5 @@ def default_words(default: Any) -> str:
     """Return a default as it is typed; empty where there is none, or nothing to say of it."""
     if isinstance(default, tuple):
         return ",".join(map(str, default))
-    return str(default) if _is_given(default) and default is not attrs.NOTHING else ""
+    # A number may be 0, which equals False.
+    return "" if default is None or default is attrs.NOTHING or isinstance(default, bool) else str(default)
