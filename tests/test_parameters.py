@@ -17,10 +17,12 @@ from featcache.cli.extract import extract_command
 from featcache.cli.probe import probe_command
 from featcache.cli.pull import pull_command
 from featcache.cli.request_options import options_of
+from featcache.cli.verify import verify_command
 from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.probing.protocols import files
 from featcache.probing.requests.request import ProbeRequest
+from featcache.recompute.request import RecomputeRequest
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import LayerSelection
 from featcache.store.parameters import FOLDER, SIZE, as_path, parameter, parameters
@@ -31,6 +33,7 @@ REQUESTS = [
     (ExtractRequest, extract_command, featcache.extract),
     (DatasetOptions, show_command, featcache.extract),
     (CacheSelection, pull_command, None),
+    (RecomputeRequest, verify_command, None),
 ]
 CALLS = [ProbeCall, ExtractCall]
 
@@ -115,6 +118,21 @@ def test_options_are_made_of_the_fields():
     assert "--steps INTEGER Number of steps. [default: any]" in shown
     assert "Bytes. Written such as 2GB. [default: 7]" in shown
     assert "dog" not in shown
+
+
+@click.command()
+@options_of(Walk, only_with="steps")
+def stroll_command(request: Walk | None) -> Walk | None:
+    return request
+
+
+def test_a_request_that_one_option_asks_for():
+    assert stroll_command.main([], standalone_mode=False) is None
+    told = stroll_command.main(["--steps", "0", "--place", "x"], standalone_mode=False)
+    assert told == Walk("x", steps=0)
+    with pytest.raises(RequestError, match=r"^--fast is for --steps; give --steps as well$"):
+        stroll_command.main(["--fast"], standalone_mode=False)
+    assert "With --steps: Run." in stroll_command.get_help(click.Context(stroll_command))
 
 
 def test_a_function_has_the_signature_and_the_text_of_its_request():
