@@ -31,7 +31,7 @@ def protocols_command(name: str, as_json: bool) -> None:
     if name and not as_json:
         print_document(protocol_text(name).rstrip() + "\n")
         return
-    protocols = [get_protocol(one) for one in ([name] if name else preset_names())]
+    protocols = [get_protocol(preset) for preset in ([name] if name else preset_names())]
     if as_json:
         print_json([asdict(protocol) for protocol in protocols])
     else:
