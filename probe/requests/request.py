@@ -100,9 +100,7 @@ class ProbeRequest:
     tap: str = field(
         default=DEFAULT_TAP,
         validator=one_of("tap", TAPS),
-        metadata=parameter(
-            f"Place in the blocks, of those that the cache holds: {', '.join(TAPS)}.", "--tap"
-        ),
+        metadata=parameter(f"Tap (place in a block), one that the cache holds: {', '.join(TAPS)}.", "--tap"),
     )
     num_heads: int | None = field(
         default=None,
@@ -164,7 +162,7 @@ class ProbeRequest:
     halving: int | None = field(
         default=None,
         metadata=parameter(
-            "Reduction factor of successive halving: each round keeps one in so many members; 1 trains all in full.",
+            "Reduction factor of successive halving: each round keeps 1/halving of the members and trains them halving times longer; 1 disables it.",
             "--halving",
             default=BY_PROTOCOL,
         ),
@@ -173,7 +171,7 @@ class ProbeRequest:
         default=(),
         converter=as_shots,
         metadata=parameter(
-            "Train on so many samples of each class, once for each number, such as 1,5,10.",
+            "Number of samples of each class to train on, or several numbers such as 1,5,10.",
             "--shots",
             default="all samples",
         ),
