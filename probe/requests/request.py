@@ -162,7 +162,8 @@ class ProbeRequest:
     halving: int | None = field(
         default=None,
         metadata=parameter(
-            "Reduction factor of successive halving: each round keeps 1/halving of the members and trains them halving times longer; 1 disables it.",
+            "Reduction factor of successive halving: each round keeps 1/halving of the members and trains them halving times "
+            "longer; 1 disables it.",
             "--halving",
             default=BY_PROTOCOL,
         ),
