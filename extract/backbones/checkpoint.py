@@ -16,7 +16,8 @@ TIMM_ORDER = ("state_dict_ema", "model_ema", "state_dict", "model")
 OPEN_CLIP_ORDER = ("state_dict", "model")
 """The same for open_clip, which knows the first of these names, and no averaged weights."""
 _DEPTH = 3
-_SEPARATOR = "/"
+SEPARATOR = "/"
+"""Between the names of nested sets, as in ``model/teacher``."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def read_checkpoint(path: Path, order: tuple[str, ...], key: str | None = None) 
     if not found:
         raise BackboneError(f"weights file {path} holds {type(content).__name__}, not a state dict")
     taken = _preferred_set(found, order)
+    if taken is None:
+        taken = _teacher(found)
     if taken is None:
         if len(found) > 1:
             raise BackboneError(
@@ -105,17 +108,23 @@ def _sets(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, M
         yield name, tensors
     for key, value in content.items():
         if isinstance(key, str):
-            yield from _sets(value, f"{name}{_SEPARATOR}{key}" if name else key, depth + 1)
+            yield from _sets(value, f"{name}{SEPARATOR}{key}" if name else key, depth + 1)
 
 
 def _preferred_set(found: Mapping[str, Any], order: tuple[str, ...]) -> str | None:
     """Return the set that the library would take: one of a usual name, nested sets included; else the file itself."""
     for name in order:
-        inner = [one for one in found if one.split(_SEPARATOR)[0] == name]
-        usual = [one for one in inner if {*one.split(_SEPARATOR)} <= {*order}]
+        inner = [one for one in found if one.split(SEPARATOR)[0] == name]
+        usual = [one for one in inner if {*one.split(SEPARATOR)} <= {*order}]
         if usual:
-            return min(usual, key=lambda one: one.count(_SEPARATOR))
+            return min(usual, key=lambda one: one.count(SEPARATOR))
     return "" if "" in found else None
+
+
+def _teacher(found: Mapping[str, Any]) -> str | None:
+    """Return the teacher of a pair of teacher and student, which is what the authors of DINO and iBOT evaluate."""
+    pair = {name.rpartition(SEPARATOR)[2]: name for name in found}
+    return pair["teacher"] if len(found) == 2 and pair.keys() == {"teacher", "student"} else None
 
 
 def _named(path: Path, found: Mapping[str, Mapping[str, Tensor]], key: str) -> Checkpoint:
@@ -135,9 +144,3 @@ def _named(path: Path, found: Mapping[str, Mapping[str, Tensor]], key: str) -> C
 def _require_set(found: Mapping[str, Mapping[str, Tensor]], taken: str) -> Checkpoint:
     others = tuple(name or "the one without a name" for name in found if name != taken)
     return Checkpoint(found[taken], taken, others)
-
-
-def find_prefixes(keys: Mapping[str, Any], marker: str) -> list[str]:
-    """Return the prefixes under which a state dict has the tensor `marker`, such as ``teacher.backbone.``; at most three, a student last."""
-    names = (key.removesuffix(marker) for key in keys if key.endswith(f".{marker}"))
-    return sorted(names, key=lambda name: ("student" in name, name))[:3]
