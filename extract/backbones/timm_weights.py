@@ -121,9 +121,9 @@ def load_state(model: Any, state: Mapping[str, Any]) -> None:
     missing, unexpected = model.load_state_dict(converted, strict=False)
     unexpected = [key for key in unexpected if key.split(".")[0] in _OF_THE_BACKBONE]
     if missing or unexpected:
-        what, keys = ("lacks", missing) if missing else ("has, and the model has not,", unexpected)
+        difference, keys = ("lacks", missing) if missing else ("has, and the model has not,", unexpected)
         own = f"; it has {_first(list(state))}" if missing else ""
-        raise ValueError(f"it {what} {_first(keys)}{own}{_mismatch_hint(state)}")
+        raise ValueError(f"it {difference} {_first(keys)}{own}{_mismatch_hint(state)}")
 
 
 def _first(names: Sequence[str]) -> str:
