@@ -13,7 +13,7 @@ from featcache.probing.inputs.tokens import TokenSource
 from featcache.probing.plots.attention import attention_figure
 from featcache.probing.plots.style import save
 from featcache.probing.results.records import AttentionRecord, save_attention_record
-from featcache.probing.training.trainer import prediction_batch
+from featcache.probing.training.prediction import prediction_batch
 
 HEATMAP_FILE = "attention.png"
 

@@ -23,7 +23,7 @@ from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import INPUTS, Protocol, check_protocol, get_protocol
 from featcache.probing.requests.request import HeadJob
 from featcache.probing.training.array_fitting import array_job, fit_head
-from featcache.probing.training.trainer import predict, prediction_batch
+from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import FINAL, parse_layers, parse_tokens
 from featcache.store.reading.reader import as_float32

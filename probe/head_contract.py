@@ -26,7 +26,8 @@ from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABE
 from featcache.probing.scoring.tasks import SingleLabel
 from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.probing.training.fitted import FittedHead
-from featcache.probing.training.trainer import fit_members, predict
+from featcache.probing.training.prediction import predict
+from featcache.probing.training.trainer import fit_members
 from featcache.store.errors import RequestError
 
 LAYERS, KINDS_OF_TOKENS, WIDTH = 4, 2, 8
@@ -146,10 +147,10 @@ def check_fits_twice_alike(info: HeadInfo) -> None:
     first, second = (fit(info, tokens, labels) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before), "the global generator was used"
     assert first.validation == second.validation
-    for (name, one), other in zip(
+    for (name, tensor), other in zip(
         first.head.member_state().items(), second.head.member_state().values(), strict=True
     ):
-        assert torch.equal(one, other), f"{name} differs"
+        assert torch.equal(tensor, other), f"{name} differs"
 
 
 def check_every_input_stage(info: HeadInfo) -> None:
@@ -264,8 +265,8 @@ def _members(info: HeadInfo, tokens: Any, labels: npt.NDArray[np.int64]) -> Iter
         settings = head_class.grid(len(labels))
         features, size = read_features(source, rows, "cpu"), (TOKENS, WIDTH)
         together = head_class.fit(features, targets, size, SingleLabel(3), settings)
-        for index, one in enumerate(settings):
-            yield together.member(index), head_class.fit(features, targets, size, SingleLabel(3), [one])
+        for index, values in enumerate(settings):
+            yield together.member(index), head_class.fit(features, targets, size, SingleLabel(3), [values])
         return
     dropout = 0.3 if info.has_dropout else 0.0
     members = [Member(1e-2, 1e-1, 0.0), Member(3e-3, 1e-2, dropout), Member(1e-3, 0.0, dropout)]

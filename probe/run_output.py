@@ -64,7 +64,7 @@ class KeptRuns:
 
 def names_of(cache: Cache) -> tuple[str, str]:
     """Return the model and dataset of a cache, for titles."""
-    names = [cache.provenance.get(f"{what}_names") or [""] for what in ("model", "dataset")]
+    names = [cache.provenance.get(f"{noun}_names") or [""] for noun in ("model", "dataset")]
     folder = cache.directory
     return encodable(str(names[0][0]) or folder.name), encodable(str(names[1][0]) or folder.parent.name)
 

@@ -21,8 +21,8 @@ from featcache.probing.scoring.soundness import is_sound
 from featcache.probing.scoring.tasks import as_tensor, make_task
 from featcache.probing.training.fitted import FittedHead
 from featcache.probing.training.fitting import fit_job
+from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.probing.training.strategy import FitSettings
-from featcache.probing.training.trainer import predict, prediction_batch
 from featcache.store.errors import DivergedError, RequestError
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter

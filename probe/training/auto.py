@@ -42,7 +42,7 @@ LARGEST_BLEND = 3
 
 @dataclass(frozen=True)
 class Candidate:
-    """What validation found of one head on one input stage."""
+    """One head on one input stage, and its validation."""
 
     head: str
     input: str
@@ -50,7 +50,7 @@ class Candidate:
     held_out: Tensor
     """Outputs ``[R, O]`` on held-out samples, of the settings that were best."""
     finish: Callable[[], "FittedHead"]
-    """Fits it on all of train."""
+    """Fit the head on all of train."""
 
     @classmethod
     def of(cls, fitted: "FittedHead", held_out: Tensor) -> "Candidate":
@@ -64,7 +64,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """What won: one candidate, or several that are averaged."""
+    """The winner: one candidate, or several that are averaged."""
 
     parts: tuple[Candidate, ...]
     score: float

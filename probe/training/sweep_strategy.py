@@ -12,15 +12,10 @@ from featcache.probing.training.fitted import FitTask, FittedHead, count_paramet
 from featcache.probing.training.process import threads
 from featcache.probing.training.resumable_sweep import run_resumable
 from featcache.probing.training.strategy import FitSettings
-from featcache.probing.training.sweep import (
-    describe_diverged,
-    finish,
-    held_out_outputs,
-    run_sweep,
-    suitable_threads,
-    tune,
-)
+from featcache.probing.training.sweep import finish, run_sweep
+from featcache.probing.training.sweep_options import suitable_threads
 from featcache.probing.training.sweep_plan import Sweep, plan_sweep
+from featcache.probing.training.tuning import describe_diverged, held_out_outputs, tune
 
 
 class SweepStrategy:

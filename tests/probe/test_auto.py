@@ -13,7 +13,7 @@ from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.scoring.tasks import Regression, SingleLabel
 from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.probing.training.auto import Candidate, choose
-from featcache.probing.training.trainer import predict
+from featcache.probing.training.prediction import predict
 
 from .recording_reporter import RecordingReporter
 

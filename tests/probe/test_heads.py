@@ -20,7 +20,8 @@ from featcache.probing.inputs.tokens import InMemoryTokens, read_features
 from featcache.probing.protocols.protocol import QUICK, Member
 from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.probing.training.fitted import FittedHead
-from featcache.probing.training.trainer import fit_members, predict
+from featcache.probing.training.prediction import predict
+from featcache.probing.training.trainer import fit_members
 from featcache.store.errors import RequestError
 
 CASES = [

@@ -30,9 +30,12 @@ from featcache.probing.protocols.protocol import (
 from featcache.probing.scoring.metrics import class_weights
 from featcache.probing.training import batches
 from featcache.probing.training.batches import Jitter
-from featcache.probing.training.sweep import SweepOptions, run_sweep, select_best
+from featcache.probing.training.prediction import predict
+from featcache.probing.training.sweep import run_sweep
+from featcache.probing.training.sweep_options import SweepOptions
 from featcache.probing.training.sweep_plan import Sweep, plan_sweep
-from featcache.probing.training.trainer import fit_members, predict
+from featcache.probing.training.trainer import fit_members
+from featcache.probing.training.tuning import select_best
 from featcache.store.errors import RequestError, UnknownNameError
 
 

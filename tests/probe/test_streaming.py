@@ -15,9 +15,9 @@ from featcache.probing.inputs.stages import fit_stage
 from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
 from featcache.probing.protocols.protocol import QUICK
 from featcache.probing.scoring.metrics import scores
+from featcache.probing.training.prediction import predict
 from featcache.probing.training.sweep import run_sweep
 from featcache.probing.training.sweep_plan import plan_sweep
-from featcache.probing.training.trainer import predict
 from featcache.store.errors import RequestError
 from support.caches import write_cache
 from support.processes import environment
