@@ -23,7 +23,6 @@ from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
 from featcache.store.reading.reader import Cache
-from featcache.store.token_groups import POOLED
 
 Features = npt.NDArray[Any] | torch.Tensor
 
@@ -211,7 +210,7 @@ class TrainedHead:
 
     def _wanted(self) -> str:
         config = self.config
-        if [part.group for part in config.selection.parts] != [POOLED]:
+        if not config.selection.same_in_every_layer:
             shape = f"[N, {config.num_tokens}, {config.width}] in the order of its places"
         else:
             shape = f"[N, {len(self.layers)}, {len(self.tokens)}, {config.width}]"

@@ -6,6 +6,7 @@ Shapes: R rows, C classes or outputs of a regression.
 import torch
 from torch import Tensor
 
+from featcache.devices.float32 import exact_float32
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.tokens import TokenSource
 from featcache.probing.training.batches import Jitter
@@ -22,6 +23,7 @@ def prediction_batch(tokens: TokenSource, head: Head | None = None) -> int:
     return max(1, PREDICTION_BYTES // (4 * values))
 
 
+@exact_float32()
 @torch.inference_mode()
 def predict(
     head: Head, tokens: TokenSource, rows: Tensor, batch_size: int, jitter: Jitter | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from featcache.devices.float32 import exact_float32
 from featcache.devices.precision import FP32, products
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.stages import fit_stage
@@ -107,6 +108,7 @@ class Training:
         return learning_rate_at(self._done, self._num_steps, member.learning_rate, self._floor)
 
 
+@exact_float32()
 def fit_members(
     build: BuildHead,
     tokens: TokenSource,

@@ -541,3 +541,18 @@ def test_an_image_that_comes_unread_and_is_damaged_is_told_by_its_name(tmp_path)
     [(row, message)] = first_batch(Lazy(), to_tensor).failures
     assert row == 5
     assert message.startswith("image 'train/ä-5' cannot be converted to RGB (")
+
+
+def test_a_program_that_allows_tf32_changes_no_pass_in_fp32():
+    backbone, matmul = timm_vit(), torch.backends.cuda.matmul
+    seen = []
+    backbone.final_norm.register_forward_hook(lambda *_: seen.append(matmul.fp32_precision))
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        for precision in ("fp32", "mixed"):
+            extractor_of(backbone, precision, "float32")(noise(2), samples_of(2))
+        assert seen == ["ieee", "tf32"]
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
