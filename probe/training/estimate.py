@@ -12,7 +12,7 @@ from featcache.probing.training.sweep_options import SweepOptions, group_size
 from featcache.probing.training.sweep_plan import Sweep
 from featcache.probing.training.trainer import Training, initial_head, members_together
 
-TRIALS = 2
+TIMED_UPDATES = 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def estimate_sweep(sweep: Sweep, options: SweepOptions) -> Estimate:
     rows = (sweep.tokens, sweep.targets, sweep.train_rows)
     batches = mini_batches(*rows, sweep.tuning, sweep.protocol, seeds, device)
     reading, updating = [], []
-    for _ in range(1 + TRIALS):
+    for _ in range(1 + TIMED_UPDATES):
         start = time.perf_counter()
         batch = next(iter(islice(batches, 1)), None)
         if batch is None:  # a training of fewer updates
