@@ -238,7 +238,7 @@ def probe(
         protocol: name, or TOML file, of what is swept over and how heads are trained.
         solver: ``adamw``, or ``exact`` for linear heads.
         penalty: of the exact solver: ``l2`` or ``group-lasso``.
-        input: input stage: ``l2``, ``standard`` or ``l2+standard``; the protocol's if not given.
+        input: input transform: ``l2``, ``standard`` or ``l2+standard``; the protocol's if not given.
         folds: choose by so many folds of train; as the protocol has it if not given.
         groups: CSV file of sample_id and group: train samples of one group are held out together when settings are chosen.
         halving: successive halving keeps one in so many members.

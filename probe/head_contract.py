@@ -59,7 +59,7 @@ def checks(info: HeadInfo) -> Iterator[Check]:
     yield check_one_class
     yield check_fewer_samples_than_classes
     yield check_fits_twice_alike
-    yield check_every_input_stage
+    yield check_every_input_transform
     yield check_saves_and_loads
     yield check_other_targets
     if info.fitting != AUTO:
@@ -153,7 +153,7 @@ def check_fits_twice_alike(info: HeadInfo) -> None:
         assert torch.equal(tensor, other), f"{name} differs"
 
 
-def check_every_input_stage(info: HeadInfo) -> None:
+def check_every_input_transform(info: HeadInfo) -> None:
     """Standardized inputs make the head blind to scale and offset of every channel; the head keeps the statistics."""
     tokens, labels = clusters()
     rng = np.random.default_rng(1)
@@ -303,7 +303,7 @@ def check_attention_sums_to_one(info: HeadInfo) -> None:
     """Attention is ``[M, B, H, T]``, not negative, and sums to 1 over tokens."""
     tokens, labels = clusters()
     fitted = fit(info, tokens, labels)
-    batch = InMemoryTokens(tokens).with_stage(fitted.head.stage).batch(torch.arange(5))
+    batch = InMemoryTokens(tokens).with_transform(fitted.head.input_transform).batch(torch.arange(5))
     with torch.inference_mode():
         weights = fitted.head.attention(batch)
     assert weights.ndim == 4, f"it is {tuple(weights.shape)}"

@@ -21,8 +21,8 @@ from featcache.probing.heads.base import Head
 from featcache.probing.heads.closed_form import ClosedFormHead, Settings
 from featcache.probing.heads.info import HeadInfo
 from featcache.probing.inputs.grouped import Groups
-from featcache.probing.inputs.stages import InputStage, fit_stage
 from featcache.probing.inputs.tokens import TokenSource, read_features
+from featcache.probing.inputs.transforms import InputTransform, fit_input_transform
 from featcache.probing.protocols.protocol import Protocol
 from featcache.probing.scoring.soundness import DIVERGED, are_numbers
 from featcache.probing.scoring.tasks import MultiLabel, Task, as_tensor, make_task
@@ -78,7 +78,7 @@ def run_closed_form_sweep(
         info: a head of the registry that is fitted by formula.
         tokens: the train split, N samples. The test split has no business here.
         labels: class indices ``[N]``, or other targets, as `make_task` takes them.
-        protocol: how much is held out, and the input stage.
+        protocol: how much is held out, and the input transform.
         seed: fixes the held-out samples; nothing else is random.
         task: what the targets are; by default what `make_task` makes of them.
         sample_groups: group of every sample ``[N]``; samples of one group are held out together.
@@ -154,7 +154,7 @@ def _compare(
     best = max(range(len(settings)), key=lambda index: ranks[index])
     if ranks[best][0] == DIVERGED:
         raise DivergedError(
-            f"outputs are not finite under any of {len(settings)} settings; use another input stage"
+            f"outputs are not finite under any of {len(settings)} settings; use another input transform"
         )
     held_out = held.outputs(best)
     if held_out is None:  # too many to keep for all settings
@@ -200,18 +200,18 @@ class _Fits:
 
     def fit(self, rows: Tensor, settings: Sequence[Settings]) -> ClosedFormHead:
         """Fit a head of all settings on some samples."""
-        stage: InputStage = fit_stage(self.protocol.input, self.tokens, rows)
-        source = self.tokens.with_stage(stage)
+        transform: InputTransform = fit_input_transform(self.protocol.input, self.tokens, rows)
+        source = self.tokens.with_transform(transform)
         features = read_features(source, rows, self.device)
         size = (self.tokens.num_tokens, self.tokens.width)
         head = self.head_class.fit(features, self.targets[rows].to(self.device), size, self.task, settings)
-        head.stage = stage
+        head.input_transform = transform
         return head
 
     def held_out(self, split: Split, settings: Sequence[Settings]) -> Iterator[Tensor]:
         """Yield outputs ``[M, B, O]`` of all settings on the held-out part, batch by batch; the heads are fitted on the rest."""
         head = self.fit(split[0], settings)
-        source = self.tokens.with_stage(head.stage)
+        source = self.tokens.with_transform(head.input_transform)
         for rows in torch.split(split[1], prediction_batch(self.tokens, head)):
             with torch.inference_mode():
                 outputs = head(source.batch(rows).to(self.device)).cpu()
@@ -220,4 +220,4 @@ class _Fits:
 
 def _check_sound(head: ClosedFormHead) -> None:
     if not are_numbers(head.state_dict().values()):
-        raise DivergedError("the fit on all of train is not finite; use another input stage")
+        raise DivergedError("the fit on all of train is not finite; use another input transform")

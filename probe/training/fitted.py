@@ -28,11 +28,11 @@ class FittedHead:
     name: str
     """Name of the head: that of the request, unless ``auto`` chose another."""
     input: str
-    """Input stage; of an average, those of its parts."""
+    """Input transform; of an average, those of its parts."""
     sweep: SweepRecord | None = None
     """Settings that validation compared, with their scores; None for a head that ``auto`` chose."""
     candidates: tuple[Mapping[str, Any], ...] = ()
-    """Head, input stage and score of every candidate of ``auto``."""
+    """Head, input transform and score of every candidate of ``auto``."""
 
     @property
     def num_classes(self) -> int:

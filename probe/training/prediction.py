@@ -31,7 +31,7 @@ def predict(
     """Compute the outputs ``[R, C]`` of `rows` (``[R]``, int64, on the CPU), in float32.
 
     Args:
-        head: one member; left in eval mode. Its input stage takes the place of that of `tokens`.
+        head: one member; left in eval mode. Its input transform takes the place of that of `tokens`.
         tokens: the token source.
         rows: which samples.
         batch_size: samples at a time.
@@ -42,7 +42,7 @@ def predict(
     """
     head.eval()
     device = next(iter(head.state_dict().values())).device
-    tokens = tokens.with_stage(head.stage)
+    tokens = tokens.with_transform(head.input_transform)
     joined: Tensor | None = None
     for start, part in zip(range(0, len(rows), batch_size), torch.split(rows, batch_size), strict=True):
         x = tokens.batch(part).to(device)

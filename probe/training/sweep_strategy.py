@@ -31,10 +31,10 @@ class SweepStrategy:
 
     def candidate(self, fit_task: FitTask, settings: FitSettings) -> Candidate:
         """Train every member; the training of the best one on all of train is left to `Candidate.finish`."""
-        name, stage = fit_task.job.head.name, settings.protocol.input
+        name, transform = fit_task.job.head.name, settings.protocol.input
         sweep, started = _plan(fit_task, settings), time.perf_counter()
         with threads(suitable_threads(sweep)):
-            own_run = replace(fit_task, run=f"{fit_task.run}-{name}-{stage}")
+            own_run = replace(fit_task, run=f"{fit_task.run}-{name}-{transform}")
             tuning, options = run_resumable(own_run, settings, sweep, tune)
             _report_diverged(fit_task, settings, tuning.diverged)
             # For members of an earlier run, only the score is known.
@@ -49,7 +49,7 @@ class SweepStrategy:
                 member, head, _ = finish(sweep, alone, options)
             return _fitted(fit_task, settings, member, tuning.validation, head, seconds)
 
-        return Candidate(name, stage, score, held_out, finish_candidate)
+        return Candidate(name, transform, score, held_out, finish_candidate)
 
 
 def _plan(fit_task: FitTask, settings: FitSettings) -> Sweep:

@@ -15,8 +15,8 @@ from torch import Tensor
 from featcache.devices.float32 import exact_float32
 from featcache.devices.precision import FP32, products
 from featcache.probing.heads.base import Head
-from featcache.probing.inputs.stages import fit_stage
 from featcache.probing.inputs.tokens import TokenSource
+from featcache.probing.inputs.transforms import fit_input_transform
 from featcache.probing.protocols.protocol import Member, Plan, Protocol, learning_rate_at, plan_training
 from featcache.probing.scoring.losses import Loss
 from featcache.probing.scoring.tasks import SingleLabel, Task
@@ -132,7 +132,7 @@ def fit_members(
         build: makes a head of T, D, C and dropouts.
         tokens: the token source of N samples; only `rows` are read.
         labels: ``[N]``, int64, on the CPU; or other targets, as `task` has them.
-        rows: ``[R]``, int64, on the CPU: the samples to train on, and to fit the protocol's input stage to.
+        rows: ``[R]``, int64, on the CPU: the samples to train on, and to fit the protocol's input transform to.
         members: what to train; no member's result depends on the others.
         protocol: every other constant.
         batch_size: as found for the full train split; enlarged where the last batch would hold one sample.
@@ -145,7 +145,7 @@ def fit_members(
         on_step: called after every mini-batch with the number of members that it updated.
 
     Returns:
-        The trained heads in the order of `members`, in eval mode, each with its input stage.
+        The trained heads in the order of `members`, in eval mode, each with its input transform.
 
     Raises:
         RequestError: fewer than 2 rows, or the head cannot have this size.
@@ -153,8 +153,8 @@ def fit_members(
     seeds = Seeds.derive(seed)
     task = task or SingleLabel(num_classes)
     plan = plan or plan_training(len(rows), batch_size, protocol)
-    stage = fit_stage(protocol.input, tokens, rows)
-    tokens = tokens.with_stage(stage)
+    transform = fit_input_transform(protocol.input, tokens, rows)
+    tokens = tokens.with_transform(transform)
     scale = task.scale(labels[rows])
     targets = labels if scale is None else scale.undo(labels)
     heads = [
@@ -169,7 +169,7 @@ def fit_members(
         if on_step is not None:
             on_step(len(members))
     for head in heads:
-        head.stage, head.output = stage, scale
+        head.input_transform, head.output = transform, scale
     alone = [head.eval().member(index) for head in heads for index in range(head.num_members)]
     for head, losses in zip(alone, torch.stack(training.loss_history, 1).cpu(), strict=True):
         head.losses = losses
