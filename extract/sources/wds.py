@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featcache.extraction.sources.argument import Argument
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.http_files import fetch_all, is_address
 from featcache.extraction.sources.shards import (
     COUNT_FILE,
@@ -145,12 +145,12 @@ def _advice(folder: Path, packed: Sequence[Path]) -> str:
     return f"; there are some in {below.parent}" if below else ""
 
 
-def _report_left_out(dataset: WebDataset, paths: Sequence[Path], what: str) -> None:
+def _report_left_out(dataset: WebDataset, paths: Sequence[Path], description: str) -> None:
     if not paths:
         return
-    note = f"{len(paths)} {what} are not read: {', '.join(path.name for path in paths[:3])}"
+    note = f"{len(paths)} {description} are not read: {', '.join(path.name for path in paths[:3])}"
     dataset.listing.notes = [*dataset.listing.notes, note + (", ..." if len(paths) > 3 else "")]
-    dataset.listing.passed_over = {**dataset.listing.passed_over, what: len(paths)}
+    dataset.listing.passed_over = {**dataset.listing.passed_over, description: len(paths)}
 
 
 def _shards(pattern: str, reporter: Reporter) -> list[Path]:

@@ -1,18 +1,20 @@
 """Find the model and the dataset that a cache was made from, and check them against its spec."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from attrs import evolve
 
 from featcache.extraction.cached.freshness import REPLACED
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
-from featcache.extraction.sources.dataset import AUTO, DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.pixels import APPLY, AS_STORED
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.layers import TOKEN_KINDS, layer_set
 from featcache.store.reading.reader import Cache
+from featcache.store.requests import AUTO
 from featcache.store.targets import TARGET_KINDS
 
 
@@ -48,7 +50,7 @@ def open_recorded_source(cache: Cache, dataset: str, data: Path | None = None) -
         DatasetError: it cannot be used.
     """
     identity = cache.spec.dataset
-    source = resolve_source(dataset, replace(_recorded_options(identity), data=data))
+    source = resolve_source(dataset, evolve(_recorded_options(identity), data=data))
     # The digests of the images show which ones were replaced; they are compared row by row.
     known = {name: value for name, value in identity.items() if name != REPLACED}
     refuse_difference(f"dataset {dataset}", known, source.identity)
@@ -67,9 +69,9 @@ def _recorded_options(identity: Mapping[str, Any]) -> DatasetOptions:
         for value in (identity.get("group_by"), identity.get("revision"), identity.get("train_split"))
     )
     return DatasetOptions(
-        seed if isinstance(seed, int) else 0,
-        limit if isinstance(limit, int) else None,
-        tuple(name for name in tests if isinstance(name, str)) if isinstance(tests, list) else (),
+        split_seed=seed if isinstance(seed, int) else 0,
+        limit=limit if isinstance(limit, int) else None,
+        test_splits=tuple(name for name in tests if isinstance(name, str)) if isinstance(tests, list) else (),
         resplit=identity.get("resplit") is True,
         target=target if target in TARGET_KINDS else AUTO,
         group_by=group_by,
@@ -90,20 +92,20 @@ def check_inventory(cache: Cache, source: Source) -> None:
     every = layer_set("every", spec.num_layers)
     for split in cache.inventory.splits:
         reader, rows = cache[split], len(source.splits.get(split, ()))
-        for what, got, wanted in (
+        for attribute, got, expected in (
             ("rows", reader.num_samples, rows),
             ("width", reader.width, spec.width),
             ("type", reader.dtype, cache.spec.dtype),
             ("layers", [layer for layer in reader.layers if layer not in every], []),
             ("token kinds", [kind for kind in reader.tokens if kind not in TOKEN_KINDS], []),
         ):
-            if got != wanted:
+            if got != expected:
                 raise CacheError(
-                    f"{cache.directory}: {what} of split {split!r} are {got}, must be {wanted}; extract it again"
+                    f"{cache.directory}: {attribute} of split {split!r} are {got}, must be {expected}; extract it again"
                 )
 
 
-def refuse_difference(what: str, cached: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def refuse_difference(noun: str, cached: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse what is not what the cache was made with.
 
     Raises:
@@ -112,6 +114,6 @@ def refuse_difference(what: str, cached: Mapping[str, Any], given: Mapping[str, 
     for name in dict.fromkeys((*cached, *given)):
         if cached.get(name) != given.get(name):
             raise RequestError(
-                f"{what} is not what the cache was made with: {name} is {given.get(name)!r}, "
+                f"{noun} is not what the cache was made with: {name} is {given.get(name)!r}, "
                 f"the cache has {cached.get(name)!r}; give the same --dataset, --model and --weights as for the extraction"
             )
