@@ -1,7 +1,8 @@
 """Corrections that changed the results of some runs. Each is part of the ids of these runs alone, so no other run is repeated."""
 
 from featcache.probing.protocols.protocol import INPUTS, L2_INPUT
-from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, HeadJob
+from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.requests.request import ADAMW, CHOICE, EXACT
 from featcache.probing.scoring.kinds import MULTI_LABEL, SINGLE_LABEL
 
 SCALING = "channels are constant by their own rounding"

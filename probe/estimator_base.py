@@ -21,7 +21,7 @@ from featcache.probing.heads.info import CLOSED_FORM, EXACT
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.inputs.transforms import is_constant
 from featcache.probing.protocols.protocol import INPUTS, Protocol, check_protocol, get_protocol
-from featcache.probing.requests.request import HeadJob
+from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError

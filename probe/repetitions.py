@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from featcache.probing.requests.request import EXACT, HeadJob, ProbeRequest
+from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.requests.request import EXACT, ProbeRequest
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from featcache.probing.inputs.data import SplitData
 from featcache.probing.inputs.memory import TRAIN
 from featcache.probing.notes import notes
 from featcache.probing.repetitions import Repetition
-from featcache.probing.requests.request import HeadJob, ProbeRequest, jobs
+from featcache.probing.requests.jobs import HeadJob, jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.results.rows import ResultRow
 from featcache.probing.run_output import KeptRuns, save_run
 from featcache.probing.run_plan import ProbeContext, Run, check_job, plan_runs

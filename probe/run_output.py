@@ -6,7 +6,7 @@ from pathlib import Path
 from featcache.probing.attention import mean_attention, save_attention
 from featcache.probing.heads import get_head
 from featcache.probing.inputs.data import SplitData
-from featcache.probing.requests.request import HeadJob
+from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.results.predictions import PREDICTIONS_FILE, save_predictions
 from featcache.probing.results.records import save_curve, save_sweep
 from featcache.probing.results.rows import ResultRow, append_row, read_rows, save_candidates, save_scores

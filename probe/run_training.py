@@ -12,7 +12,7 @@ from featcache.probing.inputs.data import SplitData, base_transform, load_split
 from featcache.probing.inputs.grouped import groups_of
 from featcache.probing.inputs.memory import TRAIN
 from featcache.probing.inputs.split import draw_shots
-from featcache.probing.requests.request import HeadJob
+from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.run_plan import ProbeContext, Run
 from featcache.probing.scoring.bootstrap import score_interval
 from featcache.probing.scoring.kinds import SINGLE_LABEL

@@ -106,7 +106,14 @@ def get_protocol(name: str) -> Protocol:
         UnknownNameError: there is no such preset, field or input transform.
         RequestError: a file that cannot be read, is no TOML, or has a value of the wrong type or out of range.
     """
-    return _load(name, ())
+    return _parse(name, *read_text(name), ())
+
+
+def protocol_text(name: str) -> str:
+    """Return the file of a protocol, after it was checked; arguments and errors as for `get_protocol`."""
+    stem, text = read_text(name)
+    _parse(name, stem, text, ())
+    return text
 
 
 def check_protocol(protocol: Protocol) -> Protocol:
@@ -131,14 +138,15 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _load(name: str, above: tuple[str, ...]) -> Protocol:
-    if name in above:
-        raise RequestError(f"the protocols {' and '.join((*above, name))} are each other's base")
-    stem, text = read_text(name)
+def _parse(name: str, stem: str, text: str, above: tuple[str, ...]) -> Protocol:
     found = parse(text, f"protocol {name}", _DEFAULTS, INPUTS)
     base = found.pop(BASE, None if name == PAPER_NAME else PAPER_NAME)
-    given = found if base is None else vars(_load(base, (*above, name))) | found
-    return Protocol(**(given | {"name": stem}))
+    if base is None:
+        return Protocol(**(found | {"name": stem}))
+    if base in (*above, name):
+        raise RequestError(f"the protocols {' and '.join((*above, name, base))} are each other's base")
+    inherited = vars(_parse(base, *read_text(base), (*above, name)))
+    return Protocol(**(inherited | found | {"name": stem}))
 
 
 PAPER_NAME = "paper"

@@ -10,7 +10,8 @@ from torch import Tensor
 from featcache.probing.heads import get_head
 from featcache.probing.heads.blend import BlendHead
 from featcache.probing.protocols.protocol import NO_FOLDS
-from featcache.probing.requests.request import HeadJob, ProbeRequest, make_job
+from featcache.probing.requests.jobs import HeadJob, make_job
+from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.results.rows import Chosen
 from featcache.probing.scoring.tasks import as_tensor
 from featcache.probing.training.auto import CANDIDATES, Candidate, Choice, choose

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from featcache.probing.heads.base import Head
-from featcache.probing.requests.request import GROUP_LASSO, HeadJob
+from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.requests.request import GROUP_LASSO
 from featcache.probing.results.rows import Chosen
 from featcache.probing.solver.exact import ExactResult, PenaltyKind, run_exact_sweep
 from featcache.probing.training.auto import Candidate

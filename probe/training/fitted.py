@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.data import SplitData
-from featcache.probing.requests.request import HeadJob
+from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.results.records import SweepRecord, SweepTrial
 from featcache.probing.results.rows import Chosen
 from featcache.probing.scoring.tasks import Task

@@ -13,7 +13,8 @@ import torch
 
 import featcache as package
 from featcache.probing.inputs.data import load_split
-from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.results.saved_head import load_head
 from featcache.probing.training.prediction import predict
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from featcache.probing.inputs.data import base_transform, load_split, split_bytes
 from featcache.probing.inputs.streaming import StreamedTokens
 from featcache.probing.protocols.protocol import PAPER, get_protocol
-from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.store.errors import CacheError, RequestError, UnknownNameError
 from featcache.store.reading.reader import Cache
 from support.caches import make_content, make_plan, write_cache

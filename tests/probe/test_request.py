@@ -2,7 +2,8 @@
 
 import pytest
 
-from featcache.probing.requests.request import MAX_OPTION, ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import MAX_OPTION, ProbeRequest
 from featcache.probing.run import probe
 from featcache.probing.training import full_batch
 from featcache.store.errors import RequestError

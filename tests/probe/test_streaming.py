@@ -152,7 +152,8 @@ STREAM = """
 import sys
 import torch
 from featcache.probing.inputs.data import load_split
-from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.store.reading.reader import open_cache
 def anonymous():
     with open("/proc/self/status") as file:
