@@ -21,7 +21,8 @@ from featcache.probing.protocols.protocol import QUICK, Member, Protocol, batch_
 from featcache.probing.requests.jobs import jobs
 from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.scoring.metrics import balanced_accuracy
-from featcache.probing.training.trainer import fit_members, predict
+from featcache.probing.training.prediction import predict
+from featcache.probing.training.trainer import fit_members
 from featcache.store.reading.reader import open_cache
 
 CACHES = Path(__file__).parent.parent / ".demo" / "caches"

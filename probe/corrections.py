@@ -18,8 +18,8 @@ def corrections(job: HeadJob, usual_input: str, target_type: str) -> list[str]:
     """Name the corrections that concern a run.
 
     Args:
-        job: head, tokens and input stage.
-        usual_input: the protocol's input stage, for jobs that name none.
+        job: head, tokens and input transform.
+        usual_input: the protocol's input transform, for jobs that name none.
         target_type: single-label, multi-label or regression.
     """
     inputs = {job.input or usual_input}

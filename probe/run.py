@@ -11,8 +11,9 @@ from featcache.probing.repetitions import Repetition
 from featcache.probing.requests.jobs import HeadJob, jobs
 from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.results.rows import ResultRow
-from featcache.probing.run_output import KeptRuns, result_row, save_run
+from featcache.probing.run_output import KeptRuns, save_run
 from featcache.probing.run_plan import ProbeContext, Run, check_job, plan_runs
+from featcache.probing.run_row import result_row
 from featcache.probing.run_training import draw_train_samples, load_job, train_and_score
 from featcache.probing.training.process import flush_denormals, return_freed_memory
 from featcache.store.errors import DivergedError

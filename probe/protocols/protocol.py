@@ -44,12 +44,12 @@ class Protocol:
     grad_clip_norm: float = 5.0
     jitter_probability: float = 0.5
     jitter_std: float = 0.05
-    """Of the noise on every element of a chosen sample, after the input stage."""
+    """Of the noise on every element of a chosen sample, after the input transform."""
     validation_fraction: float = 0.2
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     input: str = L2_INPUT
-    """Input stage: ``l2`` (every token to length 1), ``standard`` (mean and deviation per token and channel of the samples that
+    """Input transform: ``l2`` (every token to length 1), ``standard`` (mean and deviation per token and channel of the samples that
     are trained on) or ``l2+standard``."""
     folds: int = 1
     """1 chooses on a held-out part; more, on all of train, each fold held out once."""
@@ -103,7 +103,7 @@ def get_protocol(name: str) -> Protocol:
     """Return a preset (``paper``, ``paper-parity``, ``quick``), or the protocol of a file whose name ends with ``.toml``.
 
     Raises:
-        UnknownNameError: there is no such preset, field or input stage.
+        UnknownNameError: there is no such preset, field or input transform.
         RequestError: a file that cannot be read, is no TOML, or has a value of the wrong type or out of range.
     """
     return _parse(name, *read_text(name), ())
@@ -120,7 +120,7 @@ def check_protocol(protocol: Protocol) -> Protocol:
     """Check a protocol made in Python by the rules for files.
 
     Raises:
-        UnknownNameError: the input stage does not exist.
+        UnknownNameError: the input transform does not exist.
         RequestError: a value is of the wrong type or out of range.
     """
     values = {

@@ -45,7 +45,7 @@ class HeadJob:
     penalty: str = L2
     """Of the exact solver."""
     input: str | None = None
-    """Input stage; that of the protocol if not given."""
+    """Input transform; that of the protocol if not given."""
 
     @property
     def num_heads(self) -> int | None:
@@ -127,9 +127,9 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
     usual = request.settings().input
 
     def what(job: HeadJob) -> tuple[object, ...]:
-        # The protocol's own input stage may be named, or not; for what is chosen, none means any.
-        stage = job.input if job.solver == CHOICE else job.input or usual
-        return job.head.name, job.selection.parts, job.solver, stage
+        # The protocol's own input transform may be named, or not; for what is chosen, none means any.
+        transform = job.input if job.solver == CHOICE else job.input or usual
+        return job.head.name, job.selection.parts, job.solver, transform
 
     if request.tap != DEFAULT_TAP and all(job.selection.tap != request.tap for job in asked):
         raise RequestError(

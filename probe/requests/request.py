@@ -132,7 +132,7 @@ class ProbeRequest:
     )
     input: str | None = field(
         default=None,
-        validator=one_of("input stage", INPUTS),
+        validator=one_of("input transform", INPUTS),
         metadata=parameter(
             "Input transform: l2 (every token to length 1), standard (mean and deviation) or l2+standard; auto chooses "
             "among heads on this one alone.",

@@ -74,7 +74,7 @@ def array_job(
     num_heads: int | None = None,
     **options: int,
 ) -> HeadJob:
-    """A job for arrays: T tokens, layer by layer, of L layers (by default T).
+    """Return a job for arrays: T tokens, layer by layer, of L layers (by default T).
 
     Raises:
         RequestError: the tokens do not divide among the layers.

@@ -71,5 +71,5 @@ def _linear_head(job: HeadJob, num_tokens: int, width: int, result: ExactResult)
     with torch.device("meta"):  # nothing is drawn
         head = job.head.build(num_tokens, width, result.num_classes)
     head.load_member({"classifier.weight": result.weight, "classifier.bias": result.bias})
-    head.stage = result.stage
+    head.input_transform = result.input_transform
     return head.eval()
