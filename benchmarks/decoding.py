@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--toy", action="store_true", help="a few images, to see that it runs")
     toy = parser.parse_args().toy
-    images, batch, runs = (8, 4, 1) if toy else (512, 128, 7)
+    images, batch, runs = (8, 4, 1) if toy else (1024, 128, 5)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), images)
