@@ -134,3 +134,7 @@ def test_the_page_of_results_is_written(tmp_path):
     assert "### digits: " in page
     assert "| `linear` |" in page
     assert "divided anew in 2 ways" in page
+
+
+def test_the_row_on_decoding_runs():
+    assert json.loads(run(BENCHMARKS / "decoding.py", "--toy"))["images"] == 8
