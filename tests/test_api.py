@@ -12,7 +12,7 @@ from featcache.probing.requests.request import ProbeRequest
 from featcache.store.errors import FeatcacheError
 
 SIGNATURES = {
-    "open": "(directory, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True)",
+    "open": "(cache, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True, root=())",
     "extract": "(model, dataset, *, weights=None, weights_key=None, taps=('norm2',), layers='every', tokens='cls,ap', patches=None, "
     "splits=(), "
     "dtype='float16', precision='auto', data=None, revision=None, target='auto', limit=None, split_seed=0, "

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import click
 
+from featcache.api.sharing import pull
 from featcache.cli.options import common_options
-from featcache.store.address import parse_address
-from featcache.store.catalogue import roots
-from featcache.store.text import split_names
-from featcache.terminal.console import ConsoleReporter, duration, echo, print_json, size
+from featcache.terminal.console import duration, echo, print_json, size
 
 EPILOG = """\b
 Examples:
@@ -47,12 +45,16 @@ def pull_command(
     CACHE is the address of a remote, then DATASET/MODEL-KEY or the beginning of a key. A part can be completed later
     by another pull; what is here already does not move again. Interrupted, the same command goes on.
     """
-    from featcache.store.transfer.plan import Choice
-    from featcache.store.transfer.pull import pull
-
-    choice = Choice(split_names(splits), layers, split_names(taps), not no_patches)
-    reporter = ConsoleReporter(quiet=as_json)
-    done = pull(parse_address(cache), roots(root), choice, check=check, reporter=reporter)
+    done = pull(
+        cache,
+        splits=splits,
+        layers=layers,
+        taps=taps,
+        patches=not no_patches,
+        check=check,
+        root=root,
+        progress=not as_json,
+    )
     if as_json:
         print_json(done.to_dict())
         return

@@ -1,25 +1,18 @@
 """``featcache verify``: every byte of a cache against its digests, and some rows against the backbone."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
+from featcache.api.verification import check_cache, check_recompute, directory_of
 from featcache.cli.options import LocalPath, common_options
-from featcache.cli.verify_report import Checked
-from featcache.store.catalogue import completed_last, roots, say_unreadable, scan, select
-from featcache.store.checking.repair import Repair, repair
-from featcache.store.checking.verify import Verification, verify
-from featcache.store.errors import FeatcacheError, RequestError
-from featcache.store.manifest import MANIFEST_FILE
+from featcache.cli.verify_report import show
+from featcache.store.catalogue import completed_last, roots, say_unreadable, scan
+from featcache.store.errors import RequestError
 from featcache.store.requests import AUTO
-from featcache.terminal.console import ConsoleReporter, print_json, size
-
-if TYPE_CHECKING:
-    from featcache.recompute.outcome import Recomputation
+from featcache.terminal.console import ConsoleReporter, print_json
 
 EPILOG = """\b
 Examples:
@@ -73,20 +66,27 @@ def verify_command(
     Exit status: 0 intact, 1 damaged or incomplete, 2 the request was wrong.
     """
     given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
-    _check_request(cache, every, samples, given)
+    if every and (cache or samples):
+        raise RequestError("--all goes with neither CACHE nor --recompute; name one cache for these")
+    check_recompute(samples, given)
     reporter, results = ConsoleReporter(quiet=as_json), []
     search = roots(root)
     if not cache:
         say_unreadable(search, reporter)
-    for directory in _directories(search, cache, every, mend):
-        found = verify(directory, threads=threads, reporter=reporter)
-        repaired = None
-        if mend and found.damages:
-            found, repaired = _mended(found, threads, every, reporter)
-        recomputed = _recompute(found, samples, options, reporter) if samples else None
-        results.append(Checked(found, repaired, recomputed))
+    for folder in _every_folder(search) if every else [directory_of(search, cache, exact=mend)]:
+        results.append(
+            check_cache(
+                folder,
+                repair=mend,
+                threads=threads,
+                samples=samples,
+                options=options,
+                reporter=reporter,
+                resilient=every,
+            )
+        )
         if not as_json:
-            results[-1].show()
+            show(results[-1])
     if as_json:
         documents = [result.to_dict() for result in results]
         print_json(documents if every else documents[0])
@@ -94,67 +94,6 @@ def verify_command(
         sys.exit(1)
 
 
-def _mended(
-    found: Verification, threads: int | None, every: bool, reporter: ConsoleReporter
-) -> tuple[Verification, Repair | None]:
-    """Repair a cache: fetch the damaged files of a copy from its origin, so that it stays usable; else drop damaged blocks."""
-    from featcache.store.transfer.mending import mend
-
-    try:
-        fetched = mend(found, reporter)
-    except FeatcacheError as error:
-        if not every:
-            raise
-        reporter.message(str(error))
-        return found, None
-    if fetched is None:
-        return found, _repair(found, every, reporter)
-    reporter.message(
-        f"fetched again from {fetched.origin}: {fetched.files} files of data, {size(fetched.num_bytes)} in all"
-    )
-    again = verify(found.directory, threads=threads, reporter=reporter)
-    # The remaining damages concern files that the remote does not have, such as unexpected files.
-    return again, _repair(again, every, reporter) if again.damages else None
-
-
-def _repair(found: Verification, every: bool, reporter: ConsoleReporter) -> Repair | None:
-    try:
-        return repair(found)
-    except FeatcacheError as error:
-        if not every:
-            raise
-        reporter.message(str(error))  # the other caches are to be repaired all the same
-        return None
-
-
-def _recompute(
-    found: Verification, samples: int, options: dict[str, object], reporter: ConsoleReporter
-) -> "Recomputation | None":
-    if found.damages:
-        reporter.message("not recomputed: the files are damaged")
-        return None
-    from featcache.recompute.run import RecomputeRequest, recompute  # torch: seconds
-    from featcache.store.reading.reader import open_cache
-
-    request = RecomputeRequest(samples, **options)  # type: ignore[arg-type]  # click's values have the fields' types
-    return recompute(open_cache(found.directory, allow_partial=True), request, reporter)
-
-
-def _check_request(cache: str | None, every: bool, samples: int | None, given: Sequence[str]) -> None:
-    """Refuse what does not go together; `given` names the options of ``--recompute`` on the command line."""
-    if every and (cache or samples):
-        raise RequestError("--all goes with neither CACHE nor --recompute; name one cache for these")
-    if samples and "dataset" not in given:
-        raise RequestError("--recompute needs the images; give --dataset, for example imagefolder:DIR")
-    if given and not samples:
-        raise RequestError(f"--{given[0]} is for --recompute; give --recompute K as well")
-
-
-def _directories(search: list[Path], cache: str | None, every: bool, exact: bool) -> list[Path]:
-    if every:
-        entries = list(scan(search)) or [completed_last(search)]  # which says that there is none
-    elif cache and (Path(cache) / MANIFEST_FILE).is_file():
-        return [Path(cache).resolve()]  # whatever its manifest is worth
-    else:
-        entries = [select(search, cache, exact=exact) if cache else completed_last(search)]
+def _every_folder(search: list[Path]) -> list[Path]:
+    entries = list(scan(search)) or [completed_last(search)]  # which says that there is none
     return [entry.path for entry in entries]

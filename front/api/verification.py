@@ -1,0 +1,218 @@
+"""`featcache.verify`: every byte of a cache against its digests, and some rows against the backbone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcache.api.types import CacheName, PathLike, Roots, roots_of, text_of
+from featcache.store.catalogue import completed_last, say_unreadable, select
+from featcache.store.checking.repair import Repair
+from featcache.store.checking.repair import repair as repair_files
+from featcache.store.checking.verify import Verification
+from featcache.store.checking.verify import verify as verify_files
+from featcache.store.corrections import warnings_of
+from featcache.store.errors import CacheError, FeatcacheError, RequestError
+from featcache.store.files import JsonObject, read_sealed
+from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.progress import Reporter
+from featcache.store.provenance import PROVENANCE_FILE
+from featcache.store.requests import AUTO
+from featcache.terminal.console import ConsoleReporter, size
+
+if TYPE_CHECKING:
+    from featcache.recompute.outcome import Recomputation
+
+
+@dataclass(frozen=True)
+class CacheCheck:
+    """One cache, and what its check showed."""
+
+    files: Verification
+    """Damages of the files; after a repair that fetched files again, those that are left."""
+    repair: Repair | None = None
+    """What a repair dropped, if there was one to do."""
+    recomputation: "Recomputation | None" = None
+    """Comparison of some rows with the backbone, if it was asked for."""
+
+    @property
+    def path(self) -> Path:
+        """Folder of the cache."""
+        return self.files.directory
+
+    @property
+    def passed(self) -> bool:
+        """Whether the cache is complete and intact, now that what could be repaired is, and agrees with the backbone."""
+        whole = self.repair.whole if self.repair else self.files.intact
+        return whole and (self.recomputation is None or self.recomputation.agrees)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Corrections in later versions of featcache that concern the values of this cache."""
+        manifest = self.files.manifest
+        if manifest is None:
+            return []
+        try:
+            provenance = read_sealed(self.path / PROVENANCE_FILE)
+        except (OSError, CacheError):
+            provenance = {}
+        return warnings_of(manifest.spec, manifest.inventory.targets, provenance)
+
+    def to_dict(self) -> JsonObject:
+        """Return everything as plain JSON values, as ``featcache verify --json`` prints it."""
+        return {
+            **self.files.to_dict(),
+            "repair": self.repair.to_dict() if self.repair else None,
+            "recompute": self.recomputation.to_dict() if self.recomputation else None,
+            "warnings": self.warnings,
+        }
+
+
+def verify(
+    cache: CacheName | None = None,
+    *,
+    repair: bool = False,
+    threads: int | None = None,
+    recompute: int | None = None,
+    dataset: str | None = None,
+    data: PathLike | None = None,
+    model: str | None = None,
+    weights: PathLike | None = None,
+    seed: int = 0,
+    device: str = AUTO,
+    root: Roots = (),
+    progress: bool = True,
+) -> CacheCheck:
+    """Check every byte of a cache against the digests that were taken while it was written.
+
+    Damages raise no error: they are in the result, whose `CacheCheck.passed` tells whether there is any.
+
+    Args:
+        cache: an open cache; or its folder, its key or the beginning of one, or ``DATASET/MODEL-KEY``; the cache that was
+            completed last if not given.
+        repair: fetch what is damaged again where the cache was pulled from; else drop it, for the next extract to redo.
+        threads: files read at the same time; by cores if not given.
+        recompute: run this many rows through the backbone again.
+        dataset: of `recompute`, which needs it: the dataset that the cache was extracted from.
+        data: of `recompute`: folder of a local copy of the dataset.
+        model: of `recompute`: the model; that in the cache's provenance if not given.
+        weights: of `recompute`: local weights instead of the hub's.
+        seed: of `recompute`: chooses the rows.
+        device: of `recompute`: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        root: root, or several, that the cache is looked for in; ``FEATCACHE_ROOT`` if not given.
+        progress: show messages and progress on stderr.
+
+    Raises:
+        CacheNotFoundError: there is no cache; the message lists what there is.
+        RequestError: several caches match; arguments do not go together; or the dataset or the weights to recompute with
+            are not those of the cache.
+        CacheBusyError: somebody else is working on a cache that is to be repaired.
+        CacheError: the damage cannot be repaired.
+
+    Example:
+        >>> featcache.verify("0123456789ab").passed  # doctest: +SKIP
+        True
+    """
+    options: dict[str, Any] = {
+        "dataset": dataset,
+        "data": None if data is None else Path(data),
+        "model": model,
+        "weights": None if weights is None else Path(weights),
+        "seed": seed,
+        "device": device,
+    }
+    unused = {"dataset": None, "data": None, "model": None, "weights": None, "seed": 0, "device": AUTO}
+    given = [name for name, value in options.items() if value != unused[name]]
+    check_recompute(recompute, given)
+    search, reporter = roots_of(root), ConsoleReporter(quiet=not progress)
+    if cache is None:
+        say_unreadable(search, reporter)
+    folder = directory_of(search, None if cache is None else text_of(cache), exact=repair)
+    return check_cache(
+        folder, repair=repair, threads=threads, samples=recompute, options=options, reporter=reporter
+    )
+
+
+def check_recompute(samples: int | None, given: Sequence[str]) -> None:
+    """Refuse arguments of a recomputation that do not go together.
+
+    Args:
+        samples: how many rows to recompute; None for no recomputation.
+        given: names of the other arguments of a recomputation that are given.
+    """
+    if samples and "dataset" not in given:
+        raise RequestError("--recompute needs the images; give --dataset, for example imagefolder:DIR")
+    if given and not samples:
+        raise RequestError(f"--{given[0]} is for --recompute; give --recompute K as well")
+
+
+def directory_of(search: list[Path], cache: str | None, *, exact: bool) -> Path:
+    """Return the folder of a cache; one that is named need not hold a manifest that can be read."""
+    if cache and (Path(cache) / MANIFEST_FILE).is_file():
+        return Path(cache).resolve()
+    return (select(search, cache, exact=exact) if cache else completed_last(search)).path
+
+
+def check_cache(
+    folder: Path,
+    *,
+    repair: bool,
+    threads: int | None,
+    samples: int | None,
+    options: Mapping[str, Any],
+    reporter: Reporter,
+    resilient: bool = False,
+) -> CacheCheck:
+    """Check the cache in a folder, and repair or recompute it as asked.
+
+    Args:
+        folder: of the cache.
+        repair: whether to repair what is damaged.
+        threads: files read at the same time; by cores if not given.
+        samples: rows to recompute; None for none.
+        options: the other fields of a `RecomputeRequest`.
+        reporter: receives messages and progress.
+        resilient: report that a cache cannot be repaired instead of raising, since further caches are to be checked.
+    """
+    found = verify_files(folder, threads=threads, reporter=reporter)
+    repaired = None
+    if repair and found.damages:
+        found, repaired = _repair(found, threads, resilient, reporter)
+    recomputed = _recompute(found, samples, options, reporter) if samples else None
+    return CacheCheck(found, repaired, recomputed)
+
+
+def _repair(
+    found: Verification, threads: int | None, resilient: bool, reporter: Reporter
+) -> tuple[Verification, Repair | None]:
+    """Fetch the damaged files of a copy from its origin, so that it stays usable; else drop damaged blocks."""
+    from featcache.store.transfer.mending import mend
+
+    try:
+        fetched = mend(found, reporter)
+        if fetched is None:
+            return found, repair_files(found)
+        reporter.message(
+            f"fetched again from {fetched.origin}: {fetched.files} files of data, {size(fetched.num_bytes)} in all"
+        )
+        found = verify_files(found.directory, threads=threads, reporter=reporter)
+        # The remaining damages concern files that the remote does not have, such as unexpected files.
+        return found, repair_files(found) if found.damages else None
+    except FeatcacheError as error:
+        if not resilient:
+            raise
+        reporter.message(str(error))
+        return found, None
+
+
+def _recompute(
+    found: Verification, samples: int, options: Mapping[str, Any], reporter: Reporter
+) -> "Recomputation | None":
+    if found.damages:
+        reporter.message("not recomputed: the files are damaged")
+        return None
+    from featcache.recompute.run import RecomputeRequest, recompute  # torch: seconds
+    from featcache.store.reading.reader import open_cache
+
+    request = RecomputeRequest(samples, **options)
+    return recompute(open_cache(found.directory, allow_partial=True), request, reporter)
