@@ -17,13 +17,13 @@ from timing import Document
 from featcache.probing.requests.request import ProbeRequest, needed
 from featcache.store.address import CacheName, parse_address
 from featcache.store.journal import Plan
-from featcache.store.network.concurrency import IN_FLIGHT
+from featcache.store.network.concurrency import CONCURRENT_FILES
 from featcache.store.reading.reader import open_cache
 from featcache.store.transfer.borrow import borrow
 from featcache.store.transfer.catalogue import CatalogueEntry
-from featcache.store.transfer.plan import Choice, data_files
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
+from featcache.store.transfer.selection import CacheSelection, data_files
 from featcache.store.writing.writer import CacheWriter
 from support.caches import cache_folder, make_plan
 from support.faulty_proxy import Faults, FaultyProxy
@@ -102,7 +102,7 @@ def plain_push(files: list[tuple[Path, str]]) -> None:
     import obstore
 
     store = plain_store()
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+    with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
         list(pool.map(lambda file: obstore.put(store, file[1], file[0]), files))
 
 
@@ -118,14 +118,14 @@ def plain_pull(files: list[tuple[Path, str]]) -> None:
 
     for path, _ in files:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+    with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
         list(pool.map(fetch, files))
 
 
-def files_of(directory: Path, choice: Choice | None = None) -> list[str]:
+def files_of(directory: Path, choice: CacheSelection | None = None) -> list[str]:
     """Paths of the data files of a part of a cache."""
     manifest = open_cache(directory).manifest
-    part = (choice or Choice()).of(manifest.inventory, manifest.spec.backbone.num_layers)
+    part = (choice or CacheSelection()).of(manifest.inventory, manifest.spec.backbone.num_layers)
     return list(data_files(manifest, part))
 
 
@@ -184,7 +184,7 @@ def bench_last_layer(
     """Bytes that the server sent, counted there, as a share of all token data."""
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
     faults.bytes_out = 0
-    pull(parse_address(address), [root / "last"], Choice(layers="last"))
+    pull(parse_address(address), [root / "last"], CacheSelection(layers="last"))
     os.environ["AWS_ENDPOINT_URL"] = endpoint
     share = faults.bytes_out / plan.inventory.num_bytes
     return {"megabytes": round(faults.bytes_out / 1e6, 1), "share": round(share, 4), "1/25": 0.04}
@@ -212,7 +212,7 @@ def bench_probe(directory: Path, address: str, root: Path) -> Document:
     request = ProbeRequest(("linear",), layers="last")
     ours, alone = [], []
     for number in range(RUNS):
-        paths = files_of(directory, Choice(layers="last"))
+        paths = files_of(directory, CacheSelection(layers="last"))
         targets = [(root / f"probe-plain-{number}" / path, f"{key}/{path}") for path in paths]
         alone.append(timed(lambda targets=targets: plain_pull(targets)))
         into = [root / f"borrowed-{number}"]

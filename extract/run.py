@@ -23,16 +23,16 @@ from featcache.store.catalogue import Entry, cache_directory, find_key, find_req
 from featcache.store.catalogue.removal import remove_journal
 from featcache.store.errors import CacheCompletedError, CacheError
 from featcache.store.files import JsonObject
-from featcache.store.held import require_whole
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.partial_copy import require_complete_copy
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import open_cache, require_files
 from featcache.store.requests import AUTO, record_request
 from featcache.store.spec import PRECISIONS, CacheSpec
-from featcache.store.transfer.remote_lookup import Teammates
-from featcache.store.writing.pending import remaining, require_space
+from featcache.store.transfer.remote_lookup import RemoteLookup
+from featcache.store.writing.pending import pending_work, require_space
 from featcache.store.writing.writer import CacheWriter
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class _Extraction:
         source: Source | None = None,
         remotes: Sequence[Address] = (),
     ) -> None:
-        self._teammates = Teammates(remotes, search, reporter)
+        self._teammates = RemoteLookup(remotes, search, reporter)
         self._request = request
         self._search = search
         self._reporter = reporter
@@ -190,7 +190,7 @@ class _Extraction:
     def describe(self, entry: Entry) -> Estimate:
         """The estimate of a request that a complete cache answers."""
         held = entry.cache.inventory
-        return Estimate(entry.path, entry.key, held, held, remaining(entry.path, held), None)
+        return Estimate(entry.path, entry.key, held, held, pending_work(entry.path, held), None)
 
     def run(self) -> ExtractResult:
         """Load the backbone and make the cache."""
@@ -205,7 +205,7 @@ class _Extraction:
         if fetched is not None and self._verdict(fetched) is Verdict.ANSWER:
             return self.cached(fetched)
         path, plan = self._prepare(spec, entry, wanted, backbone, device)
-        require_whole(path, "added to")
+        require_complete_copy(path, "added to")
         return self._fill(path, plan, backbone, device)
 
     def estimate(self) -> Estimate:
@@ -225,7 +225,7 @@ class _Extraction:
         with forward.extractors(plan) as extractors:
             rate = images_per_second(self._image_input(path, backbone, device), extractors, plan)
         speed = Speed(rate, str(device), spec.precision, plan.batch_size)
-        return Estimate(path, spec.key, wanted, held, remaining(path, wanted), speed)
+        return Estimate(path, spec.key, wanted, held, pending_work(path, wanted), speed)
 
     def _load(self) -> "tuple[Backbone, torch.device]":
         from featcache.extraction.backbones import load_backbone, loading_notes

@@ -1,7 +1,7 @@
 """Corrections that changed the results of some runs. Each is part of the ids of these runs alone, so no other run is repeated."""
 
 from featcache.probing.protocols.protocol import INPUTS, L2_INPUT
-from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, Job
+from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, HeadJob
 from featcache.probing.scoring.kinds import MULTI_LABEL, SINGLE_LABEL
 
 SCALING = "channels are constant by their own rounding"
@@ -13,7 +13,7 @@ TIES = "ties go to the lower class, and five guesses hold no class without a vot
 """Concerns heads whose logits tie exactly, such as votes of neighbors; logits of trained heads rarely do."""
 
 
-def corrections(job: Job, usual_input: str, target_type: str) -> list[str]:
+def corrections(job: HeadJob, usual_input: str, target_type: str) -> list[str]:
     """Name the corrections that concern a run.
 
     Args:

@@ -16,11 +16,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from featcache.probing.heads import HeadInfo, get_head
-from featcache.probing.heads.info import CLOSED, EXACT
+from featcache.probing.heads.info import CLOSED_FORM, EXACT
 from featcache.probing.inputs.stages import is_constant
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import INPUTS, Protocol, check_protocol, get_protocol
-from featcache.probing.requests.request import PRECISIONS, Job
+from featcache.probing.requests.request import PRECISIONS, HeadJob
 from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.probing.training.precision import choose_precision
 from featcache.probing.training.trainer import predict, prediction_batch
@@ -108,7 +108,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
             RequestError: a parameter has the wrong type, or the head does not use it.
             UnknownNameError: the input stage or the precision does not exist.
         """
-        if info.fitting in (CLOSED, EXACT):
+        if info.fitting in (CLOSED_FORM, EXACT):
             self._refuse(
                 ("learning_rate", "weight_decay"), f"is for heads that are trained, and {info.name} is not"
             )
@@ -184,7 +184,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
             given["input"] = self.input
         return check_protocol(replace(protocol, **given))
 
-    def _job(self, info: HeadInfo, source: InMemoryTokens, array: Array) -> Job:
+    def _job(self, info: HeadInfo, source: InMemoryTokens, array: Array) -> HeadJob:
         """What to fit: X of two axes is one layer, of three a layer for each token."""
         num_layers = array.shape[1] if array.ndim == 4 else None
         # One attention head for each token, as in arXiv 2601.09322, as far as there are channels for them.

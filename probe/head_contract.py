@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from featcache.probing.heads.base import Head
-from featcache.probing.heads.closed import ClosedHead
-from featcache.probing.heads.info import AUTO, CLOSED, TRAINED, HeadInfo
+from featcache.probing.heads.closed_form import ClosedFormHead
+from featcache.probing.heads.info import AUTO, CLOSED_FORM, TRAINED, HeadInfo
 from featcache.probing.inputs.tokens import InMemoryTokens, read_features
 from featcache.probing.protocols.protocol import QUICK, Member
 from featcache.probing.results.saved_head import HeadConfig, load_head, save_head
 from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.probing.scoring.tasks import SingleLabel
 from featcache.probing.training.array_fitting import array_job, fit_head
-from featcache.probing.training.fitted import Fitted
+from featcache.probing.training.fitted import FittedHead
 from featcache.probing.training.trainer import fit_members, predict
 from featcache.store.errors import RequestError
 
@@ -63,7 +63,7 @@ def checks(info: HeadInfo) -> Iterator[Check]:
     yield check_other_targets
     if info.fitting != AUTO:
         yield check_size
-    if info.fitting in (TRAINED, CLOSED):
+    if info.fitting in (TRAINED, CLOSED_FORM):
         yield check_members_equal_lone_ones
     if info.fitting == TRAINED:
         yield check_samples_do_not_mix
@@ -80,13 +80,13 @@ def clusters(num_samples: int = 90, num_classes: int = 3, seed: int = 0) -> tupl
     return tokens.astype(np.float32), labels
 
 
-def fit(info: HeadInfo, tokens: Any, targets: npt.NDArray[Any], **changes: Any) -> Fitted:
+def fit(info: HeadInfo, tokens: Any, targets: npt.NDArray[Any], **changes: Any) -> FittedHead:
     """Choose and fit the head on arrays."""
     protocol = replace(SHORT, **changes)
     return fit_head(array_job(info, TOKENS, LAYERS), InMemoryTokens(tokens), targets, protocol=protocol)
 
 
-def answers(fitted: Fitted, tokens: Any) -> Tensor:
+def answers(fitted: FittedHead, tokens: Any) -> Tensor:
     """Outputs ``[N, O]``."""
     return predict(fitted.head, InMemoryTokens(tokens), torch.arange(len(tokens)), 64)
 
@@ -259,8 +259,8 @@ class _DoubleTokens(InMemoryTokens):
 
 def _members(info: HeadInfo, tokens: Any, labels: npt.NDArray[np.int64]) -> Iterator[tuple[Head, Head]]:
     source, rows, targets = InMemoryTokens(tokens), torch.arange(len(tokens)), torch.from_numpy(labels)
-    if info.fitting == CLOSED:
-        head_class: type[ClosedHead] = info.load()
+    if info.fitting == CLOSED_FORM:
+        head_class: type[ClosedFormHead] = info.load()
         settings = head_class.grid(len(labels))
         features, size = read_features(source, rows, "cpu"), (TOKENS, WIDTH)
         together = head_class.fit(features, targets, size, SingleLabel(3), settings)

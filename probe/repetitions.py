@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from featcache.probing.requests.request import EXACT, Job, ProbeRequest
+from featcache.probing.requests.request import EXACT, HeadJob, ProbeRequest
 
 
 @dataclass(frozen=True)
-class Trial:
+class Repetition:
     """One repetition of a job."""
 
     seed: int
@@ -20,20 +20,20 @@ class Trial:
         return f"{few}seed {self.seed}"
 
 
-def trials(request: ProbeRequest) -> list[Trial]:
+def requested_repetitions(request: ProbeRequest) -> list[Repetition]:
     """Return the requested repetitions."""
     if not request.shots:
-        return [Trial(seed) for seed in request.seeds]
+        return [Repetition(seed) for seed in request.seeds]
     return [
-        Trial(seed, shots, draw)
+        Repetition(seed, shots, draw)
         for shots in request.shots
         for draw in range(request.draws)
         for seed in request.seeds
     ]
 
 
-def title_of(job: Job, trial: Trial) -> str:
+def title_of(job: HeadJob, repetition: Repetition) -> str:
     """Return a readable name of a run: head, tokens, method of fitting, and the repetition."""
     how = f"exact, {job.penalty}, " if job.solver == EXACT else ""
     stage = f"{job.input}, " if job.input else ""
-    return f"{job.head.name} on {job.selection}, {stage}{how}{trial}"
+    return f"{job.head.name} on {job.selection}, {stage}{how}{repetition}"

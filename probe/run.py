@@ -10,15 +10,14 @@ import numpy as np
 import torch
 
 from featcache.probing.corrections import corrections
-from featcache.probing.heads import get_head
 from featcache.probing.inputs.data import SplitData, base_stage, check_memory, load_split, stream_window
 from featcache.probing.inputs.grouped import groups_of, read_groups
 from featcache.probing.inputs.memory import TRAIN, Budget
 from featcache.probing.inputs.split import draw_shots
 from featcache.probing.notes import notes
 from featcache.probing.protocols.protocol import Protocol, batch_size
-from featcache.probing.repetitions import Trial, title_of, trials
-from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, Job, ProbeRequest, jobs
+from featcache.probing.repetitions import Repetition, requested_repetitions, title_of
+from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, HeadJob, ProbeRequest, jobs
 from featcache.probing.results.rows import (
     ResultRow,
     append_row,
@@ -26,6 +25,7 @@ from featcache.probing.results.rows import (
     run_id,
 )
 from featcache.probing.results.saved_head import CONFIG_FILE
+from featcache.probing.results.solved_rows import FORMER_HEAD
 from featcache.probing.run_output import Scored, folder_of, keep, names_of
 from featcache.probing.scoring.bootstrap import score_interval
 from featcache.probing.scoring.kinds import REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
@@ -108,7 +108,7 @@ class _Runner:
         self._budget = Budget.of(request.memory, device)
         self._kind = request.target_kind or kind_of(cache["train"].labels())
         self._reporter = reporter
-        self._baseline: dict[Trial, float | None] = {}
+        self._baseline: dict[Repetition, float | None] = {}
         self._groups = None if request.groups is None else read_groups(request.groups)
         if self._groups is not None:
             groups_of(cache["train"].sample_ids(), self._groups)
@@ -120,7 +120,7 @@ class _Runner:
             else {row.run: row for row in read_rows(request.out) if _is_kept(request, row)}
         )
 
-    def check(self, job: Job) -> None:
+    def check(self, job: HeadJob) -> None:
         """Refuse what cannot be trained before anything is."""
         reader = self._cache["train"]
         width = job.selection.parts[0].of(reader).width
@@ -128,7 +128,7 @@ class _Runner:
         with torch.device("meta"):
             job.build(job.selection.num_tokens, width, num_outputs, (0.0,))
         if job.solver != CHOICE:
-            get_head("logreg" if job.solver == EXACT else job.head.name).check_kind(self._kind)
+            job.head.check_kind(self._kind)
         if self._request.regression_loss != REGRESSION_LOSSES[0] and self._kind != REGRESSION:
             raise RequestError(
                 f"the loss {self._request.regression_loss} is for regression targets, and these are {self._kind}; leave --loss out"
@@ -142,64 +142,66 @@ class _Runner:
         if job.solver in (ADAMW, CHOICE):
             check_memory(reader, job.selection, batch_size(reader.num_samples, self._protocol), self._budget)
 
-    def run(self, job: Job) -> Iterator[ResultRow]:
+    def run(self, job: HeadJob) -> Iterator[ResultRow]:
         """Train a job with every seed, and every draw of every number of shots; the first job must be the baseline."""
         data: dict[str, SplitData] = {}
-        for trial in trials(self._request):
-            run = self._run_id(job, trial)
-            row = self._earlier.get(run)
+        for repetition in requested_repetitions(self._request):
+            run = self._run_id(job, repetition)
+            row = self._earlier.get(run) or self._under_former_name(job, repetition, run)
             if row is not None:
                 self._reporter.message(
-                    f"{title_of(job, trial)}: taken from earlier results (--force trains it again)"
+                    f"{title_of(job, repetition)}: taken from earlier results (--force trains it again)"
                 )
             else:
                 data = data or {split: self._load(split, job) for split in SPLITS}
                 try:
-                    row = self._train(job, trial, run, self._few(data["train"], job, trial), data["test"])
+                    row = self._train(
+                        job, repetition, run, self._few(data["train"], job, repetition), data["test"]
+                    )
                 except DivergedError as error:
                     self._reporter.message(f"failed: {error}")
                     self.failures.append(str(error))
-                    self._baseline.setdefault(trial, None)
+                    self._baseline.setdefault(repetition, None)
                     continue
                 self._earlier[run] = row
-            self._baseline.setdefault(trial, row.score)
+            self._baseline.setdefault(repetition, row.score)
             yield row
 
-    def _load(self, split: str, job: Job) -> SplitData:
+    def _load(self, split: str, job: HeadJob) -> SplitData:
         data = load_split(self._cache, split, job.selection, self._device, self._budget.for_tokens(split))
         stage = base_stage(self._cache, job.selection, self._protocol)
         named = self._groups if split == TRAIN else None
         groups = None if named is None else groups_of(data.sample_ids, named)
         return replace(data, tokens=data.tokens.with_stage(stage), groups=groups)
 
-    def _few(self, train: SplitData, job: Job, trial: Trial) -> SplitData:
-        """The samples that a trial trains on: nothing else of train is seen, neither in training nor in the choice.
+    def _few(self, train: SplitData, job: HeadJob, repetition: Repetition) -> SplitData:
+        """The samples that a repetition trains on: nothing else of train is seen, neither in training nor in the choice.
 
         Raises:
             RequestError: shots of targets that are not single labels.
         """
-        if trial.shots is None:
+        if repetition.shots is None:
             return train
         if self._kind != SINGLE_LABEL:
             raise RequestError(
                 "shots are samples of every class, which only single-label targets have; leave --shots out"
             )
         counts = np.bincount(train.labels)
-        short = int((counts[counts > 0] < trial.shots).sum())
+        short = int((counts[counts > 0] < repetition.shots).sum())
         if short:
             self._reporter.message(
-                f"note: {title_of(job, trial)}: {short} of {int((counts > 0).sum())} classes have fewer samples; all of theirs are taken"
+                f"note: {title_of(job, repetition)}: {short} of {int((counts > 0).sum())} classes have fewer samples; all of theirs are taken"
             )
-        return train.subset(draw_shots(train.labels, trial.shots, trial.draw))
+        return train.subset(draw_shots(train.labels, repetition.shots, repetition.draw))
 
-    def _protocol_of(self, job: Job, trial: Trial) -> Protocol:
+    def _protocol_of(self, job: HeadJob, repetition: Repetition) -> Protocol:
         """The protocol with the job's input stage; few shots are divided into folds, unless the request says how."""
         protocol = replace(self._protocol, input=job.input or self._protocol.input)
-        if trial.shots is None or trial.shots >= FEW_SHOTS or self._request.folds is not None:
+        if repetition.shots is None or repetition.shots >= FEW_SHOTS or self._request.folds is not None:
             return protocol
-        return replace(protocol, folds=min(FEW_SHOT_FOLDS, trial.shots), folds_below=None)
+        return replace(protocol, folds=min(FEW_SHOT_FOLDS, repetition.shots), folds_below=None)
 
-    def _setup(self, job: Job, trial: Trial) -> JsonObject:
+    def _setup(self, job: HeadJob, repetition: Repetition) -> JsonObject:
         """Everything that is asked for, but the repetition."""
         corrected = corrections(job, self._protocol.input, self._kind)
         return {
@@ -214,14 +216,29 @@ class _Runner:
             "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
             "targets": [self._kind, *([self._request.regression_loss] if self._kind == REGRESSION else [])],
             "precision": self._precision,
-            "protocol": asdict(self._protocol_of(job, trial)),
+            "protocol": asdict(self._protocol_of(job, repetition)),
         }
 
-    def _run_id(self, job: Job, trial: Trial) -> str:
+    def _under_former_name(self, job: HeadJob, repetition: Repetition, run: str) -> ResultRow | None:
+        """Find a run of the exact solver that an earlier version kept under another name, and keep it under the present one."""
+        if job.solver != EXACT:
+            return None
+        row = self._earlier.get(self._run_id(job, repetition, FORMER_HEAD))
+        if row is not None:
+            row = replace(row, run=run, setup=self._setup_id(job, repetition))
+            append_row(self._request.out, row)
+        return row
+
+    def _setup_id(self, job: HeadJob, repetition: Repetition) -> str:
+        return run_id({**self._setup(job, repetition), "shots": repetition.shots})
+
+    def _run_id(self, job: HeadJob, repetition: Repetition, head: str | None = None) -> str:
+        """Return the id of a run, by default under the present name of the head."""
         return run_id(
             {
-                **self._setup(job, trial),
-                "trial": asdict(trial),
+                **self._setup(job, repetition),
+                "head": head or job.head.name,
+                "trial": asdict(repetition),
                 # The order of the rows depends on it.
                 "window": stream_window(self._cache["train"], job.selection, self._budget.for_tokens(TRAIN)),
                 "device": self._device.type,
@@ -229,10 +246,12 @@ class _Runner:
             }
         )
 
-    def _train(self, job: Job, trial: Trial, run: str, train: SplitData, test: SplitData) -> ResultRow:
+    def _train(
+        self, job: HeadJob, repetition: Repetition, run: str, train: SplitData, test: SplitData
+    ) -> ResultRow:
         request = self._request
         fitter = Fitter(
-            self._protocol_of(job, trial),
+            self._protocol_of(job, repetition),
             self._device,
             self._precision,
             self._budget.for_members(train.bytes + test.bytes),
@@ -243,24 +262,24 @@ class _Runner:
             request.regression_loss,
             request.memory,
         )
-        fitted = fitter.fit(job, trial.seed, run, title_of(job, trial), train)
+        fitted = fitter.fit(job, repetition.seed, run, title_of(job, repetition), train)
         rows = torch.arange(test.tokens.num_samples)
         outputs = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens, fitted.head)).cpu()
         if not is_sound(outputs, fitted.task.kind):
-            raise DivergedError(f"{title_of(job, trial)}: the outputs of test samples are not finite")
+            raise DivergedError(f"{title_of(job, repetition)}: the outputs of test samples are not finite")
         _, targets = make_task(test.labels, fitted.task.kind)
         report = fitted.task.scores(outputs, as_tensor(targets))
         interval = score_interval(outputs, as_tensor(targets), fitted.task)
         scored = Scored(fitted, outputs, report, interval)
-        row = self._row(job, trial, run, scored, train, test)
+        row = self._row(job, repetition, run, scored, train, test)
         keep(request.out, self._cache, job, row, scored, test)
         append_row(request.out, row)
         return row
 
     def _row(
         self,
-        job: Job,
-        trial: Trial,
+        job: HeadJob,
+        repetition: Repetition,
         run: str,
         scored: Scored,
         train: SplitData,
@@ -268,10 +287,10 @@ class _Runner:
     ) -> ResultRow:
         model, dataset = names_of(self._cache)
         fitted, report = scored.fitted, scored.report
-        score, baseline = report.scores[fitted.task.metric], self._baseline.get(trial, nan)
+        score, baseline = report.scores[fitted.task.metric], self._baseline.get(repetition, nan)
         if baseline is not None and isnan(baseline):  # this is the baseline
             baseline = score
-        protocol = self._protocol_of(job, trial)
+        protocol = self._protocol_of(job, repetition)
         return ResultRow(
             run=run,
             cache_key=self._cache.key,
@@ -285,9 +304,9 @@ class _Runner:
             precision=self._precision,
             protocol=self._protocol.name,
             input=fitted.input,
-            seed=trial.seed,
-            shots=trial.shots,
-            draw=trial.draw,
+            seed=repetition.seed,
+            shots=repetition.shots,
+            draw=repetition.draw,
             folds=protocol.num_folds(len(train.labels)),
             target_kind=fitted.task.kind,
             metric=fitted.task.metric,
@@ -309,8 +328,8 @@ class _Runner:
             test_samples=len(test.labels),
             finished_at=round(time.time(), 3),
             version=version("featcache"),
-            folder=folder_of(self._cache, job, trial, self._protocol.name, run),
-            setup=run_id({**self._setup(job, trial), "shots": trial.shots}),
+            folder=folder_of(self._cache, job, repetition, self._protocol.name, run),
+            setup=self._setup_id(job, repetition),
             options=dict(job.options),
             tap=job.selection.tap,
         )

@@ -8,15 +8,15 @@ import torch
 from featcache.probing.attention import mean_attention, save_attention
 from featcache.probing.heads import get_head
 from featcache.probing.inputs.data import SplitData
-from featcache.probing.repetitions import Trial
-from featcache.probing.requests.request import EXACT, Job
+from featcache.probing.repetitions import Repetition
+from featcache.probing.requests.request import EXACT, HeadJob
 from featcache.probing.results.predictions import PREDICTIONS_FILE, save_predictions
 from featcache.probing.results.records import save_curve, save_sweep
 from featcache.probing.results.rows import ResultRow, save_candidates, save_scores
 from featcache.probing.results.saved_head import HeadConfig, describe_parts, features_digest, save_head
 from featcache.probing.scoring.kinds import SINGLE_LABEL
 from featcache.probing.scoring.metrics import Report
-from featcache.probing.training.fitted import Fitted
+from featcache.probing.training.fitted import FittedHead
 from featcache.store.catalogue import slug
 from featcache.store.reading.reader import Cache
 from featcache.store.text import encodable
@@ -26,7 +26,7 @@ from featcache.store.text import encodable
 class Scored:
     """A fitted head and its outputs on test."""
 
-    fitted: Fitted
+    fitted: FittedHead
     outputs: torch.Tensor
     """``[N, O]``."""
     report: Report
@@ -41,9 +41,9 @@ def names_of(cache: Cache) -> tuple[str, str]:
     return encodable(str(names[0][0]) or folder.name), encodable(str(names[1][0]) or folder.parent.name)
 
 
-def folder_of(cache: Cache, job: Job, trial: Trial, protocol: str, run: str) -> str:
+def folder_of(cache: Cache, job: HeadJob, repetition: Repetition, protocol: str, run: str) -> str:
     """Return the folder of a head, relative to the results."""
-    few = [] if trial.shots is None else [f"shots{trial.shots}", f"draw{trial.draw}"]
+    few = [] if repetition.shots is None else [f"shots{repetition.shots}", f"draw{repetition.draw}"]
     model, dataset = names_of(cache)
     words = (
         dataset,
@@ -54,10 +54,10 @@ def folder_of(cache: Cache, job: Job, trial: Trial, protocol: str, run: str) -> 
         protocol if job.solver != EXACT else job.penalty,
         *few,
     )
-    return "/".join(("heads", "-".join((*map(slug, words), f"s{trial.seed}", run))))
+    return "/".join(("heads", "-".join((*map(slug, words), f"s{repetition.seed}", run))))
 
 
-def config_of(cache: Cache, job: Job, row: ResultRow, fitted: Fitted, width: int) -> HeadConfig:
+def config_of(cache: Cache, job: HeadJob, row: ResultRow, fitted: FittedHead, width: int) -> HeadConfig:
     """Return the metadata of a saved head."""
     backbone = cache.spec.backbone
     return HeadConfig(
@@ -81,7 +81,7 @@ def config_of(cache: Cache, job: Job, row: ResultRow, fitted: Fitted, width: int
     )
 
 
-def keep(out: Path, cache: Cache, job: Job, row: ResultRow, scored: Scored, test: SplitData) -> None:
+def keep(out: Path, cache: Cache, job: HeadJob, row: ResultRow, scored: Scored, test: SplitData) -> None:
     """Write the head of a row, its predictions, scores, sweep, losses and attention into the row's folder."""
     folder, fitted = out / row.folder, scored.fitted
     folder.mkdir(parents=True, exist_ok=True)

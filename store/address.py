@@ -16,12 +16,12 @@ from featcache.store.spec import KEY_DIGITS
 __all__ = [
     "Address",
     "CacheName",
-    "cache_name",
     "is_address",
-    "key_beginning",
     "parse_address",
     "redacted",
     "require_clear_login",
+    "split_cache_address",
+    "split_key_prefix",
     "split_roots",
 ]
 
@@ -83,7 +83,7 @@ class Address:
 
     scheme: str
     """One of `SCHEMES`."""
-    place: str
+    host_or_bucket: str
     """Bucket, repository or host; empty for folders."""
     parts: tuple[str, ...]
     """Path below that; never ``.``, ``..`` or empty."""
@@ -107,7 +107,7 @@ class Address:
             return self.path if _is_utf8(self.path) else f"file://{quote(os.fsencode(self.path))}"
         user = self.login.partition(":")[0]
         login = f"{user}@" if user and self.scheme == "ssh" else ""
-        return "/".join((f"{self.scheme}://{login}{self.place}", *map(self._quoted, self.parts)))
+        return "/".join((f"{self.scheme}://{login}{self.host_or_bucket}", *map(self._quoted, self.parts)))
 
     def _quoted(self, part: str) -> str:
         """Return a part of the path, escaped so that `parse_address` reads the same part again."""
@@ -150,16 +150,16 @@ def parse_address(text: str) -> Address:
             "and '?' and '#' in a login or a path are written %3F and %23"
         )
     if scheme == "hf":
-        return Address(scheme, *_hub_place(rest))
-    place, _, path = rest.partition("/")
-    login, _, place = place.rpartition("@")
+        return Address(scheme, *_split_hub_path(rest))
+    host_or_bucket, _, path = rest.partition("/")
+    login, _, host_or_bucket = host_or_bucket.rpartition("@")
     if scheme != "file" and ("@" in path or not _LOGIN.fullmatch(login)):
         raise RequestError(f"{scheme}://...: {_AMBIGUOUS}")
-    _check_place(scheme, login, place)
-    parts = _path_parts(scheme, place, path)
+    _check_host(scheme, login, host_or_bucket)
+    parts = _path_parts(scheme, host_or_bucket, path)
     if login and scheme in WEB_SCHEMES:
         remember_login(login)
-    return Address(scheme, "" if scheme == "file" else place, parts, login)
+    return Address(scheme, "" if scheme == "file" else host_or_bucket, parts, login)
 
 
 def require_clear_login(address: str) -> None:
@@ -171,37 +171,37 @@ def require_clear_login(address: str) -> None:
     match = _SCHEME.match(address)
     authority = re.split("[/?#]", address[match.end() :], maxsplit=1)[0] if match else ""
     rest = address[match.end() + len(authority) :] if match else ""
-    login, _, place = authority.rpartition("@")
-    if not (match and _HOST.fullmatch(place) and _LOGIN.fullmatch(login)) or "@" in rest:
+    login, _, host_or_bucket = authority.rpartition("@")
+    if not (match and _HOST.fullmatch(host_or_bucket) and _LOGIN.fullmatch(login)) or "@" in rest:
         raise RequestError(f"{match[0] if match else ''}...: {_AMBIGUOUS}")
     if login:
         remember_login(login)
 
 
-def _check_place(scheme: str, login: str, place: str) -> None:
+def _check_host(scheme: str, login: str, host_or_bucket: str) -> None:
     """Refuse an invalid host or bucket, and a login that the scheme does not use."""
     if scheme == "file":
-        if login or place not in ("", "localhost"):
+        if login or host_or_bucket not in ("", "localhost"):
             raise RequestError("file://... names a host; write three slashes, as in file:///data/caches")
         return
-    if not place:
+    if not host_or_bucket:
         raise RequestError(f"{scheme}://... names no {'bucket' if scheme in OBJECT_SCHEMES else 'host'}")
     if scheme in OBJECT_SCHEMES:
         if login:
             raise RequestError(
                 f"{scheme}://...: no logins in addresses of buckets; credentials go where the client looks for them"
             )
-        if not _BUCKET.fullmatch(place):
+        if not _BUCKET.fullmatch(host_or_bucket):
             raise RequestError(f"{scheme}://... names no valid bucket; write {scheme}://BUCKET/PATH")
         return
     if scheme == "ssh" and ":" in login:
         raise RequestError(f"{scheme}://...: no passwords in addresses; use a key or the agent")
-    host = _HOST.fullmatch(place)
+    host = _HOST.fullmatch(host_or_bucket)
     if host is None or int(host["port"] or 0) > 65535:
         raise RequestError(f"{scheme}://... has no valid host and port; write {scheme}://HOST:PORT/PATH")
 
 
-def _path_parts(scheme: str, place: str, path: str) -> tuple[str, ...]:
+def _path_parts(scheme: str, host_or_bucket: str, path: str) -> tuple[str, ...]:
     """Decode the parts of a path; refuse parts that lead elsewhere or hold control characters."""
     decoded = _DECODERS.get(scheme, _with_at)
     parts = tuple(decoded(part) for part in path.split("/") if part)
@@ -209,7 +209,7 @@ def _path_parts(scheme: str, place: str, path: str) -> tuple[str, ...]:
         visible = os.fsencode(part).decode(errors="replace") if scheme == "file" else part
         if part in (".", "..") or "/" in part or "\\" in part or not visible.isprintable():
             raise RequestError(
-                f"{scheme}://{place}/...: '.', '..', backslashes and control characters have no place in an address"
+                f"{scheme}://{host_or_bucket}/...: '.', '..', backslashes and control characters have no place in an address"
             )
     return parts
 
@@ -235,7 +235,7 @@ def _is_utf8(text: str) -> bool:
 _DECODERS: dict[str, Callable[[str], str]] = {"http": unquote, "https": unquote, "file": _file_name}
 
 
-def _hub_place(rest: str) -> tuple[str, tuple[str, ...]]:
+def _split_hub_path(rest: str) -> tuple[str, tuple[str, ...]]:
     """Split ``datasets/org/name[@revision]`` from the rest of the path; ``org/name`` alone is a dataset."""
     parts = [part for part in rest.split("/") if part]
     kind = parts.pop(0) if parts and parts[0] in _HUB_KINDS else "datasets"
@@ -257,7 +257,7 @@ def _hub_place(rest: str) -> tuple[str, tuple[str, ...]]:
     return f"{kind}/{owner}/{parts[1]}", _path_parts("hf", f"{owner}/{name}", "/".join(parts[2:]))
 
 
-def cache_name(address: Address) -> tuple[Address, CacheName | None]:
+def split_cache_address(address: Address) -> tuple[Address, CacheName | None]:
     """Divide the address of a cache into that of its remote and its name; the name is None for a bare remote."""
     if len(address.parts) >= 2:
         name = CacheName.parse(*address.parts[-2:])
@@ -266,7 +266,7 @@ def cache_name(address: Address) -> tuple[Address, CacheName | None]:
     return address, None
 
 
-def key_beginning(address: Address) -> tuple[Address, str] | None:
+def split_key_prefix(address: Address) -> tuple[Address, str] | None:
     """Divide ``REMOTE/0123ab`` into the remote and the beginning of a key; None if it does not end in one."""
     if address.parts and _KEY_BEGINNING.fullmatch(address.parts[-1]):
         return address.parent, address.parts[-1]

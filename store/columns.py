@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def valid_misfit(valid: npt.NDArray[np.bool_], first_row: int = 0) -> str | None:
+def valid_mismatch(valid: npt.NDArray[np.bool_], first_row: int = 0) -> str | None:
     """Why ``valid`` ``[N]`` cannot be; None if every byte is 0 or 1, the only ones that numpy computes with."""
     stored = valid.view(np.uint8)
     wrong = np.flatnonzero(stored > 1)
@@ -13,7 +13,7 @@ def valid_misfit(valid: npt.NDArray[np.bool_], first_row: int = 0) -> str | None
     )
 
 
-def id_misfit(ids: npt.NDArray[np.uint8], first_row: int = 0) -> str | None:
+def id_mismatch(ids: npt.NDArray[np.uint8], first_row: int = 0) -> str | None:
     """Why sample ids ``[N, bytes]`` cannot be; None if all are UTF-8."""
     for row, stored in enumerate(ids, first_row):
         try:

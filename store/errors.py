@@ -32,7 +32,7 @@ class UnknownNameError(RequestError):
     ) -> None:
         """Build the message: what may have been meant, `near` if given, else all (or many) of `valid`; then `hint`."""
         names = [str(v) for v in valid]
-        near = alike(name, names) if near is None else near
+        near = similar_names(name, names) if near is None else near
         if near:
             listed = f"did you mean {', '.join(near)}?"
         elif names:
@@ -48,7 +48,7 @@ class UnknownSplitError(UnknownNameError, KeyError):
     __str__ = Exception.__str__  # KeyError's would put the message in quotes
 
 
-def alike(name: str, valid: Iterable[str]) -> list[str]:
+def similar_names(name: str, valid: Iterable[str]) -> list[str]:
     """Return up to three of `valid` that `name` may have been meant as, in any case of letters, the likeliest first."""
     text, names = name.lower(), {one.lower(): one for one in valid}
     if text.lstrip("-").isdigit():  # 99 is no slip of the finger for 9

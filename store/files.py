@@ -1,7 +1,7 @@
 """Durable file operations and the one place where featcache's JSON documents are read and written.
 
 A *sealed* document carries a SHA-256 of its own content, so that damage to metadata is noticed like damage to data.
-A cache may come from anywhere: what is read here is a plain file, never a link, and costs bounded memory and time.
+A cache may come from anywhere: what is read here is a regular file, never a link, and costs bounded memory and time.
 """
 
 import errno
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from featcache.store.errors import CacheError, FeatcacheError
-from featcache.store.regular_files import kind_misfit, read_plain
+from featcache.store.regular_files import irregularity, read_regular
 
 JsonObject = dict[str, Any]
 
@@ -46,7 +46,7 @@ def temporary_for(name: str) -> str | None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def with_filename(path: Path) -> Iterator[None]:
     """Name `path` in an error of the file system that names nothing, as those of operations on an open file do.
 
     Nor does the file help that stands for `path` while it is written.
@@ -65,7 +65,7 @@ def sync_directory(directory: Path) -> None:
     """Make renames in `directory` survive a power loss, where the file system can sync a folder."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        with naming(directory):
+        with with_filename(directory):
             os.fsync(descriptor)
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
@@ -83,13 +83,13 @@ def write_atomic(path: Path, data: bytes) -> None:
         OSError: the disk is full, broken or gone; names the file.
     """
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    with naming(path):
-        if kind_misfit(partial) not in (None, "missing"):
+    with with_filename(path):
+        if irregularity(partial) not in (None, "missing"):
             partial.unlink(
                 missing_ok=True
             )  # a link would lead the bytes out of the folder, a pipe is waited for
         # What a killed process left under the plain name is written over, so nobody has to sweep it.
-        if not _write_plainly_named(partial, path, data):
+        if not _write_partial(partial, path, data):
             # Another process is writing this file, or left it writable only for its own user.
             partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
             try:
@@ -101,7 +101,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
-def _write_plainly_named(partial: Path, path: Path, data: bytes) -> bool:
+def _write_partial(partial: Path, path: Path, data: bytes) -> bool:
     """Write through `partial`; return False if another process is using `partial`, or if it may not be written."""
     try:
         file = partial.open("ab")
@@ -209,7 +209,7 @@ def unseal(document: JsonObject, where: str) -> JsonObject:
 
 def read_json(path: Path) -> JsonObject:
     """Read a JSON object of bounded size; errors as in `read_sealed`."""
-    return parse_json(read_plain(path, MAX_DOCUMENT_BYTES), str(path))
+    return parse_json(read_regular(path, MAX_DOCUMENT_BYTES), str(path))
 
 
 def parse_json(data: bytes, where: str) -> JsonObject:
@@ -287,7 +287,7 @@ def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
     return value
 
 
-def texts(document: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+def text_list(document: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     """Return ``document[name]`` if it is a list of strings, else raise a `CacheError` that names the field."""
     values = field(document, name, list, where)
     if not all(isinstance(value, str) for value in values):
@@ -295,12 +295,12 @@ def texts(document: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]
     return tuple(values)
 
 
-def identical(got: Any, wanted: Any) -> bool:
+def is_identical_json(got: Any, wanted: Any) -> bool:
     """Whether two JSON values are the same, and not only equal in Python: 3.0 and true are other numbers for others."""
     if type(got) is not type(wanted):
         return False
     if isinstance(got, dict):
-        return got.keys() == wanted.keys() and all(identical(got[name], wanted[name]) for name in got)
+        return got.keys() == wanted.keys() and all(is_identical_json(got[name], wanted[name]) for name in got)
     if isinstance(got, list):
-        return len(got) == len(wanted) and all(map(identical, got, wanted))
+        return len(got) == len(wanted) and all(map(is_identical_json, got, wanted))
     return bool(got == wanted)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from featcache.store.arrays import DTYPES, MAX_BLOCK_ROWS, MIN_BLOCK_ROWS, ArrayInfo
 from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, field, texts
+from featcache.store.files import JsonObject, field, text_list
 from featcache.store.layers import FINAL
 from featcache.store.targets import SINGLE_LABEL, Targets
 
@@ -195,7 +195,7 @@ class Inventory:
             CacheError: a field is missing, of the wrong type or out of range.
         """
         splits = field(document, "splits", dict, where)
-        targets = Targets.from_dict(document, texts(document, "class_names", where), where)
+        targets = Targets.from_dict(document, text_list(document, "class_names", where), where)
         inventory = cls(
             splits={name: _split_from_dict(name, splits, where) for name in splits},
             class_names=targets.names,
@@ -353,7 +353,7 @@ def _array_from_dict(name: str, arrays: Mapping[str, Any], rows: int, where: str
     dtype = field(document, "dtype", str, where)
     if dtype not in DTYPES:
         raise CacheError(f"{where}: field 'dtype' must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    layers, tokens = (texts(document, text, where) for text in ("layers", "tokens"))
+    layers, tokens = (text_list(document, text, where) for text in ("layers", "tokens"))
     if layers:
         if len(shape) != 4 or shape[2] != len(tokens):
             raise CacheError(f"{where}: field 'shape' {list(shape)} does not fit {len(tokens)} tokens")
@@ -365,7 +365,7 @@ def _array_from_dict(name: str, arrays: Mapping[str, Any], rows: int, where: str
             safe_name(token, f"{where}: field 'tokens'")
         if len(set(tokens)) < len(tokens):
             raise CacheError(f"{where}: field 'tokens' names one twice")
-    names = texts(document, "dimension_names", where)
+    names = text_list(document, "dimension_names", where)
     if len(names) != len(shape):
         raise CacheError(f"{where}: field 'dimension_names' must have {len(shape)} entries, got {len(names)}")
     return ArrayInfo(name, shape, rows, dtype, names, layers, tokens)

@@ -123,7 +123,7 @@ def _read(directory: Path, inventory: Inventory, block: Block) -> BlockRecord | 
 
 
 def _files_hold(directory: Path, record: BlockRecord) -> bool:
-    return not any(file.misfit(directory / FEATURES / path) for path, file in record.files.items())
+    return not any(file.mismatch(directory / FEATURES / path) for path, file in record.files.items())
 
 
 def is_set_aside(name: str) -> bool:

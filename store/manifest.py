@@ -11,7 +11,7 @@ from typing import Any, Self
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, read_sealed, write_sealed
 from featcache.store.inventory import Block, Inventory
-from featcache.store.regular_files import IS_LINK, NOT_PLAIN
+from featcache.store.regular_files import IS_LINK, NOT_REGULAR
 from featcache.store.spec import CacheSpec
 
 MANIFEST_FILE = "manifest.json"
@@ -26,7 +26,7 @@ class FileRecord:
     bytes: int
     sha256: str
 
-    def misfit(self, path: Path) -> str | None:
+    def mismatch(self, path: Path) -> str | None:
         """Why the file at `path` cannot be the recorded one, by kind and size alone; None if it can."""
         try:
             status = os.lstat(path)
@@ -37,7 +37,7 @@ class FileRecord:
         if S_ISLNK(status.st_mode):
             return IS_LINK
         if not S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            return NOT_PLAIN
+            return NOT_REGULAR
         return None if status.st_size == self.bytes else f"{status.st_size} bytes, must be {self.bytes}"
 
 

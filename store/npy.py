@@ -29,7 +29,7 @@ class NpyLayout:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def read_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the header of a ``.npy`` file from its first byte on: shape, Fortran order, type; leave `file` at the values.
 
     Raises:
@@ -59,7 +59,7 @@ def npy_layout(file: IO[bytes], size: int) -> NpyLayout:
     Raises:
         ValueError: the file is no ``.npy`` file, holds Python objects, or is shorter than declared; the message says which.
     """
-    shape, fortran, dtype = read_head(file)
+    shape, fortran, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects; save it as an array of numbers or texts")
     layout = NpyLayout(dtype, shape, fortran, file.tell())

@@ -7,7 +7,7 @@ from featcache.store.arrays import ArrayInfo, block_rows
 from featcache.store.inventory import DEFAULT_TAP, SplitInventory
 from featcache.store.layers import FINAL
 from featcache.store.targets import SINGLE_LABEL, Targets
-from featcache.store.token_groups import EMBEDDING, POOLED, array_name, tap_and_group
+from featcache.store.token_groups import EMBEDDING, POOLED, array_name, parse_array_name
 
 CONTENT_DIGEST = "content_digest"
 CONTENT_DIGEST_BYTES = 16
@@ -117,7 +117,7 @@ def plan_arrays(
 
 def _dimension_names(array: TokenArray, width: int) -> tuple[str, str, str, str]:
     """xarray wants one size per name in a group, so whatever differs in size has a name of its own."""
-    tap, group = tap_and_group(array.name)
+    tap, group = parse_array_name(array.name)
     layer = "final_layer" if array.layers == (FINAL,) else "block"
     token = EMBEDDING if tap == EMBEDDING else "token" if group == POOLED else f"{group}_token"
     return "sample", layer, token, "channel" if array.width == width else f"{tap}_channel"

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from featcache.store.errors import CacheError
-from featcache.store.regular_files import read_plain
+from featcache.store.regular_files import read_regular
 
 CARD_FILE = "README.md"
 MAX_CARD_BYTES = 2**20
@@ -19,7 +19,7 @@ def card_origin(directory: Path) -> str | None:
     Use it in messages alone: the card is untrusted, so the address is not contacted unless the user asks for it.
     """
     with suppress(OSError, CacheError):
-        card = read_plain(directory / CARD_FILE, MAX_CARD_BYTES).decode(errors="replace")
+        card = read_regular(directory / CARD_FILE, MAX_CARD_BYTES).decode(errors="replace")
         found = _PULL.search(card.partition(SHARED)[2])
         return found[1] if found else None
     return None

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, field, texts
+from featcache.store.files import JsonObject, field, text_list
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single-label", "multi-label", "regression"
 TARGET_KINDS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
@@ -64,7 +64,7 @@ class Targets:
         """Names of the axes behind that of the samples."""
         return _AXES[self.kind]
 
-    def misfit(
+    def mismatch(
         self, labels: npt.NDArray[Any], valid: npt.NDArray[np.bool_], first_row: int = 0
     ) -> str | None:
         """Why labels ``[N, ...]`` cannot be; None if those of all rows that hold features can.
@@ -120,7 +120,7 @@ class Targets:
             CacheError: a field is missing, of the wrong type or out of range.
         """
         targets = field(document, "targets", dict, where) if "targets" in document else {}
-        units = texts(targets, "units", where) if targets else ()
+        units = text_list(targets, "units", where) if targets else ()
         problem = names_problem(names, units)
         if problem:
             raise CacheError(f"{where}: {problem}")

@@ -77,7 +77,7 @@ def escape_markdown(text: str) -> str:
     return _ENTITY.sub("&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
 
 
-def in_cell(text: str) -> str:
+def escape_cell(text: str) -> str:
     """Escape text for a cell of a Markdown table, keeping links and emphasis: no border, no backslash escape, no HTML."""
     return text.replace("\\", r"\\").replace("|", r"\|").replace("<", "&lt;")
 
@@ -93,6 +93,6 @@ def reason(error: BaseException) -> str:
     )
 
 
-def split_names(text: str) -> tuple[str, ...]:
+def parse_names(text: str) -> tuple[str, ...]:
     """The names in a list with commas, each once."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))

@@ -24,7 +24,7 @@ def array_name(tap: str, group: str = POOLED) -> str:
     return tap if group == POOLED else f"{tap}_{group}"
 
 
-def tap_and_group(array: str) -> tuple[str, str]:
+def parse_array_name(array: str) -> tuple[str, str]:
     """The reverse of `array_name`."""
     tap, _, group = array.partition("_")
     return tap, group or POOLED
@@ -48,9 +48,9 @@ def parse_groups(text: str) -> tuple[str, ...]:
             raise UnknownNameError("token kind", name, (*TOKEN_KINDS, *GROUPS[1:]))
     if not names:
         raise RequestError(f"no token kind is named in {text!r}")
-    return in_order({POOLED, *names} - {*TOKEN_KINDS})
+    return sort_groups({POOLED, *names} - {*TOKEN_KINDS})
 
 
-def in_order(groups: "set[str] | Sequence[str]") -> tuple[str, ...]:
+def sort_groups(groups: "set[str] | Sequence[str]") -> tuple[str, ...]:
     """The groups in the order of `GROUPS`, each once."""
     return tuple(group for group in GROUPS if group in groups)

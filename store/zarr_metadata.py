@@ -12,7 +12,7 @@ from typing import Any
 
 from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, field, identical, read_json
+from featcache.store.files import JsonObject, field, is_identical_json, read_json
 from featcache.store.inventory import PROJECTION, Inventory
 
 METADATA_FILE = "zarr.json"
@@ -124,7 +124,7 @@ def read_metadata(path: Path) -> JsonObject:
 def compare_fields(fields: Iterable[tuple[str, Any, Any]], where: str) -> None:
     """Refuse the first field that is not as wanted; fields are (name, value, wanted value)."""
     for name, got, wanted in fields:
-        if not identical(got, wanted):
+        if not is_identical_json(got, wanted):
             raise CacheError(f"{where}: field {name!r} is {got!r}, the manifest says {wanted!r}")
 
 

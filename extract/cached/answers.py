@@ -10,7 +10,7 @@ from featcache.extraction.cached.retry import Retry, try_again
 from featcache.extraction.requests.feature_selection import Contents
 from featcache.extraction.sources.base import Source
 from featcache.store.catalogue import Entry
-from featcache.store.catalogue.entries import WHOLE
+from featcache.store.catalogue.entries import COMPLETE_RANK
 from featcache.store.corrections import warnings_of
 from featcache.store.errors import CacheError
 from featcache.store.progress import Reporter
@@ -71,7 +71,7 @@ class Answers:
             )
         if self.is_replaced(entry):
             return Verdict.REPLACED
-        if not self._tried and entry.worth == WHOLE and self._search[0] in entry.path.parents:
+        if not self._tried and entry.rank == COMPLETE_RANK and self._search[0] in entry.path.parents:
             self._tried = True
             self.retry = try_again(entry.cache, self._source)
             if self.retry is not None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from featcache.extraction.backbones.base import Backbone, TapPoint, TokenLayout
 from featcache.store.layers import FINAL
-from featcache.store.token_groups import EMBEDDING, GRIDS, PATCHES, POOLED, REGISTERS, tap_and_group
+from featcache.store.token_groups import EMBEDDING, GRIDS, PATCHES, POOLED, REGISTERS, parse_array_name
 
 
 class Wanted(Protocol):
@@ -79,7 +79,7 @@ class Taps:
         """By tap and layer."""
         self._wanted: dict[tuple[str, str], list[Wanted]] = defaultdict(list)
         for array in self._arrays:
-            tap, _ = tap_and_group(array.name)
+            tap, _ = parse_array_name(array.name)
             for layer in array.layers:
                 self._points[tap, layer] = _point(backbone, tap, layer)
                 self._wanted[tap, layer].append(array)
@@ -134,7 +134,7 @@ class Taps:
         return point.module.register_forward_hook(record)
 
     def _take(self, tokens: Tensor, array: Wanted) -> Tensor:
-        tap, group = tap_and_group(array.name)
+        tap, group = parse_array_name(array.name)
         if tap == EMBEDDING:  # [B, E]: no tokens any more
             return tokens.float().unsqueeze(1)
         return pool_tokens(tokens, self._backbone.layout, group, array.tokens if group == POOLED else ())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Inventory
-from featcache.store.writing.pending import Remaining, free_space
+from featcache.store.writing.pending import PendingWork, free_space
 
 NEW, UNFINISHED, LACKING, COMPLETE = "new", "unfinished", "lacking", "complete"
 
@@ -32,7 +32,7 @@ class Estimate:
     """All that is asked for."""
     held: Inventory | None
     """What the complete cache at `path` holds."""
-    remaining: Remaining
+    remaining: PendingWork
     speed: Speed | None
     """None where nothing is left to be extracted."""
 

@@ -4,7 +4,7 @@ from featcache.extraction.sources.base import Citation
 from featcache.store.journal import FEATURES
 from featcache.store.reading.split import SplitReader
 from featcache.store.targets import REGRESSION
-from featcache.store.text import in_cell
+from featcache.store.text import escape_cell
 from featcache.store.writing.writer import CacheWriter
 
 MAX_ROWS = 1000
@@ -64,4 +64,4 @@ def _targets(writer: CacheWriter) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return in_cell(text.replace("\n", " "))
+    return escape_cell(text.replace("\n", " "))

@@ -15,8 +15,8 @@ from featcache.store.token_groups import (
     POOLED,
     REGISTERS,
     array_name,
-    in_order,
     parse_groups,
+    sort_groups,
     token_names,
 )
 
@@ -55,7 +55,7 @@ class Contents:
     def groups(self) -> tuple[str, ...]:
         """The groups of tokens to cache."""
         named = parse_groups(self.tokens)
-        return in_order([*named, PATCHES]) if self.patches else named
+        return sort_groups([*named, PATCHES]) if self.patches else named
 
     def choose_splits(self, available: Collection[str]) -> list[str]:
         """The splits to cache of those that a dataset has.

@@ -320,9 +320,9 @@ class SplitDataset(Source):
         """Refuse now what no cache could hold, not after the backbone has run."""
         listing, targets = self._collection.listing, self.targets
         longest = int(listing.ids.lengths.max())
-        misfit = targets.misfit(listing.labels, np.ones(len(listing.ids), np.bool_))
-        if misfit:
-            raise DatasetError(f"{self.name}: {misfit}")
+        mismatch = targets.mismatch(listing.labels, np.ones(len(listing.ids), np.bool_))
+        if mismatch:
+            raise DatasetError(f"{self.name}: {mismatch}")
         for split in rows:
             if not _SAFE.fullmatch(split) or split == PROJECTION:
                 raise DatasetError(

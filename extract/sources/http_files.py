@@ -53,7 +53,7 @@ def fetch_all(addresses: Sequence[str], reporter: Reporter) -> list[Path]:
 
 
 def _fetch(missing: dict[Path, str], reporter: Reporter) -> None:
-    from featcache.store.network.concurrency import fly
+    from featcache.store.network.concurrency import run_concurrently
     from featcache.store.network.http_client import HttpClient
 
     done, lock = 0, Lock()
@@ -68,7 +68,7 @@ def _fetch(missing: dict[Path, str], reporter: Reporter) -> None:
                 update(done, len(missing))
 
         try:
-            fly([partial(one, target, address) for target, address in missing.items()], THREADS)
+            run_concurrently([partial(one, target, address) for target, address in missing.items()], THREADS)
         finally:
             client.close()
 

@@ -14,8 +14,8 @@ from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from featcache.extraction.sources.places import derived
-from featcache.store.errors import CacheError, DatasetError, UnknownNameError, alike
-from featcache.store.files import read_sealed, sha256_file, texts, write_sealed
+from featcache.store.errors import CacheError, DatasetError, UnknownNameError, similar_names
+from featcache.store.files import read_sealed, sha256_file, text_list, write_sealed
 from featcache.store.hub import client_errors, hub_problem, offline_if_unreachable
 from featcache.store.progress import Reporter, Update
 
@@ -113,7 +113,7 @@ def _noted(note: Path) -> tuple[str, ...] | None:
     if not note.is_file():
         return None
     try:
-        return texts(read_sealed(note), "files", str(note))
+        return text_list(read_sealed(note), "files", str(note))
     except CacheError:
         return None
 
@@ -134,7 +134,10 @@ def _nearest(repository: str) -> list[str]:
         ]
     except client_errors():  # the answer is only a hint
         return []
-    return alike(repository, found) or [one for one in found if alike(name, [one.rpartition("/")[2]])][:3]
+    return (
+        similar_names(repository, found)
+        or [one for one in found if similar_names(name, [one.rpartition("/")[2]])][:3]
+    )
 
 
 class _Download:

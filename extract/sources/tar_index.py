@@ -83,7 +83,7 @@ class _Headers:
 
 
 def index_tar(path: Path) -> TarIndex:
-    """Find all plain files of a tar file.
+    """Find all regular files of a tar file.
 
     Raises:
         DatasetError: it is no tar file, compressed, damaged or truncated; the message says where.

@@ -15,7 +15,7 @@ from featcache.extraction.sources.collection import indexed_targets
 from featcache.extraction.sources.dataset import AUTO
 from featcache.store.class_numbers import number_classes
 from featcache.store.errors import DatasetError
-from featcache.store.npy import read_head
+from featcache.store.npy import read_header
 from featcache.store.targets import MAX_CLASSES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
 from featcache.store.text import reason
 
@@ -47,7 +47,7 @@ def _array(content: bytes, where: str) -> "np.ndarray[Any, np.dtype[Any]]":
     """Return a small array of numbers; check its size first, since a forged header could take all memory."""
     file = io.BytesIO(content)
     try:
-        shape, _, dtype = read_head(file)
+        shape, _, dtype = read_header(file)
     except ValueError as error:
         raise DatasetError(f"{where} is no array of numbers ({reason(error)})") from None
     if dtype.kind not in "biuf":

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from featcache.api.types import CacheName, Roots, roots_of, text_of
 from featcache.store.address import is_address, parse_address
-from featcache.store.catalogue import Entry, completed_last, roots, say_unreadable, select
+from featcache.store.catalogue import Entry, completed_last, report_unreadable, roots, select
 from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
-from featcache.store.held import Held, describe_part
 from featcache.store.inventory import Block, Inventory
+from featcache.store.partial_copy import PartialCopy, describe_partial
 from featcache.store.progress import Reporter
 from featcache.store.reading.content import SharedImages, shared_images
 from featcache.store.spec import CacheSpec
@@ -118,7 +118,7 @@ def describe(cache: str | None, root: Sequence[Path], reporter: Reporter) -> Cac
         return _of_remote(cache)
     search = roots(root)
     if not cache:
-        say_unreadable(search, reporter)
+        report_unreadable(search, reporter)
     return _of_entry(select(search, cache) if cache else completed_last(search))
 
 
@@ -126,9 +126,11 @@ def _of_entry(entry: Entry) -> CacheInfo:
     cache = entry.cache
     manifest = cache.manifest
     state = origin = borrowed = None
-    held = Held.read(entry.path)
+    held = PartialCopy.read(entry.path)
     if held is not None:
-        part = describe_part(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
+        part = (
+            describe_partial(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
+        )
         state = f"{'borrowed' if held.borrowed else 'a partial copy'}: {part}"
         origin, borrowed = held.origin, held.borrowed
     return CacheInfo(

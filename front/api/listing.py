@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from featcache.api.types import Roots, roots_of
 from featcache.extraction.models.names import model_names
 from featcache.store.address import parse_address
-from featcache.store.catalogue import Entry, Unreadable, goes_by, scan, slug, unreadable
-from featcache.store.catalogue.summary import Summary, summarise
+from featcache.store.catalogue import Entry, Unreadable, has_model_name, scan, slug, unreadable
+from featcache.store.catalogue.summary import Summary, summarize
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
 
@@ -111,12 +111,12 @@ class RemoteListing:
 
 def list_remote(address: str, model: str | None, dataset: str | None) -> RemoteListing:
     """List what a remote holds, by one listing of its files."""
-    from featcache.store.network.concurrency import retried
+    from featcache.store.network.concurrency import retry
     from featcache.store.transfer.catalogue import read_catalogue, search
     from featcache.store.transfer.remotes import open_remote
 
     with open_remote(parse_address(address)) as remote:
-        catalogue = retried(lambda: read_catalogue(remote))
+        catalogue = retry(lambda: read_catalogue(remote))
         found = search(catalogue.entries, model, dataset, model_names(model) if model else ())
         caches = [_of_catalogue(entry, remote) for entry in found]
         complete = {entry.name for entry in catalogue.entries}
@@ -161,7 +161,7 @@ def _of_unreadable(one: Unreadable) -> CacheListing:
 def _of_entry(entry: Entry) -> CacheListing:
     names = (entry.dataset, entry.model, entry.key)
     try:
-        summary = summarise(entry)
+        summary = summarize(entry)
         modified = entry.modified
     except CacheError as error:
         return CacheListing(*names, "damaged", entry.path, entry.root, error=str(error))
@@ -190,7 +190,7 @@ def _state(entry: Entry, summary: Summary) -> str:
 def _matches(entry: Entry, model: str | None, dataset: str | None) -> bool:
     if dataset and dataset.lower() not in entry.dataset.lower():
         return False
-    return not model or model.lower() in entry.model or goes_by(entry, model_names(model))
+    return not model or model.lower() in entry.model or has_model_name(entry, model_names(model))
 
 
 def _may_match(one: Unreadable, model: str | None, dataset: str | None) -> bool:

@@ -53,9 +53,9 @@ def open(
     """
     if is_address(str(cache)):
         from featcache.store.transfer.borrow import borrow
-        from featcache.store.transfer.plan import Choice
+        from featcache.store.transfer.selection import CacheSelection
 
-        choice = Choice(names_of(splits), layers, names_of(taps), patches)
+        choice = CacheSelection(names_of(splits), layers, names_of(taps), patches)
         folder = borrow(
             parse_address(str(cache)),
             roots_of(root),

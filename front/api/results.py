@@ -11,6 +11,7 @@ from featcache.probing.report.groups import SCORES, Group, filter_rows, group_ro
 from featcache.probing.report.tables import Table
 from featcache.probing.report.views import VIEWS, Against, parse_reference
 from featcache.probing.results.rows import RESULTS_FILE, ResultRow, count_lines, read_rows
+from featcache.probing.results.solved_rows import heads_in_results
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
 from featcache.store.progress import Reporter
@@ -168,6 +169,7 @@ def _chosen_rows(folder: Path, filters: Mapping[str, Sequence[str]], reporter: R
     wanted["model"] = [
         next((alias for alias in model_names(name) if alias in known), name) for name in wanted["model"]
     ]
+    wanted["head"] = heads_in_results(wanted["head"], wanted["solver"])
     return filter_rows(rows, wanted)
 
 

@@ -78,9 +78,9 @@ def pull(
     Example:
         >>> cache = featcache.open(featcache.pull("s3://bucket/team/0123456789ab", layers="last").path)  # doctest: +SKIP
     """
-    from featcache.store.transfer.plan import Choice
     from featcache.store.transfer.pull import pull as run_pull
+    from featcache.store.transfer.selection import CacheSelection
 
-    choice = Choice(names_of(splits), layers, names_of(taps), patches)
+    choice = CacheSelection(names_of(splits), layers, names_of(taps), patches)
     reporter = ConsoleReporter(quiet=not progress)
     return run_pull(parse_address(str(cache)), roots_of(root), choice, check=check, reporter=reporter)

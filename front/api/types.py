@@ -5,7 +5,7 @@ from pathlib import Path
 
 from featcache.store.catalogue import roots
 from featcache.store.reading.reader import Cache
-from featcache.store.text import split_names
+from featcache.store.text import parse_names
 
 PathLike = str | Path
 CacheName = Cache | str | Path
@@ -30,4 +30,4 @@ def text_of(cache: CacheName) -> str:
 
 def names_of(given: str | Iterable[str]) -> tuple[str, ...]:
     """Return names that are given one by one, or as a list in one text, such as ``train,test``."""
-    return split_names(given) if isinstance(given, str) else tuple(given)
+    return parse_names(given) if isinstance(given, str) else tuple(given)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.api.types import CacheName, PathLike, Roots, roots_of, text_of
-from featcache.store.catalogue import completed_last, say_unreadable, select
-from featcache.store.checking.repair import Repair
+from featcache.store.catalogue import completed_last, report_unreadable, select
+from featcache.store.checking.repair import RepairResult
 from featcache.store.checking.repair import repair as repair_files
 from featcache.store.checking.verify import Verification
 from featcache.store.checking.verify import verify as verify_files
@@ -30,7 +30,7 @@ class CacheCheck:
 
     files: Verification
     """Damages of the files; after a repair that fetched files again, those that are left."""
-    repair: Repair | None = None
+    repair: RepairResult | None = None
     """What a repair dropped, if there was one to do."""
     recomputation: "Recomputation | None" = None
     """Comparison of some rows with the backbone, if it was asked for."""
@@ -126,7 +126,7 @@ def verify(
     check_recompute(recompute, given)
     search, reporter = roots_of(root), ConsoleReporter(quiet=not progress)
     if cache is None:
-        say_unreadable(search, reporter)
+        report_unreadable(search, reporter)
     folder = directory_of(search, None if cache is None else text_of(cache), exact=repair)
     return check_cache(
         folder, repair=repair, threads=threads, samples=recompute, options=options, reporter=reporter
@@ -184,12 +184,12 @@ def check_cache(
 
 def _repair(
     found: Verification, threads: int | None, resilient: bool, reporter: Reporter
-) -> tuple[Verification, Repair | None]:
+) -> tuple[Verification, RepairResult | None]:
     """Fetch the damaged files of a copy from its origin, so that it stays usable; else drop damaged blocks."""
-    from featcache.store.transfer.mending import mend
+    from featcache.store.transfer.repair import repair_copy
 
     try:
-        fetched = mend(found, reporter)
+        fetched = repair_copy(found, reporter)
         if fetched is None:
             return found, repair_files(found)
         reporter.message(

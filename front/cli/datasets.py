@@ -14,7 +14,7 @@ from featcache.extraction.sources.samples import labels_of
 from featcache.store.catalogue import slug
 from featcache.store.files import JsonObject
 from featcache.store.targets import REGRESSION
-from featcache.store.text import split_names
+from featcache.store.text import parse_names
 from featcache.terminal.console import ConsoleReporter, echo, print_json, print_table
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def show_command(
     NAME is an alias, or KIND:PLACE as for extract.
     """
     reporter = ConsoleReporter(quiet=as_json)
-    chosen = DatasetOptions(test_splits=split_names(test_split or ""), **options)  # type: ignore[arg-type]  # click's values have the fields' types
+    chosen = DatasetOptions(test_splits=parse_names(test_split or ""), **options)  # type: ignore[arg-type]  # click's values have the fields' types
     source = resolve_source(name, chosen, reporter)
     document = _describe(source)
     if not no_sheet:

@@ -17,7 +17,7 @@ from featcache.store.catalogue import remote_roots, roots
 from featcache.store.inventory import DEFAULT_TAP, TAPS
 from featcache.store.requests import AUTO
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
-from featcache.store.text import split_names
+from featcache.store.text import parse_names
 from featcache.terminal.console import ConsoleReporter, duration, echo, print_json
 
 EPILOG = """\b
@@ -114,8 +114,8 @@ def extract_command(
     What a cache lacks of the taps, layers, tokens and splits that are asked for is added to it. What a teammate has
     pushed to a remote that FEATCACHE_ROOT names is pulled from there.
     """
-    contents = Contents(split_names(tap), layers, tokens, patches, split_names(splits or ""))
-    tests = split_names(test_split or "")
+    contents = Contents(parse_names(tap), layers, tokens, patches, parse_names(splits or ""))
+    tests = parse_names(test_split or "")
     request = ExtractRequest(contents=contents, test_splits=tests, **options)  # type: ignore[arg-type]  # click's values have the fields' types
     reporter = ConsoleReporter(quiet=as_json)
     if dry_run:

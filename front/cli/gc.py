@@ -8,7 +8,7 @@ import click
 
 from featcache.cli.options import common_options
 from featcache.store.catalogue import roots
-from featcache.store.catalogue.removal import left_behind
+from featcache.store.catalogue.removal import foreign_files_message
 from featcache.store.catalogue.stale_files import StaleFile, find_stale_files
 from featcache.store.errors import CacheError, FeatcacheError, RequestError
 from featcache.terminal.console import ConsoleReporter, duration, echo, print_json, print_table, size
@@ -70,7 +70,7 @@ def _remove(found: list[StaleFile], reporter: ConsoleReporter) -> list[StaleFile
             failed.append(stale)
         else:
             if left:
-                reporter.message(left_behind(stale.path, left))
+                reporter.message(foreign_files_message(stale.path, left))
     return failed
 
 

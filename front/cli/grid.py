@@ -5,10 +5,10 @@ from itertools import product
 from pathlib import Path
 
 from featcache.extraction.models.names import model_names
-from featcache.store.catalogue import completed_last, say_unreadable, select
+from featcache.store.catalogue import completed_last, report_unreadable, select
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.reading.reader import Cache, open_cache
-from featcache.store.text import split_names
+from featcache.store.text import parse_names
 from featcache.terminal.console import ConsoleReporter
 
 
@@ -27,7 +27,7 @@ def open_caches(
 ) -> list[Cache]:
     """The caches of every model and dataset named; the one completed last if nothing is."""
     if not (cache or model or dataset):
-        say_unreadable(search, ConsoleReporter())
+        report_unreadable(search, ConsoleReporter())
         return [open_cache(completed_last(search).path, allow_partial=allow_partial)]
     models, datasets = _names(model), _names(dataset)
     found: dict[Path, Cache] = {}
@@ -52,4 +52,4 @@ def open_caches(
 
 def _names(text: str | None) -> list[str | None]:
     """The names in a list such as ``x,y``; None for any."""
-    return [*split_names(text or "")] or [None]
+    return [*parse_names(text or "")] or [None]

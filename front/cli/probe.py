@@ -92,7 +92,7 @@ Examples:
     "--solver",
     default="adamw",
     show_default=True,
-    help="adamw: train by the protocol; exact: solve for linear heads, penalty by penalty.",
+    help="adamw: train by the protocol; exact: solve for linear heads, penalty by penalty, as --head logreg does.",
 )
 @click.option(
     "--penalty", default="l2", show_default=True, help="Of the exact solver: l2, or group-lasso over layers."

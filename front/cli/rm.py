@@ -8,7 +8,12 @@ from featcache.cli.options import common_options
 from featcache.cli.remote import confirmed, remove_remote
 from featcache.store.address import is_address
 from featcache.store.catalogue import Entry, roots, select
-from featcache.store.catalogue.removal import check_removable, left_behind, refuse_linked, remove_cache
+from featcache.store.catalogue.removal import (
+    check_removable,
+    foreign_files_message,
+    refuse_linked,
+    remove_cache,
+)
 from featcache.store.catalogue.usage import Usage, usage
 from featcache.store.errors import CacheNotFoundError, RequestError
 from featcache.terminal.console import echo, print_json, size
@@ -42,7 +47,7 @@ def rm_command(cache: str, yes: bool, root: tuple[Path, ...], as_json: bool) -> 
         return
     echo(f"removed {entry.path} ({size(taken.num_bytes)})")
     if left:
-        echo(left_behind(entry.path, left), err=True)
+        echo(foreign_files_message(entry.path, left), err=True)
 
 
 def _select(search: list[Path], cache: str) -> Entry:

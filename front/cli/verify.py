@@ -9,7 +9,7 @@ from click.core import ParameterSource
 from featcache.api.verification import check_cache, check_recompute, directory_of
 from featcache.cli.options import LocalPath, common_options
 from featcache.cli.verify_report import show
-from featcache.store.catalogue import completed_last, roots, say_unreadable, scan
+from featcache.store.catalogue import completed_last, report_unreadable, roots, scan
 from featcache.store.errors import RequestError
 from featcache.store.requests import AUTO
 from featcache.terminal.console import ConsoleReporter, print_json
@@ -28,7 +28,7 @@ Examples:
 @click.option("--all", "every", is_flag=True, help="All caches under the roots.")
 @click.option(
     "--repair",
-    "mend",
+    "repair_damage",
     is_flag=True,
     help="Fetch what is damaged again where the cache was pulled from; else drop it, for the next extract to redo.",
 )
@@ -53,7 +53,7 @@ def verify_command(
     /,
     cache: str | None,
     every: bool,
-    mend: bool,
+    repair_damage: bool,
     threads: int | None,
     samples: int | None,
     root: tuple[Path, ...],
@@ -72,12 +72,12 @@ def verify_command(
     reporter, results = ConsoleReporter(quiet=as_json), []
     search = roots(root)
     if not cache:
-        say_unreadable(search, reporter)
-    for folder in _every_folder(search) if every else [directory_of(search, cache, exact=mend)]:
+        report_unreadable(search, reporter)
+    for folder in _every_folder(search) if every else [directory_of(search, cache, exact=repair_damage)]:
         results.append(
             check_cache(
                 folder,
-                repair=mend,
+                repair=repair_damage,
                 threads=threads,
                 samples=samples,
                 options=options,

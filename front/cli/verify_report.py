@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from featcache.api.verification import CacheCheck
-from featcache.store.checking.repair import Repair
+from featcache.store.checking.repair import RepairResult
 from featcache.store.checking.verify import Verification
-from featcache.store.reading.reader import maker
+from featcache.store.reading.reader import extraction_command
 from featcache.terminal.console import echo, print_table, size
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ def _summary(found: Verification) -> str:
     return f"{state}; {found.files} files, {size(found.num_bytes)} in {found.seconds:.1f} s ({speed}/s)"
 
 
-def _describe_repair(found: Verification, done: Repair) -> str:
-    left = f"; left as found: {', '.join(done.strangers[:5])}" if done.strangers else ""
+def _describe_repair(found: Verification, done: RepairResult) -> str:
+    left = f"; left as found: {', '.join(done.unexpected_files[:5])}" if done.unexpected_files else ""
     blocks = "1 block" if len(done.dropped) == 1 else f"{len(done.dropped)} blocks"
     if done.complete:
         return f"repaired, the cache is complete{left}"
     assert found.manifest is not None  # else there was nothing to repair
-    command = maker(found.directory, found.manifest)
+    command = extraction_command(found.directory, found.manifest)
     verb = "imported" if command.endswith("import") else "extracted"
     return (
         f"dropped; run the same `{command}` again: {done.samples} samples in {blocks} are to be {verb}{left}"

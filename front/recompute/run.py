@@ -23,7 +23,7 @@ from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache, as_float32
 from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
-from featcache.store.token_groups import tap_and_group
+from featcache.store.token_groups import parse_array_name
 
 Features = npt.NDArray[np.float32]
 
@@ -115,7 +115,7 @@ def _differences(
     cache: Cache, split: str, rows: Sequence[int], forward: _Forward
 ) -> Iterator[LayerDifference]:
     for name, fresh in forward(split, rows).items():
-        tap, group = tap_and_group(name)
+        tap, group = parse_array_name(name)
         reader = cache[split].view(tap, group)
         layers = cache.inventory.splits[split].arrays[name].layers
         stored = as_float32(reader.gather(rows, layers, reader.tokens), cache.spec.dtype)

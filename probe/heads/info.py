@@ -11,8 +11,10 @@ from featcache.store.errors import RequestError
 if TYPE_CHECKING:
     from featcache.probing.heads.base import Head
 
-TRAINED, CLOSED, EXACT, AUTO = ("trained", "closed", "exact", "auto")
+TRAINED, CLOSED_FORM, EXACT, AUTO = ("trained", "closed", "exact", "auto")
 """How a head is fitted: by the members of a protocol, by formula for every setting, by the exact solver, or as others are."""
+SOLVED_HEAD = "logreg"
+"""The head of the exact solver; ``--head linear --solver exact`` is another way to ask for it."""
 
 
 @dataclass(frozen=True)

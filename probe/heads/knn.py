@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from featcache.probing.heads.closed import ClosedHead, Settings
+from featcache.probing.heads.closed_form import ClosedFormHead, Settings
 from featcache.probing.scoring.kinds import REGRESSION, SINGLE_LABEL
 from featcache.probing.scoring.tasks import Task
 
@@ -32,7 +32,7 @@ LEAST_ROWS = 128
 FLOOR = 1e-4
 
 
-class KnnHead(ClosedHead):
+class KnnHead(ClosedFormHead):
     """M votes over the same training samples, which the head keeps."""
 
     bytes_per_value = 12

@@ -16,8 +16,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from featcache.probing.heads.closed import (
-    ClosedLinearHead,
+from featcache.probing.heads.closed_form import (
+    ClosedFormLinearHead,
     Directions,
     Settings,
     check_directions,
@@ -29,7 +29,7 @@ from featcache.probing.scoring.tasks import Task
 SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 
 
-class LdaHead(ClosedLinearHead):
+class LdaHead(ClosedFormLinearHead):
     """M affine maps that tell Gaussians apart, of different shrinkage."""
 
     decomposes = True

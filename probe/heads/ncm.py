@@ -16,13 +16,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from featcache.probing.heads.closed import ClosedLinearHead, Settings, sample_weights
+from featcache.probing.heads.closed_form import ClosedFormLinearHead, Settings, sample_weights
 from featcache.probing.scoring.tasks import Task
 
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01)
 
 
-class NcmHead(ClosedLinearHead):
+class NcmHead(ClosedFormLinearHead):
     """M affine maps that compare distances to class means, of different temperatures."""
 
     @classmethod

@@ -1,6 +1,6 @@
 """The registry of heads: one entry for each module beside this one."""
 
-from featcache.probing.heads.info import AUTO, CLOSED, EXACT, HeadInfo
+from featcache.probing.heads.info import AUTO, CLOSED_FORM, EXACT, SOLVED_HEAD, HeadInfo
 from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.store.errors import UnknownNameError
 
@@ -119,7 +119,7 @@ _ENTRIES = (
     HeadInfo(
         name="knn",
         factory=f"{_PACKAGE}.knn:KnnHead",
-        fitting=CLOSED,
+        fitting=CLOSED_FORM,
         default_layers="last",
         default_tokens=("cls",),
         summary="weighted vote of the nearest training samples by cosine",
@@ -130,7 +130,7 @@ _ENTRIES = (
     HeadInfo(
         name="ncm",
         factory=f"{_PACKAGE}.ncm:NcmHead",
-        fitting=CLOSED,
+        fitting=CLOSED_FORM,
         default_layers="last",
         default_tokens=("cls",),
         summary="nearest class mean",
@@ -142,7 +142,7 @@ _ENTRIES = (
     HeadInfo(
         name="ridge",
         factory=f"{_PACKAGE}.ridge:RidgeHead",
-        fitting=CLOSED,
+        fitting=CLOSED_FORM,
         default_layers="all",
         default_tokens=("cls", "ap"),
         summary="least squares with an L2 penalty, exact for all penalties at once",
@@ -154,7 +154,7 @@ _ENTRIES = (
     HeadInfo(
         name="lda",
         factory=f"{_PACKAGE}.lda:LdaHead",
-        fitting=CLOSED,
+        fitting=CLOSED_FORM,
         default_layers="all",
         default_tokens=("cls", "ap"),
         summary="linear discriminant analysis with a shrunk covariance",
@@ -164,7 +164,7 @@ _ENTRIES = (
         kinds=(SINGLE_LABEL,),
     ),
     HeadInfo(
-        name="logreg",
+        name=SOLVED_HEAD,
         factory=f"{_PACKAGE}.linear:LinearHead",
         fitting=EXACT,
         default_layers="all",

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from featcache.probing.heads.closed import (
-    ClosedLinearHead,
+from featcache.probing.heads.closed_form import (
+    ClosedFormLinearHead,
     Directions,
     Settings,
     check_directions,
@@ -32,7 +32,7 @@ BLOCK_VALUES = 2**24
 FACTORS = tuple(10.0 ** (-exponent / 2) for exponent in range(15))
 
 
-class RidgeHead(ClosedLinearHead):
+class RidgeHead(ClosedFormLinearHead):
     """M affine maps, fitted by least squares under different penalties."""
 
     calibrated = False

@@ -9,6 +9,7 @@ from statistics import mean
 from featcache.probing.report.significance import are_alike, mean_interval, spread
 from featcache.probing.requests.request import CHOICE, PATCH_HEADS
 from featcache.probing.results.rows import ResultRow
+from featcache.probing.results.solved_rows import share_setups
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import TOKEN_KINDS
 
@@ -110,7 +111,7 @@ def group_rows(rows: Iterable[ResultRow], score: str = MAIN) -> list[Group]:
     if score not in SCORES:
         raise UnknownNameError("score", score, SCORES)
     found: dict[tuple[object, ...], dict[tuple[int, int], ResultRow]] = {}
-    for row in rows:
+    for row in share_setups(list(rows)):
         found.setdefault(settings(row), {})[row.draw, row.seed] = row
     groups = [Group(tuple(seeds[seed] for seed in sorted(seeds)), score) for seeds in found.values()]
     return [group for group in groups if group.by_seed]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.probing.heads import HeadInfo, get_head
 from featcache.probing.heads.info import AUTO as AUTO_HEAD
-from featcache.probing.heads.info import CLOSED as CLOSED_HEAD
+from featcache.probing.heads.info import CLOSED_FORM as CLOSED_FORM_HEAD
 from featcache.probing.heads.info import EXACT as EXACT_HEAD
+from featcache.probing.heads.info import SOLVED_HEAD
 from featcache.probing.inputs.selection import Selection, default_tokens, missing_tokens, parse_kinds, select
 from featcache.probing.protocols.protocol import INPUTS, Protocol, get_protocol
 from featcache.probing.requests.tables import TABLES, TableRow
@@ -31,7 +32,7 @@ MAX_OPTION = 2**20
 """Of hidden units, queries and the like: far more than anyone needs, few enough to say so instead of running out of memory."""
 MAX_REPEATS, MAX_SHOTS = 10**6, 10**9
 ADAMW, EXACT = SOLVERS = ("adamw", "exact")
-CLOSED, CHOICE = "closed", "auto"
+CLOSED_FORM, CHOICE = "closed", "auto"
 """Solvers of the heads that are fitted by formula, and of the head that is chosen."""
 PRECISIONS = (AUTO, "fp32", "bf16")
 L2, GROUP_LASSO = PENALTIES = ("l2", "group-lasso")
@@ -106,11 +107,11 @@ class ProbeRequest:
         ):
             if name not in valid:
                 raise UnknownNameError(what, name, valid)
-        if self.penalty != L2 and self.solver != EXACT and "logreg" not in names:
+        if self.penalty != L2 and self.solver != EXACT and SOLVED_HEAD not in names:
             raise RequestError(
                 f"the penalty {self.penalty} is for heads that are solved exactly; add --solver exact"
             )
-        if self.solver == EXACT and not names <= {"linear", "logreg"}:
+        if self.solver == EXACT and not names <= {"linear", SOLVED_HEAD}:
             raise RequestError(
                 "the exact solver is for linear heads alone; leave --solver out for the others"
             )
@@ -191,7 +192,7 @@ class ProbeRequest:
 
 
 @dataclass(frozen=True)
-class Job:
+class HeadJob:
     """One head on one selection of tokens."""
 
     head: HeadInfo
@@ -213,25 +214,31 @@ class Job:
         """Build M heads; see `HeadInfo.build`."""
         return self.head.build(num_tokens, width, num_classes, dropouts, **self.options)
 
-    def of(self, head: HeadInfo, request: ProbeRequest) -> "Job":
+    def of(self, head: HeadInfo, request: ProbeRequest) -> "HeadJob":
         """Another head on the same tokens."""
         return make_job(head, self.selection, request)
 
 
-def make_job(head: HeadInfo, selection: Selection, request: ProbeRequest) -> Job:
-    """Say how a head is fitted to a selection.
+def make_job(head: HeadInfo, selection: Selection, request: ProbeRequest) -> HeadJob:
+    """Say how a head is fitted to a selection; a linear head that is solved for is `logreg`, whichever of the two was named.
 
     Raises:
         RequestError: the head needs the same tokens of every layer, and the selection has others.
     """
-    solver = {CLOSED_HEAD: CLOSED, EXACT_HEAD: EXACT, AUTO_HEAD: CHOICE}.get(head.fitting, request.solver)
-    return Job(head, selection, _options(head, selection, request), solver, request.penalty, request.input)
+    solver = {CLOSED_FORM_HEAD: CLOSED_FORM, EXACT_HEAD: EXACT, AUTO_HEAD: CHOICE}.get(
+        head.fitting, request.solver
+    )
+    if solver == EXACT:
+        head = get_head(SOLVED_HEAD)
+    return HeadJob(
+        head, selection, _options(head, selection, request), solver, request.penalty, request.input
+    )
 
 
-def baseline(cache: Cache) -> Job:
+def baseline(cache: Cache) -> HeadJob:
     """The linear probe on the last layer's class token."""
     head = get_head("linear")
-    return Job(head, select(cache, head.default_layers, default_tokens(cache, head)))
+    return HeadJob(head, select(cache, head.default_layers, default_tokens(cache, head)))
 
 
 def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
@@ -260,7 +267,7 @@ def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
     return replace(whole.inventory, splits=splits)
 
 
-def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
+def jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
     """What a request means for a cache: the baseline, then the heads asked for, none twice.
 
     Rows of a table whose tokens the cache does not hold are left out; see `left_out`.
@@ -276,7 +283,7 @@ def jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
     return _jobs(cache, request)
 
 
-def _jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
+def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
     asked = []
     for row in request.rows:
         head = get_head(row.head)
@@ -288,7 +295,7 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[Job]:
         asked.append(make_job(head, selection, request))
     usual = request.settings().input
 
-    def what(job: Job) -> tuple[object, ...]:
+    def what(job: HeadJob) -> tuple[object, ...]:
         # The protocol's own input stage may be named, or not; for what is chosen, none means any.
         stage = job.input if job.solver == CHOICE else job.input or usual
         return job.head.name, job.selection.parts, job.solver, stage

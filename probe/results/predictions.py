@@ -13,7 +13,7 @@ import numpy.typing as npt
 from featcache.probing.scoring.kinds import SINGLE_LABEL
 from featcache.store.errors import CacheError
 from featcache.store.files import write_atomic
-from featcache.store.regular_files import open_plain
+from featcache.store.regular_files import open_regular
 
 PREDICTIONS_FILE = "predictions.csv"
 LABEL, PREDICTED, PROBABILITY = "label", "predicted", "probability"
@@ -86,7 +86,7 @@ def read_confidences(path: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[n
         CacheError: the file is damaged.
     """
     try:
-        descriptor, _ = open_plain(path)
+        descriptor, _ = open_regular(path)
     except FileNotFoundError:
         return np.empty(0), np.empty(0, bool)
     with open(descriptor, encoding="utf-8", newline="") as file:

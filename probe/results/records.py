@@ -20,7 +20,7 @@ MAX_CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
-class Trial:
+class SweepTrial:
     """One member of a sweep, or one penalty of a path."""
 
     settings: Mapping[str, float]
@@ -35,7 +35,7 @@ class SweepRecord:
 
     score: str
     """Name of the score that it chose by."""
-    trials: Sequence[Trial]
+    trials: Sequence[SweepTrial]
     chosen: int
     """Index of the one that was chosen."""
 
@@ -71,7 +71,7 @@ def read_sweep(folder: Path) -> SweepRecord | None:
     trials = []
     for row in field(document, "trials", list, where):
         settings = {name: float(value) for name, value in row.items() if name != "validation"}
-        trials.append(Trial(settings, _nan(row["validation"])))
+        trials.append(SweepTrial(settings, _nan(row["validation"])))
     chosen = field(document, "chosen", int, where)
     if not 0 <= chosen < len(trials):
         raise CacheError(f"{where}: field 'chosen' is none of the trials")

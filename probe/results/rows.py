@@ -10,11 +10,12 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
 
+from featcache.probing.results.solved_rows import with_present_name
 from featcache.probing.scoring.confusion import Confusion
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, canonical_json, finite_or_null, sha256_hex, write_atomic
 from featcache.store.inventory import DEFAULT_TAP
-from featcache.store.regular_files import open_plain
+from featcache.store.regular_files import open_regular
 
 if TYPE_CHECKING:
     from featcache.probing.scoring.metrics import Report
@@ -128,6 +129,7 @@ class ResultRow:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self | None:
         """Read a row back; None for a row of another version's fields, or that is none of ours."""
+        document = with_present_name(document)
         needed = {name for name, one in cls.__dataclass_fields__.items() if _has_no_default(one)}
         if not needed <= document.keys() <= cls.__dataclass_fields__.keys() or not _fits(document):
             return None
@@ -260,7 +262,7 @@ def read_confusion(directory: Path) -> Confusion | None:
     """
     path = directory / SCORES_FILE
     try:
-        descriptor, _ = open_plain(path)
+        descriptor, _ = open_regular(path)
     except FileNotFoundError:
         return None
     with open(descriptor, "rb") as file:

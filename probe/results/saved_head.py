@@ -24,7 +24,7 @@ from featcache.store.files import (
 from featcache.store.inventory import TAPS
 from featcache.store.layers import FINAL
 from featcache.store.spec import BackboneSpec
-from featcache.store.token_groups import tap_and_group
+from featcache.store.token_groups import parse_array_name
 
 CONFIG_FILE = "head.json"
 PARAMETERS_FILE = "head.safetensors"
@@ -70,7 +70,7 @@ class HeadConfig:
         parts = tuple(
             Part(group, tuple(layers), tuple(tokens), tap)
             for array, layers, tokens in self.parts
-            for tap, group in [tap_and_group(array)]
+            for tap, group in [parse_array_name(array)]
         )
         return Selection(",".join(self.layers), tuple(self.layers), tuple(self.tokens), parts)
 

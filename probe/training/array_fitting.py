@@ -10,16 +10,16 @@ from featcache.probing.inputs.data import SplitData
 from featcache.probing.inputs.selection import array_selection
 from featcache.probing.inputs.tokens import TokenSource
 from featcache.probing.protocols.protocol import Protocol
-from featcache.probing.requests.request import Job, ProbeRequest, make_job
+from featcache.probing.requests.request import HeadJob, ProbeRequest, make_job
 from featcache.probing.scoring.kinds import REGRESSION_LOSSES
-from featcache.probing.training.fitted import Fitted
+from featcache.probing.training.fitted import FittedHead
 from featcache.probing.training.fitting import Fitter
 from featcache.probing.training.precision import FP32
 from featcache.store.progress import Reporter, Silent
 
 
 def fit_head(
-    job: Job,
+    job: HeadJob,
     tokens: TokenSource,
     targets: npt.NDArray[Any],
     *,
@@ -32,7 +32,7 @@ def fit_head(
     memory: int = 2**31,
     groups: npt.NDArray[Any] | None = None,
     reporter: Reporter | None = None,
-) -> Fitted:
+) -> FittedHead:
     """Choose and fit a head on arrays instead of a cache.
 
     Args:
@@ -71,7 +71,7 @@ def array_job(
     num_layers: int | None = None,
     num_heads: int | None = None,
     **options: int,
-) -> Job:
+) -> HeadJob:
     """A job for arrays: T tokens, layer by layer, of L layers (by default T).
 
     Raises:

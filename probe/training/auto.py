@@ -18,7 +18,7 @@ from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABE
 from featcache.probing.scoring.tasks import Task
 
 if TYPE_CHECKING:
-    from featcache.probing.training.fitted import Fitted
+    from featcache.probing.training.fitted import FittedHead
 
 _TRAINED = (
     ("linear", L2_INPUT),
@@ -49,7 +49,7 @@ class Candidate:
     score: float
     held_out: Tensor
     """Outputs ``[R, O]`` on held-out samples, of the settings that were best."""
-    finish: Callable[[], "Fitted"]
+    finish: Callable[[], "FittedHead"]
     """Fits it on all of train."""
 
     def __str__(self) -> str:

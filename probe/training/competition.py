@@ -11,11 +11,11 @@ from torch import Tensor
 from featcache.probing.heads import get_head
 from featcache.probing.heads.blend import BlendHead
 from featcache.probing.protocols.protocol import NO_FOLDS
-from featcache.probing.requests.request import CLOSED, EXACT, Job, ProbeRequest, make_job
+from featcache.probing.requests.request import CLOSED_FORM, EXACT, HeadJob, ProbeRequest, make_job
 from featcache.probing.results.rows import Chosen
 from featcache.probing.scoring.tasks import as_tensor
 from featcache.probing.training.auto import CANDIDATES, Candidate, Choice, choose
-from featcache.probing.training.fitted import Fitted, Work
+from featcache.probing.training.fitted import FitTask, FittedHead
 from featcache.probing.training.full_batch import Size, check_whole
 from featcache.probing.training.process import threads
 from featcache.probing.training.sweep import finish, held_out_outputs, suitable_threads, tune
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featcache.probing.training.fitting import Fitter
 
 
-def choose_head(fitter: "Fitter", work: Work) -> Fitted:
+def choose_head(fitter: "Fitter", work: FitTask) -> FittedHead:
     """Let heads and input stages compete, and fit the best, or the average of the best.
 
     Raises:
@@ -56,7 +56,7 @@ def choose_head(fitter: "Fitter", work: Work) -> Fitted:
     if len(parts) == 1:
         return replace(parts[0], sweep=None, candidates=listed, seconds=time.perf_counter() - started)
     head = BlendHead.of([part.name for part in parts], [part.head for part in parts], work.task.kind)
-    return Fitted(
+    return FittedHead(
         head,
         work.task,
         sum(part.parameters for part in parts),
@@ -70,14 +70,14 @@ def choose_head(fitter: "Fitter", work: Work) -> Fitted:
 
 
 def _finish_best(
-    fitter: "Fitter", work: Work, candidates: Sequence[Candidate], targets: Tensor
-) -> tuple[Choice, list[Fitted]]:
+    fitter: "Fitter", work: FitTask, candidates: Sequence[Candidate], targets: Tensor
+) -> tuple[Choice, list[FittedHead]]:
     """Fit the best choice on all of train; if a part of it diverges, fit the best choice without that part."""
     left = list(candidates)
     while left:
         choice, reason = choose(left, targets, work.task)
         fitter.reporter.message(f"{work.title} chose {reason}")
-        parts: list[Fitted] = []
+        parts: list[FittedHead] = []
         for part in choice.parts:
             try:
                 parts.append(part.finish())
@@ -89,7 +89,7 @@ def _finish_best(
     raise DivergedError("every candidate diverged")
 
 
-def _possible(fitter: "Fitter", work: Work) -> list[tuple[Job, str]]:
+def _possible(fitter: "Fitter", work: FitTask) -> list[tuple[HeadJob, str]]:
     """Return the candidates, each a job and an input stage, whose method can handle data of this size."""
     tokens = work.train.tokens
     size = Size.of(tokens.num_samples, tokens.width, work.task.num_outputs, fitter.protocol)
@@ -109,9 +109,9 @@ def _possible(fitter: "Fitter", work: Work) -> list[tuple[Job, str]]:
     return possible
 
 
-def _candidate(fitter: "Fitter", work: Work) -> Candidate:
+def _candidate(fitter: "Fitter", work: FitTask) -> Candidate:
     name, stage = work.job.head.name, fitter.protocol.input
-    if work.job.solver in (EXACT, CLOSED):
+    if work.job.solver in (EXACT, CLOSED_FORM):
         # These heads are fitted in seconds, so the final fit is done at once.
         fitted, held_out = (fitter.solved if work.job.solver == EXACT else fitter.computed)(work)
         return Candidate(name, stage, fitted.validation, held_out.cpu(), lambda: fitted)
@@ -124,7 +124,7 @@ def _candidate(fitter: "Fitter", work: Work) -> Candidate:
         held_out = found.held_out if len(found.held_out) else held_out_outputs(sweep, found.member, options)
     seconds = time.perf_counter() - started
 
-    def finish_it() -> Fitted:
+    def finish_it() -> FittedHead:
         with threads(suitable_threads(sweep)):
             member, head, _ = finish(
                 sweep, replace(found, validation={found.member: found.validation[found.member]}), options

@@ -8,14 +8,14 @@ import numpy.typing as npt
 
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.data import SplitData
-from featcache.probing.requests.request import Job
-from featcache.probing.results.records import SweepRecord, Trial
+from featcache.probing.requests.request import HeadJob
+from featcache.probing.results.records import SweepRecord, SweepTrial
 from featcache.probing.results.rows import Chosen
 from featcache.probing.scoring.tasks import Task
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedHead:
     """A head, fitted on all of train, and how it was chosen."""
 
     head: Head
@@ -41,10 +41,10 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Work:
+class FitTask:
     """One fit: a head, a seed, and the train split."""
 
-    job: Job
+    job: HeadJob
     seed: int
     run: str
     title: str
@@ -57,7 +57,7 @@ def record_sweep(
     task: Task, trials: Sequence[tuple[Mapping[str, float], float]], chosen: Mapping[str, float]
 ) -> SweepRecord:
     """What a sweep compared, as it is kept beside the head."""
-    listed = [Trial(dict(settings), score) for settings, score in trials]
+    listed = [SweepTrial(dict(settings), score) for settings, score in trials]
     return SweepRecord(task.metric, listed, [trial.settings for trial in listed].index(dict(chosen)))
 
 

@@ -9,26 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.probing.heads import get_head
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.data import SplitData
 from featcache.probing.protocols.protocol import Member, Protocol
 from featcache.probing.requests.request import (
     ADAMW,
     CHOICE,
-    CLOSED,
+    CLOSED_FORM,
     EXACT,
     GROUP_LASSO,
-    Job,
+    HeadJob,
 )
 from featcache.probing.results.rows import Chosen
 from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
 from featcache.probing.scoring.tasks import LEAST_REGRESSION, make_task
 from featcache.probing.solver.exact import PenaltyKind, run_exact_sweep
-from featcache.probing.training.closed import ends_of_grid, run_closed_sweep
+from featcache.probing.training.closed_form import ends_of_grid, run_closed_form_sweep
 from featcache.probing.training.competition import choose_head
 from featcache.probing.training.estimate import estimate_sweep
-from featcache.probing.training.fitted import Fitted, Work, count_parameters, record_sweep
+from featcache.probing.training.fitted import FitTask, FittedHead, count_parameters, record_sweep
 from featcache.probing.training.process import threads
 from featcache.probing.training.sweep import (
     SweepOptions,
@@ -69,7 +68,7 @@ class Fitter:
     limit: int | None = None
     """Bytes that the user allows for the run; None for all free memory."""
 
-    def fit(self, job: Job, seed: int, run: str, title: str, train: SplitData) -> Fitted:
+    def fit(self, job: HeadJob, seed: int, run: str, title: str, train: SplitData) -> FittedHead:
         """Choose and fit a head.
 
         Args:
@@ -84,7 +83,7 @@ class Fitter:
             DivergedError: every fit diverged.
         """
         task, targets = make_task(train.labels, self.target_kind, loss=self.regression_loss)
-        work = Work(job, seed, run, title, train, task, targets)
+        work = FitTask(job, seed, run, title, train, task, targets)
         if job.solver != CHOICE:
             job.head.check_kind(task.kind)
         fitter = self
@@ -108,35 +107,35 @@ class Fitter:
         except DivergedError as error:
             raise DivergedError(f"{title}: {error}") from error
 
-    def _is_indivisible(self, work: Work) -> bool:
+    def _is_indivisible(self, work: FitTask) -> bool:
         """Return whether no sample can be held out; folds and groups have their own errors."""
         number = len(work.targets)
         if number < 2 or self.protocol.num_folds(number) != 1 or work.train.groups is not None:
             return False
         return not len(work.task.holdout(work.targets, self.protocol.validation_fraction, work.seed)[1])
 
-    def fit_work(self, work: Work) -> Fitted:
+    def fit_work(self, work: FitTask) -> FittedHead:
         """Choose and fit by the solver of the job; errors as of `fit`."""
-        how = {EXACT: self._solve, CLOSED: self._compute, CHOICE: self._choose, ADAMW: self._train}
+        how = {EXACT: self._solve, CLOSED_FORM: self._compute, CHOICE: self._choose, ADAMW: self._train}
         return how[work.job.solver](work)
 
-    def _train(self, work: Work) -> Fitted:
+    def _train(self, work: FitTask) -> FittedHead:
         sweep = self.plan(work)
         with threads(suitable_threads(sweep)):
             result, _ = self.sweep(work, sweep, self.unfinished(work), run_sweep)
         self.tell_diverged(work, result.diverged)
         return self.trained(work, result.member, result.validation, result.head, result.seconds)
 
-    def tell_diverged(self, work: Work, members: Sequence[Member]) -> None:
+    def tell_diverged(self, work: FitTask, members: Sequence[Member]) -> None:
         """Report the members that diverged, if any."""
         if members:
             self.reporter.message(f"note: {work.title}: {describe_diverged(members)}")
 
-    def unfinished(self, work: Work) -> Unfinished | None:
+    def unfinished(self, work: FitTask) -> Unfinished | None:
         """Return the place for the members of a sweep until the sweep is complete."""
         return None if self.out is None else Unfinished(self.out, work.run)
 
-    def plan(self, work: Work) -> Sweep:
+    def plan(self, work: FitTask) -> Sweep:
         """Plan the sweep of a head that is trained; errors as of `plan_sweep`."""
         return plan_sweep(
             work.job.build,
@@ -150,10 +149,10 @@ class Fitter:
         )
 
     def trained(
-        self, work: Work, member: Member, validation: Mapping[Member, float], head: Head, seconds: float
-    ) -> Fitted:
+        self, work: FitTask, member: Member, validation: Mapping[Member, float], head: Head, seconds: float
+    ) -> FittedHead:
         """Return the head of a sweep with its chosen settings."""
-        return Fitted(
+        return FittedHead(
             head,
             work.task,
             count_parameters(head),
@@ -167,7 +166,7 @@ class Fitter:
 
     def sweep(
         self,
-        work: Work,
+        work: FitTask,
         sweep: Sweep,
         unfinished: Unfinished | None,
         run: Callable[[Sweep, SweepOptions], Outcome],
@@ -198,7 +197,7 @@ class Fitter:
             unfinished.remove()
         return result, replace(options, finished=(), on_group=None)
 
-    def _announce(self, work: Work, sweep: Sweep, options: SweepOptions) -> tuple[SweepOptions, int]:
+    def _announce(self, work: FitTask, sweep: Sweep, options: SweepOptions) -> tuple[SweepOptions, int]:
         """Say how long a sweep will take, and cut groups that would take too long; also the trainings of the sweep."""
         estimate = estimate_sweep(sweep, options)
         if estimate.seconds > 2 * GROUP_SECONDS:
@@ -218,16 +217,16 @@ class Fitter:
         )
         return options, number
 
-    def _choose(self, work: Work) -> Fitted:
+    def _choose(self, work: FitTask) -> FittedHead:
         return choose_head(self, work)
 
-    def _compute(self, work: Work) -> Fitted:
+    def _compute(self, work: FitTask) -> FittedHead:
         return self.computed(work)[0]
 
-    def computed(self, work: Work) -> tuple[Fitted, Tensor]:
+    def computed(self, work: FitTask) -> tuple[FittedHead, Tensor]:
         """Fit by formula; also the outputs on held-out samples."""
         with self.reporter.progress(work.title, "fits") as update:
-            result = run_closed_sweep(
+            result = run_closed_form_sweep(
                 work.job.head,
                 work.train.tokens,
                 work.targets,
@@ -243,7 +242,7 @@ class Fitter:
         chosen = {name: value for name, value in result.settings.items() if name != "factor"}
         for note in ends_of_grid(result.validation, chosen):
             self.reporter.message(f"note: {work.title}: {note}")
-        fitted = Fitted(
+        fitted = FittedHead(
             result.head,
             work.task,
             count_parameters(result.head),
@@ -256,13 +255,12 @@ class Fitter:
         )
         return fitted, result.held_out
 
-    def _solve(self, work: Work) -> Fitted:
+    def _solve(self, work: FitTask) -> FittedHead:
         return self.solved(work)[0]
 
-    def solved(self, work: Work) -> tuple[Fitted, Tensor]:
+    def solved(self, work: FitTask) -> tuple[FittedHead, Tensor]:
         """Solve exactly; also the outputs on held-out samples."""
         job = work.job
-        get_head("logreg").check_kind(work.task.kind)
         layers = [layer for layer, _ in job.selection.places()]
         names = list(dict.fromkeys(layers))
         with self.reporter.progress(work.title, "solutions") as update:
@@ -286,7 +284,7 @@ class Fitter:
         head.load_member({"classifier.weight": result.weight, "classifier.bias": result.bias})
         head.stage = result.stage
         kept = [names[group] for group in result.kept_groups] if job.penalty == GROUP_LASSO else None
-        fitted = Fitted(
+        fitted = FittedHead(
             head.eval(),
             work.task,
             count_parameters(head),

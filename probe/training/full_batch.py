@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from featcache.probing.protocols.protocol import Protocol
-from featcache.probing.requests.request import ADAMW, CHOICE, CLOSED, EXACT, GROUP_LASSO, Job
+from featcache.probing.requests.request import ADAMW, CHOICE, CLOSED_FORM, EXACT, GROUP_LASSO, HeadJob
 from featcache.probing.solver import group_lasso, logistic
 from featcache.probing.solver.logistic import BATCH_COLUMNS
 from featcache.probing.solver.path_choice import most_steps
@@ -20,9 +20,9 @@ from featcache.store.machine import available_memory
 from featcache.store.text import format_bytes
 
 if TYPE_CHECKING:
-    from featcache.probing.heads.closed import ClosedHead
+    from featcache.probing.heads.closed_form import ClosedFormHead
 
-# Memory at the peak of a fit by the exact solver for each value of the features; see `ClosedHead.bytes_per_value`.
+# Memory at the peak of a fit by the exact solver for each value of the features; see `ClosedFormHead.bytes_per_value`.
 EXACT_BYTES_PER_VALUE = 20
 # Float64 copies of the logits, and of the parameters, of penalties that are solved side by side.
 EXACT_LOGITS, EXACT_PARAMETERS = 6, 20
@@ -52,7 +52,7 @@ class Size:
         return cls(num_samples, int(share * num_samples), width, num_outputs)
 
 
-def bytes_needed(job: Job, size: Size, memory: int) -> int:
+def bytes_needed(job: HeadJob, size: Size, memory: int) -> int:
     """Return the peak memory of a choice and a fit, for closed-form heads and the exact solver.
 
     Args:
@@ -63,7 +63,7 @@ def bytes_needed(job: Job, size: Size, memory: int) -> int:
     features = job.selection.num_tokens * size.width
     if job.solver == EXACT:
         return _exact_bytes(size, features, group_lasso.GRID if job.penalty == GROUP_LASSO else logistic.GRID)
-    head_class: type[ClosedHead] = job.head.load()
+    head_class: type[ClosedFormHead] = job.head.load()
     outputs = 4 * size.num_held_out * size.num_outputs
     kept = len(head_class.grid(size.num_samples)) * outputs
     # The chosen outputs exist twice during calibration.
@@ -86,7 +86,7 @@ def _exact_bytes(size: Size, num_features: int, grid: Sequence[float]) -> int:
     )
 
 
-def check_whole(job: Job, size: Size, device: torch.device, memory: int | None = None) -> None:
+def check_whole(job: HeadJob, size: Size, device: torch.device, memory: int | None = None) -> None:
     """Refuse a head that sees all features at once where they are too many for its method or for the memory.
 
     Args:
@@ -98,10 +98,10 @@ def check_whole(job: Job, size: Size, device: torch.device, memory: int | None =
     Raises:
         RequestError: the data are too large; the message has an alternative.
     """
-    if job.solver not in (CLOSED, EXACT):
+    if job.solver not in (CLOSED_FORM, EXACT):
         return
-    if job.solver == CLOSED:
-        head_class: type[ClosedHead] = job.head.load()
+    if job.solver == CLOSED_FORM:
+        head_class: type[ClosedFormHead] = job.head.load()
         head_class.check_size(size.num_samples, job.selection.num_tokens * size.width)
     free = free_memory(device)
     limit = free if memory is None else min(free, memory)
@@ -114,7 +114,7 @@ def check_whole(job: Job, size: Size, device: torch.device, memory: int | None =
         )
 
 
-def check_outputs(job: Job, size: Size, num_test: int, memory: int | None = None) -> None:
+def check_outputs(job: HeadJob, size: Size, num_test: int, memory: int | None = None) -> None:
     """Refuse splits whose outputs do not fit into memory; `check_whole` counts what closed-form heads need in addition.
 
     Args:

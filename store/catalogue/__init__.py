@@ -30,10 +30,10 @@ __all__ = [
     "find_key",
     "find_request",
     "folders",
-    "goes_by",
+    "has_model_name",
     "remote_roots",
+    "report_unreadable",
     "roots",
-    "say_unreadable",
     "scan",
     "select",
     "slug",
@@ -50,7 +50,7 @@ MIN_PREFIX = 4
 def find_key(search: Sequence[Path], key: str) -> Entry | None:
     """Return the cache with this key, a complete one if there is one."""
     found = [entry for entry in scan(search) if entry.key == key]
-    return max(found, key=lambda entry: entry.worth, default=None)
+    return max(found, key=lambda entry: entry.rank, default=None)
 
 
 def find_request(search: Sequence[Path], request: Mapping[str, Any]) -> Entry | None:
@@ -58,7 +58,7 @@ def find_request(search: Sequence[Path], request: Mapping[str, Any]) -> Entry | 
     found = [
         entry for entry in scan(search) if any(answers(r, request) for r in recorded_requests(entry.path))
     ]
-    return max(found, key=lambda entry: entry.worth, default=None)
+    return max(found, key=lambda entry: entry.rank, default=None)
 
 
 def select(
@@ -92,7 +92,7 @@ def select(
     entries = list(scan(search))
     found = [entry for entry in entries if _matches(entry, cache, models, dataset)]
     if not found:
-        raise CacheNotFoundError(_nothing_found(search, entries, cache, models, dataset))
+        raise CacheNotFoundError(_not_found_error(search, entries, cache, models, dataset))
     short = exact and cache is not None and len(cache) < MIN_PREFIX
     if short and not any(cache in (entry.name, entry.path.name) for entry in found):
         listed = "\n  ".join(entry.name for entry in found[:10])
@@ -100,7 +100,7 @@ def select(
             f"{cache!r} is too short for the beginning of a key, which needs {MIN_PREFIX} digits here; it may mean:\n  {listed}"
         )
     meant = found if exact else [entry for entry in found if entry.complete] or found
-    meant = _distinct(meant)
+    meant = _distinct_entries(meant)
     if len(meant) > 1:
         listed = "\n  ".join(entry.name for entry in meant[:10])
         how = "name one in full" if exact else "name one with --cache"
@@ -108,7 +108,7 @@ def select(
     return meant[0]
 
 
-def say_unreadable(search: Sequence[Path], reporter: Reporter) -> None:
+def report_unreadable(search: Sequence[Path], reporter: Reporter) -> None:
     """Report each unreadable folder in one line, for searches that any cache under the roots could answer."""
     for one in unreadable(search):
         reporter.message(f"note: {one}")
@@ -121,7 +121,7 @@ def _named_folder(path: str) -> Entry | None:
         raise CacheError(f"{path} cannot be read ({error.strerror}); ask its owner") from None
 
 
-def _distinct(entries: Sequence[Entry]) -> list[Entry]:
+def _distinct_entries(entries: Sequence[Entry]) -> list[Entry]:
     """Each folder once, since a link to a dataset's folder only gives its caches a second name."""
     return list({os.path.realpath(entry.path): entry for entry in reversed(entries)}.values())[::-1]
 
@@ -135,7 +135,7 @@ def completed_last(search: Sequence[Path]) -> Entry:
     entries = list(scan(search))
     complete = [entry for entry in entries if entry.complete]
     if not complete:
-        raise CacheNotFoundError(_nothing_found(search, entries, None, (), None))
+        raise CacheNotFoundError(_not_found_error(search, entries, None, (), None))
     return max(complete, key=_completion_time)
 
 
@@ -150,13 +150,13 @@ def _completion_time(entry: Entry) -> float:
 def _matches(entry: Entry, cache: str | None, models: Collection[str], dataset: str | None) -> bool:
     if cache is not None and not (entry.key.startswith(cache) or cache in (entry.name, entry.path.name)):
         return False
-    if models and not goes_by(entry, models):
+    if models and not has_model_name(entry, models):
         return False
     # `imagefolder:some/where/photos` was stored under the folder's name.
     return dataset is None or slug(Path(dataset.partition(":")[2] or dataset).name) == entry.dataset
 
 
-def goes_by(entry: Entry, models: Collection[str]) -> bool:
+def has_model_name(entry: Entry, models: Collection[str]) -> bool:
     """Whether a cache was extracted from the model with these names, whichever of them its folder has."""
     return entry.model in map(slug, models) or not {*models}.isdisjoint(_names(entry))
 
@@ -166,7 +166,7 @@ def _names(entry: Entry) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def _nothing_found(
+def _not_found_error(
     search: Sequence[Path],
     entries: Sequence[Entry],
     cache: str | None,

@@ -29,7 +29,9 @@ def addition_files(directory: Path) -> list[Path]:
         for array in split.arrays.values():
             folder = directory / FEATURES / split.name / array.name
             names = [name for block in split.blocks() for name in array.chunk_names(block.index)]
-            files += [path for name in names for path in folder.glob(f"{name}*") if _is_ours(path, name)]
+            files += [
+                path for name in names for path in folder.glob(f"{name}*") if _is_addition_file(path, name)
+            ]
             if held is None or array.name not in held.arrays:
                 files += [folder / METADATA_FILE, folder]
         if held is None:
@@ -56,6 +58,6 @@ def drop_addition(directory: Path) -> None:
         journal.clear(directory / JOURNAL)
 
 
-def _is_ours(path: Path, chunk: str) -> bool:
+def _is_addition_file(path: Path, chunk: str) -> bool:
     """``c.1.0.0`` and ``c.1.0.0.<token>.partial``, but not ``c.1.0.01``."""
     return path.name == chunk or temporary_for(path.name) == chunk

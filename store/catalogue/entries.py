@@ -14,16 +14,16 @@ from pathlib import Path
 from featcache.store.address import Address, is_address, parse_address, split_roots
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.files import JsonObject, read_sealed
-from featcache.store.held import HELD_FILE
 from featcache.store.home import expanded, user_cache
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.partial_copy import HELD_FILE
 from featcache.store.provenance import PROVENANCE_FILE
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import KEY_DIGITS, CacheSpec
 
 ROOT_VARIABLE = "FEATCACHE_ROOT"
-WHOLE = 2
+COMPLETE_RANK = 2
 Skipped = Callable[[Path, OSError], object]
 """Called with a folder that cannot be read."""
 _FOLDER = re.compile(rf"(?P<model>.+)-(?P<key>[0-9a-f]{{{KEY_DIGITS}}})")
@@ -47,9 +47,9 @@ class Entry:
         return self.path.parent.parent
 
     @cached_property
-    def worth(self) -> int:
-        """`WHOLE` for a complete cache, 1 for a copy that may be partial, 0 for one that is not complete."""
-        return 0 if not self.complete else 1 if (self.path / HELD_FILE).exists() else WHOLE
+    def rank(self) -> int:
+        """`COMPLETE_RANK` for a complete cache, 1 for a copy that may be partial, 0 for one that is not complete."""
+        return 0 if not self.complete else 1 if (self.path / HELD_FILE).exists() else COMPLETE_RANK
 
     @cached_property
     def cache(self) -> Cache:
@@ -152,7 +152,7 @@ def scan(search: Sequence[Path]) -> Iterator[Entry]:
                 continue
             place = (folder.parent.name, folder.name)
             entry = Entry(folder, folder.parent.name, match["model"], match["key"], complete)
-            if place not in found or entry.worth > found[place].worth:
+            if place not in found or entry.rank > found[place].rank:
                 found[place] = entry
     yield from found.values()
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from featcache.store.errors import CacheError
 from featcache.store.files import parse_json, read_sealed, temporary_for
-from featcache.store.held import HELD_FILE, ORIGIN_FILE
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, Plan, foreign_names, is_own_name, is_set_aside
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.partial_copy import HELD_FILE, ORIGIN_FILE
 from featcache.store.provenance import PROVENANCE_FILE
-from featcache.store.regular_files import read_plain
+from featcache.store.regular_files import read_regular
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.shared_card import CARD_FILE
 from featcache.store.writing.claim_files import RECORD_BYTES, SUFFIX
@@ -30,7 +30,7 @@ _CHUNK = re.compile(r"c(\.\d+)+")
 
 
 @dataclass(frozen=True)
-class Owned:
+class OwnershipProof:
     """The documents that prove that a folder is a cache."""
 
     manifest: Manifest | None = None
@@ -54,7 +54,7 @@ class Owned:
         return {"": {*DOCUMENTS}, **inside}
 
 
-def owned(folder: Path) -> Owned:
+def read_proof(folder: Path) -> OwnershipProof:
     """The manifest and the plan in `folder`, as far as they can be read."""
     manifest: Manifest | None = None
     plan: Plan | None = None
@@ -62,18 +62,18 @@ def owned(folder: Path) -> Owned:
         manifest = Manifest.read(folder)
     with suppress(FileNotFoundError, CacheError):
         plan = Plan.read(folder)
-    return Owned(manifest, plan)
+    return OwnershipProof(manifest, plan)
 
 
-def proof(folder: Path, key: str) -> Owned | None:
+def ownership_proof(folder: Path, key: str) -> OwnershipProof | None:
     """The manifest and the plan of the cache in `folder`, if they are valid and have its key; None if neither is."""
-    found = owned(folder)
+    found = read_proof(folder)
     manifest = found.manifest if found.manifest is not None and found.manifest.spec.key == key else None
     plan = found.plan if found.plan is not None and found.plan.spec.key == key else None
-    return Owned(manifest, plan) if manifest or plan else None
+    return OwnershipProof(manifest, plan) if manifest or plan else None
 
 
-def weak_proof(folder: Path) -> Owned | None:
+def weak_ownership_proof(folder: Path) -> OwnershipProof | None:
     """Return the proof for a folder that was killed before it had a plan, or during its removal: a document or claim of ours.
 
     None if there is no such document, or if the folder has anything that a cache does not have.
@@ -83,10 +83,10 @@ def weak_proof(folder: Path) -> Owned | None:
     )
     claims = (path for path in folder.glob(f"{JOURNAL}/*{SUFFIX}") if _is_claim(path))
     shown = next(documents, None) or next(claims, None)
-    return Owned() if shown and not foreign(folder, None) else None
+    return OwnershipProof() if shown and not foreign_files(folder, None) else None
 
 
-def foreign(folder: Path, inventory: Inventory | None) -> list[Path]:
+def foreign_files(folder: Path, inventory: Inventory | None) -> list[Path]:
     """Return the paths in the folder of a cache that are not ours; a foreign folder is listed once, without its content.
 
     Args:
@@ -94,7 +94,7 @@ def foreign(folder: Path, inventory: Inventory | None) -> list[Path]:
         inventory: inventory of the cache or its plan; without it, every name in one of our forms counts as ours.
     """
     expected = None if inventory is None else _expected(inventory)
-    return sorted(_foreign(folder, "", expected))
+    return sorted(_walk_foreign_files(folder, "", expected))
 
 
 def is_own_path(path: str) -> bool:
@@ -107,7 +107,7 @@ def is_own_path(path: str) -> bool:
     return len(folders) <= 3 and _is_own_file("/".join(folders), name, None)
 
 
-def _foreign(folder: Path, within: str, expected: Mapping[str, set[str]] | None) -> Iterator[Path]:
+def _walk_foreign_files(folder: Path, within: str, expected: Mapping[str, set[str]] | None) -> Iterator[Path]:
     try:
         items = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -120,7 +120,7 @@ def _foreign(folder: Path, within: str, expected: Mapping[str, set[str]] | None)
         elif inside == JOURNAL or (not within and is_set_aside(item.name)):
             yield from (path / name for name in foreign_names(path))
         elif _is_own_folder(within, item.name, expected):
-            yield from _foreign(path, inside, expected)
+            yield from _walk_foreign_files(path, inside, expected)
         else:
             yield path
 
@@ -172,7 +172,7 @@ def _is_sealed(path: Path) -> bool:
 
 def _is_claim(path: Path) -> bool:
     try:
-        owner = parse_json(read_plain(path, RECORD_BYTES), str(path))
+        owner = parse_json(read_regular(path, RECORD_BYTES), str(path))
     except (FileNotFoundError, CacheError):
         return False
     return owner.keys() == {"token", "machine", "pid"}

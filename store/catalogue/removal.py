@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from featcache.store import journal
-from featcache.store.catalogue.ownership import foreign, owned
+from featcache.store.catalogue.ownership import foreign_files, read_proof
 from featcache.store.checking.addition import unfinished_addition
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import sync_directory, try_lock
@@ -32,7 +32,7 @@ _SHOWN_BY = (journal.JOURNAL, MANIFEST_FILE)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def writers(directory: Path) -> list[str]:
+def live_writers(directory: Path) -> list[str]:
     """Names of the claims that live processes hold in the cache at `directory`; nothing is changed."""
     return live_claims(directory / journal.JOURNAL)
 
@@ -52,8 +52,8 @@ def check_removable(directory: Path) -> None:
         open_cache(directory, allow_partial=True)
     except CacheError as error:
         # A damaged cache may go too, if everything in the folder is what a cache consists of.
-        _refuse_strangers(directory, error)
-    busy = writers(directory)
+        _refuse_foreign_files(directory, error)
+    busy = live_writers(directory)
     if busy:
         raise CacheBusyError(
             f"{directory}: another process is writing this cache ({', '.join(busy[:3])}); wait for it or stop it"
@@ -73,7 +73,7 @@ def refuse_linked(directory: Path) -> None:
             )
 
 
-def left_behind(directory: Path, left: Sequence[Path]) -> str:
+def foreign_files_message(directory: Path, left: Sequence[Path]) -> str:
     """Report the files of others that stay where a cache was removed."""
     names = [printable(str(path.relative_to(directory))) for path in left]
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
@@ -91,20 +91,20 @@ def remove_cache(directory: Path) -> list[Path]:
         CacheBusyError: a process is writing the cache, or reading it as a borrowed copy.
     """
     check_removable(directory)
-    inventory = owned(directory).inventory
-    left = foreign(directory, inventory)
+    inventory = read_proof(directory).inventory
+    left = foreign_files(directory, inventory)
     try:
         _require_writable(directory)
         folder = directory / journal.JOURNAL
         # A complete cache without a journal has no writer.
-        with _unused(directory), sole_owner(folder) if folder.is_dir() else nullcontext():
+        with _reserved(directory), sole_owner(folder) if folder.is_dir() else nullcontext():
             aside = directory.with_name(f"{REMOVING_PREFIX}{directory.name}.{secrets.token_hex(4)}")
             if left:
-                _move_own(directory, aside, left)
+                _move_own_files(directory, aside, left)
             else:
                 directory.rename(aside)
             sync_directory(aside.parent)
-            _forget(directory)
+            _remove_from_catalogue(directory)
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise
@@ -115,7 +115,7 @@ def remove_cache(directory: Path) -> list[Path]:
     return left
 
 
-def _move_own(directory: Path, aside: Path, left: Sequence[Path]) -> None:
+def _move_own_files(directory: Path, aside: Path, left: Sequence[Path]) -> None:
     """Move everything of ours out of a folder in which other files stay; only names change, so a kill rarely strikes in between.
 
     Manifest and journal are moved first, so that nobody takes the rest for a cache.
@@ -146,7 +146,7 @@ def remove_files(directory: Path, inventory: Inventory | None) -> list[Path]:
     Returns:
         Files and folders that are not ours, and stay.
     """
-    left = foreign(directory, inventory)
+    left = foreign_files(directory, inventory)
     around = {*left, *(parent for path in left for parent in path.parents)}
     for name in sorted(os.listdir(directory), key=lambda name: (name in _SHOWN_BY, name)):
         _remove_own(directory / name, set(left), around)
@@ -164,7 +164,7 @@ def _remove_own(path: Path, left: set[Path], around: set[Path]) -> None:
 
 
 @contextmanager
-def _unused(directory: Path) -> Iterator[None]:
+def _reserved(directory: Path) -> Iterator[None]:
     """Keep others from using a borrowed copy during its removal; every user holds a shared lock on its folder.
 
     Raises:
@@ -192,7 +192,7 @@ def _require_writable(directory: Path) -> None:
             raise CacheError(f"{directory} cannot be removed: you may not write in {folder}; ask its owner")
 
 
-def _forget(directory: Path) -> None:
+def _remove_from_catalogue(directory: Path) -> None:
     """Take a cache out of the catalogue of a shared folder; see `featcache.store.transfer.catalogue`."""
     entries = directory.parent.parent / CATALOGUE
     if entries.is_dir() and not entries.is_symlink():
@@ -227,9 +227,9 @@ def remove_tree(path: Path) -> None:
             continue  # the other was faster with a file inside
 
 
-def _refuse_strangers(directory: Path, reason: CacheError) -> None:
+def _refuse_foreign_files(directory: Path, reason: CacheError) -> None:
     names = os.listdir(directory) if directory.is_dir() else []
-    strangers = [str(path.relative_to(directory)) for path in foreign(directory, None)]
+    strangers = [str(path.relative_to(directory)) for path in foreign_files(directory, None)]
     if strangers or not {journal.FEATURES, journal.JOURNAL}.intersection(names):
         listed = f" (it holds {', '.join(map(printable, strangers[:3]))})" if strangers else ""
         raise CacheError(f"{directory} is not a cache{listed}, so it is not removed: {reason}") from None

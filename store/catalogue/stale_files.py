@@ -16,13 +16,18 @@ from pathlib import Path
 from featcache.store import journal
 from featcache.store.catalogue.additions import addition_files, drop_addition
 from featcache.store.catalogue.entries import Skipped, folders
-from featcache.store.catalogue.ownership import Owned, owned, proof, weak_proof
+from featcache.store.catalogue.ownership import (
+    OwnershipProof,
+    ownership_proof,
+    read_proof,
+    weak_ownership_proof,
+)
 from featcache.store.catalogue.removal import (
     REMOVING_PREFIX,
+    live_writers,
     remove_cache,
     remove_files,
     remove_journal,
-    writers,
 )
 from featcache.store.catalogue.usage import usage
 from featcache.store.errors import CacheBusyError, CacheError
@@ -30,7 +35,7 @@ from featcache.store.files import MAX_DOCUMENT_BYTES, PARTIAL_SUFFIX, sha256_hex
 from featcache.store.journal import FEATURES, JOURNAL
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.progress import Reporter, Silent
-from featcache.store.regular_files import read_plain
+from featcache.store.regular_files import read_regular
 from featcache.store.spec import KEY_DIGITS
 
 # A temporary file beside a complete cache belongs to a command that takes less than a second.
@@ -78,7 +83,7 @@ class StaleFile:
         except FileNotFoundError:
             return []  # another process was faster
         if self.kind == "removal":
-            shown = _removed(self.path)
+            shown = _removal_proof(self.path)
             return remove_files(self.path, shown.inventory) if shown else []
         if self.kind == "addition":
             drop_addition(self.path)
@@ -89,7 +94,7 @@ class StaleFile:
         elif self.kind == "partial":
             self.path.unlink(missing_ok=True)
         else:
-            if self.kept is not None and not _same(self.path, self.kept):
+            if self.kept is not None and not _is_same_copy(self.path, self.kept):
                 raise CacheBusyError(f"{self.path} or {self.kept} has changed; run the command again")
             return remove_cache(self.path)
         return []
@@ -115,14 +120,16 @@ def find_stale_files(
 
     for folder, key in _own_folders(root, skipped):
         try:
-            shown = proof(folder, key)
+            shown = ownership_proof(folder, key)
             if shown is not None and shown.manifest is not None:
                 complete.append((key, folder))
-                found += _remains(folder, shown, now - SETTLED_S, now - older_than_days * DAY_S)
+                found += _stale_after_completion(
+                    folder, shown, now - SETTLED_S, now - older_than_days * DAY_S
+                )
             elif (
                 not (folder / MANIFEST_FILE).exists()
-                and not writers(folder)
-                and (shown or weak_proof(folder))
+                and not live_writers(folder)
+                and (shown or weak_ownership_proof(folder))
             ):
                 reason = f"not touched for {older_than_days:g} days or more"
                 found += _if_older(folder, "incomplete", reason, now - older_than_days * DAY_S)
@@ -151,25 +158,27 @@ def _removals(root: Path) -> Iterator[StaleFile]:
     """Folders of killed removals."""
     for path in sorted(root.glob(f"*/{REMOVING_PREFIX}*")):
         with suppress(OSError):
-            if not path.parent.is_symlink() and _removed(path) is not None:
+            if not path.parent.is_symlink() and _removal_proof(path) is not None:
                 found = usage(path)
                 yield StaleFile(path, "removal", "a removal was interrupted", found.num_bytes, found.modified)
 
 
-def _removed(path: Path) -> Owned | None:
+def _removal_proof(path: Path) -> OwnershipProof | None:
     """Return the proof that a removal set a folder aside; None if there is none."""
     match = _REMOVING.fullmatch(path.name)
     if match is None or path.is_symlink() or not path.is_dir():
         return None
-    shown = proof(path, match["key"]) if match["key"] else owned(path)
+    shown = ownership_proof(path, match["key"]) if match["key"] else read_proof(path)
     if shown is not None and (shown.manifest or shown.plan):
         return shown
-    return weak_proof(path) or (None if os.listdir(path) else Owned())
+    return weak_ownership_proof(path) or (None if os.listdir(path) else OwnershipProof())
 
 
-def _remains(folder: Path, shown: Owned, since: float, unfinished_since: float) -> Iterator[StaleFile]:
+def _stale_after_completion(
+    folder: Path, shown: OwnershipProof, since: float, unfinished_since: float
+) -> Iterator[StaleFile]:
     """What the run that completed a cache, or one that changed its small files, left in it when it was killed."""
-    if (folder / JOURNAL).is_dir() and not (folder / JOURNAL).is_symlink() and not writers(folder):
+    if (folder / JOURNAL).is_dir() and not (folder / JOURNAL).is_symlink() and not live_writers(folder):
         if addition_files(folder):
             newest = usage(folder / JOURNAL).modified
             size = sum(path.stat().st_size for path in addition_files(folder) if path.is_file())
@@ -182,7 +191,7 @@ def _remains(folder: Path, shown: Owned, since: float, unfinished_since: float) 
         yield from _if_older(path, "partial", "a write was interrupted", since)
 
 
-def _temporaries(folder: Path, shown: Owned) -> Iterator[Path]:
+def _temporaries(folder: Path, shown: OwnershipProof) -> Iterator[Path]:
     """Temporary files of this cache's files, and its journal if it was set aside."""
     names = shown.names()
     for within in names:
@@ -222,23 +231,23 @@ def _duplicates(complete: list[tuple[str, Path]], reporter: Reporter) -> Iterato
 
 
 def _digest(folder: Path) -> str:
-    return sha256_hex(read_plain(folder / MANIFEST_FILE, MAX_DOCUMENT_BYTES))
+    return sha256_hex(read_regular(folder / MANIFEST_FILE, MAX_DOCUMENT_BYTES))
 
 
 def _is_intact(folder: Path, reporter: Reporter) -> bool:
     """Return whether the cache is complete and every file has its recorded digest."""
-    if not _is_whole(folder):
+    if not _has_all_files(folder):
         return False  # costs only a few stat calls
-    from featcache.store.checking.damage import Kind
+    from featcache.store.checking.damage import FileRole
     from featcache.store.checking.verify import verify
 
     reporter.message(f"reading {folder}, of which there are copies: one goes only if the other is intact")
-    harmless = (Kind.STRANGER, Kind.LEFTOVER, Kind.REQUEST, Kind.FORM)
+    harmless = (FileRole.UNEXPECTED, FileRole.STALE, FileRole.REQUEST, FileRole.FORM)
     checked = verify(folder, reporter=reporter)
-    return checked.complete and all(damage.place.kind in harmless for damage in checked.damages)
+    return checked.complete and all(damage.location.kind in harmless for damage in checked.damages)
 
 
-def _is_whole(folder: Path) -> bool:
+def _has_all_files(folder: Path) -> bool:
     """Return whether the manifest is valid and every file exists with its recorded size."""
     try:
         manifest = Manifest.read(folder)
@@ -246,14 +255,14 @@ def _is_whole(folder: Path) -> bool:
         return False
     files = {path: file for record in manifest.blocks for path, file in record.files.items()}
     return not any(
-        file.misfit(folder / FEATURES / path) for path, file in (files | dict(manifest.metadata)).items()
+        file.mismatch(folder / FEATURES / path) for path, file in (files | dict(manifest.metadata)).items()
     )
 
 
-def _same(folder: Path, kept: Path) -> bool:
+def _is_same_copy(folder: Path, kept: Path) -> bool:
     """Return whether `kept`, which was found intact, is still a complete copy of `folder` in another place."""
     try:
-        return _digest(folder) == _digest(kept) and _is_whole(kept) and not _share_storage(folder, kept)
+        return _digest(folder) == _digest(kept) and _has_all_files(kept) and not _share_storage(folder, kept)
     except (CacheError, OSError):
         return False
 

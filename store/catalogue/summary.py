@@ -12,10 +12,10 @@ from pathlib import Path
 from featcache.store.catalogue.entries import Entry
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, parse_json
-from featcache.store.held import Held, describe_part
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.regular_files import open_plain
+from featcache.store.partial_copy import PartialCopy, describe_partial
+from featcache.store.regular_files import open_regular
 from featcache.store.spec import CacheSpec
 
 HEAD_BYTES = 2**14
@@ -45,7 +45,7 @@ class Summary:
         return max(map(len, layers), default=0)
 
 
-def summarise(entry: Entry) -> Summary:
+def summarize(entry: Entry) -> Summary:
     """Read the summary of a cache.
 
     Raises:
@@ -70,14 +70,16 @@ def summarise(entry: Entry) -> Summary:
 
 
 def _summary(directory: Path, whole: Inventory, dtype: str) -> Summary:
-    held = Held.read(directory)
+    held = PartialCopy.read(directory)
     here = whole if held is None else whole.common(held.inventory)
-    return Summary(here, dtype, 0) if here == whole else Summary(here, dtype, 0, describe_part(here, whole))
+    return (
+        Summary(here, dtype, 0) if here == whole else Summary(here, dtype, 0, describe_partial(here, whole))
+    )
 
 
 def _head(path: Path) -> JsonObject | None:
     """The fields before the table of files; None if the file is not whole or not laid out as expected."""
-    descriptor, size = open_plain(path)
+    descriptor, size = open_regular(path)
     with open(descriptor, "rb", buffering=0) as file:
         text = file.read(HEAD_BYTES) or b""
         file.seek(max(0, size - 128))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from featcache.store.checking.damage import Damage, Kind
+from featcache.store.checking.damage import Damage, FileRole
 from featcache.store.errors import CacheError
 from featcache.store.journal import FEATURES, Plan
 from featcache.store.manifest import Manifest
@@ -26,14 +26,14 @@ def without_new_groups(
 ) -> list[Damage]:
     """Leave out the groups' metadata that the addition was about to finish with: it is written before the manifest."""
     groups = {f"{FEATURES}/{path}" for path in group_metadata_paths(manifest.inventory)}
-    suspects = [d for d in damages if d.place.path in groups and d.place.kind == Kind.METADATA]
+    suspects = [d for d in damages if d.location.path in groups and d.location.kind == FileRole.METADATA]
     if not suspects:
         return list(damages)
     documents = metadata_documents(manifest.inventory.plus(plan.inventory))
     return [
         d
         for d in damages
-        if d not in suspects or not _holds(directory / d.place.path, d.place.path, documents)
+        if d not in suspects or not _holds(directory / d.location.path, d.location.path, documents)
     ]
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from featcache.store.arrays import ArrayInfo
-from featcache.store.checking.damage import Damage, Kind, Place
-from featcache.store.checking.links import behind
-from featcache.store.columns import id_misfit, valid_misfit
+from featcache.store.checking.damage import Damage, FileLocation, FileRole
+from featcache.store.checking.links import is_behind_link
+from featcache.store.columns import id_mismatch, valid_mismatch
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import Manifest
 from featcache.store.reading.chunks import Array, read_into
-from featcache.store.regular_files import open_plain
+from featcache.store.regular_files import open_regular
 
 
 def column_damages(
@@ -29,24 +29,24 @@ def column_damages(
         split = manifest.inventory.splits[block.split]
         arrays = [split.arrays[name] for name in ("label", "valid", "sample_id")]
         paths = [f"{FEATURES}/{split.name}/{array.name}/{array.chunk_name(block.index)}" for array in arrays]
-        if any(path in bad or behind(path, linked) for path in paths):
+        if any(path in bad or is_behind_link(path, linked) for path in paths):
             continue
         label, valid, ids = (
             _read(directory / path, array, block) for path, array in zip(paths, arrays, strict=True)
         )
-        misfits = (
-            targets.misfit(label, valid, block.start),
-            valid_misfit(valid, block.start),
-            id_misfit(ids, block.start),
+        mismatches = (
+            targets.mismatch(label, valid, block.start),
+            valid_mismatch(valid, block.start),
+            id_mismatch(ids, block.start),
         )
-        for path, array, misfit in zip(paths, arrays, misfits, strict=True):
-            if misfit:
-                yield Damage(Place(path, Kind.DATA, block, array.name), misfit)
+        for path, array, mismatch in zip(paths, arrays, mismatches, strict=True):
+            if mismatch:
+                yield Damage(FileLocation(path, FileRole.DATA, block, array.name), mismatch)
 
 
 def _read(path: Path, array: ArrayInfo, block: Block) -> Array:
     values = np.empty((block.rows, *array.row_shape), array.stored_dtype)
-    descriptor, _ = open_plain(path)
+    descriptor, _ = open_regular(path)
     with open(descriptor, "rb"):
         read_into(descriptor, values, 0)
     return values

@@ -12,7 +12,7 @@ from featcache.store.text import printable
 MAX_REASON = 1000
 
 
-class Kind(StrEnum):
+class FileRole(StrEnum):
     """What a file is for; it decides what a repair does."""
 
     MANIFEST = "manifest"
@@ -27,59 +27,59 @@ class Kind(StrEnum):
     """request.json or origin.json; no data depends on them, so damaged ones are dropped."""
     FORM = "form"
     """A document whose content holds but whose bytes are not as written: written again."""
-    LEFTOVER = "leftover"
+    STALE = "leftover"
     """What a process left that was killed: removed."""
     LINK = "link"
     """A link in the place of a folder: nothing behind it is read or removed."""
-    STRANGER = "stranger"
+    UNEXPECTED = "stranger"
     """A file that is not ours: left where it is."""
 
 
 @dataclass(frozen=True)
-class Place:
+class FileLocation:
     """One file, and for features.zarr what it holds."""
 
     path: str
     """Relative to the folder of the cache."""
-    kind: Kind
+    kind: FileRole
     block: Block | None = None
     """The rows of a chunk file."""
     array: str | None = None
     layer: str | None = None
 
     @property
-    def shown(self) -> str:
+    def printable_path(self) -> str:
         """The path as it can be printed."""
         return printable(self.path)
 
     def __str__(self) -> str:
         if self.block is None:
-            return self.shown
+            return self.printable_path
         what = f"layer {self.layer}" if self.layer else self.array
-        return f"{self.shown} ({self.block.split} rows {self.block.start}-{self.block.stop}, {what})"
+        return f"{self.printable_path} ({self.block.split} rows {self.block.start}-{self.block.stop}, {what})"
 
 
 @dataclass(frozen=True)
 class Damage:
     """One file that is not as it was written."""
 
-    place: Place
+    location: FileLocation
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+        return f"{self.location}: {self.reason}"
 
     def to_dict(self) -> JsonObject:
         """Return the damage as plain JSON values; ``rows`` are start and stop, the stop not included."""
-        block = self.place.block
+        block = self.location.block
         return {
-            "file": self.place.shown,
+            "file": self.location.printable_path,
             "reason": self.reason,
-            "kind": str(self.place.kind),
+            "kind": str(self.location.kind),
             "split": block.split if block else None,
             "rows": [block.start, block.stop] if block else None,
-            "array": self.place.array,
-            "layer": self.place.layer,
+            "array": self.location.array,
+            "layer": self.location.layer,
         }
 
 

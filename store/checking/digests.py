@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import local
 
 from featcache.store.errors import CacheError
-from featcache.store.regular_files import open_plain
+from featcache.store.regular_files import open_regular
 
 PIECE_BYTES = 2**20
 
@@ -42,7 +42,7 @@ def sha256_files(paths: Sequence[Path], threads: int) -> Generator[str | OSError
 
 def _sha256(path: Path, piece: memoryview) -> str:
     digest = hashlib.sha256()
-    descriptor, _ = open_plain(path)
+    descriptor, _ = open_regular(path)
     with open(descriptor, "rb", buffering=0) as file:
         while size := file.readinto(piece):
             digest.update(piece[:size])

@@ -5,35 +5,35 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from featcache.store.checking.damage import Damage, Kind, Place, reason
+from featcache.store.checking.damage import Damage, FileLocation, FileRole, reason
 from featcache.store.errors import CacheError, CacheNotFoundError
 from featcache.store.files import MAX_DOCUMENT_BYTES, read_sealed, sealed_bytes
-from featcache.store.held import ORIGIN_FILE, read_held_manifest
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.partial_copy import ORIGIN_FILE, read_partial_manifest
 from featcache.store.provenance import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.reading.reader import read_partial
-from featcache.store.regular_files import has_content, kind_misfit, sha256_plain
+from featcache.store.regular_files import has_content, irregularity, sha256_regular
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.shared_card import CARD_FILE
 from featcache.store.spec import KEY_DIGITS
 from featcache.store.zarr_metadata import recorded_paths
 
 _KINDS = {
-    MANIFEST_FILE: Kind.MANIFEST,
-    PROVENANCE_FILE: Kind.DOCUMENT,
-    CARD_FILE: Kind.DOCUMENT,
-    REQUEST_FILE: Kind.REQUEST,
-    ORIGIN_FILE: Kind.REQUEST,
+    MANIFEST_FILE: FileRole.MANIFEST,
+    PROVENANCE_FILE: FileRole.DOCUMENT,
+    CARD_FILE: FileRole.DOCUMENT,
+    REQUEST_FILE: FileRole.REQUEST,
+    ORIGIN_FILE: FileRole.REQUEST,
 }
 
 
 def documents(directory: Path, complete: bool) -> list[str]:
     """The documents that are there; an unfinished cache has none that would be final."""
-    return [name for name in _KINDS if complete and kind_misfit(directory / name) is None]
+    return [name for name in _KINDS if complete and irregularity(directory / name) is None]
 
 
-def read_contents(directory: Path) -> tuple[bool, Manifest | None, list[Damage]]:
+def read_inventory(directory: Path) -> tuple[bool, Manifest | None, list[Damage]]:
     """Whether the cache is complete, what it holds (None if that cannot be told) and what is wrong with the telling.
 
     Raises:
@@ -42,13 +42,17 @@ def read_contents(directory: Path) -> tuple[bool, Manifest | None, list[Damage]]
     complete = os.path.lexists(directory / MANIFEST_FILE)  # also where it is a link to nowhere
     name = MANIFEST_FILE if complete else f"{JOURNAL}/{PLAN_FILE}"
     try:
-        manifest = read_held_manifest(directory) if complete else read_partial(directory)
+        manifest = read_partial_manifest(directory) if complete else read_partial(directory)
         if complete:
             _check_metadata_table(manifest)
     except CacheNotFoundError:
         raise
     except (CacheError, OSError) as error:
-        return complete, None, [Damage(Place(name, Kind.MANIFEST), reason(directory / name, error))]
+        return (
+            complete,
+            None,
+            [Damage(FileLocation(name, FileRole.MANIFEST), reason(directory / name, error))],
+        )
     return complete, manifest, []
 
 
@@ -56,22 +60,24 @@ def document_damages(directory: Path) -> Iterator[Damage]:
     """What is wrong with the documents of a complete cache, apart from a manifest that cannot be read at all."""
     for name, kind in _KINDS.items():
         path = directory / name
-        misfit = kind_misfit(path)
-        if misfit:
-            # A cache may lack the shortcut, and `read_contents` has spoken about the manifest.
-            if name != MANIFEST_FILE and (kind != Kind.REQUEST or os.path.lexists(path)):
-                yield Damage(Place(name, kind), misfit)
+        mismatch = irregularity(path)
+        if mismatch:
+            # A cache may lack the shortcut, and `read_inventory` has spoken about the manifest.
+            if name != MANIFEST_FILE and (kind != FileRole.REQUEST or os.path.lexists(path)):
+                yield Damage(FileLocation(name, kind), mismatch)
             continue
         try:
-            holds = _card_holds(directory) if name == CARD_FILE else _is_as_written(path)
+            holds = _card_matches(directory) if name == CARD_FILE else _has_canonical_bytes(path)
         except (CacheError, OSError) as error:
-            if name != MANIFEST_FILE:  # `read_contents` has said it
-                yield Damage(Place(name, kind), reason(path, error))
+            if name != MANIFEST_FILE:  # `read_inventory` has said it
+                yield Damage(FileLocation(name, kind), reason(path, error))
             continue
         if not holds and name == CARD_FILE:
-            yield Damage(Place(name, kind), "content does not match its SHA-256")
+            yield Damage(FileLocation(name, kind), "content does not match its SHA-256")
         elif not holds:
-            yield Damage(Place(name, Kind.FORM), "the content holds, but its bytes are not as written")
+            yield Damage(
+                FileLocation(name, FileRole.FORM), "the content holds, but its bytes are not as written"
+            )
 
 
 def name_damages(directory: Path, manifest: Manifest) -> Iterator[Damage]:
@@ -80,15 +86,15 @@ def name_damages(directory: Path, manifest: Manifest) -> Iterator[Damage]:
     named = re.fullmatch(rf".+-([0-9a-f]{{{KEY_DIGITS}}})", folder)
     if named and named[1] != manifest.spec.key:
         reason = f"the cache has the key {manifest.spec.key}; rename the folder"
-        yield Damage(Place(folder, Kind.STRANGER), reason)
+        yield Damage(FileLocation(folder, FileRole.UNEXPECTED), reason)
 
 
-def _is_as_written(path: Path) -> bool:
+def _has_canonical_bytes(path: Path) -> bool:
     """Whether a sealed document, whose content holds, also has the bytes that we write."""
     return has_content(path, sealed_bytes(read_sealed(path)))
 
 
-def _card_holds(directory: Path) -> bool:
+def _card_matches(directory: Path) -> bool:
     try:
         digest = read_sealed(directory / PROVENANCE_FILE).get(CARD_DIGEST)
     except (CacheError, OSError):
@@ -96,7 +102,7 @@ def _card_holds(directory: Path) -> bool:
     size = (directory / CARD_FILE).stat().st_size
     if size > MAX_DOCUMENT_BYTES:  # hashing it might take for ever
         raise CacheError(f"{size} bytes is more than a card may have ({MAX_DOCUMENT_BYTES})")
-    return digest is None or digest == sha256_plain(directory / CARD_FILE)
+    return digest is None or digest == sha256_regular(directory / CARD_FILE)
 
 
 def _check_metadata_table(manifest: Manifest) -> None:

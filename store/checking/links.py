@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from featcache.store.checking.damage import Damage, Kind, Place
+from featcache.store.checking.damage import Damage, FileLocation, FileRole
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL
 from featcache.store.regular_files import IS_LINK
@@ -17,12 +17,12 @@ def linked_folders(directory: Path, inventory: Inventory | None) -> Iterator[Dam
         folders += [f"{FEATURES}/{split.name}", *(f"{FEATURES}/{split.name}/{name}" for name in split.arrays)]
     linked: list[str] = []
     for folder in folders:
-        if not behind(folder, linked) and os.path.islink(directory / folder):
+        if not is_behind_link(folder, linked) and os.path.islink(directory / folder):
             linked.append(folder)
     for path in linked:
-        yield Damage(Place(path, Kind.LINK), IS_LINK)
+        yield Damage(FileLocation(path, FileRole.LINK), IS_LINK)
 
 
-def behind(path: str, linked: Sequence[str]) -> bool:
+def is_behind_link(path: str, linked: Sequence[str]) -> bool:
     """Whether `path`, within the folder of the cache, is one of these or lies below one."""
     return any(path == link or path.startswith(f"{link}/") for link in linked)

@@ -11,41 +11,41 @@ from pathlib import Path
 
 from featcache.store import journal
 from featcache.store.checking.addition import unfinished_addition
-from featcache.store.checking.damage import Damage, Kind
-from featcache.store.checking.documents import read_contents
+from featcache.store.checking.damage import Damage, FileRole
+from featcache.store.checking.documents import read_inventory
 from featcache.store.checking.reopen import write_journal
 from featcache.store.checking.verify import Verification
 from featcache.store.errors import CacheBusyError, CacheError, PartialCacheError
 from featcache.store.files import JsonObject, read_sealed, sha256_hex, sync_directory, write_sealed
-from featcache.store.held import check_command
 from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES, JOURNAL, SCRATCH
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.regular_files import IS_LINK, kind_misfit
+from featcache.store.partial_copy import check_command
+from featcache.store.regular_files import IS_LINK, irregularity
 from featcache.store.shared_card import card_origin
 from featcache.store.writing.claims import sole_owner
 from featcache.store.writing.metadata import write_metadata
 from featcache.store.zarr_metadata import metadata_documents
 
-_NEEDS_EXTRACTION = (Kind.DATA, Kind.METADATA, Kind.DOCUMENT)
-_REMOVED = (Kind.DATA, Kind.REQUEST, Kind.LEFTOVER)
+_NEEDS_EXTRACTION = (FileRole.DATA, FileRole.METADATA, FileRole.DOCUMENT)
+_REMOVED = (FileRole.DATA, FileRole.REQUEST, FileRole.STALE)
 
 
 @dataclass(frozen=True)
-class Repair:
+class RepairResult:
     """What a repair left."""
 
     complete: bool
     """Whether the cache still is complete; if not, the same extraction has to be run again."""
     dropped: Sequence[Block]
     """Blocks that the next extraction has to do."""
-    strangers: Sequence[str]
+    unexpected_files: Sequence[str]
     """Files that are not ours, left where they are."""
 
     @property
     def whole(self) -> bool:
         """Whether nothing is left to do."""
-        return self.complete and not self.strangers
+        return self.complete and not self.unexpected_files
 
     @property
     def samples(self) -> int:
@@ -58,11 +58,11 @@ class Repair:
             "complete": self.complete,
             "dropped_blocks": [[block.split, block.index] for block in self.dropped],
             "samples_to_extract": self.samples,
-            "strangers": list(self.strangers),
+            "strangers": list(self.unexpected_files),
         }
 
 
-def repair(found: Verification) -> Repair:
+def repair(found: Verification) -> RepairResult:
     """Mend what `verify` found, as far as it can be done without the backbone.
 
     A damaged block is dropped; a damaged zarr.json is written again; a damaged provenance.json or README.md leaves all
@@ -76,8 +76,8 @@ def repair(found: Verification) -> Repair:
     directory, manifest = found.directory, found.manifest
     if manifest is None:
         raise CacheError(f"{directory} cannot be repaired: {found.damages[0]}; {found.remedy}")
-    _refuse_what_is_no_file(found)
-    if manifest.whole is not None and any(d.place.kind in _NEEDS_EXTRACTION for d in found.damages):
+    _refuse_irregular_files(found)
+    if manifest.whole is not None and any(d.location.kind in _NEEDS_EXTRACTION for d in found.damages):
         raise PartialCacheError(f"{directory} is a partial copy and cannot be repaired here; {found.remedy}")
     if found.complete and unfinished_addition(directory, manifest) is not None:
         raise CacheError(
@@ -85,19 +85,19 @@ def repair(found: Verification) -> Repair:
         )
     (directory / JOURNAL).mkdir(exist_ok=True)
     with sole_owner(directory / JOURNAL):
-        if read_contents(directory)[:2] != (found.complete, manifest):
+        if read_inventory(directory)[:2] != (found.complete, manifest):
             raise CacheBusyError(f"{directory} has changed since it was verified; run the command again")
-        damages = [damage for damage in found.damages if damage.place.path != JOURNAL]
-        for path in (directory / d.place.path for d in damages if d.place.kind == Kind.FORM):
+        damages = [damage for damage in found.damages if damage.location.path != JOURNAL]
+        for path in (directory / d.location.path for d in damages if d.location.kind == FileRole.FORM):
             write_sealed(path, read_sealed(path))
         if found.complete:
-            damages = _without_metadata_that_can_be_made(directory, manifest, damages)
-        reopened = found.complete and any(damage.place.kind in _NEEDS_EXTRACTION for damage in damages)
+            damages = _rewrite_metadata(directory, manifest, damages)
+        reopened = found.complete and any(damage.location.kind in _NEEDS_EXTRACTION for damage in damages)
         if reopened:
             _refuse_copy(directory)
-            write_journal(directory, manifest, _dropped(damages))
+            write_journal(directory, manifest, _damaged_blocks(damages))
         # Before the manifest goes: the next writer makes a zarr.json that is missing, but would take a damaged one over.
-        _remove(directory, damages, (Kind.METADATA,))
+        _remove(directory, damages, (FileRole.METADATA,))
         if reopened:
             (directory / MANIFEST_FILE).unlink()
             sync_directory(directory)
@@ -105,46 +105,48 @@ def repair(found: Verification) -> Repair:
         complete = found.complete and not reopened
         if complete:
             journal.clear(directory / JOURNAL)
-    left = [damage.place.shown for damage in damages if damage.place.kind == Kind.STRANGER]
-    dropped = _dropped(damages)
-    return Repair(complete, [*dropped, *(b for b in found.missing_blocks if b not in dropped)], left)
+    left = [
+        damage.location.printable_path for damage in damages if damage.location.kind == FileRole.UNEXPECTED
+    ]
+    dropped = _damaged_blocks(damages)
+    return RepairResult(complete, [*dropped, *(b for b in found.missing_blocks if b not in dropped)], left)
 
 
-def _without_metadata_that_can_be_made(
-    directory: Path, manifest: Manifest, damages: Sequence[Damage]
-) -> list[Damage]:
+def _rewrite_metadata(directory: Path, manifest: Manifest, damages: Sequence[Damage]) -> list[Damage]:
     """Rewrite damaged Zarr metadata if the inventory gives the recorded bytes; return the other damages.
 
     So a cache without other damage stays complete. If another version of Zarr writes other bytes, the next extraction
     rewrites them.
     """
-    kinds = {damage.place.kind for damage in damages}
-    if Kind.METADATA not in kinds:
+    kinds = {damage.location.kind for damage in damages}
+    if FileRole.METADATA not in kinds:
         return list(damages)
     made = metadata_documents(manifest.full_inventory)
     left = []
     for damage in damages:
-        path = damage.place.path.removeprefix(f"{FEATURES}/")
+        path = damage.location.path.removeprefix(f"{FEATURES}/")
         record, document = manifest.metadata.get(path), made.get(path)
         if (
-            damage.place.kind != Kind.METADATA
+            damage.location.kind != FileRole.METADATA
             or record is None
             or document is None
-            or not (directory / damage.place.path).parent.is_dir()
+            or not (directory / damage.location.path).parent.is_dir()
             or (len(document), sha256_hex(document)) != (record.bytes, record.sha256)
         ):
             left.append(damage)
         else:
-            (directory / damage.place.path).unlink(
+            (directory / damage.location.path).unlink(
                 missing_ok=True
             )  # also removes a link, so that nothing is written through it
             write_metadata(directory / FEATURES, made, [path])
     return left
 
 
-def _dropped(damages: Sequence[Damage]) -> list[Block]:
+def _damaged_blocks(damages: Sequence[Damage]) -> list[Block]:
     """The blocks that have a damaged file, each once."""
-    return list(dict.fromkeys(damage.place.block for damage in damages if damage.place.block is not None))
+    return list(
+        dict.fromkeys(damage.location.block for damage in damages if damage.location.block is not None)
+    )
 
 
 def _refuse_copy(directory: Path) -> None:
@@ -158,13 +160,13 @@ def _refuse_copy(directory: Path) -> None:
         )
 
 
-def _refuse_what_is_no_file(found: Verification) -> None:
+def _refuse_irregular_files(found: Verification) -> None:
     """A link could lead the repair out of the cache, and what a folder holds is not ours to remove."""
     for damage in found.damages:
-        path = found.directory / damage.place.path
-        if damage.place.kind == Kind.LINK:
+        path = found.directory / damage.location.path
+        if damage.location.kind == FileRole.LINK:
             raise CacheError(f"{path}: {IS_LINK}; remove the link and run the command again")
-        expected = damage.place.kind != Kind.STRANGER and damage.place.path != JOURNAL
+        expected = damage.location.kind != FileRole.UNEXPECTED and damage.location.path != JOURNAL
         if expected and path.is_dir() and not path.is_symlink():
             raise CacheError(
                 f"{path} is a folder, where a file must be; move it away and run the command again"
@@ -173,16 +175,16 @@ def _refuse_what_is_no_file(found: Verification) -> None:
     if os.path.lexists(folder) and not folder.is_dir():
         raise CacheError(f"{folder} is no folder; move it away and run the command again")
     for path in sorted(folder.glob("*")):
-        misfit = kind_misfit(path)
-        if misfit and path.name != SCRATCH:
-            raise CacheError(f"{path}: {misfit}; move it away and run the command again")
+        mismatch = irregularity(path)
+        if mismatch and path.name != SCRATCH:
+            raise CacheError(f"{path}: {mismatch}; move it away and run the command again")
 
 
-def _remove(directory: Path, damages: Sequence[Damage], kinds: Sequence[Kind]) -> None:
+def _remove(directory: Path, damages: Sequence[Damage], kinds: Sequence[FileRole]) -> None:
     folders = set()
     for damage in damages:
-        path = directory / damage.place.path
-        if damage.place.kind in kinds and path.parent.is_dir():
+        path = directory / damage.location.path
+        if damage.location.kind in kinds and path.parent.is_dir():
             path.unlink(missing_ok=True)
             folders.add(path.parent)
     for folder in sorted(folders):

@@ -5,20 +5,20 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from featcache.store.checking.damage import Damage, Kind, Place
-from featcache.store.checking.links import behind
+from featcache.store.checking.damage import Damage, FileLocation, FileRole
+from featcache.store.checking.links import is_behind_link
 from featcache.store.files import temporary_for
-from featcache.store.held import HELD_FILE, ORIGIN_FILE
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, is_set_aside
 from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.partial_copy import HELD_FILE, ORIGIN_FILE
 from featcache.store.provenance import PROVENANCE_FILE
 from featcache.store.requests import REQUEST_FILE
 from featcache.store.shared_card import CARD_FILE
 from featcache.store.zarr_metadata import recorded_paths
 
 
-def strangers(
+def unexpected_files(
     directory: Path, inventory: Inventory, complete: bool, linked: Sequence[str]
 ) -> Iterator[Damage]:
     """Files and folders that a cache of this inventory has no place for, and what a killed process left.
@@ -28,7 +28,7 @@ def strangers(
     the journal are its own.
     """
     for folder, names in _expected_names(inventory).items():
-        if behind(folder, linked):
+        if is_behind_link(folder, linked):
             continue
         try:
             entries = sorted(os.scandir(directory / folder), key=lambda entry: entry.name)
@@ -44,9 +44,9 @@ def strangers(
             else:
                 temporary = temporary_for(entry.name) in names
             if not temporary and path != JOURNAL:
-                yield Damage(Place(path, Kind.STRANGER), "does not belong in a cache")
+                yield Damage(FileLocation(path, FileRole.UNEXPECTED), "does not belong in a cache")
             elif complete:
-                yield Damage(Place(path, Kind.LEFTOVER), "left by a process that was killed")
+                yield Damage(FileLocation(path, FileRole.STALE), "left by a process that was killed")
 
 
 def _expected_names(inventory: Inventory) -> dict[str, set[str]]:

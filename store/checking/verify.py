@@ -14,19 +14,19 @@ from pathlib import Path
 
 from featcache.store.checking.addition import unfinished_addition, without_new_groups
 from featcache.store.checking.column_checks import column_damages
-from featcache.store.checking.damage import Damage, Kind, Place, reason
-from featcache.store.checking.documents import document_damages, documents, name_damages, read_contents
+from featcache.store.checking.damage import Damage, FileLocation, FileRole, reason
+from featcache.store.checking.documents import document_damages, documents, name_damages, read_inventory
 from featcache.store.checking.file_checks import MB, file_damages, recorded_files
-from featcache.store.checking.links import behind, linked_folders
-from featcache.store.checking.unexpected_files import strangers
+from featcache.store.checking.links import is_behind_link, linked_folders
+from featcache.store.checking.unexpected_files import unexpected_files
 from featcache.store.checking.zarr_agreement import check_metadata
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject
-from featcache.store.held import Held, check_command, read_origin
 from featcache.store.inventory import Block, Inventory
 from featcache.store.journal import FEATURES
 from featcache.store.machine import usable_cpus
 from featcache.store.manifest import Manifest
+from featcache.store.partial_copy import PartialCopy, check_command, read_origin
 from featcache.store.progress import Reporter, Silent
 from featcache.store.shared_card import card_origin
 from featcache.store.zarr_metadata import metadata_paths
@@ -63,14 +63,14 @@ class Verification:
         """What to do about the damages."""
         origin = read_origin(self.directory) or card_origin(self.directory) if self.complete else None
         if self.manifest is None and origin is not None:
-            return f"run `{check_command(self.directory, origin, _held(self.directory))}` to fetch it again"
+            return f"run `{check_command(self.directory, origin, _partial_inventory(self.directory))}` to fetch it again"
         if self.manifest is None:
             return (
                 "remove the folder and extract again, or fetch the file from whoever has a copy of the cache"
             )
-        if any(damage.place.kind == Kind.LINK for damage in self.damages):
+        if any(damage.location.kind == FileRole.LINK for damage in self.damages):
             return "remove the links, or make a copy without them with `cp -rL`, and run the command again"
-        if all(damage.place.kind == Kind.STRANGER for damage in self.damages):
+        if all(damage.location.kind == FileRole.UNEXPECTED for damage in self.damages):
             return "move away what does not belong there; the data are intact"
         part = self.manifest.inventory if self.manifest.whole is not None else None
         if origin is not None or part is not None:
@@ -111,52 +111,58 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
         CacheNotFoundError: there is no cache.
     """
     started = time.perf_counter()
-    complete, manifest, damages = read_contents(directory)
+    complete, manifest, damages = read_inventory(directory)
     checked = [directory / path for path in documents(directory, complete)]
     num_bytes = sum(path.stat().st_size for path in checked)
     if complete:
         damages += document_damages(directory)
     damages += linked_folders(directory, manifest.inventory if manifest else None)
     if manifest is not None:
-        linked = [damage.place.path for damage in damages if damage.place.kind == Kind.LINK]
+        linked = [damage.location.path for damage in damages if damage.location.kind == FileRole.LINK]
         recorded = [
-            (place, record) for place, record in recorded_files(manifest) if not behind(place.path, linked)
+            (location, record)
+            for location, record in recorded_files(manifest)
+            if not is_behind_link(location.path, linked)
         ]
         damages += file_damages(directory, recorded, threads or usable_cpus(), reporter or Silent())
-        unread = {damage.place.path for damage in damages}
-        damages += _disagreements(directory, manifest, complete, unread, linked)
+        unread = {damage.location.path for damage in damages}
+        damages += _metadata_damages(directory, manifest, complete, unread, linked)
         damages += column_damages(directory, manifest, unread, linked)
         addition = unfinished_addition(directory, manifest) if complete else None
         if addition is not None:
             damages = without_new_groups(directory, manifest, addition, damages)
         whole = manifest.full_inventory
         held = whole.plus(addition.inventory) if addition else whole
-        damages += strangers(directory, held, complete and addition is None, linked)
+        damages += unexpected_files(directory, held, complete and addition is None, linked)
         damages += name_damages(directory, manifest)
-        checked += [directory / place.path for place, _ in recorded]
+        checked += [directory / location.path for location, _ in recorded]
         num_bytes += sum(record.bytes for _, record in recorded)
     seconds = time.perf_counter() - started
     return Verification(directory, complete, manifest, damages, len(checked), num_bytes, seconds)
 
 
-def _held(directory: Path) -> Inventory | None:
+def _partial_inventory(directory: Path) -> Inventory | None:
     """Return the content of a partial copy; None if the copy is complete, or if its content is not known."""
     with suppress(CacheError):
-        held = Held.read(directory)
+        held = PartialCopy.read(directory)
         return held.inventory if held else None
     return None
 
 
-def _disagreements(
+def _metadata_damages(
     directory: Path, manifest: Manifest, complete: bool, bad: Collection[str], linked: Sequence[str]
 ) -> Iterator[Damage]:
     for path in metadata_paths(manifest.full_inventory):
-        place = Place(f"{FEATURES}/{path}", Kind.METADATA)
-        full = directory / place.path
+        location = FileLocation(f"{FEATURES}/{path}", FileRole.METADATA)
+        full = directory / location.path
         # An unfinished cache may not have come to writing it.
-        if place.path in bad or behind(place.path, linked) or (not complete and not os.path.lexists(full)):
+        if (
+            location.path in bad
+            or is_behind_link(location.path, linked)
+            or (not complete and not os.path.lexists(full))
+        ):
             continue
         try:
             check_metadata(directory / FEATURES, path, manifest.full_inventory)
         except (CacheError, OSError) as error:
-            yield Damage(place, reason(full, error))
+            yield Damage(location, reason(full, error))

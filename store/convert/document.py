@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from featcache.store.convert.selection import Part
 from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, field, texts
+from featcache.store.files import JsonObject, field, text_list
 from featcache.store.reading.reader import Cache
 from featcache.store.requests import recorded_requests
 from featcache.store.spec import CacheSpec
@@ -98,14 +98,14 @@ class ExportDocument:
         requests = field(document, "requests", list, where)
         return cls(
             CacheSpec.from_dict(field(document, "spec", dict, where), where),
-            Targets.from_dict(document, texts(document, "class_names", where), where),
+            Targets.from_dict(document, text_list(document, "class_names", where), where),
             _count(document, "batch_size", where),
             {name: field(names, name, str, where) for name in ("dataset", "model")},
             field(document, "provenance", dict, where),
             [request for request in requests if isinstance(request, dict)],
             {split: field(digests, split, str, where) for split in layers},
-            {split: texts(layers, split, where) for split in layers},
-            {split: texts(tokens, split, where) for split in layers},
+            {split: text_list(layers, split, where) for split in layers},
+            {split: text_list(tokens, split, where) for split in layers},
             {split: _count(id_bytes, split, where) for split in layers},
         )
 

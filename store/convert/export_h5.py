@@ -1,7 +1,7 @@
 """One HDF5 file: contiguous datasets, so that it can also be mapped by offset, and plain attributes.
 
 h5py writes the structure, and the bytes are then written to where it put the datasets: HDF5 does not survive a full disk
-(it crashes when it closes a file that it could not write), and a plain file does.
+(it crashes when it closes a file that it could not write), and a regular file does.
 """
 
 import json

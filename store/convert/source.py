@@ -8,7 +8,7 @@ import numpy as np
 
 from featcache.store.arrays import DTYPES
 from featcache.store.class_numbers import MAX_LABEL, number_classes
-from featcache.store.columns import id_misfit
+from featcache.store.columns import id_mismatch
 from featcache.store.convert.document import ExportDocument
 from featcache.store.convert.rows import Features, RowArray
 from featcache.store.convert.selection import ids_as_bytes
@@ -161,7 +161,7 @@ def _encoded_ids(ids: Sequence[str] | Array | None, where: str, num_samples: int
     if len(ids) != num_samples:
         raise DatasetError(f"{where}: {len(ids)} sample ids, the features have {num_samples} rows")
     if isinstance(ids, np.ndarray):
-        problem = id_misfit(ids) or _id_length(ids.shape[1])
+        problem = id_mismatch(ids) or _id_length(ids.shape[1])
         encoded = ids
     else:
         problem = _ids_problem(ids)

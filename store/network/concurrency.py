@@ -13,7 +13,7 @@ from featcache.store.progress import Reporter, Update
 
 PIECE_BYTES = 2**20
 """Size of the pieces in which files are sent and received."""
-IN_FLIGHT = 8
+CONCURRENT_FILES = 8
 """Files that move at the same time."""
 
 MB, KB = 10**6, 10**3
@@ -23,7 +23,7 @@ TRIES = 6
 GIVE_UP_S = 30.0
 """Seconds without any progress after which retries stop."""
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 10.0
-PATIENCE_S = 2.0
+STOP_WAIT_S = 2.0
 """For transfers that are to stop; what hangs longer is left to itself."""
 _NEVER = Event()
 
@@ -47,12 +47,12 @@ def check_stop() -> None:
 
 
 def _stop() -> Event:
-    """The event that stops what this thread does; none ever does outside of `fly`."""
+    """The event that stops what this thread does; none ever does outside of `run_concurrently`."""
     event: Event = getattr(_of_thread, "stop", _NEVER)
     return event
 
 
-def same_stop() -> Callable[[], AbstractContextManager[None]]:
+def share_stop() -> Callable[[], AbstractContextManager[None]]:
     """Return the context that a helper thread enters to be stopped together with this thread."""
     stop = _stop()
 
@@ -100,7 +100,7 @@ class Attempts:
         ) from error
 
 
-def retried(work: Callable[[], T]) -> T:
+def retry(work: Callable[[], T]) -> T:
     """Do `work`, again where it fails for a reason that may pass."""
     attempts = Attempts()
     while True:
@@ -110,7 +110,7 @@ def retried(work: Callable[[], T]) -> T:
             attempts.failed(error)
 
 
-def fly(tasks: Sequence[Callable[[], None]], threads: int) -> None:
+def run_concurrently(tasks: Sequence[Callable[[], None]], threads: int) -> None:
     """Run tasks, several at a time. What is wrong with one file does not keep the others back; anything else does.
 
     Raises:
@@ -138,22 +138,23 @@ def fly(tasks: Sequence[Callable[[], None]], threads: int) -> None:
     workers = [Thread(target=work, name="featcache-transfer", daemon=True) for _ in tasks[:threads]]
     for worker in workers:
         worker.start()
-    wrong: list[CacheError] = []
+    file_errors: list[CacheError] = []
     try:
         for _ in tasks:
             error = done.get()
             if isinstance(error, CacheError):
-                wrong.append(error)
+                file_errors.append(error)
             elif error is not None:
                 raise error
     finally:
         stop.set()
-        patience = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + STOP_WAIT_S
         for worker in workers:
-            worker.join(max(0.0, patience - time.monotonic()))
-    if wrong:
-        raise type(wrong[0])(
-            f"{wrong[0]}" + (f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else "")
+            worker.join(max(0.0, deadline - time.monotonic()))
+    if file_errors:
+        raise type(file_errors[0])(
+            f"{file_errors[0]}"
+            + (f" (and {len(file_errors) - 1} more files)" if len(file_errors) > 1 else "")
         )
 
 
@@ -182,7 +183,9 @@ class ByteCounter:
         self._update(min(self.done, self._total) // self._unit, self._total // self._unit)
 
 
-def moving(reporter: Reporter, title: str, total: int, work: Callable[[ByteCounter], None]) -> int:
+def transfer_with_progress(
+    reporter: Reporter, title: str, total: int, work: Callable[[ByteCounter], None]
+) -> int:
     """Do `work`, which counts its bytes, under a progress bar; returns the bytes moved by it.
 
     Args:

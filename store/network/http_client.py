@@ -18,8 +18,8 @@ from requests.adapters import HTTPAdapter
 import requests
 from featcache.store.address import redacted
 from featcache.store.errors import MissingError, RemoteError
-from featcache.store.network.concurrency import IN_FLIGHT, PIECE_BYTES, TransientError, check_stop
-from featcache.store.network.patience import CONNECT_S, SILENCE_S, bounded, watched
+from featcache.store.network.concurrency import CONCURRENT_FILES, PIECE_BYTES, TransientError, check_stop
+from featcache.store.network.timeouts import CONNECT_S, SILENCE_S, run_with_timeout, watch_transfer
 
 MAX_REDIRECTS = 5
 MAX_TAG = 1024
@@ -60,13 +60,15 @@ class HttpClient:
         self._login, self._anywhere, self._refused = login, anywhere, refused
         self._session = _Session()
         for scheme in _PORTS:
-            self._session.mount(f"{scheme}://", HTTPAdapter(pool_maxsize=2 * IN_FLIGHT))
+            self._session.mount(f"{scheme}://", HTTPAdapter(pool_maxsize=2 * CONCURRENT_FILES))
         # A compressed body could unpack to any size.
         self._session.headers["Accept-Encoding"] = "identity"
         # A cookie from every answer would make later requests longer than servers accept.
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
-    def ask(self, method: str, url: str, where: str, headers: Mapping[str, str] | None = None) -> "Answer":
+    def request(
+        self, method: str, url: str, where: str, headers: Mapping[str, str] | None = None
+    ) -> "Response":
         """Send one request, and follow its redirects.
 
         Args:
@@ -84,7 +86,7 @@ class HttpClient:
         for _ in range(MAX_REDIRECTS):
             response = self._send(method, url, where, headers, _origin(url) == _origin(first))
             if response.status_code not in _REDIRECTS or "Location" not in response.headers:
-                return self._accepted(Answer(response, where))
+                return self._accepted(Response(response, where))
             response.close()
             url = self._redirected(url, response.headers["Location"], where)
         raise RemoteError(f"{where}: more than {MAX_REDIRECTS} redirects")
@@ -107,7 +109,7 @@ class HttpClient:
                 raise _failure(error, where) from error
 
         # On a separate thread: the client bounds each wait for bytes, but neither slowly arriving headers nor the resolver.
-        return bounded(send, SILENCE_S, where)
+        return run_with_timeout(send, SILENCE_S, where)
 
     def _redirected(self, url: str, target: str, where: str) -> str:
         try:
@@ -127,11 +129,11 @@ class HttpClient:
             "which is not followed; give that address if you trust it"
         )
 
-    def _accepted(self, answer: "Answer") -> "Answer":
-        status, where = answer.status, answer.where
+    def _accepted(self, response: "Response") -> "Response":
+        status, where = response.status, response.where
         if status in (200, 206, 416):
-            return answer
-        answer.close()
+            return response
+        response.close()
         if status in _MISSING:
             raise MissingError(f"{where}: not there (status {status})")
         if status in _REFUSED:
@@ -147,7 +149,7 @@ class HttpClient:
         self._session.close()
 
 
-class Answer:
+class Response:
     """The answer to a request, whose body has not been read yet: use `pieces`, or `close`."""
 
     def __init__(self, response: requests.Response, where: str) -> None:
@@ -166,7 +168,7 @@ class Answer:
         return self.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
 
     @property
-    def part(self) -> tuple[int, int | None] | None:
+    def content_range(self) -> tuple[int, int | None] | None:
         """Offset of the first byte, and size of the whole file, for a partial answer; None if not declared."""
         unit, _, rest = self.headers.get("Content-Range", "").strip().partition(" ")
         span, _, total = rest.partition("/")
@@ -174,12 +176,12 @@ class Answer:
         return None if unit.lower() != "bytes" or first is None else (first, _number(total.strip()))
 
     @property
-    def tag(self) -> str:
+    def etag(self) -> str:
         """A tag that changes with the file; empty if the server sends none."""
         return (self.headers.get("ETag") or self.headers.get("Last-Modified") or "")[:MAX_TAG]
 
     @property
-    def strong_tag(self) -> str:
+    def strong_etag(self) -> str:
         """A tag that two versions of a file never share, for resumed downloads; empty if the server sends none."""
         etag = self.headers.get("ETag", "").strip()
         if etag:
@@ -216,7 +218,7 @@ class Answer:
         read, cut = getattr(raw, "read1", raw.read), getattr(raw, "shutdown", lambda: None)
         length = None if self._response.request.method == "HEAD" else self.length
         try:
-            with watched(cut) as pulse:
+            with watch_transfer(cut) as pulse:
                 while True:
                     check_stop()
                     try:
@@ -260,20 +262,20 @@ def read_from(client: HttpClient, url: str, where: str, offset: int) -> Generato
         offset: first byte to read.
 
     Raises:
-        MissingError, TransientError, RemoteError: as `HttpClient.ask` and `Answer.pieces`.
+        MissingError, TransientError, RemoteError: as `HttpClient.request` and `Answer.pieces`.
     """
-    answer = client.ask("GET", url, where, {"Range": f"bytes={offset}-"} if offset else {})
-    if answer.status == 416 or (offset and answer.status == 206 and answer.encoded):
+    response = client.request("GET", url, where, {"Range": f"bytes={offset}-"} if offset else {})
+    if response.status == 416 or (offset and response.status == 206 and response.encoded):
         # The server has no such part, or counts compressed bytes: read from the start.
-        answer.close()
-        answer = client.ask("GET", url, where)
+        response.close()
+        response = client.request("GET", url, where)
     # A partial answer without a range is assumed to be the requested part; the digest will show a mistake.
-    start = 0 if answer.status == 200 else answer.part[0] if answer.part else offset
-    if answer.status not in (200, 206) or start not in (0, offset):
-        answer.close()
+    start = 0 if response.status == 200 else response.content_range[0] if response.content_range else offset
+    if response.status not in (200, 206) or start not in (0, offset):
+        response.close()
         raise RemoteError(f"{where}: the server answers with another part of the file than was asked for")
     skip = offset - start  # a server without ranges sends everything
-    with closing(answer.pieces(unpack=True)) as pieces:
+    with closing(response.pieces(unpack=True)) as pieces:
         for piece in pieces:
             if skip < len(piece):
                 yield piece[skip:]

@@ -17,7 +17,7 @@ from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.errors import CacheError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, Block, SplitInventory
 from featcache.store.layers import FINAL
-from featcache.store.regular_files import open_plain, refuse_link
+from featcache.store.regular_files import open_regular, refuse_link
 from featcache.store.token_groups import POOLED, array_name
 from featcache.store.zarr_metadata import METADATA_FILE, check_array_metadata
 
@@ -136,7 +136,7 @@ class ChunkFiles:
             self._checked.add(array.name)
         path = self.path_of(array, position, block)
         try:
-            descriptor, size = open_plain(path)
+            descriptor, size = open_regular(path)
         except FileNotFoundError:
             raise CacheError(f"{path}: missing; the cache is damaged, extract it again") from None
         try:

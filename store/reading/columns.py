@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store.columns import id_misfit, valid_misfit
+from featcache.store.columns import id_mismatch, valid_mismatch
 from featcache.store.errors import CacheError
 from featcache.store.planning import CONTENT_DIGEST
 from featcache.store.reading.chunks import ChunkFiles
@@ -57,7 +57,7 @@ class SplitColumns:
         """
         labels = read_column(self._files, "label")
         if self.targets is not None:
-            self._refuse("label", self.targets.misfit(labels, self.valid()))
+            self._refuse("label", self.targets.mismatch(labels, self.valid()))
         return labels
 
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -67,7 +67,7 @@ class SplitColumns:
             CacheError: a file is missing or of the wrong size, or holds other bytes than 0 and 1.
         """
         valid: npt.NDArray[np.bool_] = read_column(self._files, "valid")
-        self._refuse("valid", valid_misfit(valid))
+        self._refuse("valid", valid_mismatch(valid))
         return valid
 
     def content_digests(self) -> npt.NDArray[np.uint8] | None:
@@ -84,11 +84,11 @@ class SplitColumns:
         try:
             return [row.tobytes().rstrip(b"\0").decode() for row in ids]
         except UnicodeDecodeError:
-            self._refuse("sample_id", id_misfit(ids))
+            self._refuse("sample_id", id_mismatch(ids))
             raise
 
-    def _refuse(self, array: str, misfit: str | None) -> None:
-        if misfit:
+    def _refuse(self, array: str, mismatch: str | None) -> None:
+        if mismatch:
             raise CacheError(
-                f"{self._folder / array}: {misfit}; the cache is damaged or was not made by featcache"
+                f"{self._folder / array}: {mismatch}; the cache is damaged or was not made by featcache"
             )

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from featcache.store.errors import CacheError
 from featcache.store.inventory import PROJECTION, Inventory
-from featcache.store.regular_files import open_plain, refuse_link
+from featcache.store.regular_files import open_regular, refuse_link
 from featcache.store.zarr_metadata import METADATA_FILE, PROJECTION_CHUNK, check_array_metadata
 
 
@@ -25,7 +25,7 @@ def read_projection(features: Path, inventory: Inventory) -> npt.NDArray[np.floa
     refuse_link(path.parent)
     check_array_metadata(features / PROJECTION / METADATA_FILE, array)
     try:
-        descriptor, size = open_plain(path)
+        descriptor, size = open_regular(path)
     except FileNotFoundError:
         raise CacheError(f"{path}: missing; the cache is damaged, extract it again") from None
     with os.fdopen(descriptor, "rb") as file:

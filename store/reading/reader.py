@@ -20,11 +20,11 @@ from featcache.store.errors import (
     UnknownSplitError,
 )
 from featcache.store.files import JsonObject, read_sealed
-from featcache.store.held import Held, describe_part, missing_command, read_held_manifest
 from featcache.store.home import expanded
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.partial_copy import PartialCopy, describe_partial, missing_command, read_partial_manifest
 from featcache.store.provenance import PROVENANCE_FILE
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.projection import read_projection
@@ -87,10 +87,10 @@ class Cache(Mapping[str, SplitReader]):
         lacking = needed.minus(self.inventory)
         if not self.partial or not (lacking.splits or lacking.projection):
             return
-        held = Held.read(self.directory)
+        held = PartialCopy.read(self.directory)
         origin = held.origin if held else ""
         raise PartialCacheError(
-            f"{self.directory} holds only a part of the cache ({describe_part(self.inventory, self.manifest.full_inventory)}); "
+            f"{self.directory} holds only a part of the cache ({describe_partial(self.inventory, self.manifest.full_inventory)}); "
             f"fetch what is missing first: {missing_command(self.directory, lacking, origin)}"
         )
 
@@ -163,7 +163,7 @@ def open_cache(directory: str | Path, *, allow_partial: bool = False) -> Cache:
     """
     directory = expanded(directory)
     try:
-        return Cache(directory, read_held_manifest(directory))
+        return Cache(directory, read_partial_manifest(directory))
     except FileNotFoundError:
         pass
     try:
@@ -173,7 +173,7 @@ def open_cache(directory: str | Path, *, allow_partial: bool = False) -> Cache:
             raise
     # A writer completes the cache first and takes the journal away then, perhaps while it was read.
     if (directory / MANIFEST_FILE).exists():
-        return Cache(directory, read_held_manifest(directory))
+        return Cache(directory, read_partial_manifest(directory))
     if not allow_partial:
         raise IncompleteCacheError(describe_missing(directory, partial))
     return Cache(directory, partial)
@@ -215,12 +215,10 @@ def describe_missing(directory: Path, partial: Manifest) -> str:
     lacks = (
         f"{len(missing)} of {total} blocks are missing ({listed})" if missing else "its documents are missing"
     )
-    return (
-        f"{directory} is incomplete: {lacks}. Run the same `{maker(directory, partial)}` again to finish it."
-    )
+    return f"{directory} is incomplete: {lacks}. Run the same `{extraction_command(directory, partial)}` again to finish it."
 
 
-def maker(directory: Path, manifest: Manifest) -> str:
+def extraction_command(directory: Path, manifest: Manifest) -> str:
     """The command that makes this cache, or finishes an incomplete one."""
     imported = manifest.spec.dataset.get("kind") == "imported"
     with suppress(FileNotFoundError, CacheError):
@@ -237,9 +235,9 @@ def require_files(cache: Cache) -> None:
     for record in cache.manifest.blocks:
         for name, file in record.files.items():
             path = cache.directory / FEATURES / name
-            misfit = file.misfit(path)
-            if misfit:
+            mismatch = file.mismatch(path)
+            if mismatch:
                 raise CacheError(
-                    f"{path}: {misfit}; the cache is damaged: `featcache verify --repair {cache.directory}` drops the damaged "
+                    f"{path}: {mismatch}; the cache is damaged: `featcache verify --repair {cache.directory}` drops the damaged "
                     "blocks, and the same extract redoes them"
                 )

@@ -17,14 +17,14 @@ from featcache.store.catalogue.entries import folders
 from featcache.store.catalogue.removal import remove_cache
 from featcache.store.errors import CacheError, FeatcacheError, RemoteError, RequestError
 from featcache.store.files import try_lock
-from featcache.store.held import HELD_FILE, Held, read_held_manifest, touch
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.partial_copy import HELD_FILE, PartialCopy, read_partial_manifest, update_access_time
 from featcache.store.progress import Reporter, Silent
 from featcache.store.text import parse_size
 from featcache.store.transfer.catalogue import find_cache, not_found
-from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, unite
-from featcache.store.transfer.pull import Pulled, directory_of, fetch
+from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, merge_manifests
+from featcache.store.transfer.pull import PullResult, copy_directory, fetch_part
 from featcache.store.transfer.remotes.base import Remote
 
 LIMIT_VARIABLE = "FEATCACHE_BORROWED"
@@ -59,24 +59,24 @@ def borrow(
     reporter = reporter or Silent()
     remote, name = find_cache(address)
     with remote:
-        directory = directory_of(search, name)
+        directory = copy_directory(search, name)
         if _is_fresh(remote, name, directory, needed, reporter):
-            _lease(directory)
-            touch(directory)
+            _lock_copy(directory)
+            update_access_time(directory)
             return directory
         theirs = fetch_manifest(remote, name)
         if theirs is None:
             raise not_found(remote, name)
         wanted = needed(theirs.manifest)
         done = _fetch(remote, name, theirs, wanted, directory, search[0], reporter)
-        touch(directory)
+        update_access_time(directory)
         reporter.message(
             f"borrowed from {remote.where(str(name))}: {done.num_bytes / 1e6:,.1f} MB in {done.seconds:.1f} s"
         )
         return directory
 
 
-def limit() -> int:
+def borrow_limit() -> int:
     """Bytes that borrowed copies may take under a root.
 
     Raises:
@@ -97,37 +97,37 @@ def _fetch(
     directory: Path,
     root: Path,
     reporter: Reporter,
-) -> Pulled:
-    held = _held(directory)
+) -> PullResult:
+    held = _read_partial(directory)
     if held is None or held.borrowed:
         make_room(root, wanted, directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _lease(directory)
+    _lock_copy(directory)
     try:
-        return fetch(remote, name, theirs, wanted, directory, borrowed=True, reporter=reporter)
+        return fetch_part(remote, name, theirs, wanted, directory, borrowed=True, reporter=reporter)
     except CacheError:
         # The remote's copy was replaced by one with other values; a borrowed copy of the old one is of no use.
-        ours = _manifest(directory)
+        ours = _read_manifest(directory)
         if held is None or not held.borrowed or ours is None or _agree(ours, theirs.manifest):
             raise
     reporter.message(f"{remote.where(str(name))} has changed; the copy here is fetched anew")
-    release(directory)
+    unlock_copy(directory)
     remove_cache(directory)
     directory.mkdir(parents=True, exist_ok=True)  # files that are not ours stay in it
-    _lease(directory)
-    return fetch(remote, name, theirs, wanted, directory, borrowed=True, reporter=reporter)
+    _lock_copy(directory)
+    return fetch_part(remote, name, theirs, wanted, directory, borrowed=True, reporter=reporter)
 
 
 def _is_fresh(remote: Remote, name: CacheName, directory: Path, needed: Needed, reporter: Reporter) -> bool:
     """Whether the copy here has what is needed, and the remote has nothing newer."""
-    ours = _manifest(directory)
+    ours = _read_manifest(directory)
     if ours is None:
         return False
-    held = read_held_manifest(directory).inventory
+    held = read_partial_manifest(directory).inventory
     wanted = needed(replace(ours, whole=None))
     if not held.covers(wanted):
         return False
-    record = _held(directory)
+    record = _read_partial(directory)
     if record is None:
         return True  # pulled in full: it is what somebody chose to have
     try:
@@ -146,13 +146,13 @@ def make_room(root: Path, wanted: Inventory, keep: Path) -> None:
     Raises:
         RequestError: it does not fit at all.
     """
-    allowed = limit()
+    allowed = borrow_limit()
     if wanted.num_bytes > allowed:
         raise RequestError(
             f"{wanted.num_bytes / 1e9:,.2f} GB are needed, more than borrowed caches may take ({allowed / 1e9:,.2f} GB): "
             f"ask for fewer layers, set {LIMIT_VARIABLE}, or fetch it to stay with `featcache pull`"
         )
-    copies = sorted((c for c in borrowed(root) if c.directory != keep), key=lambda copy: copy.used)
+    copies = sorted((c for c in borrowed_copies(root) if c.directory != keep), key=lambda copy: copy.used)
     taken = wanted.num_bytes + sum(copy.num_bytes for copy in copies)
     for copy in copies:
         if taken <= allowed:
@@ -162,7 +162,7 @@ def make_room(root: Path, wanted: Inventory, keep: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Borrowed:
+class BorrowedCopy:
     """A borrowed copy."""
 
     directory: Path
@@ -171,19 +171,19 @@ class Borrowed:
     """Seconds since the epoch when it was used last."""
 
 
-def borrowed(root: Path) -> list[Borrowed]:
+def borrowed_copies(root: Path) -> list[BorrowedCopy]:
     """The borrowed copies under a root."""
     found = []
     for folder, _ in folders(root):
-        held = _held(folder)
+        held = _read_partial(folder)
         if held is not None and held.borrowed:
             with suppress(OSError):  # another process is evicting it
                 used = (folder / HELD_FILE).stat().st_mtime
-                found.append(Borrowed(folder, held.inventory.num_bytes, used))
+                found.append(BorrowedCopy(folder, held.inventory.num_bytes, used))
     return found
 
 
-def _evict(copy: Borrowed) -> bool:
+def _evict(copy: BorrowedCopy) -> bool:
     """Remove a copy that nobody uses; on file systems without locks, one that was not requested for `IDLE_S`."""
     try:
         if not _has_locks(copy.directory) and time.time() - copy.used < IDLE_S:
@@ -202,7 +202,7 @@ def _has_locks(directory: Path) -> bool:
         os.close(descriptor)
 
 
-def _lease(directory: Path) -> None:
+def _lock_copy(directory: Path) -> None:
     """Keep a copy from being evicted as long as this process lives."""
     if directory not in _leases:
         descriptor = os.open(directory, os.O_RDONLY)
@@ -211,30 +211,30 @@ def _lease(directory: Path) -> None:
         _leases[directory] = descriptor
 
 
-def release(directory: Path) -> None:
+def unlock_copy(directory: Path) -> None:
     """Let a copy be evicted again."""
     descriptor = _leases.pop(directory, None)
     if descriptor is not None:
         os.close(descriptor)
 
 
-def _manifest(directory: Path) -> Manifest | None:
+def _read_manifest(directory: Path) -> Manifest | None:
     try:
         return Manifest.read(directory)
     except FileNotFoundError:
         return None
 
 
-def _held(directory: Path) -> Held | None:
+def _read_partial(directory: Path) -> PartialCopy | None:
     try:
-        return Held.read(directory)
+        return PartialCopy.read(directory)
     except (CacheError, OSError):
         return None
 
 
 def _agree(ours: Manifest, theirs: Manifest) -> bool:
     try:
-        unite(ours, theirs, "the copies")
+        merge_manifests(ours, theirs, "the copies")
     except CacheError:
         return False
     return True

@@ -8,7 +8,7 @@ from typing import Any
 from featcache.store.arrays import ArrayInfo
 from featcache.store.manifest import Manifest
 from featcache.store.shared_card import SHARED
-from featcache.store.text import in_cell, printable
+from featcache.store.text import escape_cell, printable
 from featcache.store.transfer.catalogue import CatalogueEntry, manifest_digest
 from featcache.store.transfer.remotes.base import Remote
 
@@ -108,7 +108,7 @@ Each folder has a card of its own, README.md.
 """
 
 
-def known_licence(card: str) -> str | None:
+def known_license(card: str) -> str | None:
     """The licence of the data, where the card of a cache tells it."""
     found = _LICENCE.search(card)
     return found[1] if found else None
@@ -127,4 +127,4 @@ def _array(array: ArrayInfo) -> str:
 
 def _cell(text: str) -> str:
     """Text that can stand in a table, whatever it is."""
-    return in_cell(printable(" ".join(text.split()))[:400])
+    return escape_cell(printable(" ".join(text.split()))[:400])

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from featcache.store.address import Address, CacheName, cache_name, key_beginning
+from featcache.store.address import Address, CacheName, split_cache_address, split_key_prefix
 from featcache.store.catalogue.entries import slug
 from featcache.store.catalogue.ownership import is_own_path
 from featcache.store.catalogue.removal import CATALOGUE
@@ -23,9 +23,9 @@ from featcache.store.errors import (
 from featcache.store.files import canonical_json, sha256_hex
 from featcache.store.journal import JOURNAL
 from featcache.store.manifest import Manifest
-from featcache.store.network.concurrency import retried
+from featcache.store.network.concurrency import retry
 from featcache.store.transfer.remotes import open_remote
-from featcache.store.transfer.remotes.base import Listed, Remote
+from featcache.store.transfer.remotes.base import Remote, RemoteFile
 
 PUSHING = "pushing"
 DIGEST_DIGITS = 16
@@ -115,10 +115,10 @@ def is_marker(path: str) -> bool:
     return f"@{PUSHING}@" in path
 
 
-def cache_files(remote: Remote, name: CacheName) -> dict[str, Listed]:
+def cache_files(remote: Remote, name: CacheName) -> dict[str, RemoteFile]:
     """The files of one cache on a remote, by path within it; what else somebody put into its folder is not among them."""
-    listed = retried(lambda: remote.files(str(name)))
-    return {path: file for path, file in listed.items() if is_own_path(path)}
+    remote_files = retry(lambda: remote.files(str(name)))
+    return {path: file for path, file in remote_files.items() if is_own_path(path)}
 
 
 def refuse_extraction(remote: Remote, name: CacheName, files: Collection[str]) -> None:
@@ -143,8 +143,8 @@ def read_catalogue(remote: Remote) -> Catalogue:
     newest: dict[CacheName, CatalogueEntry] = {}
     outdated: list[str] = []
     pushing = []
-    for file, listed in remote.files(CATALOGUE).items():
-        read = _parse(file, listed)
+    for file, remote_file in remote.files(CATALOGUE).items():
+        read = _parse(file, remote_file)
         if isinstance(read, CatalogueEntry):
             other = newest.get(read.name)
             first, second = (read, other) if other is None or _rank(read) > _rank(other) else (other, read)
@@ -176,13 +176,13 @@ def find_cache(address: Address) -> tuple[Remote, CacheName]:
         RequestError: several match, or the address names no cache.
         RemoteError: the remote cannot be reached.
     """
-    place, name = cache_name(address)
+    place, name = split_cache_address(address)
     if name is not None:
         return open_remote(place), name
-    begins = key_beginning(address)
+    begins = split_key_prefix(address)
     remote = open_remote(begins[0] if begins else place)
     try:
-        entries = retried(lambda: read_catalogue(remote)).entries
+        entries = retry(lambda: read_catalogue(remote)).entries
     except FeatcacheError:
         remote.close()
         raise
@@ -223,7 +223,7 @@ def _rank(entry: CatalogueEntry) -> tuple[float, int, str]:
     return entry.modified or 0.0, entry.num_bytes, entry.digest
 
 
-def _parse(file: str, listed: Listed) -> CatalogueEntry | tuple[CacheName, str] | None:
+def _parse(file: str, remote_file: RemoteFile) -> CatalogueEntry | tuple[CacheName, str] | None:
     dataset, _, rest = file.partition("@")
     folder, _, state = rest.partition("@")
     name = CacheName.parse(dataset, folder)
@@ -236,4 +236,4 @@ def _parse(file: str, listed: Listed) -> CatalogueEntry | tuple[CacheName, str] 
     if match is None:
         return None
     num_bytes, layers, train, test = (int(match[field]) for field in ("bytes", "layers", "train", "test"))
-    return CatalogueEntry(name, match["digest"], num_bytes, layers, train, test, listed.modified)
+    return CatalogueEntry(name, match["digest"], num_bytes, layers, train, test, remote_file.modified)

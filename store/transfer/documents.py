@@ -15,7 +15,7 @@ from featcache.store.shared_card import CARD_FILE, MAX_CARD_BYTES
 from featcache.store.transfer.card import MADE_BY_US, dataset_card
 from featcache.store.transfer.catalogue import CatalogueEntry
 from featcache.store.transfer.manifests import fetch_sealed
-from featcache.store.transfer.receive import receive_document, twice
+from featcache.store.transfer.receive import receive_document, retry_once
 from featcache.store.transfer.remotes.base import Remote
 from featcache.store.writing.metadata import metadata_records
 from featcache.store.zarr_metadata import group_metadata_paths, metadata_documents
@@ -34,7 +34,7 @@ def fetch_documents(remote: Remote, name: CacheName, directory: Path) -> int:
         RemoteError: the remote cannot be reached.
     """
     provenance = fetch_sealed(remote, f"{name}/{PROVENANCE_FILE}") or {}
-    card = twice(lambda: _fetch_card(remote, f"{name}/{CARD_FILE}", provenance.get(CARD_DIGEST)))
+    card = retry_once(lambda: _fetch_card(remote, f"{name}/{CARD_FILE}", provenance.get(CARD_DIGEST)))
     moved = len(sealed_bytes(provenance))
     write_atomic(directory / CARD_FILE, card)
     write_sealed(directory / PROVENANCE_FILE, provenance)
@@ -81,7 +81,7 @@ def repository_card(
     return {CARD_FILE: dataset_card(entries, remote, licence if len(entries) == 1 else None).encode()}
 
 
-def united_metadata(
+def merged_metadata(
     united: Manifest, ours: Manifest | None, theirs: Manifest
 ) -> tuple[Mapping[str, bytes], Manifest]:
     """The Zarr metadata that have to be made, because neither copy has all of the cache, and the manifest with them."""

@@ -25,16 +25,16 @@ from featcache.store.errors import CacheError, RemoteError
 from featcache.store.files import (
     PARTIAL_SUFFIX,
     is_open_file,
-    naming,
     read_json,
     sync_directory,
     try_lock,
+    with_filename,
     write_all,
     write_atomic,
 )
 from featcache.store.network.concurrency import GIVE_UP_S, Attempts, TransientError, check_stop
-from featcache.store.network.http_client import Answer, HttpClient
-from featcache.store.regular_files import PLAIN_FLAGS
+from featcache.store.network.http_client import HttpClient, Response
+from featcache.store.regular_files import REGULAR_FILE_FLAGS
 from featcache.store.transfer.remotes.base import Counter
 
 NOTE_SUFFIX = ".version"
@@ -59,10 +59,10 @@ class Version:
     """The digest in hexadecimal digits."""
 
     @classmethod
-    def of(cls, answer: Answer) -> Self:
+    def of(cls, response: Response) -> Self:
         """Read the version from the headers of an answer with the whole file."""
-        algorithm, digest = _declared_digest(answer)
-        return cls(answer.strong_tag, answer.length, algorithm, digest)
+        algorithm, digest = _declared_digest(response)
+        return cls(response.strong_etag, response.length, algorithm, digest)
 
     @classmethod
     def read(cls, note: Path) -> Self | None:
@@ -81,7 +81,7 @@ class Version:
 
 
 def fetch_file(
-    client: HttpClient, url: str, where: str, target: Path, count: Counter, say: Callable[[str], None]
+    client: HttpClient, url: str, where: str, target: Path, count: Counter, report: Callable[[str], None]
 ) -> None:
     """Fetch a file to `target` unless it exists; wait if another process is fetching it.
 
@@ -91,7 +91,7 @@ def fetch_file(
         where: name of the file in messages, without credentials.
         target: path of the file; its folder is created.
         count: called with the number of bytes that arrive.
-        say: called with a line for the user, such as that the call waits for another process.
+        report: called with a line for the user, such as that the call waits for another process.
 
     Raises:
         MissingError: the file does not exist on the server.
@@ -100,98 +100,114 @@ def fetch_file(
         OSError: the local disk failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _begun(target, where, say) as begun:
-        if begun is None:  # another process has fetched it
+    with _open_partial(target, where, report) as partial_file:
+        if partial_file is None:  # another process has fetched it
             return
         attempts = Attempts()
         while True:
-            before = begun.size
+            before = partial_file.size
             try:
-                _read_on(client, url, where, begun, count, say)
+                _read_on(client, url, where, partial_file, count, report)
                 break
             except TransientError as error:
-                if begun.size > before:
+                if partial_file.size > before:
                     attempts.progress()
                 attempts.failed(error)
-        begun.finish(target, where)
+        partial_file.finish(target, where)
 
 
 def _read_on(
-    client: HttpClient, url: str, where: str, begun: "_Begun", count: Counter, say: Callable[[str], None]
+    client: HttpClient,
+    url: str,
+    where: str,
+    partial_file: "_PartialDownload",
+    count: Counter,
+    report: Callable[[str], None],
 ) -> None:
     """Read the missing bytes, or the whole file if they may be of another version."""
-    version = begun.version
-    if version is not None and begun.size and begun.size == version.size:
+    version = partial_file.version
+    if version is not None and partial_file.size and partial_file.size == version.size:
         return
-    answer = _ask_for_rest(client, url, where, begun)
-    resumed = answer is not None and answer.status == 206
-    if answer is None:
-        answer = client.ask("GET", url, where)
-    with closing(answer):
+    response = _request_rest(client, url, where, partial_file)
+    resumed = response is not None and response.status == 206
+    if response is None:
+        response = client.request("GET", url, where)
+    with closing(response):
         if version is None or not resumed:
-            _require_whole(answer, where, begun.name)
-            version = Version.of(answer)
-            begun.restart(version)
-            if version.size is None and "chunked" not in answer.headers.get("Transfer-Encoding", "").lower():
-                say(f"note: {where}: the server declares no size, so nothing tells whether all of it arrives")
-        _receive(answer, where, begun, version, count)
+            _require_whole(response, where, partial_file.name)
+            version = Version.of(response)
+            partial_file.restart(version)
+            if (
+                version.size is None
+                and "chunked" not in response.headers.get("Transfer-Encoding", "").lower()
+            ):
+                report(
+                    f"note: {where}: the server declares no size, so nothing tells whether all of it arrives"
+                )
+        _receive(response, where, partial_file, version, count)
 
 
-def _ask_for_rest(client: HttpClient, url: str, where: str, begun: "_Begun") -> Answer | None:
+def _request_rest(
+    client: HttpClient, url: str, where: str, partial_file: "_PartialDownload"
+) -> Response | None:
     """Ask for the bytes that a partial file lacks.
 
     Returns:
         The rest of the same version (206), or the whole file (200); None if the server gives neither, or nothing can be resumed.
     """
-    version, have = begun.version, begun.size
+    version, have = partial_file.version, partial_file.size
     if version is None or not version.tag or not have or (version.size is not None and have >= version.size):
         return None
-    answer = client.ask("GET", url, where, {"Range": f"bytes={have}-", "If-Range": version.tag})
-    same_version = answer.strong_tag in ("", version.tag) and not answer.encoded
-    if answer.status == 200 or (
-        answer.status == 206 and answer.part == (have, version.size) and same_version
+    response = client.request("GET", url, where, {"Range": f"bytes={have}-", "If-Range": version.tag})
+    same_version = response.strong_etag in ("", version.tag) and not response.encoded
+    if response.status == 200 or (
+        response.status == 206 and response.content_range == (have, version.size) and same_version
     ):
-        return answer
-    answer.close()
+        return response
+    response.close()
     return None
 
 
-def _require_whole(answer: Answer, where: str, name: str) -> None:
+def _require_whole(response: Response, where: str, name: str) -> None:
     """Refuse an answer that is not the file itself.
 
     Raises:
         RemoteError: the answer is partial or compressed.
     """
-    if answer.status != 200:
+    if response.status != 200:
         raise RemoteError(
-            f"{where}: the server answers with status {answer.status} to a request for the whole file"
+            f"{where}: the server answers with status {response.status} to a request for the whole file"
         )
     # Some servers declare the compression of the file itself, from its extension; that one must not be undone.
-    if answer.encoded and not name.endswith(_PACKED):
+    if response.encoded and not name.endswith(_PACKED):
         raise RemoteError(
-            f"{where}: the server packs the file ({answer.headers['Content-Encoding'][:20]!r}), which was not asked for"
+            f"{where}: the server packs the file ({response.headers['Content-Encoding'][:20]!r}), which was not asked for"
         )
 
 
-def _receive(answer: Answer, where: str, begun: "_Begun", version: Version, count: Counter) -> None:
+def _receive(
+    response: Response, where: str, partial_file: "_PartialDownload", version: Version, count: Counter
+) -> None:
     limit = version.size
     if limit is None:
-        limit = min(MAX_UNDECLARED_BYTES, begun.size + shutil.disk_usage(begun.path.parent).free)
-    with closing(answer.pieces(unpack=False)) as pieces:
+        limit = min(
+            MAX_UNDECLARED_BYTES, partial_file.size + shutil.disk_usage(partial_file.path.parent).free
+        )
+    with closing(response.pieces(unpack=False)) as pieces:
         for piece in pieces:
             check_stop()
-            if begun.size + len(piece) > limit:
-                begun.discard()
+            if partial_file.size + len(piece) > limit:
+                partial_file.discard()
                 raise RemoteError(
                     f"{where}: more than {limit} bytes arrive, as many as the server declares or as fit here"
                 )
-            begun.write(piece)
+            partial_file.write(piece)
             count(len(piece))
-    if version.size is not None and begun.size != version.size:
-        raise TransientError(f"{where}: broke off at {begun.size} of {version.size} bytes")
+    if version.size is not None and partial_file.size != version.size:
+        raise TransientError(f"{where}: broke off at {partial_file.size} of {version.size} bytes")
 
 
-class _Begun:
+class _PartialDownload:
     """A partial file whose lock this process holds."""
 
     def __init__(self, path: Path, file: FileIO, name: str) -> None:
@@ -210,7 +226,7 @@ class _Begun:
 
     def write(self, piece: bytes) -> None:
         """Append received bytes."""
-        with naming(self.path):
+        with with_filename(self.path):
             write_all(self._file, piece)
         self.size += len(piece)
 
@@ -220,7 +236,7 @@ class _Begun:
         Raises:
             RemoteError: the digest differs; the file is removed.
         """
-        with naming(self.path):
+        with with_filename(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
         version = self.version
@@ -249,9 +265,11 @@ class _Begun:
 
 
 @contextmanager
-def _begun(target: Path, where: str, say: Callable[[str], None]) -> Iterator[_Begun | None]:
+def _open_partial(
+    target: Path, where: str, report: Callable[[str], None]
+) -> Iterator[_PartialDownload | None]:
     """Return the partial file for `target`, resumed or new; None once another process has completed it."""
-    partial = _found(target, where, say)
+    partial = _resume_or_create(target, where, report)
     if partial is None:
         yield None
         return
@@ -261,61 +279,61 @@ def _begun(target: Path, where: str, say: Callable[[str], None]) -> Iterator[_Be
         partial.close()
 
 
-def _found(target: Path, where: str, say: Callable[[str], None]) -> _Begun | None:
+def _resume_or_create(target: Path, where: str, report: Callable[[str], None]) -> _PartialDownload | None:
     told, sizes, since = False, -1, time.monotonic()
     while not target.is_file():
-        mine, others = _ownerless(target)
-        if mine is not None or others is None:
-            return mine or _new(target)
+        resumable, others = _take_over(target)
+        if resumable is not None or others is None:
+            return resumable or _create_partial(target)
         if others != sizes:
             sizes, since = others, time.monotonic()
         elif time.monotonic() - since > 2 * GIVE_UP_S:
-            return _new(target)  # the holder of the lock is asleep, or on a machine that is gone
+            return _create_partial(target)  # the holder of the lock is asleep, or on a machine that is gone
         if not told:
-            say(f"{where} is being fetched by another process; waiting for it")
+            report(f"{where} is being fetched by another process; waiting for it")
             told = True
         check_stop()
         time.sleep(_POLL_S)
     return None
 
 
-def _new(target: Path) -> _Begun:
+def _create_partial(target: Path) -> _PartialDownload:
     path = target.with_name(f"{target.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
     # Lock it before it gets a name under which others look for files without an owner.
     hidden = path.with_suffix(".new")
     file = hidden.open("x+b", buffering=0)
     try_lock(file.fileno())
     hidden.rename(path)
-    return _Begun(path, file, target.name)
+    return _PartialDownload(path, file, target.name)
 
 
-def _ownerless(target: Path) -> tuple[_Begun | None, int | None]:
+def _take_over(target: Path) -> tuple[_PartialDownload | None, int | None]:
     """Take over the longest partial file without an owner, and remove the other ones.
 
     Returns:
         The file, or None; and the bytes of files that other processes are writing, or None if there are none.
     """
-    mine: list[_Begun] = []
+    resumable: list[_PartialDownload] = []
     others: int | None = None
     for name in glob.glob(f"{glob.escape(target.name)}*{PARTIAL_SUFFIX}", root_dir=target.parent):
         path = target.with_name(name)
         with suppress(FileNotFoundError):
-            locked, size, begun = _try_own(path, target.name)
-            if begun is not None:
-                mine.append(begun)
+            locked, size, partial_file = _try_lock_partial(path, target.name)
+            if partial_file is not None:
+                resumable.append(partial_file)
             elif locked is False:
                 others = (others or 0) + size
-    mine.sort(key=lambda begun: begun.size)
-    for begun in mine[:-1]:
-        begun.discard()
-        begun.close()
-    return (mine[-1] if mine else None), others
+    resumable.sort(key=lambda partial_file: partial_file.size)
+    for partial_file in resumable[:-1]:
+        partial_file.discard()
+        partial_file.close()
+    return (resumable[-1] if resumable else None), others
 
 
-def _try_own(path: Path, name: str) -> tuple[bool | None, int, _Begun | None]:
+def _try_lock_partial(path: Path, name: str) -> tuple[bool | None, int, _PartialDownload | None]:
     """Lock a partial file; return whether that worked (None without locks), its size, and the file if it can be resumed."""
     try:
-        descriptor = os.open(path, os.O_RDWR | PLAIN_FLAGS)
+        descriptor = os.open(path, os.O_RDWR | REGULAR_FILE_FLAGS)
     except FileNotFoundError:
         raise
     except OSError:  # a link, or a file of another user
@@ -325,7 +343,7 @@ def _try_own(path: Path, name: str) -> tuple[bool | None, int, _Begun | None]:
     tokened = path.name.removesuffix(PARTIAL_SUFFIX) != name
     locked = try_lock(descriptor) if S_ISREG(status.st_mode) and tokened else None
     if locked and is_open_file(descriptor, path):
-        return True, status.st_size, _Begun(path, file, name)
+        return True, status.st_size, _PartialDownload(path, file, name)
     file.close()
     # Without locks only the age shows an abandoned file. Names without a token are from versions that shared one name.
     if locked is None and S_ISREG(status.st_mode) and time.time() - status.st_mtime > ABANDONED_S:
@@ -333,9 +351,9 @@ def _try_own(path: Path, name: str) -> tuple[bool | None, int, _Begun | None]:
     return locked, status.st_size, None
 
 
-def _declared_digest(answer: Answer) -> tuple[str, str]:
+def _declared_digest(response: Response) -> tuple[str, str]:
     """Return algorithm and digest of the whole file from the headers; two empty strings if no known digest is declared."""
-    headers = answer.headers
+    headers = response.headers
     fields = [
         *(part.strip() for name in ("Repr-Digest", "Digest") for part in headers.get(name, "").split(",")),
         *(part.strip() for part in headers.get("x-goog-hash", "").split(",")),

@@ -8,9 +8,9 @@ from featcache.store.address import CacheName
 from featcache.store.errors import CacheError, MissingError
 from featcache.store.files import MAX_DOCUMENT_BYTES, JsonObject, parse_json, unseal
 from featcache.store.manifest import MANIFEST_FILE, Manifest
-from featcache.store.network.concurrency import retried
+from featcache.store.network.concurrency import retry
 from featcache.store.transfer.catalogue import manifest_digest
-from featcache.store.transfer.receive import receive_document, twice
+from featcache.store.transfer.receive import receive_document, retry_once
 from featcache.store.transfer.remotes.base import Remote
 from featcache.store.zarr_metadata import PROJECTION_CHUNK, recorded_paths
 
@@ -41,8 +41,8 @@ def fetch_manifest(remote: Remote, name: CacheName) -> RemoteManifest | None:
     path = f"{name}/{MANIFEST_FILE}"
     where = remote.where(path)
     try:
-        version = retried(lambda: remote.stat(path)).version
-        document = twice(lambda: _receive_sealed(remote, path))
+        version = retry(lambda: remote.stat(path)).version
+        document = retry_once(lambda: _receive_sealed(remote, path))
     except MissingError:
         return None
     manifest = Manifest.from_dict(document, where)
@@ -62,7 +62,7 @@ def fetch_sealed(remote: Remote, path: str) -> JsonObject | None:
         RemoteError: the remote cannot be reached or refuses.
     """
     try:
-        return twice(lambda: _receive_sealed(remote, path))
+        return retry_once(lambda: _receive_sealed(remote, path))
     except MissingError:
         return None
 
@@ -99,7 +99,7 @@ def _refuse_collisions(names: Iterable[str], where: str) -> None:
         raise CacheError(f"{where}: two names differ only in case ({twice[0]!r}); such a cache is not taken")
 
 
-def unite(ours: Manifest, theirs: Manifest, what: str) -> Manifest:
+def merge_manifests(ours: Manifest, theirs: Manifest, what: str) -> Manifest:
     """The manifest of all that either copy of a cache has.
 
     Args:

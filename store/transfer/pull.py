@@ -14,33 +14,38 @@ from pathlib import Path
 
 from featcache.store.address import Address, CacheName
 from featcache.store.catalogue import find_key
-from featcache.store.catalogue.entries import WHOLE
+from featcache.store.catalogue.entries import COMPLETE_RANK
 from featcache.store.checking.digests import sha256_files
 from featcache.store.checking.documents import document_damages
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.files import JsonObject, sync_directory
-from featcache.store.held import HELD_FILE, Held, forget_copy, read_origin, write_origin
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES, JOURNAL, PLAN_FILE, clear
 from featcache.store.machine import usable_cpus
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
-from featcache.store.network.concurrency import IN_FLIGHT, ByteCounter, fly, moving
+from featcache.store.network.concurrency import (
+    CONCURRENT_FILES,
+    ByteCounter,
+    run_concurrently,
+    transfer_with_progress,
+)
+from featcache.store.partial_copy import HELD_FILE, PartialCopy, forget_copy, read_origin, write_origin
 from featcache.store.progress import Reporter, Silent
-from featcache.store.regular_files import refuse_link, sha256_plain
+from featcache.store.regular_files import refuse_link, sha256_regular
 from featcache.store.shared_card import card_origin
 from featcache.store.transfer.catalogue import find_cache, not_found
-from featcache.store.transfer.documents import fetch_documents, united_metadata
-from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, unite
-from featcache.store.transfer.plan import Choice, data_files
+from featcache.store.transfer.documents import fetch_documents, merged_metadata
+from featcache.store.transfer.manifests import RemoteManifest, fetch_manifest, merge_manifests
 from featcache.store.transfer.receive import RECEIVING, receive_bytes, receive_file
 from featcache.store.transfer.remotes.base import Remote
+from featcache.store.transfer.selection import CacheSelection, data_files
 from featcache.store.transfer.space import require_room
 from featcache.store.writing.claims import sole_owner
 from featcache.store.writing.metadata import write_metadata
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PullResult:
     """What a pull did."""
 
     path: Path
@@ -69,11 +74,11 @@ class Pulled:
 def pull(
     address: Address,
     search: Sequence[Path],
-    choice: Choice | None = None,
+    choice: CacheSelection | None = None,
     *,
     check: bool = False,
     reporter: Reporter | None = None,
-) -> Pulled:
+) -> PullResult:
     """Fetch a cache into the first root, or what is wanted of it; to a copy that is there goes what it lacks.
 
     Args:
@@ -95,20 +100,24 @@ def pull(
         theirs = fetch_manifest(remote, name)
         if theirs is None:
             raise not_found(remote, name)
-        wanted = (choice or Choice()).of(theirs.manifest.inventory, theirs.manifest.spec.backbone.num_layers)
-        return fetch(remote, name, theirs, wanted, directory_of(search, name), check=check, reporter=reporter)
+        wanted = (choice or CacheSelection()).of(
+            theirs.manifest.inventory, theirs.manifest.spec.backbone.num_layers
+        )
+        return fetch_part(
+            remote, name, theirs, wanted, copy_directory(search, name), check=check, reporter=reporter
+        )
 
 
-def directory_of(search: Sequence[Path], name: CacheName) -> Path:
+def copy_directory(search: Sequence[Path], name: CacheName) -> Path:
     """Where a cache is, or would be put: an entry of the same key counts, whatever it is called here."""
     found = find_key(search, name.key)
     # Another root is somebody else's to write in: a part that it holds stays one.
-    if found is not None and (found.worth == WHOLE or (found.complete and found.root == search[0])):
+    if found is not None and (found.rank == COMPLETE_RANK or (found.complete and found.root == search[0])):
         return found.path
     return search[0] / name.dataset / name.folder
 
 
-def fetch(
+def fetch_part(
     remote: Remote,
     name: CacheName,
     theirs: RemoteManifest,
@@ -118,7 +127,7 @@ def fetch(
     check: bool = False,
     borrowed: bool = False,
     reporter: Reporter | None = None,
-) -> Pulled:
+) -> PullResult:
     """Fetch what `directory` lacks of `wanted`; see `pull`.
 
     Args:
@@ -133,7 +142,7 @@ def fetch(
     """
     started = time.perf_counter()
     copy = _Copy(directory, remote.where(str(name)), theirs, wanted, borrowed, check)
-    files = {} if copy.settled and not check else copy.lacking(check)
+    files = {} if copy.settled and not check else copy.missing_files(check)
     moved = 0
     if check or files or not copy.settled:
         with _writing(directory):
@@ -142,7 +151,7 @@ def fetch(
             moved = _receive(remote, name, directory, files, reporter or Silent())
             moved += copy.finish(remote, name, check)
     seconds = time.perf_counter() - started
-    return Pulled(directory, name.key, copy.origin, moved, len(files), copy.whole, seconds)
+    return PullResult(directory, name.key, copy.origin, moved, len(files), copy.whole, seconds)
 
 
 def discard_unfinished(directory: Path) -> None:
@@ -183,7 +192,7 @@ class _Copy:
             self.manifest, self._have, target = theirs.manifest, None, wanted
         else:
             what = f"{directory} and {origin}"
-            self.manifest = unite(self._ours, theirs.manifest, what)
+            self.manifest = merge_manifests(self._ours, theirs.manifest, what)
             self._have = (
                 self._ours.part(self._held.inventory).inventory if self._held else self._ours.inventory
             )
@@ -191,7 +200,7 @@ class _Copy:
         self.whole = target == self.manifest.inventory
         # What somebody pulled stays theirs, and what is pulled after it was borrowed becomes so.
         borrowed = borrowed and (self._ours is None or (self._held is not None and self._held.borrowed))
-        recorded = Held(target, origin, theirs.version, borrowed)
+        recorded = PartialCopy(target, origin, theirs.version, borrowed)
         self._recorded = recorded if borrowed or not self.whole else None
 
     @property
@@ -205,7 +214,7 @@ class _Copy:
             and self._have.covers(self._wanted)
         )
 
-    def lacking(self, check: bool) -> dict[str, FileRecord]:
+    def missing_files(self, check: bool) -> dict[str, FileRecord]:
         """The data files to fetch, by path within the cache.
 
         What is held is believed, unless `check`. Other files that are there were left by an interrupted pull, perhaps of
@@ -219,7 +228,7 @@ class _Copy:
         else:
             needed = self._wanted.minus(self._have)
         files = data_files(theirs, needed)
-        there = [path for path, record in files.items() if not record.misfit(self.directory / path)]
+        there = [path for path, record in files.items() if not record.mismatch(self.directory / path)]
         digests = sha256_files([self.directory / path for path in there], usable_cpus())
         for path, digest in zip(there, digests, strict=True):
             if digest == files[path].sha256:
@@ -237,18 +246,20 @@ class _Copy:
             self._ours is None or (read_origin(self.directory) or card_origin(self.directory)) is not None
         )
         features = self.directory / FEATURES
-        metadata, manifest = united_metadata(self.manifest, self._ours, self._theirs.manifest)
+        metadata, manifest = merged_metadata(self.manifest, self._ours, self._theirs.manifest)
         lacking = {
             path: record
             for path, record in manifest.metadata.items()
-            if path not in metadata and _misfit(features / path, record)
+            if path not in metadata and _mismatch(features / path, record)
         }
         fetched: dict[str, bytes] = {}
 
         def receive(path: str, record: FileRecord) -> None:
             fetched[path] = receive_bytes(remote, f"{name}/{FEATURES}/{path}", record)
 
-        fly([partial(receive, path, record) for path, record in lacking.items()], IN_FLIGHT)
+        run_concurrently(
+            [partial(receive, path, record) for path, record in lacking.items()], CONCURRENT_FILES
+        )
         moved = sum(map(len, fetched.values()))
         same = manifest == self._theirs.manifest
         if same and (manifest != self._ours or (check and any(document_damages(self.directory)))):
@@ -270,14 +281,14 @@ class _Copy:
         return moved
 
 
-def _recorded(directory: Path, check: bool) -> tuple[Manifest | None, Held | None]:
+def _recorded(directory: Path, check: bool) -> tuple[Manifest | None, PartialCopy | None]:
     """Return the manifest of the local copy, and the part that it holds; with `check`, damaged documents count as missing.
 
     Raises:
         CacheError: a document is damaged.
     """
     try:
-        held = Held.read(directory)
+        held = PartialCopy.read(directory)
         return Manifest.read(directory), held
     except FileNotFoundError:
         return None, None
@@ -287,8 +298,8 @@ def _recorded(directory: Path, check: bool) -> tuple[Manifest | None, Held | Non
         return None, None
 
 
-def _misfit(path: Path, record: FileRecord) -> bool:
-    return bool(record.misfit(path)) or sha256_plain(path) != record.sha256
+def _mismatch(path: Path, record: FileRecord) -> bool:
+    return bool(record.mismatch(path)) or sha256_regular(path) != record.sha256
 
 
 @contextmanager
@@ -318,15 +329,15 @@ def _receive(
     folders = {_make_folders(directory, path) for path in files}
 
     def work(count: ByteCounter) -> None:
-        fly(
+        run_concurrently(
             [
                 partial(receive_file, remote, f"{name}/{path}", record, directory / path, count)
                 for path, record in files.items()
             ],
-            IN_FLIGHT,
+            CONCURRENT_FILES,
         )
 
-    moved = moving(reporter, "pulling", sum(record.bytes for record in files.values()), work)
+    moved = transfer_with_progress(reporter, "pulling", sum(record.bytes for record in files.values()), work)
     for folder in sorted(folders):
         sync_directory(folder)
     return moved

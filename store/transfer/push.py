@@ -9,21 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.store.address import Address, CacheName, cache_name
+from featcache.store.address import Address, CacheName, split_cache_address
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
 from featcache.store.files import JsonObject, read_sealed, sealed_bytes, sha256_hex
-from featcache.store.held import pull_command, require_whole
 from featcache.store.journal import FEATURES
 from featcache.store.manifest import MANIFEST_FILE, FileRecord, Manifest
-from featcache.store.network.concurrency import moving, retried
+from featcache.store.network.concurrency import retry, transfer_with_progress
+from featcache.store.partial_copy import pull_command, require_complete_copy
 from featcache.store.progress import Reporter, Silent
 from featcache.store.provenance import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.reading.reader import open_cache, require_files
-from featcache.store.regular_files import read_plain
+from featcache.store.regular_files import read_regular
 from featcache.store.requests import REQUEST_FILE, recorded_requests
 from featcache.store.shared_card import CARD_FILE, MAX_CARD_BYTES
 from featcache.store.spec import KEY_DIGITS
-from featcache.store.transfer.card import cache_card, known_licence
+from featcache.store.transfer.card import cache_card, known_license
 from featcache.store.transfer.catalogue import (
     Catalogue,
     CatalogueEntry,
@@ -34,14 +34,14 @@ from featcache.store.transfer.catalogue import (
     refuse_extraction,
 )
 from featcache.store.transfer.documents import fetch_requests, repository_card
-from featcache.store.transfer.manifests import fetch_manifest, unite
-from featcache.store.transfer.plan import data_files
+from featcache.store.transfer.manifests import fetch_manifest, merge_manifests
 from featcache.store.transfer.remotes import open_remote
 from featcache.store.transfer.remotes.base import Remote, Upload
+from featcache.store.transfer.selection import data_files
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """What a push did."""
 
     address: str
@@ -67,7 +67,7 @@ class Pushed:
 
 def push(
     directory: Path, address: Address, *, force: bool = False, reporter: Reporter | None = None
-) -> Pushed:
+) -> PushResult:
     """Copy a cache to a remote; what is there already does not move again.
 
     Args:
@@ -85,9 +85,9 @@ def push(
     """
     started = time.perf_counter()
     cache = open_cache(directory)
-    require_whole(directory, "pushed")
+    require_complete_copy(directory, "pushed")
     require_files(cache)
-    place, given = cache_name(address)
+    place, given = split_cache_address(address)
     name = _name(cache.directory.resolve(), cache.key)
     if given is not None and given != name:
         raise RequestError(f"{address} is the address of another cache; give that of the remote, {place}")
@@ -99,7 +99,7 @@ def push(
         job = _Push(remote, name, cache.directory, cache.manifest, force, reporter or Silent())
         files, moved = job.run()
         seconds = time.perf_counter() - started
-        return Pushed(remote.where(str(name)), cache.key, moved, files, job.there, seconds)
+        return PushResult(remote.where(str(name)), cache.key, moved, files, job.there, seconds)
 
 
 def _name(directory: Path, key: str) -> CacheName:
@@ -133,25 +133,25 @@ class _Push:
         """Push; returns files and bytes of data that moved."""
         create = getattr(self._remote, "create", None)
         if create is not None:
-            retried(create)
-        theirs, catalogue = self._theirs(), retried(lambda: read_catalogue(self._remote))
+            retry(create)
+        theirs, catalogue = self._remote_manifest(), retry(lambda: read_catalogue(self._remote))
         if theirs is not None:
-            united = None if self._replaces(theirs) else self._united(theirs)
-            if united is None:
+            merged = None if self._must_replace(theirs) else self._merged(theirs)
+            if merged is None:
                 self._clear(catalogue)
-                theirs, catalogue = None, retried(lambda: read_catalogue(self._remote))
-            elif united == theirs:
+                theirs, catalogue = None, retry(lambda: read_catalogue(self._remote))
+            elif merged == theirs:
                 self.there = True
-                self._list(catalogue, CatalogueEntry.of(self._name, theirs))
+                self._update_catalogue(catalogue, CatalogueEntry.of(self._name, theirs))
                 return 0, 0
-        begun = self._begin(catalogue, theirs)
+        begun = self._mark_begun(catalogue, theirs)
         uploads = self._uploads(theirs, begun)
         moved = self._send(uploads)
         self._publish(theirs)
-        self._list(retried(lambda: read_catalogue(self._remote)), self._entry)
+        self._update_catalogue(retry(lambda: read_catalogue(self._remote)), self._entry)
         return len(uploads), moved
 
-    def _theirs(self) -> Manifest | None:
+    def _remote_manifest(self) -> Manifest | None:
         try:
             found = fetch_manifest(self._remote, self._name)
         except CacheError as error:
@@ -160,30 +160,30 @@ class _Push:
             raise CacheError(f"{error}; push with --force to replace it") from None
         return found.manifest if found else None
 
-    def _replaces(self, theirs: Manifest) -> bool:
+    def _must_replace(self, theirs: Manifest) -> bool:
         """Whether the remote's copy has to go, since it holds other values; only if that is wanted."""
         if not self._force:
             return False
         try:
-            unite(self._ours, theirs, "the copies")
+            merge_manifests(self._ours, theirs, "the copies")
         except CacheError:
             return True
         return False
 
-    def _united(self, theirs: Manifest) -> Manifest:
+    def _merged(self, theirs: Manifest) -> Manifest:
         where = self._remote.where(str(self._name))
         try:
-            united = unite(self._ours, theirs, f"{self._directory} and {where}")
+            merged = merge_manifests(self._ours, theirs, f"{self._directory} and {where}")
         except CacheError as error:
             raise CacheError(f"{error}; push with --force to replace the one on the remote") from None
-        if united not in (self._ours, theirs):
+        if merged not in (self._ours, theirs):
             command = pull_command(self._directory, where)
             raise CacheError(
                 f"{where} holds features that {self._directory} does not have; run `{command}` first, then push again"
             )
-        return united
+        return merged
 
-    def _begin(self, catalogue: Catalogue, theirs: Manifest | None) -> bool:
+    def _mark_begun(self, catalogue: Catalogue, theirs: Manifest | None) -> bool:
         """Say that this content is being pushed; True if an interrupted push of it had begun."""
         if self._remote.knows_digests:
             return True
@@ -197,12 +197,12 @@ class _Push:
             # Files that nothing vouches for: of a removal that was interrupted.
             if theirs is None and not others:
                 self._clear_files()
-            retried(lambda: self._remote.put_bytes(push_marker(self._name, digest), b""))
-            again = retried(lambda: read_catalogue(self._remote))
+            retry(lambda: self._remote.put_bytes(push_marker(self._name, digest), b""))
+            again = retry(lambda: read_catalogue(self._remote))
             others = [d for name, d in again.pushing if name == self._name and d != digest]
         if others:
             if not mine:
-                retried(lambda: self._remote.delete([push_marker(self._name, digest)]))
+                retry(lambda: self._remote.delete([push_marker(self._name, digest)]))
             raise CacheBusyError(
                 f"{self._remote.where(str(self._name))}: somebody is pushing this cache with other values, or was interrupted; "
                 "wait for them and pull it, or push with --force"
@@ -226,7 +226,9 @@ class _Push:
         if not uploads:
             return 0
         total = sum(upload.record.bytes for upload in uploads)
-        return moving(self._reporter, "pushing", total, lambda count: self._remote.put_all(uploads, count))
+        return transfer_with_progress(
+            self._reporter, "pushing", total, lambda count: self._remote.put_all(uploads, count)
+        )
 
     def _publish(self, theirs: Manifest | None) -> None:
         """Send what describes the data, the manifest last; on a remote with commits all in one."""
@@ -251,14 +253,14 @@ class _Push:
         named = {f"{self._name}/{path}": data for path, data in documents.items()}
         if self._remote.knows_digests:
             # All in one commit.
-            named = {**self._dataset_card(known_licence(own)), self._entry.path: b"", **named}
-        retried(lambda: self._remote.publish(named, f"featcache push: {self._name}"))
+            named = {**self._dataset_card(known_license(own)), self._entry.path: b"", **named}
+        retry(lambda: self._remote.publish(named, f"featcache push: {self._name}"))
 
     def _own_card(self, provenance: Mapping[str, object]) -> str:
         """The card that the cache has here, if it is as it was written."""
         path = self._directory / CARD_FILE
         try:
-            card = read_plain(path, MAX_CARD_BYTES)
+            card = read_regular(path, MAX_CARD_BYTES)
         except (FileNotFoundError, CacheError):
             return ""
         digest = provenance.get(CARD_DIGEST)
@@ -272,7 +274,7 @@ class _Push:
         return repository_card(self._remote, entries, None if others else licence)
 
     def _read(self, path: str, record: FileRecord) -> bytes:
-        data = read_plain(self._directory / path, record.bytes)
+        data = read_regular(self._directory / path, record.bytes)
         if (len(data), sha256_hex(data)) != (record.bytes, record.sha256):
             raise CacheError(
                 f"{self._directory / path}: content does not match its SHA-256, so it is not pushed; "
@@ -280,26 +282,26 @@ class _Push:
             )
         return data
 
-    def _list(self, catalogue: Catalogue, entry: CatalogueEntry) -> None:
+    def _update_catalogue(self, catalogue: Catalogue, entry: CatalogueEntry) -> None:
         """Enter the cache into the catalogue, and take out what spoke of it before."""
         listed = catalogue.of(self._name)
         if listed is None or listed.path != entry.path:
-            retried(lambda: self._remote.put_bytes(entry.path, b""))
+            retry(lambda: self._remote.put_bytes(entry.path, b""))
         # Of markers only those of this content: others are somebody else's.
         mine = [push_marker(self._name, digest) for digest in (entry.digest, self._entry.digest)]
         old = [p for p in catalogue.paths(self._name) if p != entry.path and (not is_marker(p) or p in mine)]
         if old:
-            retried(lambda: self._remote.delete(old))
+            retry(lambda: self._remote.delete(old))
 
     def _clear(self, catalogue: Catalogue) -> None:
         """Take what is there away, the manifest first, so that nobody reads a mixture."""
         refuse_extraction(self._remote, self._name, cache_files(self._remote, self._name))
         first = [f"{self._name}/{MANIFEST_FILE}", *catalogue.paths(self._name)]
-        retried(lambda: self._remote.delete(first))
+        retry(lambda: self._remote.delete(first))
         self._clear_files()
 
     def _clear_files(self) -> None:
         files = cache_files(self._remote, self._name)
         refuse_extraction(self._remote, self._name, files)
         there = [f"{self._name}/{path}" for path in files]
-        retried(lambda: self._remote.delete(there))
+        retry(lambda: self._remote.delete(there))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from featcache.store.errors import CacheError, MissingError
-from featcache.store.files import PARTIAL_SUFFIX, naming, write_all
+from featcache.store.files import PARTIAL_SUFFIX, with_filename, write_all
 from featcache.store.manifest import FileRecord
-from featcache.store.network.concurrency import PIECE_BYTES, Attempts, TransientError, check_stop, retried
-from featcache.store.regular_files import PLAIN_FLAGS, kind_misfit
+from featcache.store.network.concurrency import PIECE_BYTES, Attempts, TransientError, check_stop, retry
+from featcache.store.regular_files import REGULAR_FILE_FLAGS, irregularity
 from featcache.store.transfer.remotes.base import Counter, Remote
 
 T = TypeVar("T")
@@ -38,9 +38,9 @@ def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, co
         RemoteError: the remote cannot be reached, or not for long enough.
     """
     partial = target.with_name(target.name + RECEIVING)
-    if kind_misfit(partial) not in (None, "missing"):
+    if irregularity(partial) not in (None, "missing"):
         partial.unlink()  # a link would lead the bytes out of the folder
-    with naming(partial), open(_open_partial(partial), "r+b", buffering=0) as file:
+    with with_filename(partial), open(_open_partial(partial), "r+b", buffering=0) as file:
 
         def keep(piece: bytes) -> None:
             write_all(file, piece)
@@ -56,7 +56,7 @@ def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, co
             check_stop()
             sink.begin(piece)
         try:
-            _fetch_twice(remote, path, record, sink)
+            _fetch_with_retry(remote, path, record, sink)
         except MissingError as error:
             raise MissingError(f"{error}, although the manifest names it; {_PUSH_AGAIN}") from error
         os.fsync(file.fileno())
@@ -65,7 +65,7 @@ def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, co
 
 def _open_partial(partial: Path) -> int:
     # The umask decides who else may write, so that a colleague can resume a killed pull.
-    flags, mode = os.O_RDWR | os.O_CREAT | PLAIN_FLAGS, 0o666
+    flags, mode = os.O_RDWR | os.O_CREAT | REGULAR_FILE_FLAGS, 0o666
     try:
         return os.open(partial, flags, mode)
     except PermissionError:
@@ -76,7 +76,7 @@ def _open_partial(partial: Path) -> int:
 def receive_bytes(remote: Remote, path: str, record: FileRecord) -> bytes:
     """Fetch a small file into memory; errors as for `receive_file`."""
     pieces: list[bytes] = []
-    _fetch_twice(remote, path, record, Sink(pieces.append, pieces.clear, lambda _: None))
+    _fetch_with_retry(remote, path, record, Sink(pieces.append, pieces.clear, lambda _: None))
     return b"".join(pieces)
 
 
@@ -100,10 +100,10 @@ def receive_document(remote: Remote, path: str, limit: int) -> bytes:
                     )
         return bytes(data)
 
-    return retried(fetch)
+    return retry(fetch)
 
 
-def twice(work: Callable[[], T]) -> T:
+def retry_once(work: Callable[[], T]) -> T:
     """Do `work`, which fetches a document, once more if what arrives is wrong: it may have been damaged on the way."""
     try:
         return work()
@@ -138,21 +138,21 @@ class Sink:
         self._count(-self.size)
         self._digest, self.size = sha256(), 0
 
-    def misfit(self, record: FileRecord) -> str | None:
+    def mismatch(self, record: FileRecord) -> str | None:
         """What is wrong with what has arrived; None if it is right."""
         if self.size != record.bytes:
             return f"{self.size} bytes arrived, must be {record.bytes}"
         return None if self._digest.hexdigest() == record.sha256 else "content does not match its SHA-256"
 
 
-def _fetch_twice(remote: Remote, path: str, record: FileRecord, sink: Sink) -> None:
+def _fetch_with_retry(remote: Remote, path: str, record: FileRecord, sink: Sink) -> None:
     for _ in range(2):
         too_long = _fetch(remote, path, record, sink)
-        misfit = "more bytes arrive than the manifest says" if too_long else sink.misfit(record)
-        if misfit is None:
+        mismatch = "more bytes arrive than the manifest says" if too_long else sink.mismatch(record)
+        if mismatch is None:
             return
         sink.restart()
-    raise WrongContentError(f"{remote.where(path)}: {misfit}, twice; nothing of it was kept")
+    raise WrongContentError(f"{remote.where(path)}: {mismatch}, twice; nothing of it was kept")
 
 
 def _fetch(remote: Remote, path: str, record: FileRecord, sink: Sink) -> bool:

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from featcache.store.address import Address, CacheName, cache_name, parse_address
-from featcache.store.catalogue import Entry, say_unreadable, slug
+from featcache.store.address import Address, CacheName, parse_address, split_cache_address
+from featcache.store.catalogue import Entry, report_unreadable, slug
 from featcache.store.catalogue.entries import folder_entry
 from featcache.store.errors import CacheError, FeatcacheError
 from featcache.store.files import JsonObject
-from featcache.store.held import Held
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import Manifest
+from featcache.store.partial_copy import PartialCopy
 from featcache.store.progress import Reporter
 from featcache.store.requests import answers
 
@@ -21,7 +21,7 @@ MAX_CANDIDATES = 16
 """Caches of one dataset whose remembered requests are read."""
 
 
-class Teammates:
+class RemoteLookup:
     """The remotes where teammates push, asked in order.
 
     A remote that cannot be reached, or gives a bad answer, is left out with a note; the features can be computed instead.
@@ -30,18 +30,18 @@ class Teammates:
     def __init__(self, remotes: Sequence[Address], search: Sequence[Path], reporter: Reporter) -> None:
         self._remotes, self._search, self._reporter = list(remotes), search, reporter
 
-    def find_request(self, literals: Sequence[JsonObject], dataset: str, part: Part) -> Entry | None:
+    def find_request(self, requests: Sequence[JsonObject], dataset: str, part: Part) -> Entry | None:
         """Pull the cache that remembers one of these literal requests; None if there is none.
 
         Args:
-            literals: the literal requests.
+            requests: the literal requests.
             dataset: name of the dataset, in whose folder such a cache lies.
             part: what is wanted of it.
         """
         from featcache.store.transfer.documents import fetch_requests
         from featcache.store.transfer.remotes import open_remote
 
-        say_unreadable(self._search, self._reporter)  # an unreadable cache may be the answer
+        report_unreadable(self._search, self._reporter)  # an unreadable cache may be the answer
 
         def matching(address: Address) -> list[CacheName]:
             names = [name for name in self._names(address) if name.dataset == slug(dataset)]
@@ -49,10 +49,10 @@ class Teammates:
                 return [
                     name
                     for name in names[:MAX_CANDIDATES]
-                    if any(answers(r, x) for r in fetch_requests(remote, name) for x in literals)
+                    if any(answers(r, x) for r in fetch_requests(remote, name) for x in requests)
                 ]
 
-        return self._first(matching, part) if literals else None
+        return self._first(matching, part) if requests else None
 
     def find_key(self, key: str, here: Entry | None, part: Part) -> Entry | None:
         """Pull the cache with this key, or complete the partial copy `here`; None if no remote has it."""
@@ -62,10 +62,10 @@ class Teammates:
 
     def complete(self, entry: Entry, part: Part) -> bool:
         """Fetch what a partial copy lacks of what is wanted from where it came from; False if it is not one."""
-        held = Held.read(entry.path)
+        held = PartialCopy.read(entry.path)
         if held is None or not held.origin or part(Manifest.read(entry.path)) is None:
             return False
-        address, name = cache_name(parse_address(held.origin))
+        address, name = split_cache_address(parse_address(held.origin))
         if name is None:
             return False
         self._reporter.message(f"{entry.path} is a partial copy; completing it from {held.origin}")
@@ -83,19 +83,19 @@ class Teammates:
         return True
 
     def _names(self, address: Address) -> Iterator[CacheName]:
-        from featcache.store.network.concurrency import retried
+        from featcache.store.network.concurrency import retry
         from featcache.store.transfer.catalogue import read_catalogue
         from featcache.store.transfer.remotes import open_remote
 
         with open_remote(address) as remote:
-            yield from (entry.name for entry in retried(lambda: read_catalogue(remote)).entries)
+            yield from (entry.name for entry in retry(lambda: read_catalogue(remote)).entries)
 
     def _first(self, names: Callable[[Address], Sequence[CacheName]], part: Part) -> Entry | None:
         for address in list(self._remotes):
             try:
                 candidates = list(names(address))
             except FeatcacheError as error:
-                self._leave_out(address, f"was not looked at ({error})")
+                self._exclude(address, f"was not looked at ({error})")
                 continue
             try:
                 for name in candidates:
@@ -103,17 +103,17 @@ class Teammates:
                     if found is not None:
                         return found
             except FeatcacheError as error:
-                self._leave_out(address, f"is left out, its copy could not be pulled ({error})")
+                self._exclude(address, f"is left out, its copy could not be pulled ({error})")
         return None
 
-    def _leave_out(self, address: Address, why: str) -> None:
+    def _exclude(self, address: Address, why: str) -> None:
         """Report once why a remote is not used; it is not asked again in this run."""
         self._remotes.remove(address)
         self._reporter.message(f"note: {address} {why}")
 
     def _pull(self, address: Address, name: CacheName, part: Part) -> Entry | None:
         from featcache.store.transfer.manifests import fetch_manifest
-        from featcache.store.transfer.pull import directory_of, discard_unfinished, fetch
+        from featcache.store.transfer.pull import copy_directory, discard_unfinished, fetch_part
         from featcache.store.transfer.remotes import open_remote
 
         with open_remote(address) as remote:
@@ -124,9 +124,9 @@ class Teammates:
             self._reporter.message(
                 f"a teammate has this cache: pulling {remote.where(str(name))} (--force to extract it here)"
             )
-            directory = directory_of(self._search, name)
+            directory = copy_directory(self._search, name)
             try:
-                done = fetch(remote, name, theirs, wanted, directory, reporter=self._reporter)
+                done = fetch_part(remote, name, theirs, wanted, directory, reporter=self._reporter)
             except FeatcacheError:
                 discard_unfinished(directory)
                 raise

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from featcache.store.address import Address, CacheName
 from featcache.store.errors import CacheBusyError, CacheNotFoundError, RequestError
 from featcache.store.manifest import MANIFEST_FILE
-from featcache.store.network.concurrency import retried
+from featcache.store.network.concurrency import retry
 from featcache.store.transfer.catalogue import (
     Catalogue,
     cache_files,
@@ -42,14 +42,14 @@ class Removable:
             RemoteError: the remote cannot be reached or refuses; run it again.
         """
         manifest = f"{self.name}/{MANIFEST_FILE}"
-        retried(lambda: self.remote.delete([path for path in self.files if path == manifest]))
-        retried(lambda: self.remote.delete(list(self.entries)))
-        retried(lambda: self.remote.delete([path for path in self.files if path != manifest]))
+        retry(lambda: self.remote.delete([path for path in self.files if path == manifest]))
+        retry(lambda: self.remote.delete(list(self.entries)))
+        retry(lambda: self.remote.delete([path for path in self.files if path != manifest]))
         if self.remote.knows_digests:
-            entries = retried(lambda: read_catalogue(self.remote)).entries
+            entries = retry(lambda: read_catalogue(self.remote)).entries
             card = repository_card(self.remote, entries)
             if card:
-                retried(lambda: self.remote.publish(card, f"featcache rm: {self.name}"))
+                retry(lambda: self.remote.publish(card, f"featcache rm: {self.name}"))
 
 
 def find_removable(address: Address) -> Removable:
@@ -63,17 +63,17 @@ def find_removable(address: Address) -> Removable:
     remote, name = find_cache(address)
     if not remote.writable:
         raise RequestError(f"{remote.where()} is read-only; nothing can be removed there")
-    listed = cache_files(remote, name)
+    remote_files = cache_files(remote, name)
     try:
-        refuse_extraction(remote, name, listed)
+        refuse_extraction(remote, name, remote_files)
     except CacheBusyError:
         remote.close()
         raise
-    catalogue: Catalogue = retried(lambda: read_catalogue(remote))
+    catalogue: Catalogue = retry(lambda: read_catalogue(remote))
     entries = tuple(catalogue.paths(name))
-    if not listed and not entries:
+    if not remote_files and not entries:
         error: CacheNotFoundError = not_found(remote, name)
         remote.close()
         raise error
-    files = tuple(f"{name}/{path}" for path in listed)
-    return Removable(remote, name, files, sum(file.size for file in listed.values()), entries)
+    files = tuple(f"{name}/{path}" for path in remote_files)
+    return Removable(remote, name, files, sum(file.size for file in remote_files.values()), entries)

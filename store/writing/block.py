@@ -27,7 +27,7 @@ from featcache.store.files import (
 from featcache.store.inventory import Block, SplitInventory
 from featcache.store.machine import usable_cpus
 from featcache.store.manifest import BlockRecord, FileRecord, files_from_dict
-from featcache.store.regular_files import open_plain
+from featcache.store.regular_files import open_regular
 
 COPY_BYTES = 2**20
 # Copying and hashing need processors, which decoding may want too.
@@ -230,7 +230,7 @@ class _ChunkFile:
         """Copy what a checkpoint made durable; False if it does not have the recorded digest."""
         record = progress.files.get(name)
         try:
-            descriptor, _ = open_plain(_partial(self.path, progress.token))
+            descriptor, _ = open_regular(_partial(self.path, progress.token))
         except (FileNotFoundError, CacheError):  # gone, private to another user, or not our file
             return False
         with open(descriptor, "rb") as source:
@@ -242,14 +242,14 @@ class _ChunkFile:
         return record is not None and self._digest.hexdigest() == record.sha256
 
     def sync(self) -> FileRecord:
-        with _naming(self.path):
+        with _with_filename(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
         return FileRecord(self._bytes, self._digest.hexdigest())
 
     def finish(self) -> FileRecord:
         """Give the file its name; it must be padded and synced."""
-        with _naming(self.path):
+        with _with_filename(self.path):
             self._file.close()
             self._partial.replace(self.path)
         return FileRecord(self._bytes, self._digest.hexdigest())
@@ -262,7 +262,7 @@ class _ChunkFile:
             self._partial.unlink(missing_ok=True)
 
     def _write(self, data: "memoryview | bytes") -> None:
-        with _naming(self.path):
+        with _with_filename(self.path):
             self._file.write(data)
         self._digest.update(data)
         self._bytes += len(data)
@@ -273,7 +273,7 @@ def _partial(path: Path, token: str) -> Path:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _with_filename(path: Path) -> Iterator[None]:
     """Say in an error of the file system which file it was; writing to an open one does not."""
     try:
         yield

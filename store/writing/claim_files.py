@@ -14,7 +14,7 @@ from pathlib import Path
 
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, parse_json, try_lock
-from featcache.store.regular_files import PLAIN_FLAGS, read_plain
+from featcache.store.regular_files import REGULAR_FILE_FLAGS, read_regular
 
 SUFFIX = ".claim"
 RECORD_BYTES = 256
@@ -48,7 +48,7 @@ def _is_live(path: Path, now: float) -> bool:
         return False  # not a claim of ours
     fresh = -DAY_S < now - status.st_mtime < STALE_S
     try:
-        descriptor = os.open(path, os.O_RDONLY | PLAIN_FLAGS)
+        descriptor = os.open(path, os.O_RDONLY | REGULAR_FILE_FLAGS)
     except OSError:
         return fresh
     try:
@@ -74,7 +74,7 @@ def open_claim(path: Path) -> int | None:
     """Open a claim for writing, or only for reading if another user owns it; None if neither is allowed."""
     for mode in (os.O_RDWR, os.O_RDONLY):
         with suppress(OSError):
-            return os.open(path, mode | PLAIN_FLAGS)
+            return os.open(path, mode | REGULAR_FILE_FLAGS)
     return None
 
 
@@ -86,6 +86,6 @@ def may_write(descriptor: int) -> bool:
 def read_owner(path: Path) -> JsonObject | None:
     """Return the owner that a claim names; None if there is no claim, or its content is not ours."""
     try:
-        return parse_json(read_plain(path, RECORD_BYTES), str(path))
+        return parse_json(read_regular(path, RECORD_BYTES), str(path))
     except (FileNotFoundError, CacheError):
         return None

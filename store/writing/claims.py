@@ -18,8 +18,8 @@ from threading import Event, Lock, Thread
 from weakref import WeakSet
 
 from featcache.store.errors import CacheBusyError, CacheError
-from featcache.store.files import is_open_file, naming, try_lock
-from featcache.store.regular_files import PLAIN_FLAGS, refuse_link
+from featcache.store.files import is_open_file, try_lock, with_filename
+from featcache.store.regular_files import REGULAR_FILE_FLAGS, refuse_link
 from featcache.store.writing.claim_files import (
     DAY_S,
     RECORD_BYTES,
@@ -173,9 +173,9 @@ class Claims:
         """Make a claim that did not exist, with its owner and its lock from the first moment; None if it exists."""
         draft = self._draft(path)
         # The umask decides who else may write, so that others can take over the claim in a team folder.
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | PLAIN_FLAGS, 0o666)
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | REGULAR_FILE_FLAGS, 0o666)
         try:
-            with naming(draft):
+            with with_filename(draft):
                 self._sign(descriptor)
             try_lock(descriptor)
             os.link(draft, path)
@@ -193,7 +193,7 @@ class Claims:
     def _create_in_place(self, path: Path) -> int | None:
         """Make a claim on a file system without hard links. A claim without an owner counts as fresh for `stale_s`."""
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | PLAIN_FLAGS, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | REGULAR_FILE_FLAGS, 0o666)
         except FileExistsError:
             return None
         try:
@@ -202,7 +202,7 @@ class Claims:
                 if try_lock(descriptor) is not False:
                     break
                 time.sleep(0.01)
-            with naming(path):
+            with with_filename(path):
                 self._sign(descriptor)
         except BaseException:
             os.close(descriptor)

@@ -17,7 +17,7 @@ class NotEnoughSpaceError(FeatcacheError, OSError):
 
 
 @dataclass(frozen=True)
-class Remaining:
+class PendingWork:
     """What is left of an extraction."""
 
     samples: int
@@ -28,7 +28,7 @@ class Remaining:
     """Bytes still to be written, padding included."""
 
 
-def remaining(directory: Path, wanted: Inventory) -> Remaining:
+def pending_work(directory: Path, wanted: Inventory) -> PendingWork:
     """Return what is left to be done until the cache at `directory` holds all of `wanted`.
 
     An unfinished run there counts in full, since it is finished first.
@@ -46,7 +46,7 @@ def remaining(directory: Path, wanted: Inventory) -> Remaining:
         held = unfinished if held is None else held.plus(unfinished)
     added = wanted if held is None else wanted.minus(held)
     parts.append((added, added.blocks()))
-    return Remaining(
+    return PendingWork(
         samples=sum(block.rows for _, blocks in parts for block in blocks),
         committed=sum(block.rows for block in committed),
         num_bytes=sum(_num_bytes(part, block) for part, blocks in parts for block in blocks),
@@ -64,9 +64,9 @@ def require_space(directory: Path, wanted: Inventory) -> None:
 
     Raises:
         NotEnoughSpaceError: there is too little.
-        CacheError: as for `remaining`.
+        CacheError: as for `pending_work`.
     """
-    needed = remaining(directory, wanted).num_bytes
+    needed = pending_work(directory, wanted).num_bytes
     free, place = free_space(directory)
     # What other processes are writing just now takes its space already.
     needed -= sum(path.stat().st_size for path in (directory / FEATURES).rglob(f"*{PARTIAL_SUFFIX}"))

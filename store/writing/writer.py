@@ -28,10 +28,10 @@ from featcache.store.files import (
     write_atomic,
     write_sealed,
 )
-from featcache.store.held import forget_copy, require_whole
 from featcache.store.inventory import PROJECTION, Block
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import Manifest
+from featcache.store.partial_copy import forget_copy, require_complete_copy
 from featcache.store.provenance import CARD_DIGEST, PROVENANCE_FILE
 from featcache.store.shared_card import CARD_FILE
 from featcache.store.writing.block import BlockWriter
@@ -88,7 +88,7 @@ class CacheWriter:
         self._say = say
         self._projection = projection
         self._manifest = ManifestFile(directory)
-        require_whole(directory, "added to")
+        require_complete_copy(directory, "added to")
         (directory / JOURNAL).mkdir(parents=True, exist_ok=True)
         self._claims = Claims(directory / JOURNAL)
         self._threads = ThreadPoolExecutor(THREADS, "featcache-write")

@@ -317,7 +317,7 @@ def test_strides_and_byte_orders_of_arrays_in_memory():
 def test_what_labels_are(labels, kind, names):
     found = array_targets([labels], "auto", (), "it")
     assert (found.targets.kind, found.targets.names) == (kind, names)
-    assert found.targets.misfit(found.labels, np.ones(len(labels), bool)) is None
+    assert found.targets.mismatch(found.labels, np.ones(len(labels), bool)) is None
 
 
 @pytest.mark.parametrize(

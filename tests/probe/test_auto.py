@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from featcache.probing.head_contract import SHORT, TOKENS, clusters
-from featcache.probing.heads import closed, get_head
+from featcache.probing.heads import closed_form, get_head
 from featcache.probing.heads.blend import RAW, BlendHead
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.scoring.tasks import Regression, SingleLabel
@@ -93,7 +93,7 @@ def test_validation_is_of_heads_that_did_not_see_the_held_out_samples() -> None:
 
 def test_what_the_data_are_too_large_for_is_left_out(monkeypatch) -> None:
     tokens, labels = clusters()
-    monkeypatch.setattr(closed, "MAX_DIRECTIONS", 10)
+    monkeypatch.setattr(closed_form, "MAX_DIRECTIONS", 10)
     heard = RecordingReporter()
     job = array_job(get_head("auto"), TOKENS)
     fitted = fit_head(job, InMemoryTokens(tokens), labels, protocol=SHORT, reporter=heard)

@@ -17,7 +17,7 @@ from featcache.probing.heads.linear import LinearHead
 from featcache.probing.inputs.tokens import InMemoryTokens, read_features
 from featcache.probing.protocols.protocol import QUICK, Member
 from featcache.probing.training.array_fitting import array_job, fit_head
-from featcache.probing.training.fitted import Fitted
+from featcache.probing.training.fitted import FittedHead
 from featcache.probing.training.trainer import fit_members, predict
 from featcache.store.errors import RequestError
 
@@ -54,12 +54,12 @@ def features_of(tokens: np.ndarray, head: Head) -> np.ndarray:
     return read_features(source, torch.arange(len(tokens)), "cpu").double().numpy()
 
 
-def fitted(name: str, tokens: np.ndarray, targets: np.ndarray, **options: Any) -> Fitted:
+def fitted(name: str, tokens: np.ndarray, targets: np.ndarray, **options: Any) -> FittedHead:
     job = array_job(get_head(name), tokens.shape[1])
     return fit_head(job, InMemoryTokens(tokens), targets, protocol=QUICK, **options)
 
 
-def outputs_of(one: Fitted, tokens: np.ndarray) -> np.ndarray:
+def outputs_of(one: FittedHead, tokens: np.ndarray) -> np.ndarray:
     return predict(one.head, InMemoryTokens(tokens), torch.arange(len(tokens)), 64).double().numpy()
 
 

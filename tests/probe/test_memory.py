@@ -18,7 +18,7 @@ from featcache.probing.scoring.confusion import DENSE_CLASSES, Confusion
 from featcache.probing.scoring.metrics import single_label_report
 from featcache.probing.scoring.tasks import SingleLabel, make_task
 from featcache.probing.training.array_fitting import array_job
-from featcache.probing.training.closed import run_closed_sweep
+from featcache.probing.training.closed_form import run_closed_form_sweep
 from featcache.probing.training.full_batch import Size, bytes_needed, check_outputs, check_whole
 from featcache.probing.training.held_out import make_held_out
 from featcache.store.errors import CacheError, RequestError
@@ -88,7 +88,7 @@ def test_a_choice_without_room_for_all_outputs_is_the_same_choice(name, folds):
         QUICK if folds == 1 else QUICK.__class__(**{**vars(QUICK), "folds": folds, "folds_below": None})
     )
     ample, tight = (
-        run_closed_sweep(get_head(name), tokens, labels, protocol=protocol, seed=0, memory=memory)
+        run_closed_form_sweep(get_head(name), tokens, labels, protocol=protocol, seed=0, memory=memory)
         for memory in (2**31, 1)
     )
     assert tight.settings == ample.settings
@@ -132,7 +132,7 @@ def test_ridge_does_not_depend_on_the_blocks(monkeypatch):
     weights = []
     for size in (2**24, 100):
         monkeypatch.setattr(ridge, "BLOCK_VALUES", size)
-        found = run_closed_sweep(get_head("ridge"), tokens, labels, protocol=QUICK, seed=0)
+        found = run_closed_form_sweep(get_head("ridge"), tokens, labels, protocol=QUICK, seed=0)
         weights.append(found.head.state_dict()["classifier.weight"])
     torch.testing.assert_close(*weights)
 

@@ -14,7 +14,7 @@ from featcache.probing.solver import group_lasso, logistic
 from featcache.probing.solver.certificate import Certificate
 from featcache.probing.solver.exact import run_exact_sweep
 from featcache.probing.solver.path_choice import Bounds, Tried, further_penalties, most_steps
-from featcache.probing.training.closed import ends_of_grid
+from featcache.probing.training.closed_form import ends_of_grid
 
 
 def separable(num_samples: int = 300) -> tuple[np.ndarray, np.ndarray]:

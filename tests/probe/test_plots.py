@@ -22,7 +22,7 @@ from featcache.probing.report.pivot import pivot_differences
 from featcache.probing.report.views import Against, parse_reference
 from featcache.probing.results.records import (
     SweepRecord,
-    Trial,
+    SweepTrial,
     read_curve,
     read_sweep,
     save_curve,
@@ -157,7 +157,7 @@ def sweep(**values: list[float]) -> SweepRecord:
     names = list(values)
     settings = np.stack(np.meshgrid(*values.values(), indexing="ij"), -1).reshape(-1, len(names))
     trials = [
-        Trial(dict(zip(names, row.tolist(), strict=True)), 0.5 + 0.01 * index)
+        SweepTrial(dict(zip(names, row.tolist(), strict=True)), 0.5 + 0.01 * index)
         for index, row in enumerate(settings)
     ]
     return SweepRecord("balanced_accuracy", trials, len(trials) - 1)
@@ -234,9 +234,11 @@ def test_logarithmic_axes_have_plain_numbers(tmp_path, penalties):
 def test_figures_of_trainings_that_diverged(tmp_path):
     """A score, a loss or an attention that is no number is left out of a figure."""
     nan = float("nan")
-    trials = [Trial({"penalty": penalty}, nan) for penalty in (0.1, 10.0)]
+    trials = [SweepTrial({"penalty": penalty}, nan) for penalty in (0.1, 10.0)]
     save(sweep_figure(SweepRecord("balanced_accuracy", trials, 0), "t"), tmp_path / "sweep")
-    trials = [Trial({"learning_rate": r, "weight_decay": d}, nan) for r in (0.1, 1.0) for d in (0.0, 1.0)]
+    trials = [
+        SweepTrial({"learning_rate": r, "weight_decay": d}, nan) for r in (0.1, 1.0) for d in (0.0, 1.0)
+    ]
     save(sweep_figure(SweepRecord("balanced_accuracy", trials, 0), "t"), tmp_path / "grid")
     for losses in ([nan, nan], [2.0, nan]):
         save(curves_figure({(0, 0): ([1, 2], losses), (1, 0): ([1, 2], [1.0, 0.5])}, "t"), tmp_path / "curve")

@@ -211,7 +211,7 @@ def test_a_projection_is_kept_beside_the_splits(tmp_path):
     content[5] ^= 1
     chunk.write_bytes(content)
     (damage,) = verify(at_once).damages
-    assert damage.place.path == "features.zarr/projection/c.0.0"
+    assert damage.location.path == "features.zarr/projection/c.0.0"
     assert not repair(verify(at_once)).complete
     add(at_once, plan, matrix)
     assert_same(at_once, later)

@@ -12,7 +12,7 @@ from featcache.store.catalogue import find_key, removal, scan, select
 from featcache.store.catalogue.entries import folder_entry
 from featcache.store.catalogue.removal import remove_cache
 from featcache.store.catalogue.stale_files import find_stale_files
-from featcache.store.catalogue.summary import summarise
+from featcache.store.catalogue.summary import summarize
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
 from featcache.store.manifest import Manifest
 from featcache.store.writing.writer import CacheWriter
@@ -62,13 +62,13 @@ def test_a_summary_is_what_the_whole_manifest_says(tmp_path, num_classes):
     folder = make(tmp_path, num_classes=num_classes, name='"blocks": [')
     entry = folder_entry(folder)
     whole = Manifest.read(folder)
-    summary = summarise(entry)
+    summary = summarize(entry)
     assert (summary.inventory, summary.missing_blocks) == (whole.inventory, 0)
     assert summary.num_layers == len(entry.cache["train"].layers)
     # Another layout of the same document is no fault.
     document = json.loads((folder / "manifest.json").read_bytes())
     (folder / "manifest.json").write_text(json.dumps(document, sort_keys=True))
-    assert summarise(entry) == summary
+    assert summarize(entry) == summary
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_summary_of_a_damaged_manifest(tmp_path, damage, message):
     entry = folder_entry(folder)
     (folder / "manifest.json").write_text(damage((folder / "manifest.json").read_text()))
     with pytest.raises(CacheError, match=message):
-        summarise(entry)
+        summarize(entry)
 
 
 def test_removal_survives_a_kill_at_any_file(tmp_path, monkeypatch):

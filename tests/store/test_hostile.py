@@ -14,7 +14,7 @@ import pytest
 
 from featcache.store.catalogue.entries import folder_entry
 from featcache.store.catalogue.removal import remove_tree
-from featcache.store.catalogue.summary import summarise
+from featcache.store.catalogue.summary import summarize
 from featcache.store.checking.repair import repair
 from featcache.store.checking.verify import verify
 from featcache.store.convert.export import EXPORTERS, export_cache
@@ -202,7 +202,7 @@ def glance(directory: Path) -> None:
     """What `featcache ls` does."""
     entry = folder_entry(directory)
     if entry is not None:
-        summarise(entry)
+        summarize(entry)
         assert entry.modified
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from featcache.store.catalogue import removal, select
 from featcache.store.catalogue.entries import unreadable
-from featcache.store.catalogue.ownership import foreign, owned
+from featcache.store.catalogue.ownership import foreign_files, read_proof
 from featcache.store.catalogue.removal import refuse_linked, remove_cache
 from featcache.store.catalogue.stale_files import find_stale_files
 from featcache.store.errors import CacheBusyError, CacheError, RequestError
 from featcache.store.files import read_sealed, write_sealed
-from featcache.store.held import Held
+from featcache.store.partial_copy import PartialCopy
 from featcache.store.progress import Silent
 from featcache.store.writing.claims import Claims
 from featcache.store.writing.writer import CacheWriter
@@ -156,10 +156,10 @@ def kill(path):
 
 def test_foreign_files_are_told_with_and_without_an_inventory(tmp_path):
     folder = make(tmp_path)
-    assert foreign(folder, owned(folder).inventory) == foreign(folder, None) == []
+    assert foreign_files(folder, read_proof(folder).inventory) == foreign_files(folder, None) == []
     begun = start(tmp_path, name="begun")
     (begun / "features.zarr/train/norm2/c.0.0.0.0.pull.partial").write_bytes(b"")
-    assert foreign(begun, owned(begun).inventory) == foreign(begun, None) == []
+    assert foreign_files(begun, read_proof(begun).inventory) == foreign_files(begun, None) == []
 
 
 def test_what_was_killed_before_it_had_a_plan_is_shown_by_its_claim(tmp_path):
@@ -306,8 +306,8 @@ def test_a_partial_copy_holds_its_columns(tmp_path):
     plan = make_plan(SMALL)
     folder = cache_folder(tmp_path, plan)
     write_cache(folder, plan, make_content(plan))
-    Held(plan.inventory, "s3://bucket/made").write(folder)
-    assert Held.read(folder) is not None
+    PartialCopy(plan.inventory, "s3://bucket/made").write(folder)
+    assert PartialCopy.read(folder) is not None
     document = read_sealed(folder / "held.json")
     for split in document["inventory"]["splits"].values():
         del split["arrays"]["label"]
@@ -315,7 +315,7 @@ def test_a_partial_copy_holds_its_columns(tmp_path):
     with pytest.raises(
         CacheError, match=r"held.json: split '.*' lacks the array 'label', which every copy holds"
     ):
-        Held.read(folder)
+        PartialCopy.read(folder)
 
 
 def test_a_killed_removal_of_a_folder_with_another_name_is_found(tmp_path):

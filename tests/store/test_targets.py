@@ -49,7 +49,7 @@ def test_labels_that_cannot_be_are_refused_by_name(tmp_path, kind):
     assert [damage.reason for damage in verify(tmp_path).damages] == [message]
     # A row without features has no label either.
     valid = np.arange(130) != 7
-    assert plan.inventory.targets.misfit(content["train"]["label"], valid) is None
+    assert plan.inventory.targets.mismatch(content["train"]["label"], valid) is None
 
 
 @pytest.mark.parametrize(

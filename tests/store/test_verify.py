@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.store.checking.damage import Kind
+from featcache.store.checking.damage import FileRole
 from featcache.store.checking.documents import document_damages
 from featcache.store.checking.repair import repair
 from featcache.store.checking.verify import verify
@@ -37,7 +37,7 @@ def cache(original, tmp_path) -> Path:
 
 
 def paths(found) -> list[str]:
-    return [damage.place.path for damage in found.damages]
+    return [damage.location.path for damage in found.damages]
 
 
 def rewrite(directory: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_placed(cache):
             assert paths(found) == [name], (name, bit)
         (damage,) = found.damages
         if "/c." not in name:
-            assert damage.place.block is None
+            assert damage.location.block is None
             continue
         # The place, worked out from the file's name: c.<block>.<layer>...
         chunks += 1
@@ -89,13 +89,13 @@ def test_every_bit_of_the_documents_counts(cache):
         data = (cache / name).read_bytes()
         for bit in range(8 * len(data)):
             flip(cache / name, bit)
-            assert name in {damage.place.path for damage in document_damages(cache)}, (name, bit)
+            assert name in {damage.location.path for damage in document_damages(cache)}, (name, bit)
             (cache / name).write_bytes(data)
     # The same content in other bytes, which the digest of the content cannot see.
     (cache / "provenance.json").write_bytes((cache / "provenance.json").read_bytes().replace(b"\n", b"\r\n"))
     (damage,) = verify(cache).damages
-    assert (damage.place.kind, damage.reason) == (
-        Kind.FORM,
+    assert (damage.location.kind, damage.reason) == (
+        FileRole.FORM,
         "the content holds, but its bytes are not as written",
     )
 
@@ -112,11 +112,11 @@ def test_truncated_missing_swapped_and_strange_files(cache):
     (cache / CHUNK).unlink()
     assert [d.reason for d in verify(cache).damages] == ["missing"]
     os.mkfifo(cache / CHUNK)  # opening it would wait for ever
-    assert [d.reason for d in verify(cache).damages] == ["not a plain file"]
+    assert [d.reason for d in verify(cache).damages] == ["not a regular file"]
     (cache / CHUNK).unlink()
     (cache / CHUNK).write_bytes(other_data)
     other.write_bytes(data)
-    assert {d.place.path: d.reason for d in verify(cache).damages} == {
+    assert {d.location.path: d.reason for d in verify(cache).damages} == {
         CHUNK: "content does not match its SHA-256; it holds the content of features.zarr/train/norm2/c.0.2.0.0",
         "features.zarr/train/norm2/c.0.2.0.0": f"content does not match its SHA-256; it holds the content of {CHUNK}",
     }
@@ -129,12 +129,12 @@ def test_truncated_missing_swapped_and_strange_files(cache):
     (features / "test/label/c.0.0123456789ab.partial").write_text("")
     (cache / "journal").mkdir()
     (cache / "README.md").unlink()
-    assert {(d.place.path, d.place.kind) for d in verify(cache).damages} == {
-        ("features.zarr/train/norm2/c.3.0.0.0", Kind.STRANGER),
-        ("features.zarr/notes", Kind.STRANGER),
-        ("features.zarr/test/label/c.0.0123456789ab.partial", Kind.LEFTOVER),
-        ("journal", Kind.LEFTOVER),
-        ("README.md", Kind.DOCUMENT),
+    assert {(d.location.path, d.location.kind) for d in verify(cache).damages} == {
+        ("features.zarr/train/norm2/c.3.0.0.0", FileRole.UNEXPECTED),
+        ("features.zarr/notes", FileRole.UNEXPECTED),
+        ("features.zarr/test/label/c.0.0123456789ab.partial", FileRole.STALE),
+        ("journal", FileRole.STALE),
+        ("README.md", FileRole.DOCUMENT),
     }
 
 
@@ -153,7 +153,7 @@ def test_metadata_that_were_sealed_wrong_do_not_pass(cache):
         file.write_bytes(before.replace(old, new))
         reseal(cache, path)
         (damage,) = verify(cache).damages
-        assert damage.place.path == f"features.zarr/{path}"
+        assert damage.location.path == f"features.zarr/{path}"
         assert damage.reason.startswith(reason)
         file.write_bytes(before)
         (cache / "manifest.json").write_bytes(manifest)
@@ -244,7 +244,7 @@ def test_what_needs_no_extraction_leaves_the_cache_complete(cache, original):
     (cache / "journal").mkdir()
     (cache / "stranger").write_text("mine")
     done = repair(verify(cache))
-    assert (done.complete, done.whole, done.strangers) == (True, False, ["stranger"])
+    assert (done.complete, done.whole, done.unexpected_files) == (True, False, ["stranger"])
     (cache / "stranger").unlink()
     assert verify(cache).intact
     record_request(cache, {"model": "tiny"})
@@ -311,7 +311,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_changes(cach
         (cache / name).mkdir()
     before = all_files(cache)
     found = verify(cache)
-    assert [damage.reason for damage in found.damages] == ["not a plain file"] * 2
+    assert [damage.reason for damage in found.damages] == ["not a regular file"] * 2
     with pytest.raises(CacheError, match="is a folder, where a file must be; move it away"):
         repair(found)
     assert all_files(cache) == before
@@ -348,5 +348,5 @@ def test_repair_leaves_what_only_looks_like_ours(cache):
         (cache / name).write_text("mine")
     flip(cache / "features.zarr/test/label/c.0", 77)
     left = repair(verify(cache))
-    assert sorted(left.strangers) == sorted(notes[:2])
+    assert sorted(left.unexpected_files) == sorted(notes[:2])
     assert [(cache / name).read_text() for name in notes] == ["mine"] * 3

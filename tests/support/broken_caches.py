@@ -229,8 +229,8 @@ JSON = {
     "3 MB of empty lists": (b'{"a": [' + b"[]," * (2**20 + 2**10) + b"[]]}", "more than 2097152 values"),
 }
 KINDS = {
-    "a folder": (lambda name: special(name, "folder"), "not a plain file"),
-    "a pipe": (lambda name: special(name, "pipe"), "not a plain file"),
+    "a folder": (lambda name: special(name, "folder"), "not a regular file"),
+    "a pipe": (lambda name: special(name, "pipe"), "not a regular file"),
     "a socket": (lambda name: special(name, "socket"), "cannot be read (No such device or address)"),
     "a link to itself": (lambda name: link(name, name.rpartition("/")[2]), LINK),
     "a link to nowhere": (lambda name: link(name, "../../nowhere"), LINK),
@@ -326,7 +326,7 @@ def _cases() -> dict[str, Broken]:
         sparse("manifest.json", 3 * 10**8), "is more than", "open"
     )
     for name, (kind, message) in KINDS.items():
-        found = "not a plain file" if name == "a socket" else ""
+        found = "not a regular file" if name == "a socket" else ""
         cases[f"manifest.json: {name}"] = Broken(kind("manifest.json"), message, "open")
         for file in (
             CHUNK,

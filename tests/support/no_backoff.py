@@ -16,10 +16,10 @@ def no_backoff(set_attribute: Callable[[object, str, object], None]) -> None:
 
 def short_timeouts(set_attribute: Callable[[object, str, object], None]) -> None:
     """Take silence for an error after a moment: what is bounded stays bounded, in another unit."""
-    from featcache.store.network import concurrency, http_client, patience
+    from featcache.store.network import concurrency, http_client, timeouts
     from featcache.store.transfer.remotes import hub, objects, ssh
 
-    for module in (patience, http_client, hub, objects):
+    for module in (timeouts, http_client, hub, objects):
         set_attribute(module, "SILENCE_S", 0.4)
     for module in (http_client, objects, ssh):
         set_attribute(module, "CONNECT_S", 0.4)

@@ -10,9 +10,9 @@ import pytest
 
 from featcache.store.address import parse_address
 from featcache.store.journal import Plan
-from featcache.store.transfer.plan import Choice
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
+from featcache.store.transfer.selection import CacheSelection
 from support.caches import Content, all_files, cache_folder, make_content, make_plan, write_cache
 from support.hostile_server import HostileHandler, Site
 from support.hub_server import Hub, HubHandler
@@ -80,7 +80,7 @@ def pushed_once(made_once, tmp_path_factory) -> Path:
     share = tmp_path_factory.mktemp("pushed") / "share"
     share.mkdir()
     push(made_once.directory, parse_address(str(share)))
-    pull(parse_address(f"{share}/{made_once.name}"), [share.parent / "old"], Choice(layers="last"))
+    pull(parse_address(f"{share}/{made_once.name}"), [share.parent / "old"], CacheSelection(layers="last"))
     return share
 
 

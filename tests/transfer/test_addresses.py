@@ -28,7 +28,7 @@ def test_a_secret_is_part_of_the_login_or_the_address_is_refused(scheme, before,
     else:
         # The user of SSH is no secret; what stands before the host of any other address is never shown.
         assert SECRET in address.login
-        assert (address.place, address.parts) == ("host", ("x",))
+        assert (address.host_or_bucket, address.parts) == ("host", ("x",))
         shown = "" if address.scheme == "ssh" else f"{address} {address!r}"
     assert SECRET not in shown
 

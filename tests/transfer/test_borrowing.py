@@ -14,8 +14,8 @@ import featcache
 from featcache.store.address import parse_address, split_roots
 from featcache.store.catalogue.entries import remote_roots, roots
 from featcache.store.errors import RequestError
-from featcache.store.held import Held
-from featcache.store.transfer.borrow import IDLE_S, borrowed, make_room, release
+from featcache.store.partial_copy import PartialCopy
+from featcache.store.transfer.borrow import IDLE_S, borrowed_copies, make_room, unlock_copy
 from featcache.store.transfer.push import push
 from support.caches import cache_folder, make_content, make_plan, write_cache
 from support.faulty_proxy import Faults, FaultyProxy
@@ -104,7 +104,7 @@ def test_opening_an_address(made, far):
     assert cache.partial
     whole = featcache.open(far)
     assert not whole.partial
-    assert len(borrowed(roots()[0])) == 1
+    assert len(borrowed_copies(roots()[0])) == 1
 
 
 def test_those_not_used_for_long_go_first(s3, tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def test_those_not_used_for_long_go_first(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("FEATCACHE_BORROWED", f"{2.5 * size / 1000:.1f} kB")
     for age, (address, here) in enumerate(addresses[:2]):
         featcache.open(address)
-        release(here)
+        unlock_copy(here)
         os.utime(here / "held.json", (time.time() - 1000 + age,) * 2)
     os.utime(addresses[0][1] / "held.json")  # used again
     featcache.open(addresses[2][0])
@@ -131,7 +131,7 @@ def test_those_not_used_for_long_go_first(s3, tmp_path, monkeypatch):
     featcache.open(addresses[3][0])
     assert [here.exists() for _, here in addresses] == [True, False, True, True]
     for _, here in addresses:
-        release(here)
+        unlock_copy(here)
     monkeypatch.setenv("FEATCACHE_BORROWED", "1 kB")
     with pytest.raises(RequestError, match="more than borrowed caches may take"):
         featcache.open(addresses[1][0])
@@ -142,9 +142,9 @@ def test_those_not_used_for_long_go_first(s3, tmp_path, monkeypatch):
 
 def test_what_is_pulled_after_it_was_borrowed_stays(cli, far, made):
     featcache.open(far, layers="last")
-    assert len(borrowed(roots()[0])) == 1
+    assert len(borrowed_copies(roots()[0])) == 1
     assert cli("pull", far, "--layers", "last").status == 0
-    assert borrowed(roots()[0]) == []
+    assert borrowed_copies(roots()[0]) == []
 
 
 def test_roots_may_name_remotes(monkeypatch, tmp_path):
@@ -175,7 +175,7 @@ def test_without_locks_a_copy_goes_when_it_was_not_asked_for_in_a_day(tmp_path, 
     plan = make_plan({"train": 200, "test": 90})
     folder = cache_folder(tmp_path, plan)
     write_cache(folder, plan, make_content(plan))
-    Held(plan.inventory, "s3://bucket/made", borrowed=True).write(folder)
+    PartialCopy(plan.inventory, "s3://bucket/made", borrowed=True).write(folder)
     monkeypatch.setenv("FEATCACHE_BORROWED", f"{1.5 * plan.inventory.num_bytes / 1000:.1f} kB")
     monkeypatch.setattr(fcntl, "flock", no_locks)
     make_room(tmp_path, plan.inventory, tmp_path / "another")

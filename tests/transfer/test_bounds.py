@@ -11,7 +11,7 @@ import pytest
 
 from featcache.store.address import parse_address
 from featcache.store.errors import RemoteError
-from featcache.store.network import patience
+from featcache.store.network import timeouts
 from featcache.store.transfer.remotes import open_remote
 from support import hub_server
 from support.hostile_server import HostileHandler, Site
@@ -191,8 +191,8 @@ class Pages(BaseHTTPRequestHandler):
     [(1000, "the listing has more than 5,000 files"), (0, "the listing did not end within")],
 )
 def test_a_listing_of_s3_that_does_not_end(cli, s3, monkeypatch, keys, message):
-    monkeypatch.setattr(patience, "MAX_LISTED", 5000)
-    monkeypatch.setattr(patience, "LISTING_S", 2.0 if keys else 0.5)
+    monkeypatch.setattr(timeouts, "MAX_LISTED", 5000)
+    monkeypatch.setattr(timeouts, "LISTING_S", 2.0 if keys else 0.5)
     with http_server(type("Handler", (Pages,), {"keys": keys})) as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         outcome = cli("ls", s3)
@@ -213,7 +213,7 @@ def test_listings_of_folders_are_bounded_and_odd_names_do_not_matter(
     listed = cli("ls", address)
     assert listed.status == 0, listed.err
     assert made.plan.spec.key in listed.out
-    monkeypatch.setattr(patience, "MAX_LISTED", 3)
+    monkeypatch.setattr(timeouts, "MAX_LISTED", 3)
     outcome = cli("ls", address)
     assert outcome.status == 1
     assert "the listing has more than 3 files" in outcome.err

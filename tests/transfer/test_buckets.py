@@ -9,9 +9,9 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from featcache.store.address import parse_address
 from featcache.store.checking.verify import verify
-from featcache.store.transfer.plan import Choice
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
+from featcache.store.transfer.selection import CacheSelection
 
 
 class StandIn:
@@ -81,7 +81,7 @@ def test_a_cache_goes_to_a_bucket_and_back(cli, made, bucket, tmp_path):
     manifest = bucket.stored.index(f"caches/{made.name}/manifest.json")
     assert all("/_catalogue/" in f"/{path}" for path in bucket.stored[manifest + 1 :])
     assert made.plan.spec.key in cli("ls", address).out
-    pull(parse_address(f"{address}/{made.name}"), [tmp_path / "other"], Choice(layers="last"))
+    pull(parse_address(f"{address}/{made.name}"), [tmp_path / "other"], CacheSelection(layers="last"))
     copy = pull(parse_address(f"{address}/{made.name}"), [tmp_path / "other"]).path
     assert verify(copy).intact
     assert cli("rm", f"{address}/{made.name}", "--yes").status == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from featcache.store.errors import RemoteError
-from featcache.store.files import naming
+from featcache.store.files import with_filename
 from support.faulty_proxy import Faults, FaultyProxy
 from support.hostile_server import HostileHandler, Site
 from support.hub_server import HubHandler
@@ -22,7 +22,7 @@ STATUSES = {
 
 def test_an_error_that_speaks_for_itself_is_not_renamed(tmp_path):
     """A RemoteError is an OSError without a number; under another name nothing of it would be left."""
-    with pytest.raises(RemoteError, match=r"^refused$"), naming(tmp_path / "file"):
+    with pytest.raises(RemoteError, match=r"^refused$"), with_filename(tmp_path / "file"):
         raise RemoteError("refused")
 
 

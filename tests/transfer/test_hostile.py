@@ -284,7 +284,7 @@ def test_a_pipe_on_a_shared_folder_is_not_waited_for(cli, made, folder, tmp_path
     os.mkfifo(chunk)
     outcome = cli("pull", f"{folder}/{made.name}", "--root", tmp_path / "other")
     assert outcome.status == 1
-    assert "not a plain file" in outcome.err
+    assert "not a regular file" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from featcache.store.address import parse_address
 from featcache.store.catalogue.stale_files import find_stale_files
 from featcache.store.checking.verify import verify
 from featcache.store.errors import CacheNotFoundError, FeatcacheError
-from featcache.store.held import Held
+from featcache.store.partial_copy import PartialCopy
 from featcache.store.transfer import pull as pull_module
-from featcache.store.transfer.plan import Choice
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
+from featcache.store.transfer.selection import CacheSelection
 from support.caches import all_files, make_content, make_plan, write_cache
 from support.faulty_proxy import Faults, FaultyProxy
 from support.no_backoff import no_backoff
@@ -43,7 +43,7 @@ def transfer(direction: str, endpoint: str, address: str, place: Path, part: boo
         if direction == "push":
             push(place, parse_address(address))
         else:
-            pull(parse_address(address), [place], Choice(layers="last") if part else None)
+            pull(parse_address(address), [place], CacheSelection(layers="last") if part else None)
     except FeatcacheError as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(1)
@@ -177,7 +177,7 @@ def test_an_interrupted_pull_is_resumed(interrupted, tmp_path):
 
 def test_an_extraction_where_a_pull_was_interrupted_is_no_copy(interrupted):
     source, _, copy = interrupted
-    Held(make_plan({"train": 130}).inventory, "file:///nowhere").write(copy)
+    PartialCopy(make_plan({"train": 130}).inventory, "file:///nowhere").write(copy)
     plan = make_plan({"train": 130, "test": 3})
     write_cache(copy, plan, make_content(plan))
     assert not (copy / "origin.json").exists()

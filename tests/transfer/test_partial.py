@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from featcache.store.catalogue import scan
 from featcache.store.checking.verify import verify
 from featcache.store.errors import PartialCacheError, RequestError, UnknownNameError
-from featcache.store.held import Held
 from featcache.store.inventory import Inventory
+from featcache.store.partial_copy import PartialCopy
 from featcache.store.planning import TokenArray, plan_arrays
 from featcache.store.reading.reader import open_cache
-from featcache.store.transfer.plan import Choice
+from featcache.store.transfer.selection import CacheSelection
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files, make_plan
 from support.hostile_server import HostileHandler, Site
@@ -46,13 +46,16 @@ def held_layers(inventory: Inventory, split: str) -> dict[str, tuple[str, ...]]:
 @pytest.mark.parametrize(
     ("choice", "layers"),
     [
-        (Choice(layers="last"), {"final": ("final",), "final_patches": ("final",)}),
-        (Choice(layers="last", patches=False), {"final": ("final",)}),
-        (Choice(layers="0,5", patches=False), {"norm2": ("0", "5"), "mlp": ("5",)}),
-        (Choice(layers="mid+last", taps=("mlp",), patches=False), {"mlp": ("3",), "final": ("final",)}),
-        (Choice(taps=("mlp",), patches=False), {"mlp": ("1", "3", "5"), "final": ("final",)}),
+        (CacheSelection(layers="last"), {"final": ("final",), "final_patches": ("final",)}),
+        (CacheSelection(layers="last", patches=False), {"final": ("final",)}),
+        (CacheSelection(layers="0,5", patches=False), {"norm2": ("0", "5"), "mlp": ("5",)}),
         (
-            Choice(layers="all", taps=("norm2",), patches=False),
+            CacheSelection(layers="mid+last", taps=("mlp",), patches=False),
+            {"mlp": ("3",), "final": ("final",)},
+        ),
+        (CacheSelection(taps=("mlp",), patches=False), {"mlp": ("1", "3", "5"), "final": ("final",)}),
+        (
+            CacheSelection(layers="all", taps=("norm2",), patches=False),
             {"norm2": tuple("12345"), "final": ("final",)},
         ),
     ],
@@ -69,11 +72,11 @@ def test_a_choice_names_layers_taps_and_patches(choice, layers):
 @pytest.mark.parametrize(
     ("choice", "error", "message"),
     [
-        (Choice(layers="7"), UnknownNameError, "layer '7'"),
-        (Choice(layers="las"), UnknownNameError, "did you mean last"),
-        (Choice(taps=("attn",)), UnknownNameError, "tap 'attn'"),
-        (Choice(splits=("val",)), UnknownNameError, "split 'val'"),
-        (Choice(layers="0", taps=("mlp",)), RequestError, "nothing of the cache is chosen"),
+        (CacheSelection(layers="7"), UnknownNameError, "layer '7'"),
+        (CacheSelection(layers="las"), UnknownNameError, "did you mean last"),
+        (CacheSelection(taps=("attn",)), UnknownNameError, "tap 'attn'"),
+        (CacheSelection(splits=("val",)), UnknownNameError, "split 'val'"),
+        (CacheSelection(layers="0", taps=("mlp",)), RequestError, "nothing of the cache is chosen"),
     ],
 )
 def test_choices_that_cannot_be(choice, error, message):
@@ -82,7 +85,7 @@ def test_choices_that_cannot_be(choice, error, message):
 
 
 choices = st.builds(
-    Choice,
+    CacheSelection,
     st.sampled_from([(), ("test",), ("train",)]),
     st.sampled_from([None, "last", "all", "every", "quarters", "0,5", "1,final"]),
     st.sampled_from([(), ("norm2",), ("norm2", "mlp")]),
@@ -116,7 +119,7 @@ def part(pushed_once, made_once, tmp_path) -> Path:
 
 
 def test_what_takes_the_whole_cache_is_refused(part, cli, pushed_once):
-    origin = Held.read(part).origin
+    origin = PartialCopy.read(part).origin
     assert origin == f"{pushed_once}/made/{part.name}"
     with pytest.raises(PartialCacheError, match=f"complete it first: featcache pull {origin}"):
         CacheWriter(part, make_plan())

@@ -16,10 +16,10 @@ from featcache.store.journal import Plan
 from featcache.store.manifest import Manifest
 from featcache.store.planning import TokenArray, plan_arrays
 from featcache.store.transfer.catalogue import CatalogueEntry, manifest_digest, push_marker
-from featcache.store.transfer.plan import Choice
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
 from featcache.store.transfer.remotes import objects, open_remote
+from featcache.store.transfer.selection import CacheSelection
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files, cache_folder, make_content, make_plan, make_spec, write_cache
 from support.faulty_proxy import Faults, FaultyProxy
@@ -135,7 +135,9 @@ def test_additions_of_two_people_come_together(made, folder, tmp_path, cli):
 
 def test_only_whole_and_intact_caches_are_pushed(made, folder, tmp_path, cli):
     push(made.directory, parse_address(folder))
-    part = pull(parse_address(f"{folder}/{made.name}"), [tmp_path / "part"], Choice(layers="last")).path
+    part = pull(
+        parse_address(f"{folder}/{made.name}"), [tmp_path / "part"], CacheSelection(layers="last")
+    ).path
     (tmp_path / "second").mkdir()
     refused = cli("push", part, tmp_path / "second")
     assert refused.status == 1
@@ -221,7 +223,7 @@ def test_only_the_layers_that_are_wanted_move(made, s3, s3_endpoint, tmp_path, m
     with http_server(type("Handler", (FaultyProxy,), {"faults": faults})) as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         address = parse_address(f"{s3}/{made.name}")
-        pull(address, [tmp_path / "other"], Choice(layers="1"))
+        pull(address, [tmp_path / "other"], CacheSelection(layers="1"))
         chunks = [request.rpartition("/features.zarr/")[2] for request in faults.requests if "/c." in request]
         tokens = {f"train/norm2/c.{block}.1.0.0" for block in range(3)} | {"test/norm2/c.0.1.0.0"}
         assert {path for path in chunks if "norm2" in path or "final" in path} == tokens
@@ -229,7 +231,7 @@ def test_only_the_layers_that_are_wanted_move(made, s3, s3_endpoint, tmp_path, m
             len(chunks) == len(set(chunks)) == len(tokens) + 4 * 3
         )  # labels, ids and validity of four blocks
         faults.requests.clear()
-        assert pull(address, [tmp_path / "other"], Choice(layers="1")).num_bytes == 0
+        assert pull(address, [tmp_path / "other"], CacheSelection(layers="1")).num_bytes == 0
         assert len(faults.requests) == 2  # the manifest, and its version
 
 

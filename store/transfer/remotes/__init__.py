@@ -26,7 +26,7 @@ def open_remote(address: Address) -> Remote:
         from featcache.store.transfer.remotes.ssh import SshRemote
 
         return SshRemote(address)
-    if address.place.startswith("buckets/"):
+    if address.host_or_bucket.startswith("buckets/"):
         from featcache.store.transfer.remotes.buckets import BucketRemote
 
         return BucketRemote(address)

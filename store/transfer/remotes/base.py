@@ -10,11 +10,11 @@ from pathlib import Path
 from featcache.store.address import Address
 from featcache.store.errors import FeatcacheError
 from featcache.store.manifest import FileRecord
-from featcache.store.network.concurrency import IN_FLIGHT, fly, retried
+from featcache.store.network.concurrency import CONCURRENT_FILES, retry, run_concurrently
 
 
 @dataclass(frozen=True)
-class Listed:
+class RemoteFile:
     """What a remote tells about one of its files."""
 
     size: int
@@ -53,7 +53,7 @@ class Remote(ABC):
         """Name something on this remote in messages, without credentials."""
         return f"{self.address}/{path}".rstrip("/")
 
-    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
+    def _translate_error(self, path: str, error: Exception) -> FeatcacheError | None:
         """Translate an error of the client for `path`, by the table of this remote type.
 
         Return None for an error that is not in the table: it is a bug here or in the client, so it neither counts as a
@@ -69,13 +69,13 @@ class Remote(ABC):
         except FeatcacheError:
             raise
         except Exception as error:
-            meaning = self._meaning(path, error)
+            meaning = self._translate_error(path, error)
             if meaning is None:
                 raise
             raise meaning from error
 
     @abstractmethod
-    def stat(self, path: str) -> Listed:
+    def stat(self, path: str) -> RemoteFile:
         """Ask about one file.
 
         Raises:
@@ -83,9 +83,9 @@ class Remote(ABC):
             RemoteError: the remote cannot be reached or refuses.
         """
 
-    def holds(self, listed: Listed, upload: Upload) -> bool:
+    def holds(self, remote_file: RemoteFile, upload: Upload) -> bool:
         """Whether a file that an interrupted push of the same content left is what it should be."""
-        return listed.size == upload.record.bytes
+        return remote_file.size == upload.record.bytes
 
     @abstractmethod
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
@@ -103,7 +103,7 @@ class Remote(ABC):
         """
 
     @abstractmethod
-    def files(self, folder: str) -> dict[str, Listed]:
+    def files(self, folder: str) -> dict[str, RemoteFile]:
         """The files below a folder by their path within it; empty where there is none.
 
         Raises:
@@ -129,7 +129,9 @@ class Remote(ABC):
 
     def put_all(self, uploads: Sequence[Upload], count: Counter) -> None:
         """Store many files, several at a time; errors as for `put`."""
-        fly([partial(retried, partial(self.put, upload, count)) for upload in uploads], IN_FLIGHT)
+        run_concurrently(
+            [partial(retry, partial(self.put, upload, count)) for upload in uploads], CONCURRENT_FILES
+        )
 
     def publish(self, documents: Mapping[str, bytes], message: str) -> None:
         """Store small files in this very order, so that the last one makes the others count; errors as for `put`.

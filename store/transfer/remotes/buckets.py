@@ -7,8 +7,8 @@ from typing import Any
 
 from featcache.store.address import Address, redacted
 from featcache.store.errors import FeatcacheError, MissingError, RemoteError, RequestError
-from featcache.store.network.concurrency import IN_FLIGHT, PIECE_BYTES, TransientError, check_stop
-from featcache.store.transfer.remotes.base import Counter, Listed, Upload
+from featcache.store.network.concurrency import CONCURRENT_FILES, PIECE_BYTES, TransientError, check_stop
+from featcache.store.transfer.remotes.base import Counter, RemoteFile, Upload
 from featcache.store.transfer.remotes.hub import HubRemote
 from featcache.store.transfer.remotes.sending import require_recorded
 
@@ -20,12 +20,12 @@ class BucketRemote(HubRemote):
 
     def __init__(self, address: Address) -> None:
         super().__init__(address)
-        self._bucket = address.place.removeprefix("buckets/")
+        self._bucket = address.host_or_bucket.removeprefix("buckets/")
         if not hasattr(self._api, "batch_bucket_files"):
             raise RequestError("buckets need a newer client: pip install --upgrade huggingface_hub")
 
-    def stat(self, path: str) -> Listed:
-        return _listed(self._info(path))
+    def stat(self, path: str) -> RemoteFile:
+        return _remote_file(self._info(path))
 
     def _info(self, path: str) -> Any:
         found = self._infos([path])
@@ -35,13 +35,13 @@ class BucketRemote(HubRemote):
 
     def _infos(self, paths: Sequence[str]) -> list[Any]:
         names = [self._name(path) for path in paths]
-        return self._ask(
+        return self._request(
             paths[0] if paths else "",
             lambda: list(self._api.get_bucket_paths_info(self._bucket, names)),
         )
 
-    def holds(self, listed: Listed, upload: Upload) -> bool:
-        return listed.size == upload.record.bytes
+    def holds(self, remote_file: RemoteFile, upload: Upload) -> bool:
+        return remote_file.size == upload.record.bytes
 
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
         """Fetch a file through the client; check its size first, since the client returns a file only as a whole."""
@@ -62,15 +62,17 @@ class BucketRemote(HubRemote):
                 while piece := source.read(PIECE_BYTES):
                     yield piece
 
-    def files(self, folder: str) -> dict[str, Listed]:
+    def files(self, folder: str) -> dict[str, RemoteFile]:
         def items(prefix: str) -> Iterable[Any]:
             return self._api.list_bucket_tree(self._bucket, f"{prefix}/", recursive=True)
 
-        return self._listing(folder, items, lambda item: _listed(item) if hasattr(item, "xet_hash") else None)
+        return self._listing(
+            folder, items, lambda item: _remote_file(item) if hasattr(item, "xet_hash") else None
+        )
 
     def put_all(self, uploads: Sequence[Upload], count: Counter) -> None:
-        for start in range(0, len(uploads), IN_FLIGHT):
-            some = uploads[start : start + IN_FLIGHT]
+        for start in range(0, len(uploads), CONCURRENT_FILES):
+            some = uploads[start : start + CONCURRENT_FILES]
             for upload in some:
                 check_stop()
                 require_recorded(upload)
@@ -93,20 +95,20 @@ class BucketRemote(HubRemote):
         return [names[info.path] for info in self._infos(paths) if info.path in names]
 
     def create(self) -> None:
-        self._ask("", lambda: self._api.create_bucket(self._bucket, private=True, exist_ok=True))
+        self._request("", lambda: self._api.create_bucket(self._bucket, private=True, exist_ok=True))
 
     def _batch(self, **operations: Any) -> None:
         with self._client_errors(""):
             self._api.batch_bucket_files(self._bucket, **operations)
 
-    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
-        found = super()._meaning(path, error)
+    def _translate_error(self, path: str, error: Exception) -> FeatcacheError | None:
+        found = super()._translate_error(path, error)
         if found is None and type(error) is RuntimeError:
             # The transfer library of the client (hf_xet) has a single class for all of its errors.
             return TransientError(f"{self.where(path)}: {redacted(str(error))[:200]}")
         return found
 
 
-def _listed(item: Any) -> Listed:
+def _remote_file(item: Any) -> RemoteFile:
     changed = item.uploaded_at or item.mtime
-    return Listed(item.size, item.xet_hash, changed.timestamp() if changed else None)
+    return RemoteFile(item.size, item.xet_hash, changed.timestamp() if changed else None)

@@ -11,9 +11,9 @@ from stat import S_ISREG
 from featcache.store.errors import FeatcacheError, MissingError, RemoteError
 from featcache.store.files import PARTIAL_SUFFIX, sync_directory, write_all, write_atomic
 from featcache.store.network.concurrency import PIECE_BYTES, check_stop
-from featcache.store.network.patience import ListingGuard
-from featcache.store.regular_files import open_plain, refuse_link
-from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
+from featcache.store.network.timeouts import ListingGuard
+from featcache.store.regular_files import open_regular, refuse_link
+from featcache.store.transfer.remotes.base import Counter, Remote, RemoteFile, Upload
 from featcache.store.transfer.remotes.sending import changed_error
 
 
@@ -30,13 +30,13 @@ class FolderRemote(Remote):
             refuse_link(full)
         return root / path
 
-    def stat(self, path: str) -> Listed:
+    def stat(self, path: str) -> RemoteFile:
         with self._client_errors(path):
-            return _listed(os.lstat(self._path(path)))
+            return _remote_file(os.lstat(self._path(path)))
 
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
         with self._client_errors(path):
-            descriptor, _ = open_plain(self._path(path))
+            descriptor, _ = open_regular(self._path(path))
             try:
                 os.lseek(descriptor, offset, os.SEEK_SET)
                 while piece := os.read(descriptor, PIECE_BYTES):
@@ -44,7 +44,7 @@ class FolderRemote(Remote):
             finally:
                 os.close(descriptor)
 
-    def files(self, folder: str) -> dict[str, Listed]:
+    def files(self, folder: str) -> dict[str, RemoteFile]:
         top, guard = self._path(f"{folder}/x").parent, ListingGuard(self.where(folder))
         found = {}
 
@@ -62,14 +62,14 @@ class FolderRemote(Remote):
                     except FileNotFoundError:
                         continue  # somebody has just renamed it
                     if S_ISREG(status.st_mode):
-                        found[path.relative_to(top).as_posix()] = _listed(status)
+                        found[path.relative_to(top).as_posix()] = _remote_file(status)
         return found
 
     def put(self, upload: Upload, count: Counter) -> None:
         target = self._make_folder(upload.path)
         partial = target.with_name(f"{target.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
         digest, size = sha256(), 0
-        descriptor, _ = open_plain(upload.source)
+        descriptor, _ = open_regular(upload.source)
         try:
             with (
                 self._client_errors(upload.path),
@@ -115,7 +115,7 @@ class FolderRemote(Remote):
             target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
-    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
+    def _translate_error(self, path: str, error: Exception) -> FeatcacheError | None:
         """Translate an error of the file system; network file systems raise network errors as well."""
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return MissingError(f"{self.where(path)}: not there")
@@ -136,5 +136,7 @@ _REMEDIES = {
 }
 
 
-def _listed(status: os.stat_result) -> Listed:
-    return Listed(status.st_size, f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}", status.st_mtime)
+def _remote_file(status: os.stat_result) -> RemoteFile:
+    return RemoteFile(
+        status.st_size, f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}", status.st_mtime
+    )

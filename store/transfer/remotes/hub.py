@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from featcache.store.address import Address, redacted
 from featcache.store.errors import FeatcacheError, MissingError, RemoteError
-from featcache.store.network.concurrency import IN_FLIGHT, TransientError, check_stop
+from featcache.store.network.concurrency import CONCURRENT_FILES, TransientError, check_stop
 from featcache.store.network.http_client import HttpClient, read_from
-from featcache.store.network.patience import SILENCE_S, ListingGuard, bounded
-from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
+from featcache.store.network.timeouts import SILENCE_S, ListingGuard, run_with_timeout
+from featcache.store.transfer.remotes.base import Counter, Remote, RemoteFile, Upload
 from featcache.store.transfer.remotes.sending import require_recorded
 
 T = TypeVar("T")
@@ -36,9 +36,9 @@ class HubRemote(Remote):
         disable_progress_bars()  # there is one already
         self._hub = huggingface_hub
         self._api = huggingface_hub.HfApi()
-        repository = address.place.removeprefix("datasets/")
-        self._repository, _, self._asked = repository.partition("@")
-        self.writable = not self._asked
+        repository = address.host_or_bucket.removeprefix("datasets/")
+        self._repository, _, self._requested_revision = repository.partition("@")
+        self.writable = not self._requested_revision
         self._client = HttpClient(login=self._sign, anywhere=True, refused=_NO_RIGHT)
         self._prefix = "/".join(address.parts)
 
@@ -52,18 +52,20 @@ class HubRemote(Remote):
     @cached_property
     def _commit(self) -> str:
         """The commit that everything is read from."""
-        info = self._ask("", lambda: self._api.dataset_info(self._repository, revision=self._asked or None))
+        info = self._request(
+            "", lambda: self._api.dataset_info(self._repository, revision=self._requested_revision or None)
+        )
         return str(info.sha)
 
-    def _ask(self, path: str, work: Callable[[], T]) -> T:
+    def _request(self, path: str, work: Callable[[], T]) -> T:
         """Make a small request within a time limit; the client bounds neither the sum of its waits nor its retries."""
         with self._client_errors(path):
-            return bounded(work, 2 * SILENCE_S, self.where(path))
+            return run_with_timeout(work, 2 * SILENCE_S, self.where(path))
 
     def _infos(self, paths: Sequence[str]) -> list[Any]:
         """Return the Hub's information about the files that exist."""
         names = [self._name(path) for path in paths]
-        return self._ask(
+        return self._request(
             paths[0],
             lambda: self._api.get_paths_info(
                 self._repository, names, repo_type="dataset", revision=self._commit
@@ -73,14 +75,14 @@ class HubRemote(Remote):
     def _name(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
 
-    def stat(self, path: str) -> Listed:
+    def stat(self, path: str) -> RemoteFile:
         found = self._infos([path])
         if not found or not hasattr(found[0], "blob_id"):
             raise MissingError(f"{self.where(path)}: not there")
-        return _listed(found[0])
+        return _remote_file(found[0])
 
-    def holds(self, listed: Listed, upload: Upload) -> bool:
-        return listed.sha256 == upload.record.sha256
+    def holds(self, remote_file: RemoteFile, upload: Upload) -> bool:
+        return remote_file.sha256 == upload.record.sha256
 
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
         """Stream a file, since the client would fetch all of it, of any size, before it returns anything."""
@@ -89,31 +91,33 @@ class HubRemote(Remote):
         )
         yield from read_from(self._client, url, self.where(path), offset)
 
-    def files(self, folder: str) -> dict[str, Listed]:
+    def files(self, folder: str) -> dict[str, RemoteFile]:
         def items(prefix: str) -> Iterable[Any]:
             return self._api.list_repo_tree(
                 self._repository, prefix, recursive=True, repo_type="dataset", revision=self._commit
             )
 
-        return self._listing(folder, items, lambda item: _listed(item) if hasattr(item, "blob_id") else None)
+        return self._listing(
+            folder, items, lambda item: _remote_file(item) if hasattr(item, "blob_id") else None
+        )
 
     def _listing(
-        self, folder: str, items: Callable[[str], Iterable[Any]], listed: Callable[[Any], Listed | None]
-    ) -> dict[str, Listed]:
+        self, folder: str, items: Callable[[str], Iterable[Any]], convert: Callable[[Any], RemoteFile | None]
+    ) -> dict[str, RemoteFile]:
         """List what is below a folder, within the bounds of every listing; nothing if there is no such folder.
 
         Args:
             folder: path of the folder.
             items: asks the client for what is below a name in the repository or bucket.
-            listed: makes an entry of a file; None of a folder.
+            convert: makes an entry of a file; None of a folder.
         """
         prefix, guard = self._name(folder), ListingGuard(self.where(folder))
 
-        def listing() -> dict[str, Listed]:
-            found: dict[str, Listed] = {}
+        def listing() -> dict[str, RemoteFile]:
+            found: dict[str, RemoteFile] = {}
             for item in items(prefix):
                 guard.count()
-                entry = listed(item)
+                entry = convert(item)
                 if entry is not None:
                     found[item.path.removeprefix(f"{prefix}/")] = entry
             return found
@@ -179,7 +183,7 @@ class HubRemote(Remote):
                 operations,
                 commit_message=message,
                 repo_type="dataset",
-                num_threads=IN_FLIGHT,
+                num_threads=CONCURRENT_FILES,
             )
         self.__dict__.pop("_commit", None)
 
@@ -189,12 +193,12 @@ class HubRemote(Remote):
         Raises:
             RemoteError: the token does not allow it.
         """
-        self._ask(
+        self._request(
             "",
             lambda: self._api.create_repo(self._repository, repo_type="dataset", private=True, exist_ok=True),
         )
 
-    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
+    def _translate_error(self, path: str, error: Exception) -> FeatcacheError | None:
         from huggingface_hub import errors
 
         where = self.where(path)
@@ -237,7 +241,7 @@ def raised_inside(error: BaseException, package: str) -> bool:
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(f"{package}.")
 
 
-def _listed(item: Any) -> Listed:
+def _remote_file(item: Any) -> RemoteFile:
     changed = getattr(getattr(item, "last_commit", None), "date", None)
     modified = changed.timestamp() if isinstance(changed, datetime) else None
-    return Listed(item.size, item.blob_id, modified, item.lfs.sha256 if item.lfs else None)
+    return RemoteFile(item.size, item.blob_id, modified, item.lfs.sha256 if item.lfs else None)

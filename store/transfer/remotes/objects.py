@@ -18,8 +18,14 @@ from obstore import exceptions as obstore_errors
 from featcache.store.address import Address, redacted
 from featcache.store.errors import CacheError, FeatcacheError, MissingError, RemoteError, RequestError
 from featcache.store.network.concurrency import TransientError, check_stop
-from featcache.store.network.patience import CONNECT_S, SILENCE_S, ListingGuard, Pace, bounded
-from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
+from featcache.store.network.timeouts import (
+    CONNECT_S,
+    SILENCE_S,
+    ListingGuard,
+    MinimumSpeed,
+    run_with_timeout,
+)
+from featcache.store.transfer.remotes.base import Counter, Remote, RemoteFile, Upload
 from featcache.store.transfer.remotes.sending import HashingFile, read_whole
 
 T = TypeVar("T")
@@ -32,7 +38,7 @@ _OPTIONS: Any = {
     "connect_timeout": f"{CONNECT_S:.0f}s",
     "read_timeout": f"{SILENCE_S:.0f}s",
 }
-# The client retries only immediate failures; `retried` handles a silent server, so that the waits do not multiply.
+# The client retries only immediate failures; `retry` handles a silent server, so that the waits do not multiply.
 _RETRY: Any = {
     "max_retries": 3,
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
@@ -66,25 +72,25 @@ class ObjectRemote(Remote):
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
 
-    def stat(self, path: str) -> Listed:
+    def stat(self, path: str) -> RemoteFile:
         with self._client_errors(path):
-            return _listed(self._asked(path, lambda: self._client.head(self._store, self._key(path))))
+            return _remote_file(self._request(path, lambda: self._client.head(self._store, self._key(path))))
 
-    def _asked(self, path: str, work: Callable[[], T]) -> T:
+    def _request(self, path: str, work: Callable[[], T]) -> T:
         """Make a small request within a time limit; the client bounds each wait, but not their sum."""
-        return bounded(work, 2 * SILENCE_S, self.where(path))
+        return run_with_timeout(work, 2 * SILENCE_S, self.where(path))
 
-    def holds(self, listed: Listed, upload: Upload) -> bool:
+    def holds(self, remote_file: RemoteFile, upload: Upload) -> bool:
         """By size, and by the MD5 that a plain upload has for a tag: a push may have been killed before it compared."""
-        if listed.size != upload.record.bytes:
+        if remote_file.size != upload.record.bytes:
             return False
         if upload.record.bytes > SINGLE_PUT_BYTES:
             return True  # the store has held every part to its signed digest
-        return listed.version.strip('"') == md5(read_whole(upload), usedforsecurity=False).hexdigest()
+        return remote_file.version.strip('"') == md5(read_whole(upload), usedforsecurity=False).hexdigest()
 
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
         options: Any = {"range": {"offset": offset}} if offset else {}
-        pace = Pace(self.where(path))
+        pace = MinimumSpeed(self.where(path))
         with self._client_errors(path):
             found = self._client.get(self._store, self._key(path), options=options)
             # The client bounds each wait for bytes and passes small pieces on, so a slow trickle can be detected.
@@ -92,14 +98,14 @@ class ObjectRemote(Remote):
                 pace.count(len(piece))
                 yield piece
 
-    def files(self, folder: str) -> dict[str, Listed]:
+    def files(self, folder: str) -> dict[str, RemoteFile]:
         prefix, guard = f"{self._key(folder)}/", ListingGuard(self.where(folder))
 
-        def listing(pages: Iterable[Sequence[Any]]) -> dict[str, Listed]:
-            found: dict[str, Listed] = {}
+        def listing(pages: Iterable[Sequence[Any]]) -> dict[str, RemoteFile]:
+            found: dict[str, RemoteFile] = {}
             for page in pages:
                 guard.count(len(page))
-                found |= {item["path"].removeprefix(prefix): _listed(item) for item in page}
+                found |= {item["path"].removeprefix(prefix): _remote_file(item) for item in page}
             return found
 
         with self._client_errors(folder):
@@ -109,7 +115,7 @@ class ObjectRemote(Remote):
                 # A single key that cannot be a path (a//b, ./x, control characters) makes the client refuse the whole page.
                 if self.address.scheme != "s3" or find_spec("boto3") is None:
                     raise
-                return guard.bounded(lambda: listing(_pages_of_any_keys(self.address.place, prefix)))
+                return guard.bounded(lambda: listing(_pages_of_any_keys(self.address.host_or_bucket, prefix)))
 
     def put(self, upload: Upload, count: Counter) -> None:
         if upload.record.bytes > SINGLE_PUT_BYTES:
@@ -162,7 +168,7 @@ class ObjectRemote(Remote):
             with suppress(MissingError), self._client_errors(paths[start]):
                 self._client.delete(self._store, some)
 
-    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
+    def _translate_error(self, path: str, error: Exception) -> FeatcacheError | None:
         """Translate an error of the client, mostly from its text, which may quote whole requests."""
         credentials = _CREDENTIALS[self.address.scheme]
         if type(error).__module__.startswith("botocore."):  # errors of a profile, such as an expired login
@@ -173,7 +179,9 @@ class ObjectRemote(Remote):
         found = _STATUS.search(text)
         status = int(found[1]) if found else None
         if "NoSuchBucket" in text or "BucketNotFound" in text or "ContainerNotFound" in text:
-            return RemoteError(f"{self.address.scheme}://{self.address.place}: there is no such bucket")
+            return RemoteError(
+                f"{self.address.scheme}://{self.address.host_or_bucket}: there is no such bucket"
+            )
         if isinstance(error, FileNotFoundError) or status == 404:
             return MissingError(f"{where}: not there (status 404)")
         refused = (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError)
@@ -234,9 +242,9 @@ def _differs(pieces: Iterator[bytes], data: bytes) -> bool:
     return digest.digest() != sha256(data).digest()
 
 
-def _listed(item: Any) -> Listed:
+def _remote_file(item: Any) -> RemoteFile:
     modified = item["last_modified"].timestamp()
-    return Listed(item["size"], item["e_tag"] or f"{modified}-{item['size']}", modified)
+    return RemoteFile(item["size"], item["e_tag"] or f"{modified}-{item['size']}", modified)
 
 
 def _pages_of_any_keys(bucket: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
@@ -278,9 +286,11 @@ def _store(address: Address, **settings: Any) -> Any:
         settings |= {"endpoint": endpoint} if endpoint else {}
         if provider is not None:
             settings["credential_provider"] = provider
-        return S3Store(address.place, client_options=_OPTIONS | allow, retry_config=_RETRY, **settings)
+        return S3Store(
+            address.host_or_bucket, client_options=_OPTIONS | allow, retry_config=_RETRY, **settings
+        )
     kind: Any = GCSStore if address.scheme == "gs" else AzureStore
-    return kind(address.place, client_options=dict(_OPTIONS), retry_config=_RETRY)
+    return kind(address.host_or_bucket, client_options=dict(_OPTIONS), retry_config=_RETRY)
 
 
 def _aws() -> tuple[str | None, Any]:

@@ -6,7 +6,7 @@ from io import RawIOBase
 
 from featcache.store.errors import CacheError
 from featcache.store.network.concurrency import check_stop
-from featcache.store.regular_files import open_plain, sha256_plain
+from featcache.store.regular_files import open_regular, sha256_regular
 from featcache.store.transfer.remotes.base import Counter, Upload
 
 
@@ -25,7 +25,7 @@ def read_whole(upload: Upload) -> bytes:
         CacheError: it is not what its record says.
     """
     check_stop()
-    descriptor, size = open_plain(upload.source)
+    descriptor, size = open_regular(upload.source)
     with open(descriptor, "rb", buffering=0) as file:
         data = file.read(upload.record.bytes + 1) if size == upload.record.bytes else b""
     if data is None or len(data) != upload.record.bytes or sha256(data).hexdigest() != upload.record.sha256:
@@ -39,7 +39,7 @@ def require_recorded(upload: Upload) -> None:
     Raises:
         CacheError: it is not.
     """
-    if upload.record.misfit(upload.source) or sha256_plain(upload.source) != upload.record.sha256:
+    if upload.record.mismatch(upload.source) or sha256_regular(upload.source) != upload.record.sha256:
         raise changed_error(upload)
 
 
@@ -47,7 +47,7 @@ class HashingFile(RawIOBase):
     """A local file that is read once, from the start, and tells then whether it was what its record says."""
 
     def __init__(self, upload: Upload, count: Counter) -> None:
-        self._descriptor, self._size = open_plain(upload.source)
+        self._descriptor, self._size = open_regular(upload.source)
         self._upload, self._count = upload, count
         self._digest, self._sent, self._position = sha256(), 0, 0
 

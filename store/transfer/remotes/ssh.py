@@ -18,9 +18,9 @@ from featcache.store.address import Address, redacted
 from featcache.store.errors import FeatcacheError, MissingError, RemoteError, RequestError
 from featcache.store.files import PARTIAL_SUFFIX
 from featcache.store.network.concurrency import TransientError, check_stop
-from featcache.store.network.patience import CONNECT_S, LISTING_S, SILENCE_S, ListingGuard
-from featcache.store.regular_files import open_plain
-from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
+from featcache.store.network.timeouts import CONNECT_S, LISTING_S, SILENCE_S, ListingGuard
+from featcache.store.regular_files import open_regular
+from featcache.store.transfer.remotes.base import Counter, Remote, RemoteFile, Upload
 from featcache.store.transfer.remotes.sending import changed_error
 
 T = TypeVar("T")
@@ -52,8 +52,8 @@ class SshRemote(Remote):
         self._connection: Any = None
         self._sftp: Any = None
 
-    def stat(self, path: str) -> Listed:
-        return _listed(self._call(path, self._client().lstat(self._full(path))))
+    def stat(self, path: str) -> RemoteFile:
+        return _remote_file(self._call(path, self._client().lstat(self._full(path))))
 
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
         file = self._call(path, self._client().open(self._full(path), "rb"))
@@ -64,10 +64,10 @@ class SshRemote(Remote):
         finally:
             self._call(path, file.close())
 
-    def files(self, folder: str) -> dict[str, Listed]:
+    def files(self, folder: str) -> dict[str, RemoteFile]:
         sftp, top, guard = self._client(), self._full(folder), ListingGuard(self.where(folder))
 
-        async def collect() -> dict[str, Listed]:
+        async def collect() -> dict[str, RemoteFile]:
             found, pending = {}, [""]
             while pending:
                 below = pending.pop()
@@ -80,7 +80,7 @@ class SshRemote(Remote):
                         if entry.attrs.type == _FOLDER and below.count("/") < MAX_DEPTH:
                             pending.append(join(below, name))
                         elif entry.attrs.type == _REGULAR:
-                            found[join(below, name)] = _listed(entry.attrs)
+                            found[join(below, name)] = _remote_file(entry.attrs)
                 except (self._asyncssh.SFTPNoSuchFile, self._asyncssh.SFTPNoSuchPath):
                     continue
                 guard.count(0)
@@ -90,7 +90,7 @@ class SshRemote(Remote):
 
     def put(self, upload: Upload, count: Counter) -> None:
         digest, size = sha256(), 0
-        descriptor, _ = open_plain(upload.source)
+        descriptor, _ = open_regular(upload.source)
         with open(descriptor, "rb", buffering=0) as source, _Partial(self, upload.path) as partial:
             while piece := source.read(PIECE_BYTES):
                 check_stop()
@@ -149,7 +149,7 @@ class SshRemote(Remote):
         user, _, password = self.address.login.partition(":")
         if password:
             raise RequestError(f"{self.address}: no passwords in addresses; use a key or the agent")
-        host, _, port = self.address.place.partition(":")
+        host, _, port = self.address.host_or_bucket.partition(":")
         options: dict[str, Any] = {"username": user} if user else {}
         if port:
             options["port"] = int(port)
@@ -190,7 +190,7 @@ class SshRemote(Remote):
         finally:
             future.cancel()
 
-    def _meaning(self, path: str, error: Exception) -> FeatcacheError | None:
+    def _translate_error(self, path: str, error: Exception) -> FeatcacheError | None:
         ssh, where = self._asyncssh, self.where(path)
         missing = (ssh.SFTPNoSuchFile, ssh.SFTPNoSuchPath, ssh.SFTPNotADirectory)
         refused = (ssh.SFTPPermissionDenied, ssh.SFTPWriteProtect, ssh.SFTPCannotDelete)
@@ -278,8 +278,8 @@ def _text(name: str | bytes) -> str:
     return name if isinstance(name, str) else name.decode(errors="surrogateescape")
 
 
-def _listed(attributes: Any) -> Listed:
+def _remote_file(attributes: Any) -> RemoteFile:
     if attributes.type != _REGULAR:
-        raise MissingError("not a plain file")
+        raise MissingError("not a regular file")
     size, modified = attributes.size or 0, float(attributes.mtime or 0)
-    return Listed(size, f"{modified}-{size}", modified)
+    return RemoteFile(size, f"{modified}-{size}", modified)

@@ -11,9 +11,9 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 from featcache.store.address import Address
 from featcache.store.errors import MissingError, RemoteError, RequestError
 from featcache.store.network.http_client import HttpClient, read_from
-from featcache.store.network.patience import ListingGuard
+from featcache.store.network.timeouts import ListingGuard
 from featcache.store.redaction import remember_login
-from featcache.store.transfer.remotes.base import Counter, Listed, Remote, Upload
+from featcache.store.transfer.remotes.base import Counter, Remote, RemoteFile, Upload
 
 MAX_LISTING_BYTES = 16 * 2**20
 _READ_ONLY = "a web server is for reading; push to the folder, or to the store, that it serves"
@@ -35,18 +35,20 @@ class WebRemote(Remote):
 
     def _url(self, path: str) -> str:
         parts = [*self.address.parts, *path.split("/")]
-        return f"{self.address.scheme}://{self.address.place}/" + "/".join(quote(part) for part in parts)
+        return f"{self.address.scheme}://{self.address.host_or_bucket}/" + "/".join(
+            quote(part) for part in parts
+        )
 
-    def stat(self, path: str) -> Listed:
-        answer = self._client.ask("HEAD", self._url(path), self.where(path))
-        answer.close()
-        length = -1 if answer.length is None else answer.length
-        return Listed(length, answer.tag, _time(answer.headers.get("Last-Modified")))
+    def stat(self, path: str) -> RemoteFile:
+        response = self._client.request("HEAD", self._url(path), self.where(path))
+        response.close()
+        length = -1 if response.length is None else response.length
+        return RemoteFile(length, response.etag, _time(response.headers.get("Last-Modified")))
 
     def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
         yield from read_from(self._client, self._url(path), self.where(path), offset)
 
-    def files(self, folder: str) -> dict[str, Listed]:
+    def files(self, folder: str) -> dict[str, RemoteFile]:
         """The files in one folder, read from the links of the index page that servers make of it."""
         where, body = self.where(folder), bytearray()
         guard = ListingGuard(where)
@@ -62,7 +64,9 @@ class WebRemote(Remote):
                 f"{where}: the server shows no index of this folder; switch that on (nginx: autoindex), "
                 "or name the cache in full"
             ) from None
-        return {name: Listed(-1) for name in _names(body.decode(errors="replace"), self._url(f"{folder}/"))}
+        return {
+            name: RemoteFile(-1) for name in _names(body.decode(errors="replace"), self._url(f"{folder}/"))
+        }
 
     def put(self, upload: Upload, count: Counter) -> None:
         raise RequestError(f"{self.where()}: {_READ_ONLY}")
@@ -99,7 +103,7 @@ def _login(address: Address) -> tuple[str, str] | None:
         user, _, password = address.login.partition(":")
         return unquote(user), unquote(password)
     with suppress(OSError, netrc.NetrcParseError):
-        known = netrc.netrc().authenticators(address.place.partition(":")[0])
+        known = netrc.netrc().authenticators(address.host_or_bucket.partition(":")[0])
         if known:
             remember_login(f"{known[0]}:{known[2] or ''}")
             return known[0], known[2] or ""

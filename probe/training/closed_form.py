@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from featcache.probing.heads.base import Head
-from featcache.probing.heads.closed import ClosedHead, ClosedLinearHead, Settings
+from featcache.probing.heads.closed_form import ClosedFormHead, ClosedFormLinearHead, Settings
 from featcache.probing.heads.info import HeadInfo
 from featcache.probing.inputs.grouped import Groups
 from featcache.probing.inputs.stages import InputStage, fit_stage
@@ -42,7 +42,7 @@ OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class ClosedResult:
+class ClosedFormResult:
     """The outcome of one choice among settings."""
 
     settings: Settings
@@ -57,7 +57,7 @@ class ClosedResult:
     seconds: float
 
 
-def run_closed_sweep(
+def run_closed_form_sweep(
     info: HeadInfo,
     tokens: TokenSource,
     labels: npt.NDArray[Any],
@@ -69,7 +69,7 @@ def run_closed_sweep(
     device: torch.device | str = "cpu",
     memory: int = 2**31,
     on_progress: OnProgress | None = None,
-) -> ClosedResult:
+) -> ClosedFormResult:
     """Choose among the settings of a head and fit it on the whole train split.
 
     The features exist once in float32, and during a fit once more in float64. A tie goes to the likelier labels, then to the
@@ -99,7 +99,7 @@ def run_closed_sweep(
         task, labels = make_task(np.asarray(labels))
     info.check_kind(task.kind)
     check_number(labels, tokens.num_samples)
-    head_class: type[ClosedHead] = info.load()
+    head_class: type[ClosedFormHead] = info.load()
     head_class.check_size(tokens.num_samples, tokens.num_tokens * tokens.width)
     fitter = _Fitter(head_class, tokens, as_tensor(labels), task, protocol, solver_device(device))
     splits = make_splits(labels, task, protocol, seed, sample_groups)
@@ -131,11 +131,11 @@ def run_closed_sweep(
     _check_sound(head)
     validation = tuple((one, score) for one, (score, _) in zip(settings, ranks, strict=True))
     seconds = time.perf_counter() - started
-    return ClosedResult(chosen, validation, held_out, head, task.num_outputs, seconds)
+    return ClosedFormResult(chosen, validation, held_out, head, task.num_outputs, seconds)
 
 
 def _calibrate(
-    head: ClosedHead, held_out: Tensor, targets: Tensor, task: Task, chosen: dict[str, float]
+    head: ClosedFormHead, held_out: Tensor, targets: Tensor, task: Task, chosen: dict[str, float]
 ) -> Tensor:
     """Rescale the logits of a head so that the held-out labels are likeliest.
 
@@ -173,7 +173,7 @@ def ends_of_grid(validation: Sequence[tuple[Settings, float]], chosen: Settings)
     return notes
 
 
-def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: float) -> ClosedResult:
+def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: float) -> ClosedFormResult:
     head = fitter.fit(torch.arange(fitter.tokens.num_samples), [settings])
     if isinstance(task, MultiLabel) and not head.calibrated:
         # Outputs near 0 and 1, and nothing to measure them by: the tangent of the log odds at one half.
@@ -181,21 +181,21 @@ def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: 
     _check_sound(head)
     empty = torch.empty(0, task.num_outputs)
     seconds = time.perf_counter() - started
-    return ClosedResult(settings, ((settings, nan),), empty, head, task.num_outputs, seconds)
+    return ClosedFormResult(settings, ((settings, nan),), empty, head, task.num_outputs, seconds)
 
 
 @dataclass(frozen=True)
 class _Fitter:
     """What all fits share."""
 
-    head_class: type[ClosedHead]
+    head_class: type[ClosedFormHead]
     tokens: TokenSource
     targets: Tensor
     task: Task
     protocol: Protocol
     device: torch.device
 
-    def fit(self, rows: Tensor, settings: Sequence[Settings]) -> ClosedHead:
+    def fit(self, rows: Tensor, settings: Sequence[Settings]) -> ClosedFormHead:
         """Fit a head of all settings on some samples."""
         stage: InputStage = fit_stage(self.protocol.input, self.tokens, rows)
         source = self.tokens.with_stage(stage)
@@ -215,15 +215,15 @@ class _Fitter:
             yield outputs
 
 
-def _check_sound(head: ClosedHead) -> None:
+def _check_sound(head: ClosedFormHead) -> None:
     if not are_numbers(head.state_dict().values()):
         raise DivergedError("the fit on all of train is not finite; use another input stage")
 
 
 @torch.no_grad()
-def _rescale(head: ClosedHead, slope: Tensor, offset: Tensor | None = None) -> None:
+def _rescale(head: ClosedFormHead, slope: Tensor, offset: Tensor | None = None) -> None:
     """Change what a linear head gives to ``outputs * slope + offset``, each a number or ``[O]``."""
-    assert isinstance(head, ClosedLinearHead)
+    assert isinstance(head, ClosedFormLinearHead)
     weight, bias = head.classifier.weight, head.classifier.bias  # [M, O, F] and [M, O]
     assert bias is not None
     weight.mul_(slope.to(weight).unsqueeze(-1))

@@ -25,7 +25,7 @@ COLUMN_ARRAYS = ("label", "sample_id", "valid")
 
 
 @dataclass(frozen=True)
-class Held:
+class PartialCopy:
     """What a copy holds, and where it came from."""
 
     inventory: Inventory
@@ -74,7 +74,7 @@ class Held:
         write_sealed(directory / HELD_FILE, document)
 
 
-def read_held_manifest(directory: Path) -> Manifest:
+def read_partial_manifest(directory: Path) -> Manifest:
     """Read the manifest of the cache at `directory`, cut down to what is held here.
 
     Raises:
@@ -82,14 +82,14 @@ def read_held_manifest(directory: Path) -> Manifest:
         CacheError: manifest or held.json is damaged.
     """
     manifest = Manifest.read(directory)
-    held = Held.read(directory)
+    held = PartialCopy.read(directory)
     if held is None:
         return manifest
     part = manifest.part(held.inventory)
     return part if part.inventory != manifest.inventory else manifest
 
 
-def require_whole(directory: Path, what: str) -> None:
+def require_complete_copy(directory: Path, what: str) -> None:
     """Refuse a partial copy for something that takes all of the cache.
 
     Args:
@@ -100,10 +100,10 @@ def require_whole(directory: Path, what: str) -> None:
         PartialCacheError: it is one; the message has the command that completes it.
         CacheError: its metadata are damaged.
     """
-    held = Held.read(directory)
+    held = PartialCopy.read(directory)
     if held is None or not (directory / MANIFEST_FILE).exists():
         return
-    if read_held_manifest(directory).whole is not None:
+    if read_partial_manifest(directory).whole is not None:
         raise PartialCacheError(
             f"{directory} is a partial copy and cannot be {what}; complete it first: {pull_command(directory, held.origin)}"
         )
@@ -115,7 +115,7 @@ def read_origin(directory: Path) -> str | None:
         path = directory / ORIGIN_FILE
         return str(field(read_sealed(path), "origin", str, str(path))) or None
     with suppress(CacheError):  # copies pulled by version 0.1.0 lack that file
-        held = Held.read(directory)
+        held = PartialCopy.read(directory)
         return (held.origin or None) if held else None
     return None
 
@@ -135,18 +135,18 @@ def forget_copy(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def touch(directory: Path) -> None:
+def update_access_time(directory: Path) -> None:
     """Note that a borrowed copy is used just now; those that were not for the longest time go first."""
     with suppress(OSError, CacheError):  # the root may be read-only
         try:
             os.utime(directory / HELD_FILE)
         except OSError:  # some file systems cannot set times, but a write updates them
-            held = Held.read(directory)
+            held = PartialCopy.read(directory)
             if held is not None:
                 held.write(directory)
 
 
-def describe_part(inventory: Inventory, whole: Inventory) -> str:
+def describe_partial(inventory: Inventory, whole: Inventory) -> str:
     """Say in a few words what a partial copy holds, such as ``test, 1 of 25 layers``."""
     parts = []
     if inventory.splits.keys() != whole.splits.keys():
@@ -190,15 +190,15 @@ def check_command(directory: Path, origin: str, held: Inventory | None) -> str:
         origin: address that the copy was pulled from.
         held: content of a partial copy; None for a complete one.
     """
-    return pull_command(directory, origin, *(_choice(held) if held else ()), "--check")
+    return pull_command(directory, origin, *(_selection_options(held) if held else ()), "--check")
 
 
 def missing_command(directory: Path, lacking: Inventory, origin: str) -> str:
     """The command that fetches what the partial copy at `directory` lacks of what is needed."""
-    return pull_command(directory, origin, *_choice(lacking))
+    return pull_command(directory, origin, *_selection_options(lacking))
 
 
-def _choice(part: Inventory) -> tuple[str, ...]:
+def _selection_options(part: Inventory) -> tuple[str, ...]:
     """Return the options of `featcache pull` that choose a part by splits and layers."""
     layers = _layers(part)
     blocks = sorted(layers - {FINAL}, key=int)

@@ -27,7 +27,7 @@ MAX_DIRECTIONS = 16384
 GRAM_BYTES = 5 * 8
 
 
-class ClosedHead(Head):
+class ClosedFormHead(Head):
     """M heads that differ in their settings, computed from the training samples."""
 
     calibrated = True
@@ -79,7 +79,7 @@ class ClosedHead(Head):
         """
 
 
-class ClosedLinearHead(ClosedHead):
+class ClosedFormLinearHead(ClosedFormHead):
     """M affine maps of the concatenated tokens, computed by formula."""
 
     decomposes = False

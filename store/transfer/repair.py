@@ -5,16 +5,16 @@ from pathlib import Path
 from featcache.store.address import parse_address
 from featcache.store.checking.verify import Verification
 from featcache.store.errors import CacheError, FeatcacheError
-from featcache.store.held import Held, check_command, read_origin
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import Manifest
+from featcache.store.partial_copy import PartialCopy, check_command, read_origin
 from featcache.store.progress import Reporter
 from featcache.store.transfer.catalogue import find_cache, not_found
 from featcache.store.transfer.manifests import fetch_manifest
-from featcache.store.transfer.pull import Pulled, fetch
+from featcache.store.transfer.pull import PullResult, fetch_part
 
 
-def mend(found: Verification, reporter: Reporter | None = None) -> Pulled | None:
+def repair_copy(found: Verification, reporter: Reporter | None = None) -> PullResult | None:
     """Fetch the files again that `verify` found damaged in a copy.
 
     Args:
@@ -37,7 +37,7 @@ def mend(found: Verification, reporter: Reporter | None = None) -> Pulled | None
             if theirs is None:
                 raise not_found(remote, name)
             wanted = _part(found.directory, theirs.manifest)
-            return fetch(remote, name, theirs, wanted, found.directory, check=True, reporter=reporter)
+            return fetch_part(remote, name, theirs, wanted, found.directory, check=True, reporter=reporter)
     except FeatcacheError as error:
         command = check_command(found.directory, origin, None)
         raise CacheError(
@@ -52,7 +52,7 @@ def _part(directory: Path, theirs: Manifest) -> Inventory:
     Raises:
         CacheError: held.json is damaged, so the part is not known.
     """
-    held = Held.read(directory)
+    held = PartialCopy.read(directory)
     try:
         ours = Manifest.read(directory).inventory
     except CacheError:  # damaged here, so read the remote's

@@ -9,11 +9,11 @@ from featcache.store.inventory import Inventory, SplitInventory
 from featcache.store.journal import FEATURES
 from featcache.store.layers import FINAL, LAYER_SETS, parse_layers
 from featcache.store.manifest import FileRecord, Manifest
-from featcache.store.token_groups import PATCHES, tap_and_group
+from featcache.store.token_groups import PATCHES, parse_array_name
 
 
 @dataclass(frozen=True)
-class Choice:
+class CacheSelection:
     """A part of a cache; by default all of it. Labels, ids and the like of a split always come with it."""
 
     splits: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Choice:
             if split not in inventory.splits:
                 raise UnknownNameError("split", split, inventory.splits, "(the cache holds no other)")
         arrays = [a for split in inventory.splits.values() for a in split.arrays.values() if a.layers]
-        there = {tap_and_group(array.name)[0] for array in arrays}
+        there = {parse_array_name(array.name)[0] for array in arrays}
         for tap in self.taps:
             if tap not in there:
                 raise UnknownNameError("tap", tap, sorted(there), "(the cache holds no other)")
@@ -61,7 +61,7 @@ class Choice:
             if not array.layers:
                 arrays[array.name] = array
                 continue
-            tap, group = tap_and_group(array.name)
+            tap, group = parse_array_name(array.name)
             wanted = tuple(layer for layer in array.layers if layers is None or layer in layers)
             of_tap = not self.taps or tap in self.taps or array.layers == (FINAL,)
             if wanted and of_tap and (self.patches or group != PATCHES):

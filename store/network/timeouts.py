@@ -12,7 +12,7 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from featcache.store.errors import RemoteError
-from featcache.store.network.concurrency import TransientError, check_stop, same_stop
+from featcache.store.network.concurrency import TransientError, check_stop, share_stop
 
 CONNECT_S = 10.0
 """Seconds to wait for a connection."""
@@ -28,7 +28,7 @@ SLOWEST_BYTES = 1024
 T = TypeVar("T")
 
 
-def bounded(work: Callable[[], T], seconds: float, where: str) -> T:
+def run_with_timeout(work: Callable[[], T], seconds: float, where: str) -> T:
     """Run `work` on a separate thread, and abandon the thread after `seconds`.
 
     Args:
@@ -40,27 +40,27 @@ def bounded(work: Callable[[], T], seconds: float, where: str) -> T:
         TransientError: `work` takes longer.
         Exception: any error of `work`.
     """
-    answers: Queue[tuple[T | None, BaseException | None]] = Queue()
-    stopping = same_stop()
+    results: Queue[tuple[T | None, BaseException | None]] = Queue()
+    stopping = share_stop()
 
-    def answer() -> None:
+    def deliver() -> None:
         try:
             with stopping():
-                answers.put((work(), None))
+                results.put((work(), None))
         except BaseException as error:
-            answers.put((None, error))
+            results.put((None, error))
 
-    Thread(target=answer, name="featcache-request", daemon=True).start()
+    Thread(target=deliver, name="featcache-request", daemon=True).start()
     try:
-        found, error = answers.get(timeout=seconds)
+        result, error = results.get(timeout=seconds)
     except Empty:
         raise TransientError(f"{where}: no answer within {seconds:.0f} s") from None
     if error is not None:
         raise error
-    return found  # type: ignore[return-value]  # None only if `work` returned it
+    return result  # type: ignore[return-value]  # None only if `work` returned it
 
 
-class Pace:
+class MinimumSpeed:
     """Bounds the speed of a transfer from below, for clients that bound each single wait."""
 
     def __init__(self, where: str) -> None:
@@ -81,7 +81,7 @@ class Pace:
         self._bytes, self._since = 0, now
 
 
-class Pulse:
+class ByteMonitor:
     """The bytes of one transfer, counted for the thread that watches it."""
 
     def __init__(self) -> None:
@@ -91,22 +91,22 @@ class Pulse:
 
 
 @contextmanager
-def watched(cut: Callable[[], object]) -> Iterator[Pulse]:
+def watch_transfer(cut: Callable[[], object]) -> Iterator[ByteMonitor]:
     """Call `cut`, which wakes the thread that waits for data, when fewer than `SLOWEST_BYTES` arrive in `SILENCE_S`."""
-    pulse, done = Pulse(), Event()
+    monitor, done = ByteMonitor(), Event()
 
     def watch() -> None:
         before = 0
         while not done.wait(SILENCE_S):
-            if pulse.bytes - before < SLOWEST_BYTES:
-                pulse.silent = True
+            if monitor.bytes - before < SLOWEST_BYTES:
+                monitor.silent = True
                 cut()
                 return
-            before = pulse.bytes
+            before = monitor.bytes
 
     Thread(target=watch, name="featcache-watch", daemon=True).start()
     try:
-        yield pulse
+        yield monitor
     finally:
         done.set()
 
@@ -130,9 +130,9 @@ class ListingGuard:
                 f"{self._where}: the listing has more than {MAX_LISTED:,} files, which no remote of caches has"
             )
         if time.monotonic() > self._until:
-            raise self.too_long()
+            raise self.endless_listing()
 
-    def too_long(self) -> RemoteError:
+    def endless_listing(self) -> RemoteError:
         """Return the error for an endless listing."""
         return RemoteError(
             f"{self._where}: the listing did not end within {LISTING_S:.0f} s; is it the right address?"
@@ -141,8 +141,8 @@ class ListingGuard:
     def bounded(self, work: Callable[[], T]) -> T:
         """Run `work`, which lists files and calls `count`; errors as for `count`."""
         try:
-            return bounded(work, LISTING_S, self._where)
+            return run_with_timeout(work, LISTING_S, self._where)
         except TransientError as error:
             if str(error).endswith(f"no answer within {LISTING_S:.0f} s"):
-                raise self.too_long() from None
+                raise self.endless_listing() from None
             raise
