@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from featcache.probing.trained import TrainedHead
     from featcache.store.reading.reader import Cache
     from featcache.store.reading.split import SplitReader
-    from featcache.store.transfer.pull import Pulled
-    from featcache.store.transfer.push import Pushed
+    from featcache.store.transfer.pull import PullResult
+    from featcache.store.transfer.push import PushResult
 
     __version__: str
 
@@ -59,8 +59,8 @@ __all__ = [
     "LinearProbe",
     "Parts",
     "Protocol",
-    "Pulled",
-    "Pushed",
+    "PullResult",
+    "PushResult",
     "Report",
     "ResultRow",
     "ShuffledBatches",
@@ -113,8 +113,8 @@ _HOMES = {
     "featcache.probing.trained": ("TrainedHead",),
     "featcache.store.reading.reader": ("Cache",),
     "featcache.store.reading.split": ("SplitReader",),
-    "featcache.store.transfer.pull": ("Pulled",),
-    "featcache.store.transfer.push": ("Pushed",),
+    "featcache.store.transfer.pull": ("PullResult",),
+    "featcache.store.transfer.push": ("PushResult",),
 }
 """The public names by the module that defines them; the same as the imports above, which only type checkers run."""
 

@@ -9,13 +9,13 @@ from featcache.store.catalogue import select
 from featcache.terminal.console import ConsoleReporter
 
 if TYPE_CHECKING:
-    from featcache.store.transfer.pull import Pulled
-    from featcache.store.transfer.push import Pushed
+    from featcache.store.transfer.pull import PullResult
+    from featcache.store.transfer.push import PushResult
 
 
 def push(
     cache: CacheName, remote: PathLike, *, force: bool = False, root: Roots = (), progress: bool = True
-) -> "Pushed":
+) -> "PushResult":
     """Copy a cache to a remote, where it counts when the last file has arrived; what is there already does not move again.
 
     Args:
@@ -53,7 +53,7 @@ def pull(
     check: bool = False,
     root: Roots = (),
     progress: bool = True,
-) -> "Pulled":
+) -> "PullResult":
     """Fetch a cache from a remote, or a part of it; every file is checked against its digest as it arrives.
 
     A part can be completed later by another pull, and what is here already does not move again.
