@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 LOWEST := .venv-lowest
-SOURCES := $(shell git ls-files 'front/*' 'store/*' 'extract/*' 'probe/*')
+SOURCES := $(shell git ls-files 'front/*' 'store/*' 'devices/*' 'extract/*' 'probe/*')
 
 .PHONY: demo test test-lowest stress check format bench bench-against results clean
 .DELETE_ON_ERROR:

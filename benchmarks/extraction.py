@@ -20,16 +20,13 @@ import torch
 from PIL import Image
 from timing import Document, side_by_side
 
+from featcache.devices.choice import choose_device
+from featcache.devices.precision import fast_precision, forward_context
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.decoding.images import Rows, image_batches
 from featcache.extraction.decoding.rgb import to_rgb
-from featcache.extraction.forward_pass.device import (
-    choose_device,
-    default_workers,
-    fast_precision,
-    forward_context,
-)
+from featcache.extraction.forward_pass.capacity import default_workers
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model

@@ -228,8 +228,9 @@ class _Extraction:
         return Estimate(path, spec.key, wanted, held, pending_work(path, wanted), speed)
 
     def _load(self) -> "tuple[Backbone, torch.device]":
+        from featcache.devices.choice import choose_device
         from featcache.extraction.backbones import load_backbone, loading_notes
-        from featcache.extraction.forward_pass.device import choose_device, enough_memory
+        from featcache.extraction.forward_pass.capacity import enough_memory
 
         device = choose_device(self._request.device)
         backbone = self._own
@@ -256,7 +257,7 @@ class _Extraction:
         device: "torch.device",
     ) -> tuple[Path, Plan]:
         """Test the backbone, and say where the cache is to be and what it is to hold."""
-        from featcache.extraction.forward_pass.device import enough_memory
+        from featcache.extraction.forward_pass.capacity import enough_memory
         from featcache.extraction.forward_pass.selftest import self_test
         from featcache.extraction.running.batch_size import fitting_batch_size
 
@@ -282,7 +283,7 @@ class _Extraction:
 
     def _find_spec(self, backbone: "Backbone", device: "torch.device") -> tuple[CacheSpec, Entry | None]:
         """The spec, and the cache that has it; precision `auto` takes up whatever a cache has, complete ones first."""
-        from featcache.extraction.forward_pass.device import fast_precision
+        from featcache.devices.precision import fast_precision
 
         preferred = fast_precision(device) if self._request.precision == AUTO else self._request.precision
         precisions = (
@@ -357,7 +358,7 @@ class _Extraction:
                     return samples
 
     def _image_input(self, path: Path, backbone: "Backbone", device: "torch.device") -> "ImageInput":
-        from featcache.extraction.forward_pass.device import default_workers
+        from featcache.extraction.forward_pass.capacity import default_workers
         from featcache.extraction.running.pipeline import ImageInput
 
         known = {}

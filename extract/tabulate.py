@@ -41,9 +41,9 @@ def _timm_row(name: ModelName) -> Row:
     import timm
 
     from featcache.extraction.backbones.timm_vit import layout_of, why_not_supported
-    from featcache.extraction.backbones.timm_weights import form_of
+    from featcache.extraction.backbones.timm_weights import storageless_model
 
-    model = form_of(name)
+    model = storageless_model(name)
     config = timm.data.resolve_model_data_config(model) | dict(name.preprocessing)
     _require_supported(name, why_not_supported(model, config["input_size"][-2:]))
     size = config["input_size"][-1]
@@ -61,9 +61,13 @@ def _timm_row(name: ModelName) -> Row:
 
 
 def _open_clip_row(name: ModelName) -> Row:
-    from featcache.extraction.backbones.open_clip_vit import form_of, layout_of_tower, why_tower_not_supported
+    from featcache.extraction.backbones.open_clip_vit import (
+        layout_of_tower,
+        storageless_model,
+        why_tower_not_supported,
+    )
 
-    tower = form_of(name).visual
+    tower = storageless_model(name).visual
     _require_supported(name, why_tower_not_supported(tower))
     num_layers, width, layout = layout_of_tower(tower)
     return num_layers, width, layout.has_class_token, layout.num_registers, *layout.grid, tower.image_size[0]

@@ -15,19 +15,20 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
+from featcache.devices.precision import TRAINING_PRECISIONS, training_precision
 from featcache.probing.heads import HeadInfo, get_head
 from featcache.probing.heads.info import CLOSED_FORM, EXACT
 from featcache.probing.inputs.stages import is_constant
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import INPUTS, Protocol, check_protocol, get_protocol
-from featcache.probing.requests.request import PRECISIONS, HeadJob
+from featcache.probing.requests.request import HeadJob
 from featcache.probing.training.array_fitting import array_job, fit_head
-from featcache.probing.training.precision import choose_precision
 from featcache.probing.training.trainer import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import parse_tokens
 from featcache.store.reading.reader import as_float32
 from featcache.store.reading.split import SplitReader
+from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
 
 Array = npt.NDArray[Any]
@@ -95,7 +96,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
             target_kind=kind,
             groups=None if groups is None else self._groups(groups, len(array)),
             device=self.device,
-            precision=choose_precision(self.precision, torch.device(self.device)),
+            precision=training_precision(self.precision, torch.device(self.device)),
         )
         self.head_ = fitted.head
         self.chosen_ = {name: value for name, value in vars(fitted.chosen).items() if value is not None}
@@ -124,7 +125,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
             raise RequestError(f"num_heads must be a whole number from 1 on, not {self.num_heads!r}")
         for what, name, valid in (
             ("input stage", self.input, INPUTS),
-            ("precision", self.precision, PRECISIONS),
+            ("precision", self.precision, (AUTO, *TRAINING_PRECISIONS)),
         ):
             if name is not None and name not in valid:
                 raise UnknownNameError(what, str(name), valid)

@@ -9,6 +9,7 @@ from math import isnan, nan
 import numpy as np
 import torch
 
+from featcache.devices.precision import training_precision
 from featcache.probing.corrections import corrections
 from featcache.probing.inputs.data import SplitData, base_stage, check_memory, load_split, stream_window
 from featcache.probing.inputs.grouped import groups_of, read_groups
@@ -33,7 +34,6 @@ from featcache.probing.scoring.soundness import is_sound
 from featcache.probing.scoring.tasks import as_tensor, kind_of, make_task
 from featcache.probing.training.fitting import Fitter
 from featcache.probing.training.full_batch import Size, check_outputs, check_whole
-from featcache.probing.training.precision import choose_precision
 from featcache.probing.training.process import flush_denormals, return_freed_memory
 from featcache.probing.training.trainer import predict, prediction_batch
 from featcache.store.errors import DivergedError, RequestError
@@ -104,7 +104,7 @@ class _Runner:
         self._request = request
         self._protocol: Protocol = request.settings()
         self._device = device
-        self._precision = choose_precision(request.precision, device)
+        self._precision = training_precision(request.precision, device)
         self._budget = Budget.of(request.memory, device)
         self._kind = request.target_kind or kind_of(cache["train"].labels())
         self._reporter = reporter

@@ -116,7 +116,7 @@ class Address:
 
 
 def is_address(text: str) -> bool:
-    """Whether `text` is meant as the address of something remote, not as a folder, a key or a name."""
+    """Return whether `text` is meant as the address of something remote, not as a folder, a key or a name."""
     return "://" in text or _TORN_SCHEME.match(text) is not None
 
 

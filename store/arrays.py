@@ -43,7 +43,7 @@ DTYPES = {
 
 
 def block_rows(num_samples: int) -> int:
-    """Rows R of a block: the smallest power of two from 128 to 4,096 that gives at most 64 blocks."""
+    """Return the rows R of a block: the smallest power of two from 128 to 4,096 that gives at most 64 blocks."""
     rows = MIN_BLOCK_ROWS
     while rows < MAX_BLOCK_ROWS and -(-num_samples // rows) > MAX_BLOCKS:
         rows *= 2
@@ -107,12 +107,12 @@ class ArrayInfo:
         return prod(self.chunk_shape) * self.stored_dtype.itemsize
 
     def chunk_name(self, block: int, position: int = 0) -> str:
-        """File name of a chunk within the array's folder, such as ``c.3.11.0.0``; `position` is that of its layer."""
+        """Return the file name of a chunk within the array's folder, such as ``c.3.11.0.0``; `position` is that of its layer."""
         indices = [block, *([position] if self.layers else []), *(0 for _ in self.row_shape)]
         return ".".join(("c", *map(str, indices)))
 
     def chunk_names(self, block: int) -> list[str]:
-        """File names of all chunks of a block that are held, in layer order."""
+        """Return file names of all chunks of a block that are held, in layer order."""
         if not self.layers:
             return [self.chunk_name(block)]
         tail = ".0" * len(self.row_shape)

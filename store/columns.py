@@ -1,11 +1,11 @@
-"""What the columns of a split may hold. Digests tell whether bytes are as they were written, not whether they make sense."""
+"""Valid values in the columns of a split. Digests tell whether bytes are as they were written, not whether they make sense."""
 
 import numpy as np
 import numpy.typing as npt
 
 
 def valid_mismatch(valid: npt.NDArray[np.bool_], first_row: int = 0) -> str | None:
-    """Why ``valid`` ``[N]`` cannot be; None if every byte is 0 or 1, the only ones that numpy computes with."""
+    """Return why ``valid`` ``[N]`` cannot be; None if every byte is 0 or 1, the only ones that numpy computes with."""
     stored = valid.view(np.uint8)
     wrong = np.flatnonzero(stored > 1)
     return (
@@ -14,7 +14,7 @@ def valid_mismatch(valid: npt.NDArray[np.bool_], first_row: int = 0) -> str | No
 
 
 def id_mismatch(ids: npt.NDArray[np.uint8], first_row: int = 0) -> str | None:
-    """Why sample ids ``[N, bytes]`` cannot be; None if all are UTF-8."""
+    """Return why sample ids ``[N, bytes]`` cannot be; None if all are UTF-8."""
     for row, stored in enumerate(ids, first_row):
         try:
             stored.tobytes().rstrip(b"\0").decode()

@@ -86,7 +86,7 @@ CORRECTIONS: tuple[Correction, ...] = (
 
 
 def known_corrections() -> list[str]:
-    """Names of all corrections, for the provenance of a new cache."""
+    """Return the names of all corrections, for the provenance of a new cache."""
     return [correction.name for correction in CORRECTIONS]
 
 

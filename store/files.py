@@ -144,7 +144,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
 
 
 def is_open_file(descriptor: int, path: Path) -> bool:
-    """Whether `path` still is the open file: until it was locked, others could rename or replace it."""
+    """Return whether `path` still is the open file: until it was locked, others could rename or replace it."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -158,12 +158,12 @@ def canonical_json(document: Mapping[str, Any]) -> bytes:
 
 
 def sha256_hex(data: bytes) -> str:
-    """SHA-256 of `data` as 64 hex digits."""
+    """Return SHA-256 of `data` as 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
+    """Return SHA-256 of a file's bytes, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -296,7 +296,7 @@ def text_list(document: Mapping[str, Any], name: str, where: str) -> tuple[str, 
 
 
 def is_identical_json(got: Any, wanted: Any) -> bool:
-    """Whether two JSON values are the same, and not only equal in Python: 3.0 and true are other numbers for others."""
+    """Return whether two JSON values are the same, and not only equal in Python: 3.0 and true are other numbers for others."""
     if type(got) is not type(wanted):
         return False
     if isinstance(got, dict):

@@ -39,7 +39,7 @@ def _reachable() -> bool:
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """Errors that the Hub's client raises for network failures and bad responses; any other error is a bug here."""
+    """Return the errors that the Hub's client raises for network failures and bad responses; any other error is a bug here."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # The client's errors derive from those of its HTTP library, which differs between versions.
@@ -47,7 +47,7 @@ def client_errors() -> tuple[type[Exception], ...]:
 
 
 def hub_problem(error: Exception, repository: str) -> tuple[str, str]:
-    """What went wrong, and what to do next."""
+    """Return the cause of an error of the Hub's client, and the next step."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -62,7 +62,7 @@ def hub_problem(error: Exception, repository: str) -> tuple[str, str]:
     if any(isinstance(error, GatedRepoError) for error in chain):
         return (
             f"{repository} is gated, status {status}",
-            f"accept its licence at {constants.ENDPOINT}/{repository} and log in with `hf auth login`",
+            f"accept its license at {constants.ENDPOINT}/{repository} and log in with `hf auth login`",
         )
     if any(isinstance(error, RepositoryNotFoundError) for error in chain) or status in (401, 403):
         return (

@@ -11,10 +11,11 @@ from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, text_list
 from featcache.store.layers import FINAL
 from featcache.store.targets import SINGLE_LABEL, Targets
+from featcache.store.token_groups import STATISTICS, parse_array_name
 
 DEFAULT_TAP = "norm2"
 TAPS = (DEFAULT_TAP, "block", "attn", "mlp", "norm1")
-"""What can be tapped in a block: the second norm (the paper's), the block itself, its attention before any scaling, the
+"""The points that can be tapped in a block: the second norm (the paper's), the block itself, its attention before any scaling, the
 hidden activation of its MLP (what the MLP's last projection takes), the first norm."""
 SPLITS = ("train", "test")
 PROJECTION = "projection"
@@ -59,16 +60,16 @@ class SplitInventory:
         return -(-self.num_samples // self.block_rows)
 
     def block(self, index: int) -> Block:
-        """One block; `index` is from 0 to `num_blocks` - 1."""
+        """Return one block; `index` is from 0 to `num_blocks` - 1."""
         start = index * self.block_rows
         return Block(self.name, index, start, min(start + self.block_rows, self.num_samples))
 
     def blocks(self) -> list[Block]:
-        """All blocks, in order."""
+        """Return all blocks, in order."""
         return [self.block(index) for index in range(self.num_blocks)]
 
     def chunk_files(self, block: int) -> Iterator[tuple[ArrayInfo, str]]:
-        """All chunk files of a block: the array and the path within features.zarr."""
+        """Yield all chunk files of a block: the array and the path within features.zarr."""
         for array in self.arrays.values():
             for name in array.chunk_names(block):
                 yield array, f"{self.name}/{array.name}/{name}"
@@ -76,7 +77,7 @@ class SplitInventory:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a cache holds."""
+    """The splits, arrays and layers of a cache."""
 
     splits: Mapping[str, SplitInventory]
     class_names: tuple[str, ...]
@@ -100,8 +101,14 @@ class Inventory:
             return None
         return ArrayInfo(PROJECTION, self.projection, self.projection[0], "float32", ("channel", "projected"))
 
+    @property
+    def format_version(self) -> int:
+        """Version of the format that a reader of a cache with this inventory must know: 3 for statistics tokens, else 2."""
+        arrays = (array for split in self.splits.values() for array in split.arrays.values() if array.layers)
+        return 3 if any(parse_array_name(array.name)[1] in STATISTICS for array in arrays) else 2
+
     def blocks(self) -> list[Block]:
-        """All blocks of all splits, in the order in which they are extracted."""
+        """Return all blocks of all splits, in the order in which they are extracted."""
         return [block for split in self.splits.values() for block in split.blocks()]
 
     @property
@@ -117,12 +124,12 @@ class Inventory:
         return sum(array.chunk_bytes * array.files_per_block * array.num_blocks for array in arrays)
 
     def covers(self, wanted: "Inventory") -> bool:
-        """Whether all of `wanted` is held."""
+        """Return whether all of `wanted` is held."""
         lacking = wanted.minus(self)
         return not lacking.splits and lacking.projection is None
 
     def minus(self, held: "Inventory") -> "Inventory":
-        """What of this inventory `held` lacks: splits, arrays and layers.
+        """Return the splits, arrays and layers of this inventory that `held` lacks.
 
         Raises:
             CacheError: both hold an array of the same name that differs in more than its layers.
@@ -136,7 +143,7 @@ class Inventory:
         return replace(self, splits=splits, projection=self.projection if lacks_projection else None)
 
     def plus(self, added: "Inventory") -> "Inventory":
-        """This inventory and what `added` holds beyond it, in an order that tells nothing of what came first.
+        """Return this inventory and what `added` holds beyond it, in an order that tells nothing of what came first.
 
         Raises:
             CacheError: as for `minus`.
@@ -147,7 +154,7 @@ class Inventory:
         return replace(self, splits=splits, projection=self.projection or added.projection)
 
     def common(self, other: "Inventory") -> "Inventory":
-        """What both hold.
+        """Return the splits, arrays and layers that both inventories have.
 
         Raises:
             CacheError: as for `minus`.
@@ -200,7 +207,7 @@ class Inventory:
             splits={name: _split_from_dict(name, splits, where) for name in splits},
             class_names=targets.names,
             projection=_projection(document, where),
-            target_kind=targets.kind,
+            target_kind=targets.type,
             units=targets.units,
         )
         if sum(split.num_blocks for split in inventory.splits.values()) > MAX_SPLIT_BLOCKS:
@@ -208,6 +215,18 @@ class Inventory:
         if whole:
             inventory.require_columns(where)
         return inventory
+
+    def require_version(self, spec: Mapping[str, Any], where: str) -> None:
+        """Hold the format version that a document's spec declares to what this inventory holds.
+
+        Raises:
+            CacheError: the versions differ.
+        """
+        declared = field(spec, "format_version", int, where)
+        if declared != self.format_version:
+            raise CacheError(
+                f"{where}: format version {declared}, but what the inventory holds has version {self.format_version}"
+            )
 
     def require_spec(self, width: int, num_layers: int, dtype: str, where: str) -> None:
         """Hold the token arrays to the spec's width D, number of layers L and stored type.
@@ -275,7 +294,7 @@ def _minus(split: SplitInventory, held: SplitInventory | None) -> SplitInventory
 
 
 def _plus(split: SplitInventory | None, added: SplitInventory | None) -> SplitInventory:
-    """Either, or both where `added` holds nothing that `split` does."""
+    """Return either split, or the union of both where `added` holds nothing that `split` does."""
     parts = [part for part in (split, added) if part is not None]
     arrays: dict[str, ArrayInfo] = {}
     for array in (array for part in parts for array in part.arrays.values()):
@@ -311,7 +330,7 @@ def _split_from_dict(name: str, splits: Mapping[str, Any], where: str) -> SplitI
 
 
 def _require_columns(arrays: Mapping[str, ArrayInfo], targets: Targets, where: str) -> None:
-    """Every split has the final layer, a label, an id and a validity for each row, in these types."""
+    """Check that every split has the final layer, a label, an id and a validity for each row, in these types."""
     width = (
         arrays["sample_id"].shape[1] if "sample_id" in arrays and len(arrays["sample_id"].shape) == 2 else 0
     )
@@ -372,7 +391,7 @@ def _array_from_dict(name: str, arrays: Mapping[str, Any], rows: int, where: str
 
 
 def _fit_axis(layers: tuple[str, ...], depth: int) -> bool:
-    """Whether `layers` are the final one on an axis of 1, or indices on an axis of `depth`, in order."""
+    """Return whether `layers` are the final one on an axis of 1, or indices on an axis of `depth`, in order."""
     if FINAL in layers:
         return layers == (FINAL,) and depth == 1
     # Lengths first: a forged number of a million digits must not be parsed, and the axis never listed.

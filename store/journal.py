@@ -15,7 +15,7 @@ from typing import Self
 from featcache.store.errors import CacheError
 from featcache.store.files import field, read_sealed, sync_directory, write_sealed
 from featcache.store.inventory import Block, Inventory
-from featcache.store.manifest import BlockRecord, read_batch_size
+from featcache.store.manifest import BlockRecord, read_batch_size, read_inventory
 from featcache.store.spec import CacheSpec
 
 FEATURES = "features.zarr"
@@ -33,7 +33,7 @@ _OWN_FILES = re.compile(
 
 @dataclass(frozen=True)
 class Plan:
-    """What an extraction is going to write, fixed when it starts and kept when it is resumed."""
+    """Plan of the data that an extraction writes, fixed when it starts and kept when it is resumed."""
 
     spec: CacheSpec
     inventory: Inventory
@@ -47,7 +47,7 @@ class Plan:
         write_sealed(
             path,
             {
-                "spec": self.spec.to_dict(),
+                "spec": self.spec.to_dict() | {"format_version": self.inventory.format_version},
                 "inventory": self.inventory.to_dict(),
                 "batch_size": self.batch_size,
             },
@@ -64,9 +64,7 @@ class Plan:
         path = directory / JOURNAL / PLAN_FILE
         document, where = read_sealed(path), str(path)
         spec = CacheSpec.from_dict(field(document, "spec", dict, where), where)
-        inventory = Inventory.from_dict(field(document, "inventory", dict, where), where, whole=False)
-        inventory.require_spec(spec.backbone.width, spec.backbone.num_layers, spec.dtype, where)
-        return cls(spec, inventory, read_batch_size(document, where))
+        return cls(spec, read_inventory(document, spec, where, whole=False), read_batch_size(document, where))
 
 
 def commit(directory: Path, record: BlockRecord) -> None:
@@ -76,7 +74,7 @@ def commit(directory: Path, record: BlockRecord) -> None:
 
 
 def committed(directory: Path, inventory: Inventory, known: Collection[Block] = ()) -> list[BlockRecord]:
-    """Records of the blocks that exist, in the inventory's order; a record that does not hold is passed over.
+    """Return the records of the blocks that exist, in the inventory's order; a record that does not hold is passed over.
 
     Args:
         directory: folder of the cache.
@@ -100,12 +98,12 @@ def drop(directory: Path, blocks: Collection[Block]) -> None:
 
 
 def is_committed(directory: Path, inventory: Inventory, block: Block) -> bool:
-    """Whether one block exists."""
+    """Return whether one block exists."""
     return _read(directory, inventory, block) is not None
 
 
 def progress_path(directory: Path, block: Block) -> Path:
-    """Where the checkpoints of a block are recorded."""
+    """Return the path of the checkpoints of a block."""
     return directory / JOURNAL / f"{block.split}.{block.index:05d}.progress.json"
 
 

@@ -1,4 +1,4 @@
-"""What the machine offers: processors, memory, and threads (numpy and reads release the interpreter's lock)."""
+"""Processors and memory of the machine, and work on threads (numpy and reads release the interpreter's lock)."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,12 +8,12 @@ T = TypeVar("T")
 
 
 def usable_cpus() -> int:
-    """Processors that this process may run on."""
+    """Return the number of processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> int:
-    """Bytes that files can take in memory before the system needs them for something else, about."""
+    """Return the bytes that files can take in memory before the system needs them for something else, about."""
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":", 1) for line in file)

@@ -27,7 +27,7 @@ class FileRecord:
     sha256: str
 
     def mismatch(self, path: Path) -> str | None:
-        """Why the file at `path` cannot be the recorded one, by kind and size alone; None if it can."""
+        """Return why the file at `path` cannot be the recorded one, by kind and size alone; None if it can."""
         try:
             status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -91,7 +91,7 @@ class BlockRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache is and holds. ``blocks`` lacks the blocks that are not committed yet."""
+    """Identity and content of a cache. ``blocks`` lacks the blocks that are not committed yet."""
 
     spec: CacheSpec
     inventory: Inventory
@@ -105,11 +105,11 @@ class Manifest:
 
     @property
     def full_inventory(self) -> Inventory:
-        """What the cache holds where it is whole; the Zarr metadata describe all of it."""
+        """Inventory of the whole cache, which the Zarr metadata describe also in a partial copy."""
         return self.inventory if self.whole is None else self.whole
 
     def part(self, inventory: Inventory) -> "Manifest":
-        """The manifest of a copy that holds `inventory` alone, as far as this one has it.
+        """Return the manifest of a copy that holds `inventory` alone, as far as this one has it.
 
         Raises:
             CacheError: an array is of another form.
@@ -124,14 +124,14 @@ class Manifest:
         return replace(self, inventory=held, blocks=records, whole=self.inventory)
 
     def missing_blocks(self) -> list[Block]:
-        """Blocks of the inventory without a record."""
+        """Return the blocks of the inventory without a record."""
         committed = {record.block for record in self.blocks}
         return [block for block in self.inventory.blocks() if block not in committed]
 
     def plus(
         self, inventory: Inventory, blocks: Sequence[BlockRecord], metadata: Mapping[str, FileRecord]
     ) -> "Manifest":
-        """The manifest of the cache with what was added to it: arrays, their files and the Zarr metadata.
+        """Return the manifest of the cache with what was added to it: arrays, their files and the Zarr metadata.
 
         Raises:
             CacheError: the addition does not fit the cache.
@@ -154,12 +154,16 @@ class Manifest:
         """Write manifest.json: from now on the cache is complete."""
         write_sealed(directory / MANIFEST_FILE, self.to_dict())
 
+    def spec_document(self) -> JsonObject:
+        """Return the spec as plain JSON values, with the format version that a reader must know."""
+        return self.spec.to_dict() | {"format_version": self.full_inventory.format_version}
+
     def to_dict(self) -> JsonObject:
         """Return the manifest as plain JSON values, without its digest."""
         return {
             "format": FORMAT,
             "key": self.spec.key,
-            "spec": self.spec.to_dict(),
+            "spec": self.spec_document(),
             "inventory": self.inventory.to_dict(),
             "batch_size": self.batch_size,
             "blocks": [record.to_dict() for record in self.blocks],
@@ -193,8 +197,7 @@ class Manifest:
             raise CacheError(
                 f"{where}: field 'key' is {document.get('key')!r}, the spec's digest is {spec.key!r}"
             )
-        inventory = Inventory.from_dict(field(document, "inventory", dict, where), where)
-        inventory.require_spec(spec.backbone.width, spec.backbone.num_layers, spec.dtype, where)
+        inventory = read_inventory(document, spec, where)
         records = [
             BlockRecord.from_dict(_object(b, where), inventory, where)
             for b in field(document, "blocks", list, where)
@@ -215,6 +218,20 @@ class Manifest:
                 f"{where}: field 'blocks' lacks block {missing[0].index} of {missing[0].split!r}"
             )
         return manifest
+
+
+def read_inventory(
+    document: Mapping[str, Any], spec: CacheSpec, where: str, *, whole: bool = True
+) -> Inventory:
+    """Read the field `inventory` of a manifest or plan, and hold it to the spec and its format version.
+
+    Raises:
+        CacheError: a field is missing, of the wrong type, or differs from the spec.
+    """
+    inventory = Inventory.from_dict(field(document, "inventory", dict, where), where, whole=whole)
+    inventory.require_version(field(document, "spec", dict, where), where)
+    inventory.require_spec(spec.backbone.width, spec.backbone.num_layers, spec.dtype, where)
+    return inventory
 
 
 def read_batch_size(document: Mapping[str, Any], where: str) -> int:

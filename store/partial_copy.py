@@ -26,13 +26,13 @@ COLUMN_ARRAYS = ("label", "sample_id", "valid")
 
 @dataclass(frozen=True)
 class PartialCopy:
-    """What a copy holds, and where it came from."""
+    """Content and origin of a partial copy."""
 
     inventory: Inventory
     origin: str
     """Address of the cache that it was copied from, without credentials."""
     version: str = ""
-    """What the remote called its manifest's version when it was last looked at, such as an ETag."""
+    """Version of the remote's manifest when the remote was last asked, such as an ETag."""
     borrowed: bool = False
     """Fetched along the way: it may go when others need the room."""
 
@@ -161,7 +161,7 @@ def describe_partial(inventory: Inventory, whole: Inventory) -> str:
 
 
 def _layers(inventory: Inventory) -> set[str]:
-    """Layers of any array; where the final norm is not the only one, it counts as one more."""
+    """Return the layers of any array; where the final norm is not the only one, it counts as one more."""
     return {
         layer
         for split in inventory.splits.values()
@@ -177,7 +177,7 @@ def _arrays(inventory: Inventory) -> set[str]:
 
 
 def pull_command(directory: Path, origin: str, *options: str) -> str:
-    """The command that fetches more of the copy at `directory`, whichever roots the shell has that it is typed into."""
+    """Return the command that fetches more of the copy at `directory`, whichever roots the shell has that it is typed into."""
     root = directory.absolute().parent.parent
     return shlex.join(["featcache", "pull", origin, *options, "--root", str(root)])
 
@@ -194,7 +194,7 @@ def check_command(directory: Path, origin: str, held: Inventory | None) -> str:
 
 
 def missing_command(directory: Path, lacking: Inventory, origin: str) -> str:
-    """The command that fetches what the partial copy at `directory` lacks of what is needed."""
+    """Return the command that fetches what the partial copy at `directory` lacks of what is needed."""
     return pull_command(directory, origin, *_selection_options(lacking))
 
 

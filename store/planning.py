@@ -116,7 +116,7 @@ def plan_arrays(
 
 
 def _dimension_names(array: TokenArray, width: int) -> tuple[str, str, str, str]:
-    """xarray wants one size per name in a group, so whatever differs in size has a name of its own."""
+    """Return dimension names; xarray wants one size per name in a group, so arrays of other sizes have names of their own."""
     tap, group = parse_array_name(array.name)
     layer = "final_layer" if array.layers == (FINAL,) else "block"
     token = EMBEDDING if tap == EMBEDDING else "token" if group == POOLED else f"{group}_token"

@@ -81,7 +81,7 @@ def refuse_link(path: str | Path) -> None:
 
 
 def irregularity(path: str | Path) -> str | None:
-    """Why there is no regular file at `path`, without opening it; None if there is one."""
+    """Return why there is no regular file at `path`, without opening it; None if there is one."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -94,7 +94,7 @@ def irregularity(path: str | Path) -> str | None:
 
 
 def sha256_regular(path: Path) -> str:
-    """SHA-256 of a file of a cache as 64 hex digits; errors as in `open_regular`."""
+    """Return SHA-256 of a file of a cache as 64 hex digits; errors as in `open_regular`."""
     descriptor, _ = open_regular(path)
     with open(descriptor, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,7 @@ AUTO = "auto"
 
 
 def recorded_requests(directory: Path) -> list[JsonObject]:
-    """Requests recorded for the cache at `directory`; none if the file is absent or damaged (it is only a shortcut)."""
+    """Return requests recorded for the cache at `directory`; none if the file is absent or damaged (it is only a shortcut)."""
     try:
         requests = read_sealed(directory / REQUEST_FILE).get("requests")
     except (FileNotFoundError, CacheError):
@@ -58,7 +58,7 @@ def _write(directory: Path, requests: Sequence[JsonObject], files: Sequence[Json
 
 
 def answers(recorded: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
-    """Whether a recorded request is the same as `request`; precision ``auto`` accepts whatever there is."""
+    """Return whether a recorded request is the same as `request`; precision ``auto`` accepts whatever there is."""
     return (
         {**recorded, "precision": AUTO} == request
         if request.get("precision") == AUTO

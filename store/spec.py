@@ -8,15 +8,19 @@ from typing import Any, Self
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, canonical_json, field, sha256_hex
 
-FORMAT_VERSION = 2
+KEY_VERSION = 2
+"""Format version in the canonical JSON of every key, whatever version a cache has: the key tells what values are, the version what a
+reader must know."""
+FORMAT_VERSIONS = (2, 3)
+"""Versions that this featcache reads; `featcache.store.inventory.Inventory.format_version` says which one a cache has."""
 KEY_DIGITS = 12
 STORED_DTYPES = ("float16", "bfloat16", "float32")
-PRECISIONS = ("fp32", "mixed")
+FP32, MIXED = PRECISIONS = ("fp32", "mixed")
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What fixes the function from image to tokens."""
+    """Everything that determines the function from image to tokens."""
 
     architecture: str
     """Library and model definition without pretrained tag, such as ``timm:vit_small_patch14_dinov2``."""
@@ -43,7 +47,7 @@ class CacheSpec:
     """Stored type of the features, one of `STORED_DTYPES`."""
     precision: str
     """``fp32``, or ``mixed`` for a forward pass under autocast."""
-    format_version: int = FORMAT_VERSION
+    format_version: int = KEY_VERSION
 
     @cached_property
     def key(self) -> str:
@@ -62,10 +66,11 @@ class CacheSpec:
             CacheError: a field is missing, of the wrong type, or of a format that this version cannot read.
         """
         version = field(document, "format_version", int, where)
-        if version != FORMAT_VERSION:
-            remedy = "upgrade featcache" if version > FORMAT_VERSION else "extract it again"
+        if version not in FORMAT_VERSIONS:
+            remedy = "upgrade featcache" if version > max(FORMAT_VERSIONS) else "extract it again"
+            readable = " and ".join(map(str, FORMAT_VERSIONS))
             raise CacheError(
-                f"{where}: format version {version}; this featcache reads version {FORMAT_VERSION}: {remedy}"
+                f"{where}: format version {version}; this featcache reads versions {readable}: {remedy}"
             )
         backbone = field(document, "backbone", dict, where)
         texts = {name: field(backbone, name, str, where) for name in ("architecture", "weights_digest")}

@@ -1,4 +1,4 @@
-"""What a dataset asks for: one class a sample, several, or real values; and how that is stored as ``label``.
+"""Targets of a dataset: one class a sample, several, or real values; and how ``label`` stores them.
 
 | kind | ``label`` | ``names`` |
 |---|---|---|
@@ -36,7 +36,7 @@ class Targets:
         ValueError: there is no such kind, or the units do not go with the names.
     """
 
-    kind: str
+    type: str
     """One of `TARGET_KINDS`."""
     names: tuple[str, ...]
     """Names of the classes, in label order, or of the quantities."""
@@ -44,73 +44,73 @@ class Targets:
     """Unit of every quantity, empty where there is none or it is not known; of regression targets alone."""
 
     def __post_init__(self) -> None:
-        if self.kind not in TARGET_KINDS:
-            raise ValueError(f"kind must be one of {', '.join(TARGET_KINDS)}, got {self.kind!r}")
-        if self.units and (self.kind != REGRESSION or len(self.units) != len(self.names)):
-            raise ValueError(f"there are {len(self.units)} units for {len(self.names)} names, {self.kind}")
+        if self.type not in TARGET_KINDS:
+            raise ValueError(f"kind must be one of {', '.join(TARGET_KINDS)}, got {self.type!r}")
+        if self.units and (self.type != REGRESSION or len(self.units) != len(self.names)):
+            raise ValueError(f"there are {len(self.units)} units for {len(self.names)} names, {self.type}")
 
     @property
     def dtype(self) -> str:
         """Value type of the stored labels."""
-        return _DTYPES[self.kind]
+        return _DTYPES[self.type]
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of the label of one sample."""
-        return () if self.kind == SINGLE_LABEL else (len(self.names),)
+        return () if self.type == SINGLE_LABEL else (len(self.names),)
 
     @property
     def dimension_names(self) -> tuple[str, ...]:
         """Names of the axes behind that of the samples."""
-        return _AXES[self.kind]
+        return _AXES[self.type]
 
     def mismatch(
         self, labels: npt.NDArray[Any], valid: npt.NDArray[np.bool_], first_row: int = 0
     ) -> str | None:
-        """Why labels ``[N, ...]`` cannot be; None if those of all rows that hold features can.
+        """Return why labels ``[N, ...]`` cannot be; None if those of all rows that hold features can.
 
         Args:
             labels: as they are stored.
             valid: which rows hold features, ``[N]``; the labels of others mean nothing.
             first_row: row of the split that the first label belongs to.
         """
-        if self.kind == SINGLE_LABEL:
+        if self.type == SINGLE_LABEL:
             wrong = valid & ((labels < 0) | (labels >= len(self.names)))
-        elif self.kind == MULTI_LABEL:
+        elif self.type == MULTI_LABEL:
             wrong = valid & (labels > 1).any(1)
         else:
             wrong = valid & ~np.isfinite(labels).all(1)
         if not wrong.any():
             return None
         row = int(np.flatnonzero(wrong)[0])
-        if self.kind == SINGLE_LABEL:
+        if self.type == SINGLE_LABEL:
             return f"row {first_row + row} has label {labels[row]}, there are {len(self.names)} class names"
-        bad = labels[row] > 1 if self.kind == MULTI_LABEL else ~np.isfinite(labels[row])
+        bad = labels[row] > 1 if self.type == MULTI_LABEL else ~np.isfinite(labels[row])
         name, value = self.names[int(np.flatnonzero(bad)[0])], labels[row][bad][0]
-        must = "must be 0 or 1" if self.kind == MULTI_LABEL else "must be a finite number"
+        must = "must be 0 or 1" if self.type == MULTI_LABEL else "must be a finite number"
         return f"row {first_row + row} has {value} for {name!r}, {must}"
 
     def counts(
         self, labels: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.int64]:
-        """Samples of every class: int64 ``[C]``; of every quantity, the samples that have it (all): ``[T]``.
+        """Return the samples of every class: int64 ``[C]``; of every quantity, the samples that have it (all): ``[T]``.
 
         Args:
             labels: as they are stored, ``[N, ...]``.
             valid: which rows count, ``[N]``; all if not given.
         """
         chosen = labels if valid is None else labels[valid]
-        if self.kind == SINGLE_LABEL:
+        if self.type == SINGLE_LABEL:
             return np.bincount(chosen, minlength=len(self.names)).astype(np.int64)
-        if self.kind == MULTI_LABEL:
+        if self.type == MULTI_LABEL:
             return np.asarray(chosen.sum(0, dtype=np.int64))
         return np.full(len(self.names), len(chosen), np.int64)
 
     def to_dict(self) -> JsonObject:
         """Return what goes beside ``class_names``: nothing for single labels, as it was before there were others."""
-        if self.kind == SINGLE_LABEL:
+        if self.type == SINGLE_LABEL:
             return {}
-        return {"targets": {"kind": self.kind, "units": list(self.units)}}
+        return {"targets": {"kind": self.type, "units": list(self.units)}}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], names: tuple[str, ...], where: str) -> Self:
@@ -126,9 +126,9 @@ class Targets:
             raise CacheError(f"{where}: {problem}")
         if not targets:
             return cls(SINGLE_LABEL, names)
-        kind = field(targets, "kind", str, where)
+        target_type = field(targets, "kind", str, where)
         try:
-            return cls(kind, names, units)
+            return cls(target_type, names, units)
         except ValueError as error:
             raise CacheError(f"{where}: field 'targets': {error}") from None
 

@@ -16,7 +16,7 @@ _UNITS = {
 
 
 def parse_size(text: str) -> int | None:
-    """The bytes that a size such as ``2GB`` or ``500 MiB`` stands for; None if it is none."""
+    """Return the bytes that a size such as ``2GB`` or ``500 MiB`` stands for; None if it is none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in _UNITS:
         return None
@@ -33,7 +33,7 @@ def format_bytes(size: int) -> str:
 
 
 def rough_duration(seconds: float) -> str:
-    """Seconds that are only known about: ``42 s`` or ``12 min``."""
+    """Format an approximate duration, such as ``42 s`` or ``12 min``."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
@@ -83,7 +83,7 @@ def escape_cell(text: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What a library raised, in one line of at most 200 characters."""
+    """Return the error of a library in one line of at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # torch's first line ends in a colon and says nothing yet.
     line = next((line for line in lines if not line.endswith(":")), "")
@@ -94,5 +94,5 @@ def reason(error: BaseException) -> str:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """The names in a list with commas, each once."""
+    """Return the names in a list with commas, each once."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))

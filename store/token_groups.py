@@ -15,7 +15,10 @@ GRIDS = {"grid2": 2, "grid4": 4}
 """Averages over the patches of a grid of regions, by the grid's side."""
 EMBEDDING = "embedding"
 """Array of a pooled output that no product of a cached token gives."""
-GROUPS = (POOLED, REGISTERS, PATCHES, *GRIDS)
+STATISTICS = ("sd", "max", "min", "gem")
+"""Statistics over the patches, per channel, each a group of one token: standard deviation (over all patches, not N - 1), maximum, minimum,
+generalized mean with exponent 3 (Radenovic et al. 2018)."""
+GROUPS = (POOLED, REGISTERS, PATCHES, *GRIDS, *STATISTICS)
 _PREFIX = {REGISTERS: "register", PATCHES: "patch"}
 
 
@@ -25,13 +28,15 @@ def array_name(tap: str, group: str = POOLED) -> str:
 
 
 def parse_array_name(array: str) -> tuple[str, str]:
-    """The reverse of `array_name`."""
+    """Return the tap and the group of an array; the reverse of `array_name`."""
     tap, _, group = array.partition("_")
     return tap, group or POOLED
 
 
 def token_names(group: str, count: int) -> tuple[str, ...]:
-    """Names of the `count` tokens of a group other than the pooled one: ``patch0``, ``register0``, ``grid2_0``."""
+    """Return the names of the `count` tokens of a group other than the pooled one: ``patch0``, ``register0``, ``grid2_0``, ``max``."""
+    if group in STATISTICS:
+        return (group,) * count
     return tuple(f"{_PREFIX.get(group, f'{group}_')}{index}" for index in range(count))
 
 
@@ -52,5 +57,5 @@ def parse_groups(text: str) -> tuple[str, ...]:
 
 
 def sort_groups(groups: "set[str] | Sequence[str]") -> tuple[str, ...]:
-    """The groups in the order of `GROUPS`, each once."""
+    """Return the groups in the order of `GROUPS`, each once."""
     return tuple(group for group in GROUPS if group in groups)

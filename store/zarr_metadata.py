@@ -20,27 +20,27 @@ PROJECTION_CHUNK = f"{PROJECTION}/c.0.0"
 
 
 def metadata_paths(inventory: Inventory) -> Iterator[str]:
-    """All metadata files, as paths within features.zarr."""
+    """Yield all metadata files, as paths within features.zarr."""
     yield from group_metadata_paths(inventory)
     yield from array_metadata_paths(inventory)
 
 
 def recorded_paths(inventory: Inventory) -> Iterator[str]:
-    """All files that the manifest's table `metadata` lists: the metadata, and the one chunk of the projection."""
+    """Yield all files that the manifest's table `metadata` lists: the metadata, and the one chunk of the projection."""
     yield from metadata_paths(inventory)
     if inventory.projection:
         yield PROJECTION_CHUNK
 
 
 def group_metadata_paths(inventory: Inventory) -> Iterator[str]:
-    """The metadata files of the groups, which copy what their members say."""
+    """Yield the metadata files of the groups, which copy what their members say."""
     yield METADATA_FILE
     for split in inventory.splits.values():
         yield f"{split.name}/{METADATA_FILE}"
 
 
 def array_metadata_paths(inventory: Inventory) -> Iterator[str]:
-    """The metadata files of the arrays."""
+    """Yield the metadata files of the arrays."""
     if inventory.projection:
         yield f"{PROJECTION}/{METADATA_FILE}"
     for split in inventory.splits.values():
@@ -49,7 +49,7 @@ def array_metadata_paths(inventory: Inventory) -> Iterator[str]:
 
 
 def metadata_documents(inventory: Inventory) -> dict[str, bytes]:
-    """The metadata of all groups and arrays as zarr-python writes them, by path within features.zarr."""
+    """Return the metadata of all groups and arrays as zarr-python writes them, by path within features.zarr."""
     import zarr  # a quarter of a second: only writers pay
     from zarr.storage import MemoryStore
 
@@ -93,7 +93,7 @@ def _create(group: Any, array: ArrayInfo, inventory: Inventory) -> None:
 
 
 def array_attributes(array: ArrayInfo, inventory: Inventory) -> JsonObject:
-    """What an array tells about itself beyond Zarr: names of layers, tokens and classes, and the type behind the bits."""
+    """Return the attributes of an array beyond Zarr's own: names of layers, tokens and classes, and the type behind the bits."""
     attributes: JsonObject = {}
     if array.layers:
         attributes |= {"layers": list(array.layer_axis), "tokens": list(array.tokens)}
@@ -129,7 +129,7 @@ def compare_fields(fields: Iterable[tuple[str, Any, Any]], where: str) -> None:
 
 
 def array_fields(document: JsonObject, array: ArrayInfo, where: str) -> Iterator[tuple[str, Any, Any]]:
-    """What the memory map relies on, as (name, value, wanted value)."""
+    """Yield the fields that the memory map relies on, as (name, value, expected value)."""
     yield "zarr_format", document.get("zarr_format"), 3
     yield "node_type", document.get("node_type"), "array"
     yield "shape", document.get("shape"), list(array.shape)

@@ -1,4 +1,4 @@
-"""Data flows one way: extract -> store <- probe, and front is the door; folders within a room import one way as well."""
+"""Data flows one way: extract -> store <- probe, both use devices, and front is the door; folders within a room import one way as well."""
 
 import ast
 from collections.abc import Iterator
@@ -14,14 +14,16 @@ ROOMS = {
     "extract": "featcache.extraction",
     "probe": "featcache.probing",
     "store": "featcache.store",
+    "devices": "featcache.devices",
 }
 """Folders at the top level of the repo, and the packages that they become."""
 
 FORBIDDEN = {
     "store": (
-        *("featcache.extraction", "featcache.probing", "featcache.cli", "featcache.api"),
+        *("featcache.extraction", "featcache.probing", "featcache.devices", "featcache.cli", "featcache.api"),
         *("torch", "timm", "open_clip", "PIL"),
     ),
+    "devices": ("featcache.extraction", "featcache.probing", "featcache.cli", "featcache.api"),
     "extract": ("featcache.probing", "featcache.cli", "featcache.api"),
     "probe": ("featcache.extraction", "featcache.cli", "featcache.api"),
 }

@@ -33,7 +33,7 @@ def load_backbone(name: ModelName, weights: Path | None = None, key: str | None 
 
 
 def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:
-    """Notes on choices made while a backbone was loaded: one of several sets of weights, another preprocessing."""
+    """Yield notes on choices made while a backbone was loaded: one of several sets of weights, another preprocessing."""
     from featcache.extraction.backbones.checkpoint import choice_text
 
     choice = choice_text(backbone.loaded.weights_source)

@@ -1,4 +1,4 @@
-"""What the extraction needs to know of a backbone, whatever library it comes from."""
+"""Interface of a backbone, independent of the library that it comes from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -51,14 +51,14 @@ class TapPoint:
     side: Literal["output", "input"] = "output"
 
     def tokens(self, inputs: tuple[Any, ...], output: Any) -> Any:
-        """What the tap sees, from the arguments of a forward hook on `module`; the first of several outputs."""
+        """Return the tapped tokens from the arguments of a forward hook on `module`; the first of several outputs."""
         seen = inputs[0] if self.side == "input" else output
         return seen[0] if isinstance(seen, tuple) else seen
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What every backbone family fills in."""
+    """The parts of a backbone that every family provides."""
 
     spec: BackboneSpec
     module: nn.Module
@@ -101,7 +101,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def tap_point(self, tap: str, block: int) -> TapPoint:
-        """Where `tap`, one of `inventory.TAPS`, hooks in one of the L blocks.
+        """Return the point where `tap`, one of `inventory.TAPS`, hooks into one of the L blocks.
 
         Raises:
             BackboneError: the blocks of this backbone have no such place; the message says what they have.
@@ -143,12 +143,12 @@ class Backbone(ABC):
         return None
 
     def final_tokens(self, tokens: Tensor) -> Tensor:
-        """The tokens of the last layer, from what the last block gives; both ``[B, N, D]``."""
+        """Return the tokens of the last layer, from what the last block gives; both ``[B, N, D]``."""
         final: Tensor = self.final_norm(tokens)
         return final
 
     def output_from_final(self, tokens: Tensor) -> Tensor | None:
-        """The model's own output from the tokens of the last layer ``[B, N, D]``; None if that is not known."""
+        """Return the model's own output from the tokens of the last layer ``[B, N, D]``; None if that is not known."""
         return None
 
     def block_checks(self, block: int, entered: Tensor, taps: Mapping[str, Tensor]) -> list[Check]:
@@ -165,13 +165,13 @@ class Backbone(ABC):
         return []
 
     def forward(self, images: Tensor) -> Tensor:
-        """The model's own output for images ``[B, 3, S, S]``."""
+        """Return the model's own output for images ``[B, 3, S, S]``."""
         output: Tensor = self.module(images)
         return output
 
 
-def no_such_tap(architecture: str, tap: str, taps: tuple[str, ...], reason: str = "") -> BackboneError:
-    """The error of a tap that the blocks of a model do not have."""
+def missing_tap_error(architecture: str, tap: str, taps: tuple[str, ...], reason: str = "") -> BackboneError:
+    """Return the error for a tap that the blocks of a model do not have."""
     because = f" ({reason})" if reason else ""
     return BackboneError(
         f"the blocks of {architecture} have no tap {tap!r}{because}; they have {', '.join(taps)}"

@@ -57,7 +57,7 @@ def read_checkpoint(path: Path, order: tuple[str, ...], key: str | None = None) 
         return Checkpoint({})  # the caller's error lists the names that the model lacks, which helps more
     if not found:
         raise BackboneError(f"weights file {path} holds {type(content).__name__}, not a state dict")
-    taken = _preferred(found, order)
+    taken = _preferred_set(found, order)
     if taken is None:
         if len(found) > 1:
             raise BackboneError(
@@ -65,7 +65,7 @@ def read_checkpoint(path: Path, order: tuple[str, ...], key: str | None = None) 
                 f"{next(iter(found))}"
             )
         (taken,) = found
-    return _chosen(found, taken)
+    return _require_set(found, taken)
 
 
 def choice_text(source: Mapping[str, Any]) -> str | None:
@@ -95,7 +95,7 @@ def _content(path: Path) -> Any:
 
 
 def _sets(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """All mappings of the file that hold tensors by name, with their paths; optimizer states hold none directly."""
+    """Yield all mappings of the file that hold tensors by name, with their paths; optimizer states hold none directly."""
     if not isinstance(content, Mapping) or depth > _DEPTH:
         return
     tensors = {
@@ -108,8 +108,8 @@ def _sets(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, M
             yield from _sets(value, f"{name}{_SEPARATOR}{key}" if name else key, depth + 1)
 
 
-def _preferred(found: Mapping[str, Any], order: tuple[str, ...]) -> str | None:
-    """The set that the library would take: one of a usual name, nested sets included; else the file itself."""
+def _preferred_set(found: Mapping[str, Any], order: tuple[str, ...]) -> str | None:
+    """Return the set that the library would take: one of a usual name, nested sets included; else the file itself."""
     for name in order:
         inner = [one for one in found if one.split(_SEPARATOR)[0] == name]
         usual = [one for one in inner if {*one.split(_SEPARATOR)} <= {*order}]
@@ -120,7 +120,7 @@ def _preferred(found: Mapping[str, Any], order: tuple[str, ...]) -> str | None:
 
 def _named(path: Path, found: Mapping[str, Mapping[str, Tensor]], key: str) -> Checkpoint:
     if key in found:
-        return _chosen(found, key)
+        return _require_set(found, key)
     if key.endswith("."):
         for name, tensors in found.items():
             state = {one.removeprefix(key): value for one, value in tensors.items() if one.startswith(key)}
@@ -132,12 +132,12 @@ def _named(path: Path, found: Mapping[str, Mapping[str, Tensor]], key: str) -> C
     raise UnknownNameError("set of weights", key, valid, f"({path})")
 
 
-def _chosen(found: Mapping[str, Mapping[str, Tensor]], taken: str) -> Checkpoint:
+def _require_set(found: Mapping[str, Mapping[str, Tensor]], taken: str) -> Checkpoint:
     others = tuple(name or "the one without a name" for name in found if name != taken)
     return Checkpoint(found[taken], taken, others)
 
 
-def names_of(keys: Mapping[str, Any], marker: str) -> list[str]:
-    """The prefixes under which a state dict has the tensor `marker`, such as ``teacher.backbone.``; at most three, a student last."""
+def find_prefixes(keys: Mapping[str, Any], marker: str) -> list[str]:
+    """Return the prefixes under which a state dict has the tensor `marker`, such as ``teacher.backbone.``; at most three, a student last."""
     names = (key.removesuffix(marker) for key in keys if key.endswith(f".{marker}"))
     return sorted(names, key=lambda name: ("student" in name, name))[:3]

@@ -14,7 +14,7 @@ from featcache.extraction.backbones.base import (
     LoadedModel,
     TapPoint,
     TokenLayout,
-    no_such_tap,
+    missing_tap_error,
 )
 from featcache.extraction.backbones.weights import state_digest
 from featcache.store.errors import BackboneError, UnknownNameError
@@ -70,42 +70,42 @@ class CustomBackbone(Backbone):
 
     @property
     def sequence_first(self) -> bool:
-        """As given."""
+        """The value that was given."""
         return self._sequence_first
 
     def tap_point(self, tap: str, block: int) -> TapPoint:
-        """The part of a block that was named for the tap."""
+        """Return the part of a block that was named for the tap."""
         name = _tap_names(self._parts).get(tap)
         if name is None:
-            raise no_such_tap(self.spec.architecture, tap, tuple(_tap_names(self._parts)))
+            raise missing_tap_error(self.spec.architecture, tap, tuple(_tap_names(self._parts)))
         inside = name.removesuffix(_INPUT)
-        place = self._blocks[block] + (f".{inside}" if inside else "")
-        part = self.module.get_submodule(place)
+        path = self._blocks[block] + (f".{inside}" if inside else "")
+        part = self.module.get_submodule(path)
         return TapPoint(part, self._widths[tap], "input" if name.endswith(_INPUT) else "output")
 
     @property
     def final_norm(self) -> nn.Module:
-        """As named."""
+        """The part that was named."""
         return self.module.get_submodule(self._parts.final_norm)
 
     @property
     def embedding_point(self) -> TapPoint | None:
-        """As named."""
+        """The part that was named."""
         if self._parts.embedding is None:
             return None
         return TapPoint(self.module.get_submodule(self._parts.embedding), self._widths["embedding"])
 
     @property
     def projection(self) -> Tensor | None:
-        """As given."""
+        """The value that was given."""
         return self._projection
 
     def output_from_final(self, tokens: Tensor) -> Tensor | None:
-        """As given."""
+        """Call the function that was given."""
         return None if self._head is None else self._head(tokens)
 
     def forward(self, images: Tensor) -> Tensor:
-        """As given."""
+        """Call the function that was given."""
         return self._forward(self.module, images)
 
 
@@ -178,7 +178,7 @@ def custom_backbone(
 
 
 def _tap_names(parts: Parts) -> dict[str, str]:
-    """Names within a block by tap, in the order of `TAPS`; the block itself has none."""
+    """Return the names within a block by tap, in the order of `TAPS`; the block itself has none."""
     names = {"block": "", **parts.taps}
     return {tap: names[tap] for tap in TAPS if tap in names}
 
@@ -223,7 +223,7 @@ def _widths(
     forward: Forward,
     sequence_first: bool,
 ) -> dict[str, int]:
-    """Channels of every part, from one run on a black image; ``final`` are the tokens of the last layer."""
+    """Return the channels of every part, from one run on a black image; ``final`` are the tokens of the last layer."""
     points = {
         tap: (f"{first_block}.{inside}".rstrip("."), inside.endswith(_INPUT))
         for tap, inside in _tap_names(parts).items()
@@ -233,8 +233,8 @@ def _widths(
         points["embedding"] = (parts.embedding, False)
     seen: dict[str, Any] = {}
     handles = []
-    for what, (place, is_input) in points.items():
-        part = module.get_submodule(place.removesuffix(_INPUT))
+    for what, (path, is_input) in points.items():
+        part = module.get_submodule(path.removesuffix(_INPUT))
         point = TapPoint(part, 0, "input" if is_input else "output")
 
         def hook(module: Any, inputs: Any, output: Any, what: str = what, point: TapPoint = point) -> None:
@@ -250,11 +250,11 @@ def _widths(
     finally:
         for handle in handles:
             handle.remove()
-    for what, (place, _) in points.items():
+    for what, (path, _) in points.items():
         shape = list(seen[what].shape) if isinstance(seen.get(what), Tensor) else None
         tokens = [layout.num_tokens, 2] if sequence_first and what != "final" else [2, layout.num_tokens]
         wanted = [2] if what == "embedding" else tokens
         if shape is None or shape[:-1] != wanted:
             got = f"gives {shape}" if what in seen else "is not called"
-            raise BackboneError(f"{name}: {place!r} {got} for 2 images, expected {[*wanted, 'width']}")
+            raise BackboneError(f"{name}: {path!r} {got} for 2 images, expected {[*wanted, 'width']}")
     return {what: values.shape[-1] for what, values in seen.items()}

@@ -11,7 +11,7 @@ from featcache.store.text import reason
 
 
 def cached_file(repository: str, names: Sequence[str]) -> Path | None:
-    """The first of some files of a repository (``owner/name`` or ``owner/name@revision``) that is in the Hub's cache."""
+    """Return the first of some files of a repository (``owner/name`` or ``owner/name@revision``) that is in the Hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     repo_id, _, revision = repository.partition("@")
@@ -23,7 +23,7 @@ def cached_file(repository: str, names: Sequence[str]) -> Path | None:
 
 
 def hub_source(name: ModelName, repository: str, path: Path | None) -> JsonObject:
-    """Provenance of a downloaded file: repository, commit, file and digest.
+    """Return the provenance of a downloaded file: repository, commit, file and digest.
 
     Args:
         name: the model.

@@ -47,7 +47,7 @@ class OpenClipViT(Backbone):
         return not self.module.get_submodule("transformer").batch_first
 
     def tap_point(self, tap: str, block: int) -> TapPoint:
-        """``transformer.resblocks.i`` or a part of it; the hidden activation is what ``mlp.c_proj`` takes."""
+        """Return ``transformer.resblocks.i`` or a part of it; the hidden activation is what ``mlp.c_proj`` takes."""
         module = self.module.get_submodule(f"transformer.resblocks.{block}")
         width = self.spec.width
         if tap == "mlp":
@@ -86,18 +86,18 @@ class OpenClipViT(Backbone):
         return bool(tower.attn_pool is not None or tower.final_ln_after_pool)
 
     def final_tokens(self, tokens: Tensor) -> Tensor:
-        """`final_norm` of the tokens, where it is a norm."""
+        """Apply `final_norm` to the tokens, where it is a norm."""
         return tokens if self._pools_before_norm else super().final_tokens(tokens)
 
     def output_from_final(self, tokens: Tensor) -> Tensor:
-        """Pooling and projection, and the final norm where it comes after pooling."""
+        """Apply pooling and projection, and the final norm where it comes after pooling."""
         tower: Any = self.module
         pooled, _ = tower._pool(tokens) if self._pools_before_norm else tower._global_pool(tokens)
         output: Tensor = pooled if tower.proj is None else pooled @ tower.proj
         return output
 
     def block_checks(self, block: int, entered: Tensor, taps: Mapping[str, Tensor]) -> list[Check]:
-        """The equations of pre-norm blocks."""
+        """Return the equations of pre-norm blocks."""
         module: Any = self.module.get_submodule(f"transformer.resblocks.{block}")
         after_attention = nn.Sequential(getattr(module, "ln_attn", nn.Identity()), module.ls_1)
         form = PreNormBlock(
@@ -116,13 +116,13 @@ class OpenClipTimmViT(TimmViT):
 
     @cached_property
     def _linear_maps(self) -> list[nn.Linear]:
-        """What comes after pooling: the trunk's own classifier, or a map or an MLP in the tower's head."""
+        """The layers after pooling: the trunk's own classifier, or a map or an MLP in the tower's head."""
         modules = (self.trunk.head, *self.module.get_submodule("head").modules())
         return [module for module in modules if isinstance(module, nn.Linear)]
 
     @property
     def embedding_point(self) -> TapPoint | None:
-        """What enters the projection, or the tower's output where a bias or an MLP makes it more than a matrix."""
+        """The input of the projection, or the tower's output where a bias or an MLP makes it more than a matrix."""
         if not self._linear_maps:
             return super().embedding_point
         if self.projection is None:
@@ -143,7 +143,7 @@ class OpenClipTimmViT(TimmViT):
         return linear.weight.detach().T if exact else None
 
     def output_from_final(self, tokens: Tensor) -> Tensor:
-        """The trunk's pooling and the tower's head."""
+        """Apply the trunk's pooling and the tower's head."""
         tower: Any = self.module
         output: Tensor = tower.head(super().output_from_final(tokens))
         return output
@@ -194,13 +194,13 @@ def load_open_clip(name: ModelName, weights: Path | None, key: str | None = None
 
 
 def _architecture(name: ModelName) -> tuple[str, str]:
-    """What open_clip calls architecture and tag; the ending that says that GELU is meant is ours."""
+    """Return open_clip's names of architecture and tag, without our ending that requests GELU."""
     architecture, _, tag = name.name.partition("/")
     return architecture if architecture in open_clip.list_models() else architecture.removesuffix(GELU), tag
 
 
-def form_of(name: ModelName) -> Any:
-    """A model of open_clip to look at its form: without storage where that goes."""
+def storageless_model(name: ModelName) -> Any:
+    """Make a model of open_clip to inspect its structure, without storage for its weights where possible."""
     try:
         with without_storage():
             return _untrained(name, "meta")
@@ -209,7 +209,7 @@ def form_of(name: ModelName) -> Any:
 
 
 def _untrained(name: ModelName, device: str = "cpu") -> Any:
-    """A model of open_clip with random weights, its text tower replaced by as little as goes."""
+    """Make a model of open_clip with random weights, its text tower replaced by a minimal one."""
     architecture, tag = _architecture(name)
     config = open_clip.get_pretrained_cfg(architecture, tag)
     rest = {"text_cfg": dict(_NO_TEXT)}
@@ -294,7 +294,7 @@ def _require_activation(name: ModelName, architecture: str, tag: str) -> None:
 
 
 def why_tower_not_supported(tower: Any) -> str | None:
-    """Why the taps cannot read an image tower of open_clip, or None if they can."""
+    """Return why the taps cannot read an image tower of open_clip, or None if they can."""
     if isinstance(tower, TimmModel):
         return why_not_supported(tower.trunk, tower.image_size)
     if not isinstance(tower, VisionTransformer):
@@ -306,7 +306,7 @@ def why_tower_not_supported(tower: Any) -> str | None:
 
 
 def _repository(architecture: str, tag: str) -> str:
-    """``owner/name`` of a tag's weights; open_clip writes a file's name, or nothing, behind it."""
+    """Return ``owner/name`` of a tag's weights; open_clip writes a file's name, or nothing, behind it."""
     return str(open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "")).rpartition("/")[0]
 
 

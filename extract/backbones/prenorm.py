@@ -23,7 +23,7 @@ class PreNormBlock:
     """The ``m`` above."""
 
     def checks(self, entered: Tensor, taps: Mapping[str, Tensor]) -> list[Check]:
-        """The equations of the block, every tap in at least one of them."""
+        """Return the equations of the block, every tap in at least one of them."""
         middle = entered + self.scale_attention(taps["attn"])
         return [
             Check("norm1, recomputed from what enters the block,", self.norm1(entered), taps["norm1"]),

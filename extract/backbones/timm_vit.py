@@ -17,16 +17,16 @@ from featcache.extraction.backbones.base import (
     LoadedModel,
     TapPoint,
     TokenLayout,
-    no_such_tap,
+    missing_tap_error,
 )
 from featcache.extraction.backbones.checkpoint import Checkpoint
 from featcache.extraction.backbones.hub import load_failure
 from featcache.extraction.backbones.prenorm import PreNormBlock
 from featcache.extraction.backbones.timm_weights import (
-    form_of,
     hub_repository,
     load_file,
     resize_input,
+    storageless_model,
     weights_source,
 )
 from featcache.extraction.backbones.weights import state_digest
@@ -64,12 +64,12 @@ class TimmViT(Backbone):
         return self.module
 
     def tap_point(self, tap: str, block: int) -> TapPoint:
-        """``blocks.i`` or a part of it; the hidden activation is what the last map of ``mlp`` takes."""
+        """Return ``blocks.i`` or a part of it; the hidden activation is what the last map of ``mlp`` takes."""
         module = self.trunk.blocks[block]
         taps = _TAPS_OF_BLOCK[type(module).__name__]
         if tap not in taps:
             form = "parallel" if taps == ("block",) else "post-norm"
-            raise no_such_tap(self.spec.architecture, tap, taps, f"{form} blocks")
+            raise missing_tap_error(self.spec.architecture, tap, taps, f"{form} blocks")
         if tap == "mlp":
             projection = _mlp_projection(module)
             return TapPoint(projection, projection.in_features, "input")
@@ -83,18 +83,18 @@ class TimmViT(Backbone):
 
     @property
     def embedding_point(self) -> TapPoint | None:
-        """What enters ``head``: the output of ``attn_pool`` or ``fc_norm``."""
+        """The input of ``head``: the output of ``attn_pool`` or ``fc_norm``."""
         return (
             None if follows_from_tokens(self.trunk) else TapPoint(self.trunk.head, self.spec.width, "input")
         )
 
     def output_from_final(self, tokens: Tensor) -> Tensor:
-        """Pooling, ``fc_norm`` and head."""
+        """Apply pooling, ``fc_norm`` and head."""
         output: Tensor = self.trunk.forward_head(tokens)
         return output
 
     def block_checks(self, block: int, entered: Tensor, taps: Mapping[str, Tensor]) -> list[Check]:
-        """The equations of pre-norm blocks."""
+        """Return the equations of pre-norm blocks."""
         module = self.trunk.blocks[block]
         if _TAPS_OF_BLOCK[type(module).__name__] != TAPS:
             return []
@@ -119,7 +119,7 @@ class TimmDistilled(TimmViT):
 
 
 def follows_from_tokens(model: Any) -> bool:
-    """Whether a timm model pools by picking the class token or averaging the patches, and does nothing after that."""
+    """Return whether a timm model pools by picking the class token or averaging the patches, and does nothing after that."""
     return (
         getattr(model, "attn_pool", None) is None
         and isinstance(getattr(model, "fc_norm", None), nn.Identity)
@@ -129,12 +129,12 @@ def follows_from_tokens(model: Any) -> bool:
 
 
 def _mlp_projection(block: Any) -> Any:
-    """The last map of a block's MLP, which only ViTamin calls something else."""
+    """Return the last map of a block's MLP, which only ViTamin calls something else."""
     return block.mlp.fc2 if hasattr(block.mlp, "fc2") else block.mlp.w2
 
 
 def _scale(block: Any, number: int) -> Callable[[Tensor], Tensor]:
-    """LayerScale is a module in some of timm's blocks and a parameter, or None, in others."""
+    """Return the LayerScale of a block: a module in some of timm's blocks and a parameter, or None, in others."""
     module = getattr(block, f"ls{number}", None)
     if module is not None:
         return lambda tokens: module(tokens)
@@ -201,19 +201,19 @@ def departure_text(name: ModelName) -> str | None:
 
 
 def backbone_of(loaded: LoadedModel) -> TimmViT:
-    """The backbone of a timm model, which may have a distillation token."""
+    """Return the backbone of a timm model, which may have a distillation token."""
     return TimmDistilled(loaded) if hasattr(loaded.module, "dist_token") else TimmViT(loaded)
 
 
 def layout_of(model: Any) -> TokenLayout:
-    """How the tokens of a timm vision transformer are ordered."""
+    """Return the order of the tokens of a timm vision transformer."""
     has_class_token = getattr(model, "cls_token", None) is not None
     grid = tuple(model.patch_embed.grid_size)
     return TokenLayout(has_class_token, model.num_prefix_tokens - int(has_class_token), grid)
 
 
 def why_not_supported(model: Any, input_size: tuple[int, int]) -> str | None:
-    """Why the taps cannot read a timm model, or None if they can.
+    """Return why the taps cannot read a timm model, or None if they can.
 
     Args:
         model: the model.
@@ -258,10 +258,10 @@ def _require_activation(name: ModelName, weights: Path | None) -> None:
 
 
 def _create(name: ModelName, weights: Path | None, key: str | None) -> tuple[Any, str, Checkpoint | None]:
-    """The model with its weights, the origin of its position embedding, and the set taken from a local file."""
+    """Return the model with its weights, the origin of its position embedding, and the set taken from a local file."""
     checkpoint = None
     try:
-        model = form_of(name) if weights is None else timm.create_model(name.name, num_classes=0)
+        model = storageless_model(name) if weights is None else timm.create_model(name.name, num_classes=0)
         # Before any weights are loaded: that a model is not supported says more than that they do not fit.
         size = (
             name.preprocessing.get("input_size") or timm.data.resolve_model_data_config(model)["input_size"]

@@ -13,7 +13,7 @@ import timm
 from timm.models import vision_transformer
 from torch import Tensor
 
-from featcache.extraction.backbones.checkpoint import TIMM_ORDER, Checkpoint, names_of, read_checkpoint
+from featcache.extraction.backbones.checkpoint import TIMM_ORDER, Checkpoint, find_prefixes, read_checkpoint
 from featcache.extraction.backbones.hub import cached_file, hub_source
 from featcache.extraction.backbones.weights import (
     AS_STORED,
@@ -74,7 +74,7 @@ def resize_input(name: ModelName, model: Any) -> str:
         return AS_STORED
     stored = model.pos_embed.detach()
     model.set_input_size(img_size=name.preprocessing["input_size"][-1])
-    resized = _fit(model, stored)
+    resized = _convert_state(model, stored)
     model.load_state_dict({"pos_embed": resized}, strict=False)
     return AS_STORED if resized is stored else RESIZED
 
@@ -90,22 +90,22 @@ def load_file(name: ModelName, model: Any, weights: Path, key: str | None) -> tu
         ValueError, RuntimeError: the weights do not fit.
     """
     checkpoint = read_checkpoint(weights, TIMM_ORDER, key)
-    state: dict[str, Any] = _clean(checkpoint.state)
-    if _MARKER in state and (copies := names_of(state, _MARKER)):
+    state: dict[str, Any] = _strip_prefixes(checkpoint.state)
+    if _MARKER in state and (copies := find_prefixes(state, _MARKER)):
         # The same names below a prefix, such as "ema.", are another set, which is not taken.
         checkpoint = replace(checkpoint, others=(*checkpoint.others, *copies))
     if "input_size" in name.preprocessing:
         model.set_input_size(img_size=name.preprocessing["input_size"][-1])
     stored = state.get("pos_embed")
     if isinstance(stored, Tensor) and stored.ndim == 3 and getattr(model, "pos_embed", None) is not None:
-        state["pos_embed"] = _fit(model, stored)
+        state["pos_embed"] = _convert_state(model, stored)
     _require_same_geometry(model, state)
     load_state(model, state)
     return AS_STORED if state.get("pos_embed") is stored else RESIZED, checkpoint
 
 
-def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefixes of wrappers (``module.``, ``_orig_mod.``), as timm's `clean_state_dict` has them."""
+def _strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strip the prefixes of wrappers (``module.``, ``_orig_mod.``) from names, as timm's `clean_state_dict` does."""
     cleaned = {}
     for name, tensor in state.items():
         for wrapper in ("_orig_mod.", "module.", "_orig_mod."):
@@ -133,12 +133,12 @@ def load_state(model: Any, state: Mapping[str, Any]) -> None:
     if missing or unexpected:
         what, keys = ("lacks", missing) if missing else ("has, and the model has not,", unexpected)
         listed = f"it {what} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
-        raise ValueError(listed + _hint(state, missing))
+        raise ValueError(listed + _mismatch_hint(state, missing))
 
 
-def _hint(state: Mapping[str, Any], missing: Sequence[str]) -> str:
+def _mismatch_hint(state: Mapping[str, Any], missing: Sequence[str]) -> str:
     """Return a hint on the form of a mismatched checkpoint, from the names of its tensors; empty if unknown."""
-    prefixes = names_of(state, _MARKER)
+    prefixes = find_prefixes(state, _MARKER)
     if missing and prefixes:
         listed = ", ".join(repr(prefix) for prefix in prefixes)
         return f"; the names of its tensors begin with {listed}: --weights-key {prefixes[0]} takes those"
@@ -150,7 +150,7 @@ def _hint(state: Mapping[str, Any], missing: Sequence[str]) -> str:
 
 
 def hub_repository(name: ModelName) -> str | None:
-    """Where timm gets the weights of a name from, if it is the Hub."""
+    """Return the Hub repository that timm takes the weights of a name from; None if there is none."""
     repository = timm.get_pretrained_cfg(name.name).hf_hub_id
     return repository if isinstance(repository, str) else None
 
@@ -158,7 +158,7 @@ def hub_repository(name: ModelName) -> str | None:
 def weights_source(
     name: ModelName, model: Any, weights: Path | None, checkpoint: Checkpoint | None
 ) -> JsonObject:
-    """Provenance of the weights that were loaded."""
+    """Return the provenance of the weights that were loaded."""
     if weights is not None:
         return file_source(weights, {} if checkpoint is None else checkpoint.choice)
     repository, path = hub_repository(name), _hub_file(name, model)
@@ -176,7 +176,7 @@ def _hub_file(name: ModelName, model: Any) -> Path | None:
 
 
 def _published_shape(path: Path) -> tuple[int, ...] | None:
-    """Shape of ``pos_embed`` in a safetensors file; only its header is read."""
+    """Return the shape of ``pos_embed`` in a safetensors file; only its header is read."""
     if path.suffix != ".safetensors":
         return None
     from safetensors import safe_open
@@ -185,7 +185,7 @@ def _published_shape(path: Path) -> tuple[int, ...] | None:
         return tuple(file.get_slice("pos_embed").get_shape()) if "pos_embed" in file.keys() else None  # noqa: SIM118
 
 
-def _fit(model: Any, stored: Tensor) -> Tensor:
+def _convert_state(model: Any, stored: Tensor) -> Tensor:
     num_prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
     return fit_position_embedding(stored, num_prefix, tuple(model.patch_embed.grid_size))
 
@@ -211,8 +211,8 @@ def _require_same_geometry(model: Any, state: Mapping[str, Any]) -> None:
             raise ValueError(f"its {foreign} has {tokens} tokens, expected {expected}")
 
 
-def form_of(name: ModelName) -> Any:
-    """A model of timm to look at its form: without storage where that goes."""
+def storageless_model(name: ModelName) -> Any:
+    """Make a model of timm to inspect its structure, without storage for its weights where possible."""
     try:
         with without_storage():
             return timm.create_model(name.name, num_classes=0)

@@ -21,11 +21,11 @@ RESIZED = "bicubic, antialiased"
 @contextmanager
 def without_storage() -> Iterator[None]:
     """Make modules on the meta device, where they have a form and no values: what would fill them is left out."""
-    with torch.device("meta"), _NoFilling():
+    with torch.device("meta"), _SkipInitialization():
         yield
 
 
-class _NoFilling(TorchFunctionMode):
+class _SkipInitialization(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Filling a meta tensor does nothing and takes nearly all of the time.
         if args and getattr(func, "__name__", None) in _FILLING and args[0].is_meta:
@@ -37,7 +37,7 @@ _FILLING = frozenset(("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_"
 
 
 def state_digest(module: nn.Module) -> str:
-    """SHA-256 over names, shapes, types and bytes of a module's state, whatever file it was loaded from."""
+    """Return SHA-256 over names, shapes, types and bytes of a module's state, whatever file it was loaded from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -47,7 +47,7 @@ def state_digest(module: nn.Module) -> str:
 
 
 def file_source(path: Path, choice: Mapping[str, Any]) -> JsonObject:
-    """Provenance of a local file: its name and digest, never its path, and which of several sets was taken."""
+    """Return the provenance of a local file: its name and digest, never its path, and which of several sets was taken."""
     return {"origin": "file", "file": path.name, "sha256": sha256_file(path), **choice}
 
 

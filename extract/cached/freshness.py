@@ -137,7 +137,7 @@ class Freshness:
         elif provenance.get("host") == platform.node() and isinstance(started, int | float):
             suspects = states.changed_since(started)
         else:
-            suspects = states.whose_size_tells_nothing
+            suspects = states.uncompressed
         if provenance and CORRECTIONS not in provenance:
             # Integers of 32 bits were read as if they had 16 before that field was written.
             suspects = suspects | states.tiff

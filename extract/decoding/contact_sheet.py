@@ -60,13 +60,13 @@ def _strips(source: Source) -> Iterator[Strip]:
     targets = source.targets
     for split, samples in source.splits.items():
         labels = labels_of(samples)
-        if targets.kind == REGRESSION:
+        if targets.type == REGRESSION:
             yield from _ranges(source, split, labels)
             continue
         counts = targets.counts(labels)
         present = np.flatnonzero(counts)
         for label in present[_spread(len(present), MAX_ROWS)].tolist():
-            members = np.flatnonzero(labels[:, label] if targets.kind == MULTI_LABEL else labels == label)
+            members = np.flatnonzero(labels[:, label] if targets.type == MULTI_LABEL else labels == label)
             caption = f"{split}: {targets.names[label]} ({counts[label]})"
             yield Strip(caption, tuple((split, int(row)) for row in members[_spread(len(members), COLUMNS)]))
 

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featcache.devices.precision import FP32, MIXED, exact_context, forward_context
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.forward_pass.device import forward_context
 from featcache.extraction.forward_pass.replicas import noise_images, replica
 from featcache.extraction.forward_pass.taps import Taps, Wanted
 from featcache.store.errors import BackboneError
 
 # Length of the difference over length of the token vector. Fused operations round less often: DINOv2 ViT-S/14 gave 0.009
 # under bfloat16 autocast, which is what another composition of the batch makes.
-TOLERANCE = {"fp32": 1e-3, "mixed": 4e-2}
+TOLERANCE = {FP32: 1e-3, MIXED: 4e-2}
 CHECK_IMAGES = 3
 
 
@@ -74,11 +74,17 @@ def compiled_pass(
     """
     wanted = tuple(arrays)
     images = noise_images(backbone, device, CHECK_IMAGES)
-    with torch.inference_mode(), Taps(backbone, wanted) as taps, forward_context(device, precision):
+    with (
+        torch.inference_mode(),
+        exact_context(precision),
+        Taps(backbone, wanted) as taps,
+        forward_context(device, precision),
+    ):
         plain = taps.forward(images)
     try:
         compiled = CompiledPass(backbone, device, precision, wanted, batch_size)
-        fused = compiled(images, None)
+        with exact_context(precision):
+            fused = compiled(images, None)
     except Exception as error:  # the compiler and the compilers behind it raise many kinds
         raise BackboneError(
             f"the forward pass cannot be compiled here ({_reason(error)}); leave --compile out"

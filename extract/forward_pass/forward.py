@@ -1,7 +1,6 @@
 """The forward pass: preprocessed images to the token arrays of a batch, in the stored type, on their way to the host."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -9,8 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.devices.memory import is_out_of_memory
+from featcache.devices.precision import FP32, exact_context, forward_context
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.forward_pass.device import exact_convolutions, forward_context, is_out_of_memory
 from featcache.extraction.forward_pass.taps import Taps, Wanted
 from featcache.extraction.sources.base import Sample
 from featcache.store.errors import BackboneError
@@ -175,7 +175,7 @@ class FeatureExtractor:
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         """Every array ``[B, L, K, D]`` in float32."""
-        with exact_convolutions(self._device) if self._precision == "fp32" else nullcontext():
+        with exact_context(self._precision):
             return self._pass(images, self._fitting)
 
     def _features_on_host(self, images: Tensor) -> dict[str, Tensor]:
@@ -194,7 +194,7 @@ class FeatureExtractor:
             peak = values[sample, layer].abs().max().item()
             remedy = "use --dtype float32 or --dtype bfloat16"
             return BackboneError(f"{place}: value {peak:.4g} is too large for {self._dtype}; {remedy}")
-        remedy = "the weights may be damaged" if self._precision == "fp32" else "try --precision fp32"
+        remedy = "the weights may be damaged" if self._precision == FP32 else "try --precision fp32"
         return BackboneError(f"{place}: the backbone gives values that are not finite; {remedy}")
 
 

@@ -11,7 +11,19 @@ from torch.nn import functional as F
 
 from featcache.extraction.backbones.base import Backbone, TapPoint, TokenLayout
 from featcache.store.layers import FINAL
-from featcache.store.token_groups import EMBEDDING, GRIDS, PATCHES, POOLED, REGISTERS, parse_array_name
+from featcache.store.token_groups import (
+    EMBEDDING,
+    GRIDS,
+    PATCHES,
+    POOLED,
+    REGISTERS,
+    STATISTICS,
+    parse_array_name,
+)
+
+GEM_EXPONENT = 3
+GEM_FLOOR = 1e-6
+"""Smallest value that the generalized mean takes; negative ones have no real root. Both constants are those of Radenovic et al. 2018."""
 
 
 class Wanted(Protocol):
@@ -36,7 +48,7 @@ def pool_tokens(tokens: Tensor, layout: TokenLayout, group: str, kinds: Sequence
     Args:
         tokens: ``[B, N, D]`` in the order of `layout`.
         layout: of the backbone.
-        group: ``pooled``, ``registers``, ``patches``, ``grid2`` or ``grid4``.
+        group: ``pooled``, ``registers``, ``patches``, ``grid2``, ``grid4``, or a statistic over the patches.
         kinds: of the pooled group the token kinds, ``cls`` or ``ap``; the other groups are taken whole.
 
     Returns:
@@ -52,11 +64,23 @@ def pool_tokens(tokens: Tensor, layout: TokenLayout, group: str, kinds: Sequence
         # Regions of equal size up to one patch, where the grid does not divide evenly (they then share a row or column).
         square = patches.float().transpose(1, 2).reshape(len(tokens), -1, *layout.grid)  # [B, D, H, W]
         return F.adaptive_avg_pool2d(square, GRIDS[group]).flatten(2).transpose(1, 2)
+    if group in STATISTICS:
+        return _statistic(patches.float(), group).unsqueeze(1)
     pooled = {
         "cls": lambda: tokens[:, 0].float(),
         "ap": lambda: patches.mean(1, dtype=torch.float32),
     }
     return torch.stack([pooled[kind]() for kind in kinds], 1)
+
+
+def _statistic(patches: Tensor, name: str) -> Tensor:
+    """Reduce float32 patches ``[B, P, D]`` to ``[B, D]``."""
+    if name == "sd":
+        # torch.std takes twenty times as long along an axis that is not the last one.
+        return (patches - patches.mean(1, keepdim=True)).square_().mean(1).sqrt_()
+    if name == "gem":
+        return patches.clamp(min=GEM_FLOOR).pow_(GEM_EXPONENT).mean(1).pow_(1 / GEM_EXPONENT)
+    return patches.amax(1) if name == "max" else patches.amin(1)
 
 
 class Taps:

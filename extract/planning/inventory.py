@@ -44,4 +44,4 @@ def plan_inventory(backbone: "Backbone", source: Source, contents: Contents, dty
     }
     projection = backbone.projection
     shape = None if projection is None else (projection.shape[0], projection.shape[1])
-    return Inventory(splits, targets.names, shape, targets.kind, targets.units)
+    return Inventory(splits, targets.names, shape, targets.type, targets.units)

@@ -1,4 +1,4 @@
-"""What a cache's card says of its dataset: targets and their counts, licence, citation."""
+"""What a cache's card says of its dataset: targets and their counts, license, citation."""
 
 from featcache.extraction.sources.base import Citation
 from featcache.store.journal import FEATURES
@@ -15,9 +15,9 @@ def about_dataset(writer: CacheWriter, citation: Citation) -> str:
 
     Args:
         writer: of the cache, whose blocks are all committed.
-        citation: licence and citation, as far as they are known.
+        citation: license and citation, as far as they are known.
     """
-    known = (("licence", citation.licence), ("cite", citation.text), ("homepage", citation.homepage))
+    known = (("licence", citation.license), ("cite", citation.text), ("homepage", citation.homepage))
     rows = [f"| {what} | {_cell(text)} |" for what, text in known if text]
     terms = ["", "## Dataset", "", "| | |", "|---|---|", *rows, ""] if rows else []
     return "\n".join([*_targets(writer), *terms])
@@ -33,7 +33,7 @@ def _targets(writer: CacheWriter) -> list[str]:
     if not readers:
         return []
     labels = {name: reader.labels()[reader.valid()] for name, reader in readers.items()}
-    if targets.kind == REGRESSION:
+    if targets.type == REGRESSION:
         head, columns = ["target", "unit", *(f"{name}: mean (min to max)" for name in labels)], []
         for index, name in enumerate(targets.names):
             unit = targets.units[index] if targets.units else ""
@@ -53,7 +53,7 @@ def _targets(writer: CacheWriter) -> list[str]:
     more = [f"\n{len(columns) - MAX_ROWS} more are not listed."] if len(columns) > MAX_ROWS else []
     return [
         "",
-        f"## Targets ({targets.kind})",
+        f"## Targets ({targets.type})",
         "",
         f"| {' | '.join(head)} |",
         "|---" * len(head) + "|",

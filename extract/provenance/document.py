@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from featcache.extraction.forward_pass.device import autocast_dtype
+from featcache.devices.precision import MIXED, autocast_dtype
 from featcache.extraction.provenance.public_names import public_command, public_name
 from featcache.store.corrections import FIELD as CORRECTIONS
 from featcache.store.corrections import known_corrections
@@ -41,7 +41,7 @@ def provenance(
             completed the cache.
     """
     plan = writer.plan
-    mixed = plan.spec.precision == "mixed"
+    mixed = plan.spec.precision == MIXED
     device_name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from featcache.extraction.sources import KINDS
+from featcache.extraction.sources import SOURCE_TYPES
 from featcache.store.text import encodable
 
 # Values of these options are paths even if they do not look it, such as `acme/project`. `_OUTER` begins a certain path.
@@ -23,7 +23,7 @@ def public_command(command: str) -> str:
 def public_name(name: str) -> str:
     """Reduce the path or the address in the name of a model or a dataset, also one behind ``KIND:``, to its last part."""
     kind, colon, place = name.partition(":")
-    if colon and kind in KINDS and not (kind == "hf" and not place.startswith(_OUTER)):
+    if colon and kind in SOURCE_TYPES and not (kind == "hf" and not place.startswith(_OUTER)):
         return f"{kind}:{_last_part(place)}"
     if "://" in name or name.startswith(_OUTER):
         return _last_part(name)

@@ -36,13 +36,13 @@ def dataset_summary(source: Source, splits: Sequence[str]) -> str:
 
 def _targets_text(targets: Targets) -> str:
     count, what = len(targets.names), "class"
-    if targets.kind == REGRESSION:
+    if targets.type == REGRESSION:
         what = "target"
-    elif targets.kind == MULTI_LABEL:
+    elif targets.type == MULTI_LABEL:
         what = "label"
     names = ", ".join(targets.names[:_SHOWN]) + (", ..." if count > _SHOWN else "")
     plural = what if count == 1 else f"{what}es" if what == "class" else f"{what}s"
-    several = ", several an image" if targets.kind == MULTI_LABEL else ""
+    several = ", several an image" if targets.type == MULTI_LABEL else ""
     return f"{count:,} {plural} ({names}){several}"
 
 

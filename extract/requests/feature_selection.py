@@ -14,6 +14,7 @@ from featcache.store.token_groups import (
     PATCHES,
     POOLED,
     REGISTERS,
+    STATISTICS,
     array_name,
     parse_groups,
     sort_groups,
@@ -159,4 +160,5 @@ def _group_tokens(layout: "TokenLayout") -> dict[str, tuple[str, ...]]:
         REGISTERS: token_names(REGISTERS, layout.num_registers),
         PATCHES: token_names(PATCHES, layout.num_patches),
         **{group: token_names(group, side * side) for group, side in GRIDS.items()},
+        **{group: token_names(group, min(layout.num_patches, 1)) for group in STATISTICS},
     }

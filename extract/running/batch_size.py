@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torch
 
+from featcache.devices.memory import free_memory
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.forward_pass.device import default_batch_size
+from featcache.extraction.forward_pass.capacity import default_batch_size
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.running.pipeline import WAITING
 from featcache.store.inventory import Inventory
@@ -43,7 +44,7 @@ def fitting_batch_size(
         default,
         waiting,
         lambda images: _peak_bytes(extractor, device, size, images),
-        lambda: _free_bytes(device),
+        lambda: free_memory(device),
     )
 
 
@@ -72,9 +73,3 @@ def _peak_bytes(extractor: FeatureExtractor, device: torch.device, size: int, im
     torch.cuda.reset_peak_memory_stats(device)
     extractor.start(torch.zeros(images, 3, size, size, device=device))()
     return torch.cuda.max_memory_allocated(device)
-
-
-def _free_bytes(device: torch.device) -> int:
-    free, _ = torch.cuda.mem_get_info(device)
-    # What the allocator keeps for itself is free too.
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""Dataset sources by name. A new source is one file with a `Collection`, and one entry in `KINDS`."""
+"""Dataset sources by name. A new source is one file with a `Collection`, and one entry in `SOURCE_TYPES`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Opener = Callable[[Argument, DatasetOptions, Reporter], Collection]
 
 
 @dataclass(frozen=True)
-class Kind:
+class SourceType:
     """A form that datasets come in."""
 
     example: str
@@ -37,20 +37,20 @@ class Kind:
         Raises:
             RequestError: an option that means nothing here, or as the source says.
         """
-        refuse_options(argument.kind, options, self.takes)
+        refuse_options(argument.source_type, options, self.takes)
         opener: Opener = getattr(import_module(f"{__name__}.{self.module}"), self.opener)
         return opener(argument, options, reporter)
 
 
-KINDS = {
-    "imagefolder": Kind("imagefolder:DIR", "imagefolder", "open_folder"),
-    "wds": Kind("wds:DIR, or wds:train-{000..010}.tar?test=test-{000..002}.tar", "wds", "open_wds"),
-    "hdf5": Kind("hdf5:FILE?images=x&labels=y", "hdf5", "open_hdf5"),
-    "hf": Kind("hf:OWNER/NAME", "parquet", "open_hf", ("data", "revision")),
-    "idx": Kind("idx:DIR", "idx", "open_idx"),
-    "csv": Kind("csv:FILE", "csv_table", "open_csv"),
-    "npz": Kind("npz:FILE", "npz", "open_npz"),
-    "torchvision": Kind("torchvision:NAME", "torchvision_sets", "open_torchvision", ("data",)),
+SOURCE_TYPES = {
+    "imagefolder": SourceType("imagefolder:DIR", "imagefolder", "open_folder"),
+    "wds": SourceType("wds:DIR, or wds:train-{000..010}.tar?test=test-{000..002}.tar", "wds", "open_wds"),
+    "hdf5": SourceType("hdf5:FILE?images=x&labels=y", "hdf5", "open_hdf5"),
+    "hf": SourceType("hf:OWNER/NAME", "parquet", "open_hf", ("data", "revision")),
+    "idx": SourceType("idx:DIR", "idx", "open_idx"),
+    "csv": SourceType("csv:FILE", "csv_table", "open_csv"),
+    "npz": SourceType("npz:FILE", "npz", "open_npz"),
+    "torchvision": SourceType("torchvision:NAME", "torchvision_sets", "open_torchvision", ("data",)),
 }
 DIGITS = "digits"
 
@@ -82,15 +82,15 @@ def resolve_source(
         refuse_options(name, options)
         return Digits(options)
     alias = aliases().get(name)
-    kind, colon, text = name.partition(":")
+    source_type, colon, text = name.partition(":")
     try:
         if alias is not None:
             from featcache.extraction.sources.paper_sets import open_alias
 
             return SplitDataset(open_alias(alias, options, reporter), options)
-        if colon and kind in KINDS:
-            argument = Argument.parse(kind, text, KINDS[kind].example)
-            collection = KINDS[kind].open(argument, options, reporter)
+        if colon and source_type in SOURCE_TYPES:
+            argument = Argument.parse(source_type, text, SOURCE_TYPES[source_type].example)
+            collection = SOURCE_TYPES[source_type].open(argument, options, reporter)
             collection.containers = containers_of(argument.path)
             return SplitDataset(collection, options)
     except FeatcacheError:
@@ -99,6 +99,6 @@ def resolve_source(
         what = error.filename or name
         raise DatasetError(f"{what} cannot be read ({error.strerror or error})") from error
     if colon:
-        raise UnknownNameError("dataset", f"{kind}:", [f"{one}:" for one in KINDS])
+        raise UnknownNameError("dataset", f"{source_type}:", [f"{one}:" for one in SOURCE_TYPES])
     hint = f"imagefolder:{name}" if os.path.isdir(name) else "imagefolder:DIR, csv:FILE, ..."
     raise UnknownNameError("dataset", name, (DIGITS, *aliases()), f"(one's own images are written {hint})")

@@ -30,14 +30,14 @@ class Alias:
 
     @property
     def citation(self) -> Citation:
-        """Licence and citation, as far as they are known."""
+        """License and citation, as far as they are known."""
         found = _citations().get(self.name, {})
         return Citation(found.get("licence"), found.get("cite"), found.get("homepage"))
 
 
 @cache
 def aliases() -> dict[str, Alias]:
-    """All of them by name, in the paper's order."""
+    """Return all aliases by name, in the paper's order."""
     with (FOLDER / "datasets.csv").open(encoding="utf-8", newline="") as file:
         return {
             row["alias"]: Alias(

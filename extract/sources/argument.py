@@ -1,4 +1,4 @@
-"""What stands behind ``KIND:`` on the command line: a place, and ``?name=value&...``."""
+"""The argument behind ``KIND:`` on the command line: a place, and ``?name=value&...``."""
 
 import os
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from featcache.store.home import expanded
 class Argument:
     """The argument of one kind of source."""
 
-    kind: str
+    source_type: str
     place: str
     fields: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, kind: str, text: str, example: str) -> "Argument":
+    def parse(cls, source_type: str, text: str, example: str) -> "Argument":
         """Take an argument apart.
 
         Raises:
@@ -29,9 +29,9 @@ class Argument:
         if not mark or "=" not in query:
             place, query = text, ""
         if not place:
-            raise RequestError(f"{kind} needs an argument: {example}")
+            raise RequestError(f"{source_type} needs an argument: {example}")
         # An address may have a plus sign, a column has one rather often.
-        return cls(kind, place, dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)))
+        return cls(source_type, place, dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)))
 
     @property
     def path(self) -> Path:
@@ -39,23 +39,25 @@ class Argument:
         return expanded(self.place)
 
     def file(self) -> Path:
-        """The place as a file that is there.
+        """Return the place as an existing file.
 
         Raises:
             RequestError: it is not.
         """
         if not os.path.isfile(self.path):  # Path.is_file raises if a parent folder may not be entered
-            raise RequestError(f"{self.kind} file {self.path!s:.300} does not exist or is not a file")
+            raise RequestError(f"{self.source_type} file {self.path!s:.300} does not exist or is not a file")
         return self.path
 
     def folder(self) -> Path:
-        """The place as a folder that is there.
+        """Return the place as an existing folder.
 
         Raises:
             RequestError: it is not.
         """
         if not os.path.isdir(self.path):
-            raise RequestError(f"{self.kind} folder {self.path!s:.300} does not exist or is not a folder")
+            raise RequestError(
+                f"{self.source_type} folder {self.path!s:.300} does not exist or is not a folder"
+            )
         return self.path
 
     def require_fields(self, *known: str) -> None:
@@ -66,8 +68,8 @@ class Argument:
         """
         for name in self.fields:
             if name not in known:
-                raise UnknownNameError(f"field of {self.kind}", name, known)
+                raise UnknownNameError(f"field of {self.source_type}", name, known)
 
     def names(self, name: str) -> list[str]:
-        """A field that is a list with commas."""
+        """Return the entries of a field that is a list with commas."""
         return [one for one in self.fields.get(name, "").split(",") if one]

@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class FoundTargets:
+class InferredTargets:
     """Labels and their targets."""
 
     labels: Labels
@@ -34,7 +34,7 @@ class FoundTargets:
     notes: list[str] = field(default_factory=list)
 
 
-def array_targets(columns: Sequence[Array], target: str, names: Sequence[str], where: str) -> FoundTargets:
+def array_targets(columns: Sequence[Array], target: str, names: Sequence[str], where: str) -> InferredTargets:
     """Infer the targets of all parts: integers and texts are classes, columns of 0 and 1 label sets, other numbers real values.
 
     Args:
@@ -46,31 +46,35 @@ def array_targets(columns: Sequence[Array], target: str, names: Sequence[str], w
     Raises:
         DatasetError: the labels cannot be targets of this type.
     """
-    parts = [_two_axes(np.asarray(column), where) for column in columns]
+    parts = [_as_columns(np.asarray(column), where) for column in columns]
     if len({part.shape[1] for part in parts}) > 1:
         raise DatasetError(f"{where}: labels of the splits differ in their number of columns")
     if not sum(map(len, parts)):
         raise DatasetError(f"{where} holds no samples")
     if any(part.dtype.kind in "SUO" for part in parts):
-        return _of_texts(parts, target, names, where)
-    table = _one_table(parts, where)
-    kind = target if target != "auto" else _kind_of(table)
-    notes = _guesses(table, where) if target == "auto" else []
-    if kind == REGRESSION:
+        return _class_name_targets(parts, target, names, where)
+    table = _concatenate(parts, where)
+    target_type = target if target != "auto" else _infer_target_type(table)
+    notes = _inference_notes(table, where) if target == "auto" else []
+    if target_type == REGRESSION:
         with np.errstate(over="ignore"):  # values beyond the range become infinite, and are refused as such
-            return FoundTargets(table.astype(np.float32), Targets(kind, _names(names, table.shape[1])), notes)
-    _require_indices(table, kind, where)
-    if kind == MULTI_LABEL:
+            return InferredTargets(
+                table.astype(np.float32), Targets(target_type, _names(names, table.shape[1])), notes
+            )
+    _require_indices(table, target_type, where)
+    if target_type == MULTI_LABEL:
         if table.max() > 1:
-            raise DatasetError(f"{where}: labels are not 0 or 1, so they are not {kind}")
-        return FoundTargets(table.astype(np.uint8), Targets(kind, _names(names, table.shape[1])), notes)
+            raise DatasetError(f"{where}: labels are not 0 or 1, so they are not {target_type}")
+        return InferredTargets(
+            table.astype(np.uint8), Targets(target_type, _names(names, table.shape[1])), notes
+        )
     if table.shape[1] != 1:
-        raise DatasetError(f"{where}: labels have {table.shape[1]} columns, so they are not {kind}")
-    return _of_indices(table[:, 0].astype(np.int64), names, where, notes)
+        raise DatasetError(f"{where}: labels have {table.shape[1]} columns, so they are not {target_type}")
+    return _class_index_targets(table[:, 0].astype(np.int64), names, where, notes)
 
 
-def _two_axes(column: Array, where: str) -> Array:
-    """``[N, C]``; PCAM has ``[N, 1, 1, 1]``, MedMNIST ``[N, 1]``."""
+def _as_columns(column: Array, where: str) -> Array:
+    """Return the labels as ``[N, C]``; PCAM has ``[N, 1, 1, 1]``, MedMNIST ``[N, 1]``."""
     if not column.ndim or (column.ndim > 2 and prod(column.shape[1:]) > 1) or prod(column.shape[1:]) == 0:
         raise DatasetError(
             f"{where}: labels are {list(column.shape)}; there must be one for each image, [N] or [N, C]"
@@ -78,8 +82,8 @@ def _two_axes(column: Array, where: str) -> Array:
     return column.reshape(len(column), prod(column.shape[1:]))
 
 
-def _one_table(parts: Sequence[Array], where: str) -> Array:
-    """The numbers of all parts, ``[N, C]``; integers stay integers, even if the parts have different integer types."""
+def _concatenate(parts: Sequence[Array], where: str) -> Array:
+    """Return the numbers of all parts, ``[N, C]``; integers stay integers, even if the parts have different integer types."""
     for part in parts:
         if part.dtype.kind not in "biuf":
             raise DatasetError(f"{where}: labels are {part.dtype}; they must be numbers or texts")
@@ -91,24 +95,26 @@ def _one_table(parts: Sequence[Array], where: str) -> Array:
     return np.concatenate([part.astype(np.int64) for part in parts])
 
 
-def _require_indices(table: Array, kind: str, where: str) -> None:
+def _require_indices(table: Array, target_type: str, where: str) -> None:
     whole = table.dtype.kind != "f" or bool(np.isfinite(table).all() and (table == np.floor(table)).all())
     if not whole or table.min() < 0:
         found = f" (there is {table.min():g})" if whole else ""
         raise DatasetError(
-            f"{where}: labels are not integers from 0{found}, so they are not {kind} (--target regression)"
+            f"{where}: labels are not integers from 0{found}, so they are not {target_type} (--target regression)"
         )
     if table.max() > MAX_LABEL:
         raise DatasetError(f"{where}: label {table.max():g} is larger than any index of a class")
 
 
-def _of_indices(labels: Labels, names: Sequence[str], where: str, notes: list[str]) -> FoundTargets:
+def _class_index_targets(
+    labels: Labels, names: Sequence[str], where: str, notes: list[str]
+) -> InferredTargets:
     largest = int(labels.max())
     if not names:
         numbered = number_classes([labels], where)
         if numbered.labels[0] is not labels:  # empty classes are reported for every dataset elsewhere
             notes = [*notes, *(f"{where}: {note}" for note in numbered.notes)]
-        return FoundTargets(numbered.labels[0], Targets(SINGLE_LABEL, numbered.names), notes)
+        return InferredTargets(numbered.labels[0], Targets(SINGLE_LABEL, numbered.names), notes)
     if largest >= len(names) + MAX_UNUSED_CLASSES:
         raise DatasetError(f"{where}: label {largest}, but there are {len(names)} class names")
     if largest >= len(names):
@@ -116,10 +122,12 @@ def _of_indices(labels: Labels, names: Sequence[str], where: str, notes: list[st
             f"{where}: labels go up to {largest}, and there are {len(names)} class names; the other classes are called by "
             "their numbers"
         )
-    return FoundTargets(labels, Targets(SINGLE_LABEL, _names(names, max(len(names), largest + 1))), notes)
+    return InferredTargets(labels, Targets(SINGLE_LABEL, _names(names, max(len(names), largest + 1))), notes)
 
 
-def _of_texts(parts: Sequence[Array], target: str, names: Sequence[str], where: str) -> FoundTargets:
+def _class_name_targets(
+    parts: Sequence[Array], target: str, names: Sequence[str], where: str
+) -> InferredTargets:
     if any(part.shape[1] != 1 for part in parts):
         raise DatasetError(f"{where}: labels are columns of texts; name one column of them")
     values = [
@@ -129,7 +137,7 @@ def _of_texts(parts: Sequence[Array], target: str, names: Sequence[str], where: 
     return text_targets(values, target, names, where)
 
 
-def text_targets(values: Sequence[str], target: str, names: Sequence[str], where: str) -> FoundTargets:
+def text_targets(values: Sequence[str], target: str, names: Sequence[str], where: str) -> InferredTargets:
     """Return classes given by their names ``[N]``, in the order of `names`, or sorted.
 
     Raises:
@@ -144,12 +152,12 @@ def text_targets(values: Sequence[str], target: str, names: Sequence[str], where
             raise DatasetError(
                 f"{where}: label {ascii(unknown)[:80]} is not among the {len(names)} class names"
             )
-        return FoundTargets(
+        return InferredTargets(
             np.array([index[value] for value in values], np.int64), Targets(SINGLE_LABEL, tuple(names))
         )
     unified, notes = unify_classes(values, where)
     labels, found = class_labels(unified)
-    return FoundTargets(labels, Targets(SINGLE_LABEL, found), notes)
+    return InferredTargets(labels, Targets(SINGLE_LABEL, found), notes)
 
 
 def label_text(value: Any, row: int, where: str) -> str:
@@ -170,7 +178,7 @@ def label_text(value: Any, row: int, where: str) -> str:
     return text
 
 
-def _guesses(table: Array, where: str) -> list[str]:
+def _inference_notes(table: Array, where: str) -> list[str]:
     """Return the note on targets that were inferred from the type of the labels."""
     if table.dtype.kind == "f":
         if bool(np.isfinite(table).all() and (table == np.floor(table)).all()):
@@ -188,7 +196,7 @@ def _guesses(table: Array, where: str) -> list[str]:
     return []
 
 
-def _kind_of(table: Array) -> str:
+def _infer_target_type(table: Array) -> str:
     if table.dtype.kind == "f":
         return REGRESSION
     return SINGLE_LABEL if table.shape[1] == 1 else MULTI_LABEL

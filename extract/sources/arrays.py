@@ -62,7 +62,7 @@ class ArrayCollection(Collection):
 
     def __init__(
         self,
-        kind: str,
+        source_type: str,
         name: str,
         parts: Sequence[ArrayPart],
         options: DatasetOptions,
@@ -70,7 +70,7 @@ class ArrayCollection(Collection):
         unread: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> None:
-        self.kind = kind
+        self.source_type = source_type
         self.name = name
         self._images = [part.images for part in parts]
         self._where = [part.where for part in parts]
@@ -115,13 +115,13 @@ class ArrayCollection(Collection):
         return to_image(self._row(part, index), where, self._range)
 
     def prepare(self, rows: Sequence[int]) -> None:
-        """Be told what is read next."""
+        """Prefetch hint: these rows are read next."""
         spots = [self._locate(row) for row in rows]
         for part in sorted({part for part, _ in spots}):
             self._read_ahead(part, [index for which, index in spots if which == part])
 
     def pixels(self, rows: Sequence[int]) -> Array:
-        """Pixels of some rows of one split, as they are stored: ``[B, ...]``; rows that follow each other in one piece."""
+        """Return the pixels of some rows of one split, as they are stored: ``[B, ...]``; rows that follow each other in one piece."""
         part, first = self._locate(rows[0])
         last = first + len(rows)
         if list(rows) == list(range(rows[0], rows[0] + len(rows))) and last <= self._images[part].shape[0]:
@@ -133,12 +133,12 @@ class ArrayCollection(Collection):
         return np.asarray(self._rows(part, index, index + 1)[0])
 
     def _rows(self, part: int, start: int, stop: int) -> Array:
-        """Rows ``start`` to ``stop`` (exclusive) of one part."""
+        """Return the rows ``start`` to ``stop`` (exclusive) of one part."""
         rows: Array = self._images[part][start:stop]
         return rows
 
     def _read_ahead(self, part: int, indices: Sequence[int]) -> None:
-        """Nothing to be done for arrays in memory, and for maps."""
+        """Prefetch rows of one part; arrays in memory and maps need nothing."""
 
     def _locate(self, row: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._starts, row, "right")) - 1
@@ -168,7 +168,7 @@ def _ids(part: ArrayPart) -> Sequence[str]:
 
 
 def _digest(targets: Targets, ids: Sequence[str], labels: Labels, images: Sequence[Any]) -> str:
-    """SHA-256 over names, ids, labels and pixels; of a large array over some images from all over it."""
+    """Return SHA-256 over names, ids, labels and pixels; of a large array over some images from all over it."""
     digest = hashlib.sha256("\0".join((*targets.names, *ids)).encode())
     digest.update(labels.tobytes())
     for array in images:

@@ -1,4 +1,4 @@
-"""What an extraction reads: samples known up front, images read by row, an identity that is content."""
+"""Interface of dataset sources: samples known up front, images read by row, an identity made of content."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Labels = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled sample, without its image."""
+    """One labeled sample, without its image."""
 
     id: str
     """Stable and unique within the dataset, such as a relative path."""
@@ -31,17 +31,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Citation:
-    """What whoever uses a dataset should know of it, as far as it is known."""
+    """License, citation and homepage of a dataset, as far as they are known."""
 
-    licence: str | None = None
-    """Name of the licence, or the terms in a few words."""
+    license: str | None = None
+    """Name of the license, or the terms in a few words."""
     text: str | None = None
     """How to cite it."""
     homepage: str | None = None
 
 
 class Source(Protocol):
-    """A labelled image dataset. It must be picklable: worker processes read images from it."""
+    """A labeled image dataset. It must be picklable: worker processes read images from it."""
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class Source(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What fixes content, order and split, as JSON values; no absolute paths."""
+        """Identity of content, order and split, as JSON values; no absolute paths."""
 
     def image(self, split: str, row: int) -> "Image":
         """Decode the image of one row, in whatever mode it is stored.
@@ -67,7 +67,7 @@ class Source(Protocol):
         """
 
     def prepare(self, split: str, rows: Sequence[int]) -> None:
-        """Be told that these rows are read next, in this order: what is stored in pieces is read piece by piece."""
+        """Prefetch hint: these rows are read next, in this order, so a source may read stored pieces as a whole."""
         return
 
     @property
@@ -77,7 +77,7 @@ class Source(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What people should know about the dataset before they use it, a line each."""
+        """Notes for people who use the dataset, a line each."""
         return ()
 
     @property
@@ -86,7 +86,7 @@ class Source(Protocol):
         return PixelOptions()
 
     def file_states(self) -> "FileStates | None":
-        """Size and times of the files that images are read from; None if images are not in files."""
+        """Return the size and times of the files that images are read from; None if images are not in files."""
         return None
 
     @property
@@ -96,5 +96,5 @@ class Source(Protocol):
 
     @property
     def citation(self) -> Citation:
-        """Licence and citation, as far as they are known."""
+        """License and citation, as far as they are known."""
         return Citation()

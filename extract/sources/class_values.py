@@ -71,10 +71,10 @@ def unify_classes(values: Sequence[str], where: str) -> tuple[list[str], list[st
         The values ``[N]``, and notes on merged spellings and odd values.
     """
     unified, notes = unify_spellings(values, f"{where}: classes")
-    return unified, [*notes, *_doubts(sorted(set(unified)), where)]
+    return unified, [*notes, *_ambiguity_notes(sorted(set(unified)), where)]
 
 
-def _doubts(classes: Sequence[str], where: str) -> list[str]:
+def _ambiguity_notes(classes: Sequence[str], where: str) -> list[str]:
     notes = []
     by_case: dict[str, list[str]] = defaultdict(list)
     for name in classes:

@@ -1,4 +1,4 @@
-"""What one source file gives: everything that a place holds, with its own splits if it has any.
+"""Interface of one source file: all samples of a place, with the dataset's own splits if it has any.
 
 How that becomes the splits of an extraction is the same for all of them: `SplitDataset`. Shapes: N samples in all.
 """
@@ -40,9 +40,9 @@ class Listing:
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Further columns of N values, by which samples can be grouped."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else belongs into the identity, such as repository and revision."""
+    """Further fields of the identity, such as repository and revision."""
     notes: Sequence[str] = ()
-    """What people should know."""
+    """Notes for people who use the dataset."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files or entries that were not read, by type: ``.txt``, ``hidden files``."""
 
@@ -50,7 +50,7 @@ class Listing:
 class Collection(ABC):
     """All that a place holds. Picklable: worker processes read images from it."""
 
-    kind: str
+    source_type: str
     """How it is named on the command line, such as ``wds``."""
     name: str
     """Name for people and folders."""
@@ -78,14 +78,14 @@ class Collection(ABC):
         return self.containers
 
     def prepare(self, rows: Sequence[int]) -> None:
-        """Be told that these rows are read next, in this order; by default that changes nothing."""
+        """Prefetch hint: these rows are read next, in this order; ignored by default."""
         return
 
 
 def listing_digest(
     names: Iterable[str], ids: Sequence[str], contents: Iterable[object], labels: Labels
 ) -> str:
-    """SHA-256 over names and the sorted list of (id, content, label); content is a size or a digest."""
+    """Return SHA-256 over names and the sorted list of (id, content, label); content is a size or a digest."""
     digest = hashlib.sha256("\0".join(names).encode() + b"\n")
     shown = labels.tolist() if labels.ndim == 1 else [row.tobytes().hex() for row in labels]
     entries: Iterable[tuple[str, object, object]] = zip(ids, contents, shown, strict=True)
@@ -97,7 +97,7 @@ def listing_digest(
 
 
 def class_labels(values: Sequence[Any]) -> tuple[Labels, tuple[str, ...]]:
-    """Labels ``[N]`` and class names of values of any kind: sorted, numbers as numbers."""
+    """Return the labels ``[N]`` and class names of values of any kind: sorted, numbers as numbers."""
     distinct = sorted(set(values), key=lambda value: (_number(value), str(value)))
     index = {value: label for label, value in enumerate(distinct)}
     return np.array([index[value] for value in values], np.int64), tuple(str(value) for value in distinct)
@@ -122,7 +122,7 @@ def indexed_targets(
 
 
 def group_column(listing: Listing, column: str, where: str) -> list[str]:
-    """The values of a column, as text.
+    """Return the values of a column, as text.
 
     Raises:
         UnknownNameError: there is no such column.

@@ -38,19 +38,23 @@ class Columns:
         self.notes: list[str] = []
         named = argument.fields
         usual = [name for name in self._header if name.lower() in PATH_COLUMNS]
-        self.path = self._named("path", named.get("path")) or (usual[0] if usual else self._lacking())
+        self.path = self._require_column("path", named.get("path")) or (
+            usual[0] if usual else self._refuse_without_path()
+        )
         if len(usual) > 1 and not named.get("path"):
             self.notes.append(
                 f"column {self.path} of {path.name} is taken for the path, not {', '.join(usual[1:])}"
             )
-        self.id = self._named("id", named.get("id")) or (ID_COLUMN if ID_COLUMN in self._header else None)
-        group = self._named("group-by", options.group_by)
-        labels = [self._named("label", name) or "" for name in argument.names("label")]
+        self.id = self._require_column("id", named.get("id")) or (
+            ID_COLUMN if ID_COLUMN in self._header else None
+        )
+        group = self._require_column("group-by", options.group_by)
+        labels = [self._require_column("label", name) or "" for name in argument.names("label")]
         others = [name for name in self._header if name not in (self.path, self.id, group, *labels)]
         if "split" in named:
-            self.split = self._named("split", named["split"])
+            self.split = self._require_column("split", named["split"])
         else:
-            self.split = self._found_split(others, labels)
+            self.split = self._detect_split_column(others, labels)
         self.labels = labels or [name for name in others if name != self.split]
         if not self.labels:
             raise RequestError(
@@ -59,14 +63,14 @@ class Columns:
             )
         self.used = list(dict.fromkeys(n for n in (self.path, self.split, self.id, group, *self.labels) if n))
 
-    def _found_split(self, others: list[str], labels: list[str]) -> str | None:
-        """The column that holds the split of each sample, by its name and its values."""
+    def _detect_split_column(self, others: list[str], labels: list[str]) -> str | None:
+        """Return the column that holds the split of each sample, by its name and its values."""
         if SPLIT_COLUMN in others:
             return SPLIT_COLUMN
         found = [name for name in others if name.casefold() == SPLIT_COLUMN]
         found = found or [name for name in others if self._holds_splits(name)]
         if not found and not labels:
-            self._refuse_doubtful(others)
+            self._refuse_ambiguous(others)
         if not found and len(others) > 1 - bool(labels):
             found = [name for name in others if self._is_bare_flag(name, others, labels)]
         if len(found) > 1:
@@ -88,7 +92,7 @@ class Columns:
         roles = {role_of(split) for split in splits_of_column(name, values)}
         return bool(values) and None not in roles
 
-    def _refuse_doubtful(self, others: list[str]) -> None:
+    def _refuse_ambiguous(self, others: list[str]) -> None:
         """Refuse a column ``fold`` or ``set`` of other values where it would become a label beside others."""
         doubtful = [name for name in others if is_split_column(name)]
         if doubtful and len(others) > 1:
@@ -113,12 +117,12 @@ class Columns:
         self.notes.append(f"column {name} of {self._path.name} is taken for a class, not for the split")
         return False
 
-    def _named(self, what: str, name: str | None) -> str | None:
+    def _require_column(self, what: str, name: str | None) -> str | None:
         if name and name not in self._header:
             raise UnknownNameError(f"{what} column", name, self._header, f"({self._path})")
         return name or None
 
-    def _lacking(self) -> NoReturn:
+    def _refuse_without_path(self) -> NoReturn:
         hint = "name it as in csv:FILE?path=NAME"
         if any(name.lower().endswith(tuple(EXTENSIONS)) for name in self._header):
             hint = "its first line must be a header such as path,label"

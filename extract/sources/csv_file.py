@@ -91,7 +91,7 @@ def _text(path: Path, encoding: str | None) -> str:
 
 
 def _separator(text: str) -> tuple[str, str]:
-    """The separator, and the text behind a line ``sep=;`` as Excel reads and writes it."""
+    """Return the separator, and the text behind a line ``sep=;`` as Excel reads and writes it."""
     first, _, rest = text.partition("\n")
     told = _SEPARATOR_LINE.fullmatch(first.strip("\r"))
     if told:

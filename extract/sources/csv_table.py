@@ -47,7 +47,7 @@ _UNIT = re.compile(r"(.*\S)\s*[\[(]([^\])]+)[\])]")
 class CsvTable(Collection):
     """A table of images; see `open_csv`."""
 
-    kind = "csv"
+    source_type = "csv"
 
     def __init__(self, argument: Argument, options: DatasetOptions) -> None:
         path = argument.file()
@@ -193,10 +193,10 @@ def _targets(
     notes: list[str],
 ) -> tuple[Labels, Targets]:
     """Return the labels of all rows in their stored type, and their targets; add notes on them to `notes`."""
-    kind = options.target
-    if kind == AUTO:
-        kind = SINGLE_LABEL if len(columns) == 1 else MULTI_LABEL
-    if kind == SINGLE_LABEL:
+    target_type = options.target
+    if target_type == AUTO:
+        target_type = SINGLE_LABEL if len(columns) == 1 else MULTI_LABEL
+    if target_type == SINGLE_LABEL:
         if len(columns) > 1:
             raise RequestError(
                 f"{path} has label columns {', '.join(columns)}; name one as in csv:FILE?label=NAME"
@@ -207,7 +207,7 @@ def _targets(
         labels, names = class_labels(values)
         return labels, Targets(SINGLE_LABEL, names)
     table = np.stack([_numbers(path, name, values) for name, values in columns.items()], 1)
-    if kind == MULTI_LABEL:
+    if target_type == MULTI_LABEL:
         wrong = np.argwhere(~np.isin(table, (0, 1)))
         if len(wrong):
             row, column = (int(index) for index in wrong[0])

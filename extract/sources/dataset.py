@@ -99,14 +99,14 @@ class DatasetOptions:
             raise UnknownNameError("way to treat EXIF orientation", self.exif_orientation, (AS_STORED, APPLY))
         return PixelOptions(PixelRange.parse(self.pixel_range), self.exif_orientation == APPLY)
 
-    def require_target(self, kind: str, where: str) -> None:
+    def require_target(self, target_type: str, where: str) -> None:
         """Refuse another kind of target than the one asked for.
 
         Raises:
             RequestError: it is another.
         """
-        if self.target not in (AUTO, kind):
-            raise RequestError(f"{where} has {kind} targets, not {self.target}; leave --target out")
+        if self.target not in (AUTO, target_type):
+            raise RequestError(f"{where} has {target_type} targets, not {self.target}; leave --target out")
 
 
 class SplitDataset(Source):
@@ -132,7 +132,7 @@ class SplitDataset(Source):
             )
         if not len(collection.listing.ids):
             raise DatasetError(f"{collection.name} holds no samples")
-        self._options.require_target(self.targets.kind, self.name)
+        self._options.require_target(self.targets.type, self.name)
         if not collection.listing.parts and (self._options.test_splits or self._options.train_split):
             raise RequestError(
                 f"{self.name} has no splits of its own; leave --train-split and --test-split out, and it is split 75/25"
@@ -140,7 +140,7 @@ class SplitDataset(Source):
         rows = self._own_splits() if self._own else self._new_splits()
         self._check_storable(rows)
         self._check_agreement(rows)
-        self._say_empty_classes(rows)
+        self._report_empty_classes(rows)
         self._limit = self._options.limit
         if self._limit is not None and all(len(part) <= self._limit for part in rows.values()):
             self._limit = None  # it cuts nothing, so it must not change the identity
@@ -166,7 +166,7 @@ class SplitDataset(Source):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What people should know."""
+        """Notes for people who use the dataset."""
         return self._notes
 
     @property
@@ -181,7 +181,7 @@ class SplitDataset(Source):
 
     @property
     def citation(self) -> Citation:
-        """Licence and citation."""
+        """License and citation."""
         return self._collection.citation
 
     @cached_property
@@ -190,7 +190,7 @@ class SplitDataset(Source):
         listing, options = self._collection.listing, self._options
         # What was not asked for is left out, so that more options do not change the key of what was there before.
         extra = {
-            **({} if listing.targets.kind == SINGLE_LABEL else {"targets": listing.targets.kind}),
+            **({} if listing.targets.type == SINGLE_LABEL else {"targets": listing.targets.type}),
             **({"group_by": options.group_by} if options.group_by and not self._own else {}),
             **({"test_splits": list(self._test_splits)} if self._test_splits and self._own else {}),
             **({"train_split": options.train_split} if options.train_split not in (None, TRAIN) else {}),
@@ -199,7 +199,7 @@ class SplitDataset(Source):
             **({"exif_orientation": APPLY} if options.pixels.upright else {}),
         }
         return {
-            "kind": self._collection.kind,
+            "kind": self._collection.source_type,
             "digest": listing.digest,
             "split_seed": None if self._own else options.split_seed,
             # The part that a limit takes is chosen by the seed too.
@@ -214,7 +214,7 @@ class SplitDataset(Source):
             return self._collection.image(int(self._splits[split].rows[row]))
 
     def file_states(self) -> FileStates | None:
-        """Size and times of the files that images are read from."""
+        """Return the size and times of the files that images are read from."""
         rows = np.concatenate([samples.rows for samples in self._splits.values()])
         states = FileStates.of(self._collection.files(rows.tolist()), self._collection.one_file_a_row)
         return states if len(states.states) else None
@@ -232,7 +232,7 @@ class SplitDataset(Source):
         )
 
     def _own_splits(self) -> dict[str, Rows]:
-        """Those of the dataset; where none of those to test on is called ``test``, the first of them is."""
+        """Return the dataset's own splits; if no test split is called ``test``, the first one takes that name."""
         listing, wanted = self._collection.listing, self._test_splits
         everything = (*listing.parts, *listing.unread)
         for name in wanted:
@@ -270,7 +270,7 @@ class SplitDataset(Source):
             else np.arange(len(listing.ids))
         )
         labels = listing.labels[rows]
-        strata = strata_of(labels, listing.targets.kind)
+        strata = strata_of(labels, listing.targets.type)
         if options.group_by:
             names = group_column(listing, options.group_by, self.name)
             distinct, groups = np.unique([names[row] for row in rows], return_inverse=True)
@@ -287,7 +287,7 @@ class SplitDataset(Source):
         return {TRAIN: rows[~test], TEST: rows[test]}
 
     def _refuse_single_images(self, strata: Rows) -> None:
-        if self.targets.kind != SINGLE_LABEL:
+        if self.targets.type != SINGLE_LABEL:
             return
         single = np.flatnonzero(np.bincount(strata) == 1)
         if single.size:
@@ -313,8 +313,8 @@ class SplitDataset(Source):
     def _part(self, rows: Rows, limit: int) -> Rows:
         listing = self._collection.listing
         keys = order_keys((listing.ids[int(row)] for row in rows), self._options.split_seed)
-        strata = strata_of(listing.labels[rows], listing.targets.kind)
-        return rows[stratified_part(keys, strata, limit, each=listing.targets.kind == SINGLE_LABEL)]
+        strata = strata_of(listing.labels[rows], listing.targets.type)
+        return rows[stratified_part(keys, strata, limit, each=listing.targets.type == SINGLE_LABEL)]
 
     def _check_storable(self, rows: Mapping[str, Rows]) -> None:
         """Refuse now what no cache could hold, not after the backbone has run."""
@@ -336,9 +336,9 @@ class SplitDataset(Source):
                 f"{self.name}: an id has {longest} bytes, at most {MAX_SAMPLE_ID_BYTES} are possible"
             )
 
-    def _say_empty_classes(self, rows: Mapping[str, Rows]) -> None:
+    def _report_empty_classes(self, rows: Mapping[str, Rows]) -> None:
         """Report classes without a sample, such as class 0 where labels count from 1."""
-        if self.targets.kind == REGRESSION:
+        if self.targets.type == REGRESSION:
             return
         labels = self._collection.listing.labels[np.concatenate(list(rows.values()))]
         counts = self.targets.counts(labels)
@@ -347,7 +347,7 @@ class SplitDataset(Source):
             return
         shown = ", ".join(self.targets.names[int(label)] for label in empty[:5])
         from_one = (
-            empty.tolist() == [0] and self.targets.kind == SINGLE_LABEL and self.targets.names[0] == "0"
+            empty.tolist() == [0] and self.targets.type == SINGLE_LABEL and self.targets.names[0] == "0"
         )
         self._notes.append(
             f"{self.name}: {len(empty)} of {len(counts)} classes have no sample ({shown}{', ...' if len(empty) > 5 else ''})"
@@ -363,7 +363,7 @@ class SplitDataset(Source):
             if name == TRAIN or TRAIN not in rows:
                 continue
             train, test = labels[rows[TRAIN]], labels[part]
-            if targets.kind == REGRESSION:
+            if targets.type == REGRESSION:
                 outside = ((test < train.min(0)) | (test > train.max(0))).any(1).sum()
                 what = (
                     f"{outside} of {len(part)} targets lie outside of the range of train" if outside else ""

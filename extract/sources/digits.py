@@ -64,7 +64,7 @@ class Digits(Source):
         return self._dataset.splits
 
     def image(self, split: str, row: int) -> "Image":
-        """Return one scan as an 8 x 8 greyscale image."""
+        """Return one scan as an 8 x 8 grayscale image."""
         return self._dataset.image(split, row)
 
     @cached_property
@@ -73,7 +73,7 @@ class Digits(Source):
 
 
 class _Scans(Collection):
-    kind, name = "digits", "digits"
+    source_type, name = "digits", "digits"
 
     def __init__(self) -> None:
         self._pixels, labels = _arrays()
@@ -87,7 +87,7 @@ class _Scans(Collection):
 
 
 def _arrays() -> "tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]":
-    """Pixels ``[1797, 8, 8]`` scaled from 0..16 to 0..255, and labels ``[1797]``."""
+    """Return the pixels ``[1797, 8, 8]`` scaled from 0..16 to 0..255, and labels ``[1797]``."""
     import numpy as np
     from sklearn.datasets import load_digits  # a second to import
 

@@ -49,7 +49,7 @@ class FileStates:
         return [hashlib.sha256(part.tobytes()).hexdigest()[:16] for part in parts]
 
     def differing(self, fingerprints: list[str]) -> Mask:
-        """``[F]``: files whose group has a new fingerprint; all files if the number of groups differs."""
+        """Return a mask ``[F]`` of the files whose group has a new fingerprint; all files if the number of groups differs."""
         own = self.fingerprints
         if len(own) != len(fingerprints):
             return np.ones(len(self.states), np.bool_)
@@ -60,24 +60,24 @@ class FileStates:
         return mask
 
     def changed_since(self, seconds: float) -> Mask:
-        """``[F]``: files whose content or status changed at that time (since the epoch) or later."""
+        """Return a mask ``[F]`` of the files whose content or status changed at that time (since the epoch) or later."""
         mask: Mask = self.states[:, 1:].max(1, initial=0) >= int(seconds * 1e9)
         return mask
 
     def with_suffix(self, suffixes: tuple[str, ...]) -> Mask:
-        """``[F]``: files with one of some extensions; none if files do not correspond to rows."""
+        """Return a mask ``[F]`` of the files with one of some extensions; none if files do not correspond to rows."""
         if not self.per_row:
             return np.zeros(len(self.states), np.bool_)
         return np.array([suffix in suffixes for suffix in self.suffixes], np.bool_)
 
     @property
-    def whose_size_tells_nothing(self) -> Mask:
-        """``[F]``: files of uncompressed formats, in which every image of one shape has the same size."""
+    def uncompressed(self) -> Mask:
+        """Mask ``[F]`` of the files in uncompressed formats, in which every image of one shape has the same size."""
         return self.with_suffix(_WITHOUT_COMPRESSION)
 
     @property
     def tiff(self) -> Mask:
-        """``[F]``: TIFF files."""
+        """Mask ``[F]`` of the TIFF files."""
         return self.with_suffix(_TIFF)
 
 

@@ -14,17 +14,17 @@ import numpy as np
 
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.arrays import Array, ArrayCollection, ArrayPart
+from featcache.extraction.sources.data_folders import unpack_once
 from featcache.extraction.sources.dataset import DatasetOptions
-from featcache.extraction.sources.hdf5_rows import LibraryRows, PlacedRows, open_rows
-from featcache.extraction.sources.places import unpacked
+from featcache.extraction.sources.hdf5_rows import ContiguousRows, Hdf5Rows, open_rows
 from featcache.extraction.sources.split_names import ChosenSplits, choose_splits, note_splits_beside
 from featcache.store.convert.h5_files import (
     find_dataset,
     find_linked,
+    format_listing,
     group_size,
     h5_errors,
     list_datasets,
-    listed,
     open_h5,
     read_texts,
 )
@@ -48,7 +48,7 @@ class Hdf5(ArrayCollection):
 
     def _read_ahead(self, part: int, indices: Sequence[int]) -> None:
         images = self._images[part]
-        if not isinstance(images, LibraryRows):
+        if not isinstance(images, Hdf5Rows):
             return
         first, last = min(indices), max(indices)
         # Rows that are asked for may lie apart, where a split was made of every fourth; those between come along.
@@ -91,7 +91,7 @@ def open_hdf5(argument: Argument, options: DatasetOptions, reporter: Reporter) -
     ]
     name = re.sub(r"\.(gz|h5|hdf5|hdf)$", "", re.sub(r"\.gz$", "", argument.path.name.replace(SPLIT, "")))
     return Hdf5(
-        argument.kind,
+        argument.source_type,
         name.strip("-_."),
         parts,
         options,
@@ -103,7 +103,7 @@ def open_hdf5(argument: Argument, options: DatasetOptions, reporter: Reporter) -
 
 
 def _splits(argument: Argument, options: DatasetOptions) -> ChosenSplits:
-    """The splits to read, by the text that replaces ``{split}``."""
+    """Return the splits to read, by the text that replaces ``{split}``."""
     if SPLIT in argument.place:
         pattern, folder = _pattern(argument.path.name), argument.path.parent
         names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -113,7 +113,7 @@ def _splits(argument: Argument, options: DatasetOptions) -> ChosenSplits:
             names = [name for name, _ in list_datasets(file, argument.path)]
     found = [match["split"] for name in names if (match := pattern.fullmatch(name))]
     if not found:
-        raise RequestError(f"{argument.kind}: nothing is there for any split in {argument.place}")
+        raise RequestError(f"{argument.source_type}: nothing is there for any split in {argument.place}")
     return choose_splits(found, options, argument.place)
 
 
@@ -139,12 +139,12 @@ def _part(
     def filled(text: str) -> str:
         return text.replace(SPLIT, spelling)
 
-    given = Argument(argument.kind, filled(argument.place)).file()
-    path = unpacked(given, reporter)
+    given = Argument(argument.source_type, filled(argument.place)).file()
+    path = unpack_once(given, reporter)
     images = _image_rows(path, filled(_images(argument)), given, linked)
     label_name = filled(argument.fields.get("labels", "y"))
     label_file = _label_file(argument, given, path, label_name, filled)
-    labels = _whole(unpacked(label_file, reporter), label_name, label_file)
+    labels = _read_labels(unpack_once(label_file, reporter), label_name, label_file)
     ids = argument.fields.get("ids")
     columns = {options.group_by: _texts(path, filled(options.group_by), given)} if options.group_by else {}
     return ArrayPart(
@@ -161,27 +161,27 @@ def _label_file(argument: Argument, given: Path, path: Path, name: str, filled: 
     if "labels_file" in argument.fields:
         file = expanded(filled(argument.fields["labels_file"]))
         file = file if file.is_absolute() or file.is_file() else given.parent / file
-        return Argument(argument.kind, str(file)).file()
+        return Argument(argument.source_type, str(file)).file()
     beside = given.with_name(re.sub(r"_x(?=\.)", "_y", given.name))
     with open_h5(path) as file:
         return beside if beside.is_file() and find_dataset(file, path, name) is None else given
 
 
-def _image_rows(path: Path, name: str, given: Path, linked: dict[str, Path]) -> PlacedRows | LibraryRows:
-    """The rows of the images, which may be linked from a file beside this one."""
+def _image_rows(path: Path, name: str, given: Path, linked: dict[str, Path]) -> ContiguousRows | Hdf5Rows:
+    """Return the rows of the images, which may be linked from a file beside this one."""
     found = find_linked(path, name)
     if found is None:
-        raise _missing(path, name, given)
+        raise _missing_array_error(path, name, given)
     if found[0] != path:
         linked[f"{given}: {printable(name)} is read from {found[0]}, to which it is linked"] = found[0]
     return open_rows(*found)
 
 
-def _whole(path: Path, name: str, given: Path) -> Array:
+def _read_labels(path: Path, name: str, given: Path) -> Array:
     with open_h5(path) as file:
         dataset = find_dataset(file, path, name)
         if dataset is None:
-            raise _missing(path, name, given)
+            raise _missing_array_error(path, name, given)
         if dataset.dtype.names:
             raise DatasetError(
                 f"{given}: {name} has the fields {', '.join(dataset.dtype.names)}; store the labels as an array of their own"
@@ -196,11 +196,11 @@ def _texts(path: Path, name: str, given: Path) -> list[str]:
     with open_h5(path) as file:
         dataset = find_dataset(file, path, name)
         if dataset is None:
-            raise _missing(path, name, given)
+            raise _missing_array_error(path, name, given)
         return read_texts(dataset, given, name)
 
 
-def _missing(path: Path, name: str, given: Path) -> RequestError:
+def _missing_array_error(path: Path, name: str, given: Path) -> RequestError:
     with open_h5(path) as file:
         size = group_size(file, path, name)
         if size is not None:
@@ -209,5 +209,5 @@ def _missing(path: Path, name: str, given: Path) -> RequestError:
                 "bytes of an image file each"
             )
         return RequestError(
-            f"{given} has no array {name!r}; it has {listed(file, path)}: name them as in hdf5:FILE?images=x&labels=y"
+            f"{given} has no array {name!r}; it has {format_listing(file, path)}: name them as in hdf5:FILE?images=x&labels=y"
         )

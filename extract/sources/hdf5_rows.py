@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
-def open_rows(path: Path, name: str) -> "PlacedRows | LibraryRows":
+def open_rows(path: Path, name: str) -> "ContiguousRows | Hdf5Rows":
     """Return the rows of the array `name`, which must lie in the file `path` itself.
 
     Raises:
@@ -26,18 +26,18 @@ def open_rows(path: Path, name: str) -> "PlacedRows | LibraryRows":
     """
     with open_h5(path) as file, h5_errors(f"{path}: {name}"):
         dataset = _required(file, path, name)
-        rows = LibraryRows(path, name, tuple(dataset.shape), dataset.dtype)
-        if not dataset.shape or not _lies_as_it_is(dataset):
+        rows = Hdf5Rows(path, name, tuple(dataset.shape), dataset.dtype)
+        if not dataset.shape or not _is_contiguous(dataset):
             return rows
-        placed = PlacedRows(path, dataset.dtype, dataset.id.get_offset(), tuple(dataset.shape))
+        contiguous = ContiguousRows(path, dataset.dtype, dataset.id.get_offset(), tuple(dataset.shape))
         # The offset that HDF5 reports is used only if both ways give the same values.
         for row in {0, dataset.shape[0] - 1}:
-            if placed[row : row + 1].tobytes() != np.asarray(dataset[row : row + 1]).tobytes():
+            if contiguous[row : row + 1].tobytes() != np.asarray(dataset[row : row + 1]).tobytes():
                 return rows
-        return placed
+        return contiguous
 
 
-class PlacedRows:
+class ContiguousRows:
     """An array ``[N, ...]`` in one piece of a file, read at its offset, without HDF5's lock and without a memory map."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> None:
@@ -55,11 +55,11 @@ class PlacedRows:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             weakref.finalize(self, os.close, self._descriptor)
         while done < len(content):
-            place = self._offset + start * self.row_bytes + done
-            read = os.preadv(self._descriptor, [content[done:]], place)
+            position = self._offset + start * self.row_bytes + done
+            read = os.preadv(self._descriptor, [content[done:]], position)
             if not read:
                 raise DatasetError(
-                    f"{self.path} ends before byte {place}; it was cut after it had been opened"
+                    f"{self.path} ends before byte {position}; it was cut after it had been opened"
                 )
             done += read
         return values
@@ -68,7 +68,7 @@ class PlacedRows:
         return {**self.__dict__, "_descriptor": None}
 
 
-class LibraryRows:
+class Hdf5Rows:
     """An array ``[N, ...]`` read through HDF5; each process opens it, since handles survive neither a fork nor a pickle."""
 
     def __init__(self, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -100,7 +100,7 @@ def _required(file: "h5py.File", path: Path, name: str) -> "h5py.Dataset":
     return dataset
 
 
-def _lies_as_it_is(dataset: "h5py.Dataset") -> bool:
+def _is_contiguous(dataset: "h5py.Dataset") -> bool:
     """Return whether the array is stored in one piece, as the bytes of a numpy type."""
     import h5py
 

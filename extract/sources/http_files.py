@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
-from featcache.extraction.sources.places import derived
+from featcache.extraction.sources.data_folders import derived_path
 from featcache.store.errors import DatasetError, RemoteError
 from featcache.store.progress import Reporter
 
@@ -28,12 +28,12 @@ _SIGNATURE = re.compile(
 
 
 def is_address(text: str) -> bool:
-    """Whether `text` is an address rather than a path."""
+    """Return whether `text` is an address rather than a path."""
     return text.lower().startswith(("http://", "https://"))
 
 
 def fetch_all(addresses: Sequence[str], reporter: Reporter) -> list[Path]:
-    """Local copies of some files, in order.
+    """Fetch some files; return their local copies, in order.
 
     Raises:
         RequestError: the end of the login in an address is ambiguous; nothing was sent.
@@ -62,7 +62,7 @@ def _fetch(missing: dict[Path, str], reporter: Reporter) -> None:
 
         def one(target: Path, address: str) -> None:
             nonlocal done
-            _fetch_one(client, address, target, reporter)
+            _fetch_file(client, address, target, reporter)
             with lock:
                 done += 1
                 update(done, len(missing))
@@ -73,7 +73,7 @@ def _fetch(missing: dict[Path, str], reporter: Reporter) -> None:
             client.close()
 
 
-def _fetch_one(client: "HttpClient", address: str, target: Path, reporter: Reporter) -> None:
+def _fetch_file(client: "HttpClient", address: str, target: Path, reporter: Reporter) -> None:
     from featcache.store.transfer.fetch import fetch_file
 
     where = _shown(address)
@@ -112,4 +112,4 @@ def _target(address: str) -> Path:
     if len(name.encode()) > MAX_NAME_BYTES:
         name = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{Path(name).suffix[:16]}"
     folder = f"{parts.scheme}://{parts.netloc}{dirname(parts.path)}".rstrip("/")
-    return derived("downloads", folder, "files") / name
+    return derived_path("downloads", folder, "files") / name

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
-from featcache.extraction.sources.places import derived
+from featcache.extraction.sources.data_folders import derived_path
 from featcache.store.errors import CacheError, DatasetError, UnknownNameError, similar_names
 from featcache.store.files import read_sealed, sha256_file, text_list, write_sealed
 from featcache.store.hub import client_errors, hub_problem, offline_if_unreachable
@@ -38,14 +38,14 @@ class Snapshot:
 
 
 def hub_folder(repository: str) -> Path:
-    """Where the Hub's client keeps a dataset repository."""
+    """Return the folder where the Hub's client keeps a dataset repository."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}"
 
 
 def cached_snapshot(repository: str, revision: str | None, enough: Callable[[Path], bool]) -> Snapshot | None:
-    """What was downloaded of a revision, if it was all of it, by featcache's own notes or by `enough`."""
+    """Return the local copy of a revision if it is complete, by featcache's own notes or by `enough`."""
     folder, commit = hub_folder(repository), revision or MAIN
     reference = folder / "refs" / commit
     if reference.is_file():
@@ -53,12 +53,12 @@ def cached_snapshot(repository: str, revision: str | None, enough: Callable[[Pat
     snapshot = folder / "snapshots" / commit
     if not snapshot.is_dir():
         return None
-    noted = _noted(_note(repository, commit))
+    noted = _read_note(_note(repository, commit))
     whole = enough(snapshot) if noted is None else all((snapshot / name).is_file() for name in noted)
     return Snapshot(snapshot, commit) if whole else None
 
 
-def fetch(
+def fetch_snapshot(
     repository: str,
     revision: str | None,
     choose: Callable[[Sequence[str]], Sequence[str]],
@@ -82,7 +82,7 @@ def fetch(
                 f"{repository} has no revision {revision!r}; leave --revision out for the newest"
             ) from None
         except RepositoryNotFoundError as error:
-            near = _nearest(repository)
+            near = _similar_repositories(repository)
             if near:
                 raise UnknownNameError("dataset repository", repository, (), near=near) from None
             raise _failure(repository, error, remedy) from None
@@ -98,18 +98,18 @@ def fetch(
                 raise
             raise _failure(repository, error, remedy) from None
     note = _note(repository, commit)
-    earlier = _noted(note) or ()
+    earlier = _read_note(note) or ()
     note.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(note, {"files": sorted({*earlier, *chosen})})
     return Snapshot(hub_folder(repository) / "snapshots" / commit, commit)
 
 
 def _note(repository: str, commit: str) -> Path:
-    return derived("hub", f"{repository}@{commit}", f"{repository.rpartition('/')[2]}.json")
+    return derived_path("hub", f"{repository}@{commit}", f"{repository.rpartition('/')[2]}.json")
 
 
-def _noted(note: Path) -> tuple[str, ...] | None:
-    """The files that a note lists; None if there is no readable note."""
+def _read_note(note: Path) -> tuple[str, ...] | None:
+    """Return the files that a note lists; None if there is no readable note."""
     if not note.is_file():
         return None
     try:
@@ -123,8 +123,8 @@ def _failure(repository: str, error: Exception, remedy: str) -> DatasetError:
     return DatasetError(f"dataset {repository} could not be fetched ({what}); {todo}{remedy}")
 
 
-def _nearest(repository: str) -> list[str]:
-    """Names of repositories on the Hub that are like this one."""
+def _similar_repositories(repository: str) -> list[str]:
+    """Return the names of repositories on the Hub that are like this one."""
     from huggingface_hub import HfApi
 
     name = repository.rpartition("/")[2]
@@ -164,14 +164,14 @@ class _Download:
             try:
                 # Under the name of the revision, so that the client remembers which commit that was.
                 for file in ordered[:1]:
-                    self._one(file, self._revision, counter)
-                for done in [pool.submit(self._one, file, self._commit, counter) for file in ordered]:
+                    self._fetch_file(file, self._revision, counter)
+                for done in [pool.submit(self._fetch_file, file, self._commit, counter) for file in ordered]:
                     done.result()
             finally:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _one(self, file: "RepoSibling", revision: str, counter: type[Any]) -> None:
+    def _fetch_file(self, file: "RepoSibling", revision: str, counter: type[Any]) -> None:
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         known = try_to_load_from_cache(
@@ -200,7 +200,7 @@ class _Download:
             )
 
     def _counter(self, update: Update, total: int) -> type[Any]:
-        """What the client shall report its progress to."""
+        """Return the class of progress bars that the client reports to."""
         from tqdm import tqdm
 
         download = self
@@ -229,7 +229,7 @@ class _Download:
 
 
 def _is_intact(path: Path, file: "RepoSibling") -> bool:
-    """Whether a file has the digest that the Hub lists: SHA-256 of large files, git's SHA-1 of small ones."""
+    """Return whether a file has the digest that the Hub lists: SHA-256 of large files, git's SHA-1 of small ones."""
     if file.size is not None and path.stat().st_size != file.size:
         return False
     if file.lfs is not None:

@@ -50,7 +50,7 @@ def open_idx(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
                 f"{folder} holds more than one set: {found[split][0].name} and {path.name}; take them apart"
             )
         # The unpacked file sorts first and is read faster.
-        found.setdefault(split, (path, _labels(path)))
+        found.setdefault(split, (path, _labels_file(path)))
     if not found:
         below = [path.parent for path in sorted(folder.glob("*/*-images*")) if _IMAGES.fullmatch(path.name)]
         raise DatasetError(
@@ -67,7 +67,7 @@ def open_idx(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
     )
 
 
-def _labels(images: Path) -> Path:
+def _labels_file(images: Path) -> Path:
     name = re.sub(r"idx[34]", "idx1", images.name.replace("-images", "-labels")).removesuffix(".gz")
     for candidate in (images.with_name(name), images.with_name(f"{name}.gz")):
         if candidate.is_file():

@@ -55,7 +55,7 @@ class ImageFolder(Collection):
         DatasetError: a class has no images, a split has a class that train lacks, or the role of a folder is ambiguous.
     """
 
-    kind = "imagefolder"
+    source_type = "imagefolder"
 
     def __init__(
         self, directory: Path, options: DatasetOptions | None = None, *, own_splits: bool = True
@@ -125,7 +125,7 @@ class ImageFolder(Collection):
         if not asked and not options.resplit:
             for role in (TRAIN, TEST):
                 if role not in roles.values():
-                    raise DatasetError(self._lacking(role, folders, roles))
+                    raise DatasetError(self._missing_class_message(role, folders, roles))
         # Other folders (docs/, meta/) are not merged with the splits.
         found = [name for name in folders if roles[name] or asked or not options.resplit]
         chosen = choose_splits(found, options, str(self._directory))
@@ -169,7 +169,9 @@ class ImageFolder(Collection):
             for name in called
         )
 
-    def _lacking(self, role: str, folders: Sequence[str], roles: Mapping[str, str | None]) -> str:
+    def _missing_class_message(
+        self, role: str, folders: Sequence[str], roles: Mapping[str, str | None]
+    ) -> str:
         others = [name for name in folders if not roles[name]]
         validation = [name for name in folders if roles[name] == VALIDATION]
         if role == TEST and validation:
@@ -204,7 +206,7 @@ class ImageFolder(Collection):
         names, loose = self._tree.folders(folder), self._tree.loose_images(folder)
         where = self._directory / folder
         if not names:
-            hint = self._unlabelled(folder, len(loose)) if loose else ""
+            hint = self._unlabeled(folder, len(loose)) if loose else ""
             raise DatasetError(f"{where} has no class folders; it needs one folder of images per class{hint}")
         if loose:
             self._tree.passed_over["images beside the class folders"] += len(loose)
@@ -223,7 +225,7 @@ class ImageFolder(Collection):
             )
         return names
 
-    def _unlabelled(self, folder: str, count: int) -> str:
+    def _unlabeled(self, folder: str, count: int) -> str:
         """Suggest what to do with images outside of class folders, directly in the folder of the dataset or of a split."""
         about = f"; its {count} images have no label"
         tables = sorted(self._directory.glob("*.csv"))
@@ -232,9 +234,9 @@ class ImageFolder(Collection):
             return f"{about}; if {named.name} has them, name csv:{named}?root={self._directory / folder}"
         if folder and role_of(folder) != TRAIN:
             others = [name for name in self._tree.folders() if role_of(name) in (TEST, VALIDATION)]
-            labelled = next((name for name in others if self._tree.folders(name)), None)
-            if labelled is not None:
-                return f"{about}: test on another split with --test-split {labelled}"
+            labeled = next((name for name in others if self._tree.folders(name)), None)
+            if labeled is not None:
+                return f"{about}: test on another split with --test-split {labeled}"
             train = next((name for name in self._tree.folders() if role_of(name) == TRAIN), TRAIN)
             return f"{about}: to leave them out, name imagefolder:{self._directory / train}"
         place = self._directory / folder / "all"
@@ -249,8 +251,8 @@ class ImageFolder(Collection):
             files = self._tree.images(f"{folder}/{name}".lstrip("/"))
             if not files:
                 left = self._tree.passed_over - before
-                kinds = ", ".join(f"{count} {kind}" for kind, count in left.most_common(3))
-                empty.append(f"{name} ({kinds})" if kinds else name)
+                counts = ", ".join(f"{count} {extension}" for extension, count in left.most_common(3))
+                empty.append(f"{name} ({counts})" if counts else name)
             encoded = [path.encode() for path, _ in files]
             # One class at a time: a million strings take far more memory than their bytes.
             self._encoded.append(b"".join(encoded))

@@ -1,4 +1,4 @@
-"""What ``featcache datasets`` lists: the datasets with a short name, and whether they are on disk."""
+"""The rows of ``featcache datasets``: the datasets with a short name, and whether they are on disk."""
 
 from dataclasses import asdict, dataclass
 
@@ -19,7 +19,7 @@ class ListedDataset:
     train_images: int
     test_images: int | None
     repository: str
-    licence: str | None
+    license: str | None
     cite: str | None
     on_disk: str | None
     """Folder of a copy."""
@@ -30,7 +30,7 @@ class ListedDataset:
 
 
 def listed_datasets(part: str = "") -> list[ListedDataset]:
-    """The datasets with `part` in their name or domain, in the paper's order.
+    """Return the datasets with `part` in their name or domain, in the paper's order.
 
     Raises:
         UnknownNameError: there is none.
@@ -56,7 +56,7 @@ def _listed(alias: Alias) -> ListedDataset:
         alias.train_images,
         alias.test_images,
         alias.repository,
-        citation.licence,
+        citation.license,
         citation.text,
         None if folder is None else str(folder),
     )

@@ -109,7 +109,7 @@ class _Archive:
 
 
 def _splits(names: Sequence[str], argument: Argument) -> list[str]:
-    """The splits that arrays are named after; none if images exist without a split in their name."""
+    """Return the splits that arrays are named after; none if images exist without a split in their name."""
     images = [argument.fields["images"]] if "images" in argument.fields else IMAGES
     if any(name in names for name in images):
         return []

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from featcache.extraction.sources.aliases import Alias
 from featcache.extraction.sources.collection import Collection
+from featcache.extraction.sources.data_folders import data_folder
 from featcache.extraction.sources.dataset import DatasetOptions
-from featcache.extraction.sources.hub_files import Snapshot, cached_snapshot, fetch
-from featcache.extraction.sources.places import data_folder
+from featcache.extraction.sources.hub_files import Snapshot, cached_snapshot, fetch_snapshot
 from featcache.extraction.sources.shards import (
     CLASSES_FILE,
     COUNT_FILE,
@@ -31,7 +31,9 @@ def open_alias(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Col
     Raises:
         DatasetError: there is no copy where one was named, it cannot be fetched, or it is damaged.
     """
-    found = _local(alias, options) or _downloaded(alias, options) or _fetched(alias, options, reporter)
+    found = (
+        _find_local(alias, options) or _find_downloaded(alias, options) or _fetch(alias, options, reporter)
+    )
     splits, chosen = folder_shards(found.folder, options)
     collection = WebDataset(
         alias.name,
@@ -43,7 +45,7 @@ def open_alias(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Col
         citation=alias.citation,
         reporter=reporter,
     )
-    notes = [*collection.listing.notes, *_differences(alias, collection)]
+    notes = [*collection.listing.notes, *_size_mismatches(alias, collection)]
     if not found.commit:
         notes.append(
             f"of which commit the copy in {found.folder} is, is not known; with --revision COMMIT its caches have the key of "
@@ -54,16 +56,16 @@ def open_alias(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Col
 
 
 def on_disk(alias: Alias) -> Path | None:
-    """Where a copy lies, in the data folder or the Hub client's cache; whether it is whole shows when it is read."""
+    """Return the folder of a copy, in the data folder or the Hub client's cache; reading it shows whether it is complete."""
     local = next((path for path in _candidates(alias, data_folder()) if is_shard_folder(path)), None)
     if local is not None:
         return local
-    found = cached_snapshot(alias.repository, None, _has_both)
+    found = cached_snapshot(alias.repository, None, _has_train_and_test)
     return found.folder if found else None
 
 
-def places(alias: Alias, base: Path) -> str:
-    """Where a local copy is looked for, for messages."""
+def candidate_folders(alias: Alias, base: Path) -> str:
+    """Return the folders in which a local copy is looked for, for messages."""
     return " or ".join(str(path) for path in _candidates(alias, base))
 
 
@@ -71,7 +73,7 @@ def _candidates(alias: Alias, base: Path) -> list[Path]:
     return [base / alias.name, base / alias.repository.rpartition("/")[2]]
 
 
-def _local(alias: Alias, options: DatasetOptions) -> Snapshot | None:
+def _find_local(alias: Alias, options: DatasetOptions) -> Snapshot | None:
     base = options.data or data_folder()
     # A folder that is named may be the dataset itself; the data folder never is.
     for folder in [*([base] if options.data else []), *_candidates(alias, base)]:
@@ -80,20 +82,20 @@ def _local(alias: Alias, options: DatasetOptions) -> Snapshot | None:
     if options.data:
         raise DatasetError(
             f"no copy of {alias.name} in {base}: there must be train/0.tar, ... and test/0.tar, ... in it, or in "
-            f"{places(alias, base)}"
+            f"{candidate_folders(alias, base)}"
         )
     return None
 
 
-def _downloaded(alias: Alias, options: DatasetOptions) -> Snapshot | None:
-    found = cached_snapshot(alias.repository, options.revision, _has_both)
+def _find_downloaded(alias: Alias, options: DatasetOptions) -> Snapshot | None:
+    found = cached_snapshot(alias.repository, options.revision, _has_train_and_test)
     # What was downloaded may be other splits.
     if found is None or any(not (found.folder / split).is_dir() for split in options.test_splits):
         return None
     return found
 
 
-def _fetched(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Snapshot:
+def _fetch(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Snapshot:
     reporter.message(f"fetching {alias.name} from the Hugging Face Hub ({alias.repository})")
 
     def choose(names: Sequence[str]) -> list[str]:
@@ -105,13 +107,13 @@ def _fetched(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Snaps
         return [*texts, *sorted(tars, key=lambda name: (name.partition("/")[0], natural(Path(name))))]
 
     remedy = (
-        f"; or put a copy, laid out as there (train/0.tar, ..., classnames.txt), into {places(alias, data_folder())}, or "
+        f"; or put a copy, laid out as there (train/0.tar, ..., classnames.txt), into {candidate_folders(alias, data_folder())}, or "
         "name its folder with --data DIR"
     )
-    return fetch(alias.repository, options.revision, choose, reporter, remedy)
+    return fetch_snapshot(alias.repository, options.revision, choose, reporter, remedy)
 
 
-def _has_both(folder: Path) -> bool:
+def _has_train_and_test(folder: Path) -> bool:
     try:
         splits, _ = folder_shards(folder, DatasetOptions())
     except DatasetError:  # a shard that nshards.txt counts is missing
@@ -120,7 +122,7 @@ def _has_both(folder: Path) -> bool:
 
 
 def _commit_of(folder: Path) -> str:
-    """The commit that a copy is of, where the Hub's client left it: in the path of its cache, or beside a download."""
+    """Return the commit that a copy is of, where the Hub's client left it: in the path of its cache, or beside a download."""
     if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name):
         return folder.name
     notes = folder / ".cache" / "huggingface" / "download"
@@ -131,8 +133,8 @@ def _commit_of(folder: Path) -> str:
     return ""
 
 
-def _differences(alias: Alias, collection: Collection) -> list[str]:
-    """Where sizes are not those of the table."""
+def _size_mismatches(alias: Alias, collection: Collection) -> list[str]:
+    """Return notes on sizes that differ from the table."""
     notes = []
     for split, wanted in alias.sizes.items():
         rows = collection.listing.parts.get(split)

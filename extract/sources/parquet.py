@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.extraction.sources.argument import Argument
-from featcache.extraction.sources.array_labels import FoundTargets, array_targets, label_text, text_targets
+from featcache.extraction.sources.array_labels import InferredTargets, array_targets, label_text, text_targets
 from featcache.extraction.sources.base import Citation, Rows
-from featcache.extraction.sources.card_licence import card_licence
+from featcache.extraction.sources.card_license import card_license
 from featcache.extraction.sources.collection import Collection, Listing, listing_digest
+from featcache.extraction.sources.data_folders import data_folder
 from featcache.extraction.sources.dataset import DatasetOptions
 from featcache.extraction.sources.decode import decode
-from featcache.extraction.sources.hub_files import cached_snapshot, fetch
+from featcache.extraction.sources.hub_files import cached_snapshot, fetch_snapshot
 from featcache.extraction.sources.parquet_files import (
     check_group,
     check_images,
@@ -31,7 +32,6 @@ from featcache.extraction.sources.parquet_files import (
     open_parquet,
     parquet_errors,
 )
-from featcache.extraction.sources.places import data_folder
 from featcache.extraction.sources.samples import Texts
 from featcache.extraction.sources.shards import natural
 from featcache.extraction.sources.split_names import choose_splits
@@ -67,7 +67,7 @@ class ParquetImages(Collection):
         facts: further parts of the identity.
     """
 
-    kind = "hf"
+    source_type = "hf"
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class ParquetImages(Collection):
         )
 
     def _read(self, splits: Mapping[str, Sequence[Path]], label: str, group_by: str | None) -> "_Table":
-        """Everything but the images, of all files."""
+        """Read all columns but the images, of all files."""
         table, start = _Table(), 0
         files = iter(range(len(self._paths)))
         for split, paths in splits.items():
@@ -169,7 +169,7 @@ class ParquetImages(Collection):
         return values
 
     def _lengths(self, number: int) -> list[int]:
-        """Bytes of every image, for the identity."""
+        """Return the bytes of every image, for the identity."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -211,7 +211,7 @@ def open_hf(argument: Argument, options: DatasetOptions, reporter: Reporter) -> 
         facts["config"] = argument.fields["config"]
     images = ParquetImages(repository.rpartition("/")[2], splits, argument, options, choice.unread, facts)
     images.citation = Citation(
-        card_licence(folder / CARD), None, f"https://huggingface.co/datasets/{repository}"
+        card_license(folder / CARD), None, f"https://huggingface.co/datasets/{repository}"
     )
     return images
 
@@ -226,7 +226,7 @@ def _require_pyarrow() -> None:
 def _find(
     repository: str, argument: Argument, options: DatasetOptions, reporter: Reporter
 ) -> tuple[Path, str, "_Choice"]:
-    """The folder of a copy, its commit, and what of it is read."""
+    """Return the folder of a copy, its commit, and the selected files."""
     local = data_folder() / repository
     copy = options.data or local
     names = _parquet_below(copy)
@@ -254,7 +254,7 @@ def _find(
             wanted = [name for choice in chosen for names in choice.splits.values() for name in names]
             return [*(name for name in every if name == CARD), *wanted]
 
-        fetched = fetch(repository, revision, choose, reporter, remedy)
+        fetched = fetch_snapshot(repository, revision, choose, reporter, remedy)
         if chosen:
             return fetched.folder, fetched.commit, chosen[0]
     raise DatasetError(f"{repository} has no parquet files, and the Hub has not converted it")
@@ -290,7 +290,7 @@ def _parquet_below(folder: Path) -> list[str]:
 
 
 def _choose(names: Sequence[str], argument: Argument, options: DatasetOptions) -> _Choice:
-    """By the names of files: ``data/train-00000-of-00002.parquet``, ``CONFIG/train/0000.parquet``."""
+    """Choose files by their names: ``data/train-00000-of-00002.parquet``, ``CONFIG/train/0000.parquet``."""
     found: dict[str, dict[str, list[str]]] = {}
     for path in sorted(map(PurePosixPath, names), key=lambda path: (str(path.parent), natural(path))):
         folders = list(path.parts[:-1])
@@ -324,7 +324,7 @@ def _column(what: str, argument: Argument, usual: Iterable[str], names: Sequence
     return found
 
 
-def _targets(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> FoundTargets:
+def _targets(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> InferredTargets:
     missing = next((row for row, value in enumerate(values) if value is None), None)
     if missing is not None:
         raise DatasetError(f"{where}: row {missing} has no label")

@@ -58,20 +58,22 @@ def check_images(schema: "pa.Schema", name: str, path: Path) -> None:
 
     if name not in schema.names:
         raise UnknownNameError("column", name, schema.names, f"({path})")
-    kind = schema.field(name).type
+    column_type = schema.field(name).type
     inner = (
-        kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+        column_type.field("bytes").type
+        if pa.types.is_struct(column_type) and column_type.get_field_index("bytes") >= 0
+        else column_type
     )
     holds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-    if any(test(inner) for test in holds) or (inner is not kind and pa.types.is_null(inner)):
+    if any(test(inner) for test in holds) or (inner is not column_type and pa.types.is_null(inner)):
         return
     hint = (
         "; one image a row can be read, so give every image a row of its own"
-        if pa.types.is_list(kind)
+        if pa.types.is_list(column_type)
         else ""
     )
     raise DatasetError(
-        f"{path}: column {name!r} is {str(kind)[:100]}; images must be the bytes of their files, or a struct with a field "
+        f"{path}: column {name!r} is {str(column_type)[:100]}; images must be the bytes of their files, or a struct with a field "
         f"bytes{hint}"
     )
 

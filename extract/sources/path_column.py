@@ -22,7 +22,7 @@ _LOOKED_INTO = 64
 
 
 @dataclass
-class FoundImages:
+class ImageFiles:
     """N existing files."""
 
     paths: list[str]
@@ -32,7 +32,7 @@ class FoundImages:
     notes: list[str] = field(default_factory=list)
 
 
-def find_images(root: Path, paths: Sequence[str], table: Path) -> FoundImages:
+def find_images(root: Path, paths: Sequence[str], table: Path) -> ImageFiles:
     """Find the files that a table names.
 
     If a path does not exist as written, it is tried with ``/`` in place of the ``\\`` of Windows, and in the other Unicode form
@@ -48,7 +48,7 @@ def find_images(root: Path, paths: Sequence[str], table: Path) -> FoundImages:
     """
     with ThreadPoolExecutor(STAT_THREADS) as pool:
         states = list(pool.map(lambda path: _state(root, path), paths, chunksize=512))
-    found = FoundImages(list(paths), [size for size, _ in states])
+    found = ImageFiles(list(paths), [size for size, _ in states])
     lacking = [row for row, size in enumerate(found.sizes) if size < 0]
     converted = 0
     for row in lacking:
@@ -109,11 +109,11 @@ def _refuse_missing_images(root: Path, missing: Sequence[str], table: Path) -> N
     if any("\\" in path or ntpath.splitdrive(path)[0] for path in missing):
         hint = f"images with the separators or drives of Windows (below {root}; csv:FILE?root=DIR names their folder)"
     else:
-        hint = f"images (below {root}{_found_elsewhere(root, missing[0])})"
+        hint = f"images (below {root}{_suggest_location(root, missing[0])})"
     refuse_missing([_short(path) for path in missing], hint, str(table))
 
 
-def _found_elsewhere(root: Path, path: str) -> str:
+def _suggest_location(root: Path, path: str) -> str:
     """Suggest where a missing image may lie: in a folder below the root, or under its name with an extension."""
     try:
         folders = sorted(entry.path for entry in os.scandir(root) if entry.is_dir())[:_LOOKED_INTO]

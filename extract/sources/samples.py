@@ -94,12 +94,12 @@ class Samples(Sequence[Sample]):
 
 
 def max_id_bytes(samples: Sequence[Sample]) -> int:
-    """Bytes of the longest id."""
+    """Return the bytes of the longest id."""
     if isinstance(samples, Samples):
         return samples.max_id_bytes
     return max(len(sample.id.encode()) for sample in samples)
 
 
 def labels_of(samples: Sequence[Sample]) -> Labels:
-    """Labels of some samples, ``[M, ...]``."""
+    """Return the labels of some samples, ``[M, ...]``."""
     return samples.labels if isinstance(samples, Samples) else np.array([sample.label for sample in samples])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.extraction.sources.array_images import to_image
-from featcache.extraction.sources.array_labels import FoundTargets, array_targets, label_text, text_targets
+from featcache.extraction.sources.array_labels import InferredTargets, array_targets, label_text, text_targets
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.collection import Collection, Listing, refuse_repeated
 from featcache.extraction.sources.dataset import DatasetOptions, SplitDataset
@@ -39,11 +39,11 @@ class PythonDataset(Collection):
         names: Sequence[str],
         columns: Mapping[str, Sequence[Any]],
         options: DatasetOptions,
-        kind: str = "python",
+        source_type: str = "python",
         unread: Sequence[str] = (),
     ) -> None:
         self.name = name
-        self.kind = kind
+        self.source_type = source_type
         self._range = options.pixels.pixel_range
         self._splits = list(splits.values())
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in splits.values()])])
@@ -139,7 +139,7 @@ def python_dataset(
                 f"{name}: {split or 'the dataset'} is {type(part).__name__}; it must be a sequence with a length, such as a list"
             )
     spelled = [split for split in parts if split]
-    options = _testing_on_all(spelled, options)
+    options = _test_on_all_splits(spelled, options)
     chosen = choose_splits(spelled, options, name)
 
     def by_split(given: Any) -> Mapping[str, Sequence[Any]]:
@@ -166,8 +166,8 @@ def python_dataset(
     return SplitDataset(collection, options)
 
 
-def _testing_on_all(spelled: Sequence[str], options: DatasetOptions) -> DatasetOptions:
-    """The options, with all splits but train as test splits unless the options name some: given splits are meant to be read."""
+def _test_on_all_splits(spelled: Sequence[str], options: DatasetOptions) -> DatasetOptions:
+    """Return the options, with all splits but train as test splits unless the options name some: given splits are meant to be read."""
     train = options.train_split or next((split for split in spelled if role_of(split) == TRAIN), None)
     others = [split for split in spelled if split != train]
     usual = not others or [role_of(split) for split in others] == [TEST]
@@ -177,7 +177,7 @@ def _testing_on_all(spelled: Sequence[str], options: DatasetOptions) -> DatasetO
 
 
 def as_image(value: Any, where: str, pixel_range: PixelRange | None = None) -> "Image":
-    """An image of Pillow's, an array or a path, as an image.
+    """Return an image of Pillow's, an array or a path as an image.
 
     Raises:
         DatasetError: it is none of these, or does not decode.
@@ -225,7 +225,7 @@ def _ids(split: str, part: Sequence[Any], ids: Mapping[str, Sequence[str]]) -> S
     return [str(one) for one in ids[split]]
 
 
-def _labels(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> FoundTargets:
+def _labels(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> InferredTargets:
     if not values:
         raise DatasetError(f"{where} holds no samples")
     if all(isinstance(value, str) for value in values):

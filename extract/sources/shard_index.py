@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.extraction.sources.places import derived, whole_file
+from featcache.extraction.sources.data_folders import atomic_file, derived_path
 from featcache.extraction.sources.samples import Texts
 
 KEEP_FROM_BYTES = 64 * 2**20
@@ -30,7 +30,7 @@ class Shard:
     labels: list[Any] = field(default_factory=list)
     """Class, or an array."""
     records: list[Mapping[str, Any]] = field(default_factory=list)
-    """What its JSON says of every sample; empty where there is none."""
+    """The JSON record of every sample; empty where there is none."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Number of members that belong to no sample, by type."""
 
@@ -80,7 +80,7 @@ def keep_shard(path: Path, shard: Shard, image: str | None = None) -> None:
         records=np.frombuffer(records, np.uint8),
         left_out=np.frombuffer(json.dumps(shard.left_out).encode(), np.uint8),
     )
-    with suppress(OSError), whole_file(kept) as partial:
+    with suppress(OSError), atomic_file(kept) as partial:
         partial.write_bytes(content.getvalue())
 
 
@@ -90,4 +90,4 @@ def _place(path: Path, image: str | None) -> Path | None:
         return None
     # The number is the version of the rules that make samples of members.
     what = f"2 {image or ''} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
-    return derived("index", what, f"{path.stem}.npz")
+    return derived_path("index", what, f"{path.stem}.npz")

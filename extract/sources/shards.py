@@ -19,7 +19,7 @@ _RANGE = re.compile(r"\{([^{}]*)\}")
 _PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
-def expand(pattern: str) -> list[str]:
+def expand_pattern(pattern: str) -> list[str]:
     """Expand a pattern: ``{000..010}`` (with the zeros of its first number) and ``{a,b}``.
 
     Raises:
@@ -46,14 +46,14 @@ def _choices(text: str, pattern: str) -> list[str]:
 
 
 def matching_files(pattern: str) -> list[Path]:
-    """The files that a pattern means, in its order; ``*`` and ``?`` in the order of their numbers.
+    """Return the files that a pattern means, in its order; ``*`` and ``?`` in the order of their numbers.
 
     Raises:
         DatasetError: some are not there (the first ten and the count).
     """
     paths: list[Path] = []
     missing: list[str] = []
-    for text in expand(str(expanded(pattern))):
+    for text in expand_pattern(str(expanded(pattern))):
         path = Path(text)
         if set("*?[") & set(text):
             found = sorted(path.parent.glob(path.name), key=natural)
@@ -78,12 +78,12 @@ def refuse_missing(missing: Sequence[str], what: str, where: str) -> None:
 
 
 def is_shard_folder(folder: Path) -> bool:
-    """Whether a folder has splits with tar files below it."""
+    """Return whether a folder has splits with tar files below it."""
     return any(split_folders(folder))
 
 
 def split_folders(folder: Path) -> Iterator[str]:
-    """Names of the folders that hold shards."""
+    """Yield the names of the folders that hold shards."""
     if folder.is_dir():
         for entry in sorted(folder.iterdir()):
             if not entry.name.startswith(".") and entry.is_dir() and next(entry.glob("*.tar"), None):
@@ -91,7 +91,7 @@ def split_folders(folder: Path) -> Iterator[str]:
 
 
 def folder_shards(folder: Path, options: DatasetOptions) -> tuple[dict[str, list[Path]], ChosenSplits]:
-    """Shards of the splits of a folder that are read, in order, and the choice of splits.
+    """Return the shards of the splits of a folder that are read, in order, and the choice of splits.
 
     Raises:
         DatasetError: there are no shards, their names are ambiguous, or a shard that nshards.txt counts is missing.
@@ -128,12 +128,12 @@ def splits_by_name(paths: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def uncounted_shards(folder: Path, read: Sequence[Path]) -> list[Path]:
-    """Shards in a split's folder beyond the number in nshards.txt; they are not read."""
+    """Return shards in a split's folder beyond the number in nshards.txt; they are not read."""
     return sorted({*folder.glob("*.tar")} - {*read}, key=natural)
 
 
 def packed_shards(folder: Path) -> list[Path]:
-    """Compressed shards of a folder; they are not read, since members are read at their offset."""
+    """Return compressed shards of a folder; they are not read, since members are read at their offset."""
     return sorted(path for path in folder.iterdir() if _PACKED.search(path.name)) if folder.is_dir() else []
 
 
@@ -152,7 +152,7 @@ def shard_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """Shards in the order of their numbers; as many as nshards.txt says, if it is there."""
+    """Return shards in the order of their numbers; as many as nshards.txt says, if it is there."""
     found = sorted(folder.glob("*.tar"), key=natural)
     counted = folder / COUNT_FILE
     if not counted.is_file():
@@ -166,7 +166,7 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def shard_count(text: str, where: object) -> int:
-    """What nshards.txt says.
+    """Return the number of shards in nshards.txt.
 
     Raises:
         DatasetError: it is no number.
@@ -177,7 +177,7 @@ def shard_count(text: str, where: object) -> int:
 
 
 def class_names(folder: Path) -> list[str]:
-    """Names in classnames.txt, line number = label; none if it is not there. It may lack a line."""
+    """Return the names in classnames.txt, line number = label; none if it is not there. It may lack a line."""
     path = folder / CLASSES_FILE
     if not path.is_file():
         return []

@@ -215,14 +215,14 @@ def _flag_role(column: str) -> str | None:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name in lower case: ``TrainImages2017`` is train and images."""
+    """Return the words of a name in lower case: ``TrainImages2017`` is train and images."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = [_SUFFIX.sub("", word) or word for word in re.split(r"[\W_]+", spaced.casefold()) if word]
     return [word for word in words if not re.fullmatch(r"(19|20)\d\d", word)]
 
 
 def _only(role: str, names: Sequence[str], roles: Mapping[str, str | None], where: str) -> str | None:
-    """The one split of a role; None if there is none."""
+    """Return the one split of a role; None if there is none."""
     same = [name for name in names if roles[name] == role]
     if len(same) > 1:
         raise DatasetError(

@@ -24,7 +24,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def order_keys(ids: Iterable[str], seed: int) -> Keys:
-    """A number for every id, ``[N]``: the first eight bytes of SHA-256 over ``seed:id``; smaller ones come first."""
+    """Return a number for every id, ``[N]``: the first eight bytes of SHA-256 over ``seed:id``; smaller ones come first."""
     prefix = hashlib.sha256(f"{seed}:".encode())
     digests = []
     for one in ids:
@@ -34,15 +34,15 @@ def order_keys(ids: Iterable[str], seed: int) -> Keys:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
-def strata_of(labels: Labels, kind: str) -> Rows:
-    """The stratum of every sample, ``[N]``, which parts keep in proportion.
+def strata_of(labels: Labels, target_type: str) -> Rows:
+    """Return the stratum of every sample, ``[N]``, which parts keep in proportion.
 
     The class; of several classes the rarest, counted over all samples (one more stratum for those of none); of real
     values the tenth of the first quantity.
     """
-    if kind == SINGLE_LABEL:
+    if target_type == SINGLE_LABEL:
         return np.asarray(labels, np.int64)
-    if kind == MULTI_LABEL:
+    if target_type == MULTI_LABEL:
         rarity = np.argsort(labels.sum(0, dtype=np.int64), kind="stable")
         first = labels[:, rarity].argmax(1)
         return np.asarray(np.where(labels.any(1), rarity[first], labels.shape[1]), np.int64)
@@ -53,7 +53,7 @@ def strata_of(labels: Labels, kind: str) -> Rows:
 
 
 def split_off_test(keys: Keys, strata: Rows) -> Mask:
-    """Which samples are the test part, ``[N]``: a quarter of every stratum, but one at least of each that has two."""
+    """Return a mask ``[N]`` of the test part: a quarter of every stratum, but one at least of each that has two."""
     sizes = np.bincount(strata)
     counts = np.maximum(1, np.rint(sizes * float(TEST_FRACTION)).astype(np.int64))
     counts[sizes < 2] = 0
@@ -61,7 +61,7 @@ def split_off_test(keys: Keys, strata: Rows) -> Mask:
 
 
 def split_off_test_groups(groups: Rows, group_names: Iterable[str], strata: Rows, seed: int) -> Mask:
-    """Which samples are the test part, ``[N]``, where the samples of one group stay together.
+    """Return a mask ``[N]`` of the test part, keeping the samples of one group together.
 
     Groups are taken in the order of their keys; one goes to the test part if that brings the strata nearer to a quarter
     of each, and leaves in train something of every stratum.
@@ -91,7 +91,7 @@ def split_off_test_groups(groups: Rows, group_names: Iterable[str], strata: Rows
 
 
 def stratified_part(keys: Keys, strata: Rows, limit: int, *, each: bool = True) -> Mask:
-    """Which samples are in a part of at most `limit`, ``[N]``, with strata in proportion.
+    """Return a mask ``[N]`` of a part of at most `limit` samples, with strata in proportion.
 
     Args:
         keys: as from `order_keys`.
@@ -120,7 +120,7 @@ def stratified_part(keys: Keys, strata: Rows, limit: int, *, each: bool = True) 
 
 
 def _first_of_each(keys: Keys, strata: Rows, counts: Rows) -> Mask:
-    """The first ``counts[s]`` samples of every stratum s in the order of their keys."""
+    """Return the first ``counts[s]`` samples of every stratum s in the order of their keys."""
     order = np.lexsort((keys, strata))
     sizes = np.bincount(strata, minlength=len(counts))
     ranks = np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -130,7 +130,7 @@ def _first_of_each(keys: Keys, strata: Rows, counts: Rows) -> Mask:
 
 
 def _proportional(sizes: dict[int, int], total: int) -> dict[int, int]:
-    """Largest remainders over what is left once every stratum has one; none gets more than it has."""
+    """Return the largest remainders over what is left once every stratum has one; none gets more than it has."""
     rest, everything = total - len(sizes), sum(sizes.values()) - len(sizes)
     shares = {stratum: Fraction(rest * (size - 1), max(everything, 1)) for stratum, size in sizes.items()}
     counts = {stratum: 1 + int(share) for stratum, share in shares.items()}

@@ -30,10 +30,10 @@ def special_size(header: bytes, path: Path, position: int) -> int:
     digits = _OCTAL_NUMBER.fullmatch(header[124:136].strip(b"\0 "))
     size = int(digits[0], 8) if digits else MAX_SPECIAL_BYTES + 1
     if size > MAX_SPECIAL_BYTES or header[156:157] in b"SVM":
-        kind = chr(header[156])
-        what = " (a sparse file)" if kind == "S" else ""
+        type_flag = chr(header[156])
+        what = " (a sparse file)" if type_flag == "S" else ""
         raise DatasetError(
-            f"{path}: a member of type {kind!r}{what} at byte {position} cannot be read; pack it again with tar"
+            f"{path}: a member of type {type_flag!r}{what} at byte {position} cannot be read; pack it again with tar"
         )
     return size
 
@@ -47,7 +47,7 @@ class Extended:
     link: str | None = None
     count: int = 0
 
-    def read(self, kind: bytes, content: bytes, path: Path, position: int) -> None:
+    def read(self, type_flag: bytes, content: bytes, path: Path, position: int) -> None:
         """Store a long name, a long link or pax records.
 
         Raises:
@@ -56,11 +56,11 @@ class Extended:
         self.count += 1
         if self.count > MAX_SPECIAL_IN_A_ROW:
             raise DatasetError(f"{path} is damaged: {self.count} long names in a row at byte {position}")
-        if kind == b"L":
+        if type_flag == b"L":
             self.name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
-        elif kind == b"K":
+        elif type_flag == b"K":
             self.link = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
-        elif kind == b"x":  # global records ("g") hold times and comments
+        elif type_flag == b"x":  # global records ("g") hold times and comments
             for field_name, value in _pax_records(content, path, position):
                 self._take(field_name, value, path, position)
 

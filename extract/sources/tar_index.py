@@ -38,7 +38,7 @@ _WITHOUT_CONTENT = b"23456"
 """Links, devices, folders and pipes; some programs write a meaningless size for these types."""
 _LINK_HOPS = 8
 _SPECIAL = b"xgLKSVM"
-_SPECIAL_KINDS = tuple(bytes([kind]) for kind in _SPECIAL)
+_SPECIAL_FLAGS = tuple(bytes([type_flag]) for type_flag in _SPECIAL)
 _MAGIC = b"ustar"
 _OCTAL = 8 ** np.arange(10, -1, -1)
 _COMPRESSED = {
@@ -105,15 +105,15 @@ def index_tar(path: Path) -> TarIndex:
     if plain.all():
         return TarIndex(names, offsets + BLOCK, sizes)
     left_out = _follow_links(names, links, plain, offsets, sizes)
-    for kind in types[~plain].tolist():
-        if kind not in _LINKS and chr(kind) != "5":
+    for type_flag in types[~plain].tolist():
+        if type_flag not in _LINKS and chr(type_flag) != "5":
             left_out["devices, pipes and other special members"] += 1
     names = [name for name, kept in zip(names, plain.tolist(), strict=True) if kept]
     return TarIndex(names, offsets[plain] + BLOCK, sizes[plain], dict(left_out))
 
 
 def _link_targets(run: _Headers) -> dict[int, str]:
-    """Target of every link of a run as written, by position; a leading slash marks a hard link."""
+    """Return the target of every link of a run as written, by position; a leading slash marks a hard link."""
     targets = {}
     for index in np.flatnonzero(np.isin(run.table[:, 156], np.frombuffer(_LINKS, np.uint8))).tolist():
         stored = run.table[index, 157:257].tobytes().partition(b"\0")[0].decode("utf-8", "surrogateescape")
@@ -158,7 +158,7 @@ def _refuse_compressed(descriptor: int, path: Path) -> None:
 
 
 def _walk(file: FileIO, total: int, path: Path) -> Iterator[_Headers]:
-    """The headers of all members, a window at a time."""
+    """Yield the headers of all members, a window at a time."""
     position, length, members = 0, WINDOW_BYTES, 0
     # One buffer for all windows: fresh memory from the system costs more than the reading.
     window = memoryview(bytearray(WINDOW_BYTES))
@@ -169,8 +169,8 @@ def _walk(file: FileIO, total: int, path: Path) -> Iterator[_Headers]:
         if not len(blocks):
             break
         # Where members are large, a window holds one or two headers.
-        run = _run_of_plain(blocks, position) if length == WINDOW_BYTES else None
-        run = run or _run_one_by_one(blocks, position, file.fileno(), path)
+        run = _scan_regular_run(blocks, position) if length == WINDOW_BYTES else None
+        run = run or _scan_one_by_one(blocks, position, file.fileno(), path)
         yield run
         if run.next > total:
             _refuse_truncated(path, total, run.next)
@@ -198,8 +198,8 @@ def _refuse_more_behind(descriptor: int, end: int, path: Path) -> None:
             return
 
 
-def _run_of_plain(blocks: Bytes, start: int) -> _Headers | None:
-    """Headers that are found all at once: every block with the magic, if their sizes lead from each to the next.
+def _scan_regular_run(blocks: Bytes, start: int) -> _Headers | None:
+    """Return the headers found all at once: every block with the magic, if their sizes lead from each to the next.
 
     None if they do not, since content can look like a header, or if there is one of another kind.
     """
@@ -221,8 +221,8 @@ def _run_of_plain(blocks: Bytes, start: int) -> _Headers | None:
     return _Headers(table, start + found * BLOCK, sizes, start + int(behind[-1]) * BLOCK, {})
 
 
-def _run_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _Headers:
-    """Headers of all kinds, each found by the one before; the first of the window at least."""
+def _scan_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _Headers:
+    """Return headers of all kinds, each found by the header before; at least the first of the window."""
     found: list[int] = []
     sizes: list[int] = []
     names: dict[int, str] = {}
@@ -231,7 +231,7 @@ def _run_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _
     at, last = 0, 0
     while at < len(blocks):
         header, position = blocks[at].tobytes(), start + at * BLOCK
-        if header[156:157] in _SPECIAL_KINDS:
+        if header[156:157] in _SPECIAL_FLAGS:
             size = special_size(header, path, position)
             content = os.pread(descriptor, size, position + BLOCK)
             if len(content) < size:
@@ -300,7 +300,7 @@ def _refuse_truncated(path: Path, total: int, wanted: int) -> NoReturn:
 
 
 def _check_sums(run: _Headers, path: Path) -> None:
-    """Every header has the sum of its bytes, its own field counted as spaces, in octal."""
+    """Check the checksum of every header: the sum of its bytes, its own field counted as spaces, in octal."""
     table = run.table
     sums = (
         table.sum(1, dtype=np.uint32).astype(np.int64)

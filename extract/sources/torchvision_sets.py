@@ -4,8 +4,8 @@ import inspect
 from typing import Any
 
 from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.data_folders import data_folder
 from featcache.extraction.sources.dataset import DatasetOptions
-from featcache.extraction.sources.places import data_folder
 from featcache.extraction.sources.sequences import PythonDataset
 from featcache.extraction.sources.split_names import TEST, TRAIN
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
@@ -40,7 +40,7 @@ def open_torchvision(argument: Argument, options: DatasetOptions, reporter: Repo
             "an alias such as cifar10, or the set in another form"
         )
     root = str(options.data or data_folder() / "torchvision")
-    splits = {split: _open(made, root, split) for split in options.own_splits}
+    splits = {split: _open_split(made, root, split) for split in options.own_splits}
     found = {split: dataset for split, dataset in splits.items() if dataset is not None}
     if not found:
         raise RequestError(f"{argument.place} of torchvision has no splits that can be chosen by name")
@@ -54,8 +54,8 @@ def open_torchvision(argument: Argument, options: DatasetOptions, reporter: Repo
     return PythonDataset(argument.place.lower(), found, known, {}, classes, {}, options, "torchvision")
 
 
-def _open(made: Any, root: str, split: str) -> Any:
-    """One split, downloaded if need be; None if the class has no such split."""
+def _open_split(made: Any, root: str, split: str) -> Any:
+    """Open one split, downloaded if necessary; None if the class has no such split."""
     parameters = inspect.signature(made).parameters
     options: dict[str, Any] = {}
     if "split" in parameters:

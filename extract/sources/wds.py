@@ -9,7 +9,7 @@ from featcache.extraction.sources.http_files import fetch_all, is_address
 from featcache.extraction.sources.shards import (
     COUNT_FILE,
     class_names,
-    expand,
+    expand_pattern,
     folder_shards,
     is_shard_folder,
     matching_files,
@@ -87,8 +87,8 @@ def _open_folder(folder: Path, options: DatasetOptions, reporter: Reporter, chos
         packed = [path for name in picked.names.values() for path in packed_shards(folder / name)]
         for split, own in picked.names.items():
             more = uncounted_shards(folder / own, splits[split])
-            _say_left_out(dataset, more, f"tar files of {own}/ beyond those that {COUNT_FILE} counts")
-        _say_left_out(dataset, beside, "tar files beside the folders of the splits")
+            _report_left_out(dataset, more, f"tar files of {own}/ beyond those that {COUNT_FILE} counts")
+        _report_left_out(dataset, beside, "tar files beside the folders of the splits")
     else:
         paths = sorted(folder.glob("*.tar"), key=natural)
         if not paths:
@@ -97,14 +97,14 @@ def _open_folder(folder: Path, options: DatasetOptions, reporter: Reporter, chos
             )
         chosen.class_names = chosen.class_names or class_names(folder)
         dataset = _open(folder.resolve().name, paths, options, reporter, chosen)
-    _say_left_out(dataset, packed, "compressed tar files")
+    _report_left_out(dataset, packed, "compressed tar files")
     return dataset
 
 
 def _open(
     name: str, paths: Sequence[Path], options: DatasetOptions, reporter: Reporter, chosen: _Fields
 ) -> WebDataset:
-    """Shards outside of split folders; their names may contain splits."""
+    """Open shards outside of split folders; their names may contain splits."""
     by_name = splits_by_name(paths) if chosen.by_name else {}
     picked = choose_splits(list(by_name), options, name)
     splits = {split: by_name[own] for split, own in picked.names.items()} or {"": list(paths)}
@@ -145,7 +145,7 @@ def _advice(folder: Path, packed: Sequence[Path]) -> str:
     return f"; there are some in {below.parent}" if below else ""
 
 
-def _say_left_out(dataset: WebDataset, paths: Sequence[Path], what: str) -> None:
+def _report_left_out(dataset: WebDataset, paths: Sequence[Path], what: str) -> None:
     if not paths:
         return
     note = f"{len(paths)} {what} are not read: {', '.join(path.name for path in paths[:3])}"
@@ -154,4 +154,4 @@ def _say_left_out(dataset: WebDataset, paths: Sequence[Path], what: str) -> None
 
 
 def _shards(pattern: str, reporter: Reporter) -> list[Path]:
-    return fetch_all(expand(pattern), reporter) if is_address(pattern) else matching_files(pattern)
+    return fetch_all(expand_pattern(pattern), reporter) if is_address(pattern) else matching_files(pattern)

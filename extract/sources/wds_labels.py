@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.extraction.sources.array_labels import FoundTargets
+from featcache.extraction.sources.array_labels import InferredTargets
 from featcache.extraction.sources.base import Labels
 from featcache.extraction.sources.collection import indexed_targets
 from featcache.extraction.sources.dataset import AUTO
@@ -82,8 +82,8 @@ def common_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]
     return {name: [record[name] for record in records] for name in names}
 
 
-def label_targets(labels: Sequence[Any], classes: Sequence[str], target: str, name: str) -> FoundTargets:
-    """Return labels in their stored type and their targets: integers are classes, arrays 0 or 1 for each class or real values.
+def label_targets(labels: Sequence[Any], classes: Sequence[str], target: str, name: str) -> InferredTargets:
+    """Return the labels in their stored type and their targets: integers are classes, arrays 0 or 1 for each class or real values.
 
     Raises:
         DatasetError: arrays differ in size, or do not have the requested target type.
@@ -92,7 +92,7 @@ def label_targets(labels: Sequence[Any], classes: Sequence[str], target: str, na
         column = np.array(labels, np.int64)
         if target == REGRESSION:
             named = tuple(classes[:1]) or ("target",)
-            return FoundTargets(column[:, None].astype(np.float32), Targets(REGRESSION, named))
+            return InferredTargets(column[:, None].astype(np.float32), Targets(REGRESSION, named))
         return _class_targets(column, classes, name)
     arrays = [np.asarray(label).ravel() for label in labels]
     if len({len(array) for array in arrays}) > 1:
@@ -102,23 +102,23 @@ def label_targets(labels: Sequence[Any], classes: Sequence[str], target: str, na
     table = np.stack(arrays)
     names = (*classes[: table.shape[1]], *(str(index) for index in range(len(classes), table.shape[1])))
     if target != REGRESSION and np.isin(table, (0, 1)).all():
-        return FoundTargets(table.astype(np.uint8), Targets(MULTI_LABEL, names))
+        return InferredTargets(table.astype(np.uint8), Targets(MULTI_LABEL, names))
     if target in (MULTI_LABEL, SINGLE_LABEL):
         raise DatasetError(
             f"{name}: labels are arrays with other values than 0 and 1, so they are not {target}"
         )
     about = f"{name}: labels in .npy are not all 0 or 1, so they are real values; for classes save their indices as .cls"
-    return FoundTargets(
+    return InferredTargets(
         table.astype(np.float32), Targets(REGRESSION, names), [about] if target == AUTO else []
     )
 
 
-def _class_targets(labels: Labels, classes: Sequence[str], name: str) -> FoundTargets:
-    """Classes by their indices ``[N]``; without names, ids in place of indices are renumbered."""
+def _class_targets(labels: Labels, classes: Sequence[str], name: str) -> InferredTargets:
+    """Return classes by their indices ``[N]``; without names, ids in place of indices are renumbered."""
     if not classes and labels.max(initial=0) >= MAX_CLASSES:
         numbered = number_classes([labels], name)
         notes = [f"{name}: {note}" for note in numbered.notes]
-        return FoundTargets(numbered.labels[0], Targets(SINGLE_LABEL, numbered.names), notes)
+        return InferredTargets(numbered.labels[0], Targets(SINGLE_LABEL, numbered.names), notes)
     targets = indexed_targets(labels, classes, name)
     notes = []
     if classes and len(classes) < len(targets.names):
@@ -126,4 +126,4 @@ def _class_targets(labels: Labels, classes: Sequence[str], name: str) -> FoundTa
             f"{name}: {len(classes)} names for {len(targets.names)} classes; classes from {len(classes)} on are called by "
             "their numbers"
         )
-    return FoundTargets(labels, targets, notes)
+    return InferredTargets(labels, targets, notes)

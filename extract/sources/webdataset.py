@@ -61,14 +61,14 @@ class WebDataset(Collection):
         reporter: watches the indexing.
         unread: splits that exist and were not requested.
         image: key of the image of every sample, such as ``jpg`` or ``seg.png``; its only image if None.
-        citation: licence and citation.
+        citation: license and citation.
         facts: further parts of the identity.
 
     Raises:
         DatasetError: a shard is damaged, or samples are incomplete; the message names them.
     """
 
-    kind = "wds"
+    source_type = "wds"
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class WebDataset(Collection):
         return decode(io.BytesIO(self.content(row)), where)
 
     def content(self, row: int) -> bytes:
-        """The bytes of one image as they are stored.
+        """Return the bytes of one image as they are stored.
 
         Raises:
             UnavailableError: its shard is gone, or became shorter.
@@ -187,7 +187,7 @@ class WebDataset(Collection):
 
 
 def _state(file: Path | int) -> tuple[int, int] | None:
-    """Size in bytes and time of change of a file; None if the file does not exist."""
+    """Return the size in bytes and time of change of a file; None if the file does not exist."""
     try:
         state = os.stat(file)
     except OSError:
@@ -223,7 +223,7 @@ def _read(path: Path, image: str | None) -> Shard:
 
 
 def _samples(path: Path, index: TarIndex, descriptor: int, image: str | None) -> Shard:
-    """Members by key, keys in the order of the tar; every image with its label and every label with its image."""
+    """Return members by key, keys in the order of the tar; every image with its label and every label with its image."""
     _refuse_odd_names(index.names, path)
     shard, sizes, offsets = Shard(), index.sizes.tolist(), index.offsets.tolist()
     left_out = Counter(index.left_out)

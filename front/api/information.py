@@ -31,6 +31,8 @@ class CacheInfo:
     """What the values are: everything that the key is the digest of."""
     inventory: Inventory
     """Splits, arrays, layers and token kinds; of a partial copy, those that are here."""
+    format_version: int
+    """Version of the on-disk format that a reader has to know."""
     num_blocks: int
     missing_blocks: Sequence[Block] = ()
     """Blocks that are not committed yet."""
@@ -79,7 +81,7 @@ class CacheInfo:
             "blocks": self.num_blocks,
             "missing_blocks": [[block.split, block.index] for block in self.missing_blocks],
             "bytes": self.num_bytes,
-            "spec": self.spec.to_dict(),
+            "spec": self.spec.to_dict() | {"format_version": self.format_version},
             "inventory": self.inventory.to_dict(),
             "targets": asdict(self.targets),
             "class_counts": {split: list(counts) for split, counts in self.class_counts.items()},
@@ -139,6 +141,7 @@ def _of_entry(entry: Entry) -> CacheInfo:
         complete=entry.complete,
         spec=cache.spec,
         inventory=cache.inventory,
+        format_version=manifest.full_inventory.format_version,
         num_blocks=len(cache.inventory.blocks()),
         missing_blocks=manifest.missing_blocks(),
         provenance=cache.provenance,
@@ -153,7 +156,7 @@ def _of_entry(entry: Entry) -> CacheInfo:
 
 
 def _class_counts(entry: Entry) -> dict[str, list[int]]:
-    """Samples of every class, by split; of a complete cache that has classes."""
+    """Return the samples of every class, by split; of a complete cache that has classes."""
     cache = entry.cache
     if not entry.complete or cache.inventory.target_kind == REGRESSION:
         return {}
@@ -181,6 +184,7 @@ def _of_remote(address: str) -> CacheInfo:
             complete=True,
             spec=manifest.spec,
             inventory=manifest.inventory,
+            format_version=manifest.full_inventory.format_version,
             num_blocks=len(manifest.blocks),
             provenance=provenance,
             warnings=warnings_of(manifest.spec, manifest.inventory.targets, provenance),

@@ -114,7 +114,7 @@ def draw_all(
     from featcache.probing.plots.collect import draw  # imports matplotlib, which is slow
     from featcache.probing.plots.style import save
 
-    kinds = _kinds(named)
+    kinds = _plot_names(named)
     if against is not None and "gains" not in kinds:
         raise RequestError(f"--against is for --kind gains, and not for {', '.join(kinds)}; leave it out")
     if score != SCORES[0] and not {"gains", "shots"} & {*kinds}:
@@ -133,7 +133,7 @@ def draw_all(
         raise RequestError(f"nothing to plot: the results that are chosen hold no {' or '.join(kinds)}")
 
 
-def _kinds(named: Sequence[str]) -> list[str]:
+def _plot_names(named: Sequence[str]) -> list[str]:
     """Return the requested plots; all if none is named.
 
     Raises:

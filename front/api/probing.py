@@ -120,7 +120,7 @@ def probe(
     reporter = ConsoleReporter(quiet=not progress)
     opened = cache if isinstance(cache, Cache) else _find(str(cache), request, reporter)
 
-    from featcache.extraction.forward_pass.device import choose_device
+    from featcache.devices.choice import choose_device
     from featcache.probing.run import probe as run_probe
 
     return run_probe(opened, request, device=choose_device(device), reporter=reporter)

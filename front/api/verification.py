@@ -18,7 +18,7 @@ from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.progress import Reporter
 from featcache.store.provenance import PROVENANCE_FILE
 from featcache.store.requests import AUTO
-from featcache.terminal.console import ConsoleReporter, size
+from featcache.terminal.console import ConsoleReporter, format_size
 
 if TYPE_CHECKING:
     from featcache.recompute.outcome import Recomputation
@@ -193,7 +193,7 @@ def _repair(
         if fetched is None:
             return found, repair_files(found)
         reporter.message(
-            f"fetched again from {fetched.origin}: {fetched.files} files of data, {size(fetched.num_bytes)} in all"
+            f"fetched again from {fetched.origin}: {fetched.files} files of data, {format_size(fetched.num_bytes)} in all"
         )
         found = verify_files(found.directory, threads=threads, reporter=reporter)
         # The remaining damages concern files that the remote does not have, such as unexpected files.

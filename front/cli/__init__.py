@@ -45,11 +45,11 @@ class Commands(click.Group):
     """Imports a command when it is asked for, so that `ls` need not wait for what `probe` is made of."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, sorted."""
+        """Return the names, sorted."""
         return sorted({*COMMANDS, *super().list_commands(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command ``name_command`` of the module called ``name``."""
+        """Return the command ``name_command`` of the module called ``name``."""
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
         module = import_module(f"featcache.cli.{'import_' if cmd_name == 'import' else cmd_name}")

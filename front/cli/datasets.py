@@ -7,7 +7,7 @@ import click
 
 from featcache.cli.options import LocalPath, dataset_options, output_options
 from featcache.extraction.provenance.summary import dataset_summary
-from featcache.extraction.sources import KINDS, resolve_source
+from featcache.extraction.sources import SOURCE_TYPES, resolve_source
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.dataset import DatasetOptions
 from featcache.extraction.sources.samples import labels_of
@@ -53,7 +53,7 @@ def datasets_command(context: click.Context, only: str, as_json: bool) -> None:
         return
     print_table(COLUMNS, [_row(one) for one in found], numeric=NUMERIC)
     echo()
-    echo("one's own: " + "; ".join(kind.example for kind in KINDS.values()))
+    echo("one's own: " + "; ".join(kind.example for kind in SOURCE_TYPES.values()))
 
 
 def _row(one: "ListedDataset") -> list[str]:
@@ -106,12 +106,12 @@ def _describe(source: Source) -> JsonObject:
     document: JsonObject = {
         "name": source.name,
         "identity": dict(source.identity),
-        "targets": {"kind": targets.kind, "names": list(targets.names), "units": list(targets.units)},
+        "targets": {"kind": targets.type, "names": list(targets.names), "units": list(targets.units)},
         "samples": {name: len(samples) for name, samples in source.splits.items()},
         "summary": dataset_summary(source, list(source.splits)),
         "passed_over": dict(source.passed_over),
     }
-    if targets.kind == REGRESSION:
+    if targets.type == REGRESSION:
         document["ranges"] = {
             name: [[float(low), float(high)] for low, high in zip(part.min(0), part.max(0), strict=True)]
             for name, part in labels.items()
@@ -120,7 +120,7 @@ def _describe(source: Source) -> JsonObject:
         document["class_counts"] = {name: targets.counts(part).tolist() for name, part in labels.items()}
     return document | {
         "notes": list(source.notes),
-        "licence": citation.licence,
+        "licence": citation.license,
         "cite": citation.text,
         "homepage": citation.homepage,
     }

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from featcache.extraction.planning.estimate import COMPLETE, LACKING, UNFINISHED, Estimate
 from featcache.store.inventory import SplitInventory
-from featcache.terminal.console import duration, echo, name_range, print_json, size
+from featcache.terminal.console import echo, format_duration, format_size, name_range, print_json
 
 
 def print_estimate(estimate: Estimate, as_json: bool) -> None:
@@ -24,14 +24,14 @@ def _lines(estimate: Estimate) -> Iterator[str]:
     for split in estimate.inventory.splits.values():
         yield f"{split.name:<10}{split.num_samples} samples"
         yield from _arrays(split)
-    yield f"size      {size(estimate.inventory.num_bytes)}, {size(left.num_bytes)} of it to be written"
+    yield f"size      {format_size(estimate.inventory.num_bytes)}, {format_size(left.num_bytes)} of it to be written"
     if estimate.state != COMPLETE:
         verdict = "it fits" if estimate.fits else "it does not fit"
-        yield f"free      {size(free)} at {place}: {verdict}"
+        yield f"free      {format_size(free)} at {place}: {verdict}"
     if estimate.speed is not None and estimate.seconds is not None:
         speed = estimate.speed
         yield (
-            f"time      about {duration(estimate.seconds)}: {left.samples} images at "
+            f"time      about {format_duration(estimate.seconds)}: {left.samples} images at "
             f"{speed.images_per_second:.1f} images/s, on {speed.device} in {speed.precision}, {speed.batch_size} at a time"
         )
     yield "nothing was written"

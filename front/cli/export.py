@@ -7,7 +7,7 @@ import click
 from featcache.cli.options import LocalPath, common_options
 from featcache.store.catalogue import roots, select
 from featcache.store.reading.reader import open_cache
-from featcache.terminal.console import ConsoleReporter, echo, print_json, size
+from featcache.terminal.console import ConsoleReporter, echo, format_size, print_json
 
 EPILOG = """\b
 Examples:
@@ -53,4 +53,4 @@ def export_command(
         }
         print_json(document)
     else:
-        echo(f"{result.path} ({size(result.num_bytes)})")
+        echo(f"{result.path} ({format_size(result.num_bytes)})")

@@ -18,7 +18,7 @@ from featcache.store.inventory import DEFAULT_TAP, TAPS
 from featcache.store.requests import AUTO
 from featcache.store.spec import PRECISIONS, STORED_DTYPES
 from featcache.store.text import parse_names
-from featcache.terminal.console import ConsoleReporter, duration, echo, print_json
+from featcache.terminal.console import ConsoleReporter, echo, format_duration, print_json
 
 EPILOG = """\b
 Examples:
@@ -143,6 +143,6 @@ def _summary(result: ExtractResult) -> list[str]:
         return [f"already cached: {result.path}"]
     rate = result.samples / result.seconds if result.seconds else 0.0
     return [
-        f"{result.samples} images in {duration(result.seconds)} ({rate:.1f} images/s)",
+        f"{result.samples} images in {format_duration(result.seconds)} ({rate:.1f} images/s)",
         f"cache: {result.path}",
     ]

@@ -11,7 +11,14 @@ from featcache.store.catalogue import roots
 from featcache.store.catalogue.removal import foreign_files_message
 from featcache.store.catalogue.stale_files import StaleFile, find_stale_files
 from featcache.store.errors import CacheError, FeatcacheError, RequestError
-from featcache.terminal.console import ConsoleReporter, duration, echo, print_json, print_table, size
+from featcache.terminal.console import (
+    ConsoleReporter,
+    echo,
+    format_duration,
+    format_size,
+    print_json,
+    print_table,
+)
 
 COLUMNS = ("kind", "path", "size", "age", "why")
 
@@ -83,14 +90,14 @@ def _print(found: list[StaleFile], gone: list[StaleFile] | None, search: list[Pa
         [
             item.kind,
             str(item.path),
-            size(item.num_bytes),
-            duration(max(0.0, now - item.modified)),
+            format_size(item.num_bytes),
+            format_duration(max(0.0, now - item.modified)),
             item.reason,
         ]
         for item in found
     ]
     print_table(COLUMNS, rows, numeric=("size", "age"))
-    total = size(sum(item.num_bytes for item in gone or found))
+    total = format_size(sum(item.num_bytes for item in gone or found))
     echo(f"removed {len(gone)}: {total}" if gone else f"{len(found)}: {total}; --yes removes them")
 
 

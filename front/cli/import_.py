@@ -57,10 +57,10 @@ def import_command(
     layer is taken for the backbone's final one, the others are numbered from 0.
     """
     from featcache.formats.torch_files import open_tensor
-    from featcache.store.convert.choice import Choice
     from featcache.store.convert.h5_files import open_h5
     from featcache.store.convert.import_files import folder_source
     from featcache.store.convert.import_h5 import h5_source
+    from featcache.store.convert.import_selection import ImportSelection
     from featcache.store.convert.importing import import_source
     from featcache.store.convert.npy_rows import open_npy
 
@@ -68,7 +68,7 @@ def import_command(
         raise UnknownNameError("dtype", dtype, STORED_DTYPES)
     if not source.exists():
         raise RequestError(f"{source} does not exist")
-    choice = Choice(features, labels, ids, parse_tokens(tokens), dtype, _lines(classes))
+    choice = ImportSelection(features, labels, ids, parse_tokens(tokens), dtype, _lines(classes))
     with ExitStack() as stack:
         if source.is_dir():
             openers = {".npy": open_npy, ".pt": open_tensor, ".pth": open_tensor}

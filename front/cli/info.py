@@ -13,7 +13,7 @@ from featcache.store.catalogue import MAX_TIME
 from featcache.store.files import JsonObject
 from featcache.store.targets import REGRESSION, SINGLE_LABEL
 from featcache.store.writing.writer import ADDITIONS
-from featcache.terminal.console import ConsoleReporter, echo, name_range, print_json, size
+from featcache.terminal.console import ConsoleReporter, echo, format_size, name_range, print_json
 
 EPILOG = """\b
 Examples:
@@ -40,7 +40,7 @@ def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> No
 
 
 def _target_lines(document: JsonObject) -> Iterator[str]:
-    """Kind, names and units of the targets, and how many samples classes have."""
+    """Yield lines with type, names and units of the targets, and the number of samples of the classes."""
     targets = document["targets"]
     units = targets["units"] or [""] * len(targets["names"])
     names = [f"{name} [{unit}]" if unit else name for name, unit in zip(targets["names"], units, strict=True)]
@@ -63,7 +63,7 @@ def _lines(document: JsonObject) -> list[str]:
         document["path"],
         f"key       {document['key']}",
         f"state     {state}",
-        f"size      {size(document['bytes'])}",
+        f"size      {format_size(document['bytes'])}",
     ]
     if "origin" in document:
         lines.append(f"from      {document['origin']}")

@@ -9,7 +9,7 @@ import click
 from featcache.api.listing import CacheListing, RemoteListing, list_remote, list_roots
 from featcache.cli.options import common_options
 from featcache.store.catalogue import roots, scan
-from featcache.terminal.console import duration, echo, print_json, print_table, size
+from featcache.terminal.console import echo, format_duration, format_size, print_json, print_table
 
 COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size", "age")
 NUMERIC = COLUMNS[4:]
@@ -48,12 +48,12 @@ def ls_command(
         rows = [[*_table_row(cache), str(cache.root)][: len(columns)] for cache in caches]
         print_table(columns, rows, numeric=NUMERIC)
     elif there is not None:
-        echo(f"{_none_found(model, dataset)} at {there.where}{_as_root(there)}")
+        echo(f"{_none_found(model, dataset)} at {there.where}{_root_hint(there)}")
     else:
         echo(f"{_none_found(model, dataset)} under {', '.join(map(str, search))}")
 
 
-def _as_root(there: RemoteListing) -> str:
+def _root_hint(there: RemoteListing) -> str:
     """Return a hint for a folder with caches that nobody pushed, which is a root and no remote."""
     if there.folder is None or next(iter(scan([there.folder])), None) is None:
         return ""
@@ -62,16 +62,16 @@ def _as_root(there: RemoteListing) -> str:
 
 
 def _table_row(cache: CacheListing) -> list[str]:
-    """The cells of a cache; those of numbers are empty for one that is damaged or still being pushed."""
+    """Return the cells of a cache; those of numbers are empty for one that is damaged or still being pushed."""
     names = [cache.dataset or "", cache.model or "", cache.key or "", cache.state]
     if cache.samples is None:
         return [*names, *[""] * len(NUMERIC)]
     samples = [str(cache.samples.get(split, "")) for split in ("train", "test")]
-    age = "" if cache.modified is None else duration(max(0.0, time.time() - cache.modified))
-    return [*names, *samples, str(cache.num_layers), size(cache.num_bytes or 0), age]
+    age = "" if cache.modified is None else format_duration(max(0.0, time.time() - cache.modified))
+    return [*names, *samples, str(cache.num_layers), format_size(cache.num_bytes or 0), age]
 
 
 def _none_found(model: str | None, dataset: str | None) -> str:
-    """The beginning of the line that stands where the table would be."""
+    """Return the beginning of the line that replaces an empty table."""
     wanted = [text for text in (model, dataset) if text]
     return f"no caches that match {' and '.join(wanted)}" if wanted else "no caches"

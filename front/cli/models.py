@@ -4,7 +4,7 @@ import click
 
 from featcache.cli.options import output_options
 from featcache.extraction.models.listing import ListedModel, listed_models
-from featcache.terminal.console import print_json, print_table, size
+from featcache.terminal.console import format_size, print_json, print_table
 
 COLUMNS = ("model", "layers", "width", "tokens", "input", "per image", "explicit name")
 NUMERIC = COLUMNS[1:6]
@@ -30,4 +30,4 @@ def models_command(name: str, as_json: bool) -> None:
 def _row(model: ListedModel) -> list[str]:
     tokens = f"{int(model.has_class_token)}+{model.num_registers}+{model.grid[0] * model.grid[1]}"
     numbers = [str(model.num_layers), str(model.width), tokens, f"{model.input_size} px"]
-    return [model.alias, *numbers, size(model.bytes_per_image), model.explicit]
+    return [model.alias, *numbers, format_size(model.bytes_per_image), model.explicit]

@@ -49,7 +49,7 @@ def plot_command(
     as_json: bool,
     **given: tuple[str, ...],
 ) -> None:
-    """Draw results, as PNG and SVG: in one style, for print and for colour-blind readers.
+    """Draw results, as PNG and SVG: in one style, for print and for color-blind readers.
 
     FOLDER is what was given to `featcache probe --out`.  [default: featcache-results]
     """

@@ -175,7 +175,7 @@ def probe_command(
         for row, missing in left_out(opened, request):
             reporter.message(_left_out(opened, row, missing))
 
-    from featcache.extraction.forward_pass.device import choose_device
+    from featcache.devices.choice import choose_device
     from featcache.probing.grid import probe_grid
     from featcache.probing.training.process import keep_freed_memory
 

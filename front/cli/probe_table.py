@@ -18,7 +18,7 @@ METRICS = {"balanced_accuracy": "balanced acc", "mean_average_precision": "mAP",
 
 
 def rows_table(rows: Sequence["ResultRow"], grid: bool) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Columns and lines: one for every row, and where a head was trained several times one for their mean.
+    """Return the columns and lines of the table: a line for every row, and one for the mean of repeated trainings.
 
     The interval of a row is the bootstrap's over test samples; that of a mean is Student's t over seeds, or over draws of samples.
 
@@ -49,7 +49,7 @@ def rows_table(rows: Sequence["ResultRow"], grid: bool) -> tuple[tuple[str, ...]
 
 
 def _groups(rows: Sequence["ResultRow"]) -> list[list["ResultRow"]]:
-    """Rows that differ in nothing but seed and draw."""
+    """Group rows that differ only in seed and draw."""
     groups: dict[tuple[object, ...], list[ResultRow]] = {}
     for row in rows:
         key = (row.cache_key, row.head, row.solver, tuple(row.layer_names), tuple(row.tokens), row.tap)
@@ -80,7 +80,7 @@ def _line(row: "ResultRow") -> list[str]:
 
 
 def chosen(row: "ResultRow") -> str:
-    """What validation chose, in a few words."""
+    """Return the setting that validation chose, in a few words."""
     words = [] if row.chosen_head == row.head else [row.chosen_head]
     if row.penalty is not None:
         words.append(f"{row.penalty_kind or 'l2'} {row.penalty:.2g}")
@@ -127,7 +127,7 @@ Field = Callable[["ResultRow"], float | None]
 
 
 def _points(group: Sequence["ResultRow"], field: Field, sign: str = "") -> str:
-    """Percent: mean and deviation; nothing where there is no such score."""
+    """Format mean and deviation as percent; empty without such a score."""
     known = [value for row in group if (value := field(row)) is not None]
     if not known:
         return ""

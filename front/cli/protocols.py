@@ -56,12 +56,12 @@ def _row(protocol: Protocol) -> list[str]:
         f"{protocol.jitter_std:g}, half of the samples"
         if protocol.jitter_probability == 0.5
         else f"{protocol.jitter_std:g}, {100 * protocol.jitter_probability:g} % of the samples",
-        ", ".join(words for words, holds in _quirks(protocol).items() if holds),
+        ", ".join(words for words, holds in _departures(protocol).items() if holds),
     ]
 
 
-def _quirks(protocol: Protocol) -> dict[str, bool]:
-    """What the published runs did otherwise."""
+def _departures(protocol: Protocol) -> dict[str, bool]:
+    """Return the departures of the published runs from a protocol."""
     return {
         "jittered validation": protocol.jitter_validation,
         "projected final tokens": protocol.projected_final,

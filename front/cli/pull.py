@@ -6,7 +6,7 @@ import click
 
 from featcache.api.sharing import pull
 from featcache.cli.options import common_options
-from featcache.terminal.console import duration, echo, print_json, size
+from featcache.terminal.console import echo, format_duration, format_size, print_json
 
 EPILOG = """\b
 Examples:
@@ -60,7 +60,9 @@ def pull_command(
         return
     part = "" if done.whole else " (a part; `featcache info` says which)"
     if done.num_bytes:
-        echo(f"pulled {size(done.num_bytes)} in {done.files} files of data, {duration(done.seconds)}")
+        echo(
+            f"pulled {format_size(done.num_bytes)} in {done.files} files of data, {format_duration(done.seconds)}"
+        )
         echo(f"cache: {done.path}{part}")
     else:
         echo(f"already here: {done.path}{part}")

@@ -6,7 +6,7 @@ import click
 
 from featcache.api.sharing import push
 from featcache.cli.options import common_options
-from featcache.terminal.console import duration, echo, print_json, size
+from featcache.terminal.console import echo, format_duration, format_size, print_json
 
 EPILOG = """\b
 Examples:
@@ -38,5 +38,5 @@ def push_command(cache: str, remote: str, force: bool, root: tuple[Path, ...], a
     elif done.there:
         echo(f"already there: {done.address}")
     else:
-        echo(f"pushed {size(done.num_bytes)} in {done.files} files, {duration(done.seconds)}")
+        echo(f"pushed {format_size(done.num_bytes)} in {done.files} files, {format_duration(done.seconds)}")
         echo(f"featcache pull {done.address}")

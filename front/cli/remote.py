@@ -6,7 +6,7 @@ import click
 
 from featcache.store.address import parse_address
 from featcache.store.errors import RequestError
-from featcache.terminal.console import echo, print_json, size
+from featcache.terminal.console import echo, format_size, print_json
 
 
 def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
@@ -15,7 +15,7 @@ def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
 
     found = find_removable(parse_address(cache_address))
     with found.remote:
-        what = f"{len(found.files)} files, {size(found.num_bytes)}, for everybody who uses this remote"
+        what = f"{len(found.files)} files, {format_size(found.num_bytes)}, for everybody who uses this remote"
         if not yes and not confirmed(found.where, what):
             echo("nothing was removed", err=True)
             return
@@ -23,7 +23,7 @@ def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
     if as_json:
         print_json({"address": found.where, "key": found.name.key, "bytes": found.num_bytes})
     else:
-        echo(f"removed {found.where} ({size(found.num_bytes)})")
+        echo(f"removed {found.where} ({format_size(found.num_bytes)})")
 
 
 def confirmed(where: str, what: str) -> bool:

@@ -16,7 +16,7 @@ from featcache.store.catalogue.removal import (
 )
 from featcache.store.catalogue.usage import Usage, usage
 from featcache.store.errors import CacheNotFoundError, RequestError
-from featcache.terminal.console import echo, print_json, size
+from featcache.terminal.console import echo, format_size, print_json
 
 
 @click.command("rm", epilog="\b\nExample:\n  featcache rm flowers/vit-l-14-0123456789ab\n")
@@ -37,7 +37,7 @@ def rm_command(cache: str, yes: bool, root: tuple[Path, ...], as_json: bool) -> 
     refuse_linked(entry.path)
     check_removable(entry.path)
     taken = usage(entry.path)
-    if not yes and not confirmed(str(entry.path), _what(entry, taken)):
+    if not yes and not confirmed(str(entry.path), _describe(entry, taken)):
         echo("nothing was removed", err=True)
         return
     left = remove_cache(entry.path)
@@ -45,7 +45,7 @@ def rm_command(cache: str, yes: bool, root: tuple[Path, ...], as_json: bool) -> 
     if as_json:
         print_json({**removed, "left": [str(path) for path in left]})
         return
-    echo(f"removed {entry.path} ({size(taken.num_bytes)})")
+    echo(f"removed {entry.path} ({format_size(taken.num_bytes)})")
     if left:
         echo(foreign_files_message(entry.path, left), err=True)
 
@@ -63,6 +63,8 @@ def _select(search: list[Path], cache: str) -> Entry:
         raise
 
 
-def _what(entry: Entry, taken: Usage) -> str:
+def _describe(entry: Entry, taken: Usage) -> str:
     state = "complete" if entry.complete else "incomplete"
-    return f"{entry.model} on {entry.dataset}, {state}, {taken.num_files} files, {size(taken.num_bytes)}"
+    return (
+        f"{entry.model} on {entry.dataset}, {state}, {taken.num_files} files, {format_size(taken.num_bytes)}"
+    )

@@ -6,7 +6,7 @@ from featcache.api.verification import CacheCheck
 from featcache.store.checking.repair import RepairResult
 from featcache.store.checking.verify import Verification
 from featcache.store.reading.reader import extraction_command
-from featcache.terminal.console import echo, print_table, size
+from featcache.terminal.console import echo, format_size, print_table
 
 if TYPE_CHECKING:
     from featcache.recompute.outcome import Recomputation
@@ -38,8 +38,10 @@ def _summary(found: Verification) -> str:
     elif not found.complete and found.manifest:
         total = len(found.manifest.inventory.blocks())
         state = f"incomplete, {len(found.missing_blocks)} of {total} blocks are missing, what is committed is intact"
-    speed = size(found.num_bytes / max(found.seconds, 1e-9))
-    return f"{state}; {found.files} files, {size(found.num_bytes)} in {found.seconds:.1f} s ({speed}/s)"
+    speed = format_size(found.num_bytes / max(found.seconds, 1e-9))
+    return (
+        f"{state}; {found.files} files, {format_size(found.num_bytes)} in {found.seconds:.1f} s ({speed}/s)"
+    )
 
 
 def _describe_repair(found: Verification, done: RepairResult) -> str:

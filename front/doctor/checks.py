@@ -95,7 +95,8 @@ def _numbers(version: str) -> list[int]:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    from featcache.extraction.forward_pass.device import autocast_dtype, choose_device, fast_precision
+    from featcache.devices.choice import choose_device
+    from featcache.devices.precision import MIXED, autocast_dtype, fast_precision
     from featcache.store.machine import usable_cpus
     from featcache.store.requests import AUTO
 
@@ -105,7 +106,7 @@ def _devices() -> Iterator[Finding]:
     names += ["mps"] if torch.backends.mps.is_available() else []
     for name in [*names, "cpu"]:
         device = torch.device(name)
-        dtype = autocast_dtype(device) if fast_precision(device) == "mixed" else torch.float32
+        dtype = autocast_dtype(device) if fast_precision(device) == MIXED else torch.float32
         detail = f"{name}: {_describe(device, usable_cpus())}, {str(dtype).removeprefix('torch.')} by default"
         try:
             product = torch.ones(64, 64, device=device, dtype=dtype) @ torch.ones(
@@ -129,11 +130,12 @@ def _devices() -> Iterator[Finding]:
 def _describe(device: "torch.device", cores: int) -> str:
     import torch
 
-    from featcache.extraction.forward_pass.device import bfloat16_units
+    from featcache.devices.memory import gpu_memory
+    from featcache.devices.precision import bfloat16_units
 
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        free, total = torch.cuda.mem_get_info(device)
+        free, total = gpu_memory(device)
         return f"{properties.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     if device.type == "mps":
         return "Apple GPU"

@@ -1,4 +1,4 @@
-"""What a cache was made from, found again and held to what its spec says."""
+"""Find the model and the dataset that a cache was made from, and check them against its spec."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,8 +16,8 @@ from featcache.store.reading.reader import Cache
 from featcache.store.targets import TARGET_KINDS
 
 
-def model_of(cache: Cache) -> str:
-    """The explicit name of the model, as provenance has it.
+def recorded_model(cache: Cache) -> str:
+    """Return the explicit name of the model, as provenance has it.
 
     Raises:
         RequestError: provenance.json does not tell it.
@@ -33,30 +33,30 @@ def model_of(cache: Cache) -> str:
     return explicit[-1]
 
 
-def taken_of(cache: Cache) -> str | None:
-    """The set of weights taken from a file that holds several; None if the file has a single set."""
+def recorded_weight_set(cache: Cache) -> str | None:
+    """Return the set of weights taken from a file that holds several; None if the file has a single set."""
     source = cache.provenance.get("weights_source")
     taken = source.get("taken") if isinstance(source, dict) else None
     return taken if isinstance(taken, str) and taken else None
 
 
-def source_of(cache: Cache, dataset: str, data: Path | None = None) -> Source:
-    """The dataset, split and cut as the cache's own identity says.
+def open_recorded_source(cache: Cache, dataset: str, data: Path | None = None) -> Source:
+    """Return the dataset, split and cut as the cache's own identity says.
 
     Raises:
         RequestError: it is another dataset; the message says what differs.
         DatasetError: it cannot be used.
     """
     identity = cache.spec.dataset
-    source = resolve_source(dataset, replace(_options_of(identity), data=data))
+    source = resolve_source(dataset, replace(_recorded_options(identity), data=data))
     # The digests of the images show which ones were replaced; they are compared row by row.
     known = {name: value for name, value in identity.items() if name != REPLACED}
     refuse_difference(f"dataset {dataset}", known, source.identity)
     return source
 
 
-def _options_of(identity: Mapping[str, Any]) -> DatasetOptions:
-    """How the dataset of a cache was split, as far as its identity tells; it may come from anywhere."""
+def _recorded_options(identity: Mapping[str, Any]) -> DatasetOptions:
+    """Return how the dataset of a cache was split, as far as its identity tells; the identity may come from anywhere."""
     seed, limit = identity.get("split_seed"), identity.get("limit")
     if isinstance(limit, list) and len(limit) == 2:
         limit, seed = limit

@@ -1,21 +1,21 @@
-"""What recomputing some rows of a cache showed, and how much of a difference is to be expected."""
+"""Result of recomputing some rows of a cache, and the differences that are to be expected."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from featcache.store.files import JsonObject
-from featcache.store.spec import CacheSpec
+from featcache.store.spec import FP32, MIXED, CacheSpec
 
 # Largest relative difference of a token vector that the same computation may show. The forward pass differs with the
 # composition of the batch and the device; the stored type then rounds. Measured with DINOv2 ViT-S/14 in mixed precision:
 # 0.008 for other batches, 0.013 between bfloat16 autocast and fp32; bicubic instead of bilinear resizing gives 0.19,
 # weights with 1 % of noise 0.08. The rest is room for deeper backbones and other devices.
-FORWARD_TOLERANCE = {"fp32": 5e-3, "mixed": 5e-2}
+FORWARD_TOLERANCE = {FP32: 5e-3, MIXED: 5e-2}
 STORED_TOLERANCE = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3}
 
 
-def tolerance_of(spec: CacheSpec) -> float:
-    """Largest relative difference of a token vector at which a cache still agrees."""
+def tolerance(spec: CacheSpec) -> float:
+    """Return the largest relative difference of a token vector at which a cache still agrees."""
     return FORWARD_TOLERANCE[spec.precision] + STORED_TOLERANCE[spec.dtype]
 
 
@@ -34,7 +34,7 @@ class LayerDifference:
 
 @dataclass(frozen=True)
 class Recomputation:
-    """What recomputing some rows showed."""
+    """Result of recomputing some rows."""
 
     samples: int
     tolerance: float

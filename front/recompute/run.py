@@ -9,15 +9,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from featcache.devices.choice import choose_device
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.decoding.images import Rows, image_batches
-from featcache.extraction.forward_pass.device import choose_device
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
 from featcache.extraction.sources.base import Sample, Source
-from featcache.recompute.inputs import check_inventory, model_of, refuse_difference, source_of, taken_of
-from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance_of
+from featcache.recompute.inputs import (
+    check_inventory,
+    open_recorded_source,
+    recorded_model,
+    recorded_weight_set,
+    refuse_difference,
+)
+from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache, as_float32
@@ -30,7 +36,7 @@ Features = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RecomputeRequest:
-    """What to recompute, and with what."""
+    """The rows to recompute, and the model and dataset to use."""
 
     samples: int
     """Number K of rows; all valid ones if there are fewer."""
@@ -57,19 +63,21 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
         DatasetError, BackboneError: as in an extraction.
     """
     reporter = reporter or Silent()
-    model = resolve_model(request.model or model_of(cache))
-    source = source_of(cache, request.dataset, request.data)
-    rows = _choose(cache, request.samples, check_seed(request.seed, "--seed"))
+    model = resolve_model(request.model or recorded_model(cache))
+    source = open_recorded_source(cache, request.dataset, request.data)
+    rows = _choose_rows(cache, request.samples, check_seed(request.seed, "--seed"))
     device = choose_device(request.device)
     reporter.message(f"recomputing {sum(map(len, rows.values()))} samples with {model.explicit} on {device}")
-    backbone = load_backbone(model, request.weights, None if request.weights is None else taken_of(cache))
+    backbone = load_backbone(
+        model, request.weights, None if request.weights is None else recorded_weight_set(cache)
+    )
     backbone.module.to(device)
     refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(backbone.spec))
     check_inventory(cache, source)
     forward = _Forward(cache, source, backbone, device)
     differences = [d for split in rows for d in _differences(cache, split, rows[split], forward)]
-    others = [text for split in rows for text in _other_samples(cache, source, split, rows[split])]
-    return Recomputation(sum(map(len, rows.values())), tolerance_of(cache.spec), differences, others)
+    others = [text for split in rows for text in _mismatched_samples(cache, source, split, rows[split])]
+    return Recomputation(sum(map(len, rows.values())), tolerance(cache.spec), differences, others)
 
 
 class _Forward:
@@ -128,7 +136,7 @@ def _differences(
             yield LayerDifference(split, name, layer, float(absolute), float(part))
 
 
-def _other_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:
+def _mismatched_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:
     ids, labels = cache[split].sample_ids(), cache[split].labels()
     for row in rows:
         sample = source.splits[split][row]
@@ -136,8 +144,8 @@ def _other_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]
             yield f"{split} row {row}: {ids[row]!r} of class {labels[row]}, must be {sample.id!r} of class {sample.label}"
 
 
-def _choose(cache: Cache, samples: int, seed: int) -> dict[str, list[int]]:
-    """Random valid rows of all splits, in order."""
+def _choose_rows(cache: Cache, samples: int, seed: int) -> dict[str, list[int]]:
+    """Return the random valid rows of all splits, in order."""
     valid = [
         (split, int(row)) for split in cache.inventory.splits for row in np.flatnonzero(cache[split].valid())
     ]

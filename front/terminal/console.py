@@ -14,13 +14,13 @@ from featcache.terminal.streams import Guarded, echo, guard_streams, print_docum
 
 __all__ = [
     "ConsoleReporter",
-    "duration",
     "echo",
+    "format_duration",
+    "format_size",
     "name_range",
     "print_document",
     "print_json",
     "print_table",
-    "size",
 ]
 
 PLAIN_INTERVAL_S = 10.0
@@ -121,10 +121,10 @@ class _ProgressLines:
 
 
 def _speed(rate: float, left: int) -> str:
-    """Units per second, and the time that is left."""
+    """Return units per second, and the time that is left."""
     if not rate:
         return ""
-    return f"{rate:.1f}/s, {duration(left / rate)} left" if left else f"{rate:.1f}/s"
+    return f"{rate:.1f}/s, {format_duration(left / rate)} left" if left else f"{rate:.1f}/s"
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str] = ()) -> None:
@@ -160,7 +160,7 @@ def _plain_lines(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterat
 
 
 def _cells(text: str) -> int:
-    """Places that `text` takes on a terminal, where some characters are two wide."""
+    """Return the number of columns that `text` takes on a terminal, where some characters are two wide."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -168,7 +168,7 @@ def _cells(text: str) -> int:
     return cell_len(text)
 
 
-def size(num_bytes: float) -> str:
+def format_size(num_bytes: float) -> str:
     """Format a number of bytes, such as ``40.1 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
@@ -177,7 +177,7 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.1f} TB"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format seconds, such as ``42 s``, ``3 min 5 s`` or ``2 h 10 min``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from featcache.store.machine import available_memory
+from featcache.devices.memory import free_memory
 
 TRAIN = "train"
 # Of what is free now: others need memory too, and so do Python, torch and what a step makes on its way.
@@ -27,8 +27,7 @@ class Budget:
         """
         if memory is not None:
             return cls(memory)
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-        return cls(2 ** round(math.log2(SHARE * free)))
+        return cls(2 ** round(math.log2(SHARE * free_memory(device))))
 
     def for_tokens(self, split: str) -> int:
         """Most that the tokens of a split may take; a larger one is streamed."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featcache.devices.precision import TRAINING_PRECISIONS
 from featcache.probing.heads import HeadInfo, get_head
 from featcache.probing.heads.info import AUTO as AUTO_HEAD
 from featcache.probing.heads.info import CLOSED_FORM as CLOSED_FORM_HEAD
@@ -34,7 +35,6 @@ MAX_REPEATS, MAX_SHOTS = 10**6, 10**9
 ADAMW, EXACT = SOLVERS = ("adamw", "exact")
 CLOSED_FORM, CHOICE = "closed", "auto"
 """Solvers of the heads that are fitted by formula, and of the head that is chosen."""
-PRECISIONS = (AUTO, "fp32", "bf16")
 L2, GROUP_LASSO = PENALTIES = ("l2", "group-lasso")
 
 
@@ -102,7 +102,7 @@ class ProbeRequest:
         for what, name, valid in (
             ("solver", self.solver, SOLVERS),
             ("penalty", self.penalty, PENALTIES),
-            ("precision", self.precision, PRECISIONS),
+            ("precision", self.precision, (AUTO, *TRAINING_PRECISIONS)),
             ("tap", self.tap, TAPS),
         ):
             if name not in valid:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from featcache.devices.precision import FP32
 from featcache.probing.heads import HeadInfo
 from featcache.probing.inputs.data import SplitData
 from featcache.probing.inputs.selection import array_selection
@@ -14,7 +15,6 @@ from featcache.probing.requests.request import HeadJob, ProbeRequest, make_job
 from featcache.probing.scoring.kinds import REGRESSION_LOSSES
 from featcache.probing.training.fitted import FittedHead
 from featcache.probing.training.fitting import Fitter
-from featcache.probing.training.precision import FP32
 from featcache.store.progress import Reporter, Silent
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from featcache.devices.memory import free_memory
 from featcache.probing.protocols.protocol import Protocol
 from featcache.probing.requests.request import ADAMW, CHOICE, CLOSED_FORM, EXACT, GROUP_LASSO, HeadJob
 from featcache.probing.solver import group_lasso, logistic
@@ -136,11 +137,6 @@ def check_outputs(job: HeadJob, size: Size, num_test: int, memory: int | None = 
             f"{size.num_outputs:,} classes or quantities take about {format_bytes(needed)}, and {_there_is(limit, free)}; "
             "give more memory, or take fewer samples"
         )
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the free bytes on the device of a fit."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
 def _there_is(limit: int, free: int) -> str:

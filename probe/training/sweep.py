@@ -13,11 +13,11 @@ from math import nan
 import torch
 from torch import Tensor
 
+from featcache.devices.precision import FP32
 from featcache.probing.heads.base import Head
 from featcache.probing.protocols.protocol import Member, Plan
 from featcache.probing.scoring.soundness import DIVERGED
 from featcache.probing.training.batches import Jitter, Seeds
-from featcache.probing.training.precision import FP32
 from featcache.probing.training.sweep_plan import Sweep
 from featcache.probing.training.trainer import divide, fit_members, has_diverged, members_together, predict
 from featcache.store.errors import DivergedError

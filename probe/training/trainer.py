@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from featcache.devices.precision import FP32, products
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.stages import fit_stage
 from featcache.probing.inputs.tokens import TokenSource
@@ -20,7 +21,6 @@ from featcache.probing.scoring.losses import Loss
 from featcache.probing.scoring.tasks import SingleLabel, Task
 from featcache.probing.training.batches import Batch, Jitter, Seeds, mini_batches
 from featcache.probing.training.optimizer import MemberAdamW
-from featcache.probing.training.precision import FP32, products
 
 BuildHead = Callable[[int, int, int, Sequence[float]], Head]
 """Called with T, D, C and every member's dropout; `HeadInfo.build` is one."""

@@ -122,7 +122,7 @@ def _named_folder(path: str) -> Entry | None:
 
 
 def _distinct_entries(entries: Sequence[Entry]) -> list[Entry]:
-    """Each folder once, since a link to a dataset's folder only gives its caches a second name."""
+    """Return each folder once, since a link to a dataset's folder only gives its caches a second name."""
     return list({os.path.realpath(entry.path): entry for entry in reversed(entries)}.values())[::-1]
 
 
@@ -157,7 +157,7 @@ def _matches(entry: Entry, cache: str | None, models: Collection[str], dataset: 
 
 
 def has_model_name(entry: Entry, models: Collection[str]) -> bool:
-    """Whether a cache was extracted from the model with these names, whichever of them its folder has."""
+    """Return whether a cache was extracted from the model with these names, whichever of them its folder has."""
     return entry.model in map(slug, models) or not {*models}.isdisjoint(_names(entry))
 
 

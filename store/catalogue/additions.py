@@ -15,7 +15,7 @@ from featcache.store.zarr_metadata import METADATA_FILE, PROJECTION_CHUNK
 
 
 def addition_files(directory: Path) -> list[Path]:
-    """The files of an unfinished addition, and its empty folders after them; none if there is no addition."""
+    """Return the files of an unfinished addition, and its empty folders after them; none if there is no addition."""
     try:
         manifest = Manifest.read(directory)
     except (FileNotFoundError, CacheError):
@@ -59,5 +59,5 @@ def drop_addition(directory: Path) -> None:
 
 
 def _is_addition_file(path: Path, chunk: str) -> bool:
-    """``c.1.0.0`` and ``c.1.0.0.<token>.partial``, but not ``c.1.0.01``."""
+    """Return whether a name is ``c.1.0.0`` or ``c.1.0.0.<token>.partial``, but not ``c.1.0.01``."""
     return path.name == chunk or temporary_for(path.name) == chunk

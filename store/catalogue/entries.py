@@ -102,7 +102,7 @@ def roots(given: Sequence[Path] = ()) -> list[Path]:
 
 
 def remote_roots(given: Sequence[Path] = ()) -> list[Address]:
-    """The remotes that ``FEATCACHE_ROOT`` names after its folders; none where roots are given.
+    """Return the remotes that ``FEATCACHE_ROOT`` names after its folders; none where roots are given.
 
     Raises:
         RequestError, UnknownNameError: one is no address.
@@ -117,7 +117,7 @@ def slug(name: str) -> str:
 
 
 def cache_directory(root: Path, dataset: str, model: str, spec: CacheSpec) -> Path:
-    """Folder for a new cache; look-up is by key, so the names are for people."""
+    """Return the folder for a new cache; look-up is by key, so the names are for people."""
     return root / slug(dataset) / f"{slug(model)}-{spec.key}"
 
 
@@ -136,7 +136,7 @@ def folders(root: Path, skipped: Skipped | None = None) -> Iterator[tuple[Path, 
 
 
 def scan(search: Sequence[Path]) -> Iterator[Entry]:
-    """All caches under the roots, complete or not; each once per dataset folder. `unreadable` lists the folders left out.
+    """Yield all caches under the roots, complete or not; each once per dataset folder. `unreadable` lists the folders left out.
 
     The first root that holds a cache wins, but a complete one goes before one that is still being extracted, and a
     copy that is surely whole before one that may be partial.
@@ -174,7 +174,7 @@ class Unreadable:
 
 
 def unreadable(search: Sequence[Path]) -> list[Unreadable]:
-    """The folders that `scan` leaves out because they cannot be read."""
+    """Return the folders that `scan` leaves out because they cannot be read."""
     found: list[Unreadable] = []
     for root in search:
 
@@ -211,7 +211,7 @@ def _is_complete(folder: Path) -> bool | None:
 
 
 def folder_entry(path: Path) -> Entry | None:
-    """The cache at `path`, wherever it lies and whatever its folder is called; None if there is none."""
+    """Return the cache at `path`, wherever it lies and whatever its folder is called; None if there is none."""
     complete = (path / MANIFEST_FILE).is_file()
     if not complete and not (path / JOURNAL / PLAN_FILE).is_file():
         return None
@@ -222,7 +222,7 @@ def folder_entry(path: Path) -> Entry | None:
 
 
 def _subfolders(folder: Path, skipped: Skipped | None) -> list[Path]:
-    """Folders in `folder`, links to folders among them, by name; none where it does not exist or may not be read."""
+    """Return folders in `folder`, links to folders among them, by name; none where it does not exist or may not be read."""
     try:
         with os.scandir(folder) as items:
             return sorted(Path(item.path) for item in items if item.name[0] != "." and _is_folder(item))

@@ -49,13 +49,13 @@ class OwnershipProof:
             return manifest
 
     def names(self) -> dict[str, set[str]]:
-        """Names of the files that the cache has or may have, by folder within the cache."""
+        """Return the names of the files that the cache has or may have, by folder within the cache."""
         inside = _expected(self.inventory) if self.inventory else {}
         return {"": {*DOCUMENTS}, **inside}
 
 
 def read_proof(folder: Path) -> OwnershipProof:
-    """The manifest and the plan in `folder`, as far as they can be read."""
+    """Return the manifest and the plan in `folder`, as far as they can be read."""
     manifest: Manifest | None = None
     plan: Plan | None = None
     with suppress(FileNotFoundError, CacheError):
@@ -66,7 +66,7 @@ def read_proof(folder: Path) -> OwnershipProof:
 
 
 def ownership_proof(folder: Path, key: str) -> OwnershipProof | None:
-    """The manifest and the plan of the cache in `folder`, if they are valid and have its key; None if neither is."""
+    """Return the manifest and the plan of the cache in `folder`, if they are valid and have its key; None if neither is."""
     found = read_proof(folder)
     manifest = found.manifest if found.manifest is not None and found.manifest.spec.key == key else None
     plan = found.plan if found.plan is not None and found.plan.spec.key == key else None
@@ -144,7 +144,7 @@ def _is_own_file(within: str, name: str, expected: Mapping[str, set[str]] | None
 
 
 def _expected(inventory: Inventory) -> dict[str, set[str]]:
-    """The names that belong in features.zarr and in each folder below it, by folder."""
+    """Return the names that belong in features.zarr and in each folder below it, by folder."""
     names: dict[str, set[str]] = defaultdict(set)
     paths = [
         path

@@ -33,7 +33,7 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def live_writers(directory: Path) -> list[str]:
-    """Names of the claims that live processes hold in the cache at `directory`; nothing is changed."""
+    """Return the names of the claims that live processes hold in the cache at `directory`; nothing is changed."""
     return live_claims(directory / journal.JOURNAL)
 
 

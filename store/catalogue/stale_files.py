@@ -139,7 +139,7 @@ def find_stale_files(
 
 
 def _own_folders(root: Path, skipped: Skipped) -> Iterator[tuple[Path, str]]:
-    """Folders that may be caches, each once even if it has several names; targets of links belong to others."""
+    """Yield folders that may be caches, each once even if it has several names; targets of links belong to others."""
     seen: set[tuple[int, int]] = set()
     for folder, match in folders(root, skipped):
         try:
@@ -155,7 +155,7 @@ def _own_folders(root: Path, skipped: Skipped) -> Iterator[tuple[Path, str]]:
 
 
 def _removals(root: Path) -> Iterator[StaleFile]:
-    """Folders of killed removals."""
+    """Yield folders of killed removals."""
     for path in sorted(root.glob(f"*/{REMOVING_PREFIX}*")):
         with suppress(OSError):
             if not path.parent.is_symlink() and _removal_proof(path) is not None:
@@ -177,7 +177,7 @@ def _removal_proof(path: Path) -> OwnershipProof | None:
 def _stale_after_completion(
     folder: Path, shown: OwnershipProof, since: float, unfinished_since: float
 ) -> Iterator[StaleFile]:
-    """What the run that completed a cache, or one that changed its small files, left in it when it was killed."""
+    """Yield the files left in a complete cache by a killed run that completed it or changed its small files."""
     if (folder / JOURNAL).is_dir() and not (folder / JOURNAL).is_symlink() and not live_writers(folder):
         if addition_files(folder):
             newest = usage(folder / JOURNAL).modified
@@ -192,7 +192,7 @@ def _stale_after_completion(
 
 
 def _temporaries(folder: Path, shown: OwnershipProof) -> Iterator[Path]:
-    """Temporary files of this cache's files, and its journal if it was set aside."""
+    """Yield temporary files of this cache's files, and its journal if it was set aside."""
     names = shown.names()
     for within in names:
         place = folder / within
@@ -214,7 +214,7 @@ def _if_older(path: Path, kind: str, reason: str, since: float) -> Iterator[Stal
 
 
 def _duplicates(complete: list[tuple[str, Path]], reporter: Reporter) -> Iterator[StaleFile]:
-    """Caches with the same manifest as another one, which is intact in every byte and stays."""
+    """Yield caches with the same manifest as another one, which is intact in every byte and stays."""
     copies: dict[tuple[str, str], list[Path]] = defaultdict(list)
     of_key = Counter(key for key, _ in complete)
     for key, folder in complete:
@@ -244,7 +244,7 @@ def _is_intact(folder: Path, reporter: Reporter) -> bool:
     reporter.message(f"reading {folder}, of which there are copies: one goes only if the other is intact")
     harmless = (FileRole.UNEXPECTED, FileRole.STALE, FileRole.REQUEST, FileRole.FORM)
     checked = verify(folder, reporter=reporter)
-    return checked.complete and all(damage.location.kind in harmless for damage in checked.damages)
+    return checked.complete and all(damage.location.role in harmless for damage in checked.damages)
 
 
 def _has_all_files(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a list of caches shows of each, read without parsing the whole manifest.
+"""Summary of a cache for lists, read without parsing the whole manifest.
 
 Nearly all of a manifest is the table of files with their digests, half a megabyte for a large backbone. It comes last
 in the document, so the spec and the inventory are read from the head of the file, and its end shows that the file is
@@ -13,7 +13,7 @@ from featcache.store.catalogue.entries import Entry
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, parse_json
 from featcache.store.inventory import Inventory
-from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.manifest import MANIFEST_FILE, Manifest, read_inventory
 from featcache.store.partial_copy import PartialCopy, describe_partial
 from featcache.store.regular_files import open_regular
 from featcache.store.spec import CacheSpec
@@ -28,7 +28,7 @@ _END = re.compile(rb'"digest": "[0-9a-f]{64}"\n}\n?\Z')
 
 @dataclass(frozen=True)
 class Summary:
-    """What there is to know about a cache at a glance."""
+    """Summary of a cache."""
 
     inventory: Inventory
     dtype: str
@@ -63,7 +63,7 @@ def summarize(entry: Entry) -> Summary:
     spec = CacheSpec.from_dict(field(head, "spec", dict, where), where)
     if head.get("key") != spec.key:
         raise CacheError(f"{where}: field 'key' is {head.get('key')!r}, the spec's digest is {spec.key!r}")
-    inventory = Inventory.from_dict(field(head, "inventory", dict, where), where)
+    inventory = read_inventory(head, spec, where)
     if not inventory.splits:
         raise CacheError(f"{where}: field 'inventory' names no split")
     return _summary(entry.path, inventory, spec.dtype)
@@ -78,7 +78,7 @@ def _summary(directory: Path, whole: Inventory, dtype: str) -> Summary:
 
 
 def _head(path: Path) -> JsonObject | None:
-    """The fields before the table of files; None if the file is not whole or not laid out as expected."""
+    """Return the fields before the table of files; None if the file is not whole or not laid out as expected."""
     descriptor, size = open_regular(path)
     with open(descriptor, "rb", buffering=0) as file:
         text = file.read(HEAD_BYTES) or b""

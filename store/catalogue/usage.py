@@ -1,4 +1,4 @@
-"""What a file or a folder takes on disk, and when it was touched last."""
+"""Disk usage of a file or folder, and the time of its last change."""
 
 import os
 import stat
@@ -11,7 +11,7 @@ from featcache.store.writing.claim_files import SUFFIX
 
 @dataclass(frozen=True)
 class Usage:
-    """What a file or folder takes."""
+    """Disk usage of a file or folder."""
 
     num_bytes: int
     num_files: int

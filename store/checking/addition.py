@@ -12,7 +12,7 @@ from featcache.store.zarr_metadata import group_metadata_paths, metadata_documen
 
 
 def unfinished_addition(directory: Path, manifest: Manifest) -> Plan | None:
-    """The plan of an addition to the complete cache at `directory`; None if there is none."""
+    """Return the plan of an addition to the complete cache at `directory`; None if there is none."""
     try:
         plan = Plan.read(directory)
         held = plan.spec != manifest.spec or manifest.inventory.covers(plan.inventory)
@@ -26,7 +26,7 @@ def without_new_groups(
 ) -> list[Damage]:
     """Leave out the groups' metadata that the addition was about to finish with: it is written before the manifest."""
     groups = {f"{FEATURES}/{path}" for path in group_metadata_paths(manifest.inventory)}
-    suspects = [d for d in damages if d.location.path in groups and d.location.kind == FileRole.METADATA]
+    suspects = [d for d in damages if d.location.path in groups and d.location.role == FileRole.METADATA]
     if not suspects:
         return list(damages)
     documents = metadata_documents(manifest.inventory.plus(plan.inventory))

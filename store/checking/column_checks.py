@@ -19,7 +19,7 @@ from featcache.store.regular_files import open_regular
 def column_damages(
     directory: Path, manifest: Manifest, bad: Collection[str], linked: Sequence[str]
 ) -> Iterator[Damage]:
-    """What the columns of the committed blocks say that cannot be.
+    """Yield the damages of the columns of committed blocks whose values are impossible.
 
     Blocks with files in `bad`, or behind the links in `linked`, are passed over.
     """

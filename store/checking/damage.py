@@ -1,4 +1,4 @@
-"""What can be wrong with one file of a cache, and where in the data that is."""
+"""Damage of one file of a cache, and the part of the data that it concerns."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +13,7 @@ MAX_REASON = 1000
 
 
 class FileRole(StrEnum):
-    """What a file is for; it decides what a repair does."""
+    """Role of a file, which decides how a repair treats it."""
 
     MANIFEST = "manifest"
     """Manifest, or the plan of an unfinished cache: nothing can be repaired without."""
@@ -28,7 +28,7 @@ class FileRole(StrEnum):
     FORM = "form"
     """A document whose content holds but whose bytes are not as written: written again."""
     STALE = "leftover"
-    """What a process left that was killed: removed."""
+    """A file left by a killed process: removed."""
     LINK = "link"
     """A link in the place of a folder: nothing behind it is read or removed."""
     UNEXPECTED = "stranger"
@@ -41,7 +41,7 @@ class FileLocation:
 
     path: str
     """Relative to the folder of the cache."""
-    kind: FileRole
+    role: FileRole
     block: Block | None = None
     """The rows of a chunk file."""
     array: str | None = None
@@ -75,7 +75,7 @@ class Damage:
         return {
             "file": self.location.printable_path,
             "reason": self.reason,
-            "kind": str(self.location.kind),
+            "kind": str(self.location.role),
             "split": block.split if block else None,
             "rows": [block.start, block.stop] if block else None,
             "array": self.location.array,

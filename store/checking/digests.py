@@ -13,7 +13,7 @@ PIECE_BYTES = 2**20
 
 
 def sha256_files(paths: Sequence[Path], threads: int) -> Generator[str | OSError | CacheError, None, None]:
-    """SHA-256 of each file as 64 hex digits, in order, each as soon as it and those before it are known.
+    """Yield SHA-256 of each file as 64 hex digits, in order, each as soon as it and those before it are known.
 
     Args:
         paths: the files.

@@ -29,12 +29,12 @@ _KINDS = {
 
 
 def documents(directory: Path, complete: bool) -> list[str]:
-    """The documents that are there; an unfinished cache has none that would be final."""
+    """Return the documents that are there; an unfinished cache has none that would be final."""
     return [name for name in _KINDS if complete and irregularity(directory / name) is None]
 
 
 def read_inventory(directory: Path) -> tuple[bool, Manifest | None, list[Damage]]:
-    """Whether the cache is complete, what it holds (None if that cannot be told) and what is wrong with the telling.
+    """Return whether the cache is complete, its manifest (None if damaged), and the damages of the documents read.
 
     Raises:
         CacheNotFoundError: there is no cache.
@@ -57,7 +57,7 @@ def read_inventory(directory: Path) -> tuple[bool, Manifest | None, list[Damage]
 
 
 def document_damages(directory: Path) -> Iterator[Damage]:
-    """What is wrong with the documents of a complete cache, apart from a manifest that cannot be read at all."""
+    """Yield the damages of the documents of a complete cache, except a manifest that cannot be read at all."""
     for name, kind in _KINDS.items():
         path = directory / name
         mismatch = irregularity(path)
@@ -81,7 +81,7 @@ def document_damages(directory: Path) -> Iterator[Damage]:
 
 
 def name_damages(directory: Path, manifest: Manifest) -> Iterator[Damage]:
-    """A folder that is named for another key: caches are looked up by it, so this one would answer for another."""
+    """Yield the damage of a folder named for another key: look-up goes by the name, so it would answer for another cache."""
     folder = directory.resolve().name
     named = re.fullmatch(rf".+-([0-9a-f]{{{KEY_DIGITS}}})", folder)
     if named and named[1] != manifest.spec.key:
@@ -90,7 +90,7 @@ def name_damages(directory: Path, manifest: Manifest) -> Iterator[Damage]:
 
 
 def _has_canonical_bytes(path: Path) -> bool:
-    """Whether a sealed document, whose content holds, also has the bytes that we write."""
+    """Return whether a sealed document, whose content holds, also has the bytes that we write."""
     return has_content(path, sealed_bytes(read_sealed(path)))
 
 

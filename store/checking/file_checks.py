@@ -15,7 +15,7 @@ MB, KB = 10**6, 10**3
 
 
 def recorded_files(manifest: Manifest) -> Iterator[tuple[FileLocation, FileRecord]]:
-    """Every file within features.zarr that has a recorded digest."""
+    """Yield every file within features.zarr that has a recorded digest."""
     for path, record in manifest.metadata.items():
         yield FileLocation(f"{FEATURES}/{path}", FileRole.METADATA), record
     for block_record in manifest.blocks:
@@ -31,7 +31,7 @@ def recorded_files(manifest: Manifest) -> Iterator[tuple[FileLocation, FileRecor
 def file_damages(
     directory: Path, recorded: Sequence[tuple[FileLocation, FileRecord]], threads: int, reporter: Reporter
 ) -> list[Damage]:
-    """Sizes first, for they cost nothing, then the digests of the files whose size is right."""
+    """Check sizes first, since they cost nothing, then the digests of the files whose size is right."""
     mismatches = {
         location: irregularity(directory / location.path) or record.mismatch(directory / location.path)
         for location, record in recorded

@@ -11,7 +11,7 @@ from featcache.store.regular_files import IS_LINK
 
 
 def linked_folders(directory: Path, inventory: Inventory | None) -> Iterator[Damage]:
-    """The folders of a cache that are links; without an inventory, those that every cache has."""
+    """Yield the folders of a cache that are links; without an inventory, those that every cache has."""
     folders = [FEATURES, JOURNAL]
     for split in inventory.splits.values() if inventory else ():
         folders += [f"{FEATURES}/{split.name}", *(f"{FEATURES}/{split.name}/{name}" for name in split.arrays)]
@@ -24,5 +24,5 @@ def linked_folders(directory: Path, inventory: Inventory | None) -> Iterator[Dam
 
 
 def is_behind_link(path: str, linked: Sequence[str]) -> bool:
-    """Whether `path`, within the folder of the cache, is one of these or lies below one."""
+    """Return whether `path`, within the folder of the cache, is one of the linked folders or lies below one."""
     return any(path == link or path.startswith(f"{link}/") for link in linked)

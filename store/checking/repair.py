@@ -33,7 +33,7 @@ _REMOVED = (FileRole.DATA, FileRole.REQUEST, FileRole.STALE)
 
 @dataclass(frozen=True)
 class RepairResult:
-    """What a repair left."""
+    """State of a cache after a repair."""
 
     complete: bool
     """Whether the cache still is complete; if not, the same extraction has to be run again."""
@@ -63,7 +63,7 @@ class RepairResult:
 
 
 def repair(found: Verification) -> RepairResult:
-    """Mend what `verify` found, as far as it can be done without the backbone.
+    """Repair the damages that `verify` found, as far as possible without the backbone.
 
     A damaged block is dropped; a damaged zarr.json is written again; a damaged provenance.json or README.md leaves all
     blocks but needs the next extraction too, which writes it again. Strangers stay.
@@ -77,7 +77,7 @@ def repair(found: Verification) -> RepairResult:
     if manifest is None:
         raise CacheError(f"{directory} cannot be repaired: {found.damages[0]}; {found.remedy}")
     _refuse_irregular_files(found)
-    if manifest.whole is not None and any(d.location.kind in _NEEDS_EXTRACTION for d in found.damages):
+    if manifest.whole is not None and any(d.location.role in _NEEDS_EXTRACTION for d in found.damages):
         raise PartialCacheError(f"{directory} is a partial copy and cannot be repaired here; {found.remedy}")
     if found.complete and unfinished_addition(directory, manifest) is not None:
         raise CacheError(
@@ -88,11 +88,11 @@ def repair(found: Verification) -> RepairResult:
         if read_inventory(directory)[:2] != (found.complete, manifest):
             raise CacheBusyError(f"{directory} has changed since it was verified; run the command again")
         damages = [damage for damage in found.damages if damage.location.path != JOURNAL]
-        for path in (directory / d.location.path for d in damages if d.location.kind == FileRole.FORM):
+        for path in (directory / d.location.path for d in damages if d.location.role == FileRole.FORM):
             write_sealed(path, read_sealed(path))
         if found.complete:
             damages = _rewrite_metadata(directory, manifest, damages)
-        reopened = found.complete and any(damage.location.kind in _NEEDS_EXTRACTION for damage in damages)
+        reopened = found.complete and any(damage.location.role in _NEEDS_EXTRACTION for damage in damages)
         if reopened:
             _refuse_copy(directory)
             write_journal(directory, manifest, _damaged_blocks(damages))
@@ -106,7 +106,7 @@ def repair(found: Verification) -> RepairResult:
         if complete:
             journal.clear(directory / JOURNAL)
     left = [
-        damage.location.printable_path for damage in damages if damage.location.kind == FileRole.UNEXPECTED
+        damage.location.printable_path for damage in damages if damage.location.role == FileRole.UNEXPECTED
     ]
     dropped = _damaged_blocks(damages)
     return RepairResult(complete, [*dropped, *(b for b in found.missing_blocks if b not in dropped)], left)
@@ -118,7 +118,7 @@ def _rewrite_metadata(directory: Path, manifest: Manifest, damages: Sequence[Dam
     So a cache without other damage stays complete. If another version of Zarr writes other bytes, the next extraction
     rewrites them.
     """
-    kinds = {damage.location.kind for damage in damages}
+    kinds = {damage.location.role for damage in damages}
     if FileRole.METADATA not in kinds:
         return list(damages)
     made = metadata_documents(manifest.full_inventory)
@@ -127,7 +127,7 @@ def _rewrite_metadata(directory: Path, manifest: Manifest, damages: Sequence[Dam
         path = damage.location.path.removeprefix(f"{FEATURES}/")
         record, document = manifest.metadata.get(path), made.get(path)
         if (
-            damage.location.kind != FileRole.METADATA
+            damage.location.role != FileRole.METADATA
             or record is None
             or document is None
             or not (directory / damage.location.path).parent.is_dir()
@@ -143,7 +143,7 @@ def _rewrite_metadata(directory: Path, manifest: Manifest, damages: Sequence[Dam
 
 
 def _damaged_blocks(damages: Sequence[Damage]) -> list[Block]:
-    """The blocks that have a damaged file, each once."""
+    """Return the blocks that have a damaged file, each once."""
     return list(
         dict.fromkeys(damage.location.block for damage in damages if damage.location.block is not None)
     )
@@ -161,12 +161,12 @@ def _refuse_copy(directory: Path) -> None:
 
 
 def _refuse_irregular_files(found: Verification) -> None:
-    """A link could lead the repair out of the cache, and what a folder holds is not ours to remove."""
+    """Refuse links, which could lead the repair out of the cache, and folders, whose content is not ours to remove."""
     for damage in found.damages:
         path = found.directory / damage.location.path
-        if damage.location.kind == FileRole.LINK:
+        if damage.location.role == FileRole.LINK:
             raise CacheError(f"{path}: {IS_LINK}; remove the link and run the command again")
-        expected = damage.location.kind != FileRole.UNEXPECTED and damage.location.path != JOURNAL
+        expected = damage.location.role != FileRole.UNEXPECTED and damage.location.path != JOURNAL
         if expected and path.is_dir() and not path.is_symlink():
             raise CacheError(
                 f"{path} is a folder, where a file must be; move it away and run the command again"
@@ -184,7 +184,7 @@ def _remove(directory: Path, damages: Sequence[Damage], kinds: Sequence[FileRole
     folders = set()
     for damage in damages:
         path = directory / damage.location.path
-        if damage.location.kind in kinds and path.parent.is_dir():
+        if damage.location.role in kinds and path.parent.is_dir():
             path.unlink(missing_ok=True)
             folders.add(path.parent)
     for folder in sorted(folders):

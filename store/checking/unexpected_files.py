@@ -1,4 +1,4 @@
-"""What lies in a cache's folders and does not belong there."""
+"""Files in the folders of a cache that do not belong there."""
 
 import os
 from collections import defaultdict
@@ -21,7 +21,7 @@ from featcache.store.zarr_metadata import recorded_paths
 def unexpected_files(
     directory: Path, inventory: Inventory, complete: bool, linked: Sequence[str]
 ) -> Iterator[Damage]:
-    """Files and folders that a cache of this inventory has no place for, and what a killed process left.
+    """Yield files and folders that a cache of this inventory has no place for, and what a killed process left.
 
     Only the folders of the cache itself are looked into: a strange folder is named once, whatever is in it, and what
     lies behind the links in `linked` is left alone. While a cache is unfinished or being added to, temporary files and
@@ -50,7 +50,7 @@ def unexpected_files(
 
 
 def _expected_names(inventory: Inventory) -> dict[str, set[str]]:
-    """Per folder of the cache the names that belong in it."""
+    """Return the names that belong in each folder of the cache."""
     names: dict[str, set[str]] = defaultdict(set)
     names[""] = {MANIFEST_FILE, PROVENANCE_FILE, REQUEST_FILE, CARD_FILE, HELD_FILE, ORIGIN_FILE, FEATURES}
     paths = list(recorded_paths(inventory))

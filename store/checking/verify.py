@@ -34,13 +34,13 @@ from featcache.store.zarr_metadata import metadata_paths
 
 @dataclass(frozen=True)
 class Verification:
-    """What a check of one cache found."""
+    """Result of checking one cache."""
 
     directory: Path
     complete: bool
     """Whether there is a manifest."""
     manifest: Manifest | None
-    """What was checked against; None if it is damaged itself."""
+    """The manifest that files were checked against; None if the manifest itself is damaged."""
     damages: Sequence[Damage]
     files: int
     """Files that were checked."""
@@ -60,7 +60,7 @@ class Verification:
 
     @property
     def remedy(self) -> str:
-        """What to do about the damages."""
+        """Advice on repairing the damages."""
         origin = read_origin(self.directory) or card_origin(self.directory) if self.complete else None
         if self.manifest is None and origin is not None:
             return f"run `{check_command(self.directory, origin, _partial_inventory(self.directory))}` to fetch it again"
@@ -68,9 +68,9 @@ class Verification:
             return (
                 "remove the folder and extract again, or fetch the file from whoever has a copy of the cache"
             )
-        if any(damage.location.kind == FileRole.LINK for damage in self.damages):
+        if any(damage.location.role == FileRole.LINK for damage in self.damages):
             return "remove the links, or make a copy without them with `cp -rL`, and run the command again"
-        if all(damage.location.kind == FileRole.UNEXPECTED for damage in self.damages):
+        if all(damage.location.role == FileRole.UNEXPECTED for damage in self.damages):
             return "move away what does not belong there; the data are intact"
         part = self.manifest.inventory if self.manifest.whole is not None else None
         if origin is not None or part is not None:
@@ -118,7 +118,7 @@ def verify(directory: Path, *, threads: int | None = None, reporter: Reporter | 
         damages += document_damages(directory)
     damages += linked_folders(directory, manifest.inventory if manifest else None)
     if manifest is not None:
-        linked = [damage.location.path for damage in damages if damage.location.kind == FileRole.LINK]
+        linked = [damage.location.path for damage in damages if damage.location.role == FileRole.LINK]
         recorded = [
             (location, record)
             for location, record in recorded_files(manifest)

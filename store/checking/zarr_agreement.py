@@ -58,7 +58,7 @@ def check_metadata(features: Path, path: str, inventory: Inventory) -> None:
 
 
 def _nodes(inventory: Inventory) -> dict[str, ArrayInfo | None]:
-    """Every group (None) and array by its path within features.zarr."""
+    """Return every group (None) and array by its path within features.zarr."""
     nodes: dict[str, ArrayInfo | None] = {"": None}
     if inventory.projection_array:
         nodes[PROJECTION] = inventory.projection_array
@@ -90,7 +90,7 @@ def _array_fields(
 
 
 def _consolidated(document: JsonObject, where: str) -> JsonObject | None:
-    """The copies of the members' metadata in a group's; None if it has none."""
+    """Return the copies of the members' metadata in a group's; None if it has none."""
     section = document.get("consolidated_metadata")
     if section is None:
         return None

@@ -1,4 +1,4 @@
-"""What an export says of the cache it was made from, so that it can become the same cache again."""
+"""The document that an export carries about its cache, from which an import restores the same cache."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,18 +99,18 @@ class ExportDocument:
         return cls(
             CacheSpec.from_dict(field(document, "spec", dict, where), where),
             Targets.from_dict(document, text_list(document, "class_names", where), where),
-            _count(document, "batch_size", where),
+            _read_count(document, "batch_size", where),
             {name: field(names, name, str, where) for name in ("dataset", "model")},
             field(document, "provenance", dict, where),
             [request for request in requests if isinstance(request, dict)],
             {split: field(digests, split, str, where) for split in layers},
             {split: text_list(layers, split, where) for split in layers},
             {split: text_list(tokens, split, where) for split in layers},
-            {split: _count(id_bytes, split, where) for split in layers},
+            {split: _read_count(id_bytes, split, where) for split in layers},
         )
 
 
-def _count(document: Mapping[str, Any], name: str, where: str) -> int:
+def _read_count(document: Mapping[str, Any], name: str, where: str) -> int:
     value = int(field(document, name, int, where))
     if not 1 <= value <= MAX_COUNT:
         raise CacheError(f"{where}: field {name!r} must be from 1 to {MAX_COUNT}, got {value}")

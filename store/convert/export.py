@@ -8,7 +8,7 @@ from featcache.store.catalogue.usage import usage
 from featcache.store.convert.export_h5 import export_h5
 from featcache.store.convert.export_npy import export_npy
 from featcache.store.convert.export_safetensors import export_safetensors
-from featcache.store.convert.outputs import check_target, killed_outputs, saying_where
+from featcache.store.convert.outputs import check_target, stale_outputs, with_target
 from featcache.store.convert.selection import Part, choose
 from featcache.store.errors import UnknownNameError
 from featcache.store.progress import Reporter, Silent, Update
@@ -25,7 +25,7 @@ EXPORTERS: dict[str, tuple[Exporter, str]] = {
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written."""
+    """Result of an export."""
 
     path: Path
     num_bytes: int
@@ -65,10 +65,10 @@ def export_cache(
     check_target(out, sum(part.num_bytes for part in parts))
     write, unit = EXPORTERS[to]
     reporter = reporter or Silent()
-    for begun in killed_outputs(out):
+    for begun in stale_outputs(out):
         reporter.message(
             f"note: {begun} was begun by another export of this name; remove it if that was killed"
         )
-    with saying_where(out), reporter.progress("exporting", unit) as update:
+    with with_target(out), reporter.progress("exporting", unit) as update:
         write(cache, parts, out, update)
     return ExportResult(out, usage(out).num_bytes, parts)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from featcache.store.convert.document import ExportDocument
-from featcache.store.convert.outputs import whole_file
+from featcache.store.convert.outputs import atomic_file
 from featcache.store.convert.selection import Part
 from featcache.store.convert.steps import ContentDigest
 from featcache.store.progress import Update
@@ -35,7 +35,7 @@ def export_h5(cache: Cache, parts: Sequence[Part], path: Path, update: Update) -
     """
     total = sum(part.num_samples for part in parts)
     done, digests = 0, {}
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         update(0, total)
         places = _create_file(partial, cache, parts)
         with partial.open("rb+") as file:
@@ -55,7 +55,7 @@ def _create_file(path: Path, cache: Cache, parts: Sequence[Part]) -> dict[str, i
     with h5py.File(path, "w", libver=("v108", "v108")) as file:
         file.attrs["key"] = cache.key
         file.attrs["spec"] = json.dumps(cache.spec.to_dict(), ensure_ascii=False)
-        size = len(_bytes_of(unsigned))
+        size = len(_as_bytes(unsigned))
         places[DOCUMENT] = _allocate(file, DOCUMENT, (1,), h5py.string_dtype("utf-8", size)).id.get_offset()
         for part in parts:
             for dataset in _create_part(file.create_group(part.name), part, cache.inventory.targets):
@@ -76,8 +76,8 @@ def _create_part(group: "h5py.Group", part: Part, targets: Targets) -> "list[h5p
         datasets.append(dataset)
     labels = _allocate(group, "label", part.label.shape, part.label.stored_dtype)
     labels.attrs["class_names"] = np.array(targets.names, text)
-    if targets.kind != SINGLE_LABEL:
-        labels.attrs["targets"] = targets.kind
+    if targets.type != SINGLE_LABEL:
+        labels.attrs["targets"] = targets.type
         labels.attrs["units"] = np.array(targets.units, text)
     ids = _allocate(group, "sample_id", (part.num_samples,), h5py.string_dtype("utf-8", part.id_bytes))
     # HDF5 has no bool: h5py's own enumeration is strange to everybody else.
@@ -120,8 +120,8 @@ def _write(file: BinaryIO, offset: int, values: Array) -> None:
 
 def _document(cache: Cache, parts: Sequence[Part], digests: Mapping[str, str]) -> Array:
     # As long as the one without digests, for which there is room.
-    return np.frombuffer(_bytes_of(ExportDocument.of(cache, parts, digests)), np.uint8)
+    return np.frombuffer(_as_bytes(ExportDocument.of(cache, parts, digests)), np.uint8)
 
 
-def _bytes_of(document: ExportDocument) -> bytes:
+def _as_bytes(document: ExportDocument) -> bytes:
     return json.dumps(document.to_dict(), ensure_ascii=False).encode()

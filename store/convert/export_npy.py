@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from featcache.store.convert.document import ExportDocument
-from featcache.store.convert.outputs import whole_folder
+from featcache.store.convert.outputs import atomic_folder
 from featcache.store.convert.selection import Part
 from featcache.store.convert.steps import ContentDigest
 from featcache.store.layers import FINAL
@@ -20,7 +20,7 @@ LABELS, IDS, VALID = "labels.npy", "sample_ids.npy", "valid.npy"
 
 
 def layer_file(layer: str) -> str:
-    """File name of a layer, such as ``layer_03.npy`` or ``layer_final.npy``."""
+    """Return the file name of a layer, such as ``layer_03.npy`` or ``layer_final.npy``."""
     return f"layer_{layer}.npy" if layer == FINAL else f"layer_{int(layer):02d}.npy"
 
 
@@ -31,7 +31,7 @@ def export_npy(cache: Cache, parts: Sequence[Part], path: Path, update: Update) 
     """
     total = sum(len(part.layers) * part.num_samples for part in parts)
     done, digests = 0, {}
-    with whole_folder(path) as partial:
+    with atomic_folder(path) as partial:
         update(0, total)
         for part in parts:
             folder = partial / part.name

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.store.convert.outputs import whole_folder
+from featcache.store.convert.outputs import atomic_folder
 from featcache.store.convert.selection import Part
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
@@ -40,7 +40,7 @@ def export_safetensors(cache: Cache, parts: Sequence[Part], path: Path, update: 
     """
     total = sum(len(part.layers) * part.num_samples for part in parts)
     done = 0
-    with whole_folder(path) as partial:
+    with atomic_folder(path) as partial:
         update(0, total)
         for part in parts:
             columns = part.columns()
@@ -90,7 +90,7 @@ def _label_first(columns: dict[str, Array]) -> bool:
 
 
 def _metadata(cache: Cache, part: Part) -> dict[str, str]:
-    """The format allows strings only."""
+    """Return the metadata of the file; the format allows strings only."""
     return {
         "format": "featcache-export",
         "key": cache.key,

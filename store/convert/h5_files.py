@@ -83,7 +83,7 @@ def find_dataset(file: "h5py.File", path: Path, name: str, *, linked: bool = Fal
             )
         if not isinstance(found, h5py.Dataset):
             return None
-        _check(found, path, name, linked=linked)
+        _check_dataset(found, path, name, linked=linked)
         return found
 
 
@@ -102,18 +102,18 @@ def find_linked(path: Path, name: str) -> tuple[Path, str] | None:
         with open_h5(path) as file, h5_errors(f"{path}: {printable(name)}"):
             found = _walk(file, path, name)
             if isinstance(found, h5py.Dataset):
-                _check(found, path, name, linked=True)
+                _check_dataset(found, path, name, linked=True)
                 return path, found.name
             if found is None or not isinstance(found, _External):
                 return None
-        path, name = _beside(path, found.file, folder, name), found.name
+        path, name = _linked_file(path, found.file, folder, name), found.name
     raise DatasetError(
         f"{path}: {printable(name)} is behind more than {MAX_LINKS} links; they lead in a circle"
     )
 
 
 def group_size(file: "h5py.File", path: Path, name: str) -> int | None:
-    """Entries of a group in this file; None if there is no group of this name."""
+    """Return the entries of a group in this file; None if there is no group of this name."""
     import h5py
 
     with h5_errors(f"{path}: {printable(name)}"):
@@ -140,8 +140,8 @@ def list_datasets(file: "h5py.File", path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def listed(file: "h5py.File", path: Path) -> str:
-    """The arrays of a file in one line, for errors."""
+def format_listing(file: "h5py.File", path: Path) -> str:
+    """Return the arrays of a file in one line, for errors."""
     try:
         found = list_datasets(file, path)
     except DatasetError:
@@ -228,7 +228,7 @@ def _parts(name: str) -> list[str]:
     return [part for part in name.split("/") if part not in ("", ".")]
 
 
-def _beside(path: Path, named: str, folder: Path, name: str) -> Path:
+def _linked_file(path: Path, named: str, folder: Path, name: str) -> Path:
     """Return the file that another file refers to, if it lies in `folder` or below it."""
     spot, found = PurePosixPath(named), path.parent / named
     outside = spot.is_absolute() or ".." in spot.parts or "\0" in named or "%" in named
@@ -244,7 +244,7 @@ def _beside(path: Path, named: str, folder: Path, name: str) -> Path:
     return found
 
 
-def _check(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bool) -> None:
+def _check_dataset(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bool) -> None:
     """Refuse an array whose bytes lie elsewhere, need foreign code, or cannot fill the declared shape."""
     import h5py
 
@@ -286,7 +286,7 @@ def _check(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bool) -> N
 
 
 def _chunk_bytes(dataset: "h5py.Dataset") -> int:
-    """Bytes of one chunk, for which HDF5 allocates memory; 0 for arrays without chunks."""
+    """Return the bytes of one chunk, for which HDF5 allocates memory; 0 for arrays without chunks."""
     return prod(dataset.chunks) * int(dataset.id.get_type().get_size()) if dataset.chunks else 0
 
 
@@ -304,7 +304,7 @@ def _check_sources(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bo
             )
         if "%" in source.dset_name:
             raise DatasetError(f"{where} is put together from arrays by a pattern, which is not read")
-        part = path if own else _beside(path, source.file_name, folder, name)
+        part = path if own else _linked_file(path, source.file_name, folder, name)
         with open_h5(part) as file:
             found = find_dataset(file, part, source.dset_name)
             if found is None or found.id.get_create_plist().get_layout() == h5py.h5d.VIRTUAL:

@@ -1,4 +1,4 @@
-"""What a cache of imported features says of itself: spec, provenance and card."""
+"""Spec, provenance and card of a cache of imported features."""
 
 import time
 

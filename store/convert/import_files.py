@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.store.convert.choice import Choice
 from featcache.store.convert.document import EXPORT_FORMAT, ExportDocument
 from featcache.store.convert.export_npy import META_FILE, layer_file
+from featcache.store.convert.import_selection import ImportSelection
 from featcache.store.convert.rows import Features, RowArray
 from featcache.store.convert.selection import ids_as_bytes
 from featcache.store.convert.source import (
@@ -18,7 +18,7 @@ from featcache.store.convert.source import (
     layer_names,
     make_columns,
 )
-from featcache.store.convert.stored import choose_stored
+from featcache.store.convert.stored import choose_stored_type
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.files import read_json
 from featcache.store.inventory import SPLITS
@@ -29,7 +29,7 @@ Opener = Callable[[Path], RowArray]
 _LAYER = re.compile(r"layer[_-]?(\d+|final)")
 
 
-def folder_source(folder: Path, choice: Choice, openers: Mapping[str, Opener]) -> ImportSource:
+def folder_source(folder: Path, choice: ImportSelection, openers: Mapping[str, Opener]) -> ImportSource:
     """Describe what is to be imported of a folder.
 
     Args:
@@ -60,7 +60,7 @@ def _document(folder: Path) -> ExportDocument | None:
 
 
 def _split(
-    folder: Path, choice: Choice, openers: Mapping[str, Opener], document: ExportDocument | None
+    folder: Path, choice: ImportSelection, openers: Mapping[str, Opener], document: ExportDocument | None
 ) -> ImportSplit:
     if document is not None:
         tokens, layers = document.tokens.get(folder.name, ()), document.layers.get(folder.name, ())
@@ -73,14 +73,16 @@ def _split(
         raise DatasetError(f"{folder} lacks {', '.join(missing) or 'layers'}, which its {META_FILE} names")
     arrays = [openers[path.suffix](path) for path in paths]
     stored = (
-        document.spec.dtype if document else choose_stored(arrays[0].dtype, arrays[0].where, choice.dtype)
+        document.spec.dtype
+        if document
+        else choose_stored_type(arrays[0].dtype, arrays[0].where, choice.dtype)
     )
     features = Features(arrays, len(tokens), stored)
     if features.num_layers != len(layers):
         raise DatasetError(
             f"{arrays[0].where} is {list(arrays[0].shape)}: a file must hold one layer (--tokens)"
         )
-    labels = _named(folder, ("labels", "label", "targets"), openers)
+    labels = _find_named(folder, ("labels", "label", "targets"), openers)
     if labels is None:
         raise DatasetError(f"{folder} has no labels; there must be a file such as labels.npy")
     ids = _ids(folder, openers)
@@ -91,7 +93,7 @@ def _split(
 
 
 def _layer_files(folder: Path, openers: Mapping[str, Opener]) -> list[Path]:
-    """The files of the layers, by number; ``final`` comes last."""
+    """Return the files of the layers, by number; ``final`` comes last."""
     found: dict[float, Path] = {}
     for path in sorted(folder.iterdir()):
         match = _LAYER.fullmatch(path.stem)
@@ -108,7 +110,7 @@ def _layer_files(folder: Path, openers: Mapping[str, Opener]) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
-def _named(folder: Path, stems: tuple[str, ...], openers: Mapping[str, Opener]) -> RowArray | None:
+def _find_named(folder: Path, stems: tuple[str, ...], openers: Mapping[str, Opener]) -> RowArray | None:
     for stem in stems:
         for suffix, opener in openers.items():
             if (folder / f"{stem}{suffix}").is_file():
@@ -117,7 +119,7 @@ def _named(folder: Path, stems: tuple[str, ...], openers: Mapping[str, Opener]) 
 
 
 def _ids(folder: Path, openers: Mapping[str, Opener]) -> list[str] | None:
-    ids = _named(folder, ("sample_ids", "ids"), openers)
+    ids = _find_named(folder, ("sample_ids", "ids"), openers)
     if ids is None:
         return None
     return [
@@ -128,5 +130,5 @@ def _ids(folder: Path, openers: Mapping[str, Opener]) -> list[str] | None:
 def _valid(
     folder: Path, openers: Mapping[str, Opener]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]] | None:
-    valid = _named(folder, ("valid",), openers)
+    valid = _find_named(folder, ("valid",), openers)
     return None if valid is None else valid.rows(0, valid.shape[0]).astype(np.bool_)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.store.convert.choice import Choice
 from featcache.store.convert.document import ExportDocument
 from featcache.store.convert.export_h5 import DOCUMENT
-from featcache.store.convert.h5_files import find_dataset, h5_errors, listed, read_texts
+from featcache.store.convert.h5_files import find_dataset, format_listing, h5_errors, read_texts
+from featcache.store.convert.import_selection import ImportSelection
 from featcache.store.convert.rows import Features, SlicedRows
 from featcache.store.convert.source import (
     ImportSource,
@@ -18,7 +18,7 @@ from featcache.store.convert.source import (
     layer_names,
     make_columns,
 )
-from featcache.store.convert.stored import choose_stored
+from featcache.store.convert.stored import choose_stored_type
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.files import parse_json
 from featcache.store.inventory import SPLITS
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import h5py
 
 
-def h5_source(file: "h5py.File", path: Path, choice: Choice) -> ImportSource:
+def h5_source(file: "h5py.File", path: Path, choice: ImportSelection) -> ImportSource:
     """Describe what is to be imported of an open file.
 
     Raises:
@@ -36,10 +36,10 @@ def h5_source(file: "h5py.File", path: Path, choice: Choice) -> ImportSource:
         DatasetError: they do not fit together.
     """
     if not choice.features and find_dataset(file, path, DOCUMENT) is not None:
-        return _own(file, path)
+        return _own_export(file, path)
     if not choice.features or not choice.labels:
         raise RequestError(
-            f"{path} is no export of featcache: say --features DATASET and --labels DATASET; it has {listed(file, path)}"
+            f"{path} is no export of featcache: say --features DATASET and --labels DATASET; it has {format_listing(file, path)}"
         )
     features, labels, ids = (_by_split(names) for names in (choice.features, choice.labels, choice.ids))
     splits, names = [], choice.class_names
@@ -48,7 +48,7 @@ def h5_source(file: "h5py.File", path: Path, choice: Choice) -> ImportSource:
             raise RequestError(f"split {split} has no labels; add --labels {split}=DATASET")
         arrays = [_dataset(file, path, name) for name in datasets]
         read = Features(
-            arrays, len(choice.tokens), choose_stored(arrays[0].dtype, arrays[0].where, choice.dtype)
+            arrays, len(choice.tokens), choose_stored_type(arrays[0].dtype, arrays[0].where, choice.dtype)
         )
         label_dataset = _dataset(file, path, labels[split][0])
         names = _class_names(label_dataset) if names is None else names
@@ -59,10 +59,10 @@ def h5_source(file: "h5py.File", path: Path, choice: Choice) -> ImportSource:
     return foreign_source(path.name, splits, names, str(path))
 
 
-def _own(file: "h5py.File", path: Path) -> ImportSource:
+def _own_export(file: "h5py.File", path: Path) -> ImportSource:
     where = f"{path}: dataset {DOCUMENT!r}"
     text = _dataset(file, path, DOCUMENT)
-    content = _whole(text) if text.shape == (1,) else np.array([b""])
+    content = _read_all(text) if text.shape == (1,) else np.array([b""])
     json_text = content[0] if isinstance(content[0], bytes) else str(content[0]).encode("utf-8", "replace")
     document = ExportDocument.from_dict(parse_json(json_text, where), where)
     splits = []
@@ -73,9 +73,9 @@ def _own(file: "h5py.File", path: Path) -> ImportSource:
         if not arrays:
             raise DatasetError(f"{path}: split {split} has no features")
         features = Features(arrays, len(document.tokens[split]), document.spec.dtype)
-        ids = _whole(_dataset(file, path, f"{split}/sample_id"))
+        ids = _read_all(_dataset(file, path, f"{split}/sample_id"))
         encoded = np.ascontiguousarray(ids).view(np.uint8).reshape(len(ids), -1)
-        valid = _whole(_dataset(file, path, f"{split}/valid"))
+        valid = _read_all(_dataset(file, path, f"{split}/valid"))
         labels = _dataset(file, path, f"{split}/label")
         columns = make_columns(labels, encoded, valid, features.num_samples, document.targets)
         splits.append(ImportSplit(split, features, layers, document.tokens[split], columns))
@@ -99,7 +99,7 @@ def _by_split(names: Sequence[str]) -> Mapping[str, list[str]]:
 def _dataset(file: "h5py.File", path: Path, name: str) -> SlicedRows:
     dataset = find_dataset(file, path, name)
     if dataset is None:
-        raise RequestError(f"{path} has no dataset {name!r}; it has {listed(file, path)}")
+        raise RequestError(f"{path} has no dataset {name!r}; it has {format_listing(file, path)}")
     with h5_errors(f"{path}: {name}"):
         logical = dataset.attrs.get("logical_dtype")
         is_bfloat16 = isinstance(logical, str) and logical == "bfloat16" and dataset.dtype == np.uint16
@@ -119,6 +119,6 @@ def _class_names(dataset: SlicedRows) -> list[str] | None:
         return [one.decode() if isinstance(one, bytes) else str(one) for one in values]
 
 
-def _whole(array: SlicedRows) -> Array:
+def _read_all(array: SlicedRows) -> Array:
     with h5_errors(array.where):
         return np.asarray(array.array[()])

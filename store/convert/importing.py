@@ -26,7 +26,7 @@ FOREIGN_BATCH = 1
 
 @dataclass(frozen=True)
 class ImportResult:
-    """What an import gave."""
+    """Result of an import."""
 
     path: Path
     key: str
@@ -80,7 +80,7 @@ def import_source(
     splits = {split.name: _plan(split, spec, source.targets) for split in source.splits}
     batch_size = source.document.batch_size if source.document else FOREIGN_BATCH
     targets = source.targets
-    inventory = Inventory(splits, targets.names, target_kind=targets.kind, units=targets.units)
+    inventory = Inventory(splits, targets.names, target_kind=targets.type, units=targets.units)
     plan = Plan(spec, inventory, batch_size)
     with CacheWriter(path, plan, say=reporter.message) as writer:
         with reporter.progress("importing", "rows") as update:

@@ -32,7 +32,7 @@ def check_target(path: Path, num_bytes: int) -> None:
         )
 
 
-def killed_outputs(path: Path) -> list[Path]:
+def stale_outputs(path: Path) -> list[Path]:
     """Return the partial outputs for `path` that other runs began: stale files, unless such a run is still alive."""
     name = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{12}}{re.escape(PARTIAL_SUFFIX)}")
     return sorted(found for found in path.absolute().parent.iterdir() if name.fullmatch(found.name))
@@ -44,7 +44,7 @@ def _partial(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Give the temporary name to write to; leaving without an error makes it `path`."""
     partial = _partial(path)
     try:
@@ -58,7 +58,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; leaving without an error makes it `path`."""
     partial = _partial(path)
     partial.mkdir()
@@ -76,7 +76,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def saying_where(path: Path) -> Iterator[None]:
+def with_target(path: Path) -> Iterator[None]:
     """Turn an error of the file system while `path` is written into one line; errors that name a file stay.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featcache.store.convert.stored import as_stored
+from featcache.store.convert.stored import to_stored_type
 from featcache.store.errors import DatasetError
 from featcache.store.reading.chunks import Array
 
@@ -105,7 +105,7 @@ class Features:
     def read(self, start: int, stop: int) -> Array:
         """Read rows as ``[B, L, K, D]`` in the stored type; a value that it cannot hold is infinite."""
         parts = [
-            as_stored(array.rows(start, stop), array.dtype, self.stored).reshape(
+            to_stored_type(array.rows(start, stop), array.dtype, self.stored).reshape(
                 stop - start, self._geometry(array)[1], self.num_tokens, self.width
             )
             for array in self.arrays
@@ -113,7 +113,7 @@ class Features:
         return np.concatenate(parts, axis=1)
 
     def _geometry(self, array: RowArray) -> tuple[int, int, int]:
-        """Rows N, layers L and width D of one array."""
+        """Return the rows N, layers L and width D of one array."""
         tokens, between = self.num_tokens, array.shape[1:-1]
         if tokens == 1 and len(between) == 2 and between[1] == 1:
             between = between[:1]

@@ -1,4 +1,4 @@
-"""What of a cache is exported: which splits, layers and token kinds."""
+"""Selection of the splits, layers and token kinds to export."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class Part:
         )
 
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """The chosen layers by the array that holds them: ``{"norm2": ("0", ...), "final": ("final",)}``."""
+        """Return the chosen layers by the array that holds them: ``{"norm2": ("0", ...), "final": ("final",)}``."""
         arrays = {
             a.name: tuple(x for x in self.layers if x in a.layers)
             for a in self.reader.inventory.arrays.values()
@@ -78,7 +78,7 @@ class Part:
             yield start, stop, self.reader.gather(np.arange(start, stop), layers, self.tokens, method="read")
 
     def columns(self) -> dict[str, Array]:
-        """``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
+        """Return ``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
         return {
             "label": self.reader.labels(),
             "sample_id": ids_as_bytes(self.reader.sample_ids(), self.id_bytes),

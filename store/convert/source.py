@@ -1,4 +1,4 @@
-"""What is imported: splits with features, labels and ids, wherever they were read from."""
+"""Input of an import: splits with features, labels and ids, independent of the file format."""
 
 import re
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class ImportSplit:
     layers: tuple[str, ...]
     tokens: tuple[str, ...]
     columns: dict[str, Array]
-    """``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
+    """Return ``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
 
     def digest(self, update: Update, before: int, total: int) -> str:
         """Read everything once: check the values and return the `ContentDigest`.
@@ -81,7 +81,7 @@ class ImportSource:
 
 
 def layer_names(count: int) -> tuple[str, ...]:
-    """Names of foreign layers, in order: the last one is what probes take for the backbone's final norm."""
+    """Return the names of foreign layers, in order: the last one is what probes take for the backbone's final norm."""
     return (*(str(index) for index in range(count - 1)), FINAL)
 
 
@@ -105,7 +105,7 @@ def make_columns(
         raise DatasetError(
             f"{labels.where} is {list(labels.shape)}, the features have {num_samples} rows: there must be one label a row"
         )
-    single = targets is None or targets.kind == SINGLE_LABEL
+    single = targets is None or targets.type == SINGLE_LABEL
     if single and not _INTEGER.fullmatch(labels.dtype):
         raise DatasetError(f"{labels.where} is {labels.dtype}; labels must be integers from 0")
     values = labels.rows(0, labels.shape[0])

@@ -9,7 +9,7 @@ from featcache.store.reading.reader import as_float32
 from featcache.store.spec import STORED_DTYPES
 
 
-def choose_stored(dtype: str, where: str, wanted: str | None) -> str:
+def choose_stored_type(dtype: str, where: str, wanted: str | None) -> str:
     """Return the stored type for features of type `dtype`; `where` names them in errors.
 
     Raises:
@@ -26,7 +26,7 @@ def choose_stored(dtype: str, where: str, wanted: str | None) -> str:
     raise DatasetError(f"{where} is {dtype}; {remedy}")
 
 
-def as_stored(values: Array, dtype: str, stored: str) -> Array:
+def to_stored_type(values: Array, dtype: str, stored: str) -> Array:
     """Convert features of type `dtype` to the stored type, bfloat16 as its bits."""
     if dtype == stored or (dtype, stored) == ("uint16", "bfloat16"):
         return values.astype(DTYPES[stored].stored, copy=False)

@@ -47,7 +47,7 @@ def check_stop() -> None:
 
 
 def _stop() -> Event:
-    """The event that stops what this thread does; none ever does outside of `run_concurrently`."""
+    """Return the event that stops what this thread does; none ever does outside of `run_concurrently`."""
     event: Event = getattr(_of_thread, "stop", _NEVER)
     return event
 

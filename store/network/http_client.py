@@ -316,7 +316,7 @@ def _unpacked(pieces: Iterator[bytes], encoding: str, where: str) -> Generator[b
 
 
 def _origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port.
+    """Return scheme, host and port.
 
     Raises:
         ValueError: the text is no address.

@@ -37,7 +37,7 @@ class Source(Protocol):
         """Bring the rows of a window near, and return what copies batches out of it. Runs on a thread of its own."""
 
     def release(self) -> None:
-        """Called when the batches of a window have been handed out."""
+        """Release a window when its batches have been handed out."""
 
 
 @dataclass(frozen=True)

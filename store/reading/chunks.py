@@ -84,7 +84,7 @@ class ChunkFiles:
 
     @property
     def fill(self) -> Any:
-        """What rows read as that are not committed: NaN, in the stored type."""
+        """Value of rows that are not committed: NaN, in the stored type."""
         return np.frombuffer(DTYPES[self.token_array.dtype].fill_bytes, self.token_array.stored_dtype)[0]
 
     @cached_property
@@ -104,7 +104,7 @@ class ChunkFiles:
         raise UnknownNameError("layer", layer, self.layers, "(the cache holds no other)")
 
     def kind_indices(self, tokens: Sequence[str]) -> list[int]:
-        """Indices of token kinds along their axis.
+        """Return the indices of token kinds along their axis.
 
         Raises:
             UnknownNameError: one is not cached.

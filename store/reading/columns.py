@@ -1,4 +1,4 @@
-"""What a split says about its rows, and about the features that it holds."""
+"""Columns of a split (labels, ids, validity), and the names and type of its features."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class SplitColumns:
         return self._files.layers
 
     def labels(self) -> npt.NDArray[Any]:
-        """Target of every row; what it is, `targets` says.
+        """Return the target of every row, of the type that `targets` states.
 
         int64 ``[N]``, index of the class (single-label); uint8 ``[N, C]``, 0 or 1 (multi-label); float32 ``[N, T]``
         (regression). Rows that are not committed have -1, 0 or NaN.
@@ -61,7 +61,7 @@ class SplitColumns:
         return labels
 
     def valid(self) -> npt.NDArray[np.bool_]:
-        """Which rows hold features: bool ``[N]``.
+        """Return a mask ``[N]`` of the rows that hold features.
 
         Raises:
             CacheError: a file is missing or of the wrong size, or holds other bytes than 0 and 1.
@@ -71,11 +71,11 @@ class SplitColumns:
         return valid
 
     def content_digests(self) -> npt.NDArray[np.uint8] | None:
-        """Beginning of the SHA-256 of every decoded image: uint8 ``[N, 16]``; None if the cache does not have it."""
+        """Return the beginning of the SHA-256 of every decoded image: uint8 ``[N, 16]``; None if the cache does not have it."""
         return read_column(self._files, CONTENT_DIGEST) if CONTENT_DIGEST in self.inventory.arrays else None
 
     def sample_ids(self) -> list[str]:
-        """Id of every row, empty for rows that are not committed.
+        """Return the id of every row, empty for rows that are not committed.
 
         Raises:
             CacheError: an id is not UTF-8; or as for `valid`.

@@ -1,4 +1,4 @@
-"""What the digests of decoded images tell: which content a split has, and which images two splits share."""
+"""Digests of decoded images: the content of a split, and the images that two splits share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,13 +34,13 @@ class SharedImages:
 
 
 def content_digest(reader: SplitReader) -> str | None:
-    """SHA-256 over the digests of a split's decoded images, in row order; None if the cache does not have them."""
+    """Return SHA-256 over the digests of a split's decoded images, in row order; None if the cache does not have them."""
     digests = reader.content_digests()
     return None if digests is None else sha256_hex(digests.tobytes())
 
 
 def shared_images(cache: Cache) -> Iterator[SharedImages]:
-    """Images that are in two splits of a cache: scores on the second are too good by them."""
+    """Yield images that are in two splits of a cache: scores on the second are too good by them."""
     for pair in combinations(cache.inventory.splits, 2):
         first, second = (cache[name].content_digests() for name in pair)
         if first is None or second is None:
@@ -52,5 +52,5 @@ def shared_images(cache: Cache) -> Iterator[SharedImages]:
 
 
 def _as_items(digests: np.ndarray) -> np.ndarray:
-    """``[N, 16]`` bytes as ``[N]`` items that compare as a whole; zeros, which stand for no image, stay apart by `valid`."""
+    """Return ``[N, 16]`` bytes as ``[N]`` items that compare as a whole; zeros, which stand for no image, stay apart by `valid`."""
     return np.ascontiguousarray(digests).view(f"S{digests.shape[1]}").ravel()

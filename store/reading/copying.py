@@ -44,7 +44,7 @@ class Selection:
         return cls(tuple(layers), tuple(kinds), tuple(tokens) == files.token_array.tokens)
 
     def row_shape(self, files: ChunkFiles) -> tuple[int, int, int]:
-        """``(L, K, D)``."""
+        """Return ``(L, K, D)``."""
         return len(self.layers), len(self.kinds), files.token_array.row_shape[1]
 
 

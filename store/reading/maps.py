@@ -76,7 +76,7 @@ class LayerMaps:
 
     @staticmethod
     def supported(files: ChunkFiles) -> bool:
-        """Whether these files can be mapped side by side here."""
+        """Return whether these files can be mapped side by side here."""
         whole_pages = files.token_array.chunk_bytes % mmap.ALLOCATIONGRANULARITY == 0
         return whole_pages and guard.supported() and hasattr(mmap, "MADV_RANDOM")
 
@@ -95,13 +95,13 @@ class LayerMaps:
                     self._mapped.add(layer)
 
     def layer(self, layer: str) -> Array:
-        """One mapped layer: ``[N, K, D]``, read-only."""
+        """Return one mapped layer: ``[N, K, D]``, read-only."""
         rows = self._vectors.reshape(-1, self.num_kinds, self._width)
         start = self._slots[layer] * self._padded_rows
         return rows[start : start + self.num_samples]
 
     def pieces(self, whole_rows: bool) -> Array:
-        """Everything that is mapped, as ``[L * P, K * D]`` (whole rows of a layer) or ``[L * P * K, D]``."""
+        """Return everything that is mapped, as ``[L * P, K * D]`` (whole rows of a layer) or ``[L * P * K, D]``."""
         return self._vectors.reshape(-1, self.num_kinds * self._width) if whole_rows else self._vectors
 
     def piece_offsets(self, layers: Sequence[str], kinds: Sequence[int] | None) -> npt.NDArray[np.int64]:

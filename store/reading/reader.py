@@ -66,7 +66,7 @@ class Cache(Mapping[str, SplitReader]):
             return {}
 
     def projection(self) -> npt.NDArray[np.float32] | None:
-        """The matrix ``[D, E]`` that the model multiplies its pooled token with; None if it has none.
+        """Return the matrix ``[D, E]`` that the model multiplies its pooled token with; None if it has none.
 
         Raises:
             CacheError: the file is missing or of another size, or its Zarr metadata differ.
@@ -219,7 +219,7 @@ def describe_missing(directory: Path, partial: Manifest) -> str:
 
 
 def extraction_command(directory: Path, manifest: Manifest) -> str:
-    """The command that makes this cache, or finishes an incomplete one."""
+    """Return the command that makes this cache, or finishes an incomplete one."""
     imported = manifest.spec.dataset.get("kind") == "imported"
     with suppress(FileNotFoundError, CacheError):
         imported = imported or "imported_from" in read_sealed(directory / PROVENANCE_FILE)

@@ -88,7 +88,7 @@ def read_rows(
 
 
 def spans(ordered: npt.NDArray[np.int64], gap: int, longest: int) -> Iterator[slice]:
-    """Cut ascending rows where two neighbours are more than `gap` apart, and after `longest` rows of the file."""
+    """Cut ascending rows where two neighbors are more than `gap` apart, and after `longest` rows of the file."""
     breaks = (np.diff(ordered) > gap) | (np.diff(ordered // longest) > 0)
     edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(ordered)]
     for start, stop in pairwise(edges):
@@ -111,7 +111,7 @@ def read_column(files: ChunkFiles, name: str) -> Array:
 
 def _run(files: ChunkFiles, read: Callable[[Job], None], layers: Sequence[str]) -> None:
     located = [files.locate(layer) for layer in layers]
-    # Layer by layer within a block: neighbouring parts of a row-major buffer are filled at about the same time.
+    # Layer by layer within a block: neighboring parts of a row-major buffer are filled at about the same time.
     jobs = [(block, position, layer) for block in files.committed for position, layer in enumerate(located)]
     # From memory, threads pass the interpreter's lock around for longer than it takes to copy a small file.
     threads = usable_cpus() if files.token_array.chunk_bytes >= SCRATCH_BYTES else 1

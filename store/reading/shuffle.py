@@ -55,7 +55,7 @@ def epoch_order(
 ) -> npt.NDArray[np.int64]:
     """Shuffle rows in windows.
 
-    The rows are cut into stretches of neighbours, the stretches are shuffled over the whole split, and so many of them
+    The rows are cut into stretches of neighbors, the stretches are shuffled over the whole split, and so many of them
     as fill a window are then shuffled row by row. Reading a window thus takes few and long reads, and its rows come from
     everywhere: in a split that is sorted by class, every window has most of the classes.
 

@@ -77,7 +77,7 @@ def borrow(
 
 
 def borrow_limit() -> int:
-    """Bytes that borrowed copies may take under a root.
+    """Return the bytes that borrowed copies may take under a root.
 
     Raises:
         RequestError: the environment's value is no size.
@@ -119,7 +119,7 @@ def _fetch(
 
 
 def _is_fresh(remote: Remote, name: CacheName, directory: Path, needed: Needed, reporter: Reporter) -> bool:
-    """Whether the copy here has what is needed, and the remote has nothing newer."""
+    """Return whether the copy here has what is needed, and the remote has nothing newer."""
     ours = _read_manifest(directory)
     if ours is None:
         return False
@@ -172,7 +172,7 @@ class BorrowedCopy:
 
 
 def borrowed_copies(root: Path) -> list[BorrowedCopy]:
-    """The borrowed copies under a root."""
+    """Return the borrowed copies under a root."""
     found = []
     for folder, _ in folders(root):
         held = _read_partial(folder)

@@ -1,4 +1,4 @@
-"""What a person reads who comes upon a pushed cache: README.md in its folder, and the dataset card on the Hub."""
+"""Cards of pushed caches for people: README.md in the folder, and the dataset card on the Hub."""
 
 import json
 import re
@@ -13,9 +13,9 @@ from featcache.store.transfer.catalogue import CatalogueEntry, manifest_digest
 from featcache.store.transfer.remotes.base import Remote
 
 MADE_BY_US = "<!-- written by featcache push; it is written again by the next one -->"
-_LICENCE = re.compile(r"^\| licen[cs]e \| (.+?) \|$", re.MULTILINE)
+_LICENSE = re.compile(r"^\| licen[cs]e \| (.+?) \|$", re.MULTILINE)
 # Those of the Hub's own list that data sets have; any other is "other", with its name beside.
-_HUB_LICENCES = {
+_HUB_LICENSES = {
     *("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "pddl", "odbl", "odc-by"),
     *(
         f"cc-by{kind}-{version}"
@@ -26,7 +26,7 @@ _HUB_LICENCES = {
 
 
 def cache_card(card: str, manifest: Manifest, address: str) -> str:
-    """The card of one cache: its own, and behind it what there is to know of the shared one.
+    """Return the card of one cache: its own card, followed by facts about the shared cache.
 
     Args:
         card: the cache's own card, which says what it is and what its data may be used for.
@@ -64,21 +64,21 @@ Every file is checked against the SHA-256 in manifest.json as it arrives. Any Za
 """
 
 
-def dataset_card(entries: Sequence[CatalogueEntry], remote: Remote, licence: str | None = None) -> str:
-    """The card of a Hub repository: a table of the caches in it, below what the Hub reads.
+def dataset_card(entries: Sequence[CatalogueEntry], remote: Remote, license: str | None = None) -> str:
+    """Return the card of a Hub repository: a table of the caches in it, below what the Hub reads.
 
     Args:
         entries: the caches.
         remote: the repository.
-        licence: that of the data, if it is known and the same for all; there is no such field without.
+        license: that of the data, if it is known and the same for all; there is no such field without.
     """
     header: dict[str, Any] = {"tags": ["featcache", "image-features"], "viewer": False}
-    if licence:
-        known = licence.lower().replace(" ", "-")
+    if license:
+        known = license.lower().replace(" ", "-")
         header |= (
             {"license": known}
-            if known in _HUB_LICENCES
-            else {"license": "other", "license_name": licence[:100]}
+            if known in _HUB_LICENSES
+            else {"license": "other", "license_name": license[:100]}
         )
     # JSON is YAML, and nothing in a name can break out of it.
     front = "\n".join(f"{name}: {json.dumps(value)}" for name, value in header.items())
@@ -109,8 +109,8 @@ Each folder has a card of its own, README.md.
 
 
 def known_license(card: str) -> str | None:
-    """The licence of the data, where the card of a cache tells it."""
-    found = _LICENCE.search(card)
+    """Return the license of the data, where the card of a cache tells it."""
+    found = _LICENSE.search(card)
     return found[1] if found else None
 
 
@@ -126,5 +126,5 @@ def _array(array: ArrayInfo) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that can stand in a table, whatever it is."""
+    """Return any text in a form that can stand in a table."""
     return escape_cell(printable(" ".join(text.split()))[:400])

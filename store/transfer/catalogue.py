@@ -1,4 +1,4 @@
-"""What a remote holds, told by one listing: an empty file for every cache, whose name says what there is to say.
+"""Catalogue of a remote, read by one listing: an empty file for every cache, whose name holds its summary.
 
 Pushes that run at the same time write different files, so none can lose another's. Names have a few parts with ``@``
 between them; whatever does not read as one is passed over.
@@ -37,7 +37,7 @@ _PUSH = re.compile(rf"{PUSHING}@(?P<digest>[0-9a-f]{{16}})")
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """A short digest of all that a manifest says."""
+    """Return a short digest of all that a manifest says."""
     return sha256_hex(canonical_json(manifest.to_dict()))[:DIGEST_DIGITS]
 
 
@@ -58,7 +58,7 @@ class CatalogueEntry:
 
     @classmethod
     def of(cls, name: CacheName, manifest: Manifest) -> Self:
-        """The entry of a whole cache."""
+        """Return the entry of a whole cache."""
         inventory = manifest.inventory
         layers = {
             layer
@@ -95,28 +95,28 @@ class Catalogue:
     """Paths of entries that a later push has replaced."""
 
     def of(self, name: CacheName) -> CatalogueEntry | None:
-        """The entry of one cache; None if it is not there."""
+        """Return the entry of one cache; None if it is not there."""
         return next((entry for entry in self.entries if entry.name == name), None)
 
     def paths(self, name: CacheName) -> list[str]:
-        """All files that speak of one cache."""
+        """Return all catalogue files of one cache."""
         entries = [entry.path for entry in self.entries if entry.name == name]
         pushes = [push_marker(name, digest) for pushed, digest in self.pushing if pushed == name]
         return [*entries, *pushes, *(path for path in self.outdated if path.startswith(f"{_stem(name)}@"))]
 
 
 def push_marker(name: CacheName, digest: str) -> str:
-    """Path of the file that says that a push of this very content has begun."""
+    """Return the path of the file that marks the begin of a push of this very content."""
     return f"{_stem(name)}@{PUSHING}@{digest}"
 
 
 def is_marker(path: str) -> bool:
-    """Whether a file of the catalogue says that a push has begun."""
+    """Return whether a file of the catalogue marks the begin of a push."""
     return f"@{PUSHING}@" in path
 
 
 def cache_files(remote: Remote, name: CacheName) -> dict[str, RemoteFile]:
-    """The files of one cache on a remote, by path within it; what else somebody put into its folder is not among them."""
+    """Return the files of one cache on a remote, by path within it; what else somebody put into its folder is not among them."""
     remote_files = retry(lambda: remote.files(str(name)))
     return {path: file for path, file in remote_files.items() if is_own_path(path)}
 
@@ -159,7 +159,7 @@ def read_catalogue(remote: Remote) -> Catalogue:
 def search(
     entries: Sequence[CatalogueEntry], model: str | None, dataset: str | None, models: Collection[str] = ()
 ) -> Iterator[CatalogueEntry]:
-    """Entries whose names contain what is given, in any case; for a model, one of its names in `models` will do too."""
+    """Yield the entries whose names contain the given text, in any case; for a model, one of its names in `models` matches too."""
     folders = {slug(name) for name in models}
     for entry in entries:
         name = entry.name
@@ -203,7 +203,7 @@ def find_cache(address: Address) -> tuple[Remote, CacheName]:
 
 
 def not_found(remote: Remote, name: CacheName) -> CacheNotFoundError:
-    """The error of a cache that is not on a remote, with what there is, as far as that can be told."""
+    """Return the error for a cache that is not on a remote, with the caches that are, as far as they can be listed."""
     try:
         there = [entry.name for entry in read_catalogue(remote).entries]
     except RemoteError:

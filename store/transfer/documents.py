@@ -54,7 +54,7 @@ def _fetch_card(remote: Remote, path: str, digest: object) -> bytes:
 
 
 def fetch_requests(remote: Remote, name: CacheName) -> list[JsonObject]:
-    """The literal requests that a cache on a remote answers; none if they cannot be read, for they are a shortcut."""
+    """Return the literal requests that a cache on a remote answers; none if they cannot be read, for they are a shortcut."""
     with suppress(CacheError):
         requests = (fetch_sealed(remote, f"{name}/{REQUEST_FILE}") or {}).get("requests")
         if isinstance(requests, list):
@@ -63,14 +63,14 @@ def fetch_requests(remote: Remote, name: CacheName) -> list[JsonObject]:
 
 
 def repository_card(
-    remote: Remote, entries: Sequence[CatalogueEntry], licence: str | None = None
+    remote: Remote, entries: Sequence[CatalogueEntry], license: str | None = None
 ) -> dict[str, bytes]:
-    """The dataset card that a Hub repository is to have, by its path; nothing where somebody wrote one of their own.
+    """Return the dataset card that a Hub repository is to have, by its path; nothing where somebody wrote one of their own.
 
     Args:
         remote: the repository.
         entries: the caches in it.
-        licence: see `dataset_card`.
+        license: see `dataset_card`.
     """
     if remote.address.parts:
         return {}
@@ -78,13 +78,13 @@ def repository_card(
         before = receive_document(remote, CARD_FILE, MAX_CARD_BYTES).decode(errors="replace")
         if MADE_BY_US not in before:
             return {}
-    return {CARD_FILE: dataset_card(entries, remote, licence if len(entries) == 1 else None).encode()}
+    return {CARD_FILE: dataset_card(entries, remote, license if len(entries) == 1 else None).encode()}
 
 
 def merged_metadata(
     united: Manifest, ours: Manifest | None, theirs: Manifest
 ) -> tuple[Mapping[str, bytes], Manifest]:
-    """The Zarr metadata that have to be made, because neither copy has all of the cache, and the manifest with them."""
+    """Return the Zarr metadata to write because neither copy has all of the cache, and the manifest with them."""
     if ours is None or united in (ours, theirs):
         return {}, united
     documents = metadata_documents(united.inventory)

@@ -19,7 +19,7 @@ MAX_FETCHED_METADATA = 2**28
 
 @dataclass(frozen=True)
 class RemoteManifest:
-    """What a remote says of a cache."""
+    """Manifest of a cache on a remote."""
 
     manifest: Manifest
     version: str
@@ -93,14 +93,14 @@ def _check_files(manifest: Manifest, where: str) -> None:
 
 
 def _refuse_collisions(names: Iterable[str], where: str) -> None:
-    """Names that differ only in case are one file on some disks, where one would overwrite the other."""
+    """Refuse names that differ only in case: on some disks, one file would overwrite the other."""
     twice = [name for name, times in Counter(name.lower() for name in names).items() if times > 1]
     if twice:
         raise CacheError(f"{where}: two names differ only in case ({twice[0]!r}); such a cache is not taken")
 
 
 def merge_manifests(ours: Manifest, theirs: Manifest, what: str) -> Manifest:
-    """The manifest of all that either copy of a cache has.
+    """Return the manifest of all that either copy of a cache has.
 
     Args:
         ours: the whole manifest of one copy.

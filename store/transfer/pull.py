@@ -46,7 +46,7 @@ from featcache.store.writing.metadata import write_metadata
 
 @dataclass(frozen=True)
 class PullResult:
-    """What a pull did."""
+    """Result of a pull."""
 
     path: Path
     key: str
@@ -109,7 +109,7 @@ def pull(
 
 
 def copy_directory(search: Sequence[Path], name: CacheName) -> Path:
-    """Where a cache is, or would be put: an entry of the same key counts, whatever it is called here."""
+    """Return the folder where a cache is or would be put: an entry of the same key counts, whatever its name here."""
     found = find_key(search, name.key)
     # Another root is somebody else's to write in: a part that it holds stays one.
     if found is not None and (found.rank == COMPLETE_RANK or (found.complete and found.root == search[0])):
@@ -215,7 +215,7 @@ class _Copy:
         )
 
     def missing_files(self, check: bool) -> dict[str, FileRecord]:
-        """The data files to fetch, by path within the cache.
+        """Return the data files to fetch, by path within the cache.
 
         What is held is believed, unless `check`. Other files that are there were left by an interrupted pull, perhaps of
         other values, so they are held to their digests.

@@ -42,7 +42,7 @@ from featcache.store.transfer.selection import data_files
 
 @dataclass(frozen=True)
 class PushResult:
-    """What a push did."""
+    """Result of a push."""
 
     address: str
     key: str
@@ -161,7 +161,7 @@ class _Push:
         return found.manifest if found else None
 
     def _must_replace(self, theirs: Manifest) -> bool:
-        """Whether the remote's copy has to go, since it holds other values; only if that is wanted."""
+        """Return whether `force` has to replace the remote's copy, since it holds other values."""
         if not self._force:
             return False
         try:
@@ -210,7 +210,7 @@ class _Push:
         return mine
 
     def _uploads(self, theirs: Manifest | None, begun: bool) -> list[Upload]:
-        """The data files that the remote lacks."""
+        """Return the data files that the remote lacks."""
         files = data_files(self._ours, self._ours.inventory)
         known = data_files(theirs, theirs.inventory) if theirs else {}
         there = cache_files(self._remote, self._name) if begun else {}
@@ -257,7 +257,7 @@ class _Push:
         retry(lambda: self._remote.publish(named, f"featcache push: {self._name}"))
 
     def _own_card(self, provenance: Mapping[str, object]) -> str:
-        """The card that the cache has here, if it is as it was written."""
+        """Return the local card of the cache if it is as it was written, else an empty text."""
         path = self._directory / CARD_FILE
         try:
             card = read_regular(path, MAX_CARD_BYTES)
@@ -266,12 +266,12 @@ class _Push:
         digest = provenance.get(CARD_DIGEST)
         return card.decode(errors="replace") if digest in (None, sha256_hex(card)) else ""
 
-    def _dataset_card(self, licence: str | None) -> dict[str, bytes]:
-        """The card of the repository, unless somebody wrote one of their own."""
+    def _dataset_card(self, license: str | None) -> dict[str, bytes]:
+        """Return the card of the repository, unless somebody wrote their own."""
         others = [e for e in read_catalogue(self._remote).entries if e.name != self._name]
         entries = sorted([*others, self._entry], key=lambda entry: str(entry.name))
-        # The licences of other caches are in their own cards alone.
-        return repository_card(self._remote, entries, None if others else licence)
+        # The licenses of other caches are in their own cards alone.
+        return repository_card(self._remote, entries, None if others else license)
 
     def _read(self, path: str, record: FileRecord) -> bytes:
         data = read_regular(self._directory / path, record.bytes)

@@ -139,7 +139,7 @@ class Sink:
         self._digest, self.size = sha256(), 0
 
     def mismatch(self, record: FileRecord) -> str | None:
-        """What is wrong with what has arrived; None if it is right."""
+        """Return how the received bytes differ from the record; None if they do not."""
         if self.size != record.bytes:
             return f"{self.size} bytes arrived, must be {record.bytes}"
         return None if self._digest.hexdigest() == record.sha256 else "content does not match its SHA-256"

@@ -47,7 +47,7 @@ def repair_copy(found: Verification, reporter: Reporter | None = None) -> PullRe
 
 
 def _part(directory: Path, theirs: Manifest) -> Inventory:
-    """The part of the remote's cache that the copy holds.
+    """Return the part of the remote's cache that the copy holds.
 
     Raises:
         CacheError: held.json is damaged, so the part is not known.

@@ -70,7 +70,7 @@ class CacheSelection:
 
 
 def data_files(manifest: Manifest, inventory: Inventory) -> dict[str, FileRecord]:
-    """The chunk files of a part of a cache, by path within the cache, block after block."""
+    """Return the chunk files of a part of a cache, by path within the cache, block after block."""
     return {
         f"{FEATURES}/{path}": record
         for block in manifest.part(inventory).blocks

@@ -15,7 +15,7 @@ class ManifestFile:
         self._manifest: Manifest | None = None
 
     def read(self) -> Manifest | None:
-        """The manifest as it is now; None if there is none.
+        """Return the manifest as it is now; None if there is none.
 
         Raises:
             CacheError: it is damaged.

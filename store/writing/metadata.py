@@ -26,7 +26,7 @@ def write_metadata(features: Path, documents: Mapping[str, bytes], paths: Iterab
 def metadata_records(
     documents: Mapping[str, bytes], held: Mapping[str, FileRecord], inventory: Inventory
 ) -> dict[str, FileRecord]:
-    """Size and digest of every metadata file of `inventory`; arrays that were `held` before keep theirs."""
+    """Return the size and digest of every metadata file of `inventory`; arrays that were `held` before keep theirs."""
     kept = {path: held[path] for path in (*array_metadata_paths(inventory), PROJECTION_CHUNK) if path in held}
     made = {path: FileRecord(len(document), sha256_hex(document)) for path, document in documents.items()}
     return {path: (made | kept)[path] for path in recorded_paths(inventory)}

@@ -1,4 +1,4 @@
-"""What a run would still have to write, and whether the disk has room for it."""
+"""Pending work of an extraction, and the disk space that it needs."""
 
 import shutil
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class NotEnoughSpaceError(FeatcacheError, OSError):
 
 @dataclass(frozen=True)
 class PendingWork:
-    """What is left of an extraction."""
+    """Pending work of an extraction."""
 
     samples: int
     """Rows that the backbone still has to see."""
@@ -54,7 +54,7 @@ def pending_work(directory: Path, wanted: Inventory) -> PendingWork:
 
 
 def free_space(directory: Path) -> tuple[int, Path]:
-    """Bytes that are free where `directory` is or would be, and the nearest folder that exists."""
+    """Return the bytes that are free where `directory` is or would be, and the nearest folder that exists."""
     existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.is_dir())
     return shutil.disk_usage(existing).free, existing
 

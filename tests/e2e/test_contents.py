@@ -48,6 +48,36 @@ def test_a_cache_grows_and_what_it_holds_is_found_at_once(cli, weights, images, 
     assert {layer["array"] for layer in document["layers"]} >= {"mlp_patches", "final_grid2", "norm2"}
 
 
+def test_statistics_of_the_patches_are_added_to_a_cache_that_keeps_its_key(cli, weights, images, tmp_path):
+    dataset = f"imagefolder:{images}"
+    arguments = (*extract_arguments(weights, dataset), "--json")
+    plain = json.loads(cli(*arguments).out)
+    before = json.loads((Path(plain["path"]) / "manifest.json").read_text())
+    assert before["spec"]["format_version"] == 2
+    added = cli(*arguments, "--tokens", "sd+max+min,gem", "--patches", "4")
+    assert added.status == 0, added.err
+    result = json.loads(added.out)
+    assert (result["key"], result["cached"]) == (plain["key"], False)
+    manifest = json.loads((Path(plain["path"]) / "manifest.json").read_text())
+    assert manifest["spec"] == before["spec"] | {"format_version": 3}
+    assert cli("verify").status == 0
+    cache = package.open(result["path"])
+    assert cache.spec.key == plain["key"]
+    train = cache["train"]
+    patches = train.view(group="patches")
+    stored = patches.load(["4"], patches.tokens).astype(np.float32)[:, 0]
+    for name, expected in (("sd", stored.std(1)), ("max", stored.max(1)), ("min", stored.min(1))):
+        values = train.view(group=name).load(["4"], [name])
+        assert values.shape == (90, 1, 1, 64)
+        np.testing.assert_allclose(values[:, 0, 0], expected, rtol=2e-3, atol=2e-3)
+    assert json.loads(cli(*arguments).out)["cached"], "a bare extract is answered by the cache"
+    assert json.loads(cli(*arguments, "--tokens", "max").out)["cached"]
+    recomputed = cli("verify", "--recompute", 10, "--dataset", dataset, "--weights", weights, "--json")
+    document = json.loads(recomputed.out)["recompute"]
+    assert document["agrees"]
+    assert {layer["array"] for layer in document["layers"]} >= {"norm2_sd", "final_gem"}
+
+
 def test_an_image_that_does_not_decode(cli, weights, images, tmp_path):
     folder = shutil.copytree(images, tmp_path / "photos")
     for name in ("green/007.png", "red/011.png"):

@@ -86,7 +86,7 @@ def test_several_classes_by_patient_and_back(run, cli, weights, tmp_path):
     table = make_csv(tmp_path / "bees.csv", columns)
     path, _ = run(f"csv:{table}", "--group-by", "patient", "--resplit", "--limit", 6)
     cache = featcache.open(path)
-    assert cache.inventory.targets.kind == "multi-label"
+    assert cache.inventory.targets.type == "multi-label"
     stored = {
         one: row.tolist()
         for split in SIZES

@@ -180,7 +180,7 @@ def test_what_the_hub_gives_and_refuses_and_what_is_left_without_it(hub, content
     remedy = "or give local weights with --weights FILE"
     gated = [
         f"pretrained weights of timm:{name} could not be loaded (timm/{name} is gated, status {status}); accept its "
-        f"licence at {hub}/timm/{name} and log in with `hf auth login`, {remedy}"
+        f"license at {hub}/timm/{name} and log in with `hf auth login`, {remedy}"
         for name, status in (
             ("vit_small_patch16_dinov3.lvd1689m", 401),
             ("vit_base_patch16_dinov3.lvd1689m", 403),

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from featcache.extraction.decoding.rgb import to_rgb
-from featcache.extraction.sources import places, resolve_source
+from featcache.extraction.sources import data_folders, resolve_source
 from featcache.extraction.sources.array_images import to_image
 from featcache.extraction.sources.array_labels import array_targets
-from featcache.extraction.sources.card_licence import card_licence
+from featcache.extraction.sources.card_license import card_license
 from featcache.extraction.sources.dataset import DatasetOptions
-from featcache.extraction.sources.hdf5_rows import LibraryRows, PlacedRows, open_rows
+from featcache.extraction.sources.hdf5_rows import ContiguousRows, Hdf5Rows, open_rows
 from featcache.extraction.sources.sequences import python_dataset
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -84,7 +84,7 @@ def test_rows_are_those_that_the_library_reads(tmp_path, kind, block):
         file.create_dataset("x", data=values, **keywords)
         file["y"] = Y
     rows = open_rows(tmp_path / "a.h5", "x")
-    assert isinstance(rows, PlacedRows) == (kind in ("contiguous", "uint16", "bool", "big-endian"))
+    assert isinstance(rows, ContiguousRows) == (kind in ("contiguous", "uint16", "bool", "big-endian"))
     for part in (slice(0, N), slice(3, 5), slice(N - 1, N), slice(4, 4)):
         np.testing.assert_array_equal(rows[part], values[part])
     source = open_it(f"hdf5:{tmp_path}/a.h5")
@@ -102,7 +102,7 @@ def test_numbers_of_fewer_bits_than_their_place_are_read_by_the_library(tmp_path
         dataset = h5py.Dataset(h5py.h5d.create(file.id, b"x", kind, space))
         dataset[...] = np.arange(N * 16).reshape(N, 4, 4)
     rows = open_rows(tmp_path / "a.h5", "x")
-    assert isinstance(rows, LibraryRows)
+    assert isinstance(rows, Hdf5Rows)
     np.testing.assert_array_equal(rows[0:N], np.arange(N * 16).reshape(N, 4, 4))
 
 
@@ -316,7 +316,7 @@ def test_strides_and_byte_orders_of_arrays_in_memory():
 )
 def test_what_labels_are(labels, kind, names):
     found = array_targets([labels], "auto", (), "it")
-    assert (found.targets.kind, found.targets.names) == (kind, names)
+    assert (found.targets.type, found.targets.names) == (kind, names)
     assert found.targets.mismatch(found.labels, np.ones(len(labels), bool)) is None
 
 
@@ -347,7 +347,7 @@ def test_labels_that_cannot_be(labels, target, message):
 
 def test_integers_of_two_types_stay_classes():
     found = array_targets([np.array([0, 1], np.uint64), np.array([2, 1], np.int64)], "auto", (), "it")
-    assert (found.targets.kind, found.labels.tolist()) == (SINGLE_LABEL, [0, 1, 2, 1])
+    assert (found.targets.type, found.labels.tolist()) == (SINGLE_LABEL, [0, 1, 2, 1])
 
 
 def test_what_is_guessed_of_labels_is_said():
@@ -516,7 +516,7 @@ def test_sequences_that_break_are_named(tmp_path):
 
 
 def test_packed_files_are_unpacked_within_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "UNPACKED_BYTES", 2**20)
+    monkeypatch.setattr(data_folders, "UNPACKED_BYTES", 2**20)
     (tmp_path / "a.h5.gz").write_bytes(gzip.compress(bytes(2**22)))
     refused(f"hdf5:{tmp_path}/a.h5.gz", "a.h5.gz unpacks to more than")
     (tmp_path / "b.h5.gz").write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\3" + b"\xff" * 60)
@@ -630,7 +630,7 @@ def test_damaged_parquet(tmp_path, seed):
 )
 def test_licences_of_cards(tmp_path, text, licence):
     (tmp_path / "README.md").write_bytes(text)
-    assert card_licence(tmp_path / "README.md") == licence
+    assert card_license(tmp_path / "README.md") == licence
 
 
 def test_other_splits_beside_a_file_of_one_split_are_said(tmp_path):

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from featcache.devices.precision import forward_context
 from featcache.extraction.cached.retry import drop_restored, refuse_empty_splits, reopen_restored, try_again
 from featcache.extraction.decoding.images import Rows, WorkerError, image_batches
-from featcache.extraction.forward_pass.device import forward_context
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.forward_pass.taps import Taps
 from featcache.extraction.planning.inventory import plan_inventory

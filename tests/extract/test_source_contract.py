@@ -144,7 +144,7 @@ def test_length_labels_and_names_are_known_up_front(form, folder):
     for split in SIZES:
         assert [sample.label for sample in source.splits[split]] == labels(split).tolist()
     assert source.class_names == form.classes
-    assert source.targets.kind == "single-label"
+    assert source.targets.type == "single-label"
     unique = [one for split in SIZES for one in ids(source, split)]
     assert len(set(unique)) == len(unique)
 

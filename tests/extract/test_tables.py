@@ -57,10 +57,10 @@ def test_several_label_columns_are_several_classes(tmp_path):
     }
     table = make_csv(tmp_path / "table.csv", columns)
     source = open_it(f"csv:{table}", group_by="patient")
-    assert (source.targets.kind, source.class_names) == (MULTI_LABEL, ("striped", "winged"))
+    assert (source.targets.type, source.class_names) == (MULTI_LABEL, ("striped", "winged"))
     assert source.splits["train"].labels.tolist() == [[row % 2, int(row % 3 == 0)] for row in range(10)]
     one = open_it(f"csv:{table}?label=striped")
-    assert (one.targets.kind, one.class_names) == (SINGLE_LABEL, ("0", "1"))
+    assert (one.targets.type, one.class_names) == (SINGLE_LABEL, ("0", "1"))
     assert one.identity["digest"] != source.identity["digest"]
 
 
@@ -69,7 +69,7 @@ def test_real_values_have_units(tmp_path):
     table = make_csv(tmp_path / "table.csv", columns)
     source = open_it(f"csv:{table}", target=REGRESSION)
     targets = source.targets
-    assert (targets.kind, targets.names, targets.units) == (REGRESSION, ("weight", "length"), ("kg", "mm"))
+    assert (targets.type, targets.names, targets.units) == (REGRESSION, ("weight", "length"), ("kg", "mm"))
     labels = source.splits["test"].labels
     assert (labels.dtype, labels[3].tolist()) == (np.float32, [0.75, -3])
     other = open_it(f"csv:{table}?label=length+(mm)&units=cm".replace("+", " "), target=REGRESSION)
@@ -221,7 +221,7 @@ def test_hdf5_without_the_arrays_lists_what_is_there(tmp_path):
     )
     refused(f"hdf5:{path}?images=scans/pixels", RequestError, "has no array 'y'")
     source = open_it(f"hdf5:{path}?images=scans/pixels&labels=age&classes=age")
-    assert (source.targets.kind, source.class_names) == (REGRESSION, ("age",))
+    assert (source.targets.type, source.class_names) == (REGRESSION, ("age",))
     refused(f"hdf5:{path}?images=age&labels=age", DatasetError, "images must be [N, H, W] or [N, H, W, C]")
     path.write_bytes(b"no file of HDF5")
     refused(f"hdf5:{path}", DatasetError, "cannot be read as HDF5")
@@ -303,7 +303,7 @@ def test_npz_files_that_cannot_be_used(tmp_path):
     refused(
         f"npz:{path}", DatasetError, "so they are not single-label (--target regression)", target=SINGLE_LABEL
     )
-    assert open_it(f"npz:{path}").targets.kind == REGRESSION
+    assert open_it(f"npz:{path}").targets.type == REGRESSION
     np.savez(path, x=np.array([None] * 4), y=np.arange(4))
     refused(f"npz:{path}", DatasetError, "array x cannot be read (it holds Python objects")
     path.write_bytes(b"PK no archive")
@@ -373,9 +373,9 @@ def test_any_sequence_of_images_and_targets(tmp_path):
         row = int(sample.id.split()[1])
         np.testing.assert_array_equal(source.image("test", 0).convert("RGB"), pixels("train")[row])
     vectors = python_dataset([(image, [0, 1]) for image in pixels("train")], name="several")
-    assert vectors.targets.kind == MULTI_LABEL
+    assert vectors.targets.type == MULTI_LABEL
     real = python_dataset([(image, [0.5]) for image in pixels("train")], name="real", class_names=["age"])
-    assert (real.targets.kind, real.class_names) == (REGRESSION, ("age",))
+    assert (real.targets.type, real.class_names) == (REGRESSION, ("age",))
 
 
 def test_targets_known_up_front_are_not_read_again():

@@ -1,5 +1,6 @@
 """The features of the taps against the forward passes of oracle.py, on the same random weights and images."""
 
+import numpy as np
 import pytest
 import torch
 from open_clip.transformer import QuickGELU
@@ -8,6 +9,7 @@ from torch import nn
 from featcache.extraction.backbones.base import TapPoint, TokenLayout
 from featcache.extraction.backbones.timm_vit import TimmViT
 from featcache.extraction.forward_pass.taps import Taps, pool_tokens
+from featcache.store.token_groups import STATISTICS
 
 from .tiny import (
     LAYERS,
@@ -110,6 +112,32 @@ def test_pooling_is_in_float32():
         0,
         1 + 2**-8,
     ]
+
+
+def test_statistics_are_those_of_the_patches_alone():
+    """Against numpy in float64; class and register tokens would move every one of them."""
+    layout = TokenLayout(True, 2, (2, 3))
+    tokens = torch.randn(5, 9, 7, generator=torch.Generator().manual_seed(0)) + 0.2
+    tokens[:, :3] = 1e3
+    patches = tokens[:, 3:].double().numpy()
+    expected = {
+        "sd": patches.std(1),
+        "max": patches.max(1),
+        "min": patches.min(1),
+        "gem": (patches.clip(1e-6) ** 3).mean(1) ** (1 / 3),
+    }
+    assert expected.keys() == {*STATISTICS}
+    for name, values in expected.items():
+        pooled = pool_tokens(tokens, layout, name, ())
+        assert pooled.dtype == torch.float32
+        np.testing.assert_allclose(pooled.numpy(), values[:, None], rtol=2e-6, atol=1e-7)
+
+
+def test_the_deviation_of_large_values_keeps_its_digits():
+    """Channels with a mean of hundreds and a deviation of one exist in every large model."""
+    tokens = torch.randn(1, 257, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 500
+    pooled = pool_tokens(tokens.float(), TokenLayout(True, 0, (16, 16)), "sd", ())
+    np.testing.assert_allclose(pooled[:, 0].numpy(), tokens[:, 1:].numpy().std(1), rtol=1e-4)
 
 
 def test_hooks_are_gone_after_the_with():

@@ -78,7 +78,7 @@ def test_large_members_are_stepped_over(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_index, "SPARSE_MEMBER_BYTES", 1000)
     path = write_tar(tmp_path / "0.tar", [(f"{i}.bin", bytes(5000)) for i in range(20)], tarfile.PAX_FORMAT)
     windows = []
-    one_by_one = tar_index._run_one_by_one
+    one_by_one = tar_index._scan_one_by_one
 
     def counted(blocks, *arguments):
         windows.append(blocks.nbytes)
@@ -86,7 +86,7 @@ def test_large_members_are_stepped_over(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tar_index, "WINDOW_BYTES", 1024)
     monkeypatch.setattr(tar_index, "SPARSE_WINDOW_BYTES", 512)
-    monkeypatch.setattr(tar_index, "_run_one_by_one", counted)
+    monkeypatch.setattr(tar_index, "_scan_one_by_one", counted)
     assert len(index_tar(path).names) == 20
     assert sum(windows) < 30 * 1024
 

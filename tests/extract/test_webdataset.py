@@ -92,11 +92,11 @@ def test_npy_targets_are_several_classes_or_real_values(tmp_path):
             write_tar(tmp_path / folder / split / "0.tar", members)
         (tmp_path / folder / "classnames.txt").write_text("\n".join(CLASSES))
     several = open_wds(tmp_path / "several")
-    assert (several.targets.kind, several.class_names) == (MULTI_LABEL, CLASSES)
+    assert (several.targets.type, several.class_names) == (MULTI_LABEL, CLASSES)
     np.testing.assert_array_equal(several.splits["train"].labels, vectors)
     assert several.identity["targets"] == MULTI_LABEL
     real = open_wds(tmp_path / "real")
-    assert (real.targets.kind, real.splits["train"].labels.dtype) == (REGRESSION, np.float32)
+    assert (real.targets.type, real.splits["train"].labels.dtype) == (REGRESSION, np.float32)
     ages = write_tar(tmp_path / "ages" / "0.tar", shard_members("train", range(10))).parent
     assert open_wds(ages, target=REGRESSION).splits["test"].labels.shape == (2, 1)
     with pytest.raises(

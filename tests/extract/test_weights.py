@@ -19,7 +19,7 @@ from torch import nn
 
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import TokenLayout
-from featcache.extraction.backbones.checkpoint import choice_text, names_of
+from featcache.extraction.backbones.checkpoint import choice_text, find_prefixes
 from featcache.extraction.backbones.timm_vit import why_not_supported
 from featcache.extraction.backbones.timm_weights import load_state
 from featcache.extraction.backbones.weights import fit_position_embedding, state_digest
@@ -606,4 +606,4 @@ def test_a_copy_of_all_tensors_below_a_prefix_is_told(tmp_path, tiny_state):
 
 def test_a_teacher_is_suggested_before_a_student():
     names = dict.fromkeys(("student.backbone.cls_token", "teacher.backbone.cls_token", "cls_token"))
-    assert names_of(names, "cls_token") == ["teacher.backbone.", "student.backbone."]
+    assert find_prefixes(names, "cls_token") == ["teacher.backbone.", "student.backbone."]

@@ -16,11 +16,11 @@ from safetensors.numpy import load_file
 
 from featcache.formats.torch_files import open_tensor
 from featcache.store.convert import export_h5, selection, steps
-from featcache.store.convert.choice import Choice
 from featcache.store.convert.export import export_cache
 from featcache.store.convert.h5_files import open_h5
 from featcache.store.convert.import_files import folder_source
 from featcache.store.convert.import_h5 import h5_source
+from featcache.store.convert.import_selection import ImportSelection
 from featcache.store.convert.importing import import_source
 from featcache.store.convert.npy_rows import open_npy
 from featcache.store.errors import CacheError, DatasetError, FeatcacheError, RequestError, UnknownNameError
@@ -59,13 +59,13 @@ def make(root, **options):
     return cache, content
 
 
-def import_h5(path, root, choice=Choice(), **names):  # noqa: B008
+def import_h5(path, root, choice=ImportSelection(), **names):  # noqa: B008
     names = {"dataset": None, "model": None} | names
     with open_h5(path) as file:
         return import_source(h5_source(file, path, choice), [root], **names)
 
 
-def import_folder(path, root, choice=Choice(), **names):  # noqa: B008
+def import_folder(path, root, choice=ImportSelection(), **names):  # noqa: B008
     names = {"dataset": None, "model": None} | names
     return import_source(folder_source(path, choice, OPENERS), [root], **names)
 
@@ -287,7 +287,7 @@ BOTH = {"features": ("train/feats", "test/feats"), "labels": ("train/y", "test/y
 
 def test_foreign_hdf5(tmp_path):
     path = foreign_h5(tmp_path / "feats.h5")
-    result = import_h5(path, tmp_path / "root", Choice(**BOTH), dataset="Flowers", model="my-vit")
+    result = import_h5(path, tmp_path / "root", ImportSelection(**BOTH), dataset="Flowers", model="my-vit")
     assert result.path.parent.name == "flowers"
     cache = open_cache(result.path)
     assert cache.spec.backbone.architecture == "imported:my-vit"
@@ -299,8 +299,10 @@ def test_foreign_hdf5(tmp_path):
         np.testing.assert_array_equal(cache["train"].load(["0", "1", "final"], ["cls"])[:, :, 0], features)
         np.testing.assert_array_equal(cache["test"].labels(), file["test/y"][:])
     # The same content under the same name is the same cache; other content is another.
-    assert import_h5(path, tmp_path / "root", Choice(**BOTH), dataset="x", model="my-vit").cached
-    half = import_h5(path, tmp_path / "root", Choice(**BOTH, dtype="bfloat16"), dataset="x", model="my-vit")
+    assert import_h5(path, tmp_path / "root", ImportSelection(**BOTH), dataset="x", model="my-vit").cached
+    half = import_h5(
+        path, tmp_path / "root", ImportSelection(**BOTH, dtype="bfloat16"), dataset="x", model="my-vit"
+    )
     assert half.key != result.key
     bits = open_cache(half.path)["train"].load(["0", "1", "final"], ["cls"])[:, :, 0]
     np.testing.assert_array_equal(bits, features.astype(ml_dtypes.bfloat16).view(np.uint16))
@@ -329,7 +331,7 @@ def test_foreign_layer_files(tmp_path, suffix, dtype):
             )
         path = folder / f"labels{suffix}"
         torch.save(labels, path) if suffix == ".pt" else np.save(path, labels.numpy())
-    choice = Choice(tokens=("cls", "ap"), dtype=dtype, class_names=["a", "b"])
+    choice = ImportSelection(tokens=("cls", "ap"), dtype=dtype, class_names=["a", "b"])
     result = import_folder(tmp_path / "feats", tmp_path / "root", choice, dataset="d", model="m")
     cache = open_cache(result.path)
     assert cache.inventory.class_names == ("a", "b")
@@ -361,7 +363,7 @@ def test_foreign_layer_files(tmp_path, suffix, dtype):
 def test_hdf5_that_cannot_be_imported(tmp_path, changes, choice, message):
     path = foreign_h5(tmp_path / "feats.h5", **changes)
     with pytest.raises((DatasetError, RequestError), match=message):
-        import_h5(path, tmp_path / "root", Choice(**BOTH | choice), dataset="d", model="m")
+        import_h5(path, tmp_path / "root", ImportSelection(**BOTH | choice), dataset="d", model="m")
     assert not (tmp_path / "root").exists()
 
 

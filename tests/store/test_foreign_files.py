@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
-from featcache.store.convert.choice import Choice
 from featcache.store.convert.h5_files import find_dataset, find_linked, open_h5, read_texts
 from featcache.store.convert.import_files import folder_source
 from featcache.store.convert.import_h5 import h5_source
+from featcache.store.convert.import_selection import ImportSelection
 from featcache.store.convert.importing import import_source
 from featcache.store.convert.npy_rows import open_npy
 from featcache.store.errors import CacheError, DatasetError
@@ -39,7 +39,9 @@ def foreign(path, ids=None, labels=None, names=None):
 
 
 def imported(path, root, *, ids=False, reporter=None, **choice):
-    choice = Choice(features=["train/feats"], labels=["train/y"], ids=["train/ids"] if ids else [], **choice)
+    choice = ImportSelection(
+        features=["train/feats"], labels=["train/y"], ids=["train/ids"] if ids else [], **choice
+    )
     with open_h5(path) as file:
         source = h5_source(file, path, choice)
         return import_source(source, [root], dataset="d", model="m", reporter=reporter)
@@ -322,8 +324,8 @@ def test_a_folder_of_files_is_held_to_the_same_rules(tmp_path):
     np.save(folder / "train" / "labels.npy", np.array([0, 1, 2, 0, 9_000_000]))
     np.save(folder / "train" / "ids.npy", np.array(["a", "b", "c", "d", "a"]))
     with pytest.raises(DatasetError, match="rows 0 and 4 have the same id 'a'"):
-        folder_source(folder, Choice(), {".npy": open_npy})
+        folder_source(folder, ImportSelection(), {".npy": open_npy})
     (folder / "train" / "ids.npy").unlink()
-    source = folder_source(folder, Choice(), {".npy": open_npy})
+    source = folder_source(folder, ImportSelection(), {".npy": open_npy})
     assert source.targets.names == ("0", "1", "2", "9000000")
     assert source.splits[0].columns["label"].tolist() == [0, 1, 2, 0, 3]

@@ -105,8 +105,8 @@ FORGED = {
     "no spec": (("spec",), None, "'spec' must be dict, got NoneType"),
     "another format": (
         ("spec", "format_version"),
-        3,
-        "format version 3; this featcache reads version 2: upgrade",
+        4,
+        "format version 4; this featcache reads versions 2 and 3: upgrade",
     ),
     "another key": (("key",), "000000000000", "'key' is '000000000000', the spec's digest is"),
     "no blocks": (("blocks",), [], "'blocks' lacks block 0 of 'train'"),

@@ -94,7 +94,7 @@ def test_every_bit_of_the_documents_counts(cache):
     # The same content in other bytes, which the digest of the content cannot see.
     (cache / "provenance.json").write_bytes((cache / "provenance.json").read_bytes().replace(b"\n", b"\r\n"))
     (damage,) = verify(cache).damages
-    assert (damage.location.kind, damage.reason) == (
+    assert (damage.location.role, damage.reason) == (
         FileRole.FORM,
         "the content holds, but its bytes are not as written",
     )
@@ -129,7 +129,7 @@ def test_truncated_missing_swapped_and_strange_files(cache):
     (features / "test/label/c.0.0123456789ab.partial").write_text("")
     (cache / "journal").mkdir()
     (cache / "README.md").unlink()
-    assert {(d.location.path, d.location.kind) for d in verify(cache).damages} == {
+    assert {(d.location.path, d.location.role) for d in verify(cache).damages} == {
         ("features.zarr/train/norm2/c.3.0.0.0", FileRole.UNEXPECTED),
         ("features.zarr/notes", FileRole.UNEXPECTED),
         ("features.zarr/test/label/c.0.0123456789ab.partial", FileRole.STALE),

@@ -137,8 +137,15 @@ NAMES = (
     "a" * 100_000,
 )
 SPEC = {
-    "format 0": (manifest("spec", "format_version", to=0), "format version 0; this featcache reads version"),
-    "format 3": (manifest("spec", "format_version", to=3), "format version 3; this featcache reads version"),
+    "format 0": (
+        manifest("spec", "format_version", to=0),
+        "format version 0; this featcache reads versions 2 and 3",
+    ),
+    "format 3 of 2": (
+        manifest("spec", "format_version", to=3),
+        "format version 3, but what the inventory holds has version 2",
+    ),
+    "format 4": (manifest("spec", "format_version", to=4), "format version 4; this featcache reads version"),
     "format 10**30": (manifest("spec", "format_version", to=10**30), f"format version {10**30}; this"),
     "format in text": (manifest("spec", "format_version", to="1"), "'format_version' must be int, got str"),
     "format of truth": (

@@ -1,4 +1,4 @@
-"""Small datasets in every form, all of the same images: row r of a split has one colour that tells split and row."""
+"""Small datasets in every form, all of the same images: row r of a split has one color that tells split and row."""
 
 import gzip
 import io
@@ -17,15 +17,15 @@ SIZES = {"train": 10, "test": 5}
 SIDE = 6
 
 
-def colour(split: str, row: int) -> tuple[int, int, int]:
+def color(split: str, row: int) -> tuple[int, int, int]:
     """What image `row` of a split looks like."""
     return (200 if split == "train" else 50, 10 * row, 77)
 
 
 def pixels(split: str) -> np.ndarray:
     """All images of a split: uint8 ``[N, 6, 6, 3]``."""
-    colours = np.array([colour(split, row) for row in range(SIZES[split])], np.uint8)
-    return np.broadcast_to(colours[:, None, None], (len(colours), SIDE, SIDE, 3)).copy()
+    colors = np.array([color(split, row) for row in range(SIZES[split])], np.uint8)
+    return np.broadcast_to(colors[:, None, None], (len(colors), SIDE, SIDE, 3)).copy()
 
 
 def labels(split: str) -> np.ndarray:
@@ -109,7 +109,7 @@ def idx_bytes(values: np.ndarray) -> bytes:
 
 
 def make_idx(folder: Path, packed: bool = False) -> Path:
-    """MNIST's four files; greyscale, so images are their second channel."""
+    """MNIST's four files; grayscale, so images are their second channel."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, name in (("train", "train"), ("test", "t10k")):
         for what, values in (

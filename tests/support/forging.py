@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.store.files import canonical_json, read_sealed, sha256_file, sha256_hex, write_sealed
-from featcache.store.spec import KEY_DIGITS
+from featcache.store.spec import KEY_DIGITS, KEY_VERSION
 
 Change = Callable[[Path], object]
 """Does something to the cache in a folder; the folder ``outside`` beside it is somebody else's."""
@@ -39,7 +39,8 @@ def forge_manifest(cache: Path, change: Callable[[dict], object]) -> None:
     key = document["key"]
     change(document)
     if isinstance(document.get("spec"), dict) and document.get("key") == key:
-        document["key"] = sha256_hex(canonical_json(document["spec"]))[:KEY_DIGITS]
+        spec = document["spec"] | {"format_version": KEY_VERSION}
+        document["key"] = sha256_hex(canonical_json(spec))[:KEY_DIGITS]
     write_sealed(cache / "manifest.json", document)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from featcache.extraction.sources.data_folders import atomic_file
 from featcache.extraction.sources.http_files import fetch_all
-from featcache.extraction.sources.places import whole_file
 from featcache.store.errors import DatasetError
 from featcache.store.progress import Silent
 from featcache.store.transfer import fetch
@@ -197,9 +197,9 @@ def test_whoever_holds_a_file_that_is_on_its_way_is_waited_for(site, tmp_path, m
 def test_two_unpackers_with_one_process_id(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 1)
     target = tmp_path / "x"
-    with whole_file(target) as first:
+    with atomic_file(target) as first:
         first.write_bytes(b"first")
-        with whole_file(target) as second:
+        with atomic_file(target) as second:
             second.write_bytes(b"second")
         assert target.read_bytes() == b"second"
     assert target.read_bytes() == b"first"

@@ -1,4 +1,4 @@
-"""What every kind of remote can do. Paths are relative to the remote, with ``/`` between their parts."""
+"""Interface of all remotes. Paths are relative to the remote, with ``/`` between their parts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from featcache.store.network.concurrency import CONCURRENT_FILES, retry, run_con
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What a remote tells about one of its files."""
+    """Metadata of one file on a remote."""
 
     size: int
     version: str = ""
@@ -84,7 +84,7 @@ class Remote(ABC):
         """
 
     def holds(self, remote_file: RemoteFile, upload: Upload) -> bool:
-        """Whether a file that an interrupted push of the same content left is what it should be."""
+        """Return whether a file that an interrupted push of the same content left is what it should be."""
         return remote_file.size == upload.record.bytes
 
     @abstractmethod
@@ -104,7 +104,7 @@ class Remote(ABC):
 
     @abstractmethod
     def files(self, folder: str) -> dict[str, RemoteFile]:
-        """The files below a folder by their path within it; empty where there is none.
+        """Return the files below a folder by their path within it; empty where there is none.
 
         Raises:
             RemoteError: the remote cannot be reached or refuses, or cannot list.

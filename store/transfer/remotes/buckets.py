@@ -90,7 +90,7 @@ class BucketRemote(HubRemote):
             self._batch(delete=[self._name(path) for path in there])
 
     def list_paths(self, paths: Sequence[str]) -> list[str]:
-        """Those of `paths` that are there."""
+        """Return the existing ones of `paths`."""
         names = {self._name(path): path for path in paths}
         return [names[info.path] for info in self._infos(paths) if info.path in names]
 

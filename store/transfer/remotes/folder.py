@@ -21,7 +21,7 @@ class FolderRemote(Remote):
     """A folder of this machine. No link inside it is followed; the folder itself may be one."""
 
     def _path(self, path: str) -> Path:
-        """Where a file lies, once no folder on the way is a link. A share that is not mounted is not filled underneath."""
+        """Return the path of a file, after checking that no folder on the way is a link. An unmounted share is not filled underneath."""
         root = full = Path(self.address.path)
         if not root.is_dir():
             raise RemoteError(f"there is no folder {root}; is it spelled right, and mounted?")

@@ -167,7 +167,7 @@ class HubRemote(Remote):
             self._send([self._hub.CommitOperationDelete(self._name(path)) for path in there], "featcache rm")
 
     def _existing(self, paths: Sequence[str]) -> list[str]:
-        """Those that are there: the Hub refuses to delete what is not."""
+        """Return the existing ones of `paths`, since the Hub refuses to delete missing files."""
         self.__dict__.pop("_commit", None)
         names = {self._name(path): path for path in paths}
         found: list[str] = []

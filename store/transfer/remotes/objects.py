@@ -81,7 +81,7 @@ class ObjectRemote(Remote):
         return run_with_timeout(work, 2 * SILENCE_S, self.where(path))
 
     def holds(self, remote_file: RemoteFile, upload: Upload) -> bool:
-        """By size, and by the MD5 that a plain upload has for a tag: a push may have been killed before it compared."""
+        """Compare the size, and the MD5 that a plain upload has for a tag: a push may have been killed before it compared."""
         if remote_file.size != upload.record.bytes:
             return False
         if upload.record.bytes > SINGLE_PUT_BYTES:
@@ -217,7 +217,7 @@ _CREDENTIALS = {
 
 
 def _reason(text: str) -> str:
-    """The end of a chain of causes, which says it in the fewest words."""
+    """Return the end of a chain of causes, which states the reason in the fewest words."""
     for words in ("Connection refused", "Connection reset", "dns error", "certificate"):
         if words.lower() in text.lower():
             return f"cannot be reached ({words})"
@@ -294,7 +294,7 @@ def _store(address: Address, **settings: Any) -> Any:
 
 
 def _aws() -> tuple[str | None, Any]:
-    """Endpoint and credentials of the environment; those of a profile through botocore, which knows all its forms."""
+    """Return endpoint and credentials of the environment; those of a profile through botocore, which knows all its forms."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE")
     plain = "AWS_ACCESS_KEY_ID" in os.environ or os.environ.get("AWS_SKIP_SIGNATURE")

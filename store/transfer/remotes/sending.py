@@ -11,7 +11,7 @@ from featcache.store.transfer.remotes.base import Counter, Upload
 
 
 def changed_error(upload: Upload) -> CacheError:
-    """What to say of a local file that is not what the manifest says; nothing that counts has been pushed."""
+    """Return the error for a local file that differs from the manifest; the push has not reached the manifest yet."""
     return CacheError(
         f"{upload.source}: content does not match its SHA-256, so it is not pushed; "
         "see what is wrong with `featcache verify`"
@@ -52,11 +52,11 @@ class HashingFile(RawIOBase):
         self._digest, self._sent, self._position = sha256(), 0, 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True: the file can be read."""
         return True
 
     def seekable(self) -> bool:
-        """Clients ask for the size by seeking to the end."""
+        """Return True: clients ask for the size by seeking to the end."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
@@ -66,7 +66,7 @@ class HashingFile(RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """Where the next byte is read."""
+        """Return the position of the next byte."""
         return self._position
 
     def read(self, size: int = -1, /) -> bytes:

@@ -139,7 +139,7 @@ class SshRemote(Remote):
         return f"{self.address.path}/{path}"
 
     def _client(self) -> Any:
-        """The SFTP client, connected again if the connection was lost."""
+        """Return the SFTP client, connected again if the connection was lost."""
         with self._connecting:
             if self._connection is None or self._connection.is_closed():
                 self._call("", self._connect())

@@ -49,7 +49,7 @@ class WebRemote(Remote):
         yield from read_from(self._client, self._url(path), self.where(path), offset)
 
     def files(self, folder: str) -> dict[str, RemoteFile]:
-        """The files in one folder, read from the links of the index page that servers make of it."""
+        """Return the files in one folder, read from the links of the index page that servers make of it."""
         where, body = self.where(folder), bytearray()
         guard = ListingGuard(where)
         try:

@@ -1,12 +1,12 @@
-"""What of a foreign source is imported."""
+"""The arrays of a foreign source that are imported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What of a foreign source is imported, as asked for."""
+class ImportSelection:
+    """The requested arrays of a foreign source, and the form in which they are stored."""
 
     features: Sequence[str] = ()
     """``[SPLIT=]DATASET``, several for a split where a dataset is a layer."""

@@ -22,18 +22,18 @@ MAX_UNPACKED_RATIO = 200
 
 
 def data_folder() -> Path:
-    """``$FEATCACHE_DATA``, else ``featcache-data`` in the user's cache folder."""
+    """Return ``$FEATCACHE_DATA``, else ``featcache-data`` in the user's cache folder."""
     named = os.environ.get(DATA_VARIABLE)
     return expanded(named) if named else user_cache() / "featcache-data"
 
 
-def derived(kind: str, source: str, name: str) -> Path:
-    """Where what is made of `source` is kept: below a hidden folder, so that it is never taken for a dataset."""
-    return data_folder() / f".{kind}" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}-{name}"
+def derived_path(purpose: str, source: str, name: str) -> Path:
+    """Return the path for data derived from `source`: below a hidden folder, so that it is never taken for a dataset."""
+    return data_folder() / f".{purpose}" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}-{name}"
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def atomic_file(target: Path) -> Iterator[Path]:
     """Give a path beside `target` to write to; it becomes `target` at the end, and goes if an error ends it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # A token, not the process id, since containers that share the folder may have equal process ids.
@@ -45,8 +45,8 @@ def whole_file(target: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def unpacked(path: Path, reporter: Reporter) -> Path:
-    """The file itself, or what a ``.gz`` holds, unpacked once and kept: what is read by place cannot stay packed.
+def unpack_once(path: Path, reporter: Reporter) -> Path:
+    """Return the file itself, or the content of a ``.gz``, unpacked once and kept, since rows are read at their offset.
 
     Raises:
         DatasetError: the file is damaged, or unpacks to an unlikely size.
@@ -54,12 +54,12 @@ def unpacked(path: Path, reporter: Reporter) -> Path:
     if path.suffix != ".gz":
         return path
     state = path.stat()
-    target = derived("unpacked", f"{path.resolve()} {state.st_size} {state.st_mtime_ns}", path.stem)
+    target = derived_path("unpacked", f"{path.resolve()} {state.st_size} {state.st_mtime_ns}", path.stem)
     if target.is_file():
         return target
     reporter.message(f"unpacking {path} to {target}")
     try:
-        with whole_file(target) as partial, gzip.open(path) as packed, partial.open("wb") as out:
+        with atomic_file(target) as partial, gzip.open(path) as packed, partial.open("wb") as out:
             _copy(packed, out, path, max(UNPACKED_BYTES, MAX_UNPACKED_RATIO * state.st_size))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} is damaged ({error}); download or copy it again") from None

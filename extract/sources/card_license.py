@@ -7,12 +7,12 @@ from featcache.store.text import printable
 
 MAX_HEAD_BYTES = 2**16
 """Bytes of a card that are read; the license stands in its first lines."""
-MAX_LICENCE = 200
+MAX_LICENSE = 200
 _HEAD = re.compile(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|\Z)", re.DOTALL)
-_LICENCE = re.compile(r"^license:[ \t]*(.*)((?:\n[ \t]*-[ \t]+.*)*)", re.MULTILINE)
+_LICENSE = re.compile(r"^license:[ \t]*(.*)((?:\n[ \t]*-[ \t]+.*)*)", re.MULTILINE)
 
 
-def card_licence(path: Path) -> str | None:
+def card_license(path: Path) -> str | None:
     """Return the license in the head of a card, ``license: cc-by-4.0`` or a list; None if there is none in plain text."""
     try:
         if not path.is_file():
@@ -22,7 +22,7 @@ def card_licence(path: Path) -> str | None:
     except OSError:  # the images can still be read
         return None
     head = _HEAD.match(text.replace("\r\n", "\n"))
-    found = _LICENCE.search(head[1]) if head else None
+    found = _LICENSE.search(head[1]) if head else None
     if found is None:
         return None
     inline = found[1].strip()
@@ -31,7 +31,7 @@ def card_licence(path: Path) -> str | None:
     # Anchors, tags and nested structures are not a license.
     if not plain or any(one[0] in "&*!{[|>" for one in plain):
         return None
-    return printable(", ".join(plain))[:MAX_LICENCE]
+    return printable(", ".join(plain))[:MAX_LICENSE]
 
 
 def _inline(text: str) -> list[str]:
