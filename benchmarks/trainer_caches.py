@@ -97,8 +97,10 @@ def bench_gpu(tiny: bool) -> Document | str:
 def _paper_table(
     rows: dict[str, int], num_layers: int, width: int, num_classes: int, device: str, protocol: str
 ) -> Document:
-    asked = [ProbeRequest(("linear", "attentive"), layers, "cls+ap") for layers in LAYER_SETS]
-    asked.append(ProbeRequest(("attentive",), "all", "cls"))
+    asked = [
+        ProbeRequest(heads=("linear", "attentive"), layers=layers, tokens="cls+ap") for layers in LAYER_SETS
+    ]
+    asked.append(ProbeRequest(heads=("attentive",), layers="all", tokens="cls"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan = make_plan(rows, num_layers=num_layers, width=width, num_classes=num_classes, batch_size=128)
@@ -107,7 +109,11 @@ def _paper_table(
         started = time.perf_counter()
         for request in asked:
             wanted = ProbeRequest(
-                request.heads, request.layers, request.tokens, protocol=protocol, out=folder / "results"
+                heads=request.heads,
+                layers=request.layers,
+                tokens=request.tokens,
+                protocol=protocol,
+                out=folder / "results",
             )
             for row in probe(cache, wanted, device=device):
                 seconds[f"{row.head}, {row.layers}, {'+'.join(row.tokens)}"] = round(row.seconds, 1)

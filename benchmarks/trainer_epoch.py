@@ -33,7 +33,7 @@ def anonymous() -> int:
 def main(directory: Path, head: str, memory: int) -> dict[str, float]:
     """Train two members for an epoch; memory counts from before the tokens are there."""
     cache = open_cache(directory)
-    job = jobs(cache, ProbeRequest((head,), layers="all", tokens="cls+ap"))[-1]
+    job = jobs(cache, ProbeRequest(heads=(head,), layers="all", tokens="cls+ap"))[-1]
     torch.randn(512, 512) @ torch.randn(512, 512)  # threads and libraries are no part of it
     before = anonymous()
     data = load_split(cache, "train", job.selection, "cpu", memory or None)

@@ -47,7 +47,7 @@ def bench_textile(tiny: bool) -> Document | str:
     if not found:
         return "not measured: the demo's cache is not there; `make demo` makes it"
     cache = open_cache(found[0].parent)
-    selection = jobs(cache, ProbeRequest(("attentive",)))[-1].selection
+    selection = jobs(cache, ProbeRequest(heads=("attentive",)))[-1].selection
     splits: list[Split] = []
     for name in ("train", "test"):
         data = load_split(cache, name, selection, "cpu")

@@ -209,7 +209,7 @@ def bench_second_pull(address: str, root: Path) -> Document:
 def bench_probe(directory: Path, address: str, root: Path) -> Document:
     """What a probe on the last layer waits for before it can begin, against the client fetching the same files."""
     key = address.removeprefix(f"s3://{BUCKET}/")
-    request = ProbeRequest(("linear",), layers="last")
+    request = ProbeRequest(heads=("linear",), layers="last")
     ours, alone = [], []
     for number in range(RUNS):
         paths = files_of(directory, CacheSelection(layers="last"))

@@ -10,7 +10,7 @@ PARITY = "paper-parity"
 
 def notes(cache: Cache, request: ProbeRequest) -> Iterator[str]:
     """Yield one line for each assumption."""
-    if request.protocol == PARITY and "quickgelu" in cache.spec.backbone.architecture.lower():
+    if request.protocol.name == PARITY and "quickgelu" in cache.spec.backbone.architecture.lower():
         yield (
             f"{PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model as "
             "open_clip:ViT-L-14-gelu/openai (or B-32, B-16) to compare with their scores"

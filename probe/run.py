@@ -12,7 +12,7 @@ import torch
 from featcache.devices.precision import training_precision
 from featcache.probing.corrections import corrections
 from featcache.probing.inputs.data import SplitData, base_stage, check_memory, load_split, stream_window
-from featcache.probing.inputs.grouped import groups_of, read_groups
+from featcache.probing.inputs.grouped import groups_of
 from featcache.probing.inputs.memory import TRAIN, Budget
 from featcache.probing.inputs.split import draw_shots
 from featcache.probing.notes import notes
@@ -109,7 +109,7 @@ class _Runner:
         self._kind = request.target_kind or kind_of(cache["train"].labels())
         self._reporter = reporter
         self._baseline: dict[Repetition, float | None] = {}
-        self._groups = None if request.groups is None else read_groups(request.groups)
+        self._groups = request.groups
         if self._groups is not None:
             groups_of(cache["train"].sample_ids(), self._groups)
         self.failures: list[str] = []

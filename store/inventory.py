@@ -1,6 +1,6 @@
 """The inventory: which splits and arrays a cache holds, and how they are laid out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -153,6 +153,22 @@ class Inventory:
         splits = {name: _plus(self.splits.get(name), news.get(name)) for name in names}
         return replace(self, splits=splits, projection=self.projection or added.projection)
 
+    def select(self, splits: Collection[str], layers: Mapping[str, Collection[str]]) -> "Inventory":
+        """Return some splits, with some layers of some arrays and all columns (labels, ids, ``valid``).
+
+        Args:
+            splits: names of the splits.
+            layers: wanted layers by name of the array; an array without wanted layers is left out.
+        """
+        return replace(
+            self,
+            splits={
+                name: replace(split, arrays=dict(_cut(split.arrays.values(), layers)))
+                for name, split in self.splits.items()
+                if name in splits
+            },
+        )
+
     def common(self, other: "Inventory") -> "Inventory":
         """Return the splits, arrays and layers that both inventories have.
 
@@ -270,6 +286,15 @@ def _projection(document: Mapping[str, Any], where: str) -> tuple[int, int] | No
             f"{where}: field 'projection' must be two numbers from 1 to {MAX_PROJECTION_SIDE}, got {str(shape)[:60]}"
         )
     return shape[0], shape[1]
+
+
+def _cut(
+    arrays: Iterable[ArrayInfo], wanted: Mapping[str, Collection[str]]
+) -> Iterator[tuple[str, ArrayInfo]]:
+    for array in arrays:
+        layers = tuple(layer for layer in array.layers if layer in wanted.get(array.name, ()))
+        if layers or not array.layers:
+            yield array.name, replace(array, layers=layers)
 
 
 def _minus(split: SplitInventory, held: SplitInventory | None) -> SplitInventory:

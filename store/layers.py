@@ -5,6 +5,8 @@ never by a position in an array. The sets are those of arXiv 2601.09322, and ``e
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from featcache.store.errors import RequestError, UnknownNameError
 
@@ -32,6 +34,66 @@ def layer_set(name: str, num_layers: int) -> tuple[str, ...]:
     return (*(str(i) for i in dict.fromkeys(indices[name])), FINAL)
 
 
+@dataclass(frozen=True)
+class LayerSelection:
+    """A layer set or a list of layers, before it is known how many blocks the backbone has."""
+
+    names: tuple[str, ...]
+    """One layer set, or layers."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a set name, or a list such as ``0,3,final``.
+
+        Raises:
+            RequestError: a layer is named more than once, or none is named.
+        """
+        names = tuple(name.strip() for name in text.split(",") if name.strip())
+        _refuse_empty_or_doubled("layer", text, names)
+        return cls(names)
+
+    @property
+    def set_name(self) -> str | None:
+        """The layer set; None for a list."""
+        return self.names[0] if self.names[0] in LAYER_SETS and len(self.names) == 1 else None
+
+    def of(self, num_layers: int) -> tuple[str, ...]:
+        """Return the layers of a backbone of L = `num_layers` blocks.
+
+        Raises:
+            UnknownNameError: a name is neither a set nor a layer of the backbone.
+            RequestError: a set is part of a list.
+        """
+        if self.set_name is not None:
+            return layer_set(self.set_name, num_layers)
+        valid = layer_set("every", num_layers)
+        for name in self.names:
+            if name in LAYER_SETS:
+                raise RequestError(
+                    f"the layer set {name!r} stands alone, not in a list such as {str(self)!r}; it is "
+                    f"{','.join(layer_set(name, num_layers))}, to which further blocks can be added"
+                )
+            if name not in valid:
+                raise UnknownNameError(
+                    "layer", name, (*LAYER_SETS, *valid), f"(blocks 0 to {num_layers - 1}, or final)"
+                )
+        return self.names
+
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        return ",".join(self.names)
+
+
+def as_layers(given: str | LayerSelection) -> LayerSelection:
+    """Convert a layer set or a list of layers given as text."""
+    return given if isinstance(given, LayerSelection) else LayerSelection.parse(given)
+
+
+def as_optional_layers(given: str | LayerSelection | None) -> LayerSelection | None:
+    """Convert a layer set or a list of layers given as text; None stays None."""
+    return None if given is None else as_layers(given)
+
+
 def parse_layers(text: str, num_layers: int) -> tuple[str, ...]:
     """Return the layer names that `text` asks for: a set name, or a list such as ``0,3,final``.
 
@@ -39,22 +101,7 @@ def parse_layers(text: str, num_layers: int) -> tuple[str, ...]:
         UnknownNameError: a name is neither a set nor a layer of the backbone.
         RequestError: a layer is named twice, a set is part of a list, or none is named.
     """
-    if text in LAYER_SETS:
-        return layer_set(text, num_layers)
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    valid = layer_set("every", num_layers)
-    for name in names:
-        if name in LAYER_SETS and len(names) > 1:
-            raise RequestError(
-                f"the layer set {name!r} stands alone, not in a list such as {text!r}; it is "
-                f"{','.join(layer_set(name, num_layers))}, to which further blocks can be added"
-            )
-        if name not in valid:
-            raise UnknownNameError(
-                "layer", name, (*LAYER_SETS, *valid), f"(blocks 0 to {num_layers - 1}, or final)"
-            )
-    _refuse_empty_or_doubled("layer", text, names)
-    return names
+    return LayerSelection.parse(text).of(num_layers)
 
 
 def parse_tokens(text: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, SPLITS, TAPS
-from featcache.store.layers import FINAL, LAYER_SETS, TOKEN_KINDS, layer_set, parse_layers
+from featcache.store.layers import FINAL, LAYER_SETS, TOKEN_KINDS, LayerSelection, layer_set
 from featcache.store.reading.reader import Cache
 from featcache.store.reading.split import SplitReader
 from featcache.store.token_groups import POOLED, array_name, parse_groups
@@ -136,12 +136,12 @@ def default_tokens(cache: Cache, head: "HeadInfo") -> tuple[str, ...]:
     return tuple(kind for kind in head.default_tokens if kind in held) or held
 
 
-def select(cache: Cache, layers: str, kinds: Sequence[str], tap: str = DEFAULT_TAP) -> Selection:
+def select(cache: Cache, layers: LayerSelection, kinds: Sequence[str], tap: str = DEFAULT_TAP) -> Selection:
     """Say which tokens of a cache are meant.
 
     Args:
         cache: the cache.
-        layers: layer set or list.
+        layers: layer set or list of layers.
         kinds: token kinds, as `parse_kinds` returns them.
         tap: where in the blocks; the final layer is what follows the blocks at any tap.
 
@@ -149,7 +149,7 @@ def select(cache: Cache, layers: str, kinds: Sequence[str], tap: str = DEFAULT_T
         UnknownNameError: a layer, token kind or tap does not exist or is not cached.
         RequestError: the cache lacks a split or a group of tokens, or the final layer has another width than the blocks.
     """
-    names = parse_layers(layers, cache.spec.backbone.num_layers)
+    names = layers.of(cache.spec.backbone.num_layers)
     for split in SPLITS:
         if split not in cache.inventory.splits:
             raise RequestError(
@@ -174,10 +174,10 @@ def select(cache: Cache, layers: str, kinds: Sequence[str], tap: str = DEFAULT_T
     return Selection(_set_name(layers, names, cache), names, tuple(kinds), tuple(parts))
 
 
-def _set_name(text: str, names: tuple[str, ...], cache: Cache) -> str:
+def _set_name(layers: LayerSelection, names: tuple[str, ...], cache: Cache) -> str:
     """One selection, one name: a list that is a layer set is called so."""
-    if text in LAYER_SETS:
-        return text
+    if layers.set_name is not None:
+        return layers.set_name
     depth = cache.spec.backbone.num_layers
     # Of a shallow backbone several sets are the same; the larger ones come last, and are what people mean.
     return next((one for one in reversed(LAYER_SETS) if layer_set(one, depth) == names), ",".join(names))

@@ -1,9 +1,13 @@
 """What is to be trained: the request, and what it means for a cache. No torch, so that a wrong name shows at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
 
 from featcache.devices.precision import TRAINING_PRECISIONS
 from featcache.probing.heads import HeadInfo, get_head
@@ -11,14 +15,24 @@ from featcache.probing.heads.info import AUTO as AUTO_HEAD
 from featcache.probing.heads.info import CLOSED_FORM as CLOSED_FORM_HEAD
 from featcache.probing.heads.info import EXACT as EXACT_HEAD
 from featcache.probing.heads.info import SOLVED_HEAD
-from featcache.probing.inputs.selection import Selection, default_tokens, missing_tokens, parse_kinds, select
-from featcache.probing.protocols.protocol import INPUTS, Protocol, get_protocol
-from featcache.probing.requests.tables import TABLES, TableRow
+from featcache.probing.inputs.selection import Selection, default_tokens, missing_tokens, select
+from featcache.probing.protocols.protocol import INPUTS, Protocol
+from featcache.probing.requests.tables import TABLES
+from featcache.probing.requests.values import (
+    as_groups,
+    as_head_options,
+    as_heads,
+    as_protocol,
+    as_seeds,
+    as_shots,
+    as_token_kinds,
+)
 from featcache.probing.scoring.kinds import KINDS, REGRESSION_LOSSES
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, SPLITS, TAPS, Inventory
-from featcache.store.layers import FINAL
+from featcache.store.layers import FINAL, LAYER_SETS, LayerSelection, as_layers, as_optional_layers
 from featcache.store.manifest import Manifest
+from featcache.store.parameters import DEVICE, FILE, FOLDER, SIZE, as_path, one_of, parameter
 from featcache.store.reading.reader import Cache
 from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
@@ -27,20 +41,43 @@ from featcache.store.token_groups import POOLED, array_name
 if TYPE_CHECKING:
     from featcache.probing.heads.base import Head
 
-RESULTS = Path("featcache-results")
+RESULTS = "featcache-results"
 PATCH_HEADS = 8
 MAX_OPTION = 2**20
-"""Of hidden units, queries and the like: far more than anyone needs, few enough to say so instead of running out of memory."""
+"""Largest number of hidden units, queries and the like: a larger one is refused at once instead of running out of memory."""
 MAX_REPEATS, MAX_SHOTS = 10**6, 10**9
 ADAMW, EXACT = SOLVERS = ("adamw", "exact")
 CLOSED_FORM, CHOICE = "closed", "auto"
 """Solvers of the heads that are fitted by formula, and of the head that is chosen."""
 L2, GROUP_LASSO = PENALTIES = ("l2", "group-lasso")
+BY_HEAD, BY_PROTOCOL = "by head", "the protocol's"
+
+HEADS = parameter(
+    "Head, or several heads, such as auto, linear, attentive or logreg; `featcache heads` lists them.",
+    "--head",
+    repeated=True,
+    several=True,
+)
 
 
 @dataclass(frozen=True)
+class HeadRequest:
+    """A head on tokens, as they are asked for, whatever a cache holds."""
+
+    head: HeadInfo
+    layers: LayerSelection | None
+    """None for the head's own."""
+    tokens: tuple[str, ...] | None
+    """Token kinds; None for the head's own."""
+
+    def __str__(self) -> str:
+        """Such as ``linear on last, cls``."""
+        return f"{self.head.name} on {self.layers}, {'+'.join(self.tokens or ())}"
+
+
+@frozen(kw_only=True)
 class ProbeRequest:
-    """What to train.
+    """What to train. Values are parsed here, once: names of heads, layers and tokens, the protocol and the file of groups.
 
     Raises:
         UnknownNameError: a head, the protocol or the tap does not exist.
@@ -48,65 +85,177 @@ class ProbeRequest:
             solve for a head, or a table together with heads, layers or tokens.
     """
 
-    heads: tuple[str, ...] = ()
-    layers: str | None = None
-    """Layer set or list; each head's own default if not given."""
-    tokens: str | None = None
-    """Token kinds, such as ``cls+ap`` or ``cls+patches``; each head's own default if not given."""
-    tap: str = DEFAULT_TAP
-    """Where in the blocks: ``norm2``, ``block``, ``attn``, ``mlp`` or ``norm1``, as far as the cache holds it."""
-    num_heads: int | None = None
-    """Attention heads; if not given, one for each token, or 8 where patches are among them."""
-    protocol: str = "paper"
-    precision: str = AUTO
-    """Of matrix products: ``fp32``, ``bf16``, or ``auto``, which depends on the device."""
-    solver: str = ADAMW
-    """``adamw``: the protocol's members are trained; or ``exact``: linear heads are solved for, penalty by penalty."""
-    penalty: str = L2
-    """Of the exact solver: ``l2`` or ``group-lasso`` over layers."""
-    memory: int | None = None
-    """Bytes for tokens and members; by default what the machine has to spare."""
-    seeds: tuple[int, ...] = (0,)
-    out: Path = RESULTS
-    """Folder of the results."""
-    force: bool = False
-    """Train again what the results hold already."""
-    input: str | None = None
-    """Input stage: ``l2``, ``standard`` or ``l2+standard``; the protocol's if not given. To ``auto`` it leaves no other."""
-    folds: int | None = None
-    """Choose by so many folds of train, or by a held-out part if 1; as the protocol has it if not given."""
-    halving: int | None = None
-    """Successive halving keeps one in so many members; as the protocol has it if not given."""
-    shots: tuple[int, ...] = ()
-    """Train on so many samples of each class; on all if none is given."""
-    draws: int = 1
-    """How often the samples of a few-shot run are drawn."""
-    target_kind: str | None = None
-    """``single-label``, ``multi-label`` or ``regression``; what the cache's targets are if not given."""
-    regression_loss: str = REGRESSION_LOSSES[0]
-    """``mse`` or ``mae``."""
-    options: Mapping[str, int] = field(default_factory=dict)
-    """What heads take besides, such as ``hidden``; each takes those that it knows."""
-    groups: Path | None = None
-    """CSV file with the columns sample_id and group; train samples of one group are held out together during the choice of settings."""
-    table: str | None = None
-    """A table's rows instead of heads, layers and tokens: ``paper`` for those of arXiv 2601.09322."""
+    heads: tuple[HeadInfo, ...] = field(default=(), converter=as_heads, metadata=HEADS)
+    table: str | None = field(
+        default=None,
+        validator=one_of("table", TABLES),
+        metadata=parameter(
+            "Train the rows of a table instead of heads on layers and tokens: paper, the ten rows of arXiv 2601.09322.",
+            "--table",
+        ),
+    )
+    layers: LayerSelection | None = field(
+        default=None,
+        converter=as_optional_layers,
+        metadata=parameter(
+            f"Layer set ({', '.join(LAYER_SETS)}) or a list such as 0,3,final.", "--layers", default=BY_HEAD
+        ),
+    )
+    tokens: tuple[str, ...] | None = field(
+        default=None,
+        converter=as_token_kinds,
+        metadata=parameter(
+            "Token kinds, such as cls, cls+ap, cls+patches or cls+ap+grid2.", "--tokens", default=BY_HEAD
+        ),
+    )
+    tap: str = field(
+        default=DEFAULT_TAP,
+        validator=one_of("tap", TAPS),
+        metadata=parameter(
+            f"Place in the blocks, of those that the cache holds: {', '.join(TAPS)}.", "--tap"
+        ),
+    )
+    num_heads: int | None = field(
+        default=None,
+        metadata=parameter(
+            "Number of attention heads.", "--num-heads", default="one for each token; 8 with patches"
+        ),
+    )
+    protocol: Protocol = field(  # type: ignore[assignment]  # the default is converted too
+        default="paper",
+        converter=as_protocol,
+        metadata=parameter(
+            "How heads are trained and what is swept over: paper, the full sweep of the paper; paper-parity; quick; or a "
+            "TOML file of your own. `featcache protocols` lists them.",
+            "--protocol",
+        ),
+    )
+    solver: str = field(
+        default=ADAMW,
+        validator=one_of("solver", SOLVERS),
+        metadata=parameter(
+            "adamw trains heads by the protocol; exact solves for linear heads, penalty by penalty, as the head logreg does.",
+            "--solver",
+        ),
+    )
+    penalty: str = field(
+        default=L2,
+        validator=one_of("penalty", PENALTIES),
+        metadata=parameter("Penalty of the exact solver: l2, or group-lasso over layers.", "--penalty"),
+    )
+    input: str | None = field(
+        default=None,
+        validator=one_of("input stage", INPUTS),
+        metadata=parameter(
+            "Input transform: l2 (every token to length 1), standard (mean and deviation) or l2+standard; auto chooses "
+            "among heads on this one alone.",
+            "--input",
+            default=BY_PROTOCOL,
+        ),
+    )
+    folds: int | None = field(
+        default=None,
+        metadata=parameter(
+            "Number of folds of train by which settings are chosen; 1 holds out a part instead.",
+            "--folds",
+            default=BY_PROTOCOL,
+        ),
+    )
+    groups: Mapping[str, str] | None = field(
+        default=None,
+        converter=as_groups,
+        metadata=parameter(
+            "CSV file of sample_id and group: train samples of one group (a patient) are held out together when settings "
+            "are chosen.",
+            "--groups",
+            form=FILE,
+            metavar="FILE",
+        ),
+    )
+    halving: int | None = field(
+        default=None,
+        metadata=parameter(
+            "Reduction factor of successive halving: each round keeps one in so many members; 1 trains all in full.",
+            "--halving",
+            default=BY_PROTOCOL,
+        ),
+    )
+    shots: tuple[int, ...] = field(
+        default=(),
+        converter=as_shots,
+        metadata=parameter(
+            "Train on so many samples of each class, once for each number, such as 1,5,10.",
+            "--shots",
+            default="all samples",
+        ),
+    )
+    draws: int = field(
+        default=1,
+        metadata=parameter("Number of times that few-shot samples are drawn.", "--draws"),
+    )
+    target_kind: str | None = field(
+        default=None,
+        validator=one_of("kind of targets", KINDS),
+        metadata=parameter(
+            "Target type: single-label, multi-label or regression.",
+            "--targets",
+            default="what the cache's targets are",
+        ),
+    )
+    regression_loss: str = field(
+        default=REGRESSION_LOSSES[0],
+        validator=one_of("regression loss", REGRESSION_LOSSES),
+        metadata=parameter("Loss of a regression: mse or mae.", "--loss"),
+    )
+    options: Mapping[str, int] = field(
+        default=None,
+        converter=as_head_options,
+        metadata=parameter(
+            "Options of heads, such as hidden=512, of which each head takes those that it has; `featcache heads` lists them.",
+            "--option",
+            repeated=True,
+            metavar="NAME=NUMBER",
+        ),
+    )
+    seeds: tuple[int, ...] = field(
+        default=(0,),
+        converter=as_seeds,
+        metadata=parameter("Seeds, such as 0,1,2; each is a run of its own.", "--seeds"),
+    )
+    precision: str = field(
+        default=AUTO,
+        validator=one_of("precision", (AUTO, *TRAINING_PRECISIONS)),
+        metadata=parameter(
+            "Precision of matrix products: fp32, bf16, or auto, which takes what is fast on the device.",
+            "--precision",
+        ),
+    )
+    device: str = field(default=AUTO, metadata=DEVICE)
+    memory: int | None = field(
+        default=None,
+        metadata=parameter(
+            "Bytes for tokens and for members that train; tokens that do not fit are streamed.",
+            "--memory",
+            form=SIZE,
+            default="about half of what is free",
+        ),
+    )
+    out: Path = field(  # type: ignore[assignment]  # the default is converted too
+        default=RESULTS,
+        converter=as_path,
+        metadata=parameter(
+            "Folder of the results; what it holds is not trained again.", "--out", form=FOLDER
+        ),
+    )
+    force: bool = field(
+        default=False,
+        metadata=parameter("Train again what the results already hold.", "--force"),
+    )
 
-    def __post_init__(self) -> None:
+    def __attrs_post_init__(self) -> None:
         self._check_table()
-        names = {row.head for row in self.rows}
-        for name in names:
-            if not get_head(name).listed:
-                raise RequestError(f"head {name!r} is what auto makes of several heads; ask for auto")
-        self._check_settings(names)
-        for what, name, valid in (
-            ("solver", self.solver, SOLVERS),
-            ("penalty", self.penalty, PENALTIES),
-            ("precision", self.precision, (AUTO, *TRAINING_PRECISIONS)),
-            ("tap", self.tap, TAPS),
-        ):
-            if name not in valid:
-                raise UnknownNameError(what, name, valid)
+        names = {row.head.name for row in self.rows}
+        self._check_settings()
         if self.penalty != L2 and self.solver != EXACT and SOLVED_HEAD not in names:
             raise RequestError(
                 f"the penalty {self.penalty} is for heads that are solved exactly; add --solver exact"
@@ -119,32 +268,25 @@ class ProbeRequest:
             raise RequestError(
                 "a probe needs a head (--head auto, say; `featcache heads` lists them) or a table, and a seed"
             )
-        if self.num_heads is not None and not any("num_heads" in get_head(name).options for name in names):
+        if self.num_heads is not None and not any("num_heads" in row.head.options for row in self.rows):
             raise RequestError("num-heads is for heads with attention, such as attentive; none is asked for")
 
     def settings(self) -> Protocol:
-        """The protocol, with what the request changes of it for the baseline too: everything but the input stage."""
-        protocol = get_protocol(self.protocol)
+        """The protocol, with what the request changes of it for the baseline too: everything but the input transform."""
+        protocol = self.protocol
         if self.folds is not None:
             protocol = replace(protocol, folds=self.folds, folds_below=None)
         return protocol if self.halving is None else replace(protocol, halving=self.halving)
 
-    def _check_settings(self, names: set[str]) -> None:
-        get_protocol(self.protocol)
-        for what, name, valid in (
-            ("input stage", self.input, INPUTS),
-            ("kind of targets", self.target_kind, KINDS),
-            ("regression loss", self.regression_loss, REGRESSION_LOSSES),
-        ):
-            if name is not None and name not in valid:
-                raise UnknownNameError(what, name, valid)
+    def _check_settings(self) -> None:
         if self.draws > 1 and not self.shots:
             raise RequestError("draws are for few-shot runs; say how many samples of each class with shots")
         self._check_numbers()
-        known = {option for name in names for option in get_head(name).options}
+        heads = {row.head.name: row.head for row in self.rows}
+        known = {option for head in heads.values() for option in head.options}
         for option, number in self.options.items():
             if option not in known:
-                raise UnknownNameError("option", option, known, f"(of {', '.join(sorted(names))})")
+                raise UnknownNameError("option", option, known, f"(of {', '.join(sorted(heads))})")
             if not 1 <= number <= MAX_OPTION:
                 raise RequestError(f"{option} must be from 1 to {MAX_OPTION:,}, not {number}")
         if self.num_heads is not None and not 1 <= self.num_heads <= MAX_OPTION:
@@ -174,20 +316,19 @@ class ProbeRequest:
                 f"memory must be at least 1 byte, got {self.memory}; leave it out for the default"
             )
 
-    @property
-    def rows(self) -> tuple[TableRow, ...]:
+    @cached_property
+    def rows(self) -> tuple[HeadRequest, ...]:
         """What is asked for, head by head; layers and tokens that are not given are the head's own."""
-        if self.table is not None:
-            return TABLES[self.table]
-        return tuple(TableRow(head, self.layers, self.tokens) for head in self.heads)
+        if self.table is None:
+            return tuple(HeadRequest(head, self.layers, self.tokens) for head in self.heads)
+        return tuple(
+            HeadRequest(get_head(row.head), as_optional_layers(row.layers), as_token_kinds(row.tokens))
+            for row in TABLES[self.table]
+        )
 
     def _check_table(self) -> None:
-        if self.table is None:
-            return
-        if self.table not in TABLES:
-            raise UnknownNameError("table", self.table, TABLES)
         for what, given in (("heads", self.heads), ("layers", self.layers), ("tokens", self.tokens)):
-            if given:
+            if self.table is not None and given:
                 raise RequestError(f"the table {self.table} says which {what} it has; leave them out")
 
 
@@ -197,7 +338,7 @@ class HeadJob:
 
     head: HeadInfo
     selection: Selection
-    options: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, int] = dataclass_field(default_factory=dict)
     """What the head takes besides its size."""
     solver: str = ADAMW
     penalty: str = L2
@@ -238,7 +379,7 @@ def make_job(head: HeadInfo, selection: Selection, request: ProbeRequest) -> Hea
 def baseline(cache: Cache) -> HeadJob:
     """The linear probe on the last layer's class token."""
     head = get_head("linear")
-    return HeadJob(head, select(cache, head.default_layers, default_tokens(cache, head)))
+    return HeadJob(head, select(cache, as_layers(head.default_layers), default_tokens(cache, head)))
 
 
 def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
@@ -253,18 +394,7 @@ def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
         for layer in part.layers:
             name = array_name(FINAL, part.group) if layer == FINAL else part.array
             wanted.setdefault(name, set()).add(layer)
-    splits = {}
-    for name in SPLITS:
-        split = whole.inventory.splits[name]
-        arrays = {
-            array.name: replace(array, layers=tuple(x for x in array.layers if x in wanted[array.name]))
-            if array.layers
-            else array
-            for array in split.arrays.values()
-            if not array.layers or array.name in wanted
-        }
-        splits[name] = replace(split, arrays=arrays)
-    return replace(whole.inventory, splits=splits)
+    return whole.inventory.select(SPLITS, wanted)
 
 
 def jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
@@ -286,11 +416,11 @@ def jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
 def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
     asked = []
     for row in request.rows:
-        head = get_head(row.head)
-        kinds = default_tokens(cache, head) if row.tokens is None else parse_kinds(row.tokens)
+        head = row.head
+        kinds = default_tokens(cache, head) if row.tokens is None else row.tokens
         if request.table is not None and missing_tokens(cache, kinds):
             continue
-        layers = head.default_layers if row.layers is None else row.layers
+        layers = as_layers(head.default_layers) if row.layers is None else row.layers
         selection = select(cache, layers, kinds, request.tap)
         asked.append(make_job(head, selection, request))
     usual = request.settings().input
@@ -308,11 +438,11 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
     return list({what(job): job for job in (baseline(cache), *asked)}.values())
 
 
-def left_out(cache: Cache, request: ProbeRequest) -> list[tuple[TableRow, str]]:
+def left_out(cache: Cache, request: ProbeRequest) -> list[tuple[HeadRequest, str]]:
     """The rows of a table whose tokens the cache does not hold on the last layer, and which tokens those are."""
     if request.table is None:
         return []
-    missing = [(row, missing_tokens(cache, parse_kinds(row.tokens or ""))) for row in request.rows]
+    missing = [(row, missing_tokens(cache, row.tokens or ())) for row in request.rows]
     return [(row, "+".join(kinds)) for row, kinds in missing if kinds]
 
 

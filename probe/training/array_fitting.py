@@ -77,5 +77,5 @@ def array_job(
     Raises:
         RequestError: the tokens do not divide among the layers.
     """
-    request = ProbeRequest((info.name,), num_heads=num_heads, options=options)
+    request = ProbeRequest(heads=info, num_heads=num_heads, options=options)
     return make_job(info, array_selection(num_tokens, num_layers), request)

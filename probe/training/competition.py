@@ -97,7 +97,7 @@ def _possible(fitter: "Fitter", work: FitTask) -> list[tuple[HeadJob, str]]:
     for name, stage in CANDIDATES[work.task.kind]:
         if work.job.input not in (None, stage):
             continue
-        job = make_job(get_head(name), work.job.selection, ProbeRequest(("auto",)))
+        job = make_job(get_head(name), work.job.selection, ProbeRequest(heads="auto"))
         try:
             check_whole(job, size, fitter.device, fitter.limit)
         except RequestError as error:

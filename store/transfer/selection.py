@@ -1,13 +1,12 @@
 """Which part of a cache is wanted, and which files that are."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from featcache.store.arrays import ArrayInfo
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.inventory import Inventory, SplitInventory
+from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES
-from featcache.store.layers import FINAL, LAYER_SETS, parse_layers
+from featcache.store.layers import FINAL, LayerSelection
 from featcache.store.manifest import FileRecord, Manifest
 from featcache.store.token_groups import PATCHES, parse_array_name
 
@@ -40,33 +39,24 @@ class CacheSelection:
         for tap in self.taps:
             if tap not in there:
                 raise UnknownNameError("tap", tap, sorted(there), "(the cache holds no other)")
-        layers = None if self.layers is None else parse_layers(self.layers, num_layers)
+        selection = None if self.layers is None else LayerSelection.parse(self.layers)
+        layers = None if selection is None else selection.of(num_layers)
         held = {layer for array in arrays for layer in array.layers}
         # Of a set what the cache has is meant; a layer that is named must be there.
-        for layer in layers or () if self.layers not in LAYER_SETS else ():
+        for layer in layers or () if selection is None or selection.set_name is None else ():
             if layer not in held:
                 raise UnknownNameError("layer", layer, sorted(held, key=_order), "(the cache holds no other)")
-        chosen = {
-            name: replace(split, arrays=self._arrays(split, layers))
-            for name, split in inventory.splits.items()
-            if not self.splits or name in self.splits
-        }
-        if not any(array.layers for split in chosen.values() for array in split.arrays.values()):
+        wanted = {array.name: held if layers is None else layers for array in arrays if self._takes(array)}
+        chosen = inventory.select(self.splits or inventory.splits, wanted)
+        if not any(array.layers for split in chosen.splits.values() for array in split.arrays.values()):
             raise RequestError("nothing of the cache is chosen; see what it holds with `featcache info`")
-        return replace(inventory, splits=chosen)
+        return chosen
 
-    def _arrays(self, split: SplitInventory, layers: Sequence[str] | None) -> dict[str, ArrayInfo]:
-        arrays = {}
-        for array in split.arrays.values():
-            if not array.layers:
-                arrays[array.name] = array
-                continue
-            tap, group = parse_array_name(array.name)
-            wanted = tuple(layer for layer in array.layers if layers is None or layer in layers)
-            of_tap = not self.taps or tap in self.taps or array.layers == (FINAL,)
-            if wanted and of_tap and (self.patches or group != PATCHES):
-                arrays[array.name] = replace(array, layers=wanted)
-        return arrays
+    def _takes(self, array: ArrayInfo) -> bool:
+        """Whether an array is of the taps and groups of tokens that are wanted."""
+        tap, group = parse_array_name(array.name)
+        of_tap = not self.taps or tap in self.taps or array.layers == (FINAL,)
+        return of_tap and (self.patches or group != PATCHES)
 
 
 def data_files(manifest: Manifest, inventory: Inventory) -> dict[str, FileRecord]:

@@ -32,7 +32,9 @@ def rows_of(done) -> list[dict]:
 def check_saved(out: Path, row: dict, cache: Path) -> None:
     """The saved head gives the predictions that were written along with it."""
     head, config = load_head(out / row["folder"])
-    request = ProbeRequest((config.head,), ",".join(config.layers), "+".join(config.tokens))
+    request = ProbeRequest(
+        heads=(config.head,), layers=",".join(config.layers), tokens="+".join(config.tokens)
+    )
     opened = package.open(cache)
     selection = jobs(opened, request)[-1].selection
     test = load_split(opened, "test", selection, "cpu")

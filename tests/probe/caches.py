@@ -91,7 +91,7 @@ def rich_cache(
 
 def select(cache: Cache, layers: str, tokens: str) -> Selection:
     """What a probe that is asked for these sees."""
-    return jobs(cache, ProbeRequest(("attentive",), layers, tokens))[-1].selection
+    return jobs(cache, ProbeRequest(heads=("attentive",), layers=layers, tokens=tokens))[-1].selection
 
 
 def expected_tokens(content: Content, plan: Plan, split: str, places: list[tuple[str, str]]) -> Tensor:

@@ -99,7 +99,7 @@ def test_what_exceeds_the_memory_is_streamed(cache):
 )
 def test_what_there_is_not(cache, layers, tokens, error, message):
     with pytest.raises(error, match=message):
-        jobs(cache, ProbeRequest(("attentive",), layers, tokens))
+        jobs(cache, ProbeRequest(heads=("attentive",), layers=layers, tokens=tokens))
 
 
 def test_a_group_that_only_one_split_holds(tmp_path):

@@ -118,7 +118,9 @@ def test_a_probe_holds_groups_out_and_says_when_it_does_not_know_them(tmp_path: 
 
     def run(**changes: Any) -> tuple[ResultRow, list[str]]:
         heard = RecordingReporter()
-        request = ProbeRequest(("ridge",), "last", "cls", protocol="quick", out=tmp_path / "out", **changes)
+        request = ProbeRequest(
+            heads=("ridge",), layers="last", tokens="cls", protocol="quick", out=tmp_path / "out", **changes
+        )
         return probe(cache, request, reporter=heard)[-1], heard.messages
 
     unknown, told = run()

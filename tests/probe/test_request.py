@@ -18,7 +18,7 @@ def cache(tmp_path_factory):
 
 
 def ask(head: str = "linear", layers: str = "all", tokens: str = "cls+ap", **settings) -> ProbeRequest:
-    return ProbeRequest((head,), layers, tokens, protocol="quick", **settings)
+    return ProbeRequest(heads=(head,), layers=layers, tokens=tokens, protocol="quick", **settings)
 
 
 @pytest.mark.parametrize(

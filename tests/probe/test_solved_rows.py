@@ -29,7 +29,7 @@ def cache(tmp_path_factory):
 def trained_baseline(cache, tmp_path_factory):
     """Results with the baseline alone, which takes longer than all that is solved for."""
     out = tmp_path_factory.mktemp("baseline")
-    probe(cache, ProbeRequest(("linear",), protocol="quick", seeds=(0, 1, 2, 3), out=out))
+    probe(cache, ProbeRequest(heads=("linear",), protocol="quick", seeds=(0, 1, 2, 3), out=out))
     return out
 
 

@@ -159,7 +159,7 @@ def anonymous():
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
 torch.set_num_threads(1)
 cache = open_cache(sys.argv[1])
-selection = jobs(cache, ProbeRequest(("attentive",), "final,1,3", "cls+patches"))[-1].selection
+selection = jobs(cache, ProbeRequest(heads="attentive", layers="final,1,3", tokens="cls+patches"))[-1].selection
 split = load_split(cache, "train", selection, "cpu", int(sys.argv[2]))
 assert split.streamed
 epochs = split.tokens.epochs(torch.arange(split.tokens.num_samples), 64, 2, 0)

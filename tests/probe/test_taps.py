@@ -32,7 +32,9 @@ def cache(cache_and_content) -> Cache:
 
 
 def ask(layers: str, tap: str, tokens: str = "cls+ap", **settings) -> ProbeRequest:
-    return ProbeRequest(("linear",), layers, tokens, tap=tap, protocol="quick", **settings)
+    return ProbeRequest(
+        heads=("linear",), layers=layers, tokens=tokens, tap=tap, protocol="quick", **settings
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ def folders(cache, tmp_path_factory) -> dict[str, Path]:
         ("standard", "ridge", "2,final", "cls+ap", "l2+standard"),
         ("patches", "attentive", "2,3,final", "cls+patches", "l2"),
     ):
-        request = ProbeRequest((head,), layers, tokens, protocol="quick", input=stage, out=out)
+        request = ProbeRequest(
+            heads=(head,), layers=layers, tokens=tokens, protocol="quick", input=stage, out=out
+        )
         found[name] = out / probe(cache, request)[-1].folder
     return found
 
@@ -89,7 +91,12 @@ def test_other_features_are_refused(tmp_path, cache, folders):
 
 def test_quantities_have_no_classes(cache, tmp_path):
     request = ProbeRequest(
-        ("ridge",), "final", "ap", protocol="quick", target_kind="regression", out=tmp_path
+        heads=("ridge",),
+        layers="final",
+        tokens="ap",
+        protocol="quick",
+        target_kind="regression",
+        out=tmp_path,
     )
     row = probe(cache, request)[-1]
     head = featcache.load_head(tmp_path / row.folder)

@@ -17,7 +17,7 @@ BAD = [-1, MAX_SEED + 1, 10**30, 0.5, True, "0", None]
 def test_seeds_out_of_range_are_refused_everywhere(seed):
     for ask in (
         check_seed,
-        lambda s: ProbeRequest(("linear",), seeds=(0, s)),
+        lambda s: ProbeRequest(heads=("linear",), seeds=(0, s)),
         lambda s: ExtractRequest("m", "d", split_seed=s),
         lambda s: DatasetOptions(split_seed=s),
     ):
@@ -33,7 +33,7 @@ def test_an_estimator_refuses_them_when_it_is_fitted():
 
 def test_the_ends_of_the_range_are_seeds():
     assert [check_seed(seed) for seed in (0, MAX_SEED, np.uint64(7))] == [0, MAX_SEED, 7]
-    ProbeRequest(("linear",), seeds=(MAX_SEED,))
+    ProbeRequest(heads=("linear",), seeds=(MAX_SEED,))
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_the_ends_of_the_range_are_seeds():
 )
 def test_so_are_other_numbers_that_no_file_holds(given, message):
     with pytest.raises(RequestError, match=message):
-        ProbeRequest(("linear",), **given)
+        ProbeRequest(heads=("linear",), **given)
