@@ -27,6 +27,7 @@ FUNCTIONS = {"featcache.extract": "featcache.extraction", "featcache.probe": "fe
 MODULES = {
     "featcache.borrowing": "featcache.probing.requests.borrowing",
     "featcache.cli.listing": "featcache.cli.ls",
+    "featcache.cli.training": "featcache.cli.probe",
     "featcache.console": "featcache.terminal.console",
     "featcache.extraction.answers": "featcache.extraction.cached.answers",
     "featcache.extraction.batch_size": "featcache.extraction.running.batch_size",

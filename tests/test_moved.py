@@ -60,7 +60,7 @@ CASES = [
     "import featcache.probe.heads.parts, featcache.probing.heads.parts\n"
     "assert featcache.probe.heads.parts is featcache.probing.heads.parts",
     "from featcache.store.errors import CacheError\nassert CacheError is featcache.errors.CacheError",
-    "import featcache.probe\nassert featcache.probe.__kwdefaults__['tap'] == 'norm2'",
+    "import featcache.probe\nimport inspect; assert 'tap' in inspect.signature(featcache.probe).parameters",
     "import featcache.probe as probe\nassert probe is featcache.probe",
     "from importlib import import_module\nassert callable(import_module('featcache.probe'))",
     "from featcache.terminal import echo_error\nimport featcache.terminal.console",

@@ -20,7 +20,7 @@ from featcache.terminal.console import ConsoleReporter
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What a cache is, holds and comes from."""
+    """Description of a cache: its values, its content and its origin."""
 
     path: str
     """Folder of the cache, or its address on a remote."""
@@ -28,7 +28,7 @@ class CacheInfo:
     complete: bool
     """Whether the extraction has finished; true of a partial copy of a complete cache."""
     spec: CacheSpec
-    """What the values are: everything that the key is the digest of."""
+    """Backbone, dataset and types of the values: everything that the key is the digest of."""
     inventory: Inventory
     """Splits, arrays, layers and token kinds; of a partial copy, those that are here."""
     format_version: int

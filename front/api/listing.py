@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CacheListing:
-    """What a listing tells of one cache."""
+    """One cache in a listing."""
 
     dataset: str | None
     """Slug of the dataset's name; like `model` and `key` None for a folder that cannot be read and is not called so."""
@@ -100,7 +100,7 @@ def list_roots(search: list[Path], model: str | None, dataset: str | None) -> li
 
 @dataclass(frozen=True)
 class RemoteListing:
-    """What a remote holds."""
+    """The caches on a remote."""
 
     where: str
     """Address of the remote."""

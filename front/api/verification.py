@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CacheCheck:
-    """One cache, and what its check showed."""
+    """Result of the check of one cache."""
 
     files: Verification
     """Damages of the files; after a repair that fetched files again, those that are left."""
     repair: RepairResult | None = None
-    """What a repair dropped, if there was one to do."""
+    """Blocks that a repair dropped; None if there was nothing to repair."""
     recomputation: "Recomputation | None" = None
     """Comparison of some rows with the backbone, if it was asked for."""
 
