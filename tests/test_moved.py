@@ -53,7 +53,7 @@ CASES = [
     "import featcache.probe.dataset as d\nassert d.CachedSamples is featcache.CachedSamples",
     "from featcache.extract.backbones.custom import Parts, custom_backbone\nassert Parts is featcache.Parts",
     "from featcache.extract.sources.sequences import python_dataset\nassert python_dataset is featcache.python_dataset",
-    "from featcache.extract import sources\nassert sources.KINDS",
+    "from featcache.extract import sources\nassert sources.resolve_source",
     "from featcache.extract.models import ALIASES\nassert ALIASES",
     "from featcache.extract import planning, provenance\nassert planning.__file__ and provenance.__file__",
     "from featcache.probe.results import read_confusion\nassert read_confusion is featcache.read_confusion",

@@ -1,7 +1,7 @@
 """`featcache.info`: what a cache is, holds and comes from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from featcache.api.types import CacheName, Roots, roots_of, text_of
@@ -83,7 +83,11 @@ class CacheInfo:
             "bytes": self.num_bytes,
             "spec": self.spec.to_dict() | {"format_version": self.format_version},
             "inventory": self.inventory.to_dict(),
-            "targets": asdict(self.targets),
+            "targets": {
+                "kind": self.targets.type,
+                "names": list(self.targets.names),
+                "units": list(self.targets.units),
+            },
             "class_counts": {split: list(counts) for split, counts in self.class_counts.items()},
             "skipped": self.skipped,
             "shared_images": [shared.to_dict() for shared in self.shared_images],
