@@ -25,6 +25,7 @@ from featcache.store.errors import CacheCompletedError, CacheError
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
+from featcache.store.machine import allow_open_files
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.partial_copy import require_complete_copy
 from featcache.store.progress import Reporter, Silent
@@ -194,6 +195,7 @@ class _Extraction:
 
     def run(self) -> ExtractResult:
         """Load the backbone and make the cache."""
+        allow_open_files()
         backbone, device = self._load()
         spec, entry = self._find_fresh(backbone, device)
         wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)

@@ -72,11 +72,11 @@ def checks(info: HeadInfo) -> Iterator[Check]:
 
 
 def clusters(num_samples: int = 90, num_classes: int = 3, seed: int = 0) -> tuple[Any, npt.NDArray[np.int64]]:
-    """Tokens ``[N, T, D]``, float32, of classes around centres, and their labels."""
+    """Tokens ``[N, T, D]``, float32, of classes around centers, and their labels."""
     rng = np.random.default_rng(seed)
     labels = np.arange(num_samples) % num_classes
-    centres = 2 * rng.normal(size=(num_classes, TOKENS, WIDTH))
-    tokens = centres[labels] + rng.normal(size=(num_samples, TOKENS, WIDTH))
+    centers = 2 * rng.normal(size=(num_classes, TOKENS, WIDTH))
+    tokens = centers[labels] + rng.normal(size=(num_samples, TOKENS, WIDTH))
     return tokens.astype(np.float32), labels
 
 
@@ -92,7 +92,7 @@ def answers(fitted: FittedHead, tokens: Any) -> Tensor:
 
 
 def check_learns_from_a_read_only_map(info: HeadInfo) -> None:
-    """Features come as read-only memory maps, and what is easy is learnt."""
+    """Features come as read-only memory maps, and what is easy is learned."""
     tokens, labels = clusters()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokens.npy"
@@ -153,7 +153,7 @@ def check_fits_twice_alike(info: HeadInfo) -> None:
 
 
 def check_every_input_stage(info: HeadInfo) -> None:
-    """Standardised inputs make the head blind to scale and offset of every channel; the head keeps the statistics."""
+    """Standardized inputs make the head blind to scale and offset of every channel; the head keeps the statistics."""
     tokens, labels = clusters()
     rng = np.random.default_rng(1)
     shape = tokens.shape[1:]
@@ -198,7 +198,7 @@ def check_saves_and_loads(info: HeadInfo) -> None:
 
 
 def check_other_targets(info: HeadInfo) -> None:
-    """Label sets and numbers are learnt, or refused by name."""
+    """Label sets and numbers are learned, or refused by name."""
     tokens, labels = clusters()
     sets = np.stack([labels == 0, labels != 1], axis=1).astype(np.uint8)
     numbers = 100 + 10 * np.stack([labels, -labels], axis=1).astype(np.float32)

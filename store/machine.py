@@ -2,7 +2,10 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
+
+MAX_FILES = 4096
 
 T = TypeVar("T")
 
@@ -20,6 +23,20 @@ def available_memory() -> int:
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # another system than Linux
         return 2**32
+
+
+def allow_open_files() -> None:
+    """Raise the soft limit of open files to `MAX_FILES`, or as far as the system allows; a higher limit stays.
+
+    A cache has a file for each layer, workers hand over their images through more of them, and macOS allows 256 by default.
+    """
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def run_all(function: Callable[[T], object], jobs: Sequence[T], threads: int) -> None:

@@ -106,6 +106,10 @@ class Targets:
             return np.asarray(chosen.sum(0, dtype=np.int64))
         return np.full(len(self.names), len(chosen), np.int64)
 
+    def describe(self) -> JsonObject:
+        """Return what commands print with ``--json``: the target type, which is called ``kind`` there, names and units."""
+        return {"kind": self.type, "names": list(self.names), "units": list(self.units)}
+
     def to_dict(self) -> JsonObject:
         """Return what goes beside ``class_names``: nothing for single labels, as it was before there were others."""
         if self.type == SINGLE_LABEL:

@@ -8,7 +8,7 @@ from featcache.devices.memory import free_memory
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.capacity import default_batch_size
 from featcache.extraction.forward_pass.forward import FeatureExtractor
-from featcache.extraction.running.pipeline import WAITING
+from featcache.extraction.running.writing import WAITING
 from featcache.store.inventory import Inventory
 from featcache.store.spec import CacheSpec
 
@@ -38,8 +38,9 @@ def fitting_batch_size(
     arrays = [array for array in split.arrays.values() if array.layers]
     extractor = FeatureExtractor(backbone, device, spec.precision, arrays, spec.dtype)
     size = backbone.spec.input_size
-    # The images of batches that wait for the disk stay on the device, and those of the next one are there already.
-    waiting = (WAITING + 1) * 3 * size * size * torch.float32.itemsize
+    # The images of batches whose features are awaited stay on the device, those of the next one are there already, and
+    # while its parts are joined they are there twice.
+    waiting = (WAITING + 2) * 3 * size * size * torch.float32.itemsize
     return largest_batch(
         default,
         waiting,

@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import traceback
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -15,10 +14,10 @@ import click
 
 from featcache.store.catalogue.entries import ROOT_VARIABLE
 from featcache.store.errors import FeatcacheError, UnknownNameError
+from featcache.store.machine import allow_open_files
 from featcache.store.redaction import redacted_lines, remember_logins
 from featcache.terminal.streams import echo_error, guard_streams
 
-MAX_FILES = 4096
 COMMANDS = (
     "datasets",
     "doctor",
@@ -101,7 +100,7 @@ def main() -> None:
     for argument in (*sys.argv[1:], os.environ.get(ROOT_VARIABLE, "")):
         remember_logins(argument)
     guard_streams()
-    _allow_files()
+    allow_open_files()
     if "--debug" not in sys.argv:
         # Libraries log to stderr as they see fit, dozens of lines without a network; what fails raises as well.
         logging.disable(logging.CRITICAL)
@@ -123,17 +122,6 @@ def main() -> None:
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         _fail(_describe_os_error(error), 1)
-
-
-def _allow_files() -> None:
-    """Raise the soft limit of open files: a cache has a file for each layer, and macOS allows 256 by default."""
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-        if soft != resource.RLIM_INFINITY and soft < most:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _fail(message: str, status: int) -> None:

@@ -106,7 +106,7 @@ def _describe(source: Source) -> JsonObject:
     document: JsonObject = {
         "name": source.name,
         "identity": dict(source.identity),
-        "targets": {"kind": targets.type, "names": list(targets.names), "units": list(targets.units)},
+        "targets": targets.describe(),
         "samples": {name: len(samples) for name, samples in source.splits.items()},
         "summary": dataset_summary(source, list(source.splits)),
         "passed_over": dict(source.passed_over),

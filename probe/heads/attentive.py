@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from featcache.probing.heads.base import Head
-from featcache.probing.heads.parts import BatchNorm, LayerNorm, Linear, as_products, normalise, replicate
+from featcache.probing.heads.parts import BatchNorm, LayerNorm, Linear, as_products, normalize, replicate
 from featcache.probing.heads.pooling import attention_pool, attention_weights
 from featcache.store.errors import RequestError
 
@@ -38,7 +38,7 @@ class AttentiveHead(Head):
         *,
         num_heads: int | None = None,
     ) -> None:
-        """Build M heads for inputs ``[B, num_tokens, width]``, with PyTorch's default initialisation.
+        """Build M heads for inputs ``[B, num_tokens, width]``, with PyTorch's default initialization.
 
         Args:
             num_tokens: T.
@@ -76,8 +76,8 @@ class AttentiveHead(Head):
         return {"num_heads": self.num_heads}
 
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> "AttentionInputs":
-        """Normalise the tokens as both norms see them, and draw for dropout: all members drop by the same draws."""
-        tokens = normalise(x)
+        """Normalize the tokens as both norms see them, and draw for dropout: all members drop by the same draws."""
+        tokens = normalize(x)
         draws = None
         if dropout:
             shape = (*x.shape[:2], self.num_heads)
@@ -108,7 +108,7 @@ class AttentiveHead(Head):
 
     def attention(self, x: Tensor) -> Tensor:
         """Return the attention weights ``[M, B, H, T]`` of tokens `x` ``[B, T, D]``, without dropout; they sum to 1."""
-        return attention_weights(normalise(x), self._folded_keys()).permute(2, 0, 3, 1)
+        return attention_weights(normalize(x), self._folded_keys()).permute(2, 0, 3, 1)
 
     def _folded_keys(self) -> Tensor:
         """``W_k^T q`` of every head, with the scale of scores and of the norm: ``[M, H, D]``."""

@@ -129,7 +129,7 @@ def sample_weights(targets: Tensor, task: Task) -> Tensor:
 
 @dataclass(frozen=True)
 class Directions:
-    """Weighted principal directions of centred features."""
+    """Weighted principal directions of centered features."""
 
     squares: Tensor
     """Variance along each, ``[R]``, ascending."""
@@ -137,9 +137,9 @@ class Directions:
     """Orthonormal, ``[F, R]``, float64."""
 
     @classmethod
-    def of(cls, centred: Tensor, weights: Tensor) -> "Directions":
-        """Decompose centred features ``[N, F]``, float64, of samples with weights ``[N]``."""
-        return cls(*principal_directions(centred, weights))
+    def of(cls, centered: Tensor, weights: Tensor) -> "Directions":
+        """Decompose centered features ``[N, F]``, float64, of samples with weights ``[N]``."""
+        return cls(*principal_directions(centered, weights))
 
 
 def check_directions(method: str, num_samples: int, num_features: int) -> None:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from featcache.probing.heads.base import Head
-from featcache.probing.heads.parts import BatchNorm, Linear, as_products, normalise, replicate
-from featcache.store.errors import RequestError
+from featcache.probing.heads.parts import BatchNorm, Linear, as_products, check_count, normalize, replicate
 
 
 class EfficientHead(Head):
@@ -32,14 +31,13 @@ class EfficientHead(Head):
         *,
         num_queries: int = 4,
     ) -> None:
-        """Build M heads of Q queries, initialised N(0, 0.02^2).
+        """Build M heads of Q queries, initialized N(0, 0.02^2).
 
         Raises:
             RequestError: fewer than 1 query.
         """
         super().__init__(num_tokens, width, num_classes, dropouts)
-        if num_queries < 1:
-            raise RequestError(f"the efficient head needs at least 1 query, not {num_queries}")
+        check_count("efficient", "query", num_queries)
         self.num_queries = num_queries
         self.queries = replicate(torch.empty(num_queries, width).normal_(std=0.02), self.num_members)
         self.batch_norm = BatchNorm(self.num_members, num_queries * width)
@@ -56,11 +54,11 @@ class EfficientHead(Head):
         return 4 * self.num_queries * self.width
 
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> Tensor:
-        """Normalise the tokens."""
-        return as_products(normalise(x))
+        """Normalize the tokens."""
+        return as_products(normalize(x))
 
     def classify(self, inputs: Tensor) -> Tensor:
-        """Map normalised tokens to logits ``[M, B, C]``."""
+        """Map normalized tokens to logits ``[M, B, C]``."""
         weights = self._weights(inputs).to(inputs.dtype)
         pooled = torch.bmm(weights.transpose(1, 2), inputs)  # [B, M * Q, D]
         pooled = pooled.view(len(inputs), self.num_members, -1).transpose(0, 1).to(self.queries.dtype)
@@ -69,7 +67,7 @@ class EfficientHead(Head):
 
     def attention(self, x: Tensor) -> Tensor:
         """Return the attention weights ``[M, B, Q, T]`` of tokens `x`; they sum to 1."""
-        weights = self._weights(normalise(x))
+        weights = self._weights(normalize(x))
         return weights.view(*weights.shape[:2], self.num_members, -1).permute(2, 0, 3, 1)
 
     def _weights(self, tokens: Tensor) -> Tensor:

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from featcache.probing.heads.base import Head
-from featcache.probing.heads.parts import as_products, by_layer, replicate
+from featcache.probing.heads.layerwise import LayerwiseHead
+from featcache.probing.heads.parts import as_products, replicate
 
 
-class EnsembleHead(Head):
+class EnsembleHead(LayerwiseHead):
     """L linear probes, each trained by its own loss, that answer together. Their gradients are clipped by one norm."""
+
+    name = "ensemble"
 
     def __init__(
         self,
@@ -31,26 +33,19 @@ class EnsembleHead(Head):
         *,
         num_layers: int | None = None,
     ) -> None:
-        """Build M heads; T = L * K tokens, layer by layer (by default L = T), with PyTorch's default initialisation.
+        """Build M heads; T = L * K tokens, layer by layer (by default L = T), with PyTorch's default initialization.
 
         Raises:
             RequestError: the tokens do not divide among the layers.
         """
-        super().__init__(num_tokens, width, num_classes, dropouts)
-        self.num_layers = num_layers or num_tokens
-        features = by_layer(num_tokens, self.num_layers, "ensemble") * width
-        probes = [nn.Linear(features, num_classes) for _ in range(self.num_layers)]
+        super().__init__(num_tokens, width, num_classes, dropouts, num_layers=num_layers)
+        probes = [nn.Linear(self.num_kinds * width, num_classes) for _ in range(self.num_layers)]
         self.weight = replicate(torch.stack([probe.weight for probe in probes]), self.num_members)
         self.bias = replicate(torch.stack([probe.bias for probe in probes]), self.num_members)
 
-    @property
-    def options(self) -> dict[str, int]:
-        """The number of layers."""
-        return {"num_layers": self.num_layers}
-
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> Tensor:
         """Sort tokens by layer: ``[B, T, D]`` to ``[L, B, K * D]``."""
-        return as_products(x).view(len(x), self.num_layers, -1).transpose(0, 1).contiguous()
+        return self.by_layer(as_products(x)).transpose(0, 1).contiguous()
 
     def classify(self, inputs: Tensor) -> Tensor:
         """Map sorted tokens to logits ``[M, B, C]``; in training mode to those of every layer, ``[M * L, B, C]``."""

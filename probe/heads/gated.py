@@ -15,12 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featcache.probing.heads.base import Head
-from featcache.probing.heads.parts import BatchNorm, Linear, as_products, by_layer, normalise
+from featcache.probing.heads.layerwise import LayerwiseHead
+from featcache.probing.heads.parts import BatchNorm, Linear, as_products, normalize
 
 
-class GatedHead(Head):
+class GatedHead(LayerwiseHead):
     """A sum over layers with weights from the image's mean token, BatchNorm, and an affine map to C classes."""
+
+    name = "gated"
 
     def __init__(
         self,
@@ -36,17 +38,10 @@ class GatedHead(Head):
         Raises:
             RequestError: the tokens do not divide among the layers.
         """
-        super().__init__(num_tokens, width, num_classes, dropouts)
-        self.num_layers = num_layers or num_tokens
-        self.num_kinds = by_layer(num_tokens, self.num_layers, "gated")
+        super().__init__(num_tokens, width, num_classes, dropouts, num_layers=num_layers)
         self.gate = Linear(self.num_members, width, self.num_layers)
         self.batch_norm = BatchNorm(self.num_members, self.num_kinds * width)
         self.classifier = Linear(self.num_members, self.num_kinds * width, num_classes)
-
-    @property
-    def options(self) -> dict[str, int]:
-        """The number of layers."""
-        return {"num_layers": self.num_layers}
 
     @property
     def activations(self) -> int:
@@ -54,13 +49,12 @@ class GatedHead(Head):
         return 4 * self.num_kinds * self.width
 
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> "GateInputs":
-        """Normalise the tokens and average them."""
-        tokens = normalise(x)
-        layers = tokens.view(len(x), self.num_layers, self.num_kinds * self.width)
-        return GateInputs(as_products(layers), as_products(tokens.mean(1)))
+        """Normalize the tokens and average them."""
+        tokens = normalize(x)
+        return GateInputs(as_products(self.by_layer(tokens)), as_products(tokens.mean(1)))
 
     def classify(self, inputs: "GateInputs") -> Tensor:
-        """Map normalised tokens to logits ``[M, B, C]``."""
+        """Map normalized tokens to logits ``[M, B, C]``."""
         gates = self._gates(inputs.context).transpose(0, 1).to(inputs.layers.dtype)  # [B, M, L]
         pooled = torch.bmm(gates, inputs.layers).transpose(0, 1).to(self.batch_norm.weight.dtype)
         logits: Tensor = self.classifier(self.batch_norm(pooled))
@@ -68,7 +62,7 @@ class GatedHead(Head):
 
     def attention(self, x: Tensor) -> Tensor:
         """Return the gates as attention ``[M, B, 1, T]``: that of a layer is shared by its tokens; they sum to 1."""
-        gates = self._gates(normalise(x).mean(1)) / self.num_kinds
+        gates = self._gates(normalize(x).mean(1)) / self.num_kinds
         return gates.repeat_interleave(self.num_kinds, 2).unsqueeze(2)
 
     def _gates(self, context: Tensor) -> Tensor:

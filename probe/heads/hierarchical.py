@@ -1,4 +1,4 @@
-"""Hierarchical attention: inside groups of neighbouring layers, then across the groups.
+"""Hierarchical attention: inside groups of neighboring layers, then across the groups.
 
 Source: the layer-by-layer hierarchical attention of LLHA-Net, reduced to what cached tokens allow::
 
@@ -15,13 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from featcache.probing.heads.base import Head
-from featcache.probing.heads.parts import BatchNorm, Linear, as_products, by_layer, normalise, replicate
-from featcache.store.errors import RequestError
+from featcache.probing.heads.layerwise import LayerwiseHead
+from featcache.probing.heads.parts import BatchNorm, Linear, as_products, check_count, normalize, replicate
 
 
-class HierarchicalHead(Head):
+class HierarchicalHead(LayerwiseHead):
     """Attention of one query to each of G groups of layers, of one more to the groups; BatchNorm; affine map."""
+
+    name = "hierarchical"
 
     def __init__(
         self,
@@ -38,14 +39,11 @@ class HierarchicalHead(Head):
         Raises:
             RequestError: the tokens do not divide among the layers, or there is no group.
         """
-        super().__init__(num_tokens, width, num_classes, dropouts)
-        self.num_layers = num_layers or num_tokens
-        kinds = by_layer(num_tokens, self.num_layers, "hierarchical")
-        if num_groups < 1:
-            raise RequestError(f"the hierarchical head needs at least 1 group, not {num_groups}")
+        super().__init__(num_tokens, width, num_classes, dropouts, num_layers=num_layers)
+        check_count(self.name, "group", num_groups)
         self.num_groups = min(num_groups, self.num_layers)
         layers = torch.arange(self.num_layers, device="cpu").tensor_split(self.num_groups)
-        self._tokens = [len(group) * kinds for group in layers]
+        self._tokens = [len(group) * self.num_kinds for group in layers]
         self.queries = replicate(torch.empty(self.num_groups, width).normal_(std=0.02), self.num_members)
         self.query = replicate(torch.empty(width).normal_(std=0.02), self.num_members)
         self.batch_norm = BatchNorm(self.num_members, width)
@@ -54,7 +52,7 @@ class HierarchicalHead(Head):
     @property
     def options(self) -> dict[str, int]:
         """The number of layers and of groups."""
-        return {"num_layers": self.num_layers, "num_groups": self.num_groups}
+        return super().options | {"num_groups": self.num_groups}
 
     @property
     def activations(self) -> int:
@@ -62,11 +60,11 @@ class HierarchicalHead(Head):
         return 3 * self.num_groups * self.width
 
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> Tensor:
-        """Normalise the tokens."""
-        return as_products(normalise(x))
+        """Normalize the tokens."""
+        return as_products(normalize(x))
 
     def classify(self, inputs: Tensor) -> Tensor:
-        """Map normalised tokens to logits ``[M, B, C]``."""
+        """Map normalized tokens to logits ``[M, B, C]``."""
         _, across, groups = self._pool(inputs)
         pooled = (across.unsqueeze(3) * groups).sum(2).transpose(0, 1)
         logits: Tensor = self.classifier(self.batch_norm(pooled))
@@ -74,7 +72,7 @@ class HierarchicalHead(Head):
 
     def attention(self, x: Tensor) -> Tensor:
         """Return the product of both attentions, ``[M, B, 1, T]``; it sums to 1."""
-        inside, across, _ = self._pool(normalise(x))
+        inside, across, _ = self._pool(normalize(x))
         weights = [part * across[:, :, index, None] for index, part in enumerate(inside)]
         return torch.cat(weights, dim=2).transpose(0, 1).unsqueeze(2)
 
@@ -88,5 +86,5 @@ class HierarchicalHead(Head):
             inside.append(weights)
             groups.append(torch.bmm(weights.to(part.dtype), part).to(dtype))
         stacked = torch.stack(groups, dim=2)
-        across = (normalise(stacked) * (self.query * scale).unsqueeze(1)).sum(3).softmax(2)
+        across = (normalize(stacked) * (self.query * scale).unsqueeze(1)).sum(3).softmax(2)
         return inside, across, stacked

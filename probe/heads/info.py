@@ -53,7 +53,7 @@ class HeadInfo:
         dropouts: Sequence[float] = (0.0,),
         **options: Any,
     ) -> "Head":
-        """Build M heads for inputs ``[B, num_tokens, width]``, all initialised alike from torch's global generator.
+        """Build M heads for inputs ``[B, num_tokens, width]``, all initialized alike from torch's global generator.
 
         Args:
             num_tokens: T.

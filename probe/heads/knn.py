@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine, with votes that fall off with distance.
+"""Nearest neighbors by cosine, with votes that fall off with distance.
 
 Source: the weighted vote of Wu et al. 2018 (arXiv 1805.01978), which DINO made the usual test of features without training
 (Caron et al. 2021, arXiv 2104.14294)::
@@ -79,7 +79,7 @@ class KnnHead(ClosedFormHead):
 
     @classmethod
     def grid(cls, num_samples: int) -> tuple[Settings, ...]:
-        """The usual 20 neighbours and temperature 0.07 first."""
+        """The usual 20 neighbors and temperature 0.07 first."""
         pairs = product([k for k in NEIGHBOURS if k <= max(1, num_samples)], TEMPERATURES)
         return tuple({"k": k, "temperature": temperature} for k, temperature in pairs)
 
@@ -129,31 +129,31 @@ class KnnHead(ClosedFormHead):
         """Return cosines and gallery positions of the K nearest, ``[B, K]`` each, in blocks, since B x N cosines may be terabytes."""
         # The members' copies are one: they were fitted together, or there is one member.
         gallery = self.gallery[0].T.to(inputs.dtype)
-        neighbours = min(int(self.k.max()), self.num_samples)
+        neighbors = min(int(self.k.max()), self.num_samples)
         rows = min(len(inputs), _block_rows(self.num_samples))
         # One buffer for all blocks: the allocator does not reuse the memory of freed blocks between results that stay.
         similarity = inputs.new_empty(rows, self.num_samples)
-        values = inputs.new_empty(len(inputs), neighbours)
-        indices = torch.empty(len(inputs), neighbours, dtype=torch.int64, device=inputs.device)
+        values = inputs.new_empty(len(inputs), neighbors)
+        indices = torch.empty(len(inputs), neighbors, dtype=torch.int64, device=inputs.device)
         for start in range(0, len(inputs), max(1, rows)):
             part = inputs[start : start + rows]
             block, stop = similarity[: len(part)], start + len(part)
             torch.mm(part, gallery, out=block)
-            torch.topk(block, neighbours, dim=1, out=(values[start:stop], indices[start:stop]))
+            torch.topk(block, neighbors, dim=1, out=(values[start:stop], indices[start:stop]))
         return values, indices
 
-    def _vote(self, similarity: Tensor, neighbours: Tensor, temperature: float) -> Tensor:
+    def _vote(self, similarity: Tensor, neighbors: Tensor, temperature: float) -> Tensor:
         """``[B, O]`` from the k nearest of B samples."""
         weights = (similarity / temperature).softmax(1)
         if self.kind == SINGLE_LABEL:
             votes = weights.new_zeros(len(weights), self.num_classes)
-            votes.scatter_add_(1, self.targets[0][neighbours], weights)
+            votes.scatter_add_(1, self.targets[0][neighbors], weights)
             return ((1 - FLOOR) * votes + FLOOR / self.num_classes).log()
         average = weights.new_empty(len(weights), self.num_classes)
-        rows = max(1, BLOCK_VALUES // (neighbours.shape[1] * self.num_classes))
+        rows = max(1, BLOCK_VALUES // (neighbors.shape[1] * self.num_classes))
         for start in range(0, len(weights), rows):
             part = slice(start, start + rows)
-            found = self.targets[0][neighbours[part]].to(weights.dtype)
+            found = self.targets[0][neighbors[part]].to(weights.dtype)
             average[part] = torch.einsum("bk,bko->bo", weights[part], found)
         return average if self.kind == REGRESSION else average.logit(eps=FLOOR)
 

@@ -60,9 +60,9 @@ class LdaHead(ClosedFormLinearHead):
     ) -> Self:
         """Decompose the covariance; a class without samples gets a bias of minus infinity."""
         means, counts = class_means(features, targets, task.num_outputs)
-        centre = means[counts > 0].mean(0)  # common to all classes, so it can be taken off for accuracy
+        center = means[counts > 0].mean(0)  # common to all classes, so it can be taken off for accuracy
         directions = Directions.of(features.double() - means[targets], sample_weights(targets, task))
-        offsets = means - centre
+        offsets = means - center
         total = directions.squares.sum() / features.shape[1]
         # Where every class has one sample, nothing varies within classes, and what is left is the nearest mean.
         total = total if float(total) > 0 else torch.ones_like(total)
@@ -73,7 +73,7 @@ class LdaHead(ClosedFormLinearHead):
             shrinkage = one["shrinkage"]
             variances = (1 - shrinkage) * directions.squares + shrinkage * total
             weight = (along / variances) @ directions.basis.T + across / (shrinkage * total)
-            bias = -(weight * offsets).sum(1) / 2 - weight @ centre
+            bias = -(weight * offsets).sum(1) / 2 - weight @ center
             weights.append(weight.float())
             biases.append(bias.where(counts > 0, -torch.inf))
         return cls.of(size, torch.stack(weights), torch.stack(biases))

@@ -15,7 +15,7 @@ class LinearHead(Head):
     def __init__(
         self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float] = (0.0,)
     ) -> None:
-        """Build M heads for inputs ``[B, num_tokens, width]``, with PyTorch's default initialisation."""
+        """Build M heads for inputs ``[B, num_tokens, width]``, with PyTorch's default initialization."""
         super().__init__(num_tokens, width, num_classes, dropouts)
         self.classifier = Linear(self.num_members, num_tokens * width, num_classes)
 

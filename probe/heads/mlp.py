@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featcache.probing.heads.base import Head
-from featcache.probing.heads.parts import BatchNorm, Linear, as_products
-from featcache.store.errors import RequestError
+from featcache.probing.heads.parts import BatchNorm, Linear, as_products, check_count
 
 
 class MlpHead(Head):
@@ -38,8 +37,7 @@ class MlpHead(Head):
             RequestError: there is no hidden unit.
         """
         super().__init__(num_tokens, width, num_classes, dropouts)
-        if hidden < 1:
-            raise RequestError(f"the mlp head needs at least 1 hidden unit, not {hidden}")
+        check_count("mlp", "hidden unit", hidden)
         self.hidden = hidden
         self.hidden_proj = Linear(self.num_members, num_tokens * width, hidden, bias=False)
         self.batch_norm = BatchNorm(self.num_members, hidden)

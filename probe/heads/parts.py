@@ -1,6 +1,6 @@
 """Parts of heads with a leading member axis: what torch.nn has, for M members at once.
 
-Every part is initialised as its namesake in torch.nn, from the same draws; all members start alike.
+Every part is initialized as its namesake in torch.nn, from the same draws; all members start alike.
 
 Shapes: M members, B batch, I and O input and output features.
 """
@@ -27,22 +27,19 @@ def as_products(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def normalise(x: Tensor) -> Tensor:
+def normalize(x: Tensor) -> Tensor:
     """Layer norm over the last axis, without the affine part: the same for all members."""
     return F.layer_norm(x, x.shape[-1:], eps=LayerNorm.eps)
 
 
-def by_layer(num_tokens: int, num_layers: int, head: str) -> int:
-    """Token kinds K of every layer, where T tokens are those of L layers, layer by layer.
+def check_count(head: str, noun: str, number: int) -> None:
+    """Refuse a head that would have none of its units, queries or groups.
 
     Raises:
-        RequestError: the tokens do not divide evenly.
+        RequestError: the number is below 1.
     """
-    if num_layers < 1 or num_tokens % num_layers:
-        raise RequestError(
-            f"the {head} head needs the same tokens of every layer; {num_tokens} tokens do not divide among {num_layers} layers"
-        )
-    return num_tokens // num_layers
+    if number < 1:
+        raise RequestError(f"the {head} head needs at least 1 {noun}, not {number}")
 
 
 class Linear(nn.Module):
@@ -110,9 +107,9 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_members, features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` ``[M, I]``."""
-        normalised: Tensor = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        return normalised * self.weight + self.bias
+        """Normalize `x` ``[M, I]``."""
+        normalized: Tensor = F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        return normalized * self.weight + self.bias
 
 
 class BatchNorm(nn.Module):
@@ -131,7 +128,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_members, features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` ``[M, B, I]`` over the batch; in training this moves the running statistics."""
+        """Normalize `x` ``[M, B, I]`` over the batch; in training this moves the running statistics."""
         num_members, batch, features = x.shape
         # M norms of I channels are one of M * I channels.
         flat: Tensor = F.batch_norm(

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from featcache.probing.heads.base import Head
-from featcache.probing.heads.parts import BatchNorm, Linear, as_products, by_layer, normalise
-from featcache.store.errors import RequestError
+from featcache.probing.heads.layerwise import LayerwiseHead
+from featcache.probing.heads.parts import BatchNorm, Linear, as_products, check_count, normalize
 
 
-class RecurrentHead(Head):
+class RecurrentHead(LayerwiseHead):
     """A GRU over L layers, BatchNorm of its last state, and an affine map to C classes."""
+
+    name = "recurrent"
 
     def __init__(
         self,
@@ -38,13 +39,10 @@ class RecurrentHead(Head):
         Raises:
             RequestError: the tokens do not divide among the layers, or there is no hidden unit.
         """
-        super().__init__(num_tokens, width, num_classes, dropouts)
-        self.num_layers = num_layers or num_tokens
-        kinds = by_layer(num_tokens, self.num_layers, "recurrent")
-        if hidden < 1:
-            raise RequestError(f"the recurrent head needs at least 1 hidden unit, not {hidden}")
+        super().__init__(num_tokens, width, num_classes, dropouts, num_layers=num_layers)
+        check_count(self.name, "hidden unit", hidden)
         self.hidden = hidden
-        self.input_proj = Linear(self.num_members, kinds * width, 3 * hidden)
+        self.input_proj = Linear(self.num_members, self.num_kinds * width, 3 * hidden)
         self.hidden_proj = Linear(self.num_members, hidden, 3 * hidden)
         for parameter in (*self.input_proj.parameters(), *self.hidden_proj.parameters()):
             # As torch.nn.GRU; the same draws for all members.
@@ -56,7 +54,7 @@ class RecurrentHead(Head):
     @property
     def options(self) -> dict[str, int]:
         """The number of layers and the hidden width."""
-        return {"num_layers": self.num_layers, "hidden": self.hidden}
+        return super().options | {"hidden": self.hidden}
 
     @property
     def activations(self) -> int:
@@ -64,9 +62,8 @@ class RecurrentHead(Head):
         return 12 * self.num_layers * self.hidden
 
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> Tensor:
-        """Normalise the tokens and sort them by layer: ``[B, T, D]`` to ``[L * B, K * D]``."""
-        layers = as_products(normalise(x)).view(len(x), self.num_layers, -1)
-        return layers.transpose(0, 1).flatten(0, 1)
+        """Normalize the tokens and sort them by layer: ``[B, T, D]`` to ``[L * B, K * D]``."""
+        return self.by_layer(as_products(normalize(x))).transpose(0, 1).flatten(0, 1)
 
     def classify(self, inputs: Tensor) -> Tensor:
         """Map sorted tokens to logits ``[M, B, C]``."""

@@ -3,7 +3,7 @@
 Source: ridge regression (Hoerl and Kennard 1970); on 0/1 targets it is the few-shot probe of Big Transfer and big_vision (Kolesnikov
 et al. 2020, arXiv 1912.11370)::
 
-    minimise  sum_i w_i |W x_i + b - y_i|^2 + penalty |W|^2        W = Y^T Z (Z^T Z + penalty)^-1
+    minimize  sum_i w_i |W x_i + b - y_i|^2 + penalty |W|^2        W = Y^T Z (Z^T Z + penalty)^-1
 
 with Z and Y the features and targets after their weighted means are taken off, rows times sqrt(w_i). Every class has the same weight.
 
@@ -65,12 +65,12 @@ class RidgeHead(ClosedFormLinearHead):
         """Solve in the directions of the features; a class without samples gets a bias of minus infinity."""
         weights = sample_weights(targets, task)
         blocks = _blocks(targets, task)
-        centre = weights @ features.double()
+        center = weights @ features.double()
         level = _sum(weights[rows] @ wanted() for rows, wanted in blocks)
-        centred = features.double() - centre
-        directions = Directions.of(centred, weights)
+        centered = features.double() - center
+        directions = Directions.of(centered, weights)
         # [R, O]: products of features and targets along every direction.
-        products = (centred[rows].T @ (weights[rows, None] * (wanted() - level)) for rows, wanted in blocks)
+        products = (centered[rows].T @ (weights[rows, None] * (wanted() - level)) for rows, wanted in blocks)
         along = directions.basis.T @ _sum(products)
         penalties = torch.tensor([one["penalty"] for one in settings], device=features.device).double()
         shrunk = directions.squares + penalties[:, None] * directions.squares.sum().clamp(
@@ -78,7 +78,7 @@ class RidgeHead(ClosedFormLinearHead):
         )  # [M, R]
         solved = [(directions.basis @ (along / row[:, None])).T for row in shrunk]
         weight = torch.stack([one.float() for one in solved])
-        bias = torch.stack([level - one @ centre for one in solved])
+        bias = torch.stack([level - one @ center for one in solved])
         if isinstance(task, SingleLabel):
             bias = bias.where(level > 0, -torch.inf)
         return cls.of(size, weight, bias)

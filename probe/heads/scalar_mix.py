@@ -14,12 +14,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from featcache.probing.heads.base import Head
-from featcache.probing.heads.parts import Linear, as_products, by_layer
+from featcache.probing.heads.layerwise import LayerwiseHead
+from featcache.probing.heads.parts import Linear, as_products
 
 
-class ScalarMixHead(Head):
+class ScalarMixHead(LayerwiseHead):
     """A weighted sum over layers for each token kind, and an affine map to C classes."""
+
+    name = "scalar-mix"
 
     def __init__(
         self,
@@ -35,17 +37,10 @@ class ScalarMixHead(Head):
         Raises:
             RequestError: the tokens do not divide among the layers.
         """
-        super().__init__(num_tokens, width, num_classes, dropouts)
-        self.num_layers = num_layers or num_tokens
-        self.num_kinds = by_layer(num_tokens, self.num_layers, "scalar-mix")
+        super().__init__(num_tokens, width, num_classes, dropouts, num_layers=num_layers)
         self.mix = nn.Parameter(torch.zeros(self.num_members, self.num_kinds, self.num_layers))
         self.gamma = nn.Parameter(torch.ones(self.num_members, self.num_kinds))
         self.classifier = Linear(self.num_members, self.num_kinds * width, num_classes)
-
-    @property
-    def options(self) -> dict[str, int]:
-        """The number of layers."""
-        return {"num_layers": self.num_layers}
 
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> Tensor:
         """Sort tokens by kind: ``[B, T, D]`` to ``[K, L, B * D]``."""

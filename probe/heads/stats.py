@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from featcache.probing.heads.base import Head
-from featcache.probing.heads.parts import BatchNorm, Linear, as_products, normalise, replicate
-from featcache.store.errors import RequestError
+from featcache.probing.heads.parts import BatchNorm, Linear, as_products, check_count, normalize, replicate
 
 # Of a variance: its root has no gradient at 0.
 LEAST_VARIANCE = 1e-5
@@ -42,8 +41,7 @@ class StatsHead(Head):
             RequestError: there is no hidden unit.
         """
         super().__init__(num_tokens, width, num_classes, dropouts)
-        if hidden < 1:
-            raise RequestError(f"the stats head needs at least 1 hidden unit, not {hidden}")
+        check_count("stats", "hidden unit", hidden)
         self.hidden = hidden
         self.score_proj = Linear(self.num_members, width, hidden)
         self.score = replicate(torch.empty(hidden).normal_(std=hidden**-0.5), self.num_members)
@@ -61,12 +59,12 @@ class StatsHead(Head):
         return 2 * self.num_tokens * self.hidden + 8 * self.width
 
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> "StatsInputs":
-        """Normalise the tokens and square them."""
-        tokens = normalise(x)
+        """Normalize the tokens and square them."""
+        tokens = normalize(x)
         return StatsInputs(as_products(tokens), as_products(torch.cat((tokens, tokens.square()), dim=2)))
 
     def classify(self, inputs: "StatsInputs") -> Tensor:
-        """Map normalised tokens to logits ``[M, B, C]``."""
+        """Map normalized tokens to logits ``[M, B, C]``."""
         weights = self._weights(inputs.tokens)
         moments = torch.bmm(weights.to(inputs.moments.dtype), inputs.moments)  # [B, M, 2D]
         mean, square = moments.transpose(0, 1).to(weights.dtype).chunk(2, dim=2)
@@ -76,7 +74,7 @@ class StatsHead(Head):
 
     def attention(self, x: Tensor) -> Tensor:
         """Return the weights ``[M, B, 1, T]`` of tokens `x`; they sum to 1."""
-        return self._weights(normalise(x)).transpose(0, 1).unsqueeze(2)
+        return self._weights(normalize(x)).transpose(0, 1).unsqueeze(2)
 
     def _weights(self, tokens: Tensor) -> Tensor:
         """``[B, M, T]``."""

@@ -14,7 +14,8 @@ from featcache.probing.protocols.protocol import Protocol
 from featcache.probing.requests.request import HeadJob, ProbeRequest, make_job
 from featcache.probing.scoring.kinds import REGRESSION_LOSSES
 from featcache.probing.training.fitted import FittedHead
-from featcache.probing.training.fitting import Fitter
+from featcache.probing.training.fitting import fit_job
+from featcache.probing.training.strategy import FitSettings
 from featcache.store.progress import Reporter, Silent
 
 
@@ -52,7 +53,7 @@ def fit_head(
     Raises:
         RequestError: targets that do not fit the samples or the head, or too few samples.
     """
-    fitter = Fitter(
+    settings = FitSettings(
         protocol,
         torch.device(device),
         precision,
@@ -62,7 +63,7 @@ def fit_head(
         regression_loss=regression_loss,
     )
     train = SplitData(tokens, targets, (), streamed=False, bytes=0, groups=groups)
-    return fitter.fit(job, seed, "", job.head.name, train)
+    return fit_job(job, train, settings, seed=seed, run="", title=job.head.name)
 
 
 def array_job(

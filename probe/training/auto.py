@@ -52,6 +52,11 @@ class Candidate:
     finish: Callable[[], "FittedHead"]
     """Fits it on all of train."""
 
+    @classmethod
+    def of(cls, fitted: "FittedHead", held_out: Tensor) -> "Candidate":
+        """Return a head that is fitted on all of train already as a candidate, with its held-out outputs ``[R, O]``."""
+        return cls(fitted.name, fitted.input, fitted.validation, held_out.cpu(), lambda: fitted)
+
     def __str__(self) -> str:
         """Such as ``logreg on standard``."""
         return f"{self.head} on {self.input}"

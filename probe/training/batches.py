@@ -40,7 +40,7 @@ class Batch:
     """One mini-batch."""
 
     tokens: Tensor
-    """``[B, T, D]``, L2-normalised and jittered."""
+    """``[B, T, D]``, L2-normalized and jittered."""
     labels: Tensor
     """``[B]``, int64."""
 

@@ -27,7 +27,7 @@ from featcache.probing.scoring.calibration import fit_sigmoids
 from featcache.probing.scoring.soundness import DIVERGED, are_numbers
 from featcache.probing.scoring.tasks import MultiLabel, SingleLabel, Task, as_tensor, make_task
 from featcache.probing.solver.logistic import solver_device
-from featcache.probing.training.held_out import likelihood, make_held_out
+from featcache.probing.training.held_out import Rank, likelihood, make_held_out
 from featcache.probing.training.sweep_plan import Split, check_number, make_splits
 from featcache.probing.training.trainer import prediction_batch
 from featcache.store.errors import DivergedError
@@ -101,37 +101,68 @@ def run_closed_form_sweep(
     check_number(labels, tokens.num_samples)
     head_class: type[ClosedFormHead] = info.load()
     head_class.check_size(tokens.num_samples, tokens.num_tokens * tokens.width)
-    fitter = _Fitter(head_class, tokens, as_tensor(labels), task, protocol, solver_device(device))
+    fits = _Fits(head_class, tokens, as_tensor(labels), task, protocol, solver_device(device))
     splits = make_splits(labels, task, protocol, seed, sample_groups)
     if not splits:
-        return _without_choice(fitter, head_class.default(), task, started)
+        return _without_choice(fits, head_class.default(), task, started)
+    report = on_progress or (lambda done, total: None)
     settings = head_class.grid(min(len(train) for train, _ in splits))
-    targets = fitter.targets[torch.cat([held for _, held in splits])]
-    held = make_held_out(task, len(settings), targets, memory)
+    targets = fits.targets[torch.cat([held for _, held in splits])]
+    ranks, best, held_out = _compare(
+        fits, splits, settings, targets, memory, lambda done: report(done, len(splits) + 1)
+    )
+    chosen = dict(settings[best])
+    head = fits.fit(torch.arange(tokens.num_samples), [settings[best]])
+    if not head.calibrated:
+        held_out = _calibrate(head, held_out, targets, task, chosen)
+    report(len(splits) + 1, len(splits) + 1)
+    _check_sound(head)
+    validation = tuple((values, score) for values, (score, _) in zip(settings, ranks, strict=True))
+    seconds = time.perf_counter() - started
+    return ClosedFormResult(chosen, validation, held_out, head, task.num_outputs, seconds)
+
+
+def _compare(
+    fits: "_Fits",
+    splits: Sequence[Split],
+    settings: Sequence[Settings],
+    targets: Tensor,
+    memory: int,
+    on_split: Callable[[int], None],
+) -> tuple[list[Rank], int, Tensor]:
+    """Fit all settings on every split and rank them by the held-out samples.
+
+    Args:
+        fits: what all fits share.
+        splits: rows to fit on and rows held out.
+        settings: the grid.
+        targets: targets of the R held-out samples, split after split.
+        memory: bytes that held-out outputs of all settings may take.
+        on_split: called with the number of splits done.
+
+    Returns:
+        The rank of every setting, the index of the best, and the held-out outputs ``[R, O]`` of the best.
+
+    Raises:
+        DivergedError: no settings give finite outputs.
+    """
+    held = make_held_out(fits.task, len(settings), targets, memory)
     for number, split in enumerate(splits, 1):
-        for outputs in fitter.held_out(split, settings):
+        for outputs in fits.held_out(split, settings):
             held.add(outputs)
-        if on_progress is not None:
-            on_progress(number, len(splits) + 1)
+        on_split(number)
     ranks = held.ranks()
     best = max(range(len(settings)), key=lambda index: ranks[index])
     if ranks[best][0] == DIVERGED:
         raise DivergedError(
             f"outputs are not finite under any of {len(settings)} settings; use another input stage"
         )
-    chosen, held_out = dict(settings[best]), held.outputs(best)
-    if held_out is None:
-        again = [part[0] for split in splits for part in fitter.held_out(split, [settings[best]])]
-        held_out = torch.cat(again)
-    head = fitter.fit(torch.arange(tokens.num_samples), [settings[best]])
-    if not head.calibrated:
-        held_out = _calibrate(head, held_out, targets, task, chosen)
-    if on_progress is not None:
-        on_progress(len(splits) + 1, len(splits) + 1)
-    _check_sound(head)
-    validation = tuple((one, score) for one, (score, _) in zip(settings, ranks, strict=True))
-    seconds = time.perf_counter() - started
-    return ClosedFormResult(chosen, validation, held_out, head, task.num_outputs, seconds)
+    held_out = held.outputs(best)
+    if held_out is None:  # too many to keep for all settings
+        held_out = torch.cat(
+            [batch[0] for split in splits for batch in fits.held_out(split, [settings[best]])]
+        )
+    return ranks, best, held_out
 
 
 def _calibrate(
@@ -173,8 +204,8 @@ def ends_of_grid(validation: Sequence[tuple[Settings, float]], chosen: Settings)
     return notes
 
 
-def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: float) -> ClosedFormResult:
-    head = fitter.fit(torch.arange(fitter.tokens.num_samples), [settings])
+def _without_choice(fits: "_Fits", settings: Settings, task: Task, started: float) -> ClosedFormResult:
+    head = fits.fit(torch.arange(fits.tokens.num_samples), [settings])
     if isinstance(task, MultiLabel) and not head.calibrated:
         # Outputs near 0 and 1, and nothing to measure them by: the tangent of the log odds at one half.
         _rescale(head, torch.tensor(4.0), torch.tensor(-2.0))
@@ -185,8 +216,8 @@ def _without_choice(fitter: "_Fitter", settings: Settings, task: Task, started: 
 
 
 @dataclass(frozen=True)
-class _Fitter:
-    """What all fits share."""
+class _Fits:
+    """Fits of one head to parts of train, with any of its settings."""
 
     head_class: type[ClosedFormHead]
     tokens: TokenSource

@@ -19,7 +19,7 @@ class Estimate:
     """Seconds of the parts of a sweep."""
 
     per_batch: float
-    """Reading, normalising and jittering one mini-batch."""
+    """Reading, normalizing and jittering one mini-batch."""
     per_member: float
     """Updating one member on it."""
     seconds: float

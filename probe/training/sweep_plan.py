@@ -91,6 +91,11 @@ class Sweep:
             counts.append(max(1, counts[-1] // eta))
         return [Round(count, factor) for count, factor in zip(counts, factors, strict=True)]
 
+    @property
+    def num_trainings(self) -> int:
+        """Trainings of members over all rounds, each over all splits."""
+        return sum(each.num_members for each in self.rounds)
+
     def updates(self, factor: float) -> int:
         """Updates of one member in a round, over all splits."""
         return sum(self.plan(rows, factor).num_steps for rows, _ in self.splits)
@@ -116,7 +121,7 @@ def plan_sweep(
         labels: class indices ``[N]``, or other targets, as `make_task` takes them.
         protocol: the members and all constants.
         has_dropout: whether the head has; otherwise the dropouts of the protocol do not multiply its members.
-        seed: fixes split, initialisation, order, jitter and dropout.
+        seed: fixes split, initialization, order, jitter and dropout.
         num_classes: C; by default the largest label + 1.
         task: what the targets are; by default what `make_task` makes of them.
         sample_groups: group of every sample ``[N]``; samples of one group are held out together.

@@ -1,7 +1,7 @@
 """Training of all members of a sweep over the same mini-batches, side by side.
 
 The protocol is that of arXiv 2601.09322. The authors train the members of a sweep one after another; here every
-mini-batch is read, normalised and jittered once, and every parameter has a leading member axis. A member is what it
+mini-batch is read, normalized and jittered once, and every parameter has a leading member axis. A member is what it
 would be alone: nothing mixes members, and what is drawn at random does not depend on them.
 
 Shapes: M members, N samples, R training rows, T tokens, D width, C classes, B batch.
@@ -39,17 +39,17 @@ PREDICTION_BYTES = 2**26
 def initial_head(
     build: BuildHead, tokens: TokenSource, num_classes: int, dropouts: Sequence[float], seed: int
 ) -> Head:
-    """Build a head whose initialisation depends on `seed` alone, without disturbing torch's global generator."""
+    """Build a head whose initialization depends on `seed` alone, without disturbing torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return build(tokens.num_tokens, tokens.width, num_classes, dropouts)
 
 
 class Training:
-    """Members while they train: heads, optimisers and the loss.
+    """Members while they train: heads, optimizers and the loss.
 
     Args:
-        heads: initialised, each with some of the members, in order.
+        heads: initialized, each with some of the members, in order.
         members: what they do not share.
         protocol: every other constant.
         loss: of outputs and targets; see `featcache.probing.scoring.losses`.
@@ -69,10 +69,10 @@ class Training:
         generator: torch.Generator | None = None,
     ) -> None:
         self.heads = [head.train() for head in heads]
-        self.losses: list[Tensor] = []
-        """Of every update, ``[M]``."""
+        self.loss_history: list[Tensor] = []
+        """Losses ``[M]`` of every update so far."""
         self._floor = protocol.lr_floor
-        self._losses = loss
+        self._loss = loss
         self._num_steps = num_steps
         self._precision = precision
         self._generator = generator
@@ -89,20 +89,20 @@ class Training:
         """Update every member on one mini-batch."""
         with products(self._precision, batch.tokens.device):
             inputs = self.heads[0].prepare(batch.tokens, self._drops, self._generator)
-        found: list[Tensor] = []
+        member_losses: list[Tensor] = []
         for head, members, optimizer in zip(self.heads, self._parts, self._optimizers, strict=True):
             with products(self._precision, batch.tokens.device):
                 logits = head.classify(inputs)
-            losses = self._losses(logits, batch.labels)
+            losses = self._loss(logits, batch.labels)
             # The members share nothing, so the gradient of the sum is the gradient of each.
             gradients = torch.autograd.grad(
                 losses.sum(), optimizer.parameters, allow_unused=True, materialize_grads=True
             )
             # A member may have several classifiers, each with its loss.
-            found.append(losses.detach().view(len(members), -1).mean(1))
+            member_losses.append(losses.detach().view(len(members), -1).mean(1))
             optimizer.step(gradients, [self._learning_rate(member) for member in members])
         # They stay on the device: reading them would make it wait.
-        self.losses.append(torch.cat(found))
+        self.loss_history.append(torch.cat(member_losses))
         self._done += 1
 
     def _learning_rate(self, member: Member) -> float:
@@ -136,7 +136,7 @@ def fit_members(
         members: what to train; no member's result depends on the others.
         protocol: every other constant.
         batch_size: as found for the full train split; enlarged where the last batch would hold one sample.
-        seed: fixes initialisation, order, jitter and dropout, the same for every member.
+        seed: fixes initialization, order, jitter and dropout, the same for every member.
         num_classes: C, or outputs of a regression.
         task: what the targets are; by default single labels.
         plan: batches and epochs; by default those of the protocol.
@@ -171,7 +171,7 @@ def fit_members(
     for head in heads:
         head.stage, head.output = stage, scale
     alone = [head.eval().member(index) for head in heads for index in range(head.num_members)]
-    for head, losses in zip(alone, torch.stack(training.losses, 1).cpu(), strict=True):
+    for head, losses in zip(alone, torch.stack(training.loss_history, 1).cpu(), strict=True):
         head.losses = losses
     return alone
 

@@ -1,4 +1,8 @@
-"""One block of rows on its way to disk: temporary files beside their targets, hashed while they are written."""
+"""One block of rows on its way to disk: temporary files beside their targets, hashed while they are written.
+
+A block has a file for each array and layer, dozens or hundreds. They are opened at the first write and not when the block
+is claimed, because an extraction claims several blocks ahead and a process may have only 1,024 files open by default.
+"""
 
 import hashlib
 import os
@@ -9,7 +13,7 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -94,10 +98,9 @@ class BlockWriter:
         self._checkpoint_s = checkpoint_s
         self._threads = threads
         self._checkpointed = time.monotonic()
-        self._files: dict[str, _ChunkFile] = {}
         self.rows = 0
         """Rows appended so far."""
-        self._open()
+        self._files = self._chunk_files()
         self._restore()
 
     def append(self, batch: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -172,12 +175,15 @@ class BlockWriter:
     def _folders(self) -> list[Path]:
         return [self._features / self._split.name / array for array in self._split.arrays]
 
-    def _open(self) -> None:
+    def _chunk_files(self) -> "dict[str, _ChunkFile]":
+        """Return the files of the block, by path within features.zarr; none of them is opened yet."""
+        files = {}
         for array in self._split.arrays.values():
             folder = self._features / self._split.name / array.name
             for layer, name in enumerate(array.chunk_names(self.block.index)):
                 file = _ChunkFile(folder / name, array, layer, self._token)
-                self._files[f"{self._split.name}/{array.name}/{name}"] = file
+                files[f"{self._split.name}/{array.name}/{name}"] = file
+        return files
 
     def _restore(self) -> None:
         """Take over what an earlier process made durable, by copying: that process might still write to its files."""
@@ -188,9 +194,11 @@ class BlockWriter:
             else:
                 for file in self._files.values():
                     file.close(keep=False)
-                self._open()
+                self._files = self._chunk_files()
         if self.rows:
             self.checkpoint()
+            for file in self._files.values():
+                file.release()  # the block's turn to be written may be far off
         else:
             self._progress_path.unlink(missing_ok=True)
         self._sweep()
@@ -214,7 +222,7 @@ class _ChunkFile:
         self.array = array
         self._layer = layer
         self._partial = _partial(path, token)
-        self._file = self._partial.open("wb")
+        self._file: BinaryIO | None = None
         self._digest = hashlib.sha256()
         self._bytes = 0
 
@@ -243,29 +251,53 @@ class _ChunkFile:
 
     def sync(self) -> FileRecord:
         with _with_filename(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            file = self._opened()
+            file.flush()
+            os.fsync(file.fileno())
         return FileRecord(self._bytes, self._digest.hexdigest())
 
     def finish(self) -> FileRecord:
         """Give the file its name; it must be padded and synced."""
         with _with_filename(self.path):
-            self._file.close()
+            self.release()
             self._partial.replace(self.path)
         return FileRecord(self._bytes, self._digest.hexdigest())
+
+    def release(self) -> None:
+        """Close the descriptor; the next write opens the file again and continues at its end."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def close(self, keep: bool) -> None:
         # On a full disk closing fails too: it tries once more to write what is buffered.
         with suppress(OSError):
-            self._file.close()
+            self.release()
         if not keep:
             self._partial.unlink(missing_ok=True)
 
     def _write(self, data: "memoryview | bytes") -> None:
         with _with_filename(self.path):
-            self._file.write(data)
+            self._opened().write(data)
         self._digest.update(data)
         self._bytes += len(data)
+
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            self._file = self._reopened() if self._bytes else self._partial.open("wb")
+        return self._file
+
+    def _reopened(self) -> BinaryIO:
+        # Not in append mode, which would make a file that is gone anew, without its first rows.
+        file = self._partial.open("r+b")
+        size = file.seek(0, os.SEEK_END)
+        if size != self._bytes:
+            file.close()
+            raise CacheError(
+                f"{self._partial} has {size} bytes, but {self._bytes} were written: another program changed it; run the same "
+                "command again"
+            )
+        return file
 
 
 def _partial(path: Path, token: str) -> Path:

@@ -19,7 +19,8 @@ from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.forward_pass.taps import Taps
 from featcache.extraction.planning.inventory import plan_inventory
 from featcache.extraction.requests.feature_selection import Contents
-from featcache.extraction.running.pipeline import ImageInput, run_blocks, sample_columns
+from featcache.extraction.running.pipeline import ImageInput, run_blocks
+from featcache.extraction.running.writing import sample_columns
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Sample, Source
 from featcache.store.errors import BackboneError, DatasetError, UnavailableError

@@ -13,6 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from featcache.probing.head_contract import TOKENS, Check, check_head, checks, clusters
 from featcache.probing.heads import HEADS, HeadInfo, get_head
 from featcache.probing.heads.base import Head
+from featcache.probing.heads.info import TRAINED
+from featcache.probing.heads.layerwise import LayerwiseHead
 from featcache.probing.heads.linear import LinearHead
 from featcache.probing.inputs.tokens import InMemoryTokens, read_features
 from featcache.probing.protocols.protocol import QUICK, Member
@@ -190,9 +192,15 @@ def test_every_probe_of_an_ensemble_is_what_it_is_alone() -> None:
     torch.testing.assert_close(predict(whole, InMemoryTokens(tokens), rows, 64), mean, rtol=1e-3, atol=1e-4)
 
 
-def test_heads_that_need_layers_say_so() -> None:
-    for name in ("scalar-mix", "hierarchical", "gated", "recurrent", "ensemble"):
+@pytest.mark.parametrize(
+    "info", [info for info in HEADS.values() if info.fitting == TRAINED], ids=lambda info: info.name
+)
+def test_heads_that_need_layers_say_so(info: HeadInfo) -> None:
+    """The registry's `by_layer` decides which heads are given `num_layers`: exactly those of the layer-wise frame."""
+    head_class = info.load()
+    assert issubclass(head_class, LayerwiseHead) == info.by_layer
+    if info.by_layer:
         with pytest.raises(
-            RequestError, match=f"the {name} head needs the same tokens of every layer; 7 tokens"
+            RequestError, match=f"the {info.name} head needs the same tokens of every layer; 7 tokens"
         ):
-            get_head(name).build(7, 6, 3, num_layers=3)
+            info.build(7, 6, 3, num_layers=3)
