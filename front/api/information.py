@@ -83,11 +83,7 @@ class CacheInfo:
             "bytes": self.num_bytes,
             "spec": self.spec.to_dict() | {"format_version": self.format_version},
             "inventory": self.inventory.to_dict(),
-            "targets": {
-                "kind": self.targets.type,
-                "names": list(self.targets.names),
-                "units": list(self.targets.units),
-            },
+            "targets": self.targets.describe(),
             "class_counts": {split: list(counts) for split, counts in self.class_counts.items()},
             "skipped": self.skipped,
             "shared_images": [shared.to_dict() for shared in self.shared_images],
