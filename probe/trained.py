@@ -25,7 +25,6 @@ from featcache.store.home import expanded
 from featcache.store.layers import split_tokens
 from featcache.store.reading.reader import Cache
 from featcache.store.reading.split import Names
-from featcache.store.token_groups import POOLED
 
 Features = npt.NDArray[Any] | torch.Tensor
 
@@ -217,7 +216,7 @@ class TrainedHead:
 
     def _wanted(self) -> str:
         config = self.config
-        if [part.group for part in config.selection.parts] != [POOLED]:
+        if not config.selection.same_in_every_layer:
             shape = f"[N, {config.num_tokens}, {config.width}] in the order of its places"
         else:
             shape = f"[N, {len(self.layers)}, {len(self.tokens)}, {config.width}]"

@@ -9,7 +9,7 @@ from featcache.store.inventory import DEFAULT_TAP, SPLITS, TAPS
 from featcache.store.layers import FINAL, LAYER_SETS, TOKEN_KINDS, LayerSelection, layer_set
 from featcache.store.reading.reader import Cache
 from featcache.store.reading.split import SplitReader
-from featcache.store.token_groups import POOLED, array_name, parse_groups
+from featcache.store.token_groups import POOLED, STATISTICS, array_name, parse_groups
 
 if TYPE_CHECKING:
     from featcache.probing.heads import HeadInfo
@@ -70,6 +70,11 @@ class Selection:
     def __str__(self) -> str:
         """Layers, token kinds and tap, for titles."""
         return f"{self.name}, {token_words(self.kinds, self.tap)}"
+
+    @property
+    def same_in_every_layer(self) -> bool:
+        """Whether every layer has the same tokens, one layer's after those of another."""
+        return all(part.group in (POOLED, *STATISTICS) for part in self.parts)
 
     @property
     def token_names(self) -> str:
@@ -156,11 +161,10 @@ def select(cache: Cache, layers: LayerSelection, kinds: Sequence[str], tap: str 
                 f"{cache.directory} holds no {split} split; the same `featcache extract` without --split adds it"
             )
         _check_tap(cache, split, names, tap)
-    parts: list[Part] = []
-    pooled = tuple(kind for kind in kinds if kind in TOKEN_KINDS)
-    if pooled:
-        parts.append(Part(POOLED, names, pooled, _tap_of(names, tap)))
-    parts += [_group_part(cache, group, names, tap) for group in kinds if group not in TOKEN_KINDS]
+    parts = _layer_parts(cache, names, kinds, tap)
+    parts += [
+        _group_part(cache, group, names, tap) for group in kinds if group not in (*TOKEN_KINDS, *STATISTICS)
+    ]
     for split in SPLITS:
         for part in parts:
             held = part.of(cache[split])
@@ -205,6 +209,34 @@ def _check_tap(cache: Cache, split: str, layers: Sequence[str], tap: str) -> Non
             f"a token of the tap {tap} has {width:,} channels, one of the final layer {final:,}, and a head sees one width; "
             f"name blocks alone, such as --layers {','.join(arrays[tap].layers[-2:])}"
         )
+
+
+def _layer_parts(cache: Cache, names: tuple[str, ...], kinds: Sequence[str], tap: str) -> list[Part]:
+    """Return the parts of the token kinds that every layer has: class token, average, statistics.
+
+    Statistics lie in arrays of their own. With them there is a part for every layer and array, so that the tokens of a layer stand
+    together, as heads that tell layers apart need them.
+    """
+    pooled = tuple(kind for kind in kinds if kind in TOKEN_KINDS)
+    statistics = [kind for kind in kinds if kind in STATISTICS]
+    _check_statistics(cache, names, statistics, tap)
+    runs = [(name,) for name in names] if statistics else [names]
+    arrays = [(POOLED, pooled)] if pooled else []
+    arrays += [(name, (name,)) for name in statistics]
+    return [Part(group, run, tokens, _tap_of(run, tap)) for run in runs for group, tokens in arrays]
+
+
+def _check_statistics(cache: Cache, layers: Sequence[str], statistics: Sequence[str], tap: str) -> None:
+    for split in SPLITS:
+        arrays = cache.inventory.splits[split].arrays
+        for name in statistics:
+            for layer in layers:
+                array = arrays.get(array_name(_tap_of((layer,), tap), name))
+                if array is None or layer not in array.layers:
+                    raise RequestError(
+                        f"{cache.directory} holds no {name} of layer {layer} of the {split} split; "
+                        f"the same `featcache extract` with --tokens {'+'.join(statistics)} adds it"
+                    )
 
 
 def _group_part(cache: Cache, group: str, names: Sequence[str], tap: str) -> Part:

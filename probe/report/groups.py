@@ -12,6 +12,7 @@ from featcache.probing.results.rows import ResultRow
 from featcache.probing.results.solved_rows import share_setups
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import TOKEN_KINDS
+from featcache.store.token_groups import STATISTICS
 
 MAIN = "main"
 """Stands for the score that a run was chosen by: balanced accuracy, mean average precision or R2."""
@@ -136,8 +137,8 @@ def options_text(row: ResultRow, but: Sequence[str] = ("num_layers",)) -> str | 
 
 def own_num_heads(row: ResultRow) -> int:
     """Attention heads where no number was asked for: one for each token, 8 where patches or registers are among them."""
-    pooled = set(row.tokens) <= set(TOKEN_KINDS)
-    return len(row.layer_names) * len(row.tokens) if pooled else PATCH_HEADS
+    in_every_layer = set(row.tokens) <= {*TOKEN_KINDS, *STATISTICS}
+    return len(row.layer_names) * len(row.tokens) if in_every_layer else PATCH_HEADS
 
 
 def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) -> list[ResultRow]:

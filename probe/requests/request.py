@@ -36,7 +36,7 @@ from featcache.store.parameters import DEVICE, FILE, FOLDER, SIZE, as_path, one_
 from featcache.store.reading.reader import Cache
 from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
-from featcache.store.token_groups import POOLED, array_name
+from featcache.store.token_groups import STATISTICS, array_name
 
 if TYPE_CHECKING:
     from featcache.probing.heads.base import Head
@@ -105,7 +105,9 @@ class ProbeRequest:
         default=None,
         converter=as_token_kinds,
         metadata=parameter(
-            "Token kinds, such as cls, cls+ap, cls+patches or cls+ap+grid2.", "--tokens", default=BY_HEAD
+            "Token kinds, such as cls, cls+ap, cls+ap+max+min, cls+patches or cls+ap+grid2.",
+            "--tokens",
+            default=BY_HEAD,
         ),
     )
     tap: str = field(
@@ -452,16 +454,15 @@ def _options(head: HeadInfo, selection: Selection, request: ProbeRequest) -> dic
     if "num_heads" in head.options:
         options["num_heads"] = request.num_heads or options.get("num_heads") or _num_heads(selection)
     if head.by_layer:
-        if [part.group for part in selection.parts] != [POOLED]:
+        if not selection.same_in_every_layer:
             raise RequestError(
-                f"head {head.name!r} needs the same tokens of every layer; ask for --tokens cls, ap or cls+ap, "
-                f"not {selection.token_names}"
+                f"head {head.name!r} needs the same tokens of every layer; ask for --tokens cls, ap, {', '.join(STATISTICS)} or "
+                f"several of them, such as cls+ap, not {selection.token_names}"
             )
         options["num_layers"] = len(selection.layers)
     return options
 
 
 def _num_heads(selection: Selection) -> int:
-    """The number of heads of arXiv 2601.09322: one for each pooled token, 8 for the patches of a layer."""
-    pooled = all(part.group == POOLED for part in selection.parts)
-    return selection.num_tokens if pooled else PATCH_HEADS
+    """The number of heads of arXiv 2601.09322: one for each token of a layer, 8 for the patches of a layer."""
+    return selection.num_tokens if selection.same_in_every_layer else PATCH_HEADS

@@ -13,11 +13,16 @@ from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
 from featcache.store.planning import TokenArray, plan_arrays
 from featcache.store.reading.reader import Cache
-from featcache.store.token_groups import GRIDS, token_names
+from featcache.store.token_groups import GRIDS, STATISTICS, token_names
 from support.caches import Content, make_content, make_spec, write_cache
 
 BLOCKS, WIDTH = 4, 16
-COUNTS = {"registers": 2, "patches": 6, **{grid: side * side for grid, side in GRIDS.items()}}
+COUNTS = {
+    "registers": 2,
+    "patches": 6,
+    **{grid: side * side for grid, side in GRIDS.items()},
+    **dict.fromkeys(STATISTICS, 1),
+}
 PATCHED = ("1", "3")
 """Blocks that hold patches; the final norm does too."""
 
