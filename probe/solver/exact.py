@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.devices.float32 import exact_float32
 from featcache.probing.inputs.grouped import Groups, grouped_folds, grouped_holdout
 from featcache.probing.inputs.split import Rows, stratified_folds, stratified_holdout
 from featcache.probing.inputs.stages import PLAIN, InputStage, fit_stage
@@ -87,6 +88,7 @@ class ExactResult:
         return notes
 
 
+@exact_float32()
 def run_exact_sweep(
     tokens: TokenSource,
     labels: npt.NDArray[np.integer],

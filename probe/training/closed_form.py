@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.devices.float32 import exact_float32
 from featcache.probing.heads.base import Head
 from featcache.probing.heads.closed_form import ClosedFormHead, ClosedFormLinearHead, Settings
 from featcache.probing.heads.info import HeadInfo
@@ -57,6 +58,7 @@ class ClosedFormResult:
     seconds: float
 
 
+@exact_float32()
 def run_closed_form_sweep(
     info: HeadInfo,
     tokens: TokenSource,

@@ -6,6 +6,7 @@ from itertools import islice
 
 import torch
 
+from featcache.devices.float32 import exact_float32
 from featcache.probing.training.batches import Seeds, mini_batches
 from featcache.probing.training.sweep import SweepOptions, group_size
 from featcache.probing.training.sweep_plan import Sweep
@@ -30,6 +31,7 @@ class Estimate:
         return max(1, int((seconds / steps - self.per_batch) / self.per_member))
 
 
+@exact_float32()
 def estimate_sweep(sweep: Sweep, options: SweepOptions) -> Estimate:
     """Time two updates of as many members as go through a step together, after one to warm up."""
     device = torch.device(options.device)

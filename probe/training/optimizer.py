@@ -3,32 +3,34 @@
 Shapes: M members.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from featcache.probing.protocols.protocol import Protocol
 
 
 @dataclass(frozen=True)
-class _MemberState:
-    """One member's slices of everything that an update touches."""
+class _Slices:
+    """The slices, member after member, of everything that an update of some members touches."""
 
-    weight_decay: float
     parameters: list[Tensor]
     exp_avgs: list[Tensor]
     exp_avg_sqs: list[Tensor]
     steps: list[Tensor]
+    """The same tensor for each slice: all have made the same number of updates."""
 
 
 class MemberAdamW:
     """`torch.optim.AdamW` with gradient clipping, for parameters ``[M, ...]``.
 
-    torch's fused update takes one learning rate, so it runs once for each member, on slices: one pass over memory,
-    where an update written for all members at once would take ten.
+    torch's fused update takes one learning rate and one weight decay, so it runs once for all members that share both, on slices:
+    one pass over memory, where an update written for all members at once would take ten. Its operator is called without torch's
+    Python functions around it, which take longer than the update of a small head.
 
     Args:
         parameters: each ``[M, ...]``, contiguous; changed in place.
@@ -41,18 +43,11 @@ class MemberAdamW:
     ) -> None:
         self._protocol = protocol
         self.parameters = list(parameters)
+        self._weight_decays = list(weight_decays)
         detached = [parameter.detach() for parameter in self.parameters]
-        averages, squares = ([torch.zeros_like(parameter) for parameter in detached] for _ in range(2))
-        self._members = [
-            _MemberState(
-                weight_decay,
-                [parameter[member] for parameter in detached],
-                [average[member] for average in averages],
-                [square[member] for square in squares],
-                [torch.zeros((), device=parameter.device) for parameter in detached],
-            )
-            for member, weight_decay in enumerate(weight_decays)
-        ]
+        self._state = [detached, *([torch.zeros_like(parameter) for parameter in detached] for _ in range(2))]
+        self._step = torch.zeros((), device=detached[0].device)
+        self._slices: dict[tuple[int, ...], _Slices] = {}
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], learning_rates: Sequence[float]) -> None:
@@ -64,35 +59,52 @@ class MemberAdamW:
         """
         # torch's fused update reads memory in the order of the parameter, whatever the strides of the gradient.
         gradients = [gradient.contiguous() for gradient in gradients]
-        scales = self._clip_scales(gradients)
+        scales = self._clip(gradients)
+        by_member = list(zip(*(gradient.unbind() for gradient in gradients), strict=True))
+        together: dict[tuple[float, float, int | None], list[int]] = defaultdict(list)
+        for member, shared in enumerate(zip(learning_rates, self._weight_decays, strict=True)):
+            together[(*shared, member if member in scales else None)].append(member)
+        self._step += 1
         beta1, beta2 = self._protocol.betas
-        for index, (member, learning_rate) in enumerate(zip(self._members, learning_rates, strict=True)):
-            adamw(
-                member.parameters,
-                [gradient[index] for gradient in gradients],
-                member.exp_avgs,
-                member.exp_avg_sqs,
+        for (learning_rate, weight_decay, clipped), members in together.items():
+            slices = self._slices_of(tuple(members))
+            torch._fused_adamw_(
+                slices.parameters,
+                list(chain.from_iterable(by_member[member] for member in members)),
+                slices.exp_avgs,
+                slices.exp_avg_sqs,
                 [],
-                member.steps,
-                fused=True,
-                grad_scale=scales[index],
-                amsgrad=False,
+                slices.steps,
+                lr=learning_rate,
                 beta1=beta1,
                 beta2=beta2,
-                lr=learning_rate,
-                weight_decay=member.weight_decay,
+                weight_decay=weight_decay,
                 eps=self._protocol.eps,
+                amsgrad=False,
                 maximize=False,
+                grad_scale=None if clipped is None else scales[clipped],
             )
 
-    def _clip_scales(self, gradients: Sequence[Tensor]) -> list[Tensor | None]:
-        """What every member's gradient is to be divided by, as `torch.nn.utils.clip_grad_norm_` would; None for 1.
+    def _slices_of(self, members: tuple[int, ...]) -> _Slices:
+        if members not in self._slices:
+            parameters, averages, squares = (
+                [tensor[member] for member in members for tensor in tensors] for tensors in self._state
+            )
+            self._slices[members] = _Slices(parameters, averages, squares, [self._step] * len(parameters))
+        return self._slices[members]
 
-        The update divides as it goes, which saves a pass over memory.
+    def _clip(self, gradients: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Bound the norm of every member's gradient as `torch.nn.utils.clip_grad_norm_` does.
+
+        Returns:
+            By member, the number that the update is to divide the gradient by, which saves a pass over memory. A GPU would have to
+            be waited for to know which members these are, so there all gradients are divided here, most of them by 1.
         """
         norms = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients]
         norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
         scale = ((norm + 1e-6) / self._protocol.grad_clip_norm).clamp(min=1).float()
-        if scale.device.type == "cpu":  # elsewhere, looking would wait for the device
-            return [one if one > 1 else None for one in scale]
-        return list(scale)
+        if scale.device.type == "cpu":
+            return {member: scale[member] for member, value in enumerate(scale.tolist()) if value > 1}
+        for gradient in gradients:
+            gradient /= scale.view(-1, *[1] * (gradient.ndim - 1))
+        return {}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from featcache.devices.float32 import exact_float32
 from featcache.devices.precision import FP32, products
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.stages import fit_stage
@@ -109,6 +110,7 @@ class Training:
         return learning_rate_at(self._done, self._num_steps, member.learning_rate, self._floor)
 
 
+@exact_float32()
 def fit_members(
     build: BuildHead,
     tokens: TokenSource,
@@ -219,6 +221,7 @@ def prediction_batch(tokens: TokenSource, head: Head | None = None) -> int:
     return max(1, PREDICTION_BYTES // (4 * values))
 
 
+@exact_float32()
 @torch.inference_mode()
 def predict(
     head: Head, tokens: TokenSource, rows: Tensor, batch_size: int, jitter: Jitter | None = None
