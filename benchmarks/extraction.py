@@ -24,7 +24,9 @@ from featcache.devices.choice import choose_device
 from featcache.devices.precision import fast_precision, forward_context
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.decoding.images import Rows, image_batches
+from featcache.extraction.decoding.batch import Rows
+from featcache.extraction.decoding.images import image_batches
+from featcache.extraction.decoding.preprocessing import with_resize
 from featcache.extraction.decoding.rgb import to_rgb
 from featcache.extraction.forward_pass.capacity import default_workers
 from featcache.extraction.forward_pass.extractors import Forward
@@ -88,7 +90,7 @@ class Bench:
         say: Callable[[str], None] = lambda text: None  # noqa: E731
         images = ImageInput(
             self.source,
-            self.backbone.transform,
+            with_resize(self.backbone.transform, plan.spec.backbone.resize),
             self.backbone.spec.input_size,
             self.workers,
             self.device,
@@ -114,8 +116,8 @@ class Bench:
             self.backbone.transform,
             parts,
             self.workers,
-            self.device.type == "cuda",
             self.backbone.spec.input_size,
+            self.device if self.device.type == "cuda" else None,
         )
         kept = [self.last_token(batch.images) for batch in loader]
         with next(self._folders).open("wb") as file:

@@ -219,7 +219,7 @@ class _Extraction:
         self._reporter.message("running a few batches")
         forward = Forward(backbone, device, self._request.compile, self._reporter.message)
         with forward.extractors(plan) as extractors:
-            rate = images_per_second(self._image_input(path, backbone, device), extractors, plan)
+            rate = images_per_second(self._image_input(path, spec, backbone, device), extractors, plan)
         speed = Speed(rate, str(device), spec.precision, plan.batch_size)
         return Estimate(path, spec.key, wanted, held, pending_work(path, wanted), speed)
 
@@ -314,7 +314,7 @@ class _Extraction:
                 for text in plan_messages(writer, plan, self._request.batch_size):
                     say(text)
                 started = time.perf_counter()
-                images = self._image_input(writer.directory, backbone, device)
+                images = self._image_input(writer.directory, plan.spec, backbone, device)
                 try:
                     done = self._run_blocks(writer, images, backbone, device)
                 except KeyboardInterrupt:
@@ -353,7 +353,10 @@ class _Extraction:
                 if not writer.wait():
                     return samples
 
-    def _image_input(self, path: Path, backbone: "Backbone", device: "torch.device") -> "ImageInput":
+    def _image_input(
+        self, path: Path, spec: CacheSpec, backbone: "Backbone", device: "torch.device"
+    ) -> "ImageInput":
+        from featcache.extraction.decoding.preprocessing import with_resize
         from featcache.extraction.forward_pass.capacity import default_workers
         from featcache.extraction.running.pipeline import ImageInput
 
@@ -367,7 +370,7 @@ class _Extraction:
             }
         return ImageInput(
             self._source,
-            backbone.transform,
+            with_resize(backbone.transform, spec.backbone.resize),
             backbone.spec.input_size,
             default_workers() if self._request.workers is None else self._request.workers,
             device,

@@ -123,7 +123,7 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 _install()
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     value: Any
     if name in _MODULES:
         value = getattr(_import_module(_MODULES[name]), name)
@@ -137,6 +137,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value  # so that it is looked up once
     return value
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of this module
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

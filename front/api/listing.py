@@ -95,7 +95,9 @@ def ls(
 def list_roots(search: list[Path], model: str | None, dataset: str | None) -> list[CacheListing]:
     """List the caches under the roots, then the folders that cannot be read."""
     found = [_of_entry(entry) for entry in scan(search) if _matches(entry, model, dataset)]
-    return found + [_of_unreadable(one) for one in unreadable(search) if _may_match(one, model, dataset)]
+    return found + [
+        _of_unreadable(folder) for folder in unreadable(search) if _may_match(folder, model, dataset)
+    ]
 
 
 @dataclass(frozen=True)
@@ -146,15 +148,15 @@ def _of_catalogue(entry: "CatalogueEntry", remote: "Remote") -> CacheListing:
     )
 
 
-def _of_unreadable(one: Unreadable) -> CacheListing:
+def _of_unreadable(folder: Unreadable) -> CacheListing:
     return CacheListing(
-        one.dataset or None,
-        one.model or None,
-        one.key or None,
+        folder.dataset or None,
+        folder.model or None,
+        folder.key or None,
         "unreadable",
-        one.path,
-        one.root,
-        error=f"{one.path} cannot be read ({one.reason})",
+        folder.path,
+        folder.root,
+        error=f"{folder.path} cannot be read ({folder.reason})",
     )
 
 
@@ -193,9 +195,9 @@ def _matches(entry: Entry, model: str | None, dataset: str | None) -> bool:
     return not model or model.lower() in entry.model or has_model_name(entry, model_names(model))
 
 
-def _may_match(one: Unreadable, model: str | None, dataset: str | None) -> bool:
+def _may_match(folder: Unreadable, model: str | None, dataset: str | None) -> bool:
     """Return whether an unreadable folder may hold a matching cache; a folder above caches always may."""
-    if dataset and one.dataset and dataset.lower() not in one.dataset.lower():
+    if dataset and folder.dataset and dataset.lower() not in folder.dataset.lower():
         return False
     names = model_names(model) if model else ()
-    return not model or not one.model or model.lower() in one.model or one.model in map(slug, names)
+    return not model or not folder.model or model.lower() in folder.model or folder.model in map(slug, names)

@@ -160,17 +160,17 @@ def _chosen_rows(folder: Path, filters: Mapping[str, Sequence[str]], reporter: R
         what = "1 line" if unread == 1 else f"{unread} lines"
         reporter.message(f"note: {what} of {folder / RESULTS_FILE}, torn or of another version, passed over")
     known = {row.model for row in rows}
-    wanted = {
+    criteria = {
         # A list of layers is one name.
         name: list(values) if name == "layers" else [part for value in values for part in value.split(",")]
         for name, values in filters.items()
     }
     # A model has several names, one of which is in the results.
-    wanted["model"] = [
-        next((alias for alias in model_names(name) if alias in known), name) for name in wanted["model"]
+    criteria["model"] = [
+        next((alias for alias in model_names(name) if alias in known), name) for name in criteria["model"]
     ]
-    wanted["head"] = heads_in_results(wanted["head"], wanted["solver"])
-    return filter_rows(rows, wanted)
+    criteria["head"] = heads_in_results(criteria["head"], criteria["solver"])
+    return filter_rows(rows, criteria)
 
 
 def check_view(view: str, score: str, against: str | None) -> None:

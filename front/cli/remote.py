@@ -13,20 +13,20 @@ def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
     """Remove a cache from a remote, after asking."""
     from featcache.store.transfer.removal import find_removable
 
-    found = find_removable(parse_address(cache_address))
-    with found.remote:
-        what = f"{len(found.files)} files, {format_size(found.num_bytes)}, for everybody who uses this remote"
-        if not yes and not confirmed(found.where, what):
+    removable = find_removable(parse_address(cache_address))
+    with removable.remote:
+        content = f"{len(removable.files)} files, {format_size(removable.num_bytes)}, for everybody who uses this remote"
+        if not yes and not confirmed(removable.where, content):
             echo("nothing was removed", err=True)
             return
-        found.remove()
+        removable.remove()
     if as_json:
-        print_json({"address": found.where, "key": found.name.key, "bytes": found.num_bytes})
+        print_json({"address": removable.where, "key": removable.name.key, "bytes": removable.num_bytes})
     else:
-        echo(f"removed {found.where} ({format_size(found.num_bytes)})")
+        echo(f"removed {removable.where} ({format_size(removable.num_bytes)})")
 
 
-def confirmed(where: str, what: str) -> bool:
+def confirmed(where: str, content: str) -> bool:
     """Show what is to be removed, and ask.
 
     Raises:
@@ -35,5 +35,5 @@ def confirmed(where: str, what: str) -> bool:
     if not sys.stdin.isatty():
         raise RequestError(f"{where} was not removed: there is no terminal to ask on; add --yes to remove it")
     echo(where, err=True)
-    echo(what, err=True)
+    echo(content, err=True)
     return click.confirm("remove it?", err=True)
