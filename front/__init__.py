@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from featcache.extraction.backbones.base import Backbone, TokenLayout
     from featcache.extraction.backbones.custom import Parts, custom_backbone
     from featcache.extraction.sources.base import Source
-    from featcache.extraction.sources.dataset import DatasetOptions
+    from featcache.extraction.sources.dataset_options import DatasetOptions
     from featcache.extraction.sources.sequences import python_dataset
     from featcache.probing.estimators import AttentiveProbe, HeadProbe, HeadRegressor, LinearProbe
     from featcache.probing.inputs.dataset import CachedSamples, ShuffledBatches
@@ -102,7 +102,7 @@ _HOMES = {
     "featcache.extraction.backbones.base": ("Backbone", "TokenLayout"),
     "featcache.extraction.backbones.custom": ("Parts", "custom_backbone"),
     "featcache.extraction.sources.base": ("Source",),
-    "featcache.extraction.sources.dataset": ("DatasetOptions",),
+    "featcache.extraction.sources.dataset_options": ("DatasetOptions",),
     "featcache.extraction.sources.sequences": ("python_dataset",),
     "featcache.probing.estimators": ("AttentiveProbe", "HeadProbe", "HeadRegressor", "LinearProbe"),
     "featcache.probing.inputs.dataset": ("CachedSamples", "ShuffledBatches"),
