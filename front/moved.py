@@ -81,6 +81,7 @@ MODULES = {
     "featcache.probing.selection": "featcache.probing.inputs.selection",
     "featcache.probing.table": "featcache.probing.requests.tables",
     "featcache.probing.training.closed": "featcache.probing.training.closed_form",
+    "featcache.probing.training.competition": "featcache.probing.training.auto_strategy",
     "featcache.probing.training.losses": "featcache.probing.scoring.losses",
     "featcache.probing.training.memory": "featcache.probing.inputs.memory",
     "featcache.probing.training.precision": "featcache.devices.precision",

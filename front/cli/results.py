@@ -7,7 +7,7 @@ import click
 from featcache.api.results import FILTERS, FOLDER, check_view, chosen, make_table, require_score
 from featcache.cli.options import LocalPath, output_options
 from featcache.probing.report.groups import SCORES
-from featcache.probing.report.tables import FORMATS, SUFFIXES, to_records
+from featcache.probing.report.tables import FORMATS, SUFFIXES
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import write_atomic
 from featcache.terminal.console import ConsoleReporter, echo, print_document, print_json, print_table
@@ -78,7 +78,7 @@ def results_command(
         return
     table = make_table(found, view)
     if as_json:
-        print_json(to_records(table))
+        print_json(table.to_records())
         for note in table.notes:
             echo(note, err=True)
     elif write_as is None:
