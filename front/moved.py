@@ -270,7 +270,8 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @wraps(function)
         def call(*args: P.args, **options: P.kwargs) -> R:
             # Both names at once are an error, which Python reports.
-            for old in [old for old, new in names.items() if old in options and new not in options]:
+            given = {*options, *function.__code__.co_varnames[: len(args)]}
+            for old in [old for old, new in names.items() if old in options and new not in given]:
                 warnings.warn(
                     f"{function.__name__}() takes {names[old]} instead of {old}; the name {old} goes with version 0.3.0",
                     DeprecationWarning,
