@@ -115,9 +115,11 @@ def _load(
     inputs: Inputs, lookup: CacheLookup, reporter: Reporter
 ) -> "tuple[LoadedBackbone, CacheSpec, Entry | None, Inventory]":
     """Load the backbone; return it, the spec of the cache, the cache that has this spec, and everything requested."""
-    from featcache.devices.precision import fast_precision
+    from featcache.extraction.planning.candidates import candidate_specs
     from featcache.extraction.running.loading import load
 
     loaded = load(inputs, reporter)
-    spec, entry = lookup.find_spec(loaded.backbone.spec, fast_precision(loaded.device))
+    spec, entry = lookup.find_spec(
+        lambda identity: candidate_specs(inputs.request, loaded.backbone, loaded.device, identity)
+    )
     return loaded, spec, entry, plan_inventory(loaded.backbone, inputs.source, inputs.request, spec.dtype)

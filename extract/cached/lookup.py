@@ -1,8 +1,9 @@
 """Find the complete cache that answers a request: by the remembered request, by the key, here or on a remote."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from featcache.extraction.cached.answers import Answers, OutdatedCacheError, Verdict, damaged, holds
 from featcache.extraction.cached.retry import reopen_restored
@@ -17,9 +18,11 @@ from featcache.store.inventory import Inventory
 from featcache.store.manifest import Manifest
 from featcache.store.progress import Reporter
 from featcache.store.reading.reader import open_cache, require_files
-from featcache.store.requests import AUTO, record_request
-from featcache.store.spec import PRECISIONS, BackboneSpec, CacheSpec
+from featcache.store.requests import record_request
+from featcache.store.spec import CacheSpec
 from featcache.store.transfer.remote_lookup import RemoteLookup
+
+Candidates = Callable[[Mapping[str, Any]], Sequence[CacheSpec]]
 
 
 class CacheLookup:
@@ -37,6 +40,7 @@ class CacheLookup:
     ) -> None:
         self._inputs = inputs
         self._search = search
+        self._reporter = reporter
         self._remotes = RemoteLookup(remotes, search, reporter)
         self._answers = Answers(inputs.source, search, reporter)
         self._fingerprints: list[JsonObject] = []
@@ -64,16 +68,15 @@ class CacheLookup:
             inputs.request.require_of(inputs.model.explicit, num_layers, num_registers)
         return self._answering(self._remotes.find_request(self._fingerprints, inputs.source.name, self._part))
 
-    def find_spec(self, backbone: BackboneSpec, fast_precision: str) -> tuple[CacheSpec, Entry | None]:
+    def find_spec(self, candidates: Candidates) -> tuple[CacheSpec, Entry | None]:
         """Return the spec of the images that lie on disk now, and the cache that has it, complete or not.
 
         Args:
-            backbone: spec of the loaded backbone.
-            fast_precision: precision that `auto` takes where no cache decides.
+            candidates: the specs that meet the request, by the identity of the dataset, the preferred one first.
         """
-        spec, entry = self._find_spec(backbone, fast_precision)
+        spec, entry = self._find_spec(candidates)
         if entry is not None and self._answers.is_replaced(entry):
-            spec, entry = self._find_spec(backbone, fast_precision)
+            spec, entry = self._find_spec(candidates)
             if entry is not None:
                 self._answers.is_replaced(entry)
         return spec, entry
@@ -135,21 +138,17 @@ class CacheLookup:
                 return entry
         return None
 
-    def _find_spec(self, backbone: BackboneSpec, fast_precision: str) -> tuple[CacheSpec, Entry | None]:
-        request = self._inputs.request
-        # Precision `auto` accepts the precision of any cache; complete caches come first.
-        precisions = (
-            sorted(PRECISIONS, key=lambda precision: precision != fast_precision)
-            if request.precision == AUTO
-            else [request.precision]
-        )
-        specs = [
-            CacheSpec(backbone, self._answers.identity, request.dtype, precision) for precision in precisions
-        ]
+    def _find_spec(self, candidates: Candidates) -> tuple[CacheSpec, Entry | None]:
+        specs = candidates(self._answers.identity)
         found = [(spec, entry) for spec in specs if (entry := find_key(self._search, spec.key)) is not None]
         if not found:
             return specs[0], None
-        return max(found, key=lambda pair: pair[1].complete)
+        spec, entry = max(found, key=lambda pair: pair[1].complete)
+        if spec.backbone.resize != specs[0].backbone.resize:
+            self._reporter.message(
+                f"{entry.path} was begun with --resize {spec.backbone.resize}, which it keeps"
+            )
+        return spec, entry
 
     def _answering(self, entry: Entry | None) -> Entry | None:
         return entry if entry is not None and self._verdict(entry) is Verdict.ANSWER else None
