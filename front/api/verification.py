@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CacheCheck:
-    """Result of the check of one cache."""
+    """Result of verifying one cache, with repair and recomputation if requested."""
 
     files: Verification
     """Damages of the files; after a repair that fetched files again, those that are left."""

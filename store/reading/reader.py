@@ -55,7 +55,7 @@ class Cache(Mapping[str, SplitReader]):
 
     @cached_property
     def provenance(self) -> JsonObject:
-        """Where the cache comes from; empty while it is incomplete.
+        """Provenance of the cache; empty while it is incomplete.
 
         Raises:
             CacheError: provenance.json is damaged.
