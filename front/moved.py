@@ -70,6 +70,7 @@ MODULES = {
     "featcache.probing.dataset": "featcache.probing.inputs.dataset",
     "featcache.probing.heads.closed": "featcache.probing.heads.closed_form",
     "featcache.probing.heads.contract": "featcache.probing.head_contract",
+    "featcache.probing.inputs.stages": "featcache.probing.inputs.transforms",
     "featcache.probing.kept": "featcache.probing.run_output",
     "featcache.probing.predictions": "featcache.probing.results.predictions",
     "featcache.probing.protocol": "featcache.probing.protocols.protocol",

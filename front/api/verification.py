@@ -1,11 +1,11 @@
 """`featcache.verify`: every byte of a cache against its digests, and some rows against the backbone."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.api.types import CacheName, PathLike, Roots, roots_of, text_of
+from featcache.recompute.request import RecomputeRequest
 from featcache.store.catalogue import completed_last, report_unreadable, select
 from featcache.store.checking.repair import RepairResult
 from featcache.store.checking.repair import repair as repair_files
@@ -113,37 +113,27 @@ def verify(
         >>> featcache.verify("0123456789ab").passed  # doctest: +SKIP
         True
     """
-    options: dict[str, Any] = {
-        "dataset": dataset,
-        "data": None if data is None else Path(data),
-        "model": model,
-        "weights": None if weights is None else Path(weights),
-        "seed": seed,
-        "device": device,
-    }
-    unused = {"dataset": None, "data": None, "model": None, "weights": None, "seed": 0, "device": AUTO}
-    given = [name for name, value in options.items() if value != unused[name]]
-    check_recompute(recompute, given)
+    options = {"data": data, "weights": weights, "dataset": dataset, "model": model}
+    given = {name: value for name, value in options.items() if value is not None}
+    given |= {name: value for name, value in (("seed", seed), ("device", device)) if value not in (0, AUTO)}
+    if given and recompute is None:
+        raise RequestError(f"--{next(iter(given))} is for --recompute; give --recompute K as well")
+    request = None
+    if recompute is not None:
+        request = RecomputeRequest(
+            samples=recompute,
+            dataset=dataset or "",
+            data=data,
+            model=model,
+            weights=weights,
+            seed=seed,
+            device=device,
+        )
     search, reporter = roots_of(root), ConsoleReporter(quiet=not progress)
     if cache is None:
         report_unreadable(search, reporter)
     folder = directory_of(search, None if cache is None else text_of(cache), exact=repair)
-    return check_cache(
-        folder, repair=repair, threads=threads, samples=recompute, options=options, reporter=reporter
-    )
-
-
-def check_recompute(samples: int | None, given: Sequence[str]) -> None:
-    """Refuse arguments of a recomputation that do not go together.
-
-    Args:
-        samples: how many rows to recompute; None for no recomputation.
-        given: names of the other arguments of a recomputation that are given.
-    """
-    if samples and "dataset" not in given:
-        raise RequestError("--recompute needs the images; give --dataset, for example imagefolder:DIR")
-    if given and not samples:
-        raise RequestError(f"--{given[0]} is for --recompute; give --recompute K as well")
+    return check_cache(folder, repair=repair, threads=threads, request=request, reporter=reporter)
 
 
 def directory_of(search: list[Path], cache: str | None, *, exact: bool) -> Path:
@@ -158,8 +148,7 @@ def check_cache(
     *,
     repair: bool,
     threads: int | None,
-    samples: int | None,
-    options: Mapping[str, Any],
+    request: RecomputeRequest | None,
     reporter: Reporter,
     resilient: bool = False,
 ) -> CacheCheck:
@@ -169,8 +158,7 @@ def check_cache(
         folder: of the cache.
         repair: whether to repair what is damaged.
         threads: files read at the same time; by cores if not given.
-        samples: rows to recompute; None for none.
-        options: the other fields of a `RecomputeRequest`.
+        request: rows to recompute, and with what; None for no recomputation.
         reporter: receives messages and progress.
         resilient: report that a cache cannot be repaired instead of raising, since further caches are to be checked.
     """
@@ -178,7 +166,7 @@ def check_cache(
     repaired = None
     if repair and found.damages:
         found, repaired = _repair(found, threads, resilient, reporter)
-    recomputed = _recompute(found, samples, options, reporter) if samples else None
+    recomputed = _recompute(found, request, reporter) if request else None
     return CacheCheck(found, repaired, recomputed)
 
 
@@ -205,14 +193,11 @@ def _repair(
         return found, None
 
 
-def _recompute(
-    found: Verification, samples: int, options: Mapping[str, Any], reporter: Reporter
-) -> "Recomputation | None":
+def _recompute(found: Verification, request: RecomputeRequest, reporter: Reporter) -> "Recomputation | None":
     if found.damages:
         reporter.message("not recomputed: the files are damaged")
         return None
-    from featcache.recompute.run import RecomputeRequest, recompute  # torch: seconds
+    from featcache.recompute.run import recompute  # torch: seconds
     from featcache.store.reading.reader import open_cache
 
-    request = RecomputeRequest(samples, **options)
     return recompute(open_cache(found.directory, allow_partial=True), request, reporter)

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import click
 
-from featcache.api.sharing import pull
 from featcache.cli.options import common_options
-from featcache.terminal.console import echo, format_duration, format_size, print_json
+from featcache.cli.request_options import options_of
+from featcache.store.address import parse_address
+from featcache.store.catalogue import roots
+from featcache.store.transfer.selection import CacheSelection
+from featcache.terminal.console import ConsoleReporter, echo, format_duration, format_size, print_json
 
 EPILOG = """\b
 Examples:
@@ -19,23 +22,14 @@ Examples:
 
 @click.command("pull", epilog=EPILOG)
 @click.argument("cache", metavar="REMOTE/CACHE")
-@click.option("--split", "splits", default="", help="Splits, such as test.  [default: all]")
-@click.option(
-    "--layers",
-    help="last, mid+last, quarters, all, every, or a list such as 0,6,final.  [default: what there is]",
-)
-@click.option("--tap", "taps", default="", help="Taps, such as norm2 or mlp.  [default: all]")
-@click.option("--no-patches", is_flag=True, help="Leave patch tokens out.")
+@options_of(CacheSelection)
 @click.option(
     "--check", is_flag=True, help="Hold what is here to its digests too, and fetch again what is damaged."
 )
 @common_options
 def pull_command(
+    request: CacheSelection,
     cache: str,
-    splits: str,
-    layers: str | None,
-    taps: str,
-    no_patches: bool,
     check: bool,
     root: tuple[Path, ...],
     as_json: bool,
@@ -45,16 +39,10 @@ def pull_command(
     CACHE is the address of a remote, then DATASET/MODEL-KEY or the beginning of a key. A part can be completed later
     by another pull; what is here already does not move again. Run an interrupted command again to resume it.
     """
-    done = pull(
-        cache,
-        splits=splits,
-        layers=layers,
-        taps=taps,
-        patches=not no_patches,
-        check=check,
-        root=root,
-        progress=not as_json,
-    )
+    from featcache.store.transfer.pull import pull
+
+    reporter = ConsoleReporter(quiet=as_json)
+    done = pull(parse_address(cache), roots(root), request, check=check, reporter=reporter)
     if as_json:
         print_json(done.to_dict())
         return

@@ -4,14 +4,14 @@ import sys
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
-from featcache.api.verification import check_cache, check_recompute, directory_of
-from featcache.cli.options import LocalPath, common_options
+from featcache.api.verification import check_cache, directory_of
+from featcache.cli.options import common_options
+from featcache.cli.request_options import options_of
 from featcache.cli.verify_report import show
+from featcache.recompute.request import RecomputeRequest
 from featcache.store.catalogue import completed_last, report_unreadable, roots, scan
 from featcache.store.errors import RequestError
-from featcache.store.requests import AUTO
 from featcache.terminal.console import ConsoleReporter, print_json
 
 EPILOG = """\b
@@ -33,42 +33,24 @@ Examples:
     help="Fetch what is damaged again where the cache was pulled from; else drop it, for the next extract to redo.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Files read at the same time.  [default: by cores]")
-@click.option(
-    "--recompute",
-    "samples",
-    type=click.IntRange(1),
-    metavar="K",
-    help="Run K rows through the backbone again.",
-)
-@click.option("--dataset", help="Of --recompute: the dataset that the cache was extracted from.")
-@click.option("--data", type=LocalPath(), help="Of --recompute: folder of a local copy of the dataset.")
-@click.option("--model", help="Of --recompute.  [default: the one in the cache's provenance]")
-@click.option("--weights", type=LocalPath(), help="Of --recompute: local weights instead of the hub's.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of --recompute: chooses the rows.")
-@click.option("--device", default=AUTO, show_default=True, help="Of --recompute: auto, cpu, cuda, ...")
+@options_of(RecomputeRequest, only_with="samples")
 @common_options
-@click.pass_context
 def verify_command(
-    context: click.Context,
-    /,
+    request: RecomputeRequest | None,
     cache: str | None,
     every: bool,
     repair_damage: bool,
     threads: int | None,
-    samples: int | None,
     root: tuple[Path, ...],
     as_json: bool,
-    **options: object,
 ) -> None:
     """Check every byte of a cache against the digests that were taken while it was written.
 
     CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY; without it the cache completed last.
     Exit status: 0 intact, 1 damaged or incomplete, 2 the request was wrong.
     """
-    given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
-    if every and (cache or samples):
+    if every and (cache or request):
         raise RequestError("--all goes with neither CACHE nor --recompute; name one cache for these")
-    check_recompute(samples, given)
     reporter, results = ConsoleReporter(quiet=as_json), []
     search = roots(root)
     if not cache:
@@ -79,8 +61,7 @@ def verify_command(
                 folder,
                 repair=repair_damage,
                 threads=threads,
-                samples=samples,
-                options=options,
+                request=request,
                 reporter=reporter,
                 resilient=every,
             )

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from featcache.probing.inputs.dataset import as_tensor
 from featcache.probing.inputs.selection import Selection
-from featcache.probing.inputs.stages import PLAIN, InputStage, inverse, lengths
 from featcache.probing.inputs.tokens import check_finite
+from featcache.probing.inputs.transforms import PLAIN, InputTransform, inverse, lengths
 from featcache.store.reading.split import SplitReader
 
 
@@ -42,7 +42,7 @@ class StreamedTokens:
         self._valid = valid
         self._memory = memory
         self._dtype = split.dtype
-        self.stage = PLAIN
+        self.input_transform = PLAIN
         self.num_tokens = selection.num_tokens
         self.width = self._gather(valid[:1]).shape[2]
 
@@ -52,9 +52,9 @@ class StreamedTokens:
         return len(self._valid)
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Return the tokens of `rows`, ``[B, T, D]`` float32, through the stage."""
+        """Return the tokens of `rows`, ``[B, T, D]`` float32, through the transform."""
         chosen = self._valid[rows.numpy()]
-        return self._staged(self._gather(chosen), chosen)
+        return self._transformed(self._gather(chosen), chosen)
 
     def epochs(
         self, rows: Tensor, batch_size: int, num_epochs: int, seed: int
@@ -69,12 +69,15 @@ class StreamedTokens:
             for chosen, features in batches:
                 led = _flat(as_tensor(features, self._dtype))
                 tokens = led if len(self._parts) == 1 else self._gather(chosen, led)
-                yield torch.from_numpy(np.searchsorted(self._valid, chosen)), self._staged(tokens, chosen)
+                yield (
+                    torch.from_numpy(np.searchsorted(self._valid, chosen)),
+                    self._transformed(tokens, chosen),
+                )
 
-    def with_stage(self, stage: InputStage) -> Self:
-        """Return the same tokens through another stage."""
+    def with_transform(self, transform: InputTransform) -> Self:
+        """Return the same tokens through another transform."""
         other = copy(self)
-        other.stage = stage
+        other.input_transform = transform
         return other
 
     def subset(self, rows: Tensor) -> Self:
@@ -83,13 +86,13 @@ class StreamedTokens:
         other._valid = self._valid[rows.numpy()]
         return other
 
-    def _staged(self, tokens: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+    def _transformed(self, tokens: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
         tokens = tokens.float()
         norms = lengths(tokens)
         check_finite(norms, rows)
-        if self.stage.is_plain:
+        if self.input_transform.is_plain:
             return tokens.mul_(inverse(norms).unsqueeze(-1))
-        return self.stage.apply_(tokens)
+        return self.input_transform.apply_(tokens)
 
     def _gather(self, rows: npt.NDArray[np.int64], led: Tensor | None = None) -> Tensor:
         """All parts of `rows` side by side, ``[B, T, D]`` as stored; `led` is the leading part, if it is there already."""

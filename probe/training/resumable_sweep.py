@@ -7,8 +7,10 @@ from typing import TypeVar
 from featcache.probing.training.estimate import estimate_sweep
 from featcache.probing.training.fitted import FitTask
 from featcache.probing.training.strategy import FitSettings
-from featcache.probing.training.sweep import SweepOptions, SweepResult, Tuning, group_size
+from featcache.probing.training.sweep import SweepResult
+from featcache.probing.training.sweep_options import SweepOptions, group_size
 from featcache.probing.training.sweep_plan import Sweep
+from featcache.probing.training.tuning import Tuning
 from featcache.probing.training.unfinished import Unfinished
 from featcache.store.errors import DivergedError
 from featcache.store.text import rough_duration
