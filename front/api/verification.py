@@ -113,11 +113,18 @@ def verify(
         >>> featcache.verify("0123456789ab").passed  # doctest: +SKIP
         True
     """
-    options = {"data": data, "weights": weights, "dataset": dataset, "model": model}
-    given = {name: value for name, value in options.items() if value is not None}
-    given |= {name: value for name, value in (("seed", seed), ("device", device)) if value not in (0, AUTO)}
+    unused = {"dataset": None, "data": None, "model": None, "weights": None, "seed": 0, "device": AUTO}
+    options = {
+        "dataset": dataset,
+        "data": data,
+        "model": model,
+        "weights": weights,
+        "seed": seed,
+        "device": device,
+    }
+    given = [name for name, value in options.items() if value != unused[name]]
     if given and recompute is None:
-        raise RequestError(f"--{next(iter(given))} is for --recompute; give --recompute K as well")
+        raise RequestError(f"--{given[0]} is for --recompute; give --recompute K as well")
     request = None
     if recompute is not None:
         request = RecomputeRequest(
