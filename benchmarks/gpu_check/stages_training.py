@@ -18,7 +18,7 @@ from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import PAPER
 from featcache.probing.solver.logistic import fit_logistic
 from featcache.probing.training.array_fitting import array_job, fit_head
-from featcache.probing.training.trainer import predict
+from featcache.probing.training.prediction import predict
 from solver import LONG, TOY, WIDE, make_features
 
 # CIFAR-100's batches of the protocol, and both heads of the paper at Flowers-102's.
