@@ -108,8 +108,10 @@ def measure(source: Source, images: int, batch: int, runs: int) -> Document:
     return document | {"images": images, "batch": batch, "runs": runs}
 
 
-def bench_decoding(images: int = 1024, batch: int = 128, runs: int = 5) -> Document:
+def bench_decoding(images: int = 1024, batch: int = 128, runs: int = 5, toy: bool = False) -> Document:
     """Measure on files that are written anew; so many images that starting a process does not count."""
+    if toy:
+        images, batch, runs = 8, 4, 1
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), images)
