@@ -21,7 +21,7 @@ from timing import Document, side_by_side
 
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.arrays import ArrayCollection
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.hdf5 import open_hdf5
 from featcache.extraction.sources.tar_index import index_tar
 from featcache.extraction.sources.webdataset import WebDataset

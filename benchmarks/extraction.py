@@ -31,7 +31,7 @@ from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
 from featcache.extraction.planning.inventory import plan_inventory
-from featcache.extraction.requests.feature_selection import Contents
+from featcache.extraction.requests.feature_selection import FeatureSelection
 from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Sample, Source
@@ -66,10 +66,12 @@ class Bench:
         self._folders = (folder / f"cache-{number}" for number in count())
         backbone.module.to(device)
 
-    def plan(self, rows: int, contents: Contents | None = None) -> Plan:
+    def plan(self, rows: int, contents: FeatureSelection | None = None) -> Plan:
         """All that `contents` says of the first rows of train."""
         spec = CacheSpec(self.backbone.spec, {"kind": "bench"}, "float16", self.precision)
-        wanted = plan_inventory(self.backbone, _First(self.source, rows), contents or Contents(), "float16")
+        wanted = plan_inventory(
+            self.backbone, _First(self.source, rows), contents or FeatureSelection(), "float16"
+        )
         return Plan(spec, wanted, self.batch)
 
     def only(self, rows: int, arrays: Sequence[TokenArray]) -> Plan:

@@ -111,12 +111,8 @@ class _Extraction:
             if backbone is None
             else ModelName(request.model, "custom", request.model)
         )
-        self._source = source or resolve_source(request.dataset, request.dataset_options, reporter)
-        chosen = [
-            name
-            for name in self._source.splits
-            if name in request.contents.splits or not request.contents.splits
-        ]
+        self._source = source or resolve_source(request.dataset, request, reporter)
+        chosen = [name for name in self._source.splits if name in request.splits or not request.splits]
         self._summary = dataset_summary(self._source, chosen)
         reporter.message(f"{self._source.name}: {self._summary}")
         for note in self._source.notes:
@@ -134,10 +130,10 @@ class _Extraction:
             if verdict is not Verdict.REPLACED:
                 return found if verdict is Verdict.ANSWER else None
         # What is wrong with the request shows before the backbone is loaded, perhaps over the network.
-        self._request.contents.choose_splits(list(self._source.splits))
+        self._request.choose_splits(list(self._source.splits))
         if self._own is None and self._model.explicit in TABLE:
             num_layers, _, _, num_registers, *_ = TABLE[self._model.explicit]
-            self._request.contents.require_of(self._model.explicit, num_layers, num_registers)
+            self._request.require_of(self._model.explicit, num_layers, num_registers)
         fetched = self._teammates.find_request(self._literals, self._source.name, self._part)
         return fetched if fetched is not None and self._verdict(fetched) is Verdict.ANSWER else None
 
@@ -151,9 +147,7 @@ class _Extraction:
             found = find_request(self._search, literal)
             if found is None or not found.complete:
                 continue
-            if holds(found, self._request.contents, self._source) or self._teammates.complete(
-                found, self._part
-            ):
+            if holds(found, self._request, self._source) or self._teammates.complete(found, self._part):
                 return found
         return None
 
@@ -168,7 +162,7 @@ class _Extraction:
     def _part(self, whole: Manifest) -> Inventory | None:
         """The part of a cache that answers the request; None if it does not hold all of it."""
         num_layers = whole.spec.backbone.num_layers
-        return self._request.contents.part_of(whole.inventory, num_layers, list(self._source.splits))
+        return self._request.part_of(whole.inventory, num_layers, list(self._source.splits))
 
     def cached(self, entry: Entry) -> ExtractResult:
         """The answer that a complete cache is, once its files are seen to be there.
@@ -198,7 +192,7 @@ class _Extraction:
         allow_open_files()
         backbone, device = self._load()
         spec, entry = self._find_fresh(backbone, device)
-        wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)
+        wanted = plan_inventory(backbone, self._source, self._request, spec.dtype)
         if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
             if self._verdict(entry) is Verdict.ANSWER:
                 return self.cached(entry)
@@ -217,7 +211,7 @@ class _Extraction:
 
         backbone, device = self._load()
         spec, entry = self._find_fresh(backbone, device)
-        wanted = plan_inventory(backbone, self._source, self._request.contents, spec.dtype)
+        wanted = plan_inventory(backbone, self._source, self._request, spec.dtype)
         if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
             return self.describe(entry)
         path, plan = self._prepare(spec, entry, wanted, backbone, device)

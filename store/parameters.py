@@ -48,12 +48,12 @@ def parameter(help: str, option: str | None = None, **more: Any) -> Mapping[str,
 
 
 def parameters(request: type) -> Iterator[tuple["attrs.Attribute[Any]", Parameter]]:
-    """Yield the fields that a request's constructor takes, with the parameter of each.
+    """Yield the fields that a request's constructor takes, in its order, with the parameter of each.
 
     Raises:
         TypeError: a field does not state its parameter.
     """
-    for field in attrs.fields(request):
+    for field in sorted(attrs.fields(request), key=lambda field: bool(field.kw_only)):
         if not field.init:
             continue
         if _KEY not in field.metadata:

@@ -9,18 +9,27 @@ import click
 import pytest
 
 import featcache
+from featcache.api.extraction import ExtractCall
 from featcache.api.probing import ProbeCall
 from featcache.api.signatures import takes_parameters_of
+from featcache.cli.datasets import show_command
+from featcache.cli.extract import extract_command
 from featcache.cli.probe import probe_command
 from featcache.cli.request_options import options_of
+from featcache.extraction.requests.request import ExtractRequest
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.probing.protocols import files
 from featcache.probing.requests.request import ProbeRequest
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import LayerSelection
 from featcache.store.parameters import FOLDER, SIZE, as_path, parameter, parameters
 
-REQUESTS = [(ProbeRequest, probe_command, featcache.probe)]
-CALLS = [ProbeCall]
+REQUESTS = [
+    (ProbeRequest, probe_command, featcache.probe),
+    (ExtractRequest, extract_command, featcache.extract),
+    (DatasetOptions, show_command, featcache.extract),
+]
+CALLS = [ProbeCall, ExtractCall]
 
 
 @pytest.mark.parametrize(("request_class", "command", "function"), REQUESTS)
@@ -29,7 +38,8 @@ def test_every_parameter_has_a_help_text_an_option_and_a_place_in_python(request
     documented = inspect.getdoc(function)
     taken = inspect.signature(function).parameters
     for field, stated in parameters(request_class):
-        assert stated.help[0].isupper() or stated.help.split()[0] == "adamw", field.name
+        # A text may begin with a value, which keeps its letters.
+        assert stated.help[0].isupper() or stated.help.split()[0] in ("adamw", "ignore"), field.name
         assert stated.help.endswith("."), field.name
         assert stated.option in options[field.name].opts, field.name
         assert stated.help in options[field.name].help, field.name
@@ -140,6 +150,22 @@ def test_a_probe_request_holds_parsed_values_and_may_be_copied(tmp_path):
     assert (request.seeds, request.shots, request.out) == ((1, 0), (5,), Path("results"))
     assert attrs.evolve(request, force=True) == attrs.evolve(request, force=True)
     assert attrs.evolve(request, seeds=(4,)).layers == request.layers
+
+
+def test_an_extract_request_holds_parsed_values_and_may_be_copied(tmp_path):
+    (tmp_path / "weights.pt").touch()
+    request = ExtractRequest(
+        "vit-l-14", "digits", weights=str(tmp_path / "weights.pt"), taps="norm2, mlp", layers="0,3", patches="last",
+        tokens="grid2,ap", splits="test", test_splits=["val"], data="copy", pixel_range="12",
+    )  # fmt: skip
+    assert request.weights == tmp_path / "weights.pt"
+    assert (request.taps, request.splits, request.test_splits) == (("norm2", "mlp"), ("test",), ("val",))
+    assert (request.layers.names, request.patches.of(12)) == (("0", "3"), ("final",))
+    assert request.groups == ("pooled", "patches", "grid2")
+    assert (request.data, request.pixels.pixel_range.high) == (Path("copy"), 4095)
+    copy = attrs.evolve(request, workers=0)
+    assert attrs.evolve(copy, workers=None) == request
+    assert copy.groups == request.groups
 
 
 def test_a_protocol_file_is_read_once(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Any
 
 from featcache.extraction.cached.freshness import REPLACED, Freshness
 from featcache.extraction.cached.retry import Retry, try_again
-from featcache.extraction.requests.feature_selection import Contents
+from featcache.extraction.requests.feature_selection import FeatureSelection
 from featcache.extraction.sources.base import Source
 from featcache.store.catalogue import Entry
 from featcache.store.catalogue.entries import COMPLETE_RANK
@@ -107,7 +107,7 @@ class Answers:
         self._freshness.record(directory)
 
 
-def holds(entry: Entry, contents: Contents, source: Source) -> bool:
+def holds(entry: Entry, selection: FeatureSelection, source: Source) -> bool:
     """Return whether a complete cache holds everything requested.
 
     Raises:
@@ -117,7 +117,7 @@ def holds(entry: Entry, contents: Contents, source: Source) -> bool:
         manifest = open_cache(entry.path).manifest
     except CacheError as error:
         raise damaged(entry, error) from None
-    return contents.are_held(manifest.inventory, manifest.spec.backbone.num_layers, list(source.splits))
+    return selection.are_held(manifest.inventory, manifest.spec.backbone.num_layers, list(source.splits))
 
 
 def damaged(entry: Entry, error: CacheError) -> CacheError:

@@ -1,16 +1,19 @@
 """What of a backbone's features a cache is to hold: taps, layers, groups of tokens, splits."""
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
+
+from attrs import Attribute, field, frozen
 
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, TAPS, Inventory
-from featcache.store.layers import FINAL, parse_layers
+from featcache.store.layers import FINAL, LAYER_SETS, LayerSelection, as_layers, as_optional_layers
+from featcache.store.parameters import as_names, parameter
 from featcache.store.planning import TokenArray
 from featcache.store.token_groups import (
     EMBEDDING,
     GRIDS,
+    GROUPS,
     PATCHES,
     POOLED,
     REGISTERS,
@@ -25,8 +28,25 @@ if TYPE_CHECKING:
     from featcache.extraction.backbones.base import Backbone, TokenLayout
 
 
-@dataclass(frozen=True)
-class Contents:
+def as_token_groups(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the groups of tokens that a list such as ``cls,ap,grid2`` names; see `parse_groups`."""
+    if isinstance(given, str):
+        return parse_groups(given)
+    # Groups of a request that is copied; the pooled one has a name that nobody types.
+    return sort_groups(given) if POOLED in given else parse_groups(",".join(given))
+
+
+def _check_taps(request: object, field: "Attribute[tuple[str, ...]]", taps: tuple[str, ...]) -> None:
+    for tap in taps:
+        if tap not in TAPS:
+            raise UnknownNameError("tap", tap, TAPS)
+    if not taps:
+        raise RequestError(f"no tap is named; there are {', '.join(TAPS)}")
+
+
+# Without slots, since a class cannot inherit from two that have them.
+@frozen(kw_only=True, slots=False)
+class FeatureSelection:
     """What to cache; the final norm's class token and average are always there.
 
     Raises:
@@ -34,29 +54,45 @@ class Contents:
         RequestError: nothing is named where something must be.
     """
 
-    taps: tuple[str, ...] = (DEFAULT_TAP,)
-    layers: str = "every"
-    """A layer set, or a list of blocks."""
-    tokens: str = "cls,ap"
-    """Kinds of tokens; class token and average are cached in any case."""
-    patches: str | None = None
-    """Layers whose patch tokens are cached; the final norm's if `tokens` names patches and this is not given."""
-    splits: tuple[str, ...] = ()
-    """Splits to cache; all of the dataset if empty."""
-
-    def __post_init__(self) -> None:
-        for tap in self.taps:
-            if tap not in TAPS:
-                raise UnknownNameError("tap", tap, TAPS)
-        if not self.taps:
-            raise RequestError(f"no tap is named; there are {', '.join(TAPS)}")
-        parse_groups(self.tokens)
+    taps: tuple[str, ...] = field(
+        default=(DEFAULT_TAP,),
+        converter=as_names,
+        validator=_check_taps,
+        metadata=parameter(f"Places in a block: {', '.join(TAPS)}.", "--tap", several=True),
+    )
+    layers: LayerSelection = field(  # type: ignore[assignment]  # the default is converted too
+        default="every",
+        converter=as_layers,
+        metadata=parameter(
+            f"Blocks: a layer set ({', '.join(LAYER_SETS)}) or a list such as 0,6,11.", "--layers"
+        ),
+    )
+    tokens: tuple[str, ...] = field(
+        default="cls,ap",
+        converter=as_token_groups,
+        metadata=parameter(
+            f"Token kinds besides cls and ap, which are always cached: {', '.join(GROUPS[1:])}.", "--tokens"
+        ),
+    )
+    patches: LayerSelection | None = field(
+        default=None,
+        converter=as_optional_layers,
+        metadata=parameter(
+            "Layers whose patch tokens are cached, such as final or 5,11,final.",
+            "--patches",
+            default="final if patches are among the tokens, else none",
+        ),
+    )
+    splits: tuple[str, ...] = field(
+        default=(),
+        converter=as_names,
+        metadata=parameter("Splits to cache, such as test.", "--split", several=True, default="all"),
+    )
 
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups of tokens to cache."""
-        named = parse_groups(self.tokens)
-        return sort_groups([*named, PATCHES]) if self.patches else named
+        return sort_groups([*self.tokens, PATCHES]) if self.patches else self.tokens
 
     def choose_splits(self, available: Collection[str]) -> list[str]:
         """The splits to cache of those that a dataset has.
@@ -84,18 +120,7 @@ class Contents:
         """The part of a cache that holds all this, with the columns of its splits; None if the cache lacks some of it."""
         if not self.are_held(inventory, num_layers, splits):
             return None
-        wanted = dict(self._names_and_layers(num_layers))
-        chosen = {}
-        for name in self.choose_splits(splits):
-            arrays = {
-                array.name: replace(array, layers=tuple(x for x in array.layers if x in wanted[array.name]))
-                if array.name in wanted
-                else array
-                for array in inventory.splits[name].arrays.values()
-                if not array.layers or array.name in wanted
-            }
-            chosen[name] = replace(inventory.splits[name], arrays=arrays)
-        return replace(inventory, splits=chosen)
+        return inventory.select(self.choose_splits(splits), dict(self._names_and_layers(num_layers)))
 
     def require_of(self, name: str, num_layers: int, num_registers: int) -> None:
         """Refuse what a backbone of L = `num_layers` blocks cannot give, told without loading it.
@@ -133,8 +158,8 @@ class Contents:
 
     def _parts(self, num_layers: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """Tap, group and layers of every array."""
-        every = parse_layers(self.layers, num_layers)
-        of_patches = parse_layers(self.patches or FINAL, num_layers)
+        every = self.layers.of(num_layers)
+        of_patches = (FINAL,) if self.patches is None else self.patches.of(num_layers)
         for group in self.groups:
             layers = of_patches if group == PATCHES else (*every, FINAL)
             blocks = tuple(sorted({*layers} - {FINAL}, key=int))

@@ -9,7 +9,8 @@ from featcache.extraction.sources.aliases import aliases
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.collection import Collection
-from featcache.extraction.sources.dataset import DatasetOptions, SplitDataset
+from featcache.extraction.sources.dataset import SplitDataset
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.digits import Digits
 from featcache.extraction.sources.file_states import containers_of
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnknownNameError

@@ -13,7 +13,7 @@ from featcache.extraction.sources.array_images import decode_row, image_notes, i
 from featcache.extraction.sources.array_labels import array_targets
 from featcache.extraction.sources.base import Labels
 from featcache.extraction.sources.collection import Collection, Listing, refuse_repeated
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.samples import Texts
 from featcache.store.errors import DatasetError
 from featcache.store.targets import Targets

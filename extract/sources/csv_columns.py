@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.csv_file import Table
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import EXTENSIONS
 from featcache.extraction.sources.split_names import (
     are_flags,

@@ -27,7 +27,7 @@ from featcache.extraction.sources.collection import (
 )
 from featcache.extraction.sources.csv_columns import Columns
 from featcache.extraction.sources.csv_file import Table, read_table
-from featcache.extraction.sources.dataset import AUTO, DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import decode
 from featcache.extraction.sources.path_column import find_images, portable_ids
 from featcache.extraction.sources.samples import Texts
@@ -35,6 +35,7 @@ from featcache.extraction.sources.split_names import choose_splits, note_splits_
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.home import expanded
 from featcache.store.progress import Reporter
+from featcache.store.requests import AUTO
 from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
 
 if TYPE_CHECKING:

@@ -2,18 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache.extraction.sources.base import Citation, Rows, Source
 from featcache.extraction.sources.collection import Collection, group_column
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import pixel_limit
 from featcache.extraction.sources.file_states import FileStates
-from featcache.extraction.sources.pixels import APPLY, AS_STORED, PixelOptions, PixelRange
+from featcache.extraction.sources.pixels import APPLY, PixelOptions
 from featcache.extraction.sources.samples import Samples
 from featcache.extraction.sources.split_names import TEST, TRAIN, find_split
 from featcache.extraction.sources.splits import (
@@ -25,11 +24,10 @@ from featcache.extraction.sources.splits import (
 )
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.inventory import MAX_SAMPLE_ID_BYTES, PROJECTION
-from featcache.store.seeds import check_seed
+from featcache.store.requests import AUTO
 from featcache.store.targets import (
     REGRESSION,
     SINGLE_LABEL,
-    TARGET_KINDS,
     Targets,
     names_problem,
     too_many_names,
@@ -39,74 +37,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,64}")
-AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class DatasetOptions:
-    """How a dataset is read and split.
-
-    Raises:
-        UnknownNameError: there is no such kind of target.
-        RequestError: options that do not go together.
-    """
-
-    split_seed: int = 0
-    """Seed of the 75/25 split of a dataset that has none of its own."""
-    limit: int | None = None
-    """At most this many samples of each split, stratified."""
-    test_splits: tuple[str, ...] = ()
-    """The dataset's own splits to test on; its ``test`` if empty."""
-    group_by: str | None = None
-    """Column whose groups are in train or in test, never in both."""
-    resplit: bool = False
-    """Put the dataset's own splits together and split anew."""
-    target: str = AUTO
-    """Kind of the targets; by what they look like if ``auto``."""
-    data: Path | None = None
-    """Folder of a local copy."""
-    revision: str | None = None
-    """Commit, branch or tag on the Hub; what a local copy is of."""
-    pixel_range: str = AUTO
-    """Values of black and white in images of more than 8 bits: ``auto``, a number of bits, or ``LOW..HIGH``; see `PixelRange`."""
-    exif_orientation: str = AS_STORED
-    """``ignore`` takes pixels as stored; ``apply`` rotates images by their EXIF orientation."""
-    max_pixels: int | None = None
-    """Size limit of a decoded image in pixels; `MAX_PIXELS` if not given."""
-    train_split: str | None = None
-    """The dataset's own split to train on; its ``train`` if None."""
-
-    def __post_init__(self) -> None:
-        _ = self.pixels  # checks the options
-        if self.max_pixels is not None and self.max_pixels < 1:
-            raise RequestError(f"--max-pixels must be at least 1, got {self.max_pixels}")
-        if self.target not in (AUTO, *TARGET_KINDS):
-            raise UnknownNameError("kind of target", self.target, (AUTO, *TARGET_KINDS))
-        check_seed(self.split_seed, "the seed of the split (--split-seed)")
-        trained = self.train_split or TRAIN
-        if trained in self.test_splits:
-            raise RequestError(f"--test-split {trained}: what is trained on cannot be tested on")
-
-    @property
-    def own_splits(self) -> tuple[str, ...]:
-        """Names of the dataset's own splits that are read; `choose_splits` matches them with its spelling."""
-        return (TRAIN, *(self.test_splits or (TEST,)))
-
-    @property
-    def pixels(self) -> PixelOptions:
-        """Options for reading decoded images."""
-        if self.exif_orientation not in (AS_STORED, APPLY):
-            raise UnknownNameError("way to treat EXIF orientation", self.exif_orientation, (AS_STORED, APPLY))
-        return PixelOptions(PixelRange.parse(self.pixel_range), self.exif_orientation == APPLY)
-
-    def require_target(self, target_type: str, where: str) -> None:
-        """Refuse another kind of target than the one asked for.
-
-        Raises:
-            RequestError: it is another.
-        """
-        if self.target not in (AUTO, target_type):
-            raise RequestError(f"{where} has {target_type} targets, not {self.target}; leave --target out")
 
 
 class SplitDataset(Source):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.extraction.sources.base import Citation, Source
 from featcache.extraction.sources.collection import Collection, Listing
-from featcache.extraction.sources.dataset import DatasetOptions, SplitDataset
+from featcache.extraction.sources.dataset import SplitDataset
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.samples import Samples, Texts
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.targets import SINGLE_LABEL, Targets

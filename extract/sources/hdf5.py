@@ -15,7 +15,7 @@ import numpy as np
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.arrays import Array, ArrayCollection, ArrayPart
 from featcache.extraction.sources.data_folders import unpack_once
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.hdf5_rows import ContiguousRows, Hdf5Rows, open_rows
 from featcache.extraction.sources.split_names import ChosenSplits, choose_splits, note_splits_beside
 from featcache.store.convert.h5_files import (

@@ -15,7 +15,7 @@ import numpy as np
 
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.arrays import Array, ArrayCollection, ArrayPart
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.split_names import choose_splits
 from featcache.store.errors import DatasetError
 from featcache.store.machine import available_memory

@@ -11,7 +11,7 @@ import numpy as np
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.base import Rows
 from featcache.extraction.sources.collection import Collection, Listing, listing_digest
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import decode
 from featcache.extraction.sources.image_tree import ImageTree
 from featcache.extraction.sources.samples import Texts

@@ -9,7 +9,7 @@ from typing import Any
 
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.arrays import Array, ArrayCollection, ArrayPart
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.split_names import ChosenSplits, choose_splits, note_splits_beside
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.machine import available_memory

@@ -7,7 +7,7 @@ from pathlib import Path
 from featcache.extraction.sources.aliases import Alias
 from featcache.extraction.sources.collection import Collection
 from featcache.extraction.sources.data_folders import data_folder
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.hub_files import Snapshot, cached_snapshot, fetch_snapshot
 from featcache.extraction.sources.shards import (
     CLASSES_FILE,

@@ -22,7 +22,7 @@ from featcache.extraction.sources.base import Citation, Rows
 from featcache.extraction.sources.card_license import card_license
 from featcache.extraction.sources.collection import Collection, Listing, listing_digest
 from featcache.extraction.sources.data_folders import data_folder
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import decode
 from featcache.extraction.sources.hub_files import cached_snapshot, fetch_snapshot
 from featcache.extraction.sources.parquet_files import (

@@ -2,17 +2,18 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from attrs import evolve
 
 from featcache.extraction.sources.array_images import to_image
 from featcache.extraction.sources.array_labels import InferredTargets, array_targets, label_text, text_targets
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.collection import Collection, Listing, refuse_repeated
-from featcache.extraction.sources.dataset import DatasetOptions, SplitDataset
+from featcache.extraction.sources.dataset import SplitDataset
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import decode
 from featcache.extraction.sources.pixels import PixelRange
 from featcache.extraction.sources.samples import Texts
@@ -173,7 +174,7 @@ def _test_on_all_splits(spelled: Sequence[str], options: DatasetOptions) -> Data
     usual = not others or [role_of(split) for split in others] == [TEST]
     if options.test_splits or train is None or usual:
         return options
-    return replace(options, test_splits=tuple(others))
+    return evolve(options, test_splits=others)
 
 
 def as_image(value: Any, where: str, pixel_range: PixelRange | None = None) -> "Image":

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path, PurePath
 
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.split_names import ChosenSplits, choose_splits, role_of
 from featcache.extraction.sources.text_file import read_lines
 from featcache.store.errors import DatasetError, RequestError

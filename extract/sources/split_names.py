@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 
 if TYPE_CHECKING:
-    from featcache.extraction.sources.dataset import DatasetOptions
+    from featcache.extraction.sources.dataset_options import DatasetOptions
 
 TRAIN, TEST, VALIDATION = "train", "test", "val"
 SPLIT_COLUMNS = ("split", "splits", "set", "subset", "partition", "fold", "phase", "usage")

@@ -5,7 +5,7 @@ from typing import Any
 
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.data_folders import data_folder
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.sequences import PythonDataset
 from featcache.extraction.sources.split_names import TEST, TRAIN
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError

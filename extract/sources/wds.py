@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featcache.extraction.sources.argument import Argument
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.http_files import fetch_all, is_address
 from featcache.extraction.sources.shards import (
     COUNT_FILE,

@@ -12,10 +12,10 @@ import numpy as np
 from featcache.extraction.sources.array_labels import InferredTargets
 from featcache.extraction.sources.base import Labels
 from featcache.extraction.sources.collection import indexed_targets
-from featcache.extraction.sources.dataset import AUTO
 from featcache.store.class_numbers import number_classes
 from featcache.store.errors import DatasetError
 from featcache.store.npy import read_header
+from featcache.store.requests import AUTO
 from featcache.store.targets import MAX_CLASSES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
 from featcache.store.text import reason
 

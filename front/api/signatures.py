@@ -51,9 +51,8 @@ def takes_parameters_of(request: Callable[P, T]) -> Callable[[Callable[[T], R]],
 
 def arguments_section(request: type) -> str:
     """Return the ``Args:`` section of a docstring: the help text of every parameter, and its default where that says more."""
-    order = list(inspect.signature(request).parameters)
     lines = ["Args:"]
-    for field, parameter in sorted(parameters(request), key=lambda pair: order.index(pair[0].name)):
+    for field, parameter in parameters(request):
         default = f" Default: {parameter.default}." if parameter.default else ""
         lines += textwrap.wrap(
             f"{field.name}: {parameter.help}{default}",

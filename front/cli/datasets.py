@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featcache.cli.options import LocalPath, dataset_options, output_options
+from featcache.cli.options import LocalPath, output_options
+from featcache.cli.request_options import options_of
 from featcache.extraction.provenance.summary import dataset_summary
 from featcache.extraction.sources import SOURCE_TYPES, resolve_source
 from featcache.extraction.sources.base import Source
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.samples import labels_of
 from featcache.store.catalogue import slug
 from featcache.store.files import JsonObject
 from featcache.store.targets import REGRESSION
-from featcache.store.text import parse_names
 from featcache.terminal.console import ConsoleReporter, echo, print_json, print_table
 
 if TYPE_CHECKING:
@@ -70,18 +70,17 @@ def _row(one: "ListedDataset") -> list[str]:
     help="Where the contact sheet goes.  [default: NAME-samples.png]",
 )
 @click.option("--no-sheet", is_flag=True, help="Draw none: no image is decoded.")
-@dataset_options
+@options_of(DatasetOptions)
 @output_options
 def show_command(
-    name: str, sheet: Path | None, no_sheet: bool, as_json: bool, test_split: str | None, **options: object
+    request: DatasetOptions, name: str, sheet: Path | None, no_sheet: bool, as_json: bool
 ) -> None:
     """Show what a dataset holds, as it would be extracted, and draw samples of it.
 
     NAME is an alias, or KIND:PLACE as for extract.
     """
     reporter = ConsoleReporter(quiet=as_json)
-    chosen = DatasetOptions(test_splits=parse_names(test_split or ""), **options)  # type: ignore[arg-type]  # click's values have the fields' types
-    source = resolve_source(name, chosen, reporter)
+    source = resolve_source(name, request, reporter)
     document = _describe(source)
     if not no_sheet:
         path = sheet or Path(f"{slug(source.name)}-samples.png")

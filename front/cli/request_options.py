@@ -70,7 +70,8 @@ def _is_given(value: object) -> bool:
 
 
 def _help(field: "attrs.Attribute[Any]", parameter: Parameter) -> str:
-    how = "  May be repeated." if parameter.repeated else ""
+    how = "  Several with commas." if parameter.several else ""
+    how = "  May be repeated." if parameter.repeated else how
     how = "  May be repeated, or a list with commas." if parameter.repeated and parameter.several else how
     how = "  Written such as 2GB." if parameter.form == parameters.SIZE else how
     default = parameter.default or default_words(field.default)

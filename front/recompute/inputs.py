@@ -1,18 +1,20 @@
 """Find the model and the dataset that a cache was made from, and check them against its spec."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from attrs import evolve
 
 from featcache.extraction.cached.freshness import REPLACED
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
-from featcache.extraction.sources.dataset import AUTO, DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.pixels import APPLY, AS_STORED
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.layers import TOKEN_KINDS, layer_set
 from featcache.store.reading.reader import Cache
+from featcache.store.requests import AUTO
 from featcache.store.targets import TARGET_KINDS
 
 
@@ -48,7 +50,7 @@ def open_recorded_source(cache: Cache, dataset: str, data: Path | None = None) -
         DatasetError: it cannot be used.
     """
     identity = cache.spec.dataset
-    source = resolve_source(dataset, replace(_recorded_options(identity), data=data))
+    source = resolve_source(dataset, evolve(_recorded_options(identity), data=data))
     # The digests of the images show which ones were replaced; they are compared row by row.
     known = {name: value for name, value in identity.items() if name != REPLACED}
     refuse_difference(f"dataset {dataset}", known, source.identity)
@@ -67,9 +69,9 @@ def _recorded_options(identity: Mapping[str, Any]) -> DatasetOptions:
         for value in (identity.get("group_by"), identity.get("revision"), identity.get("train_split"))
     )
     return DatasetOptions(
-        seed if isinstance(seed, int) else 0,
-        limit if isinstance(limit, int) else None,
-        tuple(name for name in tests if isinstance(name, str)) if isinstance(tests, list) else (),
+        split_seed=seed if isinstance(seed, int) else 0,
+        limit=limit if isinstance(limit, int) else None,
+        test_splits=tuple(name for name in tests if isinstance(name, str)) if isinstance(tests, list) else (),
         resplit=identity.get("resplit") is True,
         target=target if target in TARGET_KINDS else AUTO,
         group_by=group_by,

@@ -13,7 +13,7 @@ import featcache
 from compat import inputs
 from compat.make import EXTRACTED, UNFINISHED, extract_arguments, values_digest
 from featcache.extraction.sources import resolve_source
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from support.caches import all_files
 from support.running import command_line, one_torch_thread
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.planning.inventory import plan_inventory
-from featcache.extraction.requests.feature_selection import Contents
+from featcache.extraction.requests.feature_selection import FeatureSelection
 from featcache.extraction.running import writing
 from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.extraction.sources.base import Sample, Source
@@ -33,7 +33,7 @@ from featcache.store.writing.writer import CacheWriter
 from .tiny import SIZE, timm_vit, to_tensor
 
 # 17 kB of features an image, besides its 12 kB of pixels: whatever is kept shows.
-EVERYTHING = Contents(("norm2", "mlp", "block"), tokens="cls,ap,grid2", patches="0,1,2,final")
+EVERYTHING = FeatureSelection(taps=("norm2", "mlp", "block"), tokens="cls,ap,grid2", patches="0,1,2,final")
 BATCH_SIZE, WORKERS = 16, 1
 # A bound that far fewer images reach than are extracted.
 writing.MAX_WAITING_BYTES = 2**20

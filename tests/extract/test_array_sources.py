@@ -16,7 +16,7 @@ from featcache.extraction.sources import data_folders, resolve_source
 from featcache.extraction.sources.array_images import to_image
 from featcache.extraction.sources.array_labels import array_targets
 from featcache.extraction.sources.card_license import card_license
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.hdf5_rows import ContiguousRows, Hdf5Rows, open_rows
 from featcache.extraction.sources.sequences import python_dataset
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError

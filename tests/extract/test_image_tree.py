@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from featcache.extraction.sources import image_tree, resolve_source
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnknownNameError
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from featcache.extraction.decoding.observed import Observed
 from featcache.extraction.provenance.summary import dataset_summary, preprocessing_text
 from featcache.extraction.sources import resolve_source
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.pixels import FACTS, PixelOptions
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from featcache.extraction.sources import resolve_source, shard_index, torchvision_sets
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.tar_index import BLOCK, index_tar
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnavailableError
 from support.datasets import encoded, make_shards, pixels, shard_members, write_tar

@@ -18,7 +18,7 @@ from featcache.extraction.decoding.images import Rows, WorkerError, image_batche
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.forward_pass.taps import Taps
 from featcache.extraction.planning.inventory import plan_inventory
-from featcache.extraction.requests.feature_selection import Contents
+from featcache.extraction.requests.feature_selection import FeatureSelection
 from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.extraction.running.writing import sample_columns
 from featcache.extraction.sources import resolve_source
@@ -174,7 +174,7 @@ class InMemory(Source):
 
 def make_plan(source, backbone, dtype="float16", contents=None):
     spec = CacheSpec(backbone.spec, source.identity, dtype, "fp32")
-    return Plan(spec, plan_inventory(backbone, source, contents or Contents(), dtype), BATCH_SIZE)
+    return Plan(spec, plan_inventory(backbone, source, contents or FeatureSelection(), dtype), BATCH_SIZE)
 
 
 def input_of(source, workers=0, **options):
@@ -289,7 +289,9 @@ def test_an_error_in_a_worker_process_stays_one_line(tmp_path, folder):
 
 # More than the paper's arrays, images that fail, memory that does not suffice.
 
-RICH = Contents(("norm2", "mlp"), "1,2", "cls,ap,registers,grid2", "1,final")
+RICH = FeatureSelection(
+    taps=("norm2", "mlp"), layers="1,2", tokens="cls,ap,registers,grid2", patches="1,final"
+)
 
 
 def test_all_groups_of_tokens_come_from_one_pass_and_can_come_later(tmp_path):
@@ -329,7 +331,11 @@ def test_all_groups_of_tokens_come_from_one_pass_and_can_come_later(tmp_path):
         view = whole["test"].view("norm2", group)
         got = as_float32(view.load(["1"], view.tokens)[:, 0], "float16")
         np.testing.assert_allclose(got, wanted, rtol=1.01 * 2**-11, atol=2e-5)
-    for contents in (Contents(layers="2", splits=("test",)), Contents(tokens="cls,grid2"), RICH):
+    for contents in (
+        FeatureSelection(layers="2", splits=("test",)),
+        FeatureSelection(tokens="cls,grid2"),
+        RICH,
+    ):
         fill(tmp_path / "grown", source, contents=contents, backbone=backbone)
     few, grown = all_files(tmp_path / "whole"), all_files(tmp_path / "grown")
     # Nothing of what both hold depends on what came first.
@@ -372,13 +378,13 @@ def test_skipped_images_leave_empty_rows_and_change_no_other(tmp_path):
 
 def test_nothing_is_added_to_a_cache_of_other_images(tmp_path):
     source = InMemory()
-    fill(tmp_path, source, contents=Contents(splits=("test",)))
+    fill(tmp_path, source, contents=FeatureSelection(splits=("test",)))
     digests = {"test": open_cache(tmp_path)["test"].content_digests()}
     source._pixels["test"][100, 0, 0, 0] ^= 1  # one bit of one pixel
     name = source.splits["test"][100].id
     before = {path: content for path, content in all_files(tmp_path).items() if "/test/" in path}
     with pytest.raises(DatasetError, match=f"image '{name}' is not the one that the cache was made from"):
-        fill(tmp_path, source, contents=Contents(("norm2", "block")), known_content=digests)
+        fill(tmp_path, source, contents=FeatureSelection(taps=("norm2", "block")), known_content=digests)
     assert before.items() <= all_files(tmp_path).items()
 
 

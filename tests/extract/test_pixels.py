@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from featcache.extraction.decoding.rgb import to_rgb
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import decode
 from featcache.extraction.sources.pixels import FACTS, PixelOptions, PixelRange, facts_of, to_8_bit
 from featcache.store.errors import RequestError, UnknownNameError

@@ -16,7 +16,7 @@ import pytest
 from featcache.extraction.decoding.images import Rows, image_batches
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.sequences import python_dataset
 from featcache.store.errors import DatasetError
 from support.datasets import (

@@ -20,7 +20,8 @@ from PIL import Image
 from featcache.extraction.decoding.images import Rows, image_batches
 from featcache.extraction.decoding.rgb import to_rgb
 from featcache.extraction.sources import resolve_source
-from featcache.extraction.sources.dataset import DatasetOptions, SplitDataset
+from featcache.extraction.sources.dataset import SplitDataset
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.digits import Digits as DigitsSource
 from featcache.extraction.sources.imagefolder import ImageFolder as FolderCollection
 from featcache.extraction.sources.splits import (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.split_names import (
     choose_splits,
     find_split,

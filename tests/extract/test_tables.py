@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from featcache.extraction.sources import resolve_source
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.sequences import python_dataset
 from featcache.extraction.sources.splits import strata_of
 from featcache.store.errors import DatasetError, FeatcacheError, RequestError, UnknownNameError

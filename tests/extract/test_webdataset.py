@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featcache.extraction.sources import http_files, resolve_source, shard_index
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.targets import MULTI_LABEL, REGRESSION
 from support.dataset_hub import Repositories, hub_server

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from featcache.extraction.requests.request import ExtractRequest
-from featcache.extraction.sources.dataset import DatasetOptions
+from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.probing.estimators import LinearProbe
 from featcache.probing.requests.request import ProbeRequest
 from featcache.store.errors import RequestError
