@@ -16,20 +16,22 @@ def measure_peak(device: torch.device, run: Callable[[], object]) -> int:
     return are counted, without what an operation allocates and frees in C++.
     """
     if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
+        before = int(torch.cuda.memory_allocated(device))
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        return max(0, int(torch.cuda.max_memory_allocated(device)) - before)
-    with _StorageCounter(device.type) as counter:
+        peak = int(torch.cuda.max_memory_allocated(device))
+        return peak - before if peak > before else 0
+    counter = _StorageCounter(device.type)
+    with counter:
         run()
     return counter.peak
 
 
-class _StorageCounter(TorchDispatchMode):
+class _StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages of one type of device that are made by operations and still exist."""
 
     def __init__(self, device_type: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._device_type = device_type
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._bytes = 0

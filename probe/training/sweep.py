@@ -7,23 +7,23 @@ successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all members 
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 
 import torch
 from torch import Tensor
 
+from featcache.devices.memory import is_out_of_memory, release_memory
 from featcache.devices.precision import FP32
+from featcache.probing.heads import scratch
 from featcache.probing.heads.base import Head
 from featcache.probing.protocols.protocol import Member, Plan
 from featcache.probing.scoring.soundness import DIVERGED
 from featcache.probing.training.batches import Jitter, Seeds
+from featcache.probing.training.group_memory import measure_group
 from featcache.probing.training.sweep_plan import Sweep
-from featcache.probing.training.trainer import divide, fit_members, has_diverged, members_together, predict
-from featcache.store.errors import DivergedError
-
-# Bytes that a parameter takes while its member trains: itself and Adam's two moments; its gradient is one of few at a time.
-BYTES_PER_PARAMETER = 3 * 4
+from featcache.probing.training.trainer import fit_members, has_diverged, predict
+from featcache.store.errors import DivergedError, RequestError
 
 # Floating-point operations of a training step below which one thread is used. Threads synchronize after every operation: two threads
 # gain little on small operations, and are many times slower if another program uses the same cores.
@@ -46,13 +46,15 @@ class SweepOptions:
     group_size: int | None = None
     """How many members train together at most; by default as many as fit into `memory`."""
     memory: int = 2**31
-    """Bytes for the members that train together."""
+    """Bytes for all that the members that train together take; see `GroupMemory`."""
     finished: Rounds = ()
     """Validation scores of members that an earlier run trained: they are not trained again."""
     on_group: OnGroup | None = None
     """Called with the validation scores of all members so far, whenever a group is through."""
     on_progress: OnProgress | None = None
     """Called with the updates done and to be done, counted over members, sweep and final fit."""
+    on_note: Callable[[str], None] | None = None
+    """Called with a line on what a user should know, such as groups that turn out too large for the device."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def run_sweep(sweep: Sweep, options: SweepOptions | None = None) -> SweepResult:
 
     Raises:
         DivergedError: every member diverged.
+        RequestError: one member does not fit into the memory of the device.
     """
     options = options or SweepOptions()
     start = time.perf_counter()
@@ -124,8 +127,13 @@ class _Counter:
         self._total = sum(one.num_members * sweep.updates(one.factor) for one in sweep.rounds)
         self._total += sweep.final.num_steps if final else 0
 
+    @property
+    def done(self) -> int:
+        """The updates so far."""
+        return self._done
+
     def skip(self, updates: int) -> None:
-        """Count what an earlier run did."""
+        """Count updates of an earlier run; a negative number takes back updates that are to be repeated."""
         self._done += updates
 
     def __call__(self, updates: int) -> None:
@@ -138,13 +146,17 @@ class _Counter:
 def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -> Tuning:
     """Choose the best member on held-out samples.
 
+    A group that runs out of memory is divided, and its members are trained again.
+
     Raises:
         DivergedError: all members of a round diverged.
+        RequestError: one member does not fit into the memory of the device.
     """
     counter = counter or _Counter(options.on_progress, sweep, final=False)
     empty = torch.empty(0, sweep.num_classes)
     if not sweep.splits:
         return Tuning(sweep.members[0], {sweep.members[0]: nan}, empty)
+    options = with_group_size(sweep, options)
     rounds: list[dict[Member, float]] = []
     members: Sequence[Member] = sweep.members
     for index, one in enumerate(sweep.rounds):
@@ -154,13 +166,29 @@ def tune(sweep: Sweep, options: SweepOptions, counter: _Counter | None = None) -
         rounds.append(scores)
         outputs: dict[Member, Tensor] = {}
         left = [member for member in members if member not in scores]
-        for group in divide(left, group_size(sweep, options)):
-            for member, held in _held_out(sweep, group, one.factor, options, counter):
-                scores[member] = held.score
-                best = select_best({other: scores[other] for other in members if other in scores})
-                outputs = {member: held.outputs.cpu()} if member == best else outputs
-            if options.on_group is not None:
-                options.on_group(rounds)
+        while left:
+            size = group_size(sweep, options)
+            group, before = left[:size], counter.done
+            try:
+                for member, held in _held_out(sweep, group, one.factor, options, counter):
+                    scores[member] = held.score
+                    best = select_best({other: scores[other] for other in members if other in scores})
+                    outputs = {member: held.outputs.cpu()} if member == best else outputs
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(group) == 1:
+                    raise no_room(options) from error
+                too_large = True
+            else:
+                too_large = False
+                if options.on_group is not None:
+                    options.on_group(rounds)
+            if too_large:
+                # Outside the handler, whose traceback keeps the tensors of the group alive.
+                counter.skip(before - counter.done)
+                options = with_smaller_groups(options, len(group))
+            left = [member for member in left if member not in scores]
         scores = {member: scores[member] for member in members}
         rounds[index] = scores
         if max(scores.values()) == DIVERGED:
@@ -249,7 +277,12 @@ def finish(
     diverged = tuning.diverged
     while left:
         member = select_best(left)
-        (head,) = _fit(sweep, rows, [member], sweep.final, options, counter or (lambda updates: None))
+        try:
+            (head,) = _fit(sweep, rows, [member], sweep.final, options, counter or (lambda updates: None))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise no_room(options) from error
+            raise
         if not has_diverged(head):
             return member, head, diverged
         diverged = (*diverged, member)
@@ -293,13 +326,47 @@ def _validation_jitter(sweep: Sweep, device: torch.device | str) -> Jitter | Non
 
 
 def group_size(sweep: Sweep, options: SweepOptions) -> int:
-    """How many members train together."""
+    """Return how many members train together: as many as the options say, or as fit into their memory.
+
+    Results do not depend on it but for rounding: torch's matrix products of other sizes may add in another order.
+    """
     if options.group_size is not None:
         return options.group_size
-    together = members_together(sweep.build, sweep.tokens, sweep.num_classes, torch.device(options.device))
-    fitting = options.memory // (BYTES_PER_PARAMETER * max(1, sweep.num_parameters))
+    number = len(sweep.members)
+    if number == 1:
+        return 1
+    try:
+        memory = measure_group(sweep, torch.device(options.device), options.precision, options.memory)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise no_room(options) from error
+        raise
+    fitting, together = memory.fitting(options.memory, number), memory.together
     # Full heads, where more than one of them fits.
-    return max(1, fitting // together * together if fitting > together else fitting)
+    return fitting // together * together if fitting > together else fitting
+
+
+def with_group_size(sweep: Sweep, options: SweepOptions) -> SweepOptions:
+    """Return the options with the size of groups settled, so that it is measured once."""
+    return replace(options, group_size=group_size(sweep, options))
+
+
+def with_smaller_groups(options: SweepOptions, too_many: int) -> SweepOptions:
+    """Return options for half as many members as were too many, and free what the failed group took."""
+    scratch.release()
+    release_memory(torch.device(options.device))
+    size = too_many // 2
+    if options.on_note is not None:
+        options.on_note(f"out of memory on {options.device}: going on with {size} members at a time")
+    return replace(options, group_size=size)
+
+
+def no_room(options: SweepOptions) -> RequestError:
+    """Return the error for a device that does not hold even one member."""
+    return RequestError(
+        f"one member does not fit into the memory of {options.device}; free some, ask for fewer layers"
+        + ("" if torch.device(options.device).type == "cpu" else ", or take --device cpu")
+    )
 
 
 def select_best(validation: Mapping[Member, float]) -> Member:
