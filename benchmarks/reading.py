@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import zarr
-from timing import Document, side_by_side
+from timing import RUNS, Document, side_by_side
 
 from featcache.store.machine import usable_cpus
 from featcache.store.reading.reader import open_cache
@@ -22,34 +24,59 @@ from featcache.store.reading.split import SplitReader
 from support.caches import make_plan
 from support.sparse import write_sparse_cache
 
-ROWS, LAYERS, KINDS, WIDTH, BATCH = 16_384, 12, 2, 384, 2048
+LAYERS, KINDS, WIDTH, BATCH = 12, 2, 384, 2048
 LAYER_NAMES = [str(layer) for layer in range(LAYERS)]
-BYTES = ROWS * LAYERS * KINDS * WIDTH * 2
+ROW_BYTES = LAYERS * KINDS * WIDTH * 2
 
 
-def bench_reading(cache: Path, scratch: Path) -> Document:
+@dataclass(frozen=True)
+class Size:
+    """Rows of the caches that are read; with fewer rows the figures say nothing."""
+
+    rows: int
+    streamed_rows: int
+    """Rows of the cache that is larger than what memory should hold."""
+    streamed_budget: int
+    """Bytes of memory for streaming it."""
+    opened_rows: int
+    """Train rows of the cache that is only opened."""
+    runs: int | None
+    """Runs of every comparison; None for the usual number of each."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tokens."""
+        return self.rows * ROW_BYTES
+
+
+FULL = Size(16_384, 98_304, 2**28, 1_281_167, None)
+TOY = Size(2048, 4096, 2**24, 4096, 1)
+
+
+def bench_reading(cache: Path, scratch: Path, size: Size) -> Document:
     """All rows of the table; `cache` holds the arrays described above in its split train."""
     plain = scratch / "plain.npy"
     tokens = open_cache(cache)["train"].tokens
-    np.save(plain, open_cache(cache)["train"].load(LAYER_NAMES, tokens).reshape(ROWS, -1))
+    np.save(plain, open_cache(cache)["train"].load(LAYER_NAMES, tokens).reshape(size.rows, -1))
     return {
-        "warm": _warm(cache, open_cache(cache)["train"], np.load(plain)),
+        "warm": _warm(cache, open_cache(cache)["train"], np.load(plain), size),
         # Opened anew: pages that are mapped cannot be evicted.
-        "cold": _cold(cache, open_cache(cache)["train"], plain),
-        "anonymous memory": _memory(cache, scratch),
-        "opening": _opening(scratch / "large"),
+        "cold": _cold(cache, open_cache(cache)["train"], plain, size),
+        "anonymous memory": _memory(cache, scratch, size),
+        "opening": _opening(scratch / "large", size),
     }
 
 
-def _warm(cache: Path, split: SplitReader, plain: np.ndarray) -> Document:
+def _warm(cache: Path, split: SplitReader, plain: np.ndarray, size: Size) -> Document:
+    rows, num_bytes = size.rows, size.num_bytes
     group = zarr.open_group(cache / "features.zarr", mode="r")["train"]
     rng, tokens = np.random.default_rng(0), split.tokens
-    one_layer = np.empty((ROWS, 1, KINDS, WIDTH), "f2")
+    one_layer = np.empty((rows, 1, KINDS, WIDTH), "f2")
     out = np.empty((BATCH, LAYERS, KINDS, WIDTH), "f2")
     files = sorted((cache / "features.zarr" / "train" / "norm2").glob("c.*.5.0.0"))
 
     def gather() -> None:
-        split.gather(rng.permutation(ROWS)[:BATCH], LAYER_NAMES, tokens, out=out)
+        split.gather(rng.permutation(rows)[:BATCH], LAYER_NAMES, tokens, out=out)
 
     def epoch(memory: int) -> Callable[[], object]:
         return lambda: [
@@ -57,8 +84,8 @@ def _warm(cache: Path, split: SplitReader, plain: np.ndarray) -> Document:
         ]
 
     def take_epoch() -> None:
-        order = rng.permutation(ROWS)
-        for start in range(0, ROWS, BATCH):
+        order = rng.permutation(rows)
+        for start in range(0, rows, BATCH):
             _take(plain, order[start : start + BATCH], out)
 
     def load() -> None:
@@ -66,25 +93,28 @@ def _warm(cache: Path, split: SplitReader, plain: np.ndarray) -> Document:
 
     return {
         "one layer of all rows, against readinto of the same files": side_by_side(
-            load, lambda: _read_into(files, one_layer), 15
+            load, lambda: _read_into(files, one_layer), size.runs or 15
         ),
-        "one layer of all rows, against zarr-python": side_by_side(load, lambda: group["norm2"][:, 5:6]),
+        "one layer of all rows, against zarr-python": side_by_side(
+            load, lambda: group["norm2"][:, 5:6], size.runs or RUNS
+        ),
         "2,048 random rows of 12 layers, against np.take from one array on as many threads": side_by_side(
-            gather, lambda: _take(plain, rng.permutation(ROWS)[:BATCH], out), 31
+            gather, lambda: _take(plain, rng.permutation(rows)[:BATCH], out), size.runs or 31
         ),
         "2,048 random rows of 12 layers, against zarr-python": side_by_side(
-            gather, lambda: group["norm2"].oindex[rng.permutation(ROWS)[:BATCH]]
+            gather, lambda: group["norm2"].oindex[rng.permutation(rows)[:BATCH]], size.runs or RUNS
         ),
         "an epoch of shuffled batches, against the same np.take": side_by_side(
-            epoch(3 * BYTES), take_epoch, 15
+            epoch(3 * num_bytes), take_epoch, size.runs or 15
         ),
         "the same, with a budget of a quarter of the data": side_by_side(
-            epoch(BYTES // 4 + BATCH * LAYERS * KINDS * WIDTH * 2), take_epoch, 15
+            epoch(num_bytes // 4 + BATCH * ROW_BYTES), take_epoch, size.runs or 15
         ),
     }
 
 
-def _cold(cache: Path, split: SplitReader, plain: Path) -> Document:
+def _cold(cache: Path, split: SplitReader, plain: Path, size: Size) -> Document:
+    num_rows, num_bytes = size.rows, size.num_bytes
     files = [path for path in (cache / "features.zarr" / "train").rglob("c.*") if path.is_file()]
     if not _evict([*files, plain]):
         return {"skipped": "this machine does not evict files from the page cache"}
@@ -93,10 +123,13 @@ def _cold(cache: Path, split: SplitReader, plain: Path) -> Document:
     def compare(count: int, other: Callable[[np.ndarray], object]) -> Document:
         def ours() -> None:
             # A copy that has no maps yet.
-            pickle.loads(pickle.dumps(split)).gather(rng.permutation(ROWS)[:count], LAYER_NAMES, tokens)
+            pickle.loads(pickle.dumps(split)).gather(rng.permutation(num_rows)[:count], LAYER_NAMES, tokens)
 
         return side_by_side(
-            ours, lambda: other(rng.permutation(ROWS)[:count]), before=lambda: _evict([*files, plain])
+            ours,
+            lambda: other(rng.permutation(num_rows)[:count]),
+            size.runs or RUNS,
+            before=lambda: _evict([*files, plain]),
         )
 
     def chunk_maps(rows: np.ndarray) -> None:
@@ -111,7 +144,7 @@ def _cold(cache: Path, split: SplitReader, plain: Path) -> Document:
         np.load(plain, mmap_mode="r")[rows]
 
     def epoch() -> None:
-        for _ in pickle.loads(pickle.dumps(split)).batches(BATCH, LAYER_NAMES, tokens, 0, BYTES):
+        for _ in pickle.loads(pickle.dumps(split)).batches(BATCH, LAYER_NAMES, tokens, 0, num_bytes):
             pass
 
     def read_all() -> None:
@@ -124,7 +157,7 @@ def _cold(cache: Path, split: SplitReader, plain: Path) -> Document:
         "2,048 random rows (an eighth), against np.memmap of the same files": compare(2048, chunk_maps),
         "2,048 random rows (an eighth), against np.memmap of one row-major file": compare(2048, one_map),
         "an epoch of shuffled batches, against reading all files in order": side_by_side(
-            epoch, read_all, before=lambda: _evict(files)
+            epoch, read_all, size.runs or RUNS, before=lambda: _evict(files)
         ),
     }
 
@@ -144,15 +177,15 @@ print(most - before)
 """
 
 
-def _memory(cache: Path, folder: Path) -> Document:
+def _memory(cache: Path, folder: Path, size: Size) -> Document:
     """Growth of anonymous memory while streaming, on the benchmark's cache and on one of 2 GB (holes, so it costs no disk)."""
     if not Path("/proc/self/status").exists():
         return {"skipped": "only Linux tells anonymous memory apart"}
     layers = tuple(map(str, range(12)))
-    plan = make_plan({"train": 98_304, "test": 128}, num_layers=12, width=384, batch_size=128)
+    plan = make_plan({"train": size.streamed_rows, "test": 128}, num_layers=12, width=384, batch_size=128)
     write_sparse_cache(folder / "streamed", plan, (*layers, "final"))
     grown: Document = {}
-    for directory, budget in ((cache, BYTES // 8), (folder / "streamed", 2**28)):
+    for directory, budget in ((cache, size.num_bytes // 8), (folder / "streamed", size.streamed_budget)):
         for method in ("map", "read"):
             command = [sys.executable, "-c", _STREAM, str(directory), method, str(budget)]
             result = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -161,15 +194,16 @@ def _memory(cache: Path, folder: Path) -> Document:
     return grown
 
 
-def _opening(directory: Path) -> Document:
-    plan = make_plan({"train": 1_281_167, "test": 50_000}, num_layers=24, width=1024, batch_size=128)
+def _opening(directory: Path, size: Size) -> Document:
+    plan = make_plan({"train": size.opened_rows, "test": 50_000}, num_layers=24, width=1024, batch_size=128)
     write_sparse_cache(directory, plan)
     seconds = []
-    for _ in range(9):
+    for _ in range(size.runs or 9):
         started = time.perf_counter()
         open_cache(directory)["train"]
         seconds.append(time.perf_counter() - started)
-    return {"seconds to open a cache of 1,281,167 rows x 25 layers": round(sorted(seconds)[4], 4), "runs": 9}
+    what = f"seconds to open a cache of {size.opened_rows:,} rows x 25 layers"
+    return {what: round(median(seconds), 4), "runs": len(seconds)}
 
 
 def _take(plain: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:

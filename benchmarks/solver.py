@@ -4,6 +4,7 @@ Features are made up, of the shape that caches have: tokens of unit norm, concat
 directions, channels of very unequal variance and layers that resemble one another.
 """
 
+import argparse
 import json
 import time
 import warnings
@@ -44,6 +45,7 @@ class Shape:
 
 WIDE = Shape(1020, 48, 1024, 102)
 LONG = Shape(20_000, 2, 1024, 100)
+TOY = (Shape(60, 6, 16, 5), Shape(300, 2, 16, 5))
 
 
 def make_features(shape: Shape) -> tuple[Tensor, Tensor]:
@@ -128,18 +130,21 @@ def timed(function: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - started, result
 
 
-def bench_solver() -> Document:
+def bench_solver(toy: bool = False) -> Document:
     """Everything from features to weights, Gram matrix and eigenvalues included."""
     return {
         f"{shape.samples} x {shape.tokens * shape.width}, {shape.classes} classes": bench_shape(shape)
-        for shape in (WIDE, LONG)
+        for shape in (TOY if toy else (WIDE, LONG))
     }
 
 
 def main() -> None:
     """Print the rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--toy", action="store_true", help="toy sizes: only whether it runs")
+    arguments = parser.parse_args()
     flush_denormals()
-    print(json.dumps(bench_solver(), indent=1))
+    print(json.dumps(bench_solver(arguments.toy), indent=1))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -29,21 +30,39 @@ from support.caches import cache_folder, make_plan
 from support.faulty_proxy import Faults, FaultyProxy
 from support.servers import http_server, moto_server
 
-RUNS = 3
 BUCKET = "bench"
 
 
-def bench_transfer() -> Document:
+@dataclass(frozen=True)
+class Size:
+    """Sizes of what is moved; with smaller ones the figures say nothing."""
+
+    train_rows: int
+    width: int
+    caches: int
+    """Caches in the remote that is listed."""
+    runs: int
+    commands: int
+    """Runs of a whole command."""
+
+
+# 25 layers of 1,024 channels (a ViT-L): 20,480 rows are 2.1 GB.
+FULL = Size(19_456, 1024, 1000, 3, 5)
+TOY = Size(512, 16, 10, 1, 1)
+
+
+def bench_transfer(toy: bool = False) -> Document:
     """All rows of sharing, against moto's S3 server on the same machine."""
+    size = TOY if toy else FULL
     keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ.update(keys)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         root = Path(name)
-        # 25 layers of 1,024 channels (a ViT-L): 20,480 rows are 2.1 GB.
-        plan = make_plan({"train": 19_456, "test": 1_024}, num_layers=24, width=1024, batch_size=512)
+        samples = {"train": size.train_rows, "test": 1_024}
+        plan = make_plan(samples, num_layers=24, width=size.width, batch_size=512)
         directory = cache_folder(root / "ours", plan)
         write_random(directory, plan)
-        pushes = bench_push(directory)
+        pushes = bench_push(directory, size)
         endpoint = stack.enter_context(moto_server())
         use(endpoint)
         push(directory, parse_address(f"s3://{BUCKET}/team"))
@@ -53,11 +72,11 @@ def bench_transfer() -> Document:
         return {
             "megabytes": plan.inventory.num_bytes // 10**6,
             "push, against the client alone": pushes,
-            "pull, against the client alone": bench_pull(directory, address, root),
+            "pull, against the client alone": bench_pull(directory, address, root, size),
             "pull --layers last": bench_last_layer(address, root, plan, faults, port, endpoint),
-            "second pull of a complete cache": bench_second_pull(address, root),
-            "first probe on one layer, against the client alone": bench_probe(directory, address, root),
-            "ls of 1,000 caches": bench_listing(faults, port, endpoint),
+            "second pull of a complete cache": bench_second_pull(address, root, size),
+            "first probe on one layer, against the client alone": bench_probe(directory, address, root, size),
+            "ls of 1,000 caches": bench_listing(faults, port, endpoint, size),
         }
 
 
@@ -144,10 +163,10 @@ def compared(ours: list[float], alone: list[float]) -> Document:
     }
 
 
-def bench_push(directory: Path) -> Document:
+def bench_push(directory: Path, size: Size) -> Document:
     """To a fresh server every time, in turn."""
     ours, alone = [], []
-    for _ in range(RUNS):
+    for _ in range(size.runs):
         with moto_server() as endpoint:
             use(endpoint)
             files = [(directory / path, f"plain/{path}") for path in files_of(directory)]
@@ -158,11 +177,11 @@ def bench_push(directory: Path) -> Document:
     return compared(ours, alone)
 
 
-def bench_pull(directory: Path, address: str, root: Path) -> Document:
+def bench_pull(directory: Path, address: str, root: Path, size: Size) -> Document:
     """From one server, in turn, into folders that do not exist; ours checks digests and syncs every file to the disk."""
     key = address.removeprefix(f"s3://{BUCKET}/")
     ours, alone, synced = [], [], []
-    for number in range(RUNS):
+    for number in range(size.runs):
         targets = [(root / f"plain-{number}" / path, f"{key}/{path}") for path in files_of(directory)]
         alone.append(timed(lambda targets=targets: plain_pull(targets)))
         synced.append(alone[-1] + timed(lambda targets=targets: [_sync(path) for path, _ in targets]))
@@ -190,28 +209,28 @@ def bench_last_layer(
     return {"megabytes": round(faults.bytes_out / 1e6, 1), "share": round(share, 4), "1/25": 0.04}
 
 
-def command(*arguments: object) -> list[float]:
+def command(runs: int, *arguments: object) -> list[float]:
     """Seconds of whole commands, process and all."""
     program = str(Path(sys.executable).parent / "featcache")
     return [
         timed(lambda: subprocess.run([program, *map(str, arguments)], check=True, capture_output=True))
-        for _ in range(5)
+        for _ in range(runs)
     ]
 
 
-def bench_second_pull(address: str, root: Path) -> Document:
+def bench_second_pull(address: str, root: Path, size: Size) -> Document:
     """The copy of the first of `bench_pull` is complete."""
-    seconds = command("pull", address, "--root", root / "pulled-0")
+    seconds = command(size.commands, "pull", address, "--root", root / "pulled-0")
     moved = pull(parse_address(address), [root / "pulled-0"]).num_bytes
     return {"seconds of the whole command": round(median(seconds), 2), "bytes of data": moved}
 
 
-def bench_probe(directory: Path, address: str, root: Path) -> Document:
+def bench_probe(directory: Path, address: str, root: Path, size: Size) -> Document:
     """What a probe on the last layer waits for before it can begin, against the client fetching the same files."""
     key = address.removeprefix(f"s3://{BUCKET}/")
     request = ProbeRequest(heads=("linear",), layers="last")
     ours, alone = [], []
-    for number in range(RUNS):
+    for number in range(size.runs):
         paths = files_of(directory, CacheSelection(layers="last"))
         targets = [(root / f"probe-plain-{number}" / path, f"{key}/{path}") for path in paths]
         alone.append(timed(lambda targets=targets: plain_pull(targets)))
@@ -224,17 +243,17 @@ def bench_probe(directory: Path, address: str, root: Path) -> Document:
     return {**compared(ours, alone), "seconds more": round(median(ours) - median(alone), 2)}
 
 
-def bench_listing(faults: Faults, port: int, endpoint: str) -> Document:
+def bench_listing(faults: Faults, port: int, endpoint: str, size: Size) -> Document:
     """Whole commands, and the requests of one."""
     import boto3
 
     client = boto3.client("s3")
-    for number in range(1000):
+    for number in range(size.caches):
         name = CacheName(f"dataset-{number % 20}", f"model-{number % 50}", f"{number:012x}")
         entry = CatalogueEntry(name, f"{number:016x}", 10**9, 25, 50_000, 10_000)
         client.put_object(Bucket=BUCKET, Key=f"many/{entry.path}", Body=b"")
     client.close()
-    seconds = command("ls", f"s3://{BUCKET}/many")
+    seconds = command(size.commands, "ls", f"s3://{BUCKET}/many")
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
     faults.requests.clear()
     subprocess.run(

@@ -12,6 +12,7 @@ from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
 from featcache.store.redaction import redacted, remember_login
 from featcache.store.spec import KEY_DIGITS
+from featcache.store.text import is_utf8
 
 __all__ = [
     "Address",
@@ -104,7 +105,7 @@ class Address:
     def __str__(self) -> str:
         if self.scheme == "file":
             # Documents hold addresses, and cannot hold a name that is not UTF-8.
-            return self.path if _is_utf8(self.path) else f"file://{quote(os.fsencode(self.path))}"
+            return self.path if is_utf8(self.path) else f"file://{quote(os.fsencode(self.path))}"
         user = self.login.partition(":")[0]
         login = f"{user}@" if user and self.scheme == "ssh" else ""
         return "/".join((f"{self.scheme}://{login}{self.host_or_bucket}", *map(self._quoted, self.parts)))
@@ -112,7 +113,7 @@ class Address:
     def _quoted(self, part: str) -> str:
         """Return a part of the path, escaped so that `parse_address` reads the same part again."""
         reserved = "%?#@" if self.scheme in WEB_SCHEMES else "@"
-        return "".join(f"%{ord(one):02X}" if one in reserved else one for one in part)
+        return "".join(f"%{ord(character):02X}" if character in reserved else character for character in part)
 
 
 def is_address(text: str) -> bool:
@@ -224,14 +225,6 @@ def _file_name(part: str) -> str:
     return os.fsdecode(unquote_to_bytes(os.fsencode(part)))
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 _DECODERS: dict[str, Callable[[str], str]] = {"http": unquote, "https": unquote, "file": _file_name}
 
 
@@ -246,7 +239,7 @@ def _split_hub_path(rest: str) -> tuple[str, tuple[str, ...]]:
     owner, (name, at, revision) = parts[0], parts[1].partition("@")
     names = [owner, name, *([revision] if at else [])]
     if (
-        not all(_REPOSITORY.fullmatch(one) for one in names)
+        not all(_REPOSITORY.fullmatch(name) for name in names)
         or revision in _HUB_KINDS
         or "@" in "".join(parts[2:])
     ):

@@ -124,8 +124,8 @@ class ArrayInfo:
         Raises:
             ValueError: shape or type differ.
         """
-        wanted = (rows, *([len(self.layers)] if self.layers else []), *self.row_shape)
-        if values.shape != wanted or values.dtype != self.stored_dtype:
+        shape = (rows, *([len(self.layers)] if self.layers else []), *self.row_shape)
+        if values.shape != shape or values.dtype != self.stored_dtype:
             raise ValueError(
-                f"array {self.name!r} takes {self.stored_dtype} of shape {wanted}, got {values.dtype} of shape {values.shape}"
+                f"array {self.name!r} takes {self.stored_dtype} of shape {shape}, got {values.dtype} of shape {values.shape}"
             )

@@ -39,25 +39,25 @@ def number_classes(labels: Sequence[Labels], where: str) -> NumberedClasses:
     Raises:
         DatasetError: there are more classes than a cache can have.
     """
-    found = np.unique(np.concatenate([np.unique(part) for part in labels]))
-    count, unused = int(found[-1]) + 1, int(found[-1]) + 1 - len(found)
-    if len(found) > MAX_CLASSES:
+    numbers = np.unique(np.concatenate([np.unique(part) for part in labels]))
+    count, unused = int(numbers[-1]) + 1, int(numbers[-1]) + 1 - len(numbers)
+    if len(numbers) > MAX_CLASSES:
         raise DatasetError(
-            f"{where}: {len(found)} different labels would make as many classes, at most {MAX_CLASSES} are possible; are they "
+            f"{where}: {len(numbers)} different labels would make as many classes, at most {MAX_CLASSES} are possible; are they "
             "indices of classes?"
         )
     if unused > MAX_UNUSED_CLASSES:
-        names = tuple(map(str, found.tolist()))
+        names = tuple(map(str, numbers.tolist()))
         said = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        anew = [np.searchsorted(found, part).astype(part.dtype) for part in labels]
+        anew = [np.searchsorted(numbers, part).astype(part.dtype) for part in labels]
         note = (
-            f"labels go up to {count - 1}, and {len(found)} occur: these are numbered from 0 in the cache, and their classes "
+            f"labels go up to {count - 1}, and {len(numbers)} occur: these are numbered from 0 in the cache, and their classes "
             f"are called {said}"
         )
         return NumberedClasses(anew, names, [note])
     notes = []
     if unused:
-        missing = np.setdiff1d(np.arange(count), found, assume_unique=True)
+        missing = np.setdiff1d(np.arange(count), numbers, assume_unique=True)
         shown = ", ".join(map(str, missing[:10].tolist())) + (", ..." if unused > 10 else "")
         notes.append(f"no sample has label {shown}: {unused} of {count} classes are empty")
     return NumberedClasses(list(labels), tuple(map(str, range(count))), notes)

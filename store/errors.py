@@ -44,16 +44,20 @@ class UnknownNameError(RequestError):
 
 def similar_names(name: str, valid: Iterable[str]) -> list[str]:
     """Return up to three of `valid` that `name` may have been meant as, in any case of letters, the likeliest first."""
-    text, names = name.lower(), {one.lower(): one for one in valid}
+    text, names = name.lower(), {candidate.lower(): candidate for candidate in valid}
     if text.lstrip("-").isdigit():  # 99 is no slip of the finger for 9
         return []
-    found = get_close_matches(text, names, n=3, cutoff=ALIKE)
+    similar = get_close_matches(text, names, n=3, cutoff=ALIKE)
     if (
-        not found and len(text) >= 3
+        not similar and len(text) >= 3
     ):  # or part of a name: `lasso` of `group-lasso`, `dinov5` of `dinov2-vit-s-14`
-        beginning = get_close_matches(text, [one[: len(text)] for one in names], n=1, cutoff=ALIKE)
-        found = [one for one in names if text in one or one.startswith(tuple(beginning))]
-    return [names[one] for one in found[:3]]
+        beginning = get_close_matches(
+            text, [candidate[: len(text)] for candidate in names], n=1, cutoff=ALIKE
+        )
+        similar = [
+            candidate for candidate in names if text in candidate or candidate.startswith(tuple(beginning))
+        ]
+    return [names[candidate] for candidate in similar[:3]]
 
 
 class DatasetError(FeatcacheError, ValueError):
@@ -120,6 +124,6 @@ class CacheCompletedError(FeatcacheError, FileExistsError):
 
 
 class InterruptedRunError(FeatcacheError):
-    """Ctrl-C stopped the run; what was committed stays and the next run goes on from there."""
+    """Ctrl-C stopped the run; committed blocks stay, and the next run resumes after them."""
 
     exit_status = 130

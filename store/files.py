@@ -61,6 +61,41 @@ def with_filename(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def partial_path(path: Path) -> Path:
+    """Return a temporary name for `path` with a random token.
+
+    Containers that share a folder may have equal process ids, and `path.partial` may be somebody's own file.
+    """
+    return path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+
+
+@contextmanager
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Give the temporary name to write to; leaving without an error makes it `path`, else it is removed.
+
+    Args:
+        path: the final name.
+        durable: make the file survive a power loss; not needed for what can be made again.
+    """
+    partial = partial_path(path)
+    try:
+        yield partial
+        if durable:
+            sync_file(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_directory(path.absolute().parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file survive a power loss."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames in `directory` survive a power loss, where the file system can sync a folder."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -91,7 +126,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         # What a killed process left under the plain name is written over, so nobody has to sweep it.
         if not _write_partial(partial, path, data):
             # Another process is writing this file, or left it writable only for its own user.
-            partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+            partial = partial_path(path)
             try:
                 with partial.open("xb") as file:
                     _replace(partial, path, file, data)
@@ -282,8 +317,8 @@ def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
         return value
     # JSON's true is not a count, although Python's bool is an int.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-        wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-        raise CacheError(f"{where}: field {name!r} must be {wanted}, got {type(value).__name__}")
+        expected = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
+        raise CacheError(f"{where}: field {name!r} must be {expected}, got {type(value).__name__}")
     return value
 
 
@@ -295,12 +330,14 @@ def text_list(document: Mapping[str, Any], name: str, where: str) -> tuple[str, 
     return tuple(values)
 
 
-def is_identical_json(got: Any, wanted: Any) -> bool:
+def is_identical_json(got: Any, expected: Any) -> bool:
     """Return whether two JSON values are the same, and not only equal in Python: 3.0 and true are other numbers for others."""
-    if type(got) is not type(wanted):
+    if type(got) is not type(expected):
         return False
     if isinstance(got, dict):
-        return got.keys() == wanted.keys() and all(is_identical_json(got[name], wanted[name]) for name in got)
+        return got.keys() == expected.keys() and all(
+            is_identical_json(got[name], expected[name]) for name in got
+        )
     if isinstance(got, list):
-        return len(got) == len(wanted) and all(map(is_identical_json, got, wanted))
-    return bool(got == wanted)
+        return len(got) == len(expected) and all(map(is_identical_json, got, expected))
+    return bool(got == expected)

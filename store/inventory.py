@@ -123,9 +123,9 @@ class Inventory:
         arrays += [self.projection_array] if self.projection_array else []
         return sum(array.chunk_bytes * array.files_per_block * array.num_blocks for array in arrays)
 
-    def covers(self, wanted: "Inventory") -> bool:
-        """Return whether all of `wanted` is held."""
-        lacking = wanted.minus(self)
+    def covers(self, other: "Inventory") -> bool:
+        """Return whether all of `other` is held."""
+        lacking = other.minus(self)
         return not lacking.splits and lacking.projection is None
 
     def minus(self, held: "Inventory") -> "Inventory":

@@ -81,11 +81,11 @@ def committed(directory: Path, inventory: Inventory, known: Collection[Block] = 
         inventory: what is written.
         known: blocks to leave out.
     """
-    found = set(os.listdir(directory / JOURNAL)) if (directory / JOURNAL).is_dir() else set()
+    names = set(os.listdir(directory / JOURNAL)) if (directory / JOURNAL).is_dir() else set()
     blocks = [
         block
         for block in inventory.blocks()
-        if block not in known and _record_path(directory, block).name in found
+        if block not in known and _record_path(directory, block).name in names
     ]
     return [record for block in blocks if (record := _read(directory, inventory, block)) is not None]
 

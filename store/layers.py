@@ -119,9 +119,9 @@ def parse_tokens(text: str) -> tuple[str, ...]:
     return names
 
 
-def _refuse_empty_or_doubled(what: str, text: str, names: tuple[str, ...]) -> None:
+def _refuse_empty_or_doubled(noun: str, text: str, names: tuple[str, ...]) -> None:
     if not names:
-        raise RequestError(f"no {what} is named in {text!r}")
+        raise RequestError(f"no {noun} is named in {text!r}")
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        raise RequestError(f"{what} {', '.join(doubled)} is named more than once in {text!r}")
+        raise RequestError(f"{noun} {', '.join(doubled)} is named more than once in {text!r}")

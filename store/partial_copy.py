@@ -89,12 +89,12 @@ def read_partial_manifest(directory: Path) -> Manifest:
     return part if part.inventory != manifest.inventory else manifest
 
 
-def require_complete_copy(directory: Path, what: str) -> None:
+def require_complete_copy(directory: Path, action: str) -> None:
     """Refuse a partial copy for something that takes all of the cache.
 
     Args:
         directory: folder of the cache.
-        what: the thing that cannot be done, such as ``added to``.
+        action: the thing that cannot be done, such as ``added to``.
 
     Raises:
         PartialCacheError: it is one; the message has the command that completes it.
@@ -105,7 +105,7 @@ def require_complete_copy(directory: Path, what: str) -> None:
         return
     if read_partial_manifest(directory).whole is not None:
         raise PartialCacheError(
-            f"{directory} is a partial copy and cannot be {what}; complete it first: {pull_command(directory, held.origin)}"
+            f"{directory} is a partial copy and cannot be {action}; complete it first: {pull_command(directory, held.origin)}"
         )
 
 

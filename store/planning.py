@@ -95,15 +95,15 @@ def plan_arrays(
 
     planned = [
         ArrayInfo(
-            wanted.name,
-            (num_samples, wanted.depth, len(wanted.tokens), wanted.width),
+            token_array.name,
+            (num_samples, token_array.depth, len(token_array.tokens), token_array.width),
             rows,
             dtype,
-            _dimension_names(wanted, width),
-            wanted.layers,
-            wanted.tokens,
+            _dimension_names(token_array, width),
+            token_array.layers,
+            token_array.tokens,
         )
-        for wanted in arrays
+        for token_array in arrays
     ]
     planned += [
         column("label", labels.row_shape, labels.dtype, *labels.dimension_names),

@@ -20,6 +20,6 @@ def card_origin(directory: Path) -> str | None:
     """
     with suppress(OSError, CacheError):
         card = read_regular(directory / CARD_FILE, MAX_CARD_BYTES).decode(errors="replace")
-        found = _PULL.search(card.partition(SHARED)[2])
-        return found[1] if found else None
+        match = _PULL.search(card.partition(SHARED)[2])
+        return match[1] if match else None
     return None

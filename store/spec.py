@@ -1,7 +1,7 @@
 """The spec: everything that fixes the values in a cache. Its digest is the cache's key."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -16,6 +16,11 @@ FORMAT_VERSIONS = (2, 3)
 KEY_DIGITS = 12
 STORED_DTYPES = ("float16", "bfloat16", "float32")
 FP32, MIXED = PRECISIONS = ("fp32", "mixed")
+PILLOW, UINT8_ANTIALIAS = "pillow", "uint8-antialias"
+RESIZES = (PILLOW, UINT8_ANTIALIAS)
+"""Versions of resizing, a part of the preprocessing: by the model's library on Pillow's image, or torch's antialiased resize of
+8-bit pixels. Both have the same filter and size; pixels differ by at most 2 of 255."""
+_RESIZE = "resize_version"
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,19 @@ class BackboneSpec:
     input_size: int
     """Side of the square input, pixels."""
     preprocessing: Mapping[str, Any]
-    """The model's own preprocessing, as plain values."""
+    """The model's own preprocessing, as plain values. ``resize_version`` names the version of
+    resizing; without it, Pillow resizes."""
+
+    @property
+    def resize(self) -> str:
+        """Version of resizing, one of `RESIZES`."""
+        return UINT8_ANTIALIAS if self.preprocessing.get(_RESIZE) == UINT8_ANTIALIAS else PILLOW
+
+    def resized_by(self, resize: str) -> Self:
+        """Return the spec of the same function with another version of resizing."""
+        others = {name: value for name, value in self.preprocessing.items() if name != _RESIZE}
+        # Caches of before the second version do not name theirs, and keep their keys.
+        return replace(self, preprocessing=others if resize == PILLOW else {**others, _RESIZE: resize})
 
 
 @dataclass(frozen=True)

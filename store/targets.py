@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, text_list
+from featcache.store.text import is_utf8
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single-label", "multi-label", "regression"
 TARGET_KINDS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
@@ -142,7 +143,7 @@ def names_problem(names: Sequence[str], units: Sequence[str] = ()) -> str | None
     for name in names:
         if any(ord(character) < 32 for character in name):
             return f"the name {ascii(name)[:80]} of a class or target has control characters"
-        if not _is_text(name):
+        if not is_utf8(name):
             return f"the name {ascii(name)[:80]} of a class or target is not valid Unicode"
     for unit in units:
         if not unit.isprintable():
@@ -158,11 +159,3 @@ def too_many_names(names: Sequence[str]) -> str | None:
     if total > MAX_NAMES_BYTES:
         return f"the names of the classes have {total} bytes, more than the {MAX_NAMES_BYTES} that a cache can have"
     return None
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold and UTF-8 cannot
-        return False
-    return True

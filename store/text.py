@@ -47,8 +47,16 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(
-        one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in text
+        character
+        if character.isprintable() or character in keep
+        else character.encode("unicode_escape").decode()
+        for character in text
     )
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether UTF-8 can hold a text; it cannot hold lone surrogates, which JSON and file names can."""
+    return encodable(text) == text
 
 
 def encodable(text: str) -> str:

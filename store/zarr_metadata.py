@@ -123,9 +123,9 @@ def read_metadata(path: Path) -> JsonObject:
 
 def compare_fields(fields: Iterable[tuple[str, Any, Any]], where: str) -> None:
     """Refuse the first field that is not as wanted; fields are (name, value, wanted value)."""
-    for name, got, wanted in fields:
-        if not is_identical_json(got, wanted):
-            raise CacheError(f"{where}: field {name!r} is {got!r}, the manifest says {wanted!r}")
+    for name, got, expected in fields:
+        if not is_identical_json(got, expected):
+            raise CacheError(f"{where}: field {name!r} is {got!r}, the manifest says {expected!r}")
 
 
 def array_fields(document: JsonObject, array: ArrayInfo, where: str) -> Iterator[tuple[str, Any, Any]]:

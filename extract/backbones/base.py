@@ -132,7 +132,7 @@ class Backbone(ABC):
     def embedding_point(self) -> TapPoint | None:
         """Where the pooled output ``[B, E]`` can be seen, if pooling is more than picking or averaging tokens.
 
-        Where the model goes on with a projection that `projection` cannot express (with a bias, or of another width
+        Where the model continues with a projection that `projection` cannot express (with a bias, or of another width
         than D), what is seen is the model's own output, already projected.
         """
         return None

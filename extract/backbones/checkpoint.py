@@ -50,22 +50,22 @@ def read_checkpoint(path: Path, order: tuple[str, ...], key: str | None = None) 
         UnknownNameError: the file has no set `key`.
     """
     content = _content(path)
-    found = dict(_sets(content))
+    sets = dict(_sets(content))
     if key is not None:
-        return _named(path, found, key)
-    if not found and isinstance(content, Mapping):
+        return _named(path, sets, key)
+    if not sets and isinstance(content, Mapping):
         return Checkpoint({})  # the caller's error lists the names that the model lacks, which helps more
-    if not found:
+    if not sets:
         raise BackboneError(f"weights file {path} holds {type(content).__name__}, not a state dict")
-    taken = _preferred_set(found, order)
+    taken = _preferred_set(sets, order)
     if taken is None:
-        if len(found) > 1:
+        if len(sets) > 1:
             raise BackboneError(
-                f"weights file {path} holds several sets of weights: {', '.join(found)}; choose one with --weights-key "
-                f"{next(iter(found))}"
+                f"weights file {path} holds several sets of weights: {', '.join(sets)}; choose one with --weights-key "
+                f"{next(iter(sets))}"
             )
-        (taken,) = found
-    return _require_set(found, taken)
+        (taken,) = sets
+    return _require_set(sets, taken)
 
 
 def choice_text(source: Mapping[str, Any]) -> str | None:
@@ -108,33 +108,37 @@ def _sets(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, M
             yield from _sets(value, f"{name}{_SEPARATOR}{key}" if name else key, depth + 1)
 
 
-def _preferred_set(found: Mapping[str, Any], order: tuple[str, ...]) -> str | None:
+def _preferred_set(sets: Mapping[str, Any], order: tuple[str, ...]) -> str | None:
     """Return the set that the library would take: one of a usual name, nested sets included; else the file itself."""
     for name in order:
-        inner = [one for one in found if one.split(_SEPARATOR)[0] == name]
-        usual = [one for one in inner if {*one.split(_SEPARATOR)} <= {*order}]
+        inner = [path for path in sets if path.split(_SEPARATOR)[0] == name]
+        usual = [path for path in inner if {*path.split(_SEPARATOR)} <= {*order}]
         if usual:
-            return min(usual, key=lambda one: one.count(_SEPARATOR))
-    return "" if "" in found else None
+            return min(usual, key=lambda path: path.count(_SEPARATOR))
+    return "" if "" in sets else None
 
 
-def _named(path: Path, found: Mapping[str, Mapping[str, Tensor]], key: str) -> Checkpoint:
-    if key in found:
-        return _require_set(found, key)
+def _named(path: Path, sets: Mapping[str, Mapping[str, Tensor]], key: str) -> Checkpoint:
+    if key in sets:
+        return _require_set(sets, key)
     if key.endswith("."):
-        for name, tensors in found.items():
-            state = {one.removeprefix(key): value for one, value in tensors.items() if one.startswith(key)}
+        for name, tensors in sets.items():
+            state = {
+                tensor_name.removeprefix(key): value
+                for tensor_name, value in tensors.items()
+                if tensor_name.startswith(key)
+            }
             if state:
-                return Checkpoint(state, key, tuple(one for one in (name or "the rest",) if one))
-    valid = [name for name in found if name]
+                return Checkpoint(state, key, tuple(entry for entry in (name or "the rest",) if entry))
+    valid = [name for name in sets if name]
     if not valid:
         raise RequestError(f"weights file {path} holds one set of weights; leave --weights-key out")
     raise UnknownNameError("set of weights", key, valid, f"({path})")
 
 
-def _require_set(found: Mapping[str, Mapping[str, Tensor]], taken: str) -> Checkpoint:
-    others = tuple(name or "the one without a name" for name in found if name != taken)
-    return Checkpoint(found[taken], taken, others)
+def _require_set(sets: Mapping[str, Mapping[str, Tensor]], taken: str) -> Checkpoint:
+    others = tuple(name or "the one without a name" for name in sets if name != taken)
+    return Checkpoint(sets[taken], taken, others)
 
 
 def find_prefixes(keys: Mapping[str, Any], marker: str) -> list[str]:

@@ -233,12 +233,14 @@ def _widths(
         points["embedding"] = (parts.embedding, False)
     seen: dict[str, Any] = {}
     handles = []
-    for what, (path, is_input) in points.items():
+    for part_name, (path, is_input) in points.items():
         part = module.get_submodule(path.removesuffix(_INPUT))
         point = TapPoint(part, 0, "input" if is_input else "output")
 
-        def hook(module: Any, inputs: Any, output: Any, what: str = what, point: TapPoint = point) -> None:
-            seen[what] = point.tokens(inputs, output)
+        def hook(
+            module: Any, inputs: Any, output: Any, part_name: str = part_name, point: TapPoint = point
+        ) -> None:
+            seen[part_name] = point.tokens(inputs, output)
 
         handles.append(part.register_forward_hook(hook))
     try:
@@ -250,11 +252,11 @@ def _widths(
     finally:
         for handle in handles:
             handle.remove()
-    for what, (path, _) in points.items():
-        shape = list(seen[what].shape) if isinstance(seen.get(what), Tensor) else None
-        tokens = [layout.num_tokens, 2] if sequence_first and what != "final" else [2, layout.num_tokens]
-        wanted = [2] if what == "embedding" else tokens
-        if shape is None or shape[:-1] != wanted:
-            got = f"gives {shape}" if what in seen else "is not called"
-            raise BackboneError(f"{name}: {path!r} {got} for 2 images, expected {[*wanted, 'width']}")
-    return {what: values.shape[-1] for what, values in seen.items()}
+    for part_name, (path, _) in points.items():
+        shape = list(seen[part_name].shape) if isinstance(seen.get(part_name), Tensor) else None
+        tokens = [layout.num_tokens, 2] if sequence_first and part_name != "final" else [2, layout.num_tokens]
+        expected = [2] if part_name == "embedding" else tokens
+        if shape is None or shape[:-1] != expected:
+            got = f"gives {shape}" if part_name in seen else "is not called"
+            raise BackboneError(f"{name}: {path!r} {got} for 2 images, expected {[*expected, 'width']}")
+    return {part_name: values.shape[-1] for part_name, values in seen.items()}

@@ -16,9 +16,9 @@ def cached_file(repository: str, names: Sequence[str]) -> Path | None:
 
     repo_id, _, revision = repository.partition("@")
     for name in names:
-        found = try_to_load_from_cache(repo_id, name, revision=revision or None)
-        if isinstance(found, str):
-            return Path(found)
+        cached = try_to_load_from_cache(repo_id, name, revision=revision or None)
+        if isinstance(cached, str):
+            return Path(cached)
     return None
 
 
@@ -55,8 +55,8 @@ def load_failure(
     """
     if weights is not None:
         return BackboneError(f"weights file {weights} does not fit {name.explicit} ({reason(error)})")
-    what, remedy = hub_problem(error, repository or "its repository")
+    cause, remedy = hub_problem(error, repository or "its repository")
     return BackboneError(
-        f"pretrained weights of {name.explicit} could not be loaded ({what}); {remedy}, or give local weights with "
+        f"pretrained weights of {name.explicit} could not be loaded ({cause}); {remedy}, or give local weights with "
         "--weights FILE"
     )

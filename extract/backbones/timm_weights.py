@@ -131,8 +131,8 @@ def load_state(model: Any, state: Mapping[str, Any]) -> None:
     missing, unexpected = model.load_state_dict(converted, strict=False)
     unexpected = [key for key in unexpected if key.split(".")[0] in _OF_THE_BACKBONE]
     if missing or unexpected:
-        what, keys = ("lacks", missing) if missing else ("has, and the model has not,", unexpected)
-        listed = f"it {what} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+        difference, keys = ("lacks", missing) if missing else ("has, and the model has not,", unexpected)
+        listed = f"it {difference} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
         raise ValueError(listed + _mismatch_hint(state, missing))
 
 

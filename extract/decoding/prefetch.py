@@ -5,11 +5,15 @@ from contextlib import suppress
 
 import torch
 
-from featcache.extraction.decoding.images import ImageBatch
+from featcache.extraction.decoding.batch import ImageBatch
+from featcache.extraction.decoding.images import Transform
+from featcache.extraction.decoding.preprocessing import EightBitTransform
 
 
-def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
-    """Yield `batches` with their images on `device`, in order.
+def to_device(
+    batches: Iterator[ImageBatch], device: torch.device, transform: Transform
+) -> Iterator[ImageBatch]:
+    """Yield `batches` in order with their images on `device`, normalized.
 
     To a GPU they go from pinned memory, beside the passes: `FeatureExtractor.start` comes back before its pass has run, so
     the next batches are fetched and copied meanwhile. A batch for which the GPU has no room stays on the host, and the
@@ -18,11 +22,19 @@ def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[I
     copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     for batch in batches:
         if copying is None:
-            yield batch._replace(images=batch.images.to(device))
+            yield normalized(batch._replace(images=batch.images.to(device)), transform)
             continue
         with suppress(torch.OutOfMemoryError):
-            batch = batch._replace(images=_copy(batch.images, device, copying))
-        yield batch
+            batch = normalized(batch._replace(images=_copy(batch.images, device, copying)), transform)
+        yield normalized(batch, transform)
+
+
+def normalized(batch: ImageBatch, transform: Transform) -> ImageBatch:
+    """Normalize the images of a batch, unless they are floating point already."""
+    if batch.images.dtype != torch.uint8 or not isinstance(transform, EightBitTransform):
+        return batch
+    failed = [row for row, _ in batch.failures]
+    return batch._replace(images=transform.normalize(batch.images, failed))
 
 
 def _copy(images: torch.Tensor, device: torch.device, copying: torch.cuda.Stream) -> torch.Tensor:

@@ -4,6 +4,7 @@ import hashlib
 from contextlib import suppress
 
 import numpy as np
+import numpy.typing as npt
 from PIL.Image import Exif, Image, Transpose, fromarray
 
 from featcache.extraction.sources.base import Source
@@ -70,10 +71,22 @@ def rgb_image(source: Source, split: str, row: int) -> Image:
         ) from error
 
 
+def pixels_of(image: Image) -> npt.NDArray[np.uint8]:
+    """Return the pixels ``[H, W, 3]`` of an RGB image, in memory of their own."""
+    # A bytearray makes them writable; numpy's own way takes two copies as well, and torch refuses what it gives.
+    return np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(image.height, image.width, 3)
+
+
 def content_digest(image: Image) -> bytes:
     """First 16 bytes of SHA-256 over width, height and pixels of an RGB image."""
-    digest = hashlib.sha256(f"{image.width}x{image.height}\n".encode())
-    digest.update(image.tobytes())
+    return digest_of_pixels(pixels_of(image))
+
+
+def digest_of_pixels(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Return the content digest of an image with these pixels ``[H, W, 3]``; see `content_digest`."""
+    height, width, _ = pixels.shape
+    digest = hashlib.sha256(f"{width}x{height}\n".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()[:CONTENT_DIGEST_BYTES]
 
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
+from featcache.store.catalogue import Entry
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Inventory
-from featcache.store.writing.pending import PendingWork, free_space
+from featcache.store.writing.pending import PendingWork, free_space, pending_work
 
 NEW, UNFINISHED, LACKING, COMPLETE = "new", "unfinished", "lacking", "complete"
 
@@ -35,6 +37,12 @@ class Estimate:
     remaining: PendingWork
     speed: Speed | None
     """None where nothing is left to be extracted."""
+
+    @classmethod
+    def of_complete(cls, entry: Entry) -> Self:
+        """Return the estimate of a request that a complete cache answers."""
+        inventory = entry.cache.inventory
+        return cls(entry.path, entry.key, inventory, inventory, pending_work(entry.path, inventory), None)
 
     @property
     def state(self) -> str:

@@ -3,8 +3,8 @@
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +23,30 @@ from featcache.store.writing.writer import CacheWriter
 _PACKAGES = ("featcache", "torch", "timm", "open_clip_torch", "torchvision", "numpy", "zarr", "pillow")
 
 
+@dataclass(frozen=True)
+class RunFacts:
+    """Facts about the run that completes a cache."""
+
+    command: str
+    """The command line."""
+    started_at: float
+    """Time when the run began, seconds since the epoch."""
+    samples: int
+    """Samples that the run extracted."""
+    seconds: float
+    """Time of the passes and of their data, without loading."""
+    dataset_summary: str
+    """Description of dataset and preprocessing in one line."""
+    observed: JsonObject
+    """Counts of images that were not used exactly as stored."""
+
+
 def provenance(
     writer: CacheWriter,
     weights_source: JsonObject,
     device: torch.device,
     names: Mapping[str, Sequence[str]],
-    run: Mapping[str, Any],
+    run: RunFacts,
 ) -> JsonObject:
     """Return the content of provenance.json, or of one addition in it.
 
@@ -37,8 +55,7 @@ def provenance(
         weights_source: where the weights came from.
         device: where the backbone ran.
         names: names of model and dataset as given and as resolved.
-        run: fields `command`, `started_at`, `samples`, `seconds`, `dataset_summary` and `observed` of the run that
-            completed the cache.
+        run: facts about the run that completed the cache.
     """
     plan = writer.plan
     mixed = plan.spec.precision == MIXED
@@ -51,13 +68,13 @@ def provenance(
         "model_names": list(dict.fromkeys(map(public_name, names["model"]))),
         "dataset_names": list(dict.fromkeys(map(public_name, names["dataset"]))),
         "weights_source": weights_source,
-        "command": public_command(run["command"]),
-        "started_at": round(run["started_at"], 3),
+        "command": public_command(run.command),
+        "started_at": round(run.started_at, 3),
         "completed_at": round(time.time(), 3),
-        "samples_in_last_run": run["samples"],
-        "seconds_of_last_run": round(run["seconds"], 3),
-        "dataset": run["dataset_summary"],
-        "images_of_last_run": run["observed"],
+        "samples_in_last_run": run.samples,
+        "seconds_of_last_run": round(run.seconds, 3),
+        "dataset": run.dataset_summary,
+        "images_of_last_run": run.observed,
         CORRECTIONS: known_corrections(),
         "arrays": {
             split.name: {a.name: list(a.layers) for a in split.arrays.values() if a.layers}

@@ -14,7 +14,7 @@ from featcache.store.files import JsonObject, sha256_file
 from featcache.store.manifest import MAX_BATCH_SIZE
 from featcache.store.parameters import DEVICE, PATH, as_optional_path, one_of, parameter
 from featcache.store.requests import AUTO
-from featcache.store.spec import PRECISIONS, STORED_DTYPES
+from featcache.store.spec import PRECISIONS, RESIZES, STORED_DTYPES
 
 WEIGHTS_RULE = "averaged weights first"
 STOP, SKIP = "stop", "skip"
@@ -25,7 +25,7 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
     """A request, before anything is loaded: model, dataset and how it is split, and which features to cache.
 
     Raises:
-        UnknownNameError: dtype or precision does not exist.
+        UnknownNameError: dtype, precision or version of resizing does not exist.
         RequestError: the weights file does not exist, or a number is out of range.
     """
 
@@ -70,6 +70,15 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
         metadata=parameter(
             "Precision of the forward pass: fp32, mixed (autocast), or auto, which is mixed where the device is fast at it.",
             "--precision",
+        ),
+    )
+    resize: str = field(
+        default=AUTO,
+        validator=one_of("resize", (AUTO, *RESIZES)),
+        metadata=parameter(
+            "Version of resizing: pillow, uint8-antialias (on 8-bit pixels, five times as fast), or auto, which is pillow on a "
+            "CPU and uint8-antialias elsewhere. Under auto any cache of the same images is an answer.",
+            "--resize",
         ),
     )
     batch_size: int | None = field(
@@ -132,6 +141,8 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
                 "dataset": dict(dataset_identity),
                 "dtype": self.dtype,
                 "precision": self.precision,
+                # Without the field, as every cache made before there was a choice, any version is an answer.
+                **({} if self.resize == AUTO else {"resize": self.resize}),
             }
 
     @property

@@ -12,14 +12,13 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from featcache.extraction.decoding.images import ImageBatch, Rows
+from featcache.extraction.decoding.batch import ImageBatch, Rows
+from featcache.extraction.decoding.worker_pool import AHEAD
 from featcache.store.writing.block import BlockWriter
 from featcache.store.writing.writer import CacheWriter
 
 LOOK_AHEAD_ROWS = 1024
 """Rows that are decoded ahead; at 2,000 images/s, half a second of work for the device."""
-PREFETCHED = 2
-"""Parts that each worker decodes ahead: the loader's `prefetch_factor`."""
 MIN_PART_ROWS = 16
 """Smallest part; handing over fewer rows at a time costs more than it evens out."""
 
@@ -28,7 +27,7 @@ def part_rows(batch_size: int, workers: int) -> int:
     """Return how many rows one worker decodes at a time, so that all of them stay within `LOOK_AHEAD_ROWS`."""
     if not workers:
         return batch_size
-    return min(batch_size, max(MIN_PART_ROWS, LOOK_AHEAD_ROWS // (PREFETCHED * workers)))
+    return min(batch_size, max(MIN_PART_ROWS, LOOK_AHEAD_ROWS // (AHEAD * workers)))
 
 
 class ClaimedBatches:

@@ -6,15 +6,14 @@ is bounded, so memory does not grow with the dataset.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from featcache.extraction.decoding.images import ImageBatch, Rows, WorkerError, image_batches
+from featcache.extraction.decoding.batch import ImageBatch, Rows
+from featcache.extraction.decoding.images import Transform, image_batches
 from featcache.extraction.decoding.observed import Observed
 from featcache.extraction.decoding.prefetch import to_device
 from featcache.extraction.forward_pass.forward import Extractor
@@ -23,7 +22,6 @@ from featcache.extraction.running.writing import Job, Writing
 from featcache.extraction.sources.base import Sample, Source
 from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.progress import Update
-from featcache.store.text import reason
 from featcache.store.writing.writer import CacheWriter
 
 
@@ -32,7 +30,7 @@ class ImageInput:
     """Where images come from, and how."""
 
     source: Source
-    transform: Any
+    transform: Transform
     """The model's own preprocessing."""
     input_size: int
     """Side of a preprocessed image, pixels."""
@@ -51,12 +49,9 @@ class ImageInput:
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[ImageBatch]:
         """The images of `rows` on the device, in order."""
-        pin = self.device.type == "cuda"
-        loader = image_batches(self.source, self.transform, rows, self.workers, pin, self.input_size)
-        # The thread that pins memory opens the GPU that is current when it starts.
-        with torch.cuda.device(self.device) if pin else nullcontext():
-            batches = _while_workers_live(iter(loader))
-        return to_device(batches, self.device)
+        gpu = self.device if self.device.type == "cuda" else None
+        batches = image_batches(self.source, self.transform, rows, self.workers, self.input_size, gpu)
+        return to_device(batches, self.device, self.transform)
 
     def refuse_or_skip(self, batch: ImageBatch) -> None:
         """Stop at an image that failed, or say that it is left out.
@@ -92,27 +87,6 @@ class ImageInput:
                 f"image {samples[changed[0]].id!r} is not the one that the cache was made from, so nothing can be added; "
                 "remove the cache and extract it again"
             )
-
-
-def _while_workers_live(batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
-    """Pass batches on; report the death of a worker process in one line.
-
-    Raises:
-        WorkerError: a process that decodes images was killed.
-    """
-    while True:
-        try:
-            batch = next(batches, None)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise WorkerError(
-                f"a process that decodes images came to an end ({reason(error)}), most often for want of memory; the same "
-                "command resumes, with fewer processes if you give --workers"
-            ) from error
-        if batch is None:
-            return
-        yield batch
 
 
 def run_blocks(

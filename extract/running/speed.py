@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from featcache.extraction.decoding.images import ImageBatch, Rows
+from featcache.extraction.decoding.batch import ImageBatch, Rows
 from featcache.extraction.forward_pass.forward import Extractor, NotFiniteError, NumpyBatch
 from featcache.extraction.running.pipeline import ImageInput
 from featcache.store.journal import Plan

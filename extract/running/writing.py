@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extraction.decoding.images import ImageBatch, Rows
+from featcache.extraction.decoding.batch import ImageBatch, Rows
 from featcache.extraction.forward_pass.forward import Extractor, NotFiniteError, NumpyBatch
 from featcache.extraction.sources.base import Sample
 from featcache.store.arrays import DTYPES

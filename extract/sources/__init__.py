@@ -56,7 +56,7 @@ SOURCE_TYPES = {
 DIGITS = "digits"
 
 
-def refuse_options(what: str, options: DatasetOptions, taken: Sequence[str] = ()) -> None:
+def refuse_options(dataset: str, options: DatasetOptions, taken: Sequence[str] = ()) -> None:
     """Refuse options of which a source would take no notice.
 
     Raises:
@@ -65,7 +65,7 @@ def refuse_options(what: str, options: DatasetOptions, taken: Sequence[str] = ()
     for option in ("data", "revision"):
         if getattr(options, option) is not None and option not in taken:
             raise RequestError(
-                f"--{option} means nothing for {what}; it is for the paper's datasets by name, and hf:"
+                f"--{option} means nothing for {dataset}; it is for the paper's datasets by name, and hf:"
             )
 
 
@@ -97,9 +97,9 @@ def resolve_source(
     except FeatcacheError:
         raise
     except OSError as error:  # a failing disk, or a folder without read permission
-        what = error.filename or name
-        raise DatasetError(f"{what} cannot be read ({error.strerror or error})") from error
+        path = error.filename or name
+        raise DatasetError(f"{path} cannot be read ({error.strerror or error})") from error
     if colon:
-        raise UnknownNameError("dataset", f"{source_type}:", [f"{one}:" for one in SOURCE_TYPES])
+        raise UnknownNameError("dataset", f"{source_type}:", [f"{name}:" for name in SOURCE_TYPES])
     hint = f"imagefolder:{name}" if os.path.isdir(name) else "imagefolder:DIR, csv:FILE, ..."
     raise UnknownNameError("dataset", name, (DIGITS, *aliases()), f"(one's own images are written {hint})")

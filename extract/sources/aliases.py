@@ -31,8 +31,8 @@ class Alias:
     @property
     def citation(self) -> Citation:
         """License and citation, as far as they are known."""
-        found = _citations().get(self.name, {})
-        return Citation(found.get("licence"), found.get("cite"), found.get("homepage"))
+        entry = _citations().get(self.name, {})
+        return Citation(entry.get("licence"), entry.get("cite"), entry.get("homepage"))
 
 
 @cache

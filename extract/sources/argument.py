@@ -72,4 +72,4 @@ class Argument:
 
     def names(self, name: str) -> list[str]:
         """Return the entries of a field that is a list with commas."""
-        return [one for one in self.fields.get(name, "").split(",") if one]
+        return [entry for entry in self.fields.get(name, "").split(",") if entry]

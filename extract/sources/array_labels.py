@@ -98,9 +98,9 @@ def _concatenate(parts: Sequence[Array], where: str) -> Array:
 def _require_indices(table: Array, target_type: str, where: str) -> None:
     whole = table.dtype.kind != "f" or bool(np.isfinite(table).all() and (table == np.floor(table)).all())
     if not whole or table.min() < 0:
-        found = f" (there is {table.min():g})" if whole else ""
+        smallest = f" (there is {table.min():g})" if whole else ""
         raise DatasetError(
-            f"{where}: labels are not integers from 0{found}, so they are not {target_type} (--target regression)"
+            f"{where}: labels are not integers from 0{smallest}, so they are not {target_type} (--target regression)"
         )
     if table.max() > MAX_LABEL:
         raise DatasetError(f"{where}: label {table.max():g} is larger than any index of a class")
@@ -132,7 +132,7 @@ def _class_name_targets(
         raise DatasetError(f"{where}: labels are columns of texts; name one column of them")
     values = [
         label_text(value, row, where)
-        for row, value in enumerate(one for part in parts for one in part[:, 0].tolist())
+        for row, value in enumerate(value for part in parts for value in part[:, 0].tolist())
     ]
     return text_targets(values, target, names, where)
 
@@ -156,8 +156,8 @@ def text_targets(values: Sequence[str], target: str, names: Sequence[str], where
             np.array([index[value] for value in values], np.int64), Targets(SINGLE_LABEL, tuple(names))
         )
     unified, notes = unify_classes(values, where)
-    labels, found = class_labels(unified)
-    return InferredTargets(labels, Targets(SINGLE_LABEL, found), notes)
+    labels, class_names = class_labels(unified)
+    return InferredTargets(labels, Targets(SINGLE_LABEL, class_names), notes)
 
 
 def label_text(value: Any, row: int, where: str) -> str:

@@ -81,10 +81,10 @@ class ArrayCollection(Collection):
             said += image_notes(part.images, part.where, self._range)
         counts = [len(part.labels) for part in parts]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
-        ids = [one for part in parts for one in _ids(part)]
+        ids = [sample_id for part in parts for sample_id in _ids(part)]
         refuse_repeated(ids, name)
-        found = array_targets([part.labels for part in parts], options.target, names, parts[0].where)
-        digest = _digest(found.targets, ids, found.labels, [part.images for part in parts])
+        inferred = array_targets([part.labels for part in parts], options.target, names, parts[0].where)
+        digest = _digest(inferred.targets, ids, inferred.labels, [part.images for part in parts])
         rows = {
             part.split: np.arange(start, stop)
             for part, start, stop in zip(parts, self._starts, self._starts[1:], strict=False)
@@ -97,13 +97,13 @@ class ArrayCollection(Collection):
         own = {} if list(rows) == [""] else rows
         self.listing = Listing(
             Texts.of(ids),
-            found.labels,
-            found.targets,
+            inferred.labels,
+            inferred.targets,
             digest,
             own,
             unread,
             columns,
-            notes=[*said, *found.notes],
+            notes=[*said, *inferred.notes],
         )
 
     def image(self, row: int) -> "Image":
@@ -154,10 +154,10 @@ def _check_count(part: ArrayPart) -> None:
         raise DatasetError(
             f"{part.where} has {part.images.shape[0]} images, but there are {len(part.labels)} labels"
         )
-    for what, values in {"ids": part.ids, **part.columns}.items():
+    for column, values in {"ids": part.ids, **part.columns}.items():
         if values is not None and len(values) != len(part.labels):
             raise DatasetError(
-                f"{part.where} has {len(part.labels)} images, but {len(values)} values of {what}"
+                f"{part.where} has {len(part.labels)} images, but {len(values)} values of {column}"
             )
 
 

@@ -22,14 +22,14 @@ def card_license(path: Path) -> str | None:
     except OSError:  # the images can still be read
         return None
     head = _HEAD.match(text.replace("\r\n", "\n"))
-    found = _LICENSE.search(head[1]) if head else None
-    if found is None:
+    match = _LICENSE.search(head[1]) if head else None
+    if match is None:
         return None
-    inline = found[1].strip()
-    values = re.findall(r"-[ \t]+(.*)", found[2]) if not inline else _inline(inline)
-    plain = [one for value in values if (one := value.split(" #")[0].strip().strip("'\""))]
+    inline = match[1].strip()
+    values = re.findall(r"-[ \t]+(.*)", match[2]) if not inline else _inline(inline)
+    plain = [text for value in values if (text := value.split(" #")[0].strip().strip("'\""))]
     # Anchors, tags and nested structures are not a license.
-    if not plain or any(one[0] in "&*!{[|>" for one in plain):
+    if not plain or any(text[0] in "&*!{[|>" for text in plain):
         return None
     return printable(", ".join(plain))[:MAX_LICENSE]
 

@@ -17,6 +17,7 @@ from featcache.extraction.sources.base import Citation, Labels, Rows
 from featcache.extraction.sources.samples import Texts
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.targets import MAX_CLASSES, SINGLE_LABEL, Targets
+from featcache.store.text import encodable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,8 +92,8 @@ def listing_digest(
     entries: Iterable[tuple[str, object, object]] = zip(ids, contents, shown, strict=True)
     if not _is_sorted(ids):
         entries = sorted(entries, key=lambda entry: entry[0])
-    for one, content, label in entries:
-        digest.update(f"{one}\0{content}\0{label}\n".encode())
+    for sample_id, content, label in entries:
+        digest.update(f"{sample_id}\0{content}\0{label}\n".encode())
     return digest.hexdigest()
 
 
@@ -133,7 +134,7 @@ def group_column(listing: Listing, column: str, where: str) -> list[str]:
             raise RequestError(f"{where} has no columns to group by; leave --group-by out")
         raise UnknownNameError("column", column, listing.columns)
     # JSON may hold a lone surrogate, which can be neither hashed nor printed.
-    return [str(value).encode("utf-8", "backslashreplace").decode() for value in listing.columns[column]]
+    return [encodable(str(value)) for value in listing.columns[column]]
 
 
 def refuse_repeated(ids: Sequence[str], where: str) -> None:
@@ -145,7 +146,7 @@ def refuse_repeated(ids: Sequence[str], where: str) -> None:
     if len(set(ids)) == len(ids):
         return
     seen: set[str] = set()
-    repeated = list(dict.fromkeys(one for one in ids if one in seen or seen.add(one)))  # type: ignore[func-returns-value]
+    repeated = list(dict.fromkeys(sample_id for sample_id in ids if sample_id in seen or seen.add(sample_id)))  # type: ignore[func-returns-value]
     raise DatasetError(f"{where}: {len(repeated)} ids appear more than once: {', '.join(repeated[:10])}")
 
 

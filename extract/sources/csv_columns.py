@@ -67,23 +67,23 @@ class Columns:
         """Return the column that holds the split of each sample, by its name and its values."""
         if SPLIT_COLUMN in others:
             return SPLIT_COLUMN
-        found = [name for name in others if name.casefold() == SPLIT_COLUMN]
-        found = found or [name for name in others if self._holds_splits(name)]
-        if not found and not labels:
+        candidates = [name for name in others if name.casefold() == SPLIT_COLUMN]
+        candidates = candidates or [name for name in others if self._holds_splits(name)]
+        if not candidates and not labels:
             self._refuse_ambiguous(others)
-        if not found and len(others) > 1 - bool(labels):
-            found = [name for name in others if self._is_bare_flag(name, others, labels)]
-        if len(found) > 1:
+        if not candidates and len(others) > 1 - bool(labels):
+            candidates = [name for name in others if self._is_bare_flag(name, others, labels)]
+        if len(candidates) > 1:
             raise RequestError(
-                f"{self._path}: columns {', '.join(found)} may all be the split; name it as in csv:FILE?split={found[0]}"
+                f"{self._path}: columns {', '.join(candidates)} may all be the split; name it as in csv:FILE?split={candidates[0]}"
             )
-        if found:
-            splits = list(dict.fromkeys(splits_of_column(found[0], self._table.column(found[0]))))
+        if candidates:
+            splits = list(dict.fromkeys(splits_of_column(candidates[0], self._table.column(candidates[0]))))
             self.notes.append(
-                f"column {found[0]} of {self._path.name} is taken for its split ({', '.join(splits[:5])}); csv:FILE?split= "
+                f"column {candidates[0]} of {self._path.name} is taken for its split ({', '.join(splits[:5])}); csv:FILE?split= "
                 "reads the table without"
             )
-        return found[0] if found else None
+        return candidates[0] if candidates else None
 
     def _holds_splits(self, name: str) -> bool:
         values = self._table.column(name)
@@ -117,9 +117,9 @@ class Columns:
         self.notes.append(f"column {name} of {self._path.name} is taken for a class, not for the split")
         return False
 
-    def _require_column(self, what: str, name: str | None) -> str | None:
+    def _require_column(self, role: str, name: str | None) -> str | None:
         if name and name not in self._header:
-            raise UnknownNameError(f"{what} column", name, self._header, f"({self._path})")
+            raise UnknownNameError(f"{role} column", name, self._header, f"({self._path})")
         return name or None
 
     def _refuse_without_path(self) -> NoReturn:

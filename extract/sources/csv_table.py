@@ -64,8 +64,8 @@ class CsvTable(Collection):
         if left_out:
             notes.append(f"{left_out} rows of {path.name} have no label and are left out")
         values = {name: table.column(name) for name in columns.used}
-        found = find_images(self._root, values[columns.path], path)
-        self._paths = Texts.of(found.paths)
+        image_files = find_images(self._root, values[columns.path], path)
+        self._paths = Texts.of(image_files.paths)
         targets = _targets(path, {name: values[name] for name in columns.labels}, argument, options, notes)
         # Two rows may show the same image only if they are told apart.
         ids, about = (
@@ -74,7 +74,7 @@ class CsvTable(Collection):
             else portable_ids(
                 [
                     path.replace("\\", "/") if "\\" not in there else path
-                    for path, there in zip(values[columns.path], found.paths, strict=True)
+                    for path, there in zip(values[columns.path], image_files.paths, strict=True)
                 ],
                 self._root,
             )
@@ -85,21 +85,21 @@ class CsvTable(Collection):
         groups, facts = _groups(path, values[options.group_by], notes) if options.group_by else ([], {})
         splits, parts, unread = _splits(path, columns.split, values, options, notes)
         contents = (
-            found.sizes
+            image_files.sizes
             if splits is None
-            else [f"{n}\0{split}" for n, split in zip(found.sizes, splits, strict=True)]
+            else [f"{n}\0{split}" for n, split in zip(image_files.sizes, splits, strict=True)]
         )
-        labels, what = targets
+        labels, label_targets = targets
         self.listing = Listing(
             Texts.of(ids),
             labels,
-            what,
-            listing_digest((*what.names, *what.units), ids, contents, labels),
+            label_targets,
+            listing_digest((*label_targets.names, *label_targets.units), ids, contents, labels),
             parts,
             unread,
             {options.group_by: groups} if options.group_by else {},
             facts,
-            notes=[*notes, *found.notes, *about],
+            notes=[*notes, *image_files.notes, *about],
             passed_over={"rows without a label": left_out} if left_out else {},
         )
 
@@ -183,7 +183,7 @@ def _splits(
     names = {spelling: name for name, spelling in chosen.names.items()}
     splits = [names.get(split, split) for split in spelled]
     table = np.array(spelled)
-    return splits, {n: np.flatnonzero(table == one) for n, one in chosen.names.items()}, chosen.unread
+    return splits, {n: np.flatnonzero(table == split) for n, split in chosen.names.items()}, chosen.unread
 
 
 def _targets(
@@ -218,12 +218,12 @@ def _targets(
                 "name the label columns as in csv:FILE?label=a,b, or give --target regression"
             )
         return table.astype(np.uint8), Targets(MULTI_LABEL, tuple(columns))
-    found = [_UNIT.fullmatch(name) for name in columns]
-    names = tuple(match[1] if match else name for match, name in zip(found, columns, strict=True))
+    matches = [_UNIT.fullmatch(name) for name in columns]
+    names = tuple(match[1] if match else name for match, name in zip(matches, columns, strict=True))
     units = (
         tuple(argument.fields["units"].split(","))
         if "units" in argument.fields
-        else tuple(m[2] if m else "" for m in found)
+        else tuple(m[2] if m else "" for m in matches)
     )
     if len(units) != len(names):
         raise RequestError(f"units={','.join(units)} must be one for each of {', '.join(names)}")

@@ -3,14 +3,12 @@
 import gzip
 import hashlib
 import os
-import secrets
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from featcache.store.errors import DatasetError
+from featcache.store.files import atomic_file
 from featcache.store.home import expanded, user_cache
 from featcache.store.progress import Reporter
 
@@ -32,19 +30,6 @@ def derived_path(purpose: str, source: str, name: str) -> Path:
     return data_folder() / f".{purpose}" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}-{name}"
 
 
-@contextmanager
-def atomic_file(target: Path) -> Iterator[Path]:
-    """Give a path beside `target` to write to; it becomes `target` at the end, and goes if an error ends it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A token, not the process id, since containers that share the folder may have equal process ids.
-    partial = target.with_name(f"{target.name}.{secrets.token_hex(6)}.partial")
-    try:
-        yield partial
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def unpack_once(path: Path, reporter: Reporter) -> Path:
     """Return the file itself, or the content of a ``.gz``, unpacked once and kept, since rows are read at their offset.
 
@@ -58,8 +43,13 @@ def unpack_once(path: Path, reporter: Reporter) -> Path:
     if target.is_file():
         return target
     reporter.message(f"unpacking {path} to {target}")
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with atomic_file(target) as partial, gzip.open(path) as packed, partial.open("wb") as out:
+        with (
+            atomic_file(target, durable=False) as partial,
+            gzip.open(path) as packed,
+            partial.open("wb") as out,
+        ):
             _copy(packed, out, path, max(UNPACKED_BYTES, MAX_UNPACKED_RATIO * state.st_size))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} is damaged ({error}); download or copy it again") from None

@@ -163,15 +163,15 @@ class SplitDataset(Source):
 
     def _own_splits(self) -> dict[str, Rows]:
         """Return the dataset's own splits; if no test split is called ``test``, the first one takes that name."""
-        listing, wanted = self._collection.listing, self._test_splits
+        listing, test_splits = self._collection.listing, self._test_splits
         everything = (*listing.parts, *listing.unread)
-        for name in wanted:
+        for name in test_splits:
             if name not in listing.parts:
                 raise UnknownNameError("split", name, everything)
         if list(everything) == [TRAIN]:
             self._own = False
             return self._new_splits()
-        if not wanted and TEST not in listing.parts:
+        if not test_splits and TEST not in listing.parts:
             raise DatasetError(
                 f"{self.name} has no split test; it has {', '.join(everything)}: name one with --test-split, or split "
                 "it anew with --resplit"
@@ -181,12 +181,12 @@ class SplitDataset(Source):
                 f"{self.name} has no train split: {', '.join(listing.parts)} alone (--resplit splits anew)"
             )
         # In the order asked for; what else is there is not read.
-        ordered = (TRAIN, *(wanted or (TEST,)))
+        ordered = (TRAIN, *(test_splits or (TEST,)))
         rows = {name: listing.parts[name] for name in ordered if name in listing.parts}
-        if wanted and TEST not in rows:
-            rows = {TEST if name == wanted[0] else name: part for name, part in rows.items()}
-            self._notes.append(f"split {wanted[0]} of {self.name} goes by the name test in the cache")
-        if listing.unread and not wanted:
+        if test_splits and TEST not in rows:
+            rows = {TEST if name == test_splits[0] else name: part for name, part in rows.items()}
+            self._notes.append(f"split {test_splits[0]} of {self.name} goes by the name test in the cache")
+        if listing.unread and not test_splits:
             self._notes.append(f"not read: split {', '.join(listing.unread)} (--test-split)")
         if self._options.group_by:
             self._refuse_shared_groups(rows, self._options.group_by)
@@ -295,15 +295,15 @@ class SplitDataset(Source):
             train, test = labels[rows[TRAIN]], labels[part]
             if targets.type == REGRESSION:
                 outside = ((test < train.min(0)) | (test > train.max(0))).any(1).sum()
-                what = (
+                difference = (
                     f"{outside} of {len(part)} targets lie outside of the range of train" if outside else ""
                 )
             else:
                 unknown = np.flatnonzero((targets.counts(train) == 0) & (targets.counts(test) > 0))
                 shown = ", ".join(targets.names[int(label)] for label in unknown[:10])
-                what = f"classes that train lacks: {shown}" if unknown.size else ""
-            if what:
-                self._notes.append(f"split {name} of {self.name}: {what}")
+                difference = f"classes that train lacks: {shown}" if unknown.size else ""
+            if difference:
+                self._notes.append(f"split {name} of {self.name}: {difference}")
 
 
 def _is_fraction(name: str) -> bool:

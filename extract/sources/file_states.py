@@ -97,7 +97,7 @@ def _states(paths: Iterable[str]) -> list[tuple[int, int, int]]:
 
 def _state(path: str) -> tuple[int, int, int]:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):
         return 0, 0, 0
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

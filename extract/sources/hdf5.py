@@ -111,10 +111,10 @@ def _splits(argument: Argument, options: DatasetOptions) -> ChosenSplits:
         pattern = _pattern(_images(argument))
         with open_h5(argument.file()) as file:
             names = [name for name, _ in list_datasets(file, argument.path)]
-    found = [match["split"] for name in names if (match := pattern.fullmatch(name))]
-    if not found:
+    spellings = [match["split"] for name in names if (match := pattern.fullmatch(name))]
+    if not spellings:
         raise RequestError(f"{argument.source_type}: nothing is there for any split in {argument.place}")
-    return choose_splits(found, options, argument.place)
+    return choose_splits(spellings, options, argument.place)
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -169,12 +169,14 @@ def _label_file(argument: Argument, given: Path, path: Path, name: str, filled: 
 
 def _image_rows(path: Path, name: str, given: Path, linked: dict[str, Path]) -> ContiguousRows | Hdf5Rows:
     """Return the rows of the images, which may be linked from a file beside this one."""
-    found = find_linked(path, name)
-    if found is None:
+    linked_array = find_linked(path, name)
+    if linked_array is None:
         raise _missing_array_error(path, name, given)
-    if found[0] != path:
-        linked[f"{given}: {printable(name)} is read from {found[0]}, to which it is linked"] = found[0]
-    return open_rows(*found)
+    if linked_array[0] != path:
+        linked[f"{given}: {printable(name)} is read from {linked_array[0]}, to which it is linked"] = (
+            linked_array[0]
+        )
+    return open_rows(*linked_array)
 
 
 def _read_labels(path: Path, name: str, given: Path) -> Array:

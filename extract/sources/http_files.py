@@ -60,7 +60,7 @@ def _fetch(missing: dict[Path, str], reporter: Reporter) -> None:
     client = HttpClient(anywhere=True, refused="a login for the host belongs into ~/.netrc")
     with reporter.progress("downloading", "files") as update:
 
-        def one(target: Path, address: str) -> None:
+        def fetch(target: Path, address: str) -> None:
             nonlocal done
             _fetch_file(client, address, target, reporter)
             with lock:
@@ -68,7 +68,9 @@ def _fetch(missing: dict[Path, str], reporter: Reporter) -> None:
                 update(done, len(missing))
 
         try:
-            run_concurrently([partial(one, target, address) for target, address in missing.items()], THREADS)
+            run_concurrently(
+                [partial(fetch, target, address) for target, address in missing.items()], THREADS
+            )
         finally:
             client.close()
 

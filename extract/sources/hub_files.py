@@ -119,8 +119,8 @@ def _read_note(note: Path) -> tuple[str, ...] | None:
 
 
 def _failure(repository: str, error: Exception, remedy: str) -> DatasetError:
-    what, todo = hub_problem(error, f"datasets/{repository}")
-    return DatasetError(f"dataset {repository} could not be fetched ({what}); {todo}{remedy}")
+    cause, todo = hub_problem(error, f"datasets/{repository}")
+    return DatasetError(f"dataset {repository} could not be fetched ({cause}); {todo}{remedy}")
 
 
 def _similar_repositories(repository: str) -> list[str]:
@@ -129,14 +129,16 @@ def _similar_repositories(repository: str) -> list[str]:
 
     name = repository.rpartition("/")[2]
     try:
-        found = [
-            one.id for one in HfApi().list_datasets(search=name[: max(4, len(name) * 2 // 3)], limit=100)
+        repositories = [
+            info.id for info in HfApi().list_datasets(search=name[: max(4, len(name) * 2 // 3)], limit=100)
         ]
     except client_errors():  # the answer is only a hint
         return []
     return (
-        similar_names(repository, found)
-        or [one for one in found if similar_names(name, [one.rpartition("/")[2]])][:3]
+        similar_names(repository, repositories)
+        or [candidate for candidate in repositories if similar_names(name, [candidate.rpartition("/")[2]])][
+            :3
+        ]
     )
 
 

@@ -39,27 +39,27 @@ def open_idx(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
     """
     argument.require_fields("classes")
     folder = argument.folder()
-    found: dict[str, tuple[Path, Path]] = {}
+    files: dict[str, tuple[Path, Path]] = {}
     for path in sorted(folder.iterdir()):
         match = _IMAGES.fullmatch(path.name)
         if match is None:
             continue
         split = _SPLITS.get(match["split"], match["split"])
-        if split in found and found[split][0].name.removesuffix(".gz") != path.name.removesuffix(".gz"):
+        if split in files and files[split][0].name.removesuffix(".gz") != path.name.removesuffix(".gz"):
             raise DatasetError(
-                f"{folder} holds more than one set: {found[split][0].name} and {path.name}; take them apart"
+                f"{folder} holds more than one set: {files[split][0].name} and {path.name}; take them apart"
             )
         # The unpacked file sorts first and is read faster.
-        found.setdefault(split, (path, _labels_file(path)))
-    if not found:
+        files.setdefault(split, (path, _labels_file(path)))
+    if not files:
         below = [path.parent for path in sorted(folder.glob("*/*-images*")) if _IMAGES.fullmatch(path.name)]
         raise DatasetError(
             f"{folder} has no files such as train-images-idx3-ubyte or train-images-idx3-ubyte.gz"
             + (f"; name idx:{below[0]}, which has" if below else "")
         )
-    chosen = choose_splits(list(found), options, str(folder))
+    chosen = choose_splits(list(files), options, str(folder))
     parts = [
-        ArrayPart(split, read_idx(found[spelling][0]), read_idx(found[spelling][1]), str(found[spelling][0]))
+        ArrayPart(split, read_idx(files[spelling][0]), read_idx(files[spelling][1]), str(files[spelling][0]))
         for split, spelling in chosen.names.items()
     ]
     return ArrayCollection(

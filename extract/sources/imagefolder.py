@@ -28,6 +28,7 @@ from featcache.extraction.sources.split_names import (
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter
 from featcache.store.targets import SINGLE_LABEL, Targets
+from featcache.store.text import encodable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -127,11 +128,11 @@ class ImageFolder(Collection):
                 if role not in roles.values():
                     raise DatasetError(self._missing_class_message(role, folders, roles))
         # Other folders (docs/, meta/) are not merged with the splits.
-        found = [name for name in folders if roles[name] or asked or not options.resplit]
-        chosen = choose_splits(found, options, str(self._directory))
+        split_folders = [name for name in folders if roles[name] or asked or not options.resplit]
+        chosen = choose_splits(split_folders, options, str(self._directory))
         self._notes += chosen.notes(self.name)
         read = chosen.names.values()
-        return ChosenSplits(chosen.names, tuple(_printable(name) for name in folders if name not in read))
+        return ChosenSplits(chosen.names, tuple(encodable(name) for name in folders if name not in read))
 
     def _refuse_splits_below(self, folders: Sequence[str]) -> None:
         """Refuse ``DIR/<class>/train/...``, and a folder above the dataset's, since their splits would be merged."""
@@ -139,10 +140,10 @@ class ImageFolder(Collection):
             below = self._tree.folders(name)
             roles = set(roles_of(below).values())
             if TRAIN in roles and roles & {TEST, VALIDATION}:
-                one = f"or is imagefolder:{self._directory / name} meant? " if len(folders) == 1 else ""
+                hint = f"or is imagefolder:{self._directory / name} meant? " if len(folders) == 1 else ""
                 raise DatasetError(
                     f"{self._directory / name} has folders {', '.join(below[:5])}, which are called like splits; splits must "
-                    f"lie above the classes (train/{name}/...); {one}imagefolder:DIR?{SPLITS_FIELD}={NO_SPLITS} reads them as "
+                    f"lie above the classes (train/{name}/...); {hint}imagefolder:DIR?{SPLITS_FIELD}={NO_SPLITS} reads them as "
                     "parts of one class"
                 )
 
@@ -151,7 +152,7 @@ class ImageFolder(Collection):
         inside = f"{folder}/{name}".lstrip("/")
         below = self._tree.folders(inside)
         if len(below) > 1 and not self._tree.loose_images(inside):
-            shown = ", ".join(map(_printable, below[:3]))
+            shown = ", ".join(map(encodable, below[:3]))
             advice = f"they must lie in {folder}/ itself" if folder else f"name imagefolder:.../{name}"
             self._notes.append(
                 f"{self.name} has the one class {name}, whose images lie in folders ({shown}, ...); if these are the classes, "
@@ -178,7 +179,7 @@ class ImageFolder(Collection):
             hint = f"; --test-split {validation[0]} tests on {validation[0]}/, and --resplit splits anew"
         elif others:
             hint = (
-                f"; or name splits with --train-split and --test-split: {', '.join(map(_printable, others[:20]))}"
+                f"; or name splits with --train-split and --test-split: {', '.join(map(encodable, others[:20]))}"
                 f"; or read every folder as a class with imagefolder:DIR?{SPLITS_FIELD}={NO_SPLITS}"
             )
         else:
@@ -195,11 +196,15 @@ class ImageFolder(Collection):
             unknown = [name for name in names[split] if _composed(name) not in known]
             if unknown:
                 lacking = [name for name in names[train] if _composed(name) not in there]
-                one, other = splits[train], splits[split]
+                train_folder, split_folder = splits[train], splits[split]
                 raise DatasetError(
-                    f"{self._directory}: {other} has classes that {one} lacks: {', '.join(unknown[:10])}"
-                    + (f" ({one} has, and {other} lacks: {', '.join(lacking[:10])})" if lacking else "")
-                    + f"; class folders must have the same names in {one}/ and {other}/"
+                    f"{self._directory}: {split_folder} has classes that {train_folder} lacks: {', '.join(unknown[:10])}"
+                    + (
+                        f" ({train_folder} has, and {split_folder} lacks: {', '.join(lacking[:10])})"
+                        if lacking
+                        else ""
+                    )
+                    + f"; class folders must have the same names in {train_folder}/ and {split_folder}/"
                 )
 
     def _class_folders(self, folder: str) -> list[str]:
@@ -215,10 +220,12 @@ class ImageFolder(Collection):
                 + (", ..." if len(loose) > 3 else "")
             )
         for name in names:
-            if _printable(name) != name:
+            if encodable(name) != name:
                 raise DatasetError(f"{where}: the folder name {name!r} is not valid UTF-8; rename the folder")
         if len({_composed(name) for name in names}) < len(names):
-            twins = [name for name in names if [_composed(one) for one in names].count(_composed(name)) > 1]
+            twins = [
+                name for name in names if [_composed(other) for other in names].count(_composed(name)) > 1
+            ]
             raise DatasetError(
                 f"{where}: class folders look the same and differ in the Unicode form of their names: "
                 f"{', '.join(map(ascii, twins[:4]))}; rename or merge them"
@@ -256,7 +263,7 @@ class ImageFolder(Collection):
             encoded = [path.encode() for path, _ in files]
             # One class at a time: a million strings take far more memory than their bytes.
             self._encoded.append(b"".join(encoded))
-            self._lengths.append(np.array([len(one) for one in encoded], np.int64))
+            self._lengths.append(np.array([len(text) for text in encoded], np.int64))
             self._sizes.append(np.array([size for _, size in files], np.int64))
             self._labels.append(np.full(len(files), labels[_composed(name)], np.int64))
             total += len(files)
@@ -271,10 +278,6 @@ class ImageFolder(Collection):
 def _composed(name: str) -> str:
     """Return a name in Unicode's composed form, since macOS and some archives decompose letters."""
     return unicodedata.normalize("NFC", name)
-
-
-def _printable(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def open_folder(argument: Argument, options: DatasetOptions, reporter: Reporter) -> ImageFolder:

@@ -19,7 +19,8 @@ class ListedDataset:
     train_images: int
     test_images: int | None
     repository: str
-    license: str | None
+    licence: str | None
+    """Spelled as in the JSON of `featcache datasets`."""
     cite: str | None
     on_disk: str | None
     """Folder of a copy."""

@@ -93,8 +93,8 @@ class _Archive:
             if info.file_size > MAX_RATIO * info.compress_size + 2**16:
                 raise ValueError(f"it says that {info.compress_size} bytes unpack to {info.file_size}")
             with self._zip.open(info) as file:
-                wanted = npy_layout(file, info.file_size).num_bytes
-            if wanted > available_memory():
+                num_bytes = npy_layout(file, info.file_size).num_bytes
+            if num_bytes > available_memory():
                 raise MemoryError
             with self._zip.open(info) as file:
                 return read_npy(file, info.file_size)
@@ -115,9 +115,9 @@ def _splits(names: Sequence[str], argument: Argument) -> list[str]:
         return []
     before = [name.rpartition("_") for name in names]
     behind = [name.partition("_") for name in names]
-    found = [split for split, _, what in before if split and what in images]
-    found += [split for what, _, split in behind if split and what in images]
-    return list(dict.fromkeys(found))
+    splits = [split for split, _, array in before if split and array in images]
+    splits += [split for array, _, split in behind if split and array in images]
+    return list(dict.fromkeys(splits))
 
 
 def _part(
@@ -125,7 +125,7 @@ def _part(
 ) -> ArrayPart:
     def find(field: str, usual: Sequence[str]) -> str:
         choices = [argument.fields[field]] if field in argument.fields else usual
-        forms = [form for one in choices for form in _forms(spelling, one)]
+        forms = [form for choice in choices for form in _forms(spelling, choice)]
         name = next((form for form in forms if form in archive.names), None)
         if name is None:
             raise RequestError(

@@ -31,24 +31,24 @@ def open_alias(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Col
     Raises:
         DatasetError: there is no copy where one was named, it cannot be fetched, or it is damaged.
     """
-    found = (
+    snapshot = (
         _find_local(alias, options) or _find_downloaded(alias, options) or _fetch(alias, options, reporter)
     )
-    splits, chosen = folder_shards(found.folder, options)
+    splits, chosen = folder_shards(snapshot.folder, options)
     collection = WebDataset(
         alias.name,
         splits,
-        class_names(found.folder),
+        class_names(snapshot.folder),
         target=options.target,
         unread=chosen.unread,
-        facts={"repository": alias.repository, "revision": found.commit or None},
+        facts={"repository": alias.repository, "revision": snapshot.commit or None},
         citation=alias.citation,
         reporter=reporter,
     )
     notes = [*collection.listing.notes, *_size_mismatches(alias, collection)]
-    if not found.commit:
+    if not snapshot.commit:
         notes.append(
-            f"of which commit the copy in {found.folder} is, is not known; with --revision COMMIT its caches have the key of "
+            f"of which commit the copy in {snapshot.folder} is, is not known; with --revision COMMIT its caches have the key of "
             "those made from the Hub"
         )
     collection.listing.notes = notes
@@ -60,8 +60,8 @@ def on_disk(alias: Alias) -> Path | None:
     local = next((path for path in _candidates(alias, data_folder()) if is_shard_folder(path)), None)
     if local is not None:
         return local
-    found = cached_snapshot(alias.repository, None, _has_train_and_test)
-    return found.folder if found else None
+    snapshot = cached_snapshot(alias.repository, None, _has_train_and_test)
+    return snapshot.folder if snapshot else None
 
 
 def candidate_folders(alias: Alias, base: Path) -> str:
@@ -88,11 +88,11 @@ def _find_local(alias: Alias, options: DatasetOptions) -> Snapshot | None:
 
 
 def _find_downloaded(alias: Alias, options: DatasetOptions) -> Snapshot | None:
-    found = cached_snapshot(alias.repository, options.revision, _has_train_and_test)
+    snapshot = cached_snapshot(alias.repository, options.revision, _has_train_and_test)
     # What was downloaded may be other splits.
-    if found is None or any(not (found.folder / split).is_dir() for split in options.test_splits):
+    if snapshot is None or any(not (snapshot.folder / split).is_dir() for split in options.test_splits):
         return None
-    return found
+    return snapshot
 
 
 def _fetch(alias: Alias, options: DatasetOptions, reporter: Reporter) -> Snapshot:
@@ -136,15 +136,15 @@ def _commit_of(folder: Path) -> str:
 def _size_mismatches(alias: Alias, collection: Collection) -> list[str]:
     """Return notes on sizes that differ from the table."""
     notes = []
-    for split, wanted in alias.sizes.items():
+    for split, expected in alias.sizes.items():
         rows = collection.listing.parts.get(split)
-        if rows is not None and wanted is not None and len(rows) != wanted:
+        if rows is not None and expected is not None and len(rows) != expected:
             notes.append(
-                f"{alias.name} has {len(rows)} {split} images, the table of the paper's datasets {wanted}"
+                f"{alias.name} has {len(rows)} {split} images, the table of the paper's datasets {expected}"
             )
     if len(collection.listing.targets.names) != alias.num_classes:
-        found = len(collection.listing.targets.names)
+        num_classes = len(collection.listing.targets.names)
         notes.append(
-            f"{alias.name} has {found} classes, the table of the paper's datasets {alias.num_classes}"
+            f"{alias.name} has {num_classes} classes, the table of the paper's datasets {alias.num_classes}"
         )
     return notes

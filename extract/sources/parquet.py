@@ -91,19 +91,19 @@ class ParquetImages(Collection):
             raise DatasetError(
                 f"{self._paths[0]}: column {self._image!r} holds no images, only paths at most; read them with csv: or imagefolder:"
             )
-        self._places = np.array(table.places, np.int64).reshape(-1, 3)
+        self._positions = np.array(table.positions, np.int64).reshape(-1, 3)
         ids = [f"{split}/{row}" for split, rows in table.parts.items() for row in range(len(rows))]
-        found = _targets(table.labels, options.target, class_names(first, label, self._paths[0]), name)
+        inferred = _targets(table.labels, options.target, class_names(first, label, self._paths[0]), name)
         self.listing = Listing(
             Texts.of(ids),
-            found.labels,
-            found.targets,
-            listing_digest(found.targets.names, ids, table.sizes, found.labels),
+            inferred.labels,
+            inferred.targets,
+            listing_digest(inferred.targets.names, ids, table.sizes, inferred.labels),
             table.parts,
             unread,
             {options.group_by: table.groups} if options.group_by else {},
             facts,
-            found.notes,
+            inferred.notes,
         )
 
     def _read(self, splits: Mapping[str, Sequence[Path]], label: str, group_by: str | None) -> "_Table":
@@ -117,13 +117,13 @@ class ParquetImages(Collection):
                     check_images(file.schema_arrow, self._image, self._paths[number])
                     for group in range(file.num_row_groups):
                         rows = file.metadata.row_group(group).num_rows
-                        table.places += [(number, group, row) for row in range(rows)]
+                        table.positions += [(number, group, row) for row in range(rows)]
                     table.labels += self._read_column(number, label)
                     table.sizes += self._lengths(number)
                     table.groups += self._read_column(number, group_by) if group_by else []
-                if not len(table.places) == len(table.labels) == len(table.sizes):
+                if not len(table.positions) == len(table.labels) == len(table.sizes):
                     raise DatasetError(f"{self._paths[number]} is damaged: its columns differ in length")
-            table.parts[split], start = np.arange(start, len(table.places)), len(table.places)
+            table.parts[split], start = np.arange(start, len(table.positions)), len(table.positions)
         return table
 
     def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
@@ -132,7 +132,7 @@ class ParquetImages(Collection):
 
     def image(self, row: int) -> "Image":
         """Decode one image."""
-        number, group, place = (int(one) for one in self._places[row])
+        number, group, place = (int(number) for number in self._positions[row])
         stored = self._group(number, group)[place].as_py()
         content = stored.get("bytes") if isinstance(stored, dict) else stored
         where = f"{self.listing.ids[row]} in {self._paths[number]}"
@@ -145,16 +145,16 @@ class ParquetImages(Collection):
         return {**self.__dict__, "_files": {}, "_groups": OrderedDict()}
 
     def _group(self, number: int, group: int) -> "pa.ChunkedArray":
-        found = self._groups.pop((number, group), None)
-        if found is None:
+        images = self._groups.pop((number, group), None)
+        if images is None:
             with parquet_errors(self._paths[number]):
                 file = self._file(number)
                 check_group(file, group, self._image, self._paths[number])
-                found = file.read_row_group(group, columns=[self._image]).column(0)
+                images = file.read_row_group(group, columns=[self._image]).column(0)
             while len(self._groups) >= KEPT_GROUPS:
                 self._groups.popitem(last=False)
-        self._groups[number, group] = found
-        return found
+        self._groups[number, group] = images
+        return images
 
     def _file(self, number: int) -> "pq.ParquetFile":
         if number not in self._files:
@@ -236,12 +236,12 @@ def _find(
         raise DatasetError(f"no copy of {repository} in {copy}: there are no parquet files in it")
     revisions = [options.revision] if options.revision else [None, CONVERTED]
     for revision in revisions:
-        found = cached_snapshot(repository, revision, lambda folder: False)
-        names = _parquet_below(found.folder) if found else []
-        if found and names:
+        snapshot = cached_snapshot(repository, revision, lambda folder: False)
+        names = _parquet_below(snapshot.folder) if snapshot else []
+        if snapshot and names:
             # What was downloaded may be another configuration, or other splits.
             with suppress(RequestError):
-                return found.folder, found.commit, _choose(names, argument, options)
+                return snapshot.folder, snapshot.commit, _choose(names, argument, options)
     remedy = f"; or put a copy into {local}, or name its folder with --data DIR"
     for revision in revisions:
         reporter.message(f"fetching {repository} from the Hugging Face Hub")
@@ -251,8 +251,8 @@ def _find(
             parquet = [name for name in every if name.endswith(".parquet")]
             if parquet:
                 chosen.append(_choose(parquet, argument, options))
-            wanted = [name for choice in chosen for names in choice.splits.values() for name in names]
-            return [*(name for name in every if name == CARD), *wanted]
+            selected = [name for choice in chosen for names in choice.splits.values() for name in names]
+            return [*(name for name in every if name == CARD), *selected]
 
         fetched = fetch_snapshot(repository, revision, choose, reporter, remedy)
         if chosen:
@@ -264,7 +264,7 @@ def _find(
 class _Table:
     """Columns that are read from all files at once."""
 
-    places: list[tuple[int, int, int]] = field(default_factory=list)
+    positions: list[tuple[int, int, int]] = field(default_factory=list)
     """File, row group and row in it of every image."""
     labels: list[Any] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -291,37 +291,39 @@ def _parquet_below(folder: Path) -> list[str]:
 
 def _choose(names: Sequence[str], argument: Argument, options: DatasetOptions) -> _Choice:
     """Choose files by their names: ``data/train-00000-of-00002.parquet``, ``CONFIG/train/0000.parquet``."""
-    found: dict[str, dict[str, list[str]]] = {}
+    configurations: dict[str, dict[str, list[str]]] = {}
     for path in sorted(map(PurePosixPath, names), key=lambda path: (str(path.parent), natural(path))):
         folders = list(path.parts[:-1])
         match = _SPLIT.fullmatch(path.stem)
         split = match[1] if match else path.stem
         if split.isdigit():
             split = folders.pop() if folders else "train"
-        config = "/".join(one for one in folders if one != "data")
-        found.setdefault(config, {}).setdefault(split, []).append(str(path))
-    config = argument.fields.get("config", "default" if "default" in found else next(iter(found)))
-    if config not in found:
-        raise UnknownNameError("configuration", config, found)
-    if len(found) > 1 and "config" not in argument.fields and config != "default":
+        config = "/".join(folder for folder in folders if folder != "data")
+        configurations.setdefault(config, {}).setdefault(split, []).append(str(path))
+    config = argument.fields.get(
+        "config", "default" if "default" in configurations else next(iter(configurations))
+    )
+    if config not in configurations:
+        raise UnknownNameError("configuration", config, configurations)
+    if len(configurations) > 1 and "config" not in argument.fields and config != "default":
         raise RequestError(
-            f"{argument.place} has configurations {', '.join(found)}; choose one with hf:REPO?config=NAME"
+            f"{argument.place} has configurations {', '.join(configurations)}; choose one with hf:REPO?config=NAME"
         )
-    chosen = choose_splits(list(found[config]), options, argument.place)
-    splits = {name: found[config][spelling] for name, spelling in chosen.names.items()}
+    chosen = choose_splits(list(configurations[config]), options, argument.place)
+    splits = {name: configurations[config][spelling] for name, spelling in chosen.names.items()}
     return _Choice(splits, list(chosen.unread))
 
 
-def _column(what: str, argument: Argument, usual: Iterable[str], names: Sequence[str], path: Path) -> str:
-    given = argument.fields.get(what)
+def _column(role: str, argument: Argument, usual: Iterable[str], names: Sequence[str], path: Path) -> str:
+    given = argument.fields.get(role)
     if given and given not in names:
         raise UnknownNameError("column", given, names, f"({path})")
-    found = given or next((name for name in usual if name in names), None)
-    if found is None:
+    column = given or next((name for name in usual if name in names), None)
+    if column is None:
         raise RequestError(
-            f"{path} has no column {what}; it has {', '.join(names)}: name it as in hf:REPO?{what}=NAME"
+            f"{path} has no column {role}; it has {', '.join(names)}: name it as in hf:REPO?{role}=NAME"
         )
-    return found
+    return column
 
 
 def _targets(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> InferredTargets:

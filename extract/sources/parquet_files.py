@@ -80,9 +80,9 @@ def check_images(schema: "pa.Schema", name: str, path: Path) -> None:
 
 def check_group(file: "pq.ParquetFile", group: int, name: str, path: Path) -> None:
     """Refuse images whose declared unpacked size exceeds the memory."""
-    found = file.metadata.row_group(group)
-    for index in range(found.num_columns):
-        column = found.column(index)
+    metadata = file.metadata.row_group(group)
+    for index in range(metadata.num_columns):
+        column = metadata.column(index)
         if column.path_in_schema.split(".")[0] != name:
             continue
         if column.total_uncompressed_size > max(UNPACKED_BYTES, available_memory()):
@@ -100,10 +100,10 @@ def class_names(file: "pq.ParquetFile", column: str, path: Path) -> list[str]:
     """
     metadata = file.schema_arrow.metadata or {}
     try:
-        found = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][column]
+        feature = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][column]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return []
-    names = found.get("names") if isinstance(found, dict) else None
+    names = feature.get("names") if isinstance(feature, dict) else None
     if names is None:
         return []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

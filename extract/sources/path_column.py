@@ -48,23 +48,23 @@ def find_images(root: Path, paths: Sequence[str], table: Path) -> ImageFiles:
     """
     with ThreadPoolExecutor(STAT_THREADS) as pool:
         states = list(pool.map(lambda path: _state(root, path), paths, chunksize=512))
-    found = ImageFiles(list(paths), [size for size, _ in states])
-    lacking = [row for row, size in enumerate(found.sizes) if size < 0]
+    image_files = ImageFiles(list(paths), [size for size, _ in states])
+    lacking = [row for row, size in enumerate(image_files.sizes) if size < 0]
     converted = 0
     for row in lacking:
         path, (size, mode) = _other_form(root, paths[row], table, row)
         if size >= 0:
             converted += "\\" in paths[row] and "\\" not in path
-            found.paths[row], found.sizes[row], states[row] = path, size, (size, mode)
-    _refuse_missing_images(root, [paths[row] for row in lacking if found.sizes[row] < 0], table)
+            image_files.paths[row], image_files.sizes[row], states[row] = path, size, (size, mode)
+    _refuse_missing_images(root, [paths[row] for row in lacking if image_files.sizes[row] < 0], table)
     for row, (_, mode) in enumerate(states):
         if not stat.S_ISREG(mode):
             refuse_irregular(mode, f"{table}: row {row + 2}: {_short(paths[row])}")
     if converted:
-        found.notes.append(
+        image_files.notes.append(
             f"{converted} paths of {table.name} are written with Windows's \\ and are read with /"
         )
-    return found
+    return image_files
 
 
 def portable_ids(paths: Sequence[str], root: Path) -> tuple[list[str], list[str]]:
@@ -93,8 +93,8 @@ def _state(root: Path, path: str) -> tuple[int, int]:
 
 def _other_form(root: Path, path: str, table: Path, row: int) -> tuple[str, tuple[int, int]]:
     forms = [path.replace("\\", "/")] if "\\" in path else [path]
-    every = [*forms, *(unicodedata.normalize(form, one) for one in forms for form in ("NFC", "NFD"))]
-    there = {one: state for one in dict.fromkeys(every) if (state := _state(root, one)) != _MISSING}
+    every = [*forms, *(unicodedata.normalize(form, path) for path in forms for form in ("NFC", "NFD"))]
+    there = {path: state for path in dict.fromkeys(every) if (state := _state(root, path)) != _MISSING}
     if len(there) > 1:
         raise DatasetError(
             f"{table}: row {row + 2}: {_short(path)} is not there, and more than one file has this name in another Unicode "

@@ -49,8 +49,8 @@ class PythonDataset(Collection):
         self._splits = list(splits.values())
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in splits.values()])])
         known = [_given(split, part, targets) for split, part in splits.items()]
-        found = _labels([value for values in known for value in values], options.target, names, name)
-        every = [one for split, part in splits.items() for one in _ids(split, part, ids)]
+        inferred = _labels([value for values in known for value in values], options.target, names, name)
+        every = [sample_id for split, part in splits.items() for sample_id in _ids(split, part, ids)]
         refuse_repeated(every, name)
         for column, values in columns.items():
             if len(values) != len(every):
@@ -63,34 +63,34 @@ class PythonDataset(Collection):
         }
         self.listing = Listing(
             Texts.of(every),
-            found.labels,
-            found.targets,
+            inferred.labels,
+            inferred.targets,
             "",
             {} if list(own) == [""] else own,
             unread,
             columns,
-            notes=found.notes,
+            notes=inferred.notes,
         )
-        self.listing.digest = self._digest(found.targets, found.labels)
+        self.listing.digest = self._digest(inferred.targets, inferred.labels)
 
     def image(self, row: int) -> "Image":
         """Return one image."""
         part = int(np.searchsorted(self._starts, row, "right")) - 1
-        one = self.listing.ids[row]
+        sample_id = self.listing.ids[row]
         try:
             item = self._splits[part][row - int(self._starts[part])]
-            image = as_image(item[0], one, self._range)
+            image = as_image(item[0], sample_id, self._range)
             image.load()  # Pillow opens files without reading them
             return image
         except DatasetError:
             raise
         except Exception as error:  # a custom sequence may raise anything
             raise DatasetError(
-                f"image {one} of {self.name} cannot be read ({type(error).__name__}: {error})"
+                f"image {sample_id} of {self.name} cannot be read ({type(error).__name__}: {error})"
             ) from None
 
-    def _digest(self, what: Targets, labels: Any) -> str:
-        digest = hashlib.sha256("\0".join((*what.names, *self.listing.ids)).encode())
+    def _digest(self, targets: Targets, labels: Any) -> str:
+        digest = hashlib.sha256("\0".join((*targets.names, *self.listing.ids)).encode())
         digest.update(labels.tobytes())
         rows = np.linspace(0, len(labels) - 1, min(SAMPLED_IMAGES, len(labels))).astype(int)
         for row in dict.fromkeys(rows.tolist()):
@@ -223,7 +223,7 @@ def _ids(split: str, part: Sequence[Any], ids: Mapping[str, Sequence[str]]) -> S
         return [f"{split}/{row}" if split else str(row) for row in range(len(part))]
     if len(ids[split]) != len(part):
         raise DatasetError(f"split {split or 'all'} has {len(part)} items and {len(ids[split])} ids")
-    return [str(one) for one in ids[split]]
+    return [str(sample_id) for sample_id in ids[split]]
 
 
 def _labels(values: Sequence[Any], target: str, names: Sequence[str], where: str) -> InferredTargets:

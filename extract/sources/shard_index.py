@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from featcache.extraction.sources.data_folders import atomic_file, derived_path
+from featcache.extraction.sources.data_folders import derived_path
 from featcache.extraction.sources.samples import Texts
+from featcache.store.files import atomic_file
 
 KEEP_FROM_BYTES = 64 * 2**20
 """Smaller shards are walked as fast as their index is read."""
@@ -80,8 +81,10 @@ def keep_shard(path: Path, shard: Shard, image: str | None = None) -> None:
         records=np.frombuffer(records, np.uint8),
         left_out=np.frombuffer(json.dumps(shard.left_out).encode(), np.uint8),
     )
-    with suppress(OSError), atomic_file(kept) as partial:
-        partial.write_bytes(content.getvalue())
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(kept, durable=False) as partial:
+            partial.write_bytes(content.getvalue())
 
 
 def _place(path: Path, image: str | None) -> Path | None:
@@ -89,5 +92,5 @@ def _place(path: Path, image: str | None) -> Path | None:
     if state.st_size < KEEP_FROM_BYTES:
         return None
     # The number is the version of the rules that make samples of members.
-    what = f"2 {image or ''} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
-    return derived_path("index", what, f"{path.stem}.npz")
+    state_text = f"2 {image or ''} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
+    return derived_path("index", state_text, f"{path.stem}.npz")

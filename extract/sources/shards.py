@@ -38,7 +38,7 @@ def _choices(text: str, pattern: str) -> list[str]:
     first, dots, last = text.partition("..")
     if not dots:
         return text.split(",")
-    numbers = [re.fullmatch("[0-9]{1,12}", one) for one in (first, last)]
+    numbers = [re.fullmatch("[0-9]{1,12}", digits) for digits in (first, last)]
     if not all(numbers) or not 0 <= int(last) - int(first) < MAX_SHARDS:
         raise RequestError(f"{{{text}}} in {pattern} is no range; write such as {{000..010}}")
     width = len(first) if first.startswith("0") else 0
@@ -56,9 +56,9 @@ def matching_files(pattern: str) -> list[Path]:
     for text in expand_pattern(str(expanded(pattern))):
         path = Path(text)
         if set("*?[") & set(text):
-            found = sorted(path.parent.glob(path.name), key=natural)
-            paths += found
-            missing += [] if found else [text]
+            matches = sorted(path.parent.glob(path.name), key=natural)
+            paths += matches
+            missing += [] if matches else [text]
         else:
             paths.append(path)
             missing += [] if path.is_file() else [text]
@@ -66,7 +66,7 @@ def matching_files(pattern: str) -> list[Path]:
     return paths
 
 
-def refuse_missing(missing: Sequence[str], what: str, where: str) -> None:
+def refuse_missing(missing: Sequence[str], noun: str, where: str) -> None:
     """Refuse what is not all there.
 
     Raises:
@@ -74,7 +74,7 @@ def refuse_missing(missing: Sequence[str], what: str, where: str) -> None:
     """
     if missing:
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        raise DatasetError(f"{where}: {len(missing)} {what} do not exist: {', '.join(missing[:10])}{more}")
+        raise DatasetError(f"{where}: {len(missing)} {noun} do not exist: {', '.join(missing[:10])}{more}")
 
 
 def is_shard_folder(folder: Path) -> bool:
@@ -112,19 +112,19 @@ def splits_by_name(paths: Sequence[Path]) -> dict[str, list[Path]]:
     Raises:
         DatasetError: some shards name a split and others do not.
     """
-    found: dict[str, list[Path]] = {}
+    splits: dict[str, list[Path]] = {}
     for path in paths:
         words = [word for word in re.split(r"[^A-Za-z]+", path.stem) if role_of(word)]
-        found.setdefault(words[0] if len(words) == 1 else "", []).append(path)
-    named = [split for split in found if split]
+        splits.setdefault(words[0] if len(words) == 1 else "", []).append(path)
+    named = [split for split in splits if split]
     if len({role_of(split) for split in named}) < 2:
         return {}
-    if "" in found:
+    if "" in splits:
         raise DatasetError(
-            f"shards such as {found[named[0]][0].name} name a split, {found[''][0].name} names none; put each split into a "
+            f"shards such as {splits[named[0]][0].name} name a split, {splits[''][0].name} names none; put each split into a "
             "folder of its own, or name them as in wds:PATTERN?test=PATTERN"
         )
-    return found
+    return splits
 
 
 def uncounted_shards(folder: Path, read: Sequence[Path]) -> list[Path]:
@@ -153,12 +153,12 @@ def shard_names(paths: Sequence[Path]) -> list[str]:
 
 def _numbered(folder: Path) -> list[Path]:
     """Return shards in the order of their numbers; as many as nshards.txt says, if it is there."""
-    found = sorted(folder.glob("*.tar"), key=natural)
+    shards = sorted(folder.glob("*.tar"), key=natural)
     counted = folder / COUNT_FILE
     if not counted.is_file():
-        return found
+        return shards
     count = shard_count("\n".join(read_lines(counted)), counted)
-    numbers = {int(path.stem): path for path in found if path.stem.isdigit()}
+    numbers = {int(path.stem): path for path in shards if path.stem.isdigit()}
     refuse_missing(
         [f"{number}.tar" for number in range(count) if number not in numbers], "shards", str(folder)
     )

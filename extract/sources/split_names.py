@@ -75,10 +75,10 @@ def roles_of(names: Sequence[str]) -> dict[str, str | None]:
     beside: dict[tuple[str, ...], dict[str, str]] = {}
     for name in (name for name, role in roles.items() if role is None):
         words = _words(name)
-        found = [word for word in words if word in _ROLE_OF]
-        if len(found) == 1:
-            rest = tuple(word for word in words if word != found[0])
-            beside.setdefault(rest, {})[name] = _ROLE_OF[found[0]]
+        role_words = [word for word in words if word in _ROLE_OF]
+        if len(role_words) == 1:
+            rest = tuple(word for word in words if word != role_words[0])
+            beside.setdefault(rest, {})[name] = _ROLE_OF[role_words[0]]
     for same in beside.values():
         if TRAIN in same.values() and len(set(same.values())) > 1:
             roles |= same
@@ -153,30 +153,30 @@ def splits_of_column(column: str, values: Sequence[Any]) -> list[str]:
     return [meaning[text] for text in texts]
 
 
-def find_split(name: str, found: Sequence[str]) -> str:
+def find_split(name: str, existing: Sequence[str]) -> str:
     """Return the split that a name stands for: the split of exactly this name, or of its only other spelling.
 
     Raises:
         UnknownNameError: no split or several match; the message lists all splits.
     """
-    if name in found:
+    if name in existing:
         return name
-    same = [one for one in found if one.strip().casefold() == name.strip().casefold()]
-    role, roles = role_of(name), roles_of(found)
-    same = same or [one for one in found if role is not None and roles[one] == role]
+    same = [split for split in existing if split.strip().casefold() == name.strip().casefold()]
+    role, roles = role_of(name), roles_of(existing)
+    same = same or [split for split in existing if role is not None and roles[split] == role]
     if len(same) == 1:
         return same[0]
-    raise UnknownNameError("split", name, found)
+    raise UnknownNameError("split", name, existing)
 
 
-def choose_splits(found: Sequence[str], options: "DatasetOptions", where: str) -> ChosenSplits:
+def choose_splits(existing: Sequence[str], options: "DatasetOptions", where: str) -> ChosenSplits:
     """Choose the splits to read, by the options or by their names.
 
     ``train`` and ``test`` are the splits of these names in any spelling. Other splits may be missing only if the dataset
     has nothing but train, or is split anew (``options.resplit``).
 
     Args:
-        found: all splits of the dataset as it spells them, in order; none if it has no splits.
+        existing: all splits of the dataset as it spells them, in order; none if it has no splits.
         options: the splits to train and test on, and whether everything is split anew.
         where: name or path of the dataset, for errors.
 
@@ -184,15 +184,15 @@ def choose_splits(found: Sequence[str], options: "DatasetOptions", where: str) -
         RequestError: an option names a missing split, or both options name the same split.
         DatasetError: train or test cannot be told from the names; the message lists the names and the options.
     """
-    if not found:
+    if not existing:
         return ChosenSplits()
-    roles = roles_of(found)
-    train = find_split(options.train_split, found) if options.train_split else None
-    tests = [find_split(name, found) for name in options.test_splits]
+    roles = roles_of(existing)
+    train = find_split(options.train_split, existing) if options.train_split else None
+    tests = [find_split(name, existing) for name in options.test_splits]
     for name in tests:
         if name == train or (train is None and roles[name] == TRAIN):
             raise RequestError(f"--test-split {name}: what is trained on cannot be tested on")
-    left = [name for name in found if name not in (train, *tests)]
+    left = [name for name in existing if name not in (train, *tests)]
     if train is None:
         train = _only(TRAIN, left, roles, where)
     left = [name for name in left if name != train]
@@ -204,7 +204,7 @@ def choose_splits(found: Sequence[str], options: "DatasetOptions", where: str) -
         if test is None and options.resplit:
             return ChosenSplits(names | {name: name for name in left})
         if test is None and left:
-            raise DatasetError(_no_test(found, train, where))
+            raise DatasetError(_no_test(existing, train, where))
         if test is not None:
             names[TEST] = test
     return ChosenSplits(names, tuple(name for name in left if name not in names.values()))
@@ -231,8 +231,8 @@ def _only(role: str, names: Sequence[str], roles: Mapping[str, str | None], wher
     return same[0] if same else None
 
 
-def _no_test(found: Sequence[str], train: str | None, where: str) -> str:
-    shown = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
+def _no_test(existing: Sequence[str], train: str | None, where: str) -> str:
+    shown = ", ".join(existing[:20]) + (f" and {len(existing) - 20} more" if len(existing) > 20 else "")
     option = "--test-split" if train else "--train-split and --test-split"
     missing = TEST if train else f"{TRAIN} and no split {TEST}"
     return (

@@ -27,9 +27,9 @@ def order_keys(ids: Iterable[str], seed: int) -> Keys:
     """Return a number for every id, ``[N]``: the first eight bytes of SHA-256 over ``seed:id``; smaller ones come first."""
     prefix = hashlib.sha256(f"{seed}:".encode())
     digests = []
-    for one in ids:
+    for sample_id in ids:
         digest = prefix.copy()
-        digest.update(one.encode())
+        digest.update(sample_id.encode())
         digests.append(digest.digest()[:8])
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
@@ -74,19 +74,22 @@ def split_off_test_groups(groups: Rows, group_names: Iterable[str], strata: Rows
     """
     num_groups, num_strata = int(groups.max()) + 1, int(strata.max()) + 1
     sizes = np.bincount(strata, minlength=num_strata)
-    wanted = sizes * float(TEST_FRACTION)
+    target = sizes * float(TEST_FRACTION)
     weight = 1 / np.maximum(sizes, 1)
     by_group = np.argsort(groups, kind="stable")
     ends = np.cumsum(np.bincount(groups, minlength=num_groups))
     test, taken = np.zeros(num_groups, np.bool_), np.zeros(num_strata, np.int64)
     for group in np.argsort(order_keys(group_names, seed), kind="stable").tolist():
         members = by_group[ends[group - 1] if group else 0 : ends[group]]
-        found, counts = np.unique(strata[members], return_counts=True)
-        before, after = np.abs(taken[found] - wanted[found]), np.abs(taken[found] + counts - wanted[found])
-        nearer = ((before - after) * weight[found]).sum() > 0
-        if nearer and (taken[found] + counts < sizes[found]).all():
+        present, counts = np.unique(strata[members], return_counts=True)
+        before, after = (
+            np.abs(taken[present] - target[present]),
+            np.abs(taken[present] + counts - target[present]),
+        )
+        nearer = ((before - after) * weight[present]).sum() > 0
+        if nearer and (taken[present] + counts < sizes[present]).all():
             test[group] = True
-            taken[found] += counts
+            taken[present] += counts
     return test[groups]
 
 

@@ -31,9 +31,9 @@ def special_size(header: bytes, path: Path, position: int) -> int:
     size = int(digits[0], 8) if digits else MAX_SPECIAL_BYTES + 1
     if size > MAX_SPECIAL_BYTES or header[156:157] in b"SVM":
         type_flag = chr(header[156])
-        what = " (a sparse file)" if type_flag == "S" else ""
+        note = " (a sparse file)" if type_flag == "S" else ""
         raise DatasetError(
-            f"{path}: a member of type {type_flag!r}{what} at byte {position} cannot be read; pack it again with tar"
+            f"{path}: a member of type {type_flag!r}{note} at byte {position} cannot be read; pack it again with tar"
         )
     return size
 

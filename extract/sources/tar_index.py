@@ -99,7 +99,7 @@ def index_tar(path: Path) -> TarIndex:
         names += _names(run)
     if not names:
         return TarIndex([], np.zeros(0, np.int64), np.zeros(0, np.int64))
-    offsets, sizes = (np.concatenate([getattr(run, what) for run in runs]) for what in ("offsets", "sizes"))
+    offsets, sizes = (np.concatenate([getattr(run, name) for run in runs]) for name in ("offsets", "sizes"))
     types = np.concatenate([run.table[:, 156] for run in runs])
     plain = np.isin(types, np.frombuffer(_FILES, np.uint8))
     if plain.all():
@@ -206,24 +206,24 @@ def _scan_regular_run(blocks: Bytes, start: int) -> _Headers | None:
     magic = blocks[:, 257] == _MAGIC[0]
     for place, value in enumerate(_MAGIC[1:], 258):
         magic &= blocks[:, place] == value
-    found = np.flatnonzero(magic)
-    if not len(found) or found[0] != 0:
+    indices = np.flatnonzero(magic)
+    if not len(indices) or indices[0] != 0:
         return None
-    table = blocks[found]
+    table = blocks[indices]
     digits = table[:, 124:135].astype(np.int64) - ord("0")
     if ((digits < 0) | (digits > 7)).any() or np.isin(table[:, 156], np.frombuffer(_SPECIAL, np.uint8)).any():
         return None
     sizes = digits @ _OCTAL
-    behind = found + 1 + -(-sizes // BLOCK)
-    if (behind[:-1] != found[1:]).any():
+    behind = indices + 1 + -(-sizes // BLOCK)
+    if (behind[:-1] != indices[1:]).any():
         return None
     # What follows the last one within the window has no magic: the end, which the next window tells.
-    return _Headers(table, start + found * BLOCK, sizes, start + int(behind[-1]) * BLOCK, {})
+    return _Headers(table, start + indices * BLOCK, sizes, start + int(behind[-1]) * BLOCK, {})
 
 
 def _scan_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> _Headers:
     """Return headers of all kinds, each found by the header before; at least the first of the window."""
-    found: list[int] = []
+    positions: list[int] = []
     sizes: list[int] = []
     names: dict[int, str] = {}
     links: dict[int, str] = {}
@@ -238,13 +238,13 @@ def _scan_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> 
                 _refuse_truncated(path, position + BLOCK + len(content), position + BLOCK + size)
             told.read(header[156:157], content, path, position)
             behind = at + 1 + -(-size // BLOCK)
-            if behind >= len(blocks) and not found:
+            if behind >= len(blocks) and not positions:
                 # What it is about is in the next window, which then has to begin here.
                 blocks = _longer(descriptor, start, behind + 1, path)
             at = behind
             continue
         if not header.rstrip(b"\0"):
-            return _headers(blocks, start, found, sizes, start + at * BLOCK, names, links, ended=True)
+            return _headers(blocks, start, positions, sizes, start + at * BLOCK, names, links, ended=True)
         size = member_size(header, path, position) if told.size is None else told.size
         if header[156] in _WITHOUT_CONTENT or (
             header[156] == ord("1") and _has_no_content(descriptor, position)
@@ -252,15 +252,15 @@ def _scan_one_by_one(blocks: Bytes, start: int, descriptor: int, path: Path) -> 
             size = 0
         if told.count:
             if told.name is not None:
-                names[len(found)] = told.name
+                names[len(positions)] = told.name
             if told.link is not None:
-                links[len(found)] = told.link
+                links[len(positions)] = told.link
             told = Extended()
-        found.append(at)
+        positions.append(at)
         sizes.append(size)
         at = last = at + 1 + -(-size // BLOCK)
     # Long names at the very end belong to what follows, and are read again with it.
-    return _headers(blocks, start, found, sizes, start + last * BLOCK, names, links)
+    return _headers(blocks, start, positions, sizes, start + last * BLOCK, names, links)
 
 
 def _has_no_content(descriptor: int, position: int) -> bool:
@@ -279,7 +279,7 @@ def _longer(descriptor: int, start: int, count: int, path: Path) -> Bytes:
 def _headers(
     blocks: Bytes,
     start: int,
-    found: list[int],
+    positions: list[int],
     sizes: list[int],
     behind: int,
     names: dict[int, str],
@@ -287,15 +287,15 @@ def _headers(
     *,
     ended: bool = False,
 ) -> _Headers:
-    places = np.array(found, np.int64)
+    indices = np.array(positions, np.int64)
     return _Headers(
-        blocks[places], start + places * BLOCK, np.array(sizes, np.int64), behind, names, links, ended
+        blocks[indices], start + indices * BLOCK, np.array(sizes, np.int64), behind, names, links, ended
     )
 
 
-def _refuse_truncated(path: Path, total: int, wanted: int) -> NoReturn:
+def _refuse_truncated(path: Path, total: int, needed: int) -> NoReturn:
     raise DatasetError(
-        f"{path} is truncated: {total} bytes, there must be at least {wanted}; download or copy it again"
+        f"{path} is truncated: {total} bytes, there must be at least {needed}; download or copy it again"
     )
 
 
@@ -326,7 +326,7 @@ def _names(run: _Headers) -> list[str]:
         return []
     names = b"\0".join(stored)
     if names.count(b"\0") >= len(stored):  # what follows the end of a name is rubbish
-        names = b"\0".join(one.partition(b"\0")[0] for one in stored)
+        names = b"\0".join(field.partition(b"\0")[0] for field in stored)
     texts = names.decode("utf-8", "surrogateescape").split("\0")
     # ustar keeps the beginning of a long path apart; GNU tar has other things in its place.
     ustar = (run.table[:, 257:263] == np.frombuffer(b"ustar\0", np.uint8)).all(1) & (run.table[:, 345] != 0)

@@ -145,12 +145,12 @@ def _advice(folder: Path, packed: Sequence[Path]) -> str:
     return f"; there are some in {below.parent}" if below else ""
 
 
-def _report_left_out(dataset: WebDataset, paths: Sequence[Path], what: str) -> None:
+def _report_left_out(dataset: WebDataset, paths: Sequence[Path], description: str) -> None:
     if not paths:
         return
-    note = f"{len(paths)} {what} are not read: {', '.join(path.name for path in paths[:3])}"
+    note = f"{len(paths)} {description} are not read: {', '.join(path.name for path in paths[:3])}"
     dataset.listing.notes = [*dataset.listing.notes, note + (", ..." if len(paths) > 3 else "")]
-    dataset.listing.passed_over = {**dataset.listing.passed_over, what: len(paths)}
+    dataset.listing.passed_over = {**dataset.listing.passed_over, description: len(paths)}
 
 
 def _shards(pattern: str, reporter: Reporter) -> list[Path]:

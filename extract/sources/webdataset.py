@@ -101,7 +101,7 @@ class WebDataset(Collection):
             f"{prefix}/{key}" for prefix, shard in zip(prefixes, shards, strict=True) for key in shard.keys
         )
         refuse_repeated(ids, name)
-        found = label_targets([label for shard in shards for label in shard.labels], classes, target, name)
+        inferred = label_targets([label for shard in shards for label in shard.labels], classes, target, name)
         ends = np.cumsum([len(shard.keys) for shard in shards])
         parts, first, shard_end = {}, 0, 0
         for split, paths in splits.items():
@@ -110,14 +110,14 @@ class WebDataset(Collection):
             parts[split], first = np.arange(first, end), end
         self.listing = Listing(
             ids,
-            found.labels,
-            found.targets,
-            listing_digest(found.targets.names, ids, self._sizes.tolist(), found.labels),
+            inferred.labels,
+            inferred.targets,
+            listing_digest(inferred.targets.names, ids, self._sizes.tolist(), inferred.labels),
             {} if list(splits) == [""] else parts,
             unread,
             common_columns([record for shard in shards for record in shard.records]),
             {**(facts or {}), **({"image": image} if image else {})},
-            found.notes,
+            inferred.notes,
             dict(sum((Counter(shard.left_out) for shard in shards), Counter())),
         )
         self._open: OrderedDict[int, int] = OrderedDict()
@@ -151,23 +151,23 @@ class WebDataset(Collection):
         return {**self.__dict__, "_open": OrderedDict()}
 
     def _descriptor(self, shard: int) -> int:
-        found = self._open.pop(shard, None)
-        if found is None:
+        descriptor = self._open.pop(shard, None)
+        if descriptor is None:
             try:
-                found = self._opened(self._paths[shard])
-                changed = _state(found) != self._states[shard]
+                descriptor = self._opened(self._paths[shard])
+                changed = _state(descriptor) != self._states[shard]
             except OSError as error:
                 raise UnavailableError(
                     f"shard {self._paths[shard]} cannot be read ({error.strerror}); once it is there again, the same command "
                     "resumes"
                 ) from error
             if changed:  # offsets in one file mean nothing in another
-                os.close(found)
+                os.close(descriptor)
                 raise UnavailableError(f"{self._paths[shard]} has changed since it was indexed; start again")
             if len(self._open) >= OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
-        self._open[shard] = found
-        return found
+        self._open[shard] = descriptor
+        return descriptor
 
     def _opened(self, path: Path) -> int:
         flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -313,7 +313,7 @@ def _refuse_odd_names(names: Sequence[str], path: Path) -> None:
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
-        odd = next(name for name in names if any("\ud800" <= one <= "\udfff" for one in name))
+        odd = next(name for name in names if any("\ud800" <= character <= "\udfff" for character in name))
         raise DatasetError(f"{path}: the name {odd!r} of a member is not valid UTF-8; rename it") from None
     if any("\0" in name for name in names):
         cut = next(name for name in names if "\0" in name)

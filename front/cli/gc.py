@@ -45,31 +45,31 @@ def gc_command(older_than: float, yes: bool, root: tuple[Path, ...], as_json: bo
         raise RequestError(f"--older-than must be 0 days or more, got {older_than:g}")
     search = roots(root) if root else roots()[:1]
     reporter = ConsoleReporter()
-    found = _find(search, older_than, reporter)
-    failed = _remove(found, reporter) if yes else []
-    gone = [stale for stale in found if stale not in failed] if yes else []
+    stale_files = _find(search, older_than, reporter)
+    failed = _remove(stale_files, reporter) if yes else []
+    gone = [stale for stale in stale_files if stale not in failed] if yes else []
     if as_json:
-        print_json([{**_describe(stale), "removed": stale in gone} for stale in found])
+        print_json([{**_describe(stale), "removed": stale in gone} for stale in stale_files])
     else:
-        _print(found, gone if yes else None, search)
+        _print(stale_files, gone if yes else None, search)
     if failed:
-        raise CacheError(f"{len(failed)} of {len(found)} could not be removed, see above")
+        raise CacheError(f"{len(failed)} of {len(stale_files)} could not be removed, see above")
 
 
 def _find(search: list[Path], older_than: float, reporter: ConsoleReporter) -> list[StaleFile]:
     """Return the stale files under the roots, each once, since a root may be given under two names."""
-    found: dict[tuple[int, int, str], StaleFile] = {}
+    stale_files: dict[tuple[int, int, str], StaleFile] = {}
     for root in search:
         for stale in find_stale_files(root, older_than, reporter=reporter):
             with suppress(FileNotFoundError):
                 status = stale.path.lstat()
-                found.setdefault((status.st_dev, status.st_ino, stale.kind), stale)
-    return list(found.values())
+                stale_files.setdefault((status.st_dev, status.st_ino, stale.kind), stale)
+    return list(stale_files.values())
 
 
-def _remove(found: list[StaleFile], reporter: ConsoleReporter) -> list[StaleFile]:
+def _remove(stale_files: list[StaleFile], reporter: ConsoleReporter) -> list[StaleFile]:
     failed = []
-    for stale in found:
+    for stale in stale_files:
         try:
             left = stale.remove()
         except FeatcacheError as error:
@@ -81,8 +81,8 @@ def _remove(found: list[StaleFile], reporter: ConsoleReporter) -> list[StaleFile
     return failed
 
 
-def _print(found: list[StaleFile], gone: list[StaleFile] | None, search: list[Path]) -> None:
-    if not found:
+def _print(stale_files: list[StaleFile], gone: list[StaleFile] | None, search: list[Path]) -> None:
+    if not stale_files:
         echo(f"nothing to remove under {', '.join(map(str, search))}")
         return
     now = time.time()
@@ -94,11 +94,11 @@ def _print(found: list[StaleFile], gone: list[StaleFile] | None, search: list[Pa
             format_duration(max(0.0, now - item.modified)),
             item.reason,
         ]
-        for item in found
+        for item in stale_files
     ]
     print_table(COLUMNS, rows, numeric=("size", "age"))
-    total = format_size(sum(item.num_bytes for item in gone or found))
-    echo(f"removed {len(gone)}: {total}" if gone else f"{len(found)}: {total}; --yes removes them")
+    total = format_size(sum(item.num_bytes for item in gone or stale_files))
+    echo(f"removed {len(gone)}: {total}" if gone else f"{len(stale_files)}: {total}; --yes removes them")
 
 
 def _describe(stale: StaleFile) -> dict[str, str | int | float]:

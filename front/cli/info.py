@@ -52,7 +52,7 @@ def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> No
 def _describe(entry: Entry) -> JsonObject:
     cache = entry.cache
     missing = cache.manifest.missing_blocks()
-    found = list(shared_images(cache)) if entry.complete else []
+    shared = list(shared_images(cache)) if entry.complete else []
     return {
         "path": str(entry.path),
         "key": cache.key,
@@ -68,7 +68,7 @@ def _describe(entry: Entry) -> JsonObject:
         "skipped": sum(int((~cache[name].valid()).sum()) for name in cache.inventory.splits)
         if entry.complete
         else None,
-        "shared_images": [shared.to_dict() for shared in found],
+        "shared_images": [images.to_dict() for images in shared],
         "provenance": cache.provenance,
         "warnings": warnings_of(cache.spec, cache.inventory.targets, cache.provenance),
     }
@@ -105,8 +105,8 @@ def _part(entry: Entry) -> JsonObject:
     if held is None:
         return {}
     manifest = entry.cache.manifest
-    what = describe_partial(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
-    state = f"{'borrowed' if held.borrowed else 'a partial copy'}: {what}"
+    content = describe_partial(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
+    state = f"{'borrowed' if held.borrowed else 'a partial copy'}: {content}"
     return {"state": state, "origin": held.origin, "borrowed": held.borrowed}
 
 

@@ -22,5 +22,5 @@ def table_row(document: JsonObject) -> list[str]:
 
 def none_found(model: str | None, dataset: str | None) -> str:
     """Return the beginning of the line that replaces an empty table."""
-    wanted = [text for text in (model, dataset) if text]
-    return f"no caches that match {' and '.join(wanted)}" if wanted else "no caches"
+    filters = [text for text in (model, dataset) if text]
+    return f"no caches that match {' and '.join(filters)}" if filters else "no caches"

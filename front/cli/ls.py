@@ -40,7 +40,7 @@ def ls_command(
         return
     search = roots(root)
     documents = [_describe(entry) for entry in scan(search) if _matches(entry, model, dataset)]
-    documents += [_closed(one) for one in unreadable(search) if _may_match(one, model, dataset)]
+    documents += [_closed(folder) for folder in unreadable(search) if _may_match(folder, model, dataset)]
     if as_json:
         print_json(documents)
     elif documents:
@@ -58,23 +58,23 @@ def _matches(entry: Entry, model: str | None, dataset: str | None) -> bool:
     return not model or model.lower() in entry.model or has_model_name(entry, model_names(model))
 
 
-def _may_match(one: Unreadable, model: str | None, dataset: str | None) -> bool:
+def _may_match(folder: Unreadable, model: str | None, dataset: str | None) -> bool:
     """Return whether an unreadable folder may hold a matching cache; a folder above caches always may."""
-    if dataset and one.dataset and dataset.lower() not in one.dataset.lower():
+    if dataset and folder.dataset and dataset.lower() not in folder.dataset.lower():
         return False
     names = model_names(model) if model else ()
-    return not model or not one.model or model.lower() in one.model or one.model in map(slug, names)
+    return not model or not folder.model or model.lower() in folder.model or folder.model in map(slug, names)
 
 
-def _closed(one: Unreadable) -> JsonObject:
+def _closed(folder: Unreadable) -> JsonObject:
     return {
-        "dataset": one.dataset or None,
-        "model": one.model or None,
-        "key": one.key or None,
-        "path": str(one.path),
-        "root": str(one.root),
+        "dataset": folder.dataset or None,
+        "model": folder.model or None,
+        "key": folder.key or None,
+        "path": str(folder.path),
+        "root": str(folder.root),
         "state": "unreadable",
-        "error": f"{one.path} cannot be read ({one.reason})",
+        "error": f"{folder.path} cannot be read ({folder.reason})",
     }
 
 

@@ -32,7 +32,7 @@ def protocols_command(name: str, as_json: bool) -> None:
         get_protocol(name)  # what is wrong with a file of one's own shows here
         print_document(read_text(name)[1].rstrip() + "\n")
         return
-    protocols = [get_protocol(one) for one in ([name] if name else preset_names())]
+    protocols = [get_protocol(preset) for preset in ([name] if name else preset_names())]
     if as_json:
         print_json([asdict(protocol) for protocol in protocols])
     else:

@@ -45,7 +45,7 @@ def pull_command(
     """Fetch a cache from a remote, or a part of it; every file is checked against its digest as it arrives.
 
     CACHE is the address of a remote, then DATASET/MODEL-KEY or the beginning of a key. A part can be completed later
-    by another pull; what is here already does not move again. Interrupted, the same command goes on.
+    by another pull; what is here already does not move again. Run an interrupted command again to resume it.
     """
     from featcache.store.transfer.pull import pull
     from featcache.store.transfer.selection import CacheSelection

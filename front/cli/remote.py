@@ -24,8 +24,8 @@ def list_remote(remote_address: str, model: str | None, dataset: str | None, as_
 
     with open_remote(parse_address(remote_address)) as remote:
         catalogue = retry(lambda: read_catalogue(remote))
-        found = search(catalogue.entries, model, dataset, model_names(model) if model else ())
-        documents = [entry.to_dict(remote) for entry in found]
+        entries = search(catalogue.entries, model, dataset, model_names(model) if model else ())
+        documents = [entry.to_dict(remote) for entry in entries]
         complete = {entry.name for entry in catalogue.entries}
         for name in dict.fromkeys(name for name, _ in catalogue.pushing if name not in complete):
             document = {"dataset": name.dataset, "model": name.model, "key": name.key}
@@ -55,17 +55,17 @@ def describe_remote(cache_address: str) -> JsonObject:
 
     remote, name = find_cache(parse_address(cache_address))
     with remote:
-        found = fetch_manifest(remote, name)
-        if found is None:
+        remote_manifest = fetch_manifest(remote, name)
+        if remote_manifest is None:
             raise not_found(remote, name)
-        manifest = found.manifest
+        manifest = remote_manifest.manifest
         provenance = fetch_sealed(remote, f"{name}/{PROVENANCE_FILE}") or {}
         return {
             "path": remote.where(str(name)),
             "key": name.key,
             "complete": True,
             "state": "complete, on a remote",
-            "digest": found.digest,
+            "digest": remote_manifest.digest,
             "blocks": len(manifest.blocks),
             "missing_blocks": [],
             "bytes": manifest.inventory.num_bytes,
@@ -84,20 +84,20 @@ def remove_remote(cache_address: str, yes: bool, as_json: bool) -> None:
     """Remove a cache from a remote, after asking."""
     from featcache.store.transfer.removal import find_removable
 
-    found = find_removable(parse_address(cache_address))
-    with found.remote:
-        what = f"{len(found.files)} files, {format_size(found.num_bytes)}, for everybody who uses this remote"
-        if not yes and not confirmed(found.where, what):
+    removable = find_removable(parse_address(cache_address))
+    with removable.remote:
+        content = f"{len(removable.files)} files, {format_size(removable.num_bytes)}, for everybody who uses this remote"
+        if not yes and not confirmed(removable.where, content):
             echo("nothing was removed", err=True)
             return
-        found.remove()
+        removable.remove()
     if as_json:
-        print_json({"address": found.where, "key": found.name.key, "bytes": found.num_bytes})
+        print_json({"address": removable.where, "key": removable.name.key, "bytes": removable.num_bytes})
     else:
-        echo(f"removed {found.where} ({format_size(found.num_bytes)})")
+        echo(f"removed {removable.where} ({format_size(removable.num_bytes)})")
 
 
-def confirmed(where: str, what: str) -> bool:
+def confirmed(where: str, content: str) -> bool:
     """Show what is to be removed, and ask.
 
     Raises:
@@ -106,5 +106,5 @@ def confirmed(where: str, what: str) -> bool:
     if not sys.stdin.isatty():
         raise RequestError(f"{where} was not removed: there is no terminal to ask on; add --yes to remove it")
     echo(where, err=True)
-    echo(what, err=True)
+    echo(content, err=True)
     return click.confirm("remove it?", err=True)

@@ -61,17 +61,17 @@ def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[Resul
         what = "1 line" if unread == 1 else f"{unread} lines"
         echo(f"note: {what} of {folder / RESULTS_FILE}, torn or of another version, passed over", err=True)
     known = {row.model for row in rows}
-    wanted = {
+    criteria = {
         # A list of layers is one name.
         name: list(values) if name == "layers" else [part for value in values for part in value.split(",")]
         for name, values in given.items()
     }
     # A model has several names, one of which is in the results.
-    wanted["model"] = [
-        next((alias for alias in model_names(name) if alias in known), name) for name in wanted["model"]
+    criteria["model"] = [
+        next((alias for alias in model_names(name) if alias in known), name) for name in criteria["model"]
     ]
-    wanted["head"] = heads_in_results(wanted["head"], wanted["solver"])
-    return filter_rows(rows, wanted)
+    criteria["head"] = heads_in_results(criteria["head"], criteria["solver"])
+    return filter_rows(rows, criteria)
 
 
 @click.command("results", epilog=EPILOG)

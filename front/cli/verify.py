@@ -79,12 +79,12 @@ def verify_command(
     if not cache:
         report_unreadable(search, reporter)
     for directory in _directories(search, cache, every, repair_damage):
-        found = verify(directory, threads=threads, reporter=reporter)
+        verification = verify(directory, threads=threads, reporter=reporter)
         repaired = None
-        if repair_damage and found.damages:
-            found, repaired = _repair_cache(found, threads, every, reporter)
-        recomputed = _recompute(found, samples, options, reporter) if samples else None
-        results.append(Checked(found, repaired, recomputed))
+        if repair_damage and verification.damages:
+            verification, repaired = _repair_cache(verification, threads, every, reporter)
+        recomputed = _recompute(verification, samples, options, reporter) if samples else None
+        results.append(Checked(verification, repaired, recomputed))
         if not as_json:
             results[-1].show()
     if as_json:
@@ -95,31 +95,31 @@ def verify_command(
 
 
 def _repair_cache(
-    found: Verification, threads: int | None, every: bool, reporter: ConsoleReporter
+    verification: Verification, threads: int | None, every: bool, reporter: ConsoleReporter
 ) -> tuple[Verification, RepairResult | None]:
     """Repair a cache: fetch the damaged files of a copy from its origin, so that it stays usable; else drop damaged blocks."""
     from featcache.store.transfer.repair import repair_copy
 
     try:
-        fetched = repair_copy(found, reporter)
+        fetched = repair_copy(verification, reporter)
     except FeatcacheError as error:
         if not every:
             raise
         reporter.message(str(error))
-        return found, None
+        return verification, None
     if fetched is None:
-        return found, _drop_damage(found, every, reporter)
+        return verification, _drop_damage(verification, every, reporter)
     reporter.message(
         f"fetched again from {fetched.origin}: {fetched.files} files of data, {format_size(fetched.num_bytes)} in all"
     )
-    again = verify(found.directory, threads=threads, reporter=reporter)
+    again = verify(verification.directory, threads=threads, reporter=reporter)
     # The remaining damages concern files that the remote does not have, such as unexpected files.
     return again, _drop_damage(again, every, reporter) if again.damages else None
 
 
-def _drop_damage(found: Verification, every: bool, reporter: ConsoleReporter) -> RepairResult | None:
+def _drop_damage(verification: Verification, every: bool, reporter: ConsoleReporter) -> RepairResult | None:
     try:
-        return repair(found)
+        return repair(verification)
     except FeatcacheError as error:
         if not every:
             raise
@@ -128,16 +128,16 @@ def _drop_damage(found: Verification, every: bool, reporter: ConsoleReporter) ->
 
 
 def _recompute(
-    found: Verification, samples: int, options: dict[str, object], reporter: ConsoleReporter
+    verification: Verification, samples: int, options: dict[str, object], reporter: ConsoleReporter
 ) -> "Recomputation | None":
-    if found.damages:
+    if verification.damages:
         reporter.message("not recomputed: the files are damaged")
         return None
     from featcache.recompute.run import RecomputeRequest, recompute  # torch: seconds
     from featcache.store.reading.reader import open_cache
 
     request = RecomputeRequest(samples, **options)  # type: ignore[arg-type]  # click's values have the fields' types
-    return recompute(open_cache(found.directory, allow_partial=True), request, reporter)
+    return recompute(open_cache(verification.directory, allow_partial=True), request, reporter)
 
 
 def _check_request(cache: str | None, every: bool, samples: int | None, given: Sequence[str]) -> None:

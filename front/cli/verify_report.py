@@ -68,27 +68,25 @@ class Checked:
             echo(self.found.remedy)
 
 
-def _summary(found: Verification) -> str:
+def _summary(verification: Verification) -> str:
     state = "intact"
-    if found.damages:
-        count = len(found.damages)
+    if verification.damages:
+        count = len(verification.damages)
         state = f"{count} file{'s' if count > 1 else ''} damaged, missing or out of place"
-    elif not found.complete and found.manifest:
-        total = len(found.manifest.inventory.blocks())
-        state = f"incomplete, {len(found.missing_blocks)} of {total} blocks are missing, what is committed is intact"
-    speed = format_size(found.num_bytes / max(found.seconds, 1e-9))
-    return (
-        f"{state}; {found.files} files, {format_size(found.num_bytes)} in {found.seconds:.1f} s ({speed}/s)"
-    )
+    elif not verification.complete and verification.manifest:
+        total = len(verification.manifest.inventory.blocks())
+        state = f"incomplete, {len(verification.missing_blocks)} of {total} blocks are missing, what is committed is intact"
+    speed = format_size(verification.num_bytes / max(verification.seconds, 1e-9))
+    return f"{state}; {verification.files} files, {format_size(verification.num_bytes)} in {verification.seconds:.1f} s ({speed}/s)"
 
 
-def _describe_repair(found: Verification, done: RepairResult) -> str:
+def _describe_repair(verification: Verification, done: RepairResult) -> str:
     left = f"; left as found: {', '.join(done.unexpected_files[:5])}" if done.unexpected_files else ""
     blocks = "1 block" if len(done.dropped) == 1 else f"{len(done.dropped)} blocks"
     if done.complete:
         return f"repaired, the cache is complete{left}"
-    assert found.manifest is not None  # else there was nothing to repair
-    command = extraction_command(found.directory, found.manifest)
+    assert verification.manifest is not None  # else there was nothing to repair
+    command = extraction_command(verification.directory, verification.manifest)
     verb = "imported" if command.endswith("import") else "extracted"
     return (
         f"dropped; run the same `{command}` again: {done.samples} samples in {blocks} are to be {verb}{left}"

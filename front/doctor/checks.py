@@ -74,15 +74,15 @@ def _libraries() -> Iterator[Finding]:
         if match is None or "extra ==" in requirement:
             continue
         name, least = match["name"], match["least"] or "0"
-        mend = f"pip install '{requirement}'"
+        remedy = f"pip install '{requirement}'"
         try:
             version = importlib.metadata.version(name)
             importlib.import_module(_MODULES.get(name, name))
         except Exception as error:  # a broken library raises anything
-            yield Finding("library", FAILED, f"{name}: {_one_line(error)}", mend)
+            yield Finding("library", FAILED, f"{name}: {_one_line(error)}", remedy)
             continue
         if _numbers(version) < _numbers(least):
-            yield Finding("library", FAILED, f"{name} {version} is older than {least}", mend)
+            yield Finding("library", FAILED, f"{name} {version} is older than {least}", remedy)
         else:
             yield Finding("library", OK, f"{name} {version}")
 
@@ -144,7 +144,7 @@ def _describe(device: "torch.device", cores: int) -> str:
 
 
 def _without(device: str) -> str:
-    return "reinstall torch" if device == "cpu" else "mend the driver, or extract with --device cpu"
+    return "reinstall torch" if device == "cpu" else "repair the driver, or extract with --device cpu"
 
 
 def _decoding() -> Iterator[Finding]:

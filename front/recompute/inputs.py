@@ -92,20 +92,20 @@ def check_inventory(cache: Cache, source: Source) -> None:
     every = layer_set("every", spec.num_layers)
     for split in cache.inventory.splits:
         reader, rows = cache[split], len(source.splits.get(split, ()))
-        for what, got, wanted in (
+        for attribute, got, expected in (
             ("rows", reader.num_samples, rows),
             ("width", reader.width, spec.width),
             ("type", reader.dtype, cache.spec.dtype),
             ("layers", [layer for layer in reader.layers if layer not in every], []),
             ("token kinds", [kind for kind in reader.tokens if kind not in TOKEN_KINDS], []),
         ):
-            if got != wanted:
+            if got != expected:
                 raise CacheError(
-                    f"{cache.directory}: {what} of split {split!r} are {got}, must be {wanted}; extract it again"
+                    f"{cache.directory}: {attribute} of split {split!r} are {got}, must be {expected}; extract it again"
                 )
 
 
-def refuse_difference(what: str, cached: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def refuse_difference(noun: str, cached: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse what is not what the cache was made with.
 
     Raises:
@@ -114,6 +114,6 @@ def refuse_difference(what: str, cached: Mapping[str, Any], given: Mapping[str, 
     for name in dict.fromkeys((*cached, *given)):
         if cached.get(name) != given.get(name):
             raise RequestError(
-                f"{what} is not what the cache was made with: {name} is {given.get(name)!r}, "
+                f"{noun} is not what the cache was made with: {name} is {given.get(name)!r}, "
                 f"the cache has {cached.get(name)!r}; give the same --dataset, --model and --weights as for the extraction"
             )

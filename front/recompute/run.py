@@ -12,7 +12,10 @@ import torch
 from featcache.devices.choice import choose_device
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.decoding.images import Rows, image_batches
+from featcache.extraction.decoding.batch import Rows
+from featcache.extraction.decoding.images import image_batches
+from featcache.extraction.decoding.prefetch import normalized
+from featcache.extraction.decoding.preprocessing import versions_of, with_resize
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
 from featcache.extraction.sources.base import Sample, Source
@@ -72,7 +75,9 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
         model, request.weights, None if request.weights is None else recorded_weight_set(cache)
     )
     backbone.module.to(device)
-    refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(backbone.spec))
+    resize = cache.spec.backbone.resize
+    spec = backbone.spec.resized_by(resize) if resize in versions_of(backbone.transform) else backbone.spec
+    refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(spec))
     check_inventory(cache, source)
     forward = _Forward(cache, source, backbone, device)
     differences = [d for split in rows for d in _differences(cache, split, rows[split], forward)]
@@ -86,6 +91,7 @@ class _Forward:
     def __init__(self, cache: Cache, source: Source, backbone: Backbone, device: torch.device) -> None:
         self._source = source
         self._backbone = backbone
+        self._transform = with_resize(backbone.transform, cache.spec.backbone.resize)
         self._batch_size = cache.manifest.batch_size
         self._dtype = cache.spec.dtype
         self._extractors = {
@@ -113,10 +119,10 @@ class _Forward:
     def _images(self, split: str, rows: Sequence[int]) -> torch.Tensor:
         singles = [Rows(split, row, row + 1) for row in rows]
         size = self._backbone.spec.input_size
-        batches = list(image_batches(self._source, self._backbone.transform, singles, 0, False, size))
+        batches = list(image_batches(self._source, self._transform, singles, 0, size))
         for _, message in (failure for batch in batches for failure in batch.failures):
             raise DatasetError(message)
-        return torch.cat([batch.images for batch in batches])
+        return torch.cat([normalized(batch, self._transform).images for batch in batches])
 
 
 def _differences(

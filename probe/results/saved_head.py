@@ -23,7 +23,7 @@ from featcache.store.files import (
 )
 from featcache.store.inventory import TAPS
 from featcache.store.layers import FINAL
-from featcache.store.spec import BackboneSpec
+from featcache.store.spec import PILLOW, BackboneSpec
 from featcache.store.token_groups import parse_array_name
 
 CONFIG_FILE = "head.json"
@@ -91,8 +91,12 @@ class HeadConfig:
 
 
 def features_digest(backbone: BackboneSpec) -> str:
-    """Digest of everything that fixes the function from image to tokens: caches that share it have tokens that mean the same."""
-    return sha256_hex(canonical_json(asdict(backbone)))
+    """Digest of everything that fixes the function from image to tokens: caches that share it have tokens that mean the same.
+
+    The version of resizing is left out, as the precision is: pixels differ by 2 of 255 at most, so a head trained on tokens of a
+    cache made on a GPU predicts from those of one made on a CPU, and from those of earlier versions.
+    """
+    return sha256_hex(canonical_json(asdict(backbone.resized_by(PILLOW))))
 
 
 def describe_parts(selection: Selection) -> list[tuple[str, Sequence[str], Sequence[str]]]:

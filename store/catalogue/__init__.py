@@ -49,16 +49,16 @@ MIN_PREFIX = 4
 
 def find_key(search: Sequence[Path], key: str) -> Entry | None:
     """Return the cache with this key, a complete one if there is one."""
-    found = [entry for entry in scan(search) if entry.key == key]
-    return max(found, key=lambda entry: entry.rank, default=None)
+    matching = [entry for entry in scan(search) if entry.key == key]
+    return max(matching, key=lambda entry: entry.rank, default=None)
 
 
 def find_request(search: Sequence[Path], request: Mapping[str, Any]) -> Entry | None:
     """Return the cache that answers a literal request, a complete one if there is one."""
-    found = [
+    matching = [
         entry for entry in scan(search) if any(answers(r, request) for r in recorded_requests(entry.path))
     ]
-    return max(found, key=lambda entry: entry.rank, default=None)
+    return max(matching, key=lambda entry: entry.rank, default=None)
 
 
 def select(
@@ -90,16 +90,16 @@ def select(
     if folder is not None:
         return folder
     entries = list(scan(search))
-    found = [entry for entry in entries if _matches(entry, cache, models, dataset)]
-    if not found:
+    matching = [entry for entry in entries if _matches(entry, cache, models, dataset)]
+    if not matching:
         raise CacheNotFoundError(_not_found_error(search, entries, cache, models, dataset))
     short = exact and cache is not None and len(cache) < MIN_PREFIX
-    if short and not any(cache in (entry.name, entry.path.name) for entry in found):
-        listed = "\n  ".join(entry.name for entry in found[:10])
+    if short and not any(cache in (entry.name, entry.path.name) for entry in matching):
+        listed = "\n  ".join(entry.name for entry in matching[:10])
         raise RequestError(
             f"{cache!r} is too short for the beginning of a key, which needs {MIN_PREFIX} digits here; it may mean:\n  {listed}"
         )
-    meant = found if exact else [entry for entry in found if entry.complete] or found
+    meant = matching if exact else [entry for entry in matching if entry.complete] or matching
     meant = _distinct_entries(meant)
     if len(meant) > 1:
         listed = "\n  ".join(entry.name for entry in meant[:10])
@@ -110,8 +110,8 @@ def select(
 
 def report_unreadable(search: Sequence[Path], reporter: Reporter) -> None:
     """Report each unreadable folder in one line, for searches that any cache under the roots could answer."""
-    for one in unreadable(search):
-        reporter.message(f"note: {one}")
+    for folder in unreadable(search):
+        reporter.message(f"note: {folder}")
 
 
 def _named_folder(path: str) -> Entry | None:
@@ -174,8 +174,8 @@ def _not_found_error(
     dataset: str | None,
 ) -> str:
     asked = ", ".join(
-        f"{what}{value}"
-        for what, value in (("", cache), ("model ", next(iter(models), None)), ("dataset ", dataset))
+        f"{label}{value}"
+        for label, value in (("", cache), ("model ", next(iter(models), None)), ("dataset ", dataset))
         if value
     )
     where = os.pathsep.join(str(root) for root in search)

@@ -141,7 +141,7 @@ def scan(search: Sequence[Path]) -> Iterator[Entry]:
     The first root that holds a cache wins, but a complete one goes before one that is still being extracted, and a
     copy that is surely whole before one that may be partial.
     """
-    found: dict[tuple[str, str], Entry] = {}
+    entries: dict[tuple[str, str], Entry] = {}
     for root in search:
         for folder, match in folders(root):
             try:
@@ -152,9 +152,9 @@ def scan(search: Sequence[Path]) -> Iterator[Entry]:
                 continue
             place = (folder.parent.name, folder.name)
             entry = Entry(folder, folder.parent.name, match["model"], match["key"], complete)
-            if place not in found or entry.rank > found[place].rank:
-                found[place] = entry
-    yield from found.values()
+            if place not in entries or entry.rank > entries[place].rank:
+                entries[place] = entry
+    yield from entries.values()
 
 
 @dataclass(frozen=True)
@@ -175,22 +175,22 @@ class Unreadable:
 
 def unreadable(search: Sequence[Path]) -> list[Unreadable]:
     """Return the folders that `scan` leaves out because they cannot be read."""
-    found: list[Unreadable] = []
+    closed: list[Unreadable] = []
     for root in search:
 
         def skipped(path: Path, error: OSError, root: Path = root) -> None:
             dataset = "" if path == root else path.name
-            found.append(Unreadable(path, root, error.strerror or str(error), dataset))
+            closed.append(Unreadable(path, root, error.strerror or str(error), dataset))
 
         for folder, match in folders(root, skipped):
             try:
                 _is_complete(folder)
             except OSError as error:
                 reason = error.strerror or str(error)
-                found.append(
+                closed.append(
                     Unreadable(folder, root, reason, folder.parent.name, match["model"], match["key"])
                 )
-    return found
+    return closed
 
 
 def _is_complete(folder: Path) -> bool | None:

@@ -67,9 +67,11 @@ def read_proof(folder: Path) -> OwnershipProof:
 
 def ownership_proof(folder: Path, key: str) -> OwnershipProof | None:
     """Return the manifest and the plan of the cache in `folder`, if they are valid and have its key; None if neither is."""
-    found = read_proof(folder)
-    manifest = found.manifest if found.manifest is not None and found.manifest.spec.key == key else None
-    plan = found.plan if found.plan is not None and found.plan.spec.key == key else None
+    documents = read_proof(folder)
+    manifest = (
+        documents.manifest if documents.manifest is not None and documents.manifest.spec.key == key else None
+    )
+    plan = documents.plan if documents.plan is not None and documents.plan.spec.key == key else None
     return OwnershipProof(manifest, plan) if manifest or plan else None
 
 

@@ -1,6 +1,6 @@
 """Removing caches: what goes is renamed first, so that a kill leaves either the whole cache or nothing that counts.
 
-A folder under a name with a leading dot is never a cache; `leftovers` finds the remains of a killed removal. Only the files
+A folder under a name with a leading dot is never a cache; `find_stale_files` finds the remains of a killed removal. Only the files
 of the cache are removed; other files in its folder stay in place.
 """
 
@@ -137,7 +137,7 @@ def _move_own_files(directory: Path, aside: Path, left: Sequence[Path]) -> None:
 def remove_files(directory: Path, inventory: Inventory | None) -> list[Path]:
     """Delete the files of a cache, and its folder if nothing else is left; another process may be doing the same.
 
-    Manifest and journal, which identify the folder, go last, so that `leftovers` still recognizes it.
+    Manifest and journal, which identify the folder, go last, so that `find_stale_files` still recognizes it.
 
     Args:
         directory: the folder, already set aside.
@@ -229,7 +229,7 @@ def remove_tree(path: Path) -> None:
 
 def _refuse_foreign_files(directory: Path, reason: CacheError) -> None:
     names = os.listdir(directory) if directory.is_dir() else []
-    strangers = [str(path.relative_to(directory)) for path in foreign_files(directory, None)]
-    if strangers or not {journal.FEATURES, journal.JOURNAL}.intersection(names):
-        listed = f" (it holds {', '.join(map(printable, strangers[:3]))})" if strangers else ""
+    foreign = [str(path.relative_to(directory)) for path in foreign_files(directory, None)]
+    if foreign or not {journal.FEATURES, journal.JOURNAL}.intersection(names):
+        listed = f" (it holds {', '.join(map(printable, foreign[:3]))})" if foreign else ""
         raise CacheError(f"{directory} is not a cache{listed}, so it is not removed: {reason}") from None

@@ -112,7 +112,7 @@ def find_stale_files(
         reporter: receives the unreadable folders, and the progress of comparing copies.
     """
     now, reporter = time.time() if now is None else now, reporter or Silent()
-    found: list[StaleFile] = []
+    stale: list[StaleFile] = []
     complete: list[tuple[str, Path]] = []
 
     def skipped(path: Path, error: OSError) -> None:
@@ -123,7 +123,7 @@ def find_stale_files(
             shown = ownership_proof(folder, key)
             if shown is not None and shown.manifest is not None:
                 complete.append((key, folder))
-                found += _stale_after_completion(
+                stale += _stale_after_completion(
                     folder, shown, now - SETTLED_S, now - older_than_days * DAY_S
                 )
             elif (
@@ -132,10 +132,10 @@ def find_stale_files(
                 and (shown or weak_ownership_proof(folder))
             ):
                 reason = f"not touched for {older_than_days:g} days or more"
-                found += _if_older(folder, "incomplete", reason, now - older_than_days * DAY_S)
+                stale += _if_older(folder, "incomplete", reason, now - older_than_days * DAY_S)
         except OSError as error:
             skipped(folder, error)
-    return [*_removals(root), *found, *_duplicates(complete, reporter)]
+    return [*_removals(root), *stale, *_duplicates(complete, reporter)]
 
 
 def _own_folders(root: Path, skipped: Skipped) -> Iterator[tuple[Path, str]]:
@@ -159,8 +159,10 @@ def _removals(root: Path) -> Iterator[StaleFile]:
     for path in sorted(root.glob(f"*/{REMOVING_PREFIX}*")):
         with suppress(OSError):
             if not path.parent.is_symlink() and _removal_proof(path) is not None:
-                found = usage(path)
-                yield StaleFile(path, "removal", "a removal was interrupted", found.num_bytes, found.modified)
+                measured = usage(path)
+                yield StaleFile(
+                    path, "removal", "a removal was interrupted", measured.num_bytes, measured.modified
+                )
 
 
 def _removal_proof(path: Path) -> OwnershipProof | None:
@@ -196,7 +198,7 @@ def _temporaries(folder: Path, shown: OwnershipProof) -> Iterator[Path]:
     names = shown.names()
     for within in names:
         place = folder / within
-        if any(one.is_symlink() for one in (place, *place.parents[: len(place.relative_to(folder).parts)])):
+        if any(path.is_symlink() for path in (place, *place.parents[: len(place.relative_to(folder).parts)])):
             continue  # the target of a link is not part of the cache
         for path in place.glob(f"*{PARTIAL_SUFFIX}"):
             if path.is_symlink() or not path.is_dir():
@@ -208,9 +210,9 @@ def _temporaries(folder: Path, shown: OwnershipProof) -> Iterator[Path]:
 
 
 def _if_older(path: Path, kind: str, reason: str, since: float) -> Iterator[StaleFile]:
-    found = usage(path)
-    if found.modified < since:
-        yield StaleFile(path, kind, reason, found.num_bytes, found.modified)
+    measured = usage(path)
+    if measured.modified < since:
+        yield StaleFile(path, kind, reason, measured.num_bytes, measured.modified)
 
 
 def _duplicates(complete: list[tuple[str, Path]], reporter: Reporter) -> Iterator[StaleFile]:
@@ -225,9 +227,9 @@ def _duplicates(complete: list[tuple[str, Path]], reporter: Reporter) -> Iterato
         kept = next((folder for folder in group if _is_intact(folder, reporter)), None) if group[1:] else None
         for folder in group:
             if kept is not None and folder != kept and not _share_storage(folder, kept):
-                found = usage(folder)
+                measured = usage(folder)
                 reason = f"the same as {kept.parent.name}/{kept.name}, which is intact"
-                yield StaleFile(folder, "duplicate", reason, found.num_bytes, found.modified, kept)
+                yield StaleFile(folder, "duplicate", reason, measured.num_bytes, measured.modified, kept)
 
 
 def _digest(folder: Path) -> str:
@@ -273,5 +275,5 @@ def _share_storage(folder: Path, other: Path) -> bool:
 
 
 def _identities(folder: Path) -> set[tuple[int, int]]:
-    places = (folder, *(Path(top, name) for top, names, _ in os.walk(folder) for name in names))
-    return {(status.st_dev, status.st_ino) for status in (place.stat() for place in places)}
+    paths = (folder, *(Path(top, name) for top, names, _ in os.walk(folder) for name in names))
+    return {(status.st_dev, status.st_ino) for status in (place.stat() for place in paths)}

@@ -27,13 +27,13 @@ def usage(path: Path) -> Usage:
     others = [path.lstat().st_mtime]
     for item in _walk(path):
         try:
-            found = item.lstat()
+            status = item.lstat()
         except OSError:
             continue  # a writer has just renamed it, or it may not be read
-        if stat.S_ISDIR(found.st_mode):
+        if stat.S_ISDIR(status.st_mode):
             continue
-        (others if item.name.endswith(SUFFIX) else times).append(found.st_mtime)
-        num_bytes, num_files = num_bytes + found.st_size, num_files + 1
+        (others if item.name.endswith(SUFFIX) else times).append(status.st_mtime)
+        num_bytes, num_files = num_bytes + status.st_size, num_files + 1
     return Usage(num_bytes, num_files, max(times or others))
 
 

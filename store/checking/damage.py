@@ -55,8 +55,10 @@ class FileLocation:
     def __str__(self) -> str:
         if self.block is None:
             return self.printable_path
-        what = f"layer {self.layer}" if self.layer else self.array
-        return f"{self.printable_path} ({self.block.split} rows {self.block.start}-{self.block.stop}, {what})"
+        content = f"layer {self.layer}" if self.layer else self.array
+        return (
+            f"{self.printable_path} ({self.block.split} rows {self.block.start}-{self.block.stop}, {content})"
+        )
 
 
 @dataclass(frozen=True)

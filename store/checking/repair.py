@@ -62,37 +62,41 @@ class RepairResult:
         }
 
 
-def repair(found: Verification) -> RepairResult:
+def repair(verification: Verification) -> RepairResult:
     """Repair the damages that `verify` found, as far as possible without the backbone.
 
     A damaged block is dropped; a damaged zarr.json is written again; a damaged provenance.json or README.md leaves all
-    blocks but needs the next extraction too, which writes it again. Strangers stay.
+    blocks but needs the next extraction too, which writes it again. Unexpected files stay.
 
     Raises:
         CacheError: the manifest (or the plan) is damaged, a folder stands in place of a file, an addition to the cache is
             unfinished, or the cache is a copy whose origin has the missing files.
         CacheBusyError: another process is at work on the cache, or has changed it since it was verified.
     """
-    directory, manifest = found.directory, found.manifest
+    directory, manifest = verification.directory, verification.manifest
     if manifest is None:
-        raise CacheError(f"{directory} cannot be repaired: {found.damages[0]}; {found.remedy}")
-    _refuse_irregular_files(found)
-    if manifest.whole is not None and any(d.location.role in _NEEDS_EXTRACTION for d in found.damages):
-        raise PartialCacheError(f"{directory} is a partial copy and cannot be repaired here; {found.remedy}")
-    if found.complete and unfinished_addition(directory, manifest) is not None:
+        raise CacheError(f"{directory} cannot be repaired: {verification.damages[0]}; {verification.remedy}")
+    _refuse_irregular_files(verification)
+    if manifest.whole is not None and any(d.location.role in _NEEDS_EXTRACTION for d in verification.damages):
+        raise PartialCacheError(
+            f"{directory} is a partial copy and cannot be repaired here; {verification.remedy}"
+        )
+    if verification.complete and unfinished_addition(directory, manifest) is not None:
         raise CacheError(
             f"{directory} is being added to: finish that extraction first, or drop it with `featcache gc --older-than 0`"
         )
     (directory / JOURNAL).mkdir(exist_ok=True)
     with sole_owner(directory / JOURNAL):
-        if read_inventory(directory)[:2] != (found.complete, manifest):
+        if read_inventory(directory)[:2] != (verification.complete, manifest):
             raise CacheBusyError(f"{directory} has changed since it was verified; run the command again")
-        damages = [damage for damage in found.damages if damage.location.path != JOURNAL]
+        damages = [damage for damage in verification.damages if damage.location.path != JOURNAL]
         for path in (directory / d.location.path for d in damages if d.location.role == FileRole.FORM):
             write_sealed(path, read_sealed(path))
-        if found.complete:
+        if verification.complete:
             damages = _rewrite_metadata(directory, manifest, damages)
-        reopened = found.complete and any(damage.location.role in _NEEDS_EXTRACTION for damage in damages)
+        reopened = verification.complete and any(
+            damage.location.role in _NEEDS_EXTRACTION for damage in damages
+        )
         if reopened:
             _refuse_copy(directory)
             write_journal(directory, manifest, _damaged_blocks(damages))
@@ -102,14 +106,16 @@ def repair(found: Verification) -> RepairResult:
             (directory / MANIFEST_FILE).unlink()
             sync_directory(directory)
         _remove(directory, damages, _REMOVED)
-        complete = found.complete and not reopened
+        complete = verification.complete and not reopened
         if complete:
             journal.clear(directory / JOURNAL)
     left = [
         damage.location.printable_path for damage in damages if damage.location.role == FileRole.UNEXPECTED
     ]
     dropped = _damaged_blocks(damages)
-    return RepairResult(complete, [*dropped, *(b for b in found.missing_blocks if b not in dropped)], left)
+    return RepairResult(
+        complete, [*dropped, *(b for b in verification.missing_blocks if b not in dropped)], left
+    )
 
 
 def _rewrite_metadata(directory: Path, manifest: Manifest, damages: Sequence[Damage]) -> list[Damage]:
@@ -160,10 +166,10 @@ def _refuse_copy(directory: Path) -> None:
         )
 
 
-def _refuse_irregular_files(found: Verification) -> None:
+def _refuse_irregular_files(verification: Verification) -> None:
     """Refuse links, which could lead the repair out of the cache, and folders, whose content is not ours to remove."""
-    for damage in found.damages:
-        path = found.directory / damage.location.path
+    for damage in verification.damages:
+        path = verification.directory / damage.location.path
         if damage.location.role == FileRole.LINK:
             raise CacheError(f"{path}: {IS_LINK}; remove the link and run the command again")
         expected = damage.location.role != FileRole.UNEXPECTED and damage.location.path != JOURNAL
@@ -171,7 +177,7 @@ def _refuse_irregular_files(found: Verification) -> None:
             raise CacheError(
                 f"{path} is a folder, where a file must be; move it away and run the command again"
             )
-    folder = found.directory / JOURNAL
+    folder = verification.directory / JOURNAL
     if os.path.lexists(folder) and not folder.is_dir():
         raise CacheError(f"{folder} is no folder; move it away and run the command again")
     for path in sorted(folder.glob("*")):

@@ -76,10 +76,10 @@ class Verification:
         if origin is not None or part is not None:
             command = check_command(self.directory, origin or "REMOTE/CACHE", part)
             return f"run `{command}` to fetch what is damaged again"
-        mended = check_command(self.directory, "REMOTE/CACHE", None)
+        command = check_command(self.directory, "REMOTE/CACHE", None)
         return (
             f"run `featcache verify --repair {self.directory}` to drop what is damaged, so that it is extracted again"
-            + (f", or `{mended}` to fetch it if a remote has this cache" if self.complete else "")
+            + (f", or `{command}` to fetch it if a remote has this cache" if self.complete else "")
         )
 
     def to_dict(self) -> JsonObject:

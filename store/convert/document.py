@@ -46,7 +46,7 @@ class ExportDocument:
         folder = cache.directory.resolve()
         provenance = dict(cache.provenance)
         names = {"dataset": folder.parent.name, "model": folder.name.removesuffix(f"-{cache.key}")}
-        names = {what: encodable(name) for what, name in names.items()}
+        names = {part: encodable(name) for part, name in names.items()}
         return cls(
             cache.spec,
             cache.inventory.targets,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from featcache.store.convert.document import ExportDocument
-from featcache.store.convert.outputs import atomic_file
 from featcache.store.convert.selection import Part
 from featcache.store.convert.steps import ContentDigest
+from featcache.store.files import atomic_file
 from featcache.store.progress import Update
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.reader import Cache
@@ -37,12 +37,12 @@ def export_h5(cache: Cache, parts: Sequence[Part], path: Path, update: Update) -
     done, digests = 0, {}
     with atomic_file(path) as partial:
         update(0, total)
-        places = _create_file(partial, cache, parts)
+        offsets = _create_file(partial, cache, parts)
         with partial.open("rb+") as file:
             for part in parts:
-                digests[part.name] = _write_part(file, places, part, done, total, update)
+                digests[part.name] = _write_part(file, offsets, part, done, total, update)
                 done += part.num_samples
-            _write(file, places[DOCUMENT], _document(cache, parts, digests))
+            _write(file, offsets[DOCUMENT], _document(cache, parts, digests))
 
 
 def _create_file(path: Path, cache: Cache, parts: Sequence[Part]) -> dict[str, int]:
@@ -50,17 +50,17 @@ def _create_file(path: Path, cache: Cache, parts: Sequence[Part]) -> dict[str, i
     import h5py  # a tenth of a second
 
     unsigned = ExportDocument.of(cache, parts, {part.name: NO_DIGEST for part in parts})
-    places = {}
+    offsets = {}
     # HDF5 1.8 and later read it; the oldest format holds no more than 64 kB of class names.
     with h5py.File(path, "w", libver=("v108", "v108")) as file:
         file.attrs["key"] = cache.key
         file.attrs["spec"] = json.dumps(cache.spec.to_dict(), ensure_ascii=False)
         size = len(_as_bytes(unsigned))
-        places[DOCUMENT] = _allocate(file, DOCUMENT, (1,), h5py.string_dtype("utf-8", size)).id.get_offset()
+        offsets[DOCUMENT] = _allocate(file, DOCUMENT, (1,), h5py.string_dtype("utf-8", size)).id.get_offset()
         for part in parts:
             for dataset in _create_part(file.create_group(part.name), part, cache.inventory.targets):
-                places[dataset.name.lstrip("/")] = dataset.id.get_offset()
-    return places
+                offsets[dataset.name.lstrip("/")] = dataset.id.get_offset()
+    return offsets
 
 
 def _create_part(group: "h5py.Group", part: Part, targets: Targets) -> "list[h5py.Dataset]":
@@ -96,18 +96,18 @@ def _allocate(group: "h5py.Group", name: str, shape: tuple[int, ...], dtype: np.
 
 
 def _write_part(
-    file: BinaryIO, places: Mapping[str, int], part: Part, done: int, total: int, update: Update
+    file: BinaryIO, offsets: Mapping[str, int], part: Part, done: int, total: int, update: Update
 ) -> str:
     groups, columns = part.groups(), part.columns()
     for name, column in columns.items():
-        _write(file, places[f"{part.name}/{name}"], column)
+        _write(file, offsets[f"{part.name}/{name}"], column)
     digest = ContentDigest(part.layers)
     for start, stop, values in part.read(part.layers):
         for name, layers in groups.items():
             first = part.layers.index(layers[0])
             row_bytes = len(layers) * part.layer_bytes
             chosen = values[:, first : first + len(layers)]
-            _write(file, places[f"{part.name}/{name}"] + start * row_bytes, chosen)
+            _write(file, offsets[f"{part.name}/{name}"] + start * row_bytes, chosen)
         digest.update(part.layers, values)
         update(done + stop, total)
     return digest.hexdigest(part.tokens, columns)

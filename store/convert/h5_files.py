@@ -75,16 +75,16 @@ def find_dataset(file: "h5py.File", path: Path, name: str, *, linked: bool = Fal
     import h5py
 
     with h5_errors(f"{path}: {printable(name)}"):
-        found = _walk(file, path, name)
-        if isinstance(found, _External):
+        target = _walk(file, path, name)
+        if isinstance(target, _External):
             raise DatasetError(
-                f"{path}: {printable(name)} is a link into another file ({printable(found.file)[:200]}), which is not followed; "
+                f"{path}: {printable(name)} is a link into another file ({printable(target.file)[:200]}), which is not followed; "
                 "copy the array into this file"
             )
-        if not isinstance(found, h5py.Dataset):
+        if not isinstance(target, h5py.Dataset):
             return None
-        _check_dataset(found, path, name, linked=linked)
-        return found
+        _check_dataset(target, path, name, linked=linked)
+        return target
 
 
 def find_linked(path: Path, name: str) -> tuple[Path, str] | None:
@@ -100,13 +100,13 @@ def find_linked(path: Path, name: str) -> tuple[Path, str] | None:
     folder = path.resolve().parent
     for _ in range(MAX_LINKS):
         with open_h5(path) as file, h5_errors(f"{path}: {printable(name)}"):
-            found = _walk(file, path, name)
-            if isinstance(found, h5py.Dataset):
-                _check_dataset(found, path, name, linked=True)
-                return path, found.name
-            if found is None or not isinstance(found, _External):
+            target = _walk(file, path, name)
+            if isinstance(target, h5py.Dataset):
+                _check_dataset(target, path, name, linked=True)
+                return path, target.name
+            if target is None or not isinstance(target, _External):
                 return None
-        path, name = _linked_file(path, found.file, folder, name), found.name
+        path, name = _linked_file(path, target.file, folder, name), target.name
     raise DatasetError(
         f"{path}: {printable(name)} is behind more than {MAX_LINKS} links; they lead in a circle"
     )
@@ -117,8 +117,8 @@ def group_size(file: "h5py.File", path: Path, name: str) -> int | None:
     import h5py
 
     with h5_errors(f"{path}: {printable(name)}"):
-        found = _walk(file, path, name)
-        return len(found) if isinstance(found, h5py.Group) else None
+        target = _walk(file, path, name)
+        return len(target) if isinstance(target, h5py.Group) else None
 
 
 def list_datasets(file: "h5py.File", path: Path) -> list[tuple[str, str]]:
@@ -129,25 +129,25 @@ def list_datasets(file: "h5py.File", path: Path) -> list[tuple[str, str]]:
     """
     import h5py
 
-    found: list[tuple[str, str]] = []
+    datasets: list[tuple[str, str]] = []
 
     def note(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
-            found.append((name, f"{list(item.shape or ())} {item.dtype}"))
+            datasets.append((name, f"{list(item.shape or ())} {item.dtype}"))
 
     with h5_errors(path):
         file.visititems(note)
-    return found
+    return datasets
 
 
 def format_listing(file: "h5py.File", path: Path) -> str:
     """Return the arrays of a file in one line, for errors."""
     try:
-        found = list_datasets(file, path)
+        datasets = list_datasets(file, path)
     except DatasetError:
         return "arrays that cannot be listed, since the file is damaged"
-    shown = ", ".join(f"{printable(name)} {form}" for name, form in found[:_LISTED])
-    return shown + (", ..." if len(found) > _LISTED else "") if found else "no arrays"
+    shown = ", ".join(f"{printable(name)} {form}" for name, form in datasets[:_LISTED])
+    return shown + (", ..." if len(datasets) > _LISTED else "") if datasets else "no arrays"
 
 
 def read_texts(dataset: "h5py.Dataset", path: Path, name: str) -> list[str]:
@@ -230,18 +230,18 @@ def _parts(name: str) -> list[str]:
 
 def _linked_file(path: Path, named: str, folder: Path, name: str) -> Path:
     """Return the file that another file refers to, if it lies in `folder` or below it."""
-    spot, found = PurePosixPath(named), path.parent / named
+    spot, linked = PurePosixPath(named), path.parent / named
     outside = spot.is_absolute() or ".." in spot.parts or "\0" in named or "%" in named
-    if outside or not found.resolve().is_relative_to(folder):
+    if outside or not linked.resolve().is_relative_to(folder):
         raise DatasetError(
             f"{path}: {printable(name)} is a link to {printable(named)[:200]}, outside of the folder of the file, which is not "
             "followed; copy the array into this file"
         )
-    if not found.is_file():
+    if not linked.is_file():
         raise DatasetError(
             f"{path}: {printable(name)} is a link to {printable(named)[:200]}, which is not there"
         )
-    return found
+    return linked
 
 
 def _check_dataset(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bool) -> None:
@@ -306,8 +306,8 @@ def _check_sources(dataset: "h5py.Dataset", path: Path, name: str, *, linked: bo
             raise DatasetError(f"{where} is put together from arrays by a pattern, which is not read")
         part = path if own else _linked_file(path, source.file_name, folder, name)
         with open_h5(part) as file:
-            found = find_dataset(file, part, source.dset_name)
-            if found is None or found.id.get_create_plist().get_layout() == h5py.h5d.VIRTUAL:
+            part_dataset = find_dataset(file, part, source.dset_name)
+            if part_dataset is None or part_dataset.id.get_create_plist().get_layout() == h5py.h5d.VIRTUAL:
                 raise DatasetError(f"{where}: its part {printable(source.dset_name)} in {part} is not there")
-            total += prod(found.shape) * int(found.id.get_type().get_size())
+            total += prod(part_dataset.shape) * int(part_dataset.id.get_type().get_size())
     return total

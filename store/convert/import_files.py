@@ -94,20 +94,20 @@ def _split(
 
 def _layer_files(folder: Path, openers: Mapping[str, Opener]) -> list[Path]:
     """Return the files of the layers, by number; ``final`` comes last."""
-    found: dict[float, Path] = {}
+    files: dict[float, Path] = {}
     for path in sorted(folder.iterdir()):
         match = _LAYER.fullmatch(path.stem)
         if match is None or path.suffix not in openers:
             continue
         number = float("inf") if match[1] == FINAL else int(match[1])
-        if number in found:
+        if number in files:
             raise DatasetError(
-                f"{folder}: {found[number].name} and {path.name} are the same layer; remove one"
+                f"{folder}: {files[number].name} and {path.name} are the same layer; remove one"
             )
-        found[number] = path
-    if not found:
+        files[number] = path
+    if not files:
         raise RequestError(f"{folder} has no layers; they must be files such as layer_00.npy or layer_00.pt")
-    return [found[number] for number in sorted(found)]
+    return [files[number] for number in sorted(files)]
 
 
 def _find_named(folder: Path, stems: tuple[str, ...], openers: Mapping[str, Opener]) -> RowArray | None:
@@ -123,7 +123,8 @@ def _ids(folder: Path, openers: Mapping[str, Opener]) -> list[str] | None:
     if ids is None:
         return None
     return [
-        one.decode() if isinstance(one, bytes) else str(one) for one in ids.rows(0, ids.shape[0]).tolist()
+        value.decode() if isinstance(value, bytes) else str(value)
+        for value in ids.rows(0, ids.shape[0]).tolist()
     ]
 
 

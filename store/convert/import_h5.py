@@ -83,7 +83,7 @@ def _own_export(file: "h5py.File", path: Path) -> ImportSource:
 
 
 def _by_split(names: Sequence[str]) -> Mapping[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    by_split: dict[str, list[str]] = {}
     for name in names:
         split, separator, dataset = name.partition("=")
         if not separator:
@@ -92,8 +92,8 @@ def _by_split(names: Sequence[str]) -> Mapping[str, list[str]]:
             raise RequestError(
                 f"dataset {name!r}: say which split it is, as in train={dataset} or test={dataset}"
             )
-        found.setdefault(split, []).append(dataset)
-    return found
+        by_split.setdefault(split, []).append(dataset)
+    return by_split
 
 
 def _dataset(file: "h5py.File", path: Path, name: str) -> SlicedRows:
@@ -116,7 +116,7 @@ def _class_names(dataset: SlicedRows) -> list[str] | None:
         if "class_names" not in dataset.array.attrs:
             return None
         values = np.ravel(dataset.array.attrs["class_names"]).tolist()
-        return [one.decode() if isinstance(one, bytes) else str(one) for one in values]
+        return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
 def _read_all(array: SlicedRows) -> Array:

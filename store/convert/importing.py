@@ -63,7 +63,7 @@ def import_source(
     for note in source.notes:
         reporter.message(f"note: {note}")
     names = dict(source.document.names) if source.document else {"dataset": "imported", "model": "imported"}
-    names |= {what: encodable(name) for what, name in (("dataset", dataset), ("model", model)) if name}
+    names |= {part: encodable(name) for part, name in (("dataset", dataset), ("model", model)) if name}
     check_agreement(source)
     total = sum(split.features.num_samples for split in source.splits)
     with reporter.progress("checking", "rows") as update:

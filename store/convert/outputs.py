@@ -2,14 +2,13 @@
 
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from featcache.store.errors import FeatcacheError, RequestError
-from featcache.store.files import PARTIAL_SUFFIX, sync_directory
+from featcache.store.files import PARTIAL_SUFFIX, partial_path, sync_directory, sync_file
 
 
 def check_target(path: Path, num_bytes: int) -> None:
@@ -35,32 +34,13 @@ def check_target(path: Path, num_bytes: int) -> None:
 def stale_outputs(path: Path) -> list[Path]:
     """Return the partial outputs for `path` that other runs began: stale files, unless such a run is still alive."""
     name = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{12}}{re.escape(PARTIAL_SUFFIX)}")
-    return sorted(found for found in path.absolute().parent.iterdir() if name.fullmatch(found.name))
-
-
-def _partial(path: Path) -> Path:
-    # Each run has a name of its own, since `path.partial` may be somebody's file or folder.
-    return path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Give the temporary name to write to; leaving without an error makes it `path`."""
-    partial = _partial(path)
-    try:
-        yield partial
-        sync_file(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_directory(path.absolute().parent)
+    return sorted(output for output in path.absolute().parent.iterdir() if name.fullmatch(output.name))
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; leaving without an error makes it `path`."""
-    partial = _partial(path)
+    partial = partial_path(path)
     partial.mkdir()
     try:
         yield partial
@@ -90,9 +70,3 @@ def with_target(path: Path) -> Iterator[None]:
         raise FeatcacheError(
             f"{path} cannot be written ({os.strerror(error.errno)}); nothing of it is left, make room or name another with --out"
         ) from error
-
-
-def sync_file(path: Path) -> None:
-    """Make the content of a file survive a power loss."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

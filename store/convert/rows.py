@@ -122,8 +122,8 @@ class Features:
         elif tokens > 1:
             between = (0, 0)
         if len(array.shape) < 2 or len(between) > 1 or 0 in array.shape:
-            wanted = "[N, D] or [N, L, D]" if tokens == 1 else f"[N, {tokens}, D] or [N, L, {tokens}, D]"
+            expected = "[N, D] or [N, L, D]" if tokens == 1 else f"[N, {tokens}, D] or [N, L, {tokens}, D]"
             raise DatasetError(
-                f"{array.where} is {list(array.shape)}; with {tokens} token kind(s) features must be {wanted} (--tokens)"
+                f"{array.where} is {list(array.shape)}; with {tokens} token kind(s) features must be {expected} (--tokens)"
             )
         return array.shape[0], between[0] if between else 1, array.shape[-1]

@@ -96,22 +96,25 @@ def choose(cache: Cache, layers: str | None, tokens: str | None, splits: Sequenc
     parts = []
     for name in names:
         reader = cache[name]
-        wanted = parse_layers(layers, cache.spec.backbone.num_layers) if layers else reader.layers
+        chosen_layers = parse_layers(layers, cache.spec.backbone.num_layers) if layers else reader.layers
         kinds = parse_tokens(tokens) if tokens else reader.tokens
-        for what, chosen, valid in (("layer", wanted, reader.layers), ("token kind", kinds, reader.tokens)):
-            for one in chosen:
-                if one not in valid:
-                    raise UnknownNameError(what, one, valid, f"(split {name} of the cache holds no other)")
+        for noun, chosen, valid in (
+            ("layer", chosen_layers, reader.layers),
+            ("token kind", kinds, reader.tokens),
+        ):
+            for choice in chosen:
+                if choice not in valid:
+                    raise UnknownNameError(noun, choice, valid, f"(split {name} of the cache holds no other)")
         # In the cache's own order, so that an array never depends on how the request was spelt.
-        ordered = tuple(layer for layer in reader.layers if layer in wanted)
+        ordered = tuple(layer for layer in reader.layers if layer in chosen_layers)
         parts.append(Part(name, reader, ordered, tuple(kind for kind in reader.tokens if kind in kinds)))
     return parts
 
 
 def ids_as_bytes(ids: Sequence[str], width: int | None = None) -> Array:
     """Return sample ids as UTF-8 padded with zeros: uint8 ``[N, width]``, by default as wide as the longest."""
-    encoded = [one.encode() for one in ids]
-    width = max(width or 1, *(len(one) for one in encoded))
-    return np.frombuffer(b"".join(one.ljust(width, b"\0") for one in encoded), np.uint8).reshape(
+    encoded = [sample_id.encode() for sample_id in ids]
+    width = max(width or 1, *(len(sample_id) for sample_id in encoded))
+    return np.frombuffer(b"".join(sample_id.ljust(width, b"\0") for sample_id in encoded), np.uint8).reshape(
         len(ids), width
     )

@@ -62,7 +62,7 @@ class ImportSplit:
         row, layer = (int(i) for i in np.argwhere(~finite)[0][:2])
         raise DatasetError(
             f"split {self.name}, row {start + row}, layer {self.layers[layer]}: a value is NaN or infinite as "
-            f"{self.features.stored}; mend the features, or use --dtype float32 if they are too large"
+            f"{self.features.stored}; correct the features, or use --dtype float32 if they are too large"
         )
 
 
@@ -173,16 +173,14 @@ def _encoded_ids(ids: Sequence[str] | Array | None, where: str, num_samples: int
 
 def _ids_problem(ids: Sequence[str]) -> str | None:
     seen: dict[str, int] = {}
-    for row, one in enumerate(ids):
-        if not one:
+    for row, sample_id in enumerate(ids):
+        if not sample_id:
             return f"row {row} has an empty id; ids must tell samples apart (without any, rows are numbered)"
-        if "\0" in one:
-            return f"row {row} has an id with a NUL ({ascii(one)[:60]})"
-        if seen.setdefault(one, row) != row:
-            return (
-                f"rows {seen[one]} and {row} have the same id {ascii(one)[:60]}; ids must tell samples apart"
-            )
-    return _id_length(max(len(one.encode()) for one in ids))
+        if "\0" in sample_id:
+            return f"row {row} has an id with a NUL ({ascii(sample_id)[:60]})"
+        if seen.setdefault(sample_id, row) != row:
+            return f"rows {seen[sample_id]} and {row} have the same id {ascii(sample_id)[:60]}; ids must tell samples apart"
+    return _id_length(max(len(sample_id.encode()) for sample_id in ids))
 
 
 def _id_length(longest: int) -> str | None:

@@ -9,15 +9,15 @@ from featcache.store.reading.reader import as_float32
 from featcache.store.spec import STORED_DTYPES
 
 
-def choose_stored_type(dtype: str, where: str, wanted: str | None) -> str:
+def choose_stored_type(dtype: str, where: str, requested: str | None) -> str:
     """Return the stored type for features of type `dtype`; `where` names them in errors.
 
     Raises:
         DatasetError: the type of the array cannot be stored as it is, or not at all.
     """
-    bits = dtype == "uint16" and wanted == "bfloat16"
-    if dtype in STORED_DTYPES or bits or (dtype == "float64" and wanted):
-        return wanted or dtype
+    bits = dtype == "uint16" and requested == "bfloat16"
+    if dtype in STORED_DTYPES or bits or (dtype == "float64" and requested):
+        return requested or dtype
     remedy = f"features must be {', '.join(STORED_DTYPES)}"
     if dtype == "float64":
         remedy = "add --dtype float32 to convert it"

@@ -48,7 +48,7 @@ class MappedSource:
     layers: Sequence[str]
     copy: Copy
     buffer: Callable[[int], Array]
-    """Makes room for so many rows."""
+    """Return an empty buffer for N rows."""
     keep: bool
     """Leave pages mapped when a window is done."""
 
@@ -83,8 +83,8 @@ class BufferedSource:
         window = self.buffer(len(rows))
         self.copy(ordered, window)
 
-        def take(wanted: Rows, out: Array) -> None:
-            np.take(window, np.searchsorted(ordered, wanted), axis=0, out=out, mode="clip")
+        def take(rows: Rows, out: Array) -> None:
+            np.take(window, np.searchsorted(ordered, rows), axis=0, out=out, mode="clip")
 
         return take
 
@@ -121,8 +121,8 @@ def shuffled_batches(
     def buffer(count: int) -> Array:
         return np.empty((count, *shape), array.stored_dtype)
 
-    def copy(wanted: Rows, target: Array) -> None:
-        copier.copy(wanted, selection, target, maps)
+    def copy(rows: Rows, target: Array) -> None:
+        copier.copy(rows, selection, target, maps)
 
     source: Source = BufferedSource(copy, buffer)
     if maps is not None:
@@ -132,7 +132,7 @@ def shuffled_batches(
 
 
 def _stream(source: Source, order: Rows, sizes: Sizes, buffer: Callable[[int], Array]) -> Iterator[Batch]:
-    """Hand out the batches of an epoch; `buffer` makes room for a batch of so many rows."""
+    """Hand out the batches of an epoch; `buffer` returns an empty batch of N rows."""
     # Takes milliseconds to import, and `featcache ls` does not need it.
     from concurrent.futures import ThreadPoolExecutor
 

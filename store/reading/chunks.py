@@ -67,11 +67,11 @@ class ChunkFiles:
             raise UnknownNameError("features", name, held, f"(split {self.inventory.name} holds no other)")
         if of_tap is None or final is None or of_tap is final:
             return tuple(array for array in (of_tap or final,) if array)
-        for what in ("row_shape", "dtype", "tokens"):
-            ours, finals = getattr(of_tap, what), getattr(final, what)
+        for attribute in ("row_shape", "dtype", "tokens"):
+            ours, finals = getattr(of_tap, attribute), getattr(final, attribute)
             if ours != finals and tap == DEFAULT_TAP:
                 raise CacheError(
-                    f"{self._folder}: arrays differ in {what}: {of_tap.name} {ours}, {final.name} {finals}"
+                    f"{self._folder}: arrays differ in {attribute}: {of_tap.name} {ours}, {final.name} {finals}"
                 )
             if ours != finals:  # such as the hidden activations of an MLP, which are wider
                 return (of_tap,)

@@ -118,10 +118,10 @@ def checked_rows(rows: npt.ArrayLike, num_samples: int) -> Rows:
     given = np.asarray(rows)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise IndexError(f"rows must be a list of integers, got {given.dtype} of shape {given.shape}")
-    wanted = given.astype(np.int64)
-    if wanted.size and (wanted.min() < 0 or wanted.max() >= num_samples):
+    rows = given.astype(np.int64)
+    if rows.size and (rows.min() < 0 or rows.max() >= num_samples):
         raise IndexError(f"rows must be from 0 to {num_samples - 1}")
-    return wanted
+    return rows
 
 
 def checked_buffer(shape: tuple[int, ...], dtype: np.dtype[np.generic], out: Array | None) -> Array:

@@ -137,16 +137,16 @@ class LayerMaps:
         blocks = np.arange(num_blocks) if len(rows) >= num_blocks else np.unique(rows // self._block_rows)
         slots = np.array([self._slots[layer] for layer in layers], np.int64)[:, None]
         with self.region:
-            found = self._bytes[slots * self._layer_bytes + (blocks + 1) * self._chunk_bytes - 1]
+            last_bytes = self._bytes[slots * self._layer_bytes + (blocks + 1) * self._chunk_bytes - 1]
         self.region.check()
         expected = self._last_bytes[slots, blocks]
         # A byte that is 0 as it should be tells nothing; blocks that are not committed have no file.
-        doubtful = ((found != expected) | (expected == 0)) & self._is_committed[blocks]
+        doubtful = ((last_bytes != expected) | (expected == 0)) & self._is_committed[blocks]
         for slot, block in np.argwhere(doubtful).tolist():
             piece = int(slots[slot, 0]) * num_blocks + int(blocks[block])
             self._refuse_shorter(piece)
             if (
-                found[slot, block] != expected[slot, block]
+                last_bytes[slot, block] != expected[slot, block]
             ):  # overwritten, or cut and then removed or replaced
                 raise self.region.error(piece)
 

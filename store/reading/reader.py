@@ -73,7 +73,7 @@ class Cache:
         return self.manifest.whole is not None
 
     def require(self, needed: Inventory) -> None:
-        """Refuse to go on with a partial copy that lacks some of `needed`, which the whole cache has.
+        """Refuse a partial copy that lacks some of `needed`, which the whole cache has.
 
         Raises:
             PartialCacheError: it lacks some; the message has the command that fetches it.

@@ -74,15 +74,15 @@ def read_rows(
         first, last = np.searchsorted(ordered, (block.start, block.stop))
         if first == last:
             return
-        inside, places = ordered[first:last] - block.start, order[first:last]
+        inside, positions = ordered[first:last] - block.start, order[first:last]
         with files.open(array, block.index, index) as descriptor:
             for part in spans(inside, 1 + GAP_BYTES // _row_bytes(files), longest):
-                wanted = inside[part]
-                scratch = _read_rows(files, descriptor, int(wanted[0]), int(wanted[-1]) + 1)
+                block_rows = inside[part]
+                scratch = _read_rows(files, descriptor, int(block_rows[0]), int(block_rows[-1]) + 1)
                 # Rows without gaps, as in a window of batches, need no copy of their own. A row that is asked for twice can make
                 # up for a gap, so their number does not tell.
-                picked = scratch if (np.diff(wanted) == 1).all() else scratch[wanted - wanted[0]]
-                out[places[part], position] = picked if kinds is None else picked[:, kinds]
+                picked = scratch if (np.diff(block_rows) == 1).all() else scratch[block_rows - block_rows[0]]
+                out[positions[part], position] = picked if kinds is None else picked[:, kinds]
 
     _run(files, read, layers)
 

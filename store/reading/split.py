@@ -136,10 +136,10 @@ class SplitReader(SplitColumns):
             IndexError: a row is outside the split, or not an integer.
             RequestError: `method` is ``map``, and that is not possible here.
         """
-        wanted = checked_rows(rows, self.num_samples)
+        row_numbers = checked_rows(rows, self.num_samples)
         selection = Selection.of(self._files, layers, tokens)
-        out = self._buffer(len(wanted), selection, out)
-        self._copier.copy(wanted, selection, out, self._copier.maps(layers, method))
+        out = self._buffer(len(row_numbers), selection, out)
+        self._copier.copy(row_numbers, selection, out, self._copier.maps(layers, method))
         return out
 
     def batches(
@@ -175,11 +175,11 @@ class SplitReader(SplitColumns):
             RequestError: the budget is too small, or `batch_size` or `part` make no sense.
         """
         every = np.arange(self.num_samples)
-        wanted = every if rows is None else np.unique(checked_rows(rows, self.num_samples))
+        row_numbers = every if rows is None else np.unique(checked_rows(rows, self.num_samples))
         selection = Selection.of(self._files, layers, tokens)
         out = None if out is None else self._buffer(batch_size, selection, out)
         maps, options = self._copier.maps(layers, method), BatchOptions(batch_size, seed, memory, part)
-        return shuffled_batches(self._copier, selection, wanted, maps, options, out)
+        return shuffled_batches(self._copier, selection, row_numbers, maps, options, out)
 
     def _buffer(self, rows: int, selection: Selection, out: Array | None) -> Array:
         shape = (rows, *selection.row_shape(self._files))

@@ -67,8 +67,8 @@ def borrow(
         theirs = fetch_manifest(remote, name)
         if theirs is None:
             raise not_found(remote, name)
-        wanted = needed(theirs.manifest)
-        done = _fetch(remote, name, theirs, wanted, directory, search[0], reporter)
+        part = needed(theirs.manifest)
+        done = _fetch(remote, name, theirs, part, directory, search[0], reporter)
         update_access_time(directory)
         reporter.message(
             f"borrowed from {remote.where(str(name))}: {done.num_bytes / 1e6:,.1f} MB in {done.seconds:.1f} s"
@@ -93,18 +93,18 @@ def _fetch(
     remote: Remote,
     name: CacheName,
     theirs: RemoteManifest,
-    wanted: Inventory,
+    part: Inventory,
     directory: Path,
     root: Path,
     reporter: Reporter,
 ) -> PullResult:
     held = _read_partial(directory)
     if held is None or held.borrowed:
-        make_room(root, wanted, directory)
+        make_room(root, part, directory)
     directory.mkdir(parents=True, exist_ok=True)
     _lock_copy(directory)
     try:
-        return fetch_part(remote, name, theirs, wanted, directory, borrowed=True, reporter=reporter)
+        return fetch_part(remote, name, theirs, part, directory, borrowed=True, reporter=reporter)
     except CacheError:
         # The remote's copy was replaced by one with other values; a borrowed copy of the old one is of no use.
         ours = _read_manifest(directory)
@@ -115,7 +115,7 @@ def _fetch(
     remove_cache(directory)
     directory.mkdir(parents=True, exist_ok=True)  # files that are not ours stay in it
     _lock_copy(directory)
-    return fetch_part(remote, name, theirs, wanted, directory, borrowed=True, reporter=reporter)
+    return fetch_part(remote, name, theirs, part, directory, borrowed=True, reporter=reporter)
 
 
 def _is_fresh(remote: Remote, name: CacheName, directory: Path, needed: Needed, reporter: Reporter) -> bool:
@@ -124,8 +124,8 @@ def _is_fresh(remote: Remote, name: CacheName, directory: Path, needed: Needed, 
     if ours is None:
         return False
     held = read_partial_manifest(directory).inventory
-    wanted = needed(replace(ours, whole=None))
-    if not held.covers(wanted):
+    part = needed(replace(ours, whole=None))
+    if not held.covers(part):
         return False
     record = _read_partial(directory)
     if record is None:
@@ -140,20 +140,20 @@ def _is_fresh(remote: Remote, name: CacheName, directory: Path, needed: Needed, 
         return True
 
 
-def make_room(root: Path, wanted: Inventory, keep: Path) -> None:
-    """Evict borrowed copies, those that were not used for the longest time first, until `wanted` fits the limit.
+def make_room(root: Path, part: Inventory, keep: Path) -> None:
+    """Evict borrowed copies, those that were not used for the longest time first, until `part` fits the limit.
 
     Raises:
         RequestError: it does not fit at all.
     """
     allowed = borrow_limit()
-    if wanted.num_bytes > allowed:
+    if part.num_bytes > allowed:
         raise RequestError(
-            f"{wanted.num_bytes / 1e9:,.2f} GB are needed, more than borrowed caches may take ({allowed / 1e9:,.2f} GB): "
+            f"{part.num_bytes / 1e9:,.2f} GB are needed, more than borrowed caches may take ({allowed / 1e9:,.2f} GB): "
             f"ask for fewer layers, set {LIMIT_VARIABLE}, or fetch it to stay with `featcache pull`"
         )
     copies = sorted((c for c in borrowed_copies(root) if c.directory != keep), key=lambda copy: copy.used)
-    taken = wanted.num_bytes + sum(copy.num_bytes for copy in copies)
+    taken = part.num_bytes + sum(copy.num_bytes for copy in copies)
     for copy in copies:
         if taken <= allowed:
             return
@@ -173,14 +173,14 @@ class BorrowedCopy:
 
 def borrowed_copies(root: Path) -> list[BorrowedCopy]:
     """Return the borrowed copies under a root."""
-    found = []
+    copies = []
     for folder, _ in folders(root):
         held = _read_partial(folder)
         if held is not None and held.borrowed:
             with suppress(OSError):  # another process is evicting it
                 used = (folder / HELD_FILE).stat().st_mtime
-                found.append(BorrowedCopy(folder, held.inventory.num_bytes, used))
-    return found
+                copies.append(BorrowedCopy(folder, held.inventory.num_bytes, used))
+    return copies
 
 
 def _evict(copy: BorrowedCopy) -> bool:

@@ -110,8 +110,8 @@ Each folder has a card of its own, README.md.
 
 def known_license(card: str) -> str | None:
     """Return the license of the data, where the card of a cache tells it."""
-    found = _LICENSE.search(card)
-    return found[1] if found else None
+    match = _LICENSE.search(card)
+    return match[1] if match else None
 
 
 def _token_arrays(arrays: Mapping[str, ArrayInfo]) -> list[ArrayInfo]:

@@ -200,13 +200,15 @@ def find_cache(address: Address) -> tuple[Remote, CacheName]:
     except FeatcacheError:
         remote.close()
         raise
-    found = [entry.name for entry in entries if begins and entry.name.key.startswith(begins[1])]
-    if len(found) == 1:
-        return remote, found[0]
+    matching = [entry.name for entry in entries if begins and entry.name.key.startswith(begins[1])]
+    if len(matching) == 1:
+        return remote, matching[0]
     remote.close()
-    listed = "".join(f"\n  {remote.where(str(name))}" for name in (found or [e.name for e in entries])[:10])
-    if found:
-        raise RequestError(f"{len(found)} caches match; name one in full:{listed}")
+    listed = "".join(
+        f"\n  {remote.where(str(name))}" for name in (matching or [e.name for e in entries])[:10]
+    )
+    if matching:
+        raise RequestError(f"{len(matching)} caches match; name one in full:{listed}")
     if begins:
         raise CacheNotFoundError(
             f"{remote.where()} has no cache whose key begins with {begins[1]}; there are:{listed or ' none'}"

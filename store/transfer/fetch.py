@@ -10,7 +10,6 @@ import glob
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from featcache.store.errors import CacheError, RemoteError
 from featcache.store.files import (
     PARTIAL_SUFFIX,
     is_open_file,
+    partial_path,
     read_json,
     sync_directory,
     try_lock,
@@ -68,15 +68,15 @@ class Version:
     def read(cls, note: Path) -> Self | None:
         """Read the note beside a partial file; None if the note is missing or damaged."""
         with suppress(OSError, CacheError, TypeError):
-            found = cls(**read_json(note))
-            texts = (found.tag, found.algorithm, found.digest)
-            sized = found.size is None or (type(found.size) is int and found.size >= 0)
+            version = cls(**read_json(note))
+            texts = (version.tag, version.algorithm, version.digest)
+            sized = version.size is None or (type(version.size) is int and version.size >= 0)
             if (
                 sized
                 and all(type(text) is str for text in texts)
-                and found.algorithm in ("", "sha256", "md5")
+                and version.algorithm in ("", "sha256", "md5")
             ):
-                return found
+                return version
         return None
 
 
@@ -298,7 +298,7 @@ def _resume_or_create(target: Path, where: str, report: Callable[[str], None]) -
 
 
 def _create_partial(target: Path) -> _PartialDownload:
-    path = target.with_name(f"{target.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+    path = partial_path(target)
     # Lock it before it gets a name under which others look for files without an owner.
     hidden = path.with_suffix(".new")
     file = hidden.open("x+b", buffering=0)

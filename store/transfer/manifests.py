@@ -99,13 +99,13 @@ def _refuse_collisions(names: Iterable[str], where: str) -> None:
         raise CacheError(f"{where}: two names differ only in case ({twice[0]!r}); such a cache is not taken")
 
 
-def merge_manifests(ours: Manifest, theirs: Manifest, what: str) -> Manifest:
+def merge_manifests(ours: Manifest, theirs: Manifest, copies: str) -> Manifest:
     """Return the manifest of all that either copy of a cache has.
 
     Args:
         ours: the whole manifest of one copy.
         theirs: that of another.
-        what: names the two copies in errors.
+        copies: names the two copies in errors.
 
     Returns:
         `ours` or `theirs`, if it has everything; otherwise a new one, with Zarr metadata that still have to be written.
@@ -118,11 +118,11 @@ def merge_manifests(ours: Manifest, theirs: Manifest, what: str) -> Manifest:
         for path, record in block.files.items():
             if known.get(path, record) != record:
                 raise CacheError(
-                    f"{what} hold different values, first in {path}: they were made by two runs whose rounding differs; "
+                    f"{copies} hold different values, first in {path}: they were made by two runs whose rounding differs; "
                     "keep one of them, or put the other under another root"
                 )
     if (ours.batch_size, ours.inventory.class_names) != (theirs.batch_size, theirs.inventory.class_names):
-        raise CacheError(f"{what} differ in batch size or class names; keep one of them")
+        raise CacheError(f"{copies} differ in batch size or class names; keep one of them")
     if ours.inventory.covers(theirs.inventory):
         return ours
     if theirs.inventory.covers(ours.inventory):

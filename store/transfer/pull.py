@@ -1,7 +1,7 @@
 """`featcache pull`, as a function: fetch a cache, or the part of it that is wanted, and nothing that is here already.
 
 Data first: a file gets its name when its digest is seen to be right. Then what is held is recorded, and the manifest is
-written last. Interrupted at any point, the cache that was here before is as it was, and the next pull goes on.
+written last. An interruption at any point leaves the local cache as it was, and the next pull resumes.
 """
 
 import shlex
@@ -100,20 +100,20 @@ def pull(
         theirs = fetch_manifest(remote, name)
         if theirs is None:
             raise not_found(remote, name)
-        wanted = (choice or CacheSelection()).of(
+        part = (choice or CacheSelection()).of(
             theirs.manifest.inventory, theirs.manifest.spec.backbone.num_layers
         )
         return fetch_part(
-            remote, name, theirs, wanted, copy_directory(search, name), check=check, reporter=reporter
+            remote, name, theirs, part, copy_directory(search, name), check=check, reporter=reporter
         )
 
 
 def copy_directory(search: Sequence[Path], name: CacheName) -> Path:
     """Return the folder where a cache is or would be put: an entry of the same key counts, whatever its name here."""
-    found = find_key(search, name.key)
+    entry = find_key(search, name.key)
     # Another root is somebody else's to write in: a part that it holds stays one.
-    if found is not None and (found.rank == COMPLETE_RANK or (found.complete and found.root == search[0])):
-        return found.path
+    if entry is not None and (entry.rank == COMPLETE_RANK or (entry.complete and entry.root == search[0])):
+        return entry.path
     return search[0] / name.dataset / name.folder
 
 
@@ -121,27 +121,27 @@ def fetch_part(
     remote: Remote,
     name: CacheName,
     theirs: RemoteManifest,
-    wanted: Inventory,
+    part: Inventory,
     directory: Path,
     *,
     check: bool = False,
     borrowed: bool = False,
     reporter: Reporter | None = None,
 ) -> PullResult:
-    """Fetch what `directory` lacks of `wanted`; see `pull`.
+    """Fetch what `directory` lacks of `part`; see `pull`.
 
     Args:
         remote: where the cache is.
         name: its name there.
         theirs: its manifest there.
-        wanted: the part that is wanted.
+        part: the part that is wanted.
         directory: where it goes.
         check: as for `pull`.
         borrowed: mark a new copy as one that may go when others need the room.
         reporter: as for `pull`.
     """
     started = time.perf_counter()
-    copy = _Copy(directory, remote.where(str(name)), theirs, wanted, borrowed, check)
+    copy = _Copy(directory, remote.where(str(name)), theirs, part, borrowed, check)
     files = {} if copy.settled and not check else copy.missing_files(check)
     moved = 0
     if check or files or not copy.settled:
@@ -182,21 +182,21 @@ class _Copy:
         directory: Path,
         origin: str,
         theirs: RemoteManifest,
-        wanted: Inventory,
+        part: Inventory,
         borrowed: bool,
         check: bool,
     ) -> None:
-        self.directory, self.origin, self._theirs, self._wanted = directory, origin, theirs, wanted
+        self.directory, self.origin, self._theirs, self._part = directory, origin, theirs, part
         self._ours, self._held = _recorded(directory, check)
         if self._ours is None:
-            self.manifest, self._have, target = theirs.manifest, None, wanted
+            self.manifest, self._have, target = theirs.manifest, None, part
         else:
-            what = f"{directory} and {origin}"
-            self.manifest = merge_manifests(self._ours, theirs.manifest, what)
+            copies = f"{directory} and {origin}"
+            self.manifest = merge_manifests(self._ours, theirs.manifest, copies)
             self._have = (
                 self._ours.part(self._held.inventory).inventory if self._held else self._ours.inventory
             )
-            target = self._have.plus(wanted)
+            target = self._have.plus(part)
         self.whole = target == self.manifest.inventory
         # What somebody pulled stays theirs, and what is pulled after it was borrowed becomes so.
         borrowed = borrowed and (self._ours is None or (self._held is not None and self._held.borrowed))
@@ -208,10 +208,7 @@ class _Copy:
         """Whether there is nothing to fetch and nothing to record."""
         same = self._ours is not None and self.manifest == self._ours
         return (
-            same
-            and self._recorded == self._held
-            and self._have is not None
-            and self._have.covers(self._wanted)
+            same and self._recorded == self._held and self._have is not None and self._have.covers(self._part)
         )
 
     def missing_files(self, check: bool) -> dict[str, FileRecord]:
@@ -222,11 +219,11 @@ class _Copy:
         """
         theirs = self._theirs.manifest
         if self._have is None:
-            needed = self._wanted
+            needed = self._part
         elif check:
-            needed = self._have.plus(self._wanted).common(theirs.inventory)
+            needed = self._have.plus(self._part).common(theirs.inventory)
         else:
-            needed = self._wanted.minus(self._have)
+            needed = self._part.minus(self._have)
         files = data_files(theirs, needed)
         there = [path for path, record in files.items() if not record.mismatch(self.directory / path)]
         digests = sha256_files([self.directory / path for path in there], usable_cpus())

@@ -153,12 +153,12 @@ class _Push:
 
     def _remote_manifest(self) -> Manifest | None:
         try:
-            found = fetch_manifest(self._remote, self._name)
+            remote_manifest = fetch_manifest(self._remote, self._name)
         except CacheError as error:
             if self._force:
                 return None
             raise CacheError(f"{error}; push with --force to replace it") from None
-        return found.manifest if found else None
+        return remote_manifest.manifest if remote_manifest else None
 
     def _must_replace(self, theirs: Manifest) -> bool:
         """Return whether `force` has to replace the remote's copy, since it holds other values."""
@@ -219,8 +219,8 @@ class _Push:
             for path, record in files.items()
             if path not in known
         ]
-        found = {f"{self._name}/{path}": listed for path, listed in there.items()}
-        return [u for u in uploads if u.path not in found or not self._remote.holds(found[u.path], u)]
+        existing = {f"{self._name}/{path}": listed for path, listed in there.items()}
+        return [u for u in uploads if u.path not in existing or not self._remote.holds(existing[u.path], u)]
 
     def _send(self, uploads: list[Upload]) -> int:
         if not uploads:

@@ -15,7 +15,7 @@ from featcache.store.regular_files import REGULAR_FILE_FLAGS, irregularity
 from featcache.store.transfer.remotes.base import Counter, Remote
 
 T = TypeVar("T")
-_PUSH_AGAIN = "whoever pushed the cache can mend it with another `featcache push`"
+_PUSH_AGAIN = "whoever pushed the cache can repair it with another `featcache push`"
 RECEIVING = f".pull{PARTIAL_SUFFIX}"
 
 
@@ -24,7 +24,7 @@ class WrongContentError(CacheError):
 
 
 def receive_file(remote: Remote, path: str, record: FileRecord, target: Path, count: Counter) -> None:
-    """Fetch a file; `target` then holds it whole, or is as it was. What was interrupted goes on where it was.
+    """Fetch a file; `target` then holds it whole, or is as it was. An interrupted transfer resumes where it stopped.
 
     Args:
         remote: where it is.

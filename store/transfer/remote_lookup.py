@@ -1,4 +1,4 @@
-"""Looking, before a backbone runs, whether a teammate has the answer on a remote; then it is pulled, not computed."""
+"""Look-up of caches on the remotes of a team before a backbone runs: an existing cache is pulled, not computed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -99,9 +99,9 @@ class RemoteLookup:
                 continue
             try:
                 for name in candidates:
-                    found = self._pull(address, name, part)
-                    if found is not None:
-                        return found
+                    entry = self._pull(address, name, part)
+                    if entry is not None:
+                        return entry
             except FeatcacheError as error:
                 self._exclude(address, f"is left out, its copy could not be pulled ({error})")
         return None
@@ -118,15 +118,15 @@ class RemoteLookup:
 
         with open_remote(address) as remote:
             theirs = fetch_manifest(remote, name)
-            wanted = None if theirs is None else part(theirs.manifest)
-            if theirs is None or wanted is None:
+            needed = None if theirs is None else part(theirs.manifest)
+            if theirs is None or needed is None:
                 return None
             self._reporter.message(
                 f"a teammate has this cache: pulling {remote.where(str(name))} (--force to extract it here)"
             )
             directory = copy_directory(self._search, name)
             try:
-                done = fetch_part(remote, name, theirs, wanted, directory, reporter=self._reporter)
+                done = fetch_part(remote, name, theirs, needed, directory, reporter=self._reporter)
             except FeatcacheError:
                 discard_unfinished(directory)
                 raise

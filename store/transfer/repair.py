@@ -14,11 +14,11 @@ from featcache.store.transfer.manifests import fetch_manifest
 from featcache.store.transfer.pull import PullResult, fetch_part
 
 
-def repair_copy(found: Verification, reporter: Reporter | None = None) -> PullResult | None:
+def repair_copy(verification: Verification, reporter: Reporter | None = None) -> PullResult | None:
     """Fetch the files again that `verify` found damaged in a copy.
 
     Args:
-        found: the damage.
+        verification: the damage.
         reporter: receives the progress.
 
     Returns:
@@ -27,8 +27,8 @@ def repair_copy(found: Verification, reporter: Reporter | None = None) -> PullRe
     Raises:
         CacheError: a file cannot be fetched; the copy is unchanged, and the message has the command to run again.
     """
-    origin = read_origin(found.directory)
-    if origin is None or not found.complete:
+    origin = read_origin(verification.directory)
+    if origin is None or not verification.complete:
         return None
     try:
         remote, name = find_cache(parse_address(origin))
@@ -36,12 +36,14 @@ def repair_copy(found: Verification, reporter: Reporter | None = None) -> PullRe
             theirs = fetch_manifest(remote, name)
             if theirs is None:
                 raise not_found(remote, name)
-            wanted = _part(found.directory, theirs.manifest)
-            return fetch_part(remote, name, theirs, wanted, found.directory, check=True, reporter=reporter)
+            part = _part(verification.directory, theirs.manifest)
+            return fetch_part(
+                remote, name, theirs, part, verification.directory, check=True, reporter=reporter
+            )
     except FeatcacheError as error:
-        command = check_command(found.directory, origin, None)
+        command = check_command(verification.directory, origin, None)
         raise CacheError(
-            f"{found.directory} is as it was: what is damaged could not be fetched again ({error}); "
+            f"{verification.directory} is as it was: what is damaged could not be fetched again ({error}); "
             f"try again later, or run `{command}` with the address of another copy"
         ) from error
 

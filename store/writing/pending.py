@@ -28,8 +28,8 @@ class PendingWork:
     """Bytes still to be written, padding included."""
 
 
-def pending_work(directory: Path, wanted: Inventory) -> PendingWork:
-    """Return what is left to be done until the cache at `directory` holds all of `wanted`.
+def pending_work(directory: Path, requested: Inventory) -> PendingWork:
+    """Return what is left to be done until the cache at `directory` holds all of `requested`.
 
     An unfinished run there counts in full, since it is finished first.
 
@@ -44,7 +44,7 @@ def pending_work(directory: Path, wanted: Inventory) -> PendingWork:
         committed = {record.block for record in journal.committed(directory, unfinished)}
         parts.append((unfinished, [block for block in unfinished.blocks() if block not in committed]))
         held = unfinished if held is None else held.plus(unfinished)
-    added = wanted if held is None else wanted.minus(held)
+    added = requested if held is None else requested.minus(held)
     parts.append((added, added.blocks()))
     return PendingWork(
         samples=sum(block.rows for _, blocks in parts for block in blocks),
@@ -59,14 +59,14 @@ def free_space(directory: Path) -> tuple[int, Path]:
     return shutil.disk_usage(existing).free, existing
 
 
-def require_space(directory: Path, wanted: Inventory) -> None:
+def require_space(directory: Path, requested: Inventory) -> None:
     """Refuse to begin what cannot be finished for want of disk space.
 
     Raises:
         NotEnoughSpaceError: there is too little.
         CacheError: as for `pending_work`.
     """
-    needed = pending_work(directory, wanted).num_bytes
+    needed = pending_work(directory, requested).num_bytes
     free, place = free_space(directory)
     # What other processes are writing just now takes its space already.
     needed -= sum(path.stat().st_size for path in (directory / FEATURES).rglob(f"*{PARTIAL_SUFFIX}"))

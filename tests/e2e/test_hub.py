@@ -7,15 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from support.servers import closed_port
+from support.servers import QuietHandler, closed_port, http_server
 
 from .conftest import MODEL, featcache
 
@@ -38,33 +36,19 @@ class Content:
     """Status and headers by ``owner/name``."""
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(QuietHandler):
     """As much of the Hub's protocol as a download of one file takes."""
 
     content: Content
 
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
+    def get(self) -> None:
         repository, _, file = self.path.lstrip("/").partition("/resolve/main/")
         status, headers = self.content.refused.get(repository, (404, {"X-Error-Code": "EntryNotFound"}))
         data = self.content.files.get(f"{repository}/{file}")
         if data is not None:
             status = 200
             headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data or b""))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if data and body:
-            self.wfile.write(data)
-
-    def log_message(self, *arguments: object) -> None:
-        """Be quiet."""
+        self.reply(status, data or b"", headers)
 
 
 @pytest.fixture
@@ -83,12 +67,8 @@ def content(weights) -> Content:
 @pytest.fixture
 def hub(content) -> Iterator[str]:
     handler = type("Handler", (Hub,), {"content": content})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with http_server(handler) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def environment(endpoint: str, tmp_path: Path) -> dict[str, str]:

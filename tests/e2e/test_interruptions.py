@@ -30,8 +30,8 @@ COMMAND = str(Path(sys.executable).parent / "featcache")
 # The command line with a checkpoint after every batch, where it has one every twenty seconds.
 CHECKPOINTS = """
 from functools import partial
-from featcache.extraction import run
-run.CacheWriter = partial(run.CacheWriter, checkpoint_s=0.0)
+from featcache.extraction.running import fill
+fill.CacheWriter = partial(fill.CacheWriter, checkpoint_s=0.0)
 from featcache.cli import main
 main()
 """

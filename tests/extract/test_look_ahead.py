@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from featcache.extraction.decoding.images import ImageBatch
+from featcache.extraction.decoding.batch import ImageBatch
+from featcache.extraction.decoding.worker_pool import AHEAD
 from featcache.extraction.running import look_ahead, writing
-from featcache.extraction.running.look_ahead import LOOK_AHEAD_ROWS, PREFETCHED, ClaimedBatches, part_rows
+from featcache.extraction.running.look_ahead import LOOK_AHEAD_ROWS, ClaimedBatches, part_rows
 from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.extraction.sources.base import Sample, Source
 from featcache.store.reading.reader import open_cache
@@ -142,8 +143,8 @@ def test_blocks_that_are_claimed_or_resumed_have_no_open_file(tmp_path):
 def test_workers_look_ahead_by_rows(batch_size, workers):
     rows = part_rows(batch_size, workers)
     assert 1 <= rows <= batch_size
-    assert rows == batch_size or workers * PREFETCHED * rows <= max(
-        LOOK_AHEAD_ROWS, workers * PREFETCHED * look_ahead.MIN_PART_ROWS
+    assert rows == batch_size or workers * AHEAD * rows <= max(
+        LOOK_AHEAD_ROWS, workers * AHEAD * look_ahead.MIN_PART_ROWS
     )
     if workers <= 2 and batch_size <= 128:
         assert rows == batch_size, "nothing has to be joined"
@@ -171,7 +172,7 @@ class Extraction:
     def __init__(self, writer, content, workers):
         self._writer, self._content = writer, content
         self._claimed = ClaimedBatches(writer, workers)
-        self._look_ahead = workers * PREFETCHED
+        self._look_ahead = workers * AHEAD
         self._batches = self._claimed.joined(self._decoded())
         self.done = 0
 

@@ -14,7 +14,9 @@ from torchvision import transforms
 
 from featcache.devices.precision import forward_context
 from featcache.extraction.cached.retry import drop_restored, refuse_empty_splits, reopen_restored, try_again
-from featcache.extraction.decoding.images import Rows, WorkerError, image_batches
+from featcache.extraction.decoding.batch import Rows
+from featcache.extraction.decoding.images import image_batches
+from featcache.extraction.decoding.worker_pool import WorkerError
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.forward_pass.taps import Taps
 from featcache.extraction.planning.inventory import plan_inventory
@@ -448,7 +450,7 @@ class Strip(InMemory):
 
 
 def first_batch(source, transform):
-    return next(iter(image_batches(source, transform, [Rows("train", 0, 8)], 0, False, SIZE)))
+    return next(iter(image_batches(source, transform, [Rows("train", 0, 8)], 0, SIZE)))
 
 
 def test_an_image_that_resizing_would_blow_up_is_refused_by_name():

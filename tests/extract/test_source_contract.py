@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.extraction.decoding.images import Rows, image_batches
+from featcache.extraction.decoding.batch import Rows
+from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.dataset_options import DatasetOptions
@@ -174,7 +175,7 @@ def test_worker_processes_read_the_same(form, folder, workers):
     source = form.open(folder)
     source.image("train", 0)  # what was opened before must not be shared
     rows = [Rows("train", 0, 4), Rows("train", 4, 10), Rows("test", 0, 5)]
-    batches = list(image_batches(source, np_tensor, rows, workers, False, 6))
+    batches = list(image_batches(source, np_tensor, rows, workers, 6))
     for wanted, batch in zip(rows, batches, strict=True):
         assert not batch.failures
         images = expected(form, wanted.split)[wanted.start : wanted.stop]

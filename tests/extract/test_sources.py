@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featcache.extraction.decoding.images import Rows, image_batches
+from featcache.extraction.decoding.batch import Rows
+from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.rgb import to_rgb
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.dataset import SplitDataset
@@ -462,7 +463,7 @@ def test_pixels_of_unknown_range_are_refused_by_name(tmp_path, pixels):
     make_folder(tmp_path, "train/a/0.txt", "test/a/2.png")
     Image.fromarray(pixels).save(tmp_path / "train" / "a" / "1.tif")
     source = ImageFolder(tmp_path)
-    [batch] = image_batches(source, np.asarray, [Rows("train", 0, 1)], workers=0, pin=False, size=16)
+    [batch] = image_batches(source, np.asarray, [Rows("train", 0, 1)], workers=0, size=16)
     [(row, message)] = batch.failures
     assert row == 0
     assert not batch.images.any()

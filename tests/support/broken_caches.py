@@ -454,8 +454,8 @@ def more_splits(count: int) -> Change:
         for number in range(count):
             splits[f"s{number}"] = inner = json.loads(json.dumps(splits["train"]))
             inner["num_samples"] = 2**24
-            for one in inner["arrays"].values():
-                one["shape"][0] = 2**24
+            for entry in inner["arrays"].values():
+                entry["shape"][0] = 2**24
 
     return lambda cache: forge_manifest(cache, change)
 

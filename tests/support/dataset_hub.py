@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import parse_qs, urlsplit
+
+from support.servers import QuietHandler, http_server
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -43,17 +43,10 @@ class Repositories:
         ]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     hub: Repositories
-    protocol_version = "HTTP/1.1"
 
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
+    def get(self) -> None:
         parts = urlsplit(self.path)
         self.hub.asked.append((self.command, parts.path, self.headers.get("Range", "")))
         if parts.path == "/api/datasets":
@@ -66,14 +59,14 @@ class _Handler(BaseHTTPRequestHandler):
             repository, _, rest = parts.path.removeprefix("/datasets/").partition("/resolve/")
             self._send_file(repository, rest.partition("/")[2])
         else:
-            self._send(200, {}, b"")
+            self.reply(200)
 
     def _list(self, repository: str, revision: str) -> None:
         files = self.hub.files.get(repository)
         if files is None:
-            self._send(404, {"X-Error-Code": "RepoNotFound"}, b"")
+            self.reply(404, headers={"X-Error-Code": "RepoNotFound"})
         elif revision not in ("", "main", COMMIT):
-            self._send(404, {"X-Error-Code": "RevisionNotFound"}, b"")
+            self.reply(404, headers={"X-Error-Code": "RevisionNotFound"})
         else:
             siblings = [
                 {"rfilename": name, "size": len(data), **_digests(name, data)} for name, data in files.items()
@@ -83,37 +76,23 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, repository: str, name: str) -> None:
         data = self.hub.files.get(repository, {}).get(name)
         if data is None:
-            self._send(404, {"X-Error-Code": "EntryNotFound"}, b"")
+            self.reply(404, headers={"X-Error-Code": "EntryNotFound"})
             return
         digest = _digests(name, data)
         etag = digest["lfs"]["sha256"] if "lfs" in digest else digest["blobId"]
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         data = self.hub.swapped.get(name, data)
-        wanted = self.headers.get("Range", "")
-        if not wanted:
-            self._send(
-                200, headers, data, self.hub.broken_off.pop(name, None) if self.command == "GET" else None
-            )
+        byte_range = self.headers.get("Range", "")
+        if not byte_range:
+            sent = self.hub.broken_off.pop(name, None) if self.command == "GET" else None
+            self.reply(200, data, headers, sent)
             return
-        start = int(wanted.removeprefix("bytes=").partition("-")[0])
+        start = int(byte_range.removeprefix("bytes=").partition("-")[0])
         headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self._send(206, headers, data[start:])
+        self.reply(206, data[start:], headers)
 
     def _json(self, document: object) -> None:
-        self._send(200, {"Content-Type": "application/json"}, json.dumps(document).encode())
-
-    def _send(self, status: int, headers: dict[str, str], body: bytes, stop_after: int | None = None) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[:stop_after])
-        if stop_after is not None:
-            self.close_connection = True
-
-    def log_message(self, *arguments: object) -> None:
-        """Be quiet."""
+        self.reply(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
 
 def _digests(name: str, data: bytes) -> dict:
@@ -131,11 +110,5 @@ def _digests(name: str, data: bytes) -> dict:
 def hub_server(hub: Repositories) -> Iterator[str]:
     """Serve `hub`; gives the address."""
     handler = type("Handler", (_Handler,), {"hub": hub})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with http_server(handler) as port:
+        yield f"http://127.0.0.1:{port}"

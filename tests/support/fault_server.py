@@ -59,6 +59,6 @@ def become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    wanted = serve()
-    if wanted is not None:
-        become(wanted)
+    request = serve()
+    if request is not None:
+        become(request)

@@ -4,8 +4,9 @@ import http.client
 import random
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from threading import Lock
+
+from support.servers import QuietHandler
 
 FAULTS = ("drop", "late", "truncate", "corrupt", "refuse")
 
@@ -45,12 +46,8 @@ class Faults:
             return self.rng.randrange(size)
 
 
-class FaultyProxy(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class FaultyProxy(QuietHandler):
     faults: Faults
-
-    def log_message(self, *arguments: object) -> None:
-        """Be quiet."""
 
     def forward(self) -> None:
         faults = self.faults
@@ -89,11 +86,10 @@ class FaultyProxy(BaseHTTPRequestHandler):
         self.send(response.status, headers, data, sent)
 
     def send(self, status: int, headers: dict[str, str], data: bytes, sent: int) -> None:
-        self.send_response(status)
-        for name, value in (headers or {"Content-Length": "0"}).items():
-            if name.lower() not in ("server", "date"):
-                self.send_header(name, value)
-        self.end_headers()
+        own = ("server", "date")  # BaseHTTPRequestHandler sends these
+        self.head(
+            status, {n: v for n, v in (headers or {"Content-Length": "0"}).items() if n.lower() not in own}
+        )
         self.wfile.write(data[:sent])
         self.close_connection = sent < len(data)
 

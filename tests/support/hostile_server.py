@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote
+
+from support.servers import QuietHandler
 
 Act = Callable[["HostileHandler", bytes], None]
 
@@ -22,17 +23,10 @@ class Site:
         return sum(asked[:2] == (method, path) for asked in self.asked)
 
 
-class HostileHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class HostileHandler(QuietHandler):
     site: Site
 
-    def log_message(self, *arguments: object) -> None:
-        """Be quiet."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
+    def get(self) -> None:
         path = unquote(self.path).lstrip("/")
         self.site.asked.append((self.command, path, dict(self.headers)))
         data = self.site.files.get(path)
@@ -47,18 +41,12 @@ class HostileHandler(BaseHTTPRequestHandler):
 
     def plain(self, data: bytes, status: int = 200, **headers: str) -> None:
         """Answer with some bytes."""
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), "ETag": f'"{hash(data)}"', **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.reply(status, data, {"ETag": f'"{hash(data)}"', **named})
 
     def endless(self, head: bytes = b"") -> None:
         """Answer with a body that does not end, as long as anybody listens."""
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
+        self.head(200, {"Transfer-Encoding": "chunked"})
         if self.command == "HEAD":
             return
         piece = head or b" " * 2**16

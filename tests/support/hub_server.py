@@ -9,10 +9,11 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from support.servers import QuietHandler
 
 LFS_FROM_BYTES = 1000
 """Larger files go through LFS, as binary ones do on the Hub."""
@@ -46,23 +47,16 @@ def _git_oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-class HubHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class HubHandler(QuietHandler):
     hub: Hub
 
-    def log_message(self, *arguments: object) -> None:
-        """Be quiet."""
-
-    def do_HEAD(self) -> None:
+    def get(self) -> None:
         self.route(b"")
 
-    def do_GET(self) -> None:
-        self.route(b"")
-
-    def do_PUT(self) -> None:
+    def put(self) -> None:
         self.route(self.body())
 
-    def do_POST(self) -> None:
+    def post(self) -> None:
         self.route(self.body())
 
     def body(self) -> bytes:
@@ -76,15 +70,12 @@ class HubHandler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def answer(self, status: int, data: Any = b"", headers: dict[str, str] | None = None) -> None:
-        content = data if isinstance(data, bytes) else json.dumps(data).encode()
-        self.send_response(status)
-        if not isinstance(data, bytes):
-            self.send_header("Content-Type", "application/json")
-        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        if isinstance(data, bytes):
+            self.reply(status, data, headers)
+        else:
+            self.reply(
+                status, json.dumps(data).encode(), {"Content-Type": "application/json", **(headers or {})}
+            )
 
     def missing(self, code: str) -> None:
         self.answer(404, {"error": code}, {"X-Error-Code": code})

@@ -17,9 +17,9 @@ def no_backoff(set_attribute: Callable[[object, str, object], None]) -> None:
 def short_timeouts(set_attribute: Callable[[object, str, object], None]) -> None:
     """Take silence for an error after a moment: what is bounded stays bounded, in another unit."""
     from featcache.store.network import concurrency, http_client, timeouts
-    from featcache.store.transfer.remotes import hub, objects, ssh
+    from featcache.store.transfer.remotes import base, objects, ssh
 
-    for module in (timeouts, http_client, hub, objects):
+    for module in (timeouts, http_client, base, objects):
         set_attribute(module, "SILENCE_S", 0.4)
     for module in (http_client, objects, ssh):
         set_attribute(module, "CONNECT_S", 0.4)

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -54,6 +54,51 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, *arguments: object) -> None:
         """Clients that are killed leave broken connections."""
+
+
+class QuietHandler(BaseHTTPRequestHandler):
+    """Frame of the handlers of the tests' own servers: no log, connections that stay, one way to reply.
+
+    Subclasses define `get` (which answers HEAD as well), `put` and `post` as they need them.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments: object) -> None:
+        """Log nothing."""
+
+    def do_HEAD(self) -> None:
+        self.get()
+
+    def do_GET(self) -> None:
+        self.get()
+
+    def do_PUT(self) -> None:
+        self.put()
+
+    def do_POST(self) -> None:
+        self.post()
+
+    def head(self, status: int, headers: Mapping[str, str | None]) -> None:
+        """Send the status and all headers that have a value."""
+        self.send_response(status)
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+
+    def reply(
+        self,
+        status: int,
+        body: bytes = b"",
+        headers: Mapping[str, str | None] | None = None,
+        sent: int | None = None,
+    ) -> None:
+        """Send a whole reply, or only the first `sent` bytes of its body before the connection ends."""
+        self.head(status, {"Content-Length": str(len(body)), **(headers or {})})
+        if self.command != "HEAD":
+            self.wfile.write(body[:sent])
+        self.close_connection |= sent is not None and sent < len(body)
 
 
 @contextmanager

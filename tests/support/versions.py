@@ -3,7 +3,8 @@
 import hashlib
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
+
+from support.servers import QuietHandler
 
 
 @dataclass
@@ -26,14 +27,10 @@ class Versions:
         return f'"{hashlib.sha256(self.data).hexdigest()[:8]}"'
 
 
-class VersionsHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class VersionsHandler(QuietHandler):
     site: Versions
 
-    def log_message(self, *arguments: object) -> None:
-        """Be quiet."""
-
-    def do_GET(self) -> None:
+    def get(self) -> None:
         site, data = self.site, self.site.data
         site.asked.append(dict(self.headers))
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
@@ -42,20 +39,14 @@ class VersionsHandler(BaseHTTPRequestHandler):
         if site.knows_if_range and self.headers.get("If-Range") not in (None, current):
             start = 0
         if start >= len(data) > 0 and start:
-            self.send_response(416)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.reply(416)
             return
         first = start // 2 if site.lie_about_range else start
         body = data[first:]
         headers = {"Content-Length": str(len(body)), **headers}
         if start:
             headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
-        self.send_response(206 if start else 200)
-        for name, value in headers.items():
-            if value is not None:
-                self.send_header(name, value)
-        self.end_headers()
+        self.head(206 if start else 200, headers)
         sent = body if site.cut is None else body[: 0 if start else site.cut]
         for at in range(0, len(sent), 50_000):
             piece = sent[at : at + 50_000]

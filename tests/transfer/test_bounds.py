@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -17,7 +16,7 @@ from support import hub_server
 from support.hostile_server import HostileHandler, Site
 from support.hub_server import HubHandler
 from support.no_backoff import short_timeouts
-from support.servers import http_server
+from support.servers import QuietHandler, http_server
 
 NAME = "made/tiny-0123456789ab"
 
@@ -160,17 +159,13 @@ def test_one_odd_link_of_an_index_does_not_matter(cli, site, made_once):
     assert made_once.plan.spec.key in outcome.out
 
 
-class Pages(BaseHTTPRequestHandler):
+class Pages(QuietHandler):
     """An object store whose listing has one more page, always."""
 
-    protocol_version = "HTTP/1.1"
     keys = 1000
     page = 0
 
-    def log_message(self, *arguments: object) -> None:
-        """Be quiet."""
-
-    def do_GET(self) -> None:
+    def get(self) -> None:
         type(self).page += 1
         first = self.page * self.keys
         item = "<Contents><Key>team/_catalogue/{}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified>"
@@ -180,10 +175,7 @@ class Pages(BaseHTTPRequestHandler):
             '<?xml version="1.0"?><ListBucketResult><IsTruncated>true</IsTruncated>'
             f"<NextContinuationToken>{self.page}</NextContinuationToken>{found}</ListBucketResult>"
         ).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.reply(200, body)
 
 
 @pytest.mark.parametrize(
@@ -305,21 +297,12 @@ def test_errors_keep_their_cause(request, monkeypatch, kind, site, silent):
         assert caught.value.__cause__ is not None
 
 
-class Drips(BaseHTTPRequestHandler):
+class Drips(QuietHandler):
     """An object store that sends a byte now and then."""
 
-    def log_message(self, *arguments: object) -> None:
-        """Be quiet."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        for name, value in {
-            "Content-Length": "100000",
-            "ETag": '"x"',
-            "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT",
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
+    def get(self) -> None:
+        modified = "Wed, 21 Oct 2015 07:28:00 GMT"
+        self.head(200, {"Content-Length": "100000", "ETag": '"x"', "Last-Modified": modified})
         drip_bytes(self.wfile)
 
 

@@ -13,7 +13,7 @@ from support.servers import http_server
 
 CHUNK = "features.zarr/train/norm2/c.1.2.0.0"
 STATUSES = {
-    404: "although the manifest names it; whoever pushed the cache can mend it",
+    404: "although the manifest names it; whoever pushed the cache can repair it",
     403: "refused",
     500: "500",
     503: "503",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from featcache.extraction.sources.data_folders import atomic_file
 from featcache.extraction.sources.http_files import fetch_all
 from featcache.store.errors import DatasetError
+from featcache.store.files import atomic_file
 from featcache.store.progress import Silent
 from featcache.store.transfer import fetch
 from support.servers import http_server

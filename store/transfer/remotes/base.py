@@ -6,11 +6,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from featcache.store.address import Address
-from featcache.store.errors import FeatcacheError
+from featcache.store.errors import FeatcacheError, RemoteError
 from featcache.store.manifest import FileRecord
-from featcache.store.network.concurrency import CONCURRENT_FILES, retry, run_concurrently
+from featcache.store.network.concurrency import CONCURRENT_FILES, TransientError, retry, run_concurrently
+from featcache.store.network.timeouts import SILENCE_S, run_with_timeout
+
+T = TypeVar("T")
+_TRANSIENT = (408, 409, 412, 425, 429)
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,15 @@ class Remote(ABC):
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self._prefix = "/".join(address.parts)
 
     def where(self, path: str = "") -> str:
         """Name something on this remote in messages, without credentials."""
         return f"{self.address}/{path}".rstrip("/")
+
+    def _name(self, path: str) -> str:
+        """Return the name of a file in the whole bucket or repository, of which this remote may be a folder."""
+        return f"{self._prefix}/{path}" if self._prefix else path
 
     def _translate_error(self, path: str, error: Exception) -> FeatcacheError | None:
         """Translate an error of the client for `path`, by the table of this remote type.
@@ -73,6 +83,11 @@ class Remote(ABC):
             if meaning is None:
                 raise
             raise meaning from error
+
+    def _request(self, path: str, work: Callable[[], T]) -> T:
+        """Make a small request within a time limit; clients bound neither the sum of their waits nor their retries."""
+        with self._client_errors(path):
+            return run_with_timeout(work, 2 * SILENCE_S, self.where(path))
 
     @abstractmethod
     def stat(self, path: str) -> RemoteFile:
@@ -151,3 +166,8 @@ class Remote(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def status_error(status: int, message: str) -> RemoteError:
+    """Return the error for an HTTP status of a store: a `TransientError` if a retry may help."""
+    return (TransientError if status >= 500 or status in _TRANSIENT else RemoteError)(message)

@@ -28,10 +28,10 @@ class BucketRemote(HubRemote):
         return _remote_file(self._info(path))
 
     def _info(self, path: str) -> Any:
-        found = self._infos([path])
-        if not found:
+        infos = self._infos([path])
+        if not infos:
             raise MissingError(f"{self.where(path)}: not there")
-        return found[0]
+        return infos[0]
 
     def _infos(self, paths: Sequence[str]) -> list[Any]:
         names = [self._name(path) for path in paths]
@@ -102,11 +102,11 @@ class BucketRemote(HubRemote):
             self._api.batch_bucket_files(self._bucket, **operations)
 
     def _translate_error(self, path: str, error: Exception) -> FeatcacheError | None:
-        found = super()._translate_error(path, error)
-        if found is None and type(error) is RuntimeError:
+        translated = super()._translate_error(path, error)
+        if translated is None and type(error) is RuntimeError:
             # The transfer library of the client (hf_xet) has a single class for all of its errors.
             return TransientError(f"{self.where(path)}: {redacted(str(error))[:200]}")
-        return found
+        return translated
 
 
 def _remote_file(item: Any) -> RemoteFile:

@@ -2,14 +2,13 @@
 
 import errno
 import os
-import secrets
 from collections.abc import Generator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from stat import S_ISREG
 
 from featcache.store.errors import FeatcacheError, MissingError, RemoteError
-from featcache.store.files import PARTIAL_SUFFIX, sync_directory, write_all, write_atomic
+from featcache.store.files import partial_path, sync_directory, write_all, write_atomic
 from featcache.store.network.concurrency import PIECE_BYTES, check_stop
 from featcache.store.network.timeouts import ListingGuard
 from featcache.store.regular_files import open_regular, refuse_link
@@ -46,7 +45,7 @@ class FolderRemote(Remote):
 
     def files(self, folder: str) -> dict[str, RemoteFile]:
         top, guard = self._path(f"{folder}/x").parent, ListingGuard(self.where(folder))
-        found = {}
+        remote_files = {}
 
         def unreadable(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):  # os.walk would skip the folder, as if it were empty
@@ -62,12 +61,12 @@ class FolderRemote(Remote):
                     except FileNotFoundError:
                         continue  # somebody has just renamed it
                     if S_ISREG(status.st_mode):
-                        found[path.relative_to(top).as_posix()] = _remote_file(status)
-        return found
+                        remote_files[path.relative_to(top).as_posix()] = _remote_file(status)
+        return remote_files
 
     def put(self, upload: Upload, count: Counter) -> None:
         target = self._make_folder(upload.path)
-        partial = target.with_name(f"{target.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+        partial = partial_path(target)
         digest, size = sha256(), 0
         descriptor, _ = open_regular(upload.source)
         try:

@@ -8,17 +8,16 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 from featcache.store.address import Address, redacted
 from featcache.store.errors import FeatcacheError, MissingError, RemoteError
 from featcache.store.network.concurrency import CONCURRENT_FILES, TransientError, check_stop
 from featcache.store.network.http_client import HttpClient, read_from
-from featcache.store.network.timeouts import SILENCE_S, ListingGuard, run_with_timeout
-from featcache.store.transfer.remotes.base import Counter, Remote, RemoteFile, Upload
+from featcache.store.network.timeouts import ListingGuard
+from featcache.store.transfer.remotes.base import Counter, Remote, RemoteFile, Upload, status_error
 from featcache.store.transfer.remotes.sending import require_recorded
 
-T = TypeVar("T")
 FILES_IN_COMMIT = 256
 MAX_COMMITTED_BYTES = 2 * 10**9
 
@@ -40,7 +39,6 @@ class HubRemote(Remote):
         self._repository, _, self._requested_revision = repository.partition("@")
         self.writable = not self._requested_revision
         self._client = HttpClient(login=self._sign, anywhere=True, refused=_NO_RIGHT)
-        self._prefix = "/".join(address.parts)
 
     def _sign(self, request: Any) -> Any:
         """Add the client's token to a request to the Hub itself; redirected requests carry a signature instead."""
@@ -57,11 +55,6 @@ class HubRemote(Remote):
         )
         return str(info.sha)
 
-    def _request(self, path: str, work: Callable[[], T]) -> T:
-        """Make a small request within a time limit; the client bounds neither the sum of its waits nor its retries."""
-        with self._client_errors(path):
-            return run_with_timeout(work, 2 * SILENCE_S, self.where(path))
-
     def _infos(self, paths: Sequence[str]) -> list[Any]:
         """Return the Hub's information about the files that exist."""
         names = [self._name(path) for path in paths]
@@ -72,14 +65,11 @@ class HubRemote(Remote):
             ),
         )
 
-    def _name(self, path: str) -> str:
-        return f"{self._prefix}/{path}" if self._prefix else path
-
     def stat(self, path: str) -> RemoteFile:
-        found = self._infos([path])
-        if not found or not hasattr(found[0], "blob_id"):
+        infos = self._infos([path])
+        if not infos or not hasattr(infos[0], "blob_id"):
             raise MissingError(f"{self.where(path)}: not there")
-        return _remote_file(found[0])
+        return _remote_file(infos[0])
 
     def holds(self, remote_file: RemoteFile, upload: Upload) -> bool:
         return remote_file.sha256 == upload.record.sha256
@@ -114,13 +104,13 @@ class HubRemote(Remote):
         prefix, guard = self._name(folder), ListingGuard(self.where(folder))
 
         def listing() -> dict[str, RemoteFile]:
-            found: dict[str, RemoteFile] = {}
+            remote_files: dict[str, RemoteFile] = {}
             for item in items(prefix):
                 guard.count()
                 entry = convert(item)
                 if entry is not None:
-                    found[item.path.removeprefix(f"{prefix}/")] = entry
-            return found
+                    remote_files[item.path.removeprefix(f"{prefix}/")] = entry
+            return remote_files
 
         with suppress(MissingError), self._client_errors(folder):
             return guard.bounded(listing)
@@ -170,11 +160,11 @@ class HubRemote(Remote):
         """Return the existing ones of `paths`, since the Hub refuses to delete missing files."""
         self.__dict__.pop("_commit", None)
         names = {self._name(path): path for path in paths}
-        found: list[str] = []
+        existing: list[str] = []
         for start in range(0, len(paths), FILES_IN_COMMIT):
             infos = self._infos(paths[start : start + FILES_IN_COMMIT])
-            found += [names[info.path] for info in infos if info.path in names]
-        return found
+            existing += [names[info.path] for info in infos if info.path in names]
+        return existing
 
     def _send(self, operations: Sequence[Any], message: str) -> None:
         with self._client_errors(""):
@@ -216,13 +206,13 @@ class HubRemote(Remote):
         text = redacted(str(error), [self._api.token] if isinstance(self._api.token, str) else [])[:200]
         text = text or type(error).__name__
         if isinstance(status, int):
-            kind = TransientError if status >= 500 or status in _TRANSIENT else RemoteError
-            return kind(f"{where}: {text}" if str(status) in text else f"{where}: status {status}, {text}")
+            text = text if str(status) in text else f"status {status}, {text}"
+            return status_error(status, f"{where}: {text}")
         # The client's errors derive from those of its HTTP library, which differs between versions.
         if isinstance(error, (errors.HfHubHTTPError.__bases__[0], OSError)):
             return TransientError(f"{where}: {text}")
         if isinstance(error, ValueError) or raised_inside(error, "huggingface_hub"):
-            return RemoteError(f"{where}: the Hub's client cannot go on ({type(error).__name__}: {text})")
+            return RemoteError(f"{where}: the Hub's client failed ({type(error).__name__}: {text})")
         return None
 
     def close(self) -> None:
@@ -230,7 +220,6 @@ class HubRemote(Remote):
 
 
 _NO_RIGHT = "there is no such repository, or no right to it; see `hf auth whoami` and `hf auth login`"
-_TRANSIENT = (408, 409, 412, 425, 429)
 
 
 def raised_inside(error: BaseException, package: str) -> bool:

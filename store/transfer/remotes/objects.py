@@ -5,13 +5,13 @@ Credentials are found where the store's own tools find them, and are never looke
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from datetime import timedelta
 from hashlib import md5, sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from obstore import exceptions as obstore_errors
 
@@ -23,12 +23,10 @@ from featcache.store.network.timeouts import (
     SILENCE_S,
     ListingGuard,
     MinimumSpeed,
-    run_with_timeout,
 )
-from featcache.store.transfer.remotes.base import Counter, Remote, RemoteFile, Upload
+from featcache.store.transfer.remotes.base import Counter, Remote, RemoteFile, Upload, status_error
 from featcache.store.transfer.remotes.sending import HashingFile, read_whole
 
-T = TypeVar("T")
 SINGLE_PUT_BYTES = 16 * 2**20
 """Up to here a file goes in one request, whose answer tells the digest of what arrived."""
 PART_BYTES = 8 * 2**20
@@ -66,19 +64,10 @@ class ObjectRemote(Remote):
             raise RequestError(
                 f"{address} cannot be opened ({_reason(redacted(str(error)))}); {_CREDENTIALS[address.scheme]}"
             ) from error
-        self._prefix = "/".join(address.parts)
         self._etag_is_md5 = True
 
-    def _key(self, path: str) -> str:
-        return f"{self._prefix}/{path}" if self._prefix else path
-
     def stat(self, path: str) -> RemoteFile:
-        with self._client_errors(path):
-            return _remote_file(self._request(path, lambda: self._client.head(self._store, self._key(path))))
-
-    def _request(self, path: str, work: Callable[[], T]) -> T:
-        """Make a small request within a time limit; the client bounds each wait, but not their sum."""
-        return run_with_timeout(work, 2 * SILENCE_S, self.where(path))
+        return _remote_file(self._request(path, lambda: self._client.head(self._store, self._name(path))))
 
     def holds(self, remote_file: RemoteFile, upload: Upload) -> bool:
         """Compare the size, and the MD5 that a plain upload has for a tag: a push may have been killed before it compared."""
@@ -92,21 +81,21 @@ class ObjectRemote(Remote):
         options: Any = {"range": {"offset": offset}} if offset else {}
         pace = MinimumSpeed(self.where(path))
         with self._client_errors(path):
-            found = self._client.get(self._store, self._key(path), options=options)
+            response = self._client.get(self._store, self._name(path), options=options)
             # The client bounds each wait for bytes and passes small pieces on, so a slow trickle can be detected.
-            for piece in found.stream(min_chunk_size=READ_BYTES):
+            for piece in response.stream(min_chunk_size=READ_BYTES):
                 pace.count(len(piece))
                 yield piece
 
     def files(self, folder: str) -> dict[str, RemoteFile]:
-        prefix, guard = f"{self._key(folder)}/", ListingGuard(self.where(folder))
+        prefix, guard = f"{self._name(folder)}/", ListingGuard(self.where(folder))
 
         def listing(pages: Iterable[Sequence[Any]]) -> dict[str, RemoteFile]:
-            found: dict[str, RemoteFile] = {}
+            remote_files: dict[str, RemoteFile] = {}
             for page in pages:
                 guard.count(len(page))
-                found |= {item["path"].removeprefix(prefix): _remote_file(item) for item in page}
-            return found
+                remote_files |= {item["path"].removeprefix(prefix): _remote_file(item) for item in page}
+            return remote_files
 
         with self._client_errors(folder):
             try:
@@ -134,7 +123,7 @@ class ObjectRemote(Remote):
                 with self._client_errors(upload.path):
                     self._client.put(
                         self._store,
-                        self._key(upload.path),
+                        self._name(upload.path),
                         file,
                         use_multipart=True,
                         chunk_size=PART_BYTES,
@@ -152,7 +141,7 @@ class ObjectRemote(Remote):
         """Store a file; where the answer does not show that the right bytes arrived, read them back."""
         store = self._unsigned if self._etag_is_md5 else self._store
         with self._client_errors(path):
-            done = self._client.put(store, self._key(path), data, use_multipart=False)
+            done = self._client.put(store, self._name(path), data, use_multipart=False)
         etag = (done["e_tag"] or "").strip('"')
         if not self._etag_is_md5 or etag == md5(data, usedforsecurity=False).hexdigest():
             return
@@ -162,7 +151,7 @@ class ObjectRemote(Remote):
         self._etag_is_md5 = False  # encrypted stores have tags of another kind
 
     def delete(self, paths: Sequence[str]) -> None:
-        keys = [self._key(path) for path in paths]
+        keys = [self._name(path) for path in paths]
         for start in range(0, len(keys), DELETE_AT_ONCE):
             some = keys[start : start + DELETE_AT_ONCE]
             with suppress(MissingError), self._client_errors(paths[start]):
@@ -176,8 +165,8 @@ class ObjectRemote(Remote):
         if not isinstance(error, _CLIENT_ERRORS):
             return None
         where, text = self.where(path), str(error)
-        found = _STATUS.search(text)
-        status = int(found[1]) if found else None
+        match = _STATUS.search(text)
+        status = int(match[1]) if match else None
         if "NoSuchBucket" in text or "BucketNotFound" in text or "ContainerNotFound" in text:
             return RemoteError(
                 f"{self.address.scheme}://{self.address.host_or_bucket}: there is no such bucket"
@@ -196,16 +185,13 @@ class ObjectRemote(Remote):
                 f"({_first_line(text)})"
             )
         if status is not None:
-            transient = status in _TRANSIENT or 500 <= status < 600
-            kind = TransientError if transient else RemoteError
-            return kind(f"{where}: the server answers with status {status}")
+            return status_error(status, f"{where}: the server answers with status {status}")
         if any(word in text for word in _UNREACHABLE):
             return TransientError(f"{where}: {_reason(redacted(text))}")
         return RemoteError(f"{where}: {_first_line(text)}")
 
 
 _STATUS = re.compile(r"Server returned (?:non-2xx status code|error response)[^0-9]{0,20}([0-9]{3})")
-_TRANSIENT = (408, 409, 412, 425, 429)
 # Messages of the client for missing answers, and for answers that broke off.
 _UNREACHABLE = ("HTTP error", "HttpError", "error sending request", "error decoding response body")
 _CLIENT_ERRORS = (obstore_errors.BaseError, OSError)

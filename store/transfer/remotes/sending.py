@@ -72,8 +72,8 @@ class HashingFile(RawIOBase):
     def read(self, size: int = -1, /) -> bytes:
         """Read the next bytes."""
         check_stop()
-        wanted = self._size - self._position if size < 0 else size
-        data = os.pread(self._descriptor, wanted, self._position)
+        num_bytes = self._size - self._position if size < 0 else size
+        data = os.pread(self._descriptor, num_bytes, self._position)
         if self._position == self._sent:  # what is read a second time is not hashed again
             self._digest.update(data)
             self._sent += len(data)

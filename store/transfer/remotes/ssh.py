@@ -68,7 +68,7 @@ class SshRemote(Remote):
         sftp, top, guard = self._client(), self._full(folder), ListingGuard(self.where(folder))
 
         async def collect() -> dict[str, RemoteFile]:
-            found, pending = {}, [""]
+            remote_files, pending = {}, [""]
             while pending:
                 below = pending.pop()
                 try:
@@ -80,11 +80,11 @@ class SshRemote(Remote):
                         if entry.attrs.type == _FOLDER and below.count("/") < MAX_DEPTH:
                             pending.append(join(below, name))
                         elif entry.attrs.type == _REGULAR:
-                            found[join(below, name)] = _remote_file(entry.attrs)
+                            remote_files[join(below, name)] = _remote_file(entry.attrs)
                 except (self._asyncssh.SFTPNoSuchFile, self._asyncssh.SFTPNoSuchPath):
                     continue
                 guard.count(0)
-            return found
+            return remote_files
 
         return self._call(folder, collect(), LISTING_S)
 

@@ -1,0 +1,161 @@
+"""Fill a cache: write the blocks that it lacks, and complete it."""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.extraction.cached.lookup import CacheLookup
+from featcache.extraction.cached.retry import drop_restored, refuse_empty_splits
+from featcache.extraction.decoding.preprocessing import with_resize
+from featcache.extraction.forward_pass.capacity import default_workers
+from featcache.extraction.forward_pass.extractors import Forward
+from featcache.extraction.provenance.dataset_card import about_dataset
+from featcache.extraction.provenance.document import RunFacts, card, provenance
+from featcache.extraction.requests.inputs import Inputs
+from featcache.extraction.requests.request import SKIP
+from featcache.extraction.running.loading import LoadedBackbone
+from featcache.extraction.running.pipeline import ImageInput, run_blocks
+from featcache.extraction.running.unfinished import covers, interrupted, plan_messages
+from featcache.store.errors import CacheCompletedError
+from featcache.store.journal import Plan
+from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.progress import Reporter
+from featcache.store.reading.reader import open_cache
+from featcache.store.spec import CacheSpec
+from featcache.store.writing.pending import require_space
+from featcache.store.writing.writer import CacheWriter
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The work that a run did."""
+
+    samples: int = 0
+    """Samples that this process extracted; 0 if another process completed the cache meanwhile."""
+    seconds: float = 0.0
+    """Time of the passes and of their data, without loading."""
+    notes: tuple[str, ...] = ()
+    """Notes on images that were not used exactly as stored."""
+
+
+@dataclass(frozen=True)
+class CacheFiller:
+    """Fills the caches of one run."""
+
+    inputs: Inputs
+    loaded: LoadedBackbone
+    lookup: CacheLookup
+    """Lets the cache remember the request."""
+    reporter: Reporter
+    command: str
+    """The command line, for provenance."""
+    started: float
+    """Time when the run began, seconds since the epoch."""
+
+    def fill(self, path: Path, plan: Plan) -> Filled:
+        """Write what the cache at `path` lacks of `plan`; an earlier run for something else is finished first.
+
+        Raises:
+            NotEnoughSpaceError: the disk has too little room.
+            DatasetError, BackboneError: an image or a feature is not usable; blocks that were committed stay.
+            InterruptedRunError: Ctrl-C; committed blocks stay.
+        """
+        if (retried := drop_restored(path, self.inputs.source)) is not None:
+            self.reporter.message(str(retried))
+        filled = Filled()
+        while not covers(path, plan.inventory):
+            require_space(path, plan.inventory)
+            # Another process may complete the cache at any moment.
+            with suppress(CacheCompletedError):
+                filled = self._fill_once(path, plan, filled)
+        return filled
+
+    def image_input(self, path: Path, spec: CacheSpec) -> ImageInput:
+        """Return the images of the run; those of a cache that is added to must be the ones that it was made from."""
+        request = self.inputs.request
+        return ImageInput(
+            self.inputs.source,
+            with_resize(self.loaded.backbone.transform, spec.backbone.resize),
+            self.loaded.backbone.spec.input_size,
+            default_workers() if request.workers is None else request.workers,
+            self.loaded.device,
+            request.on_error == SKIP,
+            self.reporter.message,
+            _known_content(path),
+        )
+
+    def forward(self) -> Forward:
+        """Return the forward pass of the run."""
+        return Forward(
+            self.loaded.backbone, self.loaded.device, self.inputs.request.compile, self.reporter.message
+        )
+
+    def _fill_once(self, path: Path, plan: Plan, before: Filled) -> Filled:
+        """Write all blocks of one plan and complete the cache; add the work to `before`."""
+        say = self.reporter.message
+        with CacheWriter(path, plan, projection=self._projection(), adopt=True, say=say) as writer:
+            self.lookup.record(path)
+            for text in plan_messages(writer, plan, self.inputs.request.batch_size):
+                say(text)
+            started = time.perf_counter()
+            images = self.image_input(writer.directory, plan.spec)
+            try:
+                samples = self._run_blocks(writer, images)
+            except KeyboardInterrupt:
+                raise interrupted(writer) from None
+            seconds = time.perf_counter() - started
+            self._complete(writer, samples, seconds, images)
+            notes = images.observed.notes(self.inputs.source.pixels)
+            return Filled(before.samples + samples, before.seconds + seconds, (*before.notes, *notes))
+
+    def _run_blocks(self, writer: CacheWriter, images: ImageInput) -> int:
+        """Extract until all blocks are committed, by this process or another; return the samples of this one."""
+        samples = 0
+        with self.forward().extractors(writer.plan) as extractors:
+            while True:
+                with self.reporter.progress("extracting", "images") as update:
+                    samples += run_blocks(writer, images, extractors, update)
+                if writer.pending():
+                    self.reporter.message(
+                        f"waiting for {len(writer.pending())} blocks that other processes extract"
+                    )
+                if not writer.wait():
+                    return samples
+
+    def _complete(self, writer: CacheWriter, samples: int, seconds: float, images: ImageInput) -> None:
+        refuse_empty_splits(writer)
+        preprocessing = self.loaded.preprocessing
+        summary = self.inputs.summary
+        facts = RunFacts(
+            command=self.command,
+            started_at=self.started,
+            samples=samples,
+            seconds=seconds,
+            dataset_summary=summary if preprocessing is None else f"{summary}; {preprocessing}",
+            observed=images.observed.to_dict(),
+        )
+        names, weights = self.inputs.names, self.loaded.backbone.loaded.weights_source
+        document = provenance(writer, weights, self.loaded.device, names, facts)
+        about = about_dataset(writer, self.inputs.source.citation)
+        writer.finish(document, card(writer.plan, names, about))
+
+    def _projection(self) -> npt.NDArray[np.float32] | None:
+        matrix = self.loaded.backbone.projection
+        return None if matrix is None else matrix.detach().float().cpu().contiguous().numpy()
+
+
+def _known_content(path: Path) -> Mapping[str, npt.NDArray[np.uint8]]:
+    """Return the content digests ``[N, 16]`` of a complete cache, by split; those splits that have some."""
+    if not (path / MANIFEST_FILE).exists():
+        return {}
+    cache = open_cache(path)
+    return {
+        name: digests
+        for name in cache.inventory.splits
+        if (digests := cache[name].content_digests()) is not None
+    }

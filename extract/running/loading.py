@@ -1,0 +1,47 @@
+"""Load the backbone of a run onto its device."""
+
+from dataclasses import dataclass
+
+import torch
+
+from featcache.devices.choice import choose_device
+from featcache.extraction.backbones import load_backbone, loading_notes
+from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.forward_pass.capacity import enough_memory
+from featcache.extraction.provenance.summary import preprocessing_text
+from featcache.extraction.requests.inputs import Inputs
+from featcache.store.progress import Reporter
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A backbone in the memory of its device."""
+
+    backbone: Backbone
+    device: torch.device
+    preprocessing: str | None
+    """Description of the preprocessing in one line; None if its form is unknown."""
+
+
+def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
+    """Load the backbone, or take the custom one, and move it to the device.
+
+    Raises:
+        RequestError: there is no such device.
+        BackboneError: the backbone cannot be loaded, or does not fit into the memory of the device.
+    """
+    request = inputs.request
+    device = choose_device(request.device)
+    backbone = inputs.custom_backbone
+    if backbone is None:
+        origin = request.weights or "the Hugging Face Hub"
+        reporter.message(f"loading {inputs.model.explicit} on {device}, weights from {origin}")
+        backbone = load_backbone(inputs.model, request.weights, request.weights_key)
+        for note in loading_notes(inputs.model, backbone):
+            reporter.message(f"note: {note}")
+    preprocessing = preprocessing_text(backbone.spec.preprocessing, backbone.spec.input_size)
+    if preprocessing is not None:
+        reporter.message(preprocessing)
+    with enough_memory(device):
+        backbone.module.to(device)
+    return LoadedBackbone(backbone, device, preprocessing)

@@ -1,0 +1,50 @@
+"""GPUs for tests: those of the machine, or pretended ones."""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from support.pretended_cuda import Machine
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """CUDA devices to test on."""
+
+    names: tuple[str, ...]
+    """``cuda:0``, ``cuda:1``, ..."""
+    pretended: bool
+    """Whether the CPU computes, so that values equal those of the CPU to the last bit."""
+
+
+@pytest.fixture
+def pretended() -> Iterator["Machine"]:
+    """A machine with two pretended GPUs. Its problems fail the test, unless the test takes them off the list."""
+    import torch
+
+    from featcache.probing.heads.scratch import release
+    from support.pretended_cuda import pretended_cuda
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, in whose place none can be pretended")
+    release()
+    with pretended_cuda() as machine:
+        yield machine
+        release()
+        gc.collect()  # freeing memory is when some problems show
+    assert machine.problems == []
+
+
+@pytest.fixture
+def gpus(request: pytest.FixtureRequest) -> Gpus:
+    """The GPUs of this machine, or two pretended ones."""
+    import torch
+
+    if torch.cuda.is_available():
+        return Gpus(tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())), False)
+    machine = request.getfixturevalue("pretended")
+    return Gpus(tuple(f"cuda:{index}" for index in range(machine.num_devices)), True)
