@@ -253,7 +253,7 @@ def test_targets_of_neighbors_are_taken_in_blocks(target_type: str, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("free", "total", "spare"), [(23_000, 8192, 11_500), (16_384, 8192, 8192), (3, 1, 1)]
+    ("free", "total", "spare"), [(23_000, 8192, 11_500), (16_384, 8192, 8192), (4, 2, 2)]
 )
 def test_a_budget_by_default_rounds_down(monkeypatch, free, total, spare):
     monkeypatch.setattr("featcache.probing.inputs.memory.free_memory", lambda device: free)

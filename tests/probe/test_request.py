@@ -98,7 +98,7 @@ def test_features_that_do_not_fit_are_refused_before_anything_is_trained(cache, 
 
 def test_a_note_says_what_is_streamed(cache, tmp_path):
     reporter = RecordingReporter()
-    probe(cache, ask(out=tmp_path, memory=20_000), reporter=reporter)
+    probe(cache, ask(out=tmp_path, memory=45_000), reporter=reporter)
     notes = [text for text in reporter.messages if "are streamed" in text]
     assert len(notes) == 1
     assert notes[0].startswith("note: the train tokens of all take ")
