@@ -80,7 +80,7 @@ class CacheName:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a remote, or something on it, lies."""
+    """Address of a remote, or of something on it."""
 
     scheme: str
     """One of `SCHEMES`."""

@@ -178,6 +178,14 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
     return True
 
 
+def is_folder_entry(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry of a folder is a folder or leads to one; False for broken, circular and unreadable links."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def is_open_file(descriptor: int, path: Path) -> bool:
     """Return whether `path` still is the open file: until it was locked, others could rename or replace it."""
     try:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from featcache.store.text import reason
 
 REACH_TIMEOUT_S = 10.0
-"""How long the Hub may take to answer at all before the run continues with cached files."""
+"""Seconds that the Hub may take to answer at all before the run continues with cached files."""
 
 
 @contextmanager

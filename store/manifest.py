@@ -101,7 +101,7 @@ class Manifest:
     metadata: Mapping[str, FileRecord]
     """The Zarr metadata files."""
     whole: Inventory | None = None
-    """Of a partial copy, all that the cache holds elsewhere; `inventory` and `blocks` are then what is held here."""
+    """Inventory of the whole cache for a partial copy; `inventory` and `blocks` then describe the local part."""
 
     @property
     def full_inventory(self) -> Inventory:

@@ -1,4 +1,4 @@
-"""How long work reports to whoever watches: the library calls, the front door decides what is shown."""
+"""Progress reports of long work: the library calls the reporter, the front door decides what is shown."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""How the tokens of a layer are grouped into arrays: an array holds one group of tokens at one tap.
+"""Grouping of the tokens of a layer into arrays: an array holds one group of tokens at one tap.
 
 Groups are arrays of their own, so that one can be added to a cache without rewriting another.
 """

@@ -17,7 +17,7 @@ from featcache.store.spec import BackboneSpec
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How the N tokens of a layer are ordered: the class token, then registers, then patches row by row."""
+    """Order of the N tokens of a layer: the class token, then registers, then patches row by row."""
 
     has_class_token: bool
     num_registers: int
@@ -43,7 +43,7 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class TapPoint:
-    """Where a tap hooks: what `module` gives, or what it takes."""
+    """Hook point of a tap: the output of `module`, or its input."""
 
     module: nn.Module
     width: int
@@ -67,7 +67,7 @@ class LoadedModel:
     """The model's own preprocessing: RGB image to ``[3, S, S]`` float32."""
     layout: TokenLayout
     weights_source: JsonObject
-    """Where the weights come from, for provenance: ``origin`` (``hub``, ``url``, ``file`` or ``memory``), the file and its
+    """Provenance of the weights: ``origin`` (``hub``, ``url``, ``file`` or ``memory``), the file and its
     ``sha256``; from the hub also ``model``, ``repository`` and ``revision`` (the commit)."""
 
 
@@ -109,7 +109,7 @@ class Backbone(ABC):
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """Those of `TAPS` that the blocks have."""
+        """The members of `TAPS` that the blocks have."""
 
         def present() -> Iterator[str]:
             for tap in TAPS:
@@ -130,7 +130,7 @@ class Backbone(ABC):
 
     @property
     def embedding_point(self) -> TapPoint | None:
-        """Where the pooled output ``[B, E]`` can be seen, if pooling is more than picking or averaging tokens.
+        """Hook point of the pooled output ``[B, E]``, if pooling is more than picking or averaging tokens.
 
         Where the model continues with a projection that `projection` cannot express (with a bias, or of another width
         than D), what is seen is the model's own output, already projected.

@@ -24,7 +24,7 @@ class SourceType:
     """A form that datasets come in."""
 
     example: str
-    """How it is written."""
+    """Example of the name on the command line."""
     module: str
     """Module of this package; it is imported when it is needed."""
     opener: str

@@ -36,7 +36,7 @@ class Citation:
     license: str | None = None
     """Name of the license, or the terms in a few words."""
     text: str | None = None
-    """How to cite it."""
+    """Citation text."""
     homepage: str | None = None
 
 

@@ -52,7 +52,7 @@ class Collection(ABC):
     """All that a place holds. Picklable: worker processes read images from it."""
 
     source_type: str
-    """How it is named on the command line, such as ``wds``."""
+    """Name of the source type on the command line, such as ``wds``."""
     name: str
     """Name for people and folders."""
     listing: Listing

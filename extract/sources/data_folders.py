@@ -1,4 +1,4 @@
-"""Where datasets lie on this machine: local copies by name, and what was made or fetched on the way to reading one."""
+"""Folders of datasets on this machine: local copies by name, and files made or fetched while reading one."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""From a collection to the splits of an extraction: its own, or a reproducible one, whole or a stratified part."""
+"""Splits of an extraction made from a collection: its own splits or a reproducible one, whole or a stratified part."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -143,7 +143,7 @@ def _similar_repositories(repository: str) -> list[str]:
 
 
 class _Download:
-    """Some files of one commit."""
+    """Download of some files of one commit."""
 
     def __init__(self, repository: str, revision: str, commit: str, reporter: Reporter) -> None:
         self._repository = repository

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from featcache.extraction.sources.decode import EXTENSIONS
 from featcache.store.errors import DatasetError
+from featcache.store.files import is_folder_entry
 
 MAX_DEPTH = 32
 SYSTEM_FOLDERS = frozenset(
@@ -80,7 +81,7 @@ class ImageTree:
         for entry in self._scan(relative):
             if is_system_name(entry.name):
                 continue
-            if _is_folder(entry):
+            if is_folder_entry(entry):
                 names.append(entry.name)
             elif not os.path.splitext(entry.name)[1]:
                 _refuse_broken_link(entry)
@@ -95,7 +96,7 @@ class ImageTree:
         return sorted(
             entry.name
             for entry in self._scan(relative)
-            if _is_image(entry.name) and not is_system_name(entry.name) and not _is_folder(entry)
+            if _is_image(entry.name) and not is_system_name(entry.name) and not is_folder_entry(entry)
         )
 
     def images(self, relative: str) -> list[tuple[str, int]]:
@@ -115,7 +116,7 @@ class ImageTree:
             if is_system_name(name):
                 if _is_image(name) and not name.startswith("._"):
                     self.passed_over["hidden files"] += 1
-            elif _is_folder(entry):
+            elif is_folder_entry(entry):
                 if path.count("/") > MAX_DEPTH:
                     raise DatasetError(
                         f"{self.root / relative} lies {MAX_DEPTH} folders deep; does a folder link to itself?"
@@ -157,13 +158,6 @@ class ImageTree:
 
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a broken link; the check of files names it
-        return False
 
 
 def _refuse_broken_link(entry: os.DirEntry[str]) -> None:

@@ -275,10 +275,10 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Choice:
-    """Which files of a repository are read."""
+    """Selection of the files of a repository."""
 
     splits: Mapping[str, Sequence[str]]
-    """By split, in order."""
+    """Files by split, in order."""
     unread: Sequence[str]
     """Other splits."""
 

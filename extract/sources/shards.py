@@ -1,4 +1,4 @@
-"""Which tar files a dataset consists of: a folder laid out as on the Hub, a pattern, or addresses."""
+"""Tar files of a dataset: a folder laid out as on the Hub, a pattern, or addresses."""
 
 import math
 import os

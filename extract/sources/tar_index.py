@@ -1,4 +1,4 @@
-"""Where the members of a tar file lie, so that any of them can be read without the rest.
+"""Index of the members of a tar file, so that any member can be read without the rest.
 
 The headers are walked in windows, at the speed at which the disk reads ahead; what can be checked for all of them at once
 (checksums, types, names) is checked with numpy. Formats: POSIX.1-2001 (pax), ustar and GNU, as `tarfile` and GNU tar
@@ -26,7 +26,7 @@ Bytes = npt.NDArray[np.uint8]
 BLOCK = 512
 WINDOW_BYTES = 2**20
 SPARSE_WINDOW_BYTES = 4096
-"""Where members are large, reading ahead would read all of them."""
+"""Window for files of large members, where reading ahead would read all of them."""
 SPARSE_MEMBER_BYTES = 256 * 2**10
 MAX_BEHIND_BYTES = 2**20
 """Bytes behind the end that are searched for another archive; tar pads to blocks of at most this size."""
@@ -57,7 +57,7 @@ class TarIndex:
 
     names: list[str]
     offsets: Rows
-    """Where the content begins, ``[M]``."""
+    """Offset of the content, ``[M]``."""
     sizes: Rows
     """Bytes of the content, ``[M]``."""
     left_out: dict[str, int] = field(default_factory=dict)
@@ -73,9 +73,9 @@ class _Headers:
     offsets: Rows
     sizes: Rows
     next: int
-    """Where the header behind them is."""
+    """Offset of the next header."""
     names: dict[int, str]
-    """By position, those that stand in a member of their own."""
+    """Names that stand in a member of their own, by position."""
     links: dict[int, str] = field(default_factory=dict)
     """Link targets that stand in a special member, by position."""
     ended: bool = False

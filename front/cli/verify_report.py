@@ -20,7 +20,7 @@ COLUMNS = ("split", "array", "layer", "largest absolute", "largest relative")
 
 @dataclass(frozen=True)
 class Checked:
-    """One cache, and all that was asked about it."""
+    """Result of verifying one cache, with repair and recomputation if requested."""
 
     found: Verification
     repaired: RepairResult | None

@@ -21,7 +21,7 @@ def tolerance(spec: CacheSpec) -> float:
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """How far one layer of one array is from what the backbone gives now."""
+    """Difference between one cached layer of one array and the backbone's present output."""
 
     split: str
     array: str
@@ -38,7 +38,7 @@ class Recomputation:
 
     samples: int
     tolerance: float
-    """For the largest relative difference."""
+    """Bound on the largest relative difference."""
     differences: Sequence[LayerDifference]
     other_samples: Sequence[str]
     """Rows whose sample id or label is another than the dataset's."""

@@ -1,4 +1,4 @@
-"""Some rows of a cache run through the backbone again: digests show damage, only this shows that the values are right."""
+"""Recompute some rows of a cache with the backbone: digests show damage, only this shows that the values are right."""
 
 import random
 from collections.abc import Iterator, Sequence

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from featcache.store.address import Address, is_address, parse_address, split_roots
 from featcache.store.errors import CacheError, RequestError
-from featcache.store.files import JsonObject, read_sealed
+from featcache.store.files import JsonObject, is_folder_entry, read_sealed
 from featcache.store.home import expanded, user_cache
 from featcache.store.journal import JOURNAL, PLAN_FILE
 from featcache.store.manifest import MANIFEST_FILE
@@ -62,7 +62,7 @@ class Entry:
 
     @cached_property
     def provenance(self) -> JsonObject:
-        """Where the cache comes from; empty where that is unknown. Reads that one file, not the manifest."""
+        """Provenance of the cache; empty where it is unknown. Reads that one file, not the manifest."""
         try:
             return read_sealed(self.path / PROVENANCE_FILE)
         except (FileNotFoundError, CacheError):
@@ -225,17 +225,10 @@ def _subfolders(folder: Path, skipped: Skipped | None) -> list[Path]:
     """Return folders in `folder`, links to folders among them, by name; none where it does not exist or may not be read."""
     try:
         with os.scandir(folder) as items:
-            return sorted(Path(item.path) for item in items if item.name[0] != "." and _is_folder(item))
+            return sorted(Path(item.path) for item in items if item.name[0] != "." and is_folder_entry(item))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         if skipped is not None:
             skipped(folder, error)
         return []
-
-
-def _is_folder(item: "os.DirEntry[str]") -> bool:
-    try:
-        return item.is_dir()
-    except OSError:  # a circular link, or one into an unreadable folder
-        return False

@@ -35,7 +35,7 @@ class Summary:
     missing_blocks: int
     """Blocks that are not committed; 0 for a complete cache."""
     part: str = ""
-    """Of a partial copy, what it holds; `inventory` is that alone."""
+    """Description of the content of a partial copy; `inventory` is that content alone."""
 
     @property
     def num_layers(self) -> int:

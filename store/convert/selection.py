@@ -50,7 +50,7 @@ class Part:
 
     @property
     def label(self) -> ArrayInfo:
-        """How labels are stored."""
+        """Array of the labels in the cache."""
         return self.reader.inventory.arrays["label"]
 
     @property

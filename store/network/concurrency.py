@@ -24,7 +24,7 @@ GIVE_UP_S = 30.0
 """Seconds without any progress after which retries stop."""
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 10.0
 STOP_WAIT_S = 2.0
-"""For transfers that are to stop; what hangs longer is left to itself."""
+"""Seconds that stopping transfers are waited for; a thread that hangs longer is abandoned."""
 _NEVER = Event()
 
 

@@ -31,7 +31,7 @@ Copy = Callable[[Rows, Array], None]
 
 
 class Source(Protocol):
-    """Where the windows come from."""
+    """Interface of the origin of windows."""
 
     def fetch(self, rows: Rows) -> Copy:
         """Bring the rows of a window near, and return what copies batches out of it. Runs on a thread of its own."""

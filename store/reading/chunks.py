@@ -23,7 +23,7 @@ from featcache.store.zarr_metadata import METADATA_FILE, check_array_metadata
 
 Array = npt.NDArray[Any]
 Layer = tuple[ArrayInfo, int]
-"""Where a layer lies: its array, and its position along that array's axis of layers."""
+"""Location of a layer: its array, and its position along that array's axis of layers."""
 
 
 class ChunkFiles:

@@ -1,4 +1,4 @@
-"""One way to copy rows of a split, whichever way its files are read.
+"""Copying of rows of a split, independent of the way its files are read.
 
 Shapes: N samples, B rows asked for, L layers, K token kinds, D width.
 """

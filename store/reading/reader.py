@@ -49,7 +49,7 @@ class Cache:
 
     @cached_property
     def provenance(self) -> JsonObject:
-        """Where the cache comes from; empty while it is incomplete.
+        """Provenance of the cache; empty while it is incomplete.
 
         Raises:
             CacheError: provenance.json is damaged.

@@ -102,7 +102,7 @@ class Catalogue:
     """The listing of one remote."""
 
     entries: tuple[CatalogueEntry, ...]
-    """One for each cache, by name."""
+    """The complete caches."""
     pushing: tuple[tuple[CacheName, str], ...]
     """Caches that are being pushed, or whose push was interrupted, with the digest of their manifest."""
     outdated: tuple[str, ...] = ()

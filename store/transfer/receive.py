@@ -112,7 +112,7 @@ def retry_once(work: Callable[[], T]) -> T:
 
 
 class Sink:
-    """Where the bytes of one file go, with their digest."""
+    """Receiver of the bytes of one file, with their digest."""
 
     def __init__(
         self, keep: Callable[[bytes], object], restart: Callable[[], object], count: Counter

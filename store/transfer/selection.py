@@ -1,4 +1,4 @@
-"""Which part of a cache is wanted, and which files that are."""
+"""Selection of a part of a cache, and the files of that part."""
 
 from dataclasses import dataclass
 

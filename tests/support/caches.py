@@ -16,7 +16,7 @@ from featcache.store.writing.writer import CacheWriter
 
 Content = dict[str, dict[str, np.ndarray]]
 PROVENANCE = {"completed_at": 1.0}
-"""Of a cache that is compared with another byte for byte."""
+"""Provenance of a cache that is compared with another byte for byte."""
 
 
 def make_spec(num_layers=3, width=4, dtype="float16", **changes) -> CacheSpec:
@@ -137,7 +137,7 @@ def check_partial(cache: Cache, content: Content) -> int:
 
 
 def cache_folder(root: Path, plan: Plan, dataset="made", model="tiny") -> Path:
-    """Where a cache of this plan lies under a root."""
+    """Return the folder of a cache of this plan under a root."""
     return root / dataset / f"{model}-{plan.spec.key}"
 
 

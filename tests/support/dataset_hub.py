@@ -1,4 +1,4 @@
-"""As much of the Hub's protocol for datasets as listing, searching and downloading take, on the loopback."""
+"""The part of the Hub's protocol for datasets that listing, searching and downloading need, on the loopback."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ class Repositories:
     """What the server has, and what it was asked."""
 
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """By repository and name."""
+    """Content of the files by repository and name."""
     swapped: dict[str, bytes] = field(default_factory=dict)
-    """By name: what is sent in place of what is listed, a fault of the network or the disk."""
+    """Bytes sent in place of the listed ones, by name: a fault of the network or the disk."""
     broken_off: dict[str, int] = field(default_factory=dict)
-    """By name: bytes after which the first answer ends."""
+    """Number of bytes after which the first answer ends, by name."""
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     """Method, path and range of every request."""
 

@@ -16,12 +16,12 @@ class Faults:
     """What the proxy does to requests."""
 
     port: int
-    """Of the server behind it."""
+    """Port of the server behind the proxy."""
     rate: float = 0.0
     """Share of requests that something happens to."""
     rng: random.Random = field(default_factory=random.Random)
     done: dict[str, int] = field(default_factory=dict)
-    """How often each fault happened."""
+    """Number of times that each fault happened."""
     lock: Lock = field(default_factory=Lock)
     bytes_out: int = 0
     """Bytes of bodies that the server sent."""

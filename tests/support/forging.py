@@ -15,7 +15,7 @@ Change = Callable[[Path], object]
 
 FEATURES = "features.zarr"
 DROP = object()
-"""As a value: remove the field."""
+"""Value that removes the field."""
 
 
 def outside(cache: Path) -> Path:

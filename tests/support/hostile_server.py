@@ -15,11 +15,11 @@ class Site:
 
     files: dict[str, bytes] = field(default_factory=dict)
     acts: dict[str, Act] = field(default_factory=dict)
-    """By path: what happens instead of an honest answer."""
+    """Actions that replace an honest answer, by path."""
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
 
     def times(self, path: str, method: str = "GET") -> int:
-        """How often a path was asked for."""
+        """Return the number of requests for a path."""
         return sum(asked[:2] == (method, path) for asked in self.asked)
 
 

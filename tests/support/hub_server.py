@@ -1,4 +1,4 @@
-"""As much of the Hub's protocol as huggingface_hub's own client speaks to push and pull a dataset repository.
+"""The part of the Hub's protocol that huggingface_hub's client speaks to push and pull a dataset repository.
 
 Written against the client, not against the Hub: commits with files inline or through LFS, trees, infos of paths,
 downloads by revision. Xet is not spoken, so the client falls back to LFS.

@@ -115,7 +115,7 @@ def http_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
 
 
 def binary(name: str) -> str:
-    """Where a system's program is; skips the test where it is not installed."""
+    """Return the path of a system program; skip the test where it is not installed."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if found is None:
         pytest.skip(f"{name} is not installed (Debian: apt-get install nginx-light openssh-server)")

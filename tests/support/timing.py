@@ -1,4 +1,4 @@
-"""How long a command takes to start, whatever else the machine is doing."""
+"""Start-up time of a command, independent of other load on the machine."""
 
 import os
 import subprocess

@@ -28,7 +28,7 @@ class RemoteFile:
     modified: float | None = None
     """Seconds since the epoch, where it is known."""
     sha256: str | None = None
-    """Where the remote knows it."""
+    """Digest in hexadecimal digits, where the remote knows it."""
 
 
 @dataclass(frozen=True)

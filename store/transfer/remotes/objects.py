@@ -28,7 +28,7 @@ from featcache.store.transfer.remotes.base import Counter, Remote, RemoteFile, U
 from featcache.store.transfer.remotes.sending import HashingFile, read_whole
 
 SINGLE_PUT_BYTES = 16 * 2**20
-"""Up to here a file goes in one request, whose answer tells the digest of what arrived."""
+"""Largest file that is sent in one request; the answer tells the digest of the received bytes."""
 PART_BYTES = 8 * 2**20
 DELETE_AT_ONCE = 1000
 _OPTIONS: Any = {
