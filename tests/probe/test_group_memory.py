@@ -26,10 +26,10 @@ TRAINED_HEADS = [name for name in HEADS if get_head(name).fitting == TRAINED]
 NUM_LAYERS, NUM_TOKENS, WIDTH, NUM_CLASSES = 6, 12, 96, 20
 
 
-def sweep_of(name: str, batch_size: int) -> Sweep:
+def sweep_of(name: str, batch_size: int, device: torch.device = CPU) -> Sweep:
     rng = np.random.default_rng(0)
     samples = 3 * batch_size * 5 // 4
-    tokens = InMemoryTokens(rng.normal(size=(samples, NUM_TOKENS, WIDTH)).astype(np.float16))
+    tokens = InMemoryTokens(rng.normal(size=(samples, NUM_TOKENS, WIDTH)).astype(np.float16), device)
     info = get_head(name)
     sweep = plan_sweep(
         array_job(info, NUM_TOKENS, NUM_LAYERS).build,
@@ -157,3 +157,30 @@ def test_other_errors_are_not_taken_for_too_little_memory(monkeypatch):
     monkeypatch.setattr(sweeps, "fit_members", fail)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         run_sweep(sweep_of("linear", 64))
+
+
+@pytest.mark.parametrize("name", ["attentive", "linear", "mlp", "recurrent"])
+def test_the_peak_on_a_gpu_is_what_is_accounted(gpus, name):
+    """By the allocator of the device; the backward pass runs in a thread of its own there, on the same buffers."""
+    device = torch.device(gpus.names[0])
+    sweep = sweep_of(name, 64, device)
+    number = len(sweep.members)
+    memory = measure_group(sweep, device, "bf16", 2**40).of(number // 2)
+    accounted = measure_group(sweep, device, "bf16", memory)
+    members = accounted.fitting(memory, number)
+    peak = measured_peak(sweep, members, device, "bf16")
+    assert members > 1
+    assert 0.8 <= peak / accounted.of(members) <= 1.1, f"{members} members: {peak:,} bytes, {accounted}"
+
+
+def test_buffers_of_the_backward_pass_on_a_gpu_are_given_back(gpus):
+    device = torch.device(gpus.names[0])
+    sweep = sweep_of("attentive", 64, device)
+    scratch.release()
+    gc.collect()
+    before = torch.cuda.memory_allocated(device)
+    measured_peak(sweep, 2, device, "bf16")
+    assert torch.cuda.memory_allocated(device) > before
+    scratch.release()
+    gc.collect()
+    assert torch.cuda.memory_allocated(device) == before
