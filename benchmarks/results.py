@@ -34,8 +34,8 @@ DATASETS = {
 }
 SEEDS = "0,1,2,3,4"
 BY_FORMULA = (
-    *(("logreg", stage) for stage in ("l2", "standard")),
-    *(("ridge", stage) for stage in ("l2", "standard")),
+    *(("logreg", transform) for transform in ("l2", "standard")),
+    *(("ridge", transform) for transform in ("l2", "standard")),
 )
 
 
@@ -51,14 +51,14 @@ class Run(NamedTuple):
 
 RUNS = (
     Run("linear", "last", "cls", "l2"),
-    *(Run(head, "all", "cls+ap", stage) for head, stage in BY_FORMULA),
+    *(Run(head, "all", "cls+ap", transform) for head, transform in BY_FORMULA),
     *(Run(head, "all", "cls+ap", "l2") for head in ("lda", "ncm", "knn")),
     *(
         Run(name, "all", "cls+ap", "l2")
         for name, info in HEADS.items()
         if info.fitting == "trained" and name != "attentive"
     ),
-    *(Run("attentive", "all", "cls+ap", stage) for stage in ("l2", "standard")),
+    *(Run("attentive", "all", "cls+ap", transform) for transform in ("l2", "standard")),
     Run("auto", "all", "cls+ap", None),
 )
 PAPER_RUNS = (
@@ -81,7 +81,7 @@ def compute(datasets: Iterable[str], runs: Iterable[Run], seeds: str) -> None:
         weights = ("--weights", ".demo/dinov2_vits14.safetensors")
         featcache("extract", "--model", "dinov2-vit-s-14", *weights, *DATASETS[name])
         for run in runs:
-            stage = () if run.input is None else ("--input", run.input)
+            transform = () if run.input is None else ("--input", run.input)
             featcache(
                 *(
                     "probe",
@@ -95,7 +95,7 @@ def compute(datasets: Iterable[str], runs: Iterable[Run], seeds: str) -> None:
                     run.tokens,
                 ),
                 *("--protocol", run.protocol, "--seeds", seeds if run.protocol == QUICK else PAPER_SEEDS),
-                *("--out", str(OUT), *stage),
+                *("--out", str(OUT), *transform),
             )
 
 

@@ -38,18 +38,18 @@ def compute(cache: Path, out: Path) -> None:
     labels = np.concatenate([split.labels() for split in splits])
     divisions = StratifiedShuffleSplit(DIVISIONS, test_size=splits[1].num_samples, random_state=0)
     scores = {**read(out)}
-    for head, stage in HEADS:
-        name = f"{head}, {stage}"
+    for head, transform in HEADS:
+        name = f"{head}, {transform}"
         if name not in scores:
             print("+ ten divisions:", name, flush=True)
-            probe = HeadProbe(head, input=stage, protocol="quick")
+            probe = HeadProbe(head, input=transform, protocol="quick")
             found = cross_val_score(probe, features, labels, cv=divisions, scoring="balanced_accuracy")
             scores[name] = [round(float(score), 6) for score in found]
             write_atomic(out / FILE, json.dumps(scores, indent=1).encode() + b"\n")
 
 
 def read(out: Path) -> Scores:
-    """What was computed so far, by head and input stage."""
+    """What was computed so far, by head and input transform."""
     path = out / FILE
     scores: Scores = json.loads(path.read_bytes()) if path.exists() else {}
     return scores
@@ -62,11 +62,11 @@ def table(scores: Scores) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for name, found in sorted(scores.items(), key=lambda pair: -mean(pair[1])):
-        head, stage = name.split(", ")
+        head, transform = name.split(", ")
         percent = [100 * score for score in found]
         gains = [100 * (a - b) for a, b in zip(found, scores["linear, l2"], strict=True)]
         over = f"{mean(gains):+.2f} ± {stdev(gains):.2f}" if any(gains) else ""
         lines.append(
-            f"| `{head}` | {stage} | {mean(percent):.2f} ± {stdev(percent):.2f} | {min(percent):.1f} to {max(percent):.1f} | {over} |"
+            f"| `{head}` | {transform} | {mean(percent):.2f} ± {stdev(percent):.2f} | {min(percent):.1f} to {max(percent):.1f} | {over} |"
         )
     return lines

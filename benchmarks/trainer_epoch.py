@@ -13,7 +13,8 @@ import torch
 
 from featcache.probing.inputs.data import load_split
 from featcache.probing.protocols.protocol import PAPER, Member, batch_size
-from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.training.process import flush_denormals, keep_freed_memory
 from featcache.probing.training.trainer import fit_members
 from featcache.store.reading.reader import open_cache

@@ -18,9 +18,11 @@ from featcache.probing.heads.scratch import release
 from featcache.probing.inputs.data import load_split
 from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
 from featcache.probing.protocols.protocol import QUICK, Member, Protocol, batch_size
-from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.scoring.metrics import balanced_accuracy
-from featcache.probing.training.trainer import fit_members, predict
+from featcache.probing.training.prediction import predict
+from featcache.probing.training.trainer import fit_members
 from featcache.store.reading.reader import open_cache
 
 CACHES = Path(__file__).parent.parent / ".demo" / "caches"

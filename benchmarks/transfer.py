@@ -15,7 +15,8 @@ from statistics import median
 import numpy as np
 from timing import Document
 
-from featcache.probing.requests.request import ProbeRequest, needed
+from featcache.probing.requests.jobs import needed
+from featcache.probing.requests.request import ProbeRequest
 from featcache.store.address import CacheName, parse_address
 from featcache.store.journal import Plan
 from featcache.store.network.concurrency import CONCURRENT_FILES

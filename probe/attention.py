@@ -13,7 +13,7 @@ from featcache.probing.inputs.tokens import TokenSource
 from featcache.probing.plots.attention import attention_figure
 from featcache.probing.plots.style import save
 from featcache.probing.results.records import AttentionRecord, save_attention_record
-from featcache.probing.training.trainer import prediction_batch
+from featcache.probing.training.prediction import prediction_batch
 
 HEATMAP_FILE = "attention.png"
 
@@ -36,7 +36,7 @@ def mean_attention(
         class_names: C names in label order.
     """
     device = next(head.parameters()).device
-    tokens = tokens.with_stage(head.stage)
+    tokens = tokens.with_transform(head.input_transform)
     of = torch.zeros(tokens.num_samples, dtype=torch.int64) if labels is None else torch.from_numpy(labels)
     num_classes = 1 if labels is None else len(class_names)
     total = torch.zeros(num_classes, tokens.num_tokens, dtype=torch.float64)

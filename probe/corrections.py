@@ -1,7 +1,8 @@
 """Corrections that changed the results of some runs. Each is part of the ids of these runs alone, so no other run is repeated."""
 
 from featcache.probing.protocols.protocol import INPUTS, L2_INPUT
-from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, HeadJob
+from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.requests.request import ADAMW, CHOICE, EXACT
 from featcache.probing.scoring.kinds import MULTI_LABEL, SINGLE_LABEL
 
 SCALING = "channels are constant by their own rounding"
@@ -17,8 +18,8 @@ def corrections(job: HeadJob, usual_input: str, target_type: str) -> list[str]:
     """Name the corrections that concern a run.
 
     Args:
-        job: head, tokens and input stage.
-        usual_input: the protocol's input stage, for jobs that name none.
+        job: head, tokens and input transform.
+        usual_input: the protocol's input transform, for jobs that name none.
         target_type: single-label, multi-label or regression.
     """
     inputs = {job.input or usual_input}

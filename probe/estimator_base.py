@@ -18,12 +18,12 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from featcache.devices.precision import TRAINING_PRECISIONS, training_precision
 from featcache.probing.heads import HeadInfo, get_head
 from featcache.probing.heads.info import CLOSED_FORM, EXACT
-from featcache.probing.inputs.stages import is_constant
 from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.inputs.transforms import is_constant
 from featcache.probing.protocols.protocol import INPUTS, Protocol, check_protocol, get_protocol
-from featcache.probing.requests.request import HeadJob
+from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.training.array_fitting import array_job, fit_head
-from featcache.probing.training.trainer import predict, prediction_batch
+from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import FINAL, parse_layers, parse_tokens
 from featcache.store.reading.reader import as_float32
@@ -107,7 +107,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
 
         Raises:
             RequestError: a parameter has the wrong type, or the head does not use it.
-            UnknownNameError: the input stage or the precision does not exist.
+            UnknownNameError: the input transform or the precision does not exist.
         """
         if info.fitting in (CLOSED_FORM, EXACT):
             self._refuse(
@@ -124,7 +124,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
         ):
             raise RequestError(f"num_heads must be a whole number from 1 on, not {self.num_heads!r}")
         for what, name, valid in (
-            ("input stage", self.input, INPUTS),
+            ("input transform", self.input, INPUTS),
             ("precision", self.precision, (AUTO, *TRAINING_PRECISIONS)),
         ):
             if name is not None and name not in valid:

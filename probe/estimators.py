@@ -23,14 +23,14 @@ class HeadProbe(ClassifierMixin, TokenEstimator):  # type: ignore[misc]
 
     X is a split of a cache (of which `layers` and `tokens` say what is seen), or an array: ``[N, L, K, D]`` as
     `SplitReader.load` gives it, ``[N, T, D]``, or ``[N, D]`` for one layer and one token. Tokens are given as the backbone makes
-    them: the input stage, by default L2 normalisation of each, is part of the head.
+    them: the input transform, by default L2 normalisation of each, is part of the head.
 
     Args:
         head: name in the registry (`featcache heads`), ``auto`` among them.
         layers: of a split: a layer set or list; by default the head's own.
         tokens: of a split: ``cls``, ``ap`` or ``cls+ap``; by default the head's own.
         num_heads: of a head with attention; by default one for each token.
-        input: input stage: ``l2``, ``standard`` or ``l2+standard``; by default the protocol's.
+        input: input transform: ``l2``, ``standard`` or ``l2+standard``; by default the protocol's.
         protocol: name or TOML file of a protocol, or a `Protocol`: what is swept over, and all other constants.
         learning_rate: a single one, instead of those of the protocol.
         weight_decay: a single one, instead of those of the protocol.

@@ -17,7 +17,7 @@ from featcache.store.text import rough_duration
 
 @dataclass(frozen=True)
 class GridResult:
-    """What a grid gave."""
+    """The rows and failures of a grid."""
 
     rows: list[ResultRow] = field(default_factory=list)
     """Cache by cache, as `probe` returns them."""
@@ -32,9 +32,9 @@ def probe_grid(
     device: torch.device | str = "cpu",
     reporter: Reporter | None = None,
 ) -> GridResult:
-    """Probe several caches in turn; one that cannot be probed does not keep the others from it.
+    """Probe several caches in turn; an error on one cache does not end the others.
 
-    What the results hold already is not trained again, so the same call goes on after an interruption.
+    Runs that the results hold already are not trained again, so the same call resumes after an interruption.
 
     Args:
         caches: open caches, each with the splits ``train`` and ``test``.

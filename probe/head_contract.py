@@ -26,7 +26,8 @@ from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABE
 from featcache.probing.scoring.tasks import SingleLabel
 from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.probing.training.fitted import FittedHead
-from featcache.probing.training.trainer import fit_members, predict
+from featcache.probing.training.prediction import predict
+from featcache.probing.training.trainer import fit_members
 from featcache.store.errors import RequestError
 
 LAYERS, KINDS_OF_TOKENS, WIDTH = 4, 2, 8
@@ -58,7 +59,7 @@ def checks(info: HeadInfo) -> Iterator[Check]:
     yield check_one_class
     yield check_fewer_samples_than_classes
     yield check_fits_twice_alike
-    yield check_every_input_stage
+    yield check_every_input_transform
     yield check_saves_and_loads
     yield check_other_targets
     if info.fitting != AUTO:
@@ -146,13 +147,13 @@ def check_fits_twice_alike(info: HeadInfo) -> None:
     first, second = (fit(info, tokens, labels) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before), "the global generator was used"
     assert first.validation == second.validation
-    for (name, one), other in zip(
+    for (name, tensor), other in zip(
         first.head.member_state().items(), second.head.member_state().values(), strict=True
     ):
-        assert torch.equal(one, other), f"{name} differs"
+        assert torch.equal(tensor, other), f"{name} differs"
 
 
-def check_every_input_stage(info: HeadInfo) -> None:
+def check_every_input_transform(info: HeadInfo) -> None:
     """Standardized inputs make the head blind to scale and offset of every channel; the head keeps the statistics."""
     tokens, labels = clusters()
     rng = np.random.default_rng(1)
@@ -264,8 +265,8 @@ def _members(info: HeadInfo, tokens: Any, labels: npt.NDArray[np.int64]) -> Iter
         settings = head_class.grid(len(labels))
         features, size = read_features(source, rows, "cpu"), (TOKENS, WIDTH)
         together = head_class.fit(features, targets, size, SingleLabel(3), settings)
-        for index, one in enumerate(settings):
-            yield together.member(index), head_class.fit(features, targets, size, SingleLabel(3), [one])
+        for index, values in enumerate(settings):
+            yield together.member(index), head_class.fit(features, targets, size, SingleLabel(3), [values])
         return
     dropout = 0.3 if info.has_dropout else 0.0
     members = [Member(1e-2, 1e-1, 0.0), Member(3e-3, 1e-2, dropout), Member(1e-3, 0.0, dropout)]
@@ -302,7 +303,7 @@ def check_attention_sums_to_one(info: HeadInfo) -> None:
     """Attention is ``[M, B, H, T]``, not negative, and sums to 1 over tokens."""
     tokens, labels = clusters()
     fitted = fit(info, tokens, labels)
-    batch = InMemoryTokens(tokens).with_stage(fitted.head.stage).batch(torch.arange(5))
+    batch = InMemoryTokens(tokens).with_transform(fitted.head.input_transform).batch(torch.arange(5))
     with torch.inference_mode():
         weights = fitted.head.attention(batch)
     assert weights.ndim == 4, f"it is {tuple(weights.shape)}"

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from featcache.probing.requests.request import EXACT, HeadJob, ProbeRequest
+from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.requests.request import EXACT, ProbeRequest
 
 
 @dataclass(frozen=True)
@@ -35,5 +36,5 @@ def requested_repetitions(request: ProbeRequest) -> list[Repetition]:
 def title_of(job: HeadJob, repetition: Repetition) -> str:
     """Return a readable name of a run: head, tokens, method of fitting, and the repetition."""
     how = f"exact, {job.penalty}, " if job.solver == EXACT else ""
-    stage = f"{job.input}, " if job.input else ""
-    return f"{job.head.name} on {job.selection}, {stage}{how}{repetition}"
+    transform = f"{job.input}, " if job.input else ""
+    return f"{job.head.name} on {job.selection}, {transform}{how}{repetition}"

@@ -8,10 +8,12 @@ from featcache.probing.inputs.data import SplitData
 from featcache.probing.inputs.memory import TRAIN
 from featcache.probing.notes import notes
 from featcache.probing.repetitions import Repetition
-from featcache.probing.requests.request import HeadJob, ProbeRequest, jobs
+from featcache.probing.requests.jobs import HeadJob, jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.results.rows import ResultRow
-from featcache.probing.run_output import KeptRuns, result_row, save_run
+from featcache.probing.run_output import KeptRuns, save_run
 from featcache.probing.run_plan import ProbeContext, Run, check_job, plan_runs, streaming_note
+from featcache.probing.run_row import result_row
 from featcache.probing.run_training import draw_train_samples, load_job, train_and_score
 from featcache.probing.training.process import flush_denormals, return_freed_memory
 from featcache.store.errors import DivergedError

@@ -14,7 +14,8 @@ from featcache.probing.inputs.grouped import groups_of
 from featcache.probing.inputs.memory import TRAIN, Budget
 from featcache.probing.protocols.protocol import Protocol, batch_size
 from featcache.probing.repetitions import Repetition, requested_repetitions, title_of
-from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, HeadJob, ProbeRequest
+from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, ProbeRequest
 from featcache.probing.results.rows import run_id
 from featcache.probing.results.solved_rows import FORMER_HEAD
 from featcache.probing.scoring.kinds import REGRESSION, REGRESSION_LOSSES

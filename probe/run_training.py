@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from featcache.probing.inputs.data import SplitData, base_stage, load_split
+from featcache.probing.inputs.data import SplitData, base_transform, load_split
 from featcache.probing.inputs.grouped import groups_of
 from featcache.probing.inputs.memory import TRAIN
 from featcache.probing.inputs.split import draw_shots
-from featcache.probing.requests.request import HeadJob
+from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.run_plan import ProbeContext, Run
 from featcache.probing.scoring.bootstrap import score_interval
 from featcache.probing.scoring.kinds import SINGLE_LABEL
@@ -21,8 +21,8 @@ from featcache.probing.scoring.soundness import is_sound
 from featcache.probing.scoring.tasks import as_tensor, make_task
 from featcache.probing.training.fitted import FittedHead
 from featcache.probing.training.fitting import fit_job
+from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.probing.training.strategy import FitSettings
-from featcache.probing.training.trainer import predict, prediction_batch
 from featcache.store.errors import DivergedError, RequestError
 from featcache.store.inventory import SPLITS
 from featcache.store.progress import Reporter
@@ -44,14 +44,14 @@ class ScoredHead:
 
 def load_job(context: ProbeContext, job: HeadJob) -> dict[str, SplitData]:
     """Load the tokens of a job, split by split; errors as of `load_split`."""
-    stage = base_stage(context.cache, job.selection, context.protocol)
+    transform = base_transform(context.cache, job.selection, context.protocol)
     splits = {}
     for split in SPLITS:
         memory = context.budget.for_tokens(split)
         data = load_split(context.cache, split, job.selection, context.device, memory)
         sample_groups = context.groups if split == TRAIN else None
         groups = None if sample_groups is None else groups_of(data.sample_ids, sample_groups)
-        splits[split] = replace(data, tokens=data.tokens.with_stage(stage), groups=groups)
+        splits[split] = replace(data, tokens=data.tokens.with_transform(transform), groups=groups)
     return splits
 
 

@@ -19,7 +19,7 @@ from featcache.probing.results.saved_head import HeadConfig, features_digest, lo
 from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.probing.scoring.metrics import Report
 from featcache.probing.scoring.tasks import MultiLabel, Regression, SingleLabel, Task, as_tensor, make_task
-from featcache.probing.training.trainer import predict, prediction_batch
+from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
 from featcache.store.reading.reader import Cache

@@ -15,37 +15,48 @@ from featcache.api.signatures import takes_parameters_of
 from featcache.cli.datasets import show_command
 from featcache.cli.extract import extract_command
 from featcache.cli.probe import probe_command
+from featcache.cli.pull import pull_command
 from featcache.cli.request_options import options_of
+from featcache.cli.verify import verify_command
 from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.probing.protocols import files
 from featcache.probing.requests.request import ProbeRequest
+from featcache.recompute.request import RecomputeRequest
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import LayerSelection
 from featcache.store.parameters import FOLDER, SIZE, as_path, parameter, parameters
+from featcache.store.transfer.selection import CacheSelection
 
 REQUESTS = [
     (ProbeRequest, probe_command, featcache.probe),
     (ExtractRequest, extract_command, featcache.extract),
     (DatasetOptions, show_command, featcache.extract),
+    (CacheSelection, pull_command, None),
+    (RecomputeRequest, verify_command, None),
 ]
 CALLS = [ProbeCall, ExtractCall]
 
 
 @pytest.mark.parametrize(("request_class", "command", "function"), REQUESTS)
-def test_every_parameter_has_a_help_text_an_option_and_a_place_in_python(request_class, command, function):
+def test_every_parameter_has_a_help_text_and_an_option(request_class, command, function):
     options = {option.name: option for option in command.params}
-    documented = inspect.getdoc(function)
-    taken = inspect.signature(function).parameters
     for field, stated in parameters(request_class):
         # A text may begin with a value, which keeps its letters.
         assert stated.help[0].isupper() or stated.help.split()[0] in ("adamw", "ignore"), field.name
         assert stated.help.endswith("."), field.name
-        assert stated.option in options[field.name].opts, field.name
-        assert stated.help in options[field.name].help, field.name
+        option = options[field.name]
+        assert stated.option == "/".join([*option.opts, *option.secondary_opts]), field.name
+        assert stated.help in option.help, field.name
+
+
+@pytest.mark.parametrize(("request_class", "function"), [(row[0], row[2]) for row in REQUESTS if row[2]])
+def test_every_parameter_is_one_of_the_python_function(request_class, function):
+    documented = " ".join(inspect.getdoc(function).split())
+    for field, stated in parameters(request_class):
         name = "head" if field.name == "heads" else field.name
-        assert name in taken, name
-        assert " ".join(stated.help.split()) in " ".join(documented.split()), name
+        assert name in inspect.signature(function).parameters
+        assert f"{name}: {stated.help}" in documented
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -74,6 +85,7 @@ class Walk:
     )
     fast: bool = attrs.field(default=False, metadata=parameter("Run.", "--fast"))
     limit: int = attrs.field(default=7, metadata=parameter("Bytes.", "--limit", form=SIZE))
+    home: bool = attrs.field(default=True, metadata=parameter("Return.", "--home/--away"))
     dog: str = attrs.field(default="rex", metadata=parameter("Dog.", python_only="dogs cannot be typed"))
 
 
@@ -98,6 +110,7 @@ def test_options_are_made_of_the_fields():
     told = walk_command.main(["--place", "here", "--steps", "0", "--limit", "2kB"], standalone_mode=False)
     assert told == Walk("here", steps=0, limit=2000)  # 0 is a value, not an option that was left out
     assert walk_command.main(["--place", "x", "--fast"], standalone_mode=False) == Walk("x", fast=True)
+    assert walk_command.main(["--place", "x", "--away"], standalone_mode=False) == Walk("x", home=False)
     with pytest.raises(click.MissingParameter, match="place"):
         walk_command.main([], standalone_mode=False)
     context = click.Context(walk_command)
@@ -107,9 +120,24 @@ def test_options_are_made_of_the_fields():
     assert "dog" not in shown
 
 
+@click.command()
+@options_of(Walk, only_with="steps")
+def stroll_command(request: Walk | None) -> Walk | None:
+    return request
+
+
+def test_a_request_that_one_option_asks_for():
+    assert stroll_command.main([], standalone_mode=False) is None
+    told = stroll_command.main(["--steps", "0", "--place", "x"], standalone_mode=False)
+    assert told == Walk("x", steps=0)
+    with pytest.raises(RequestError, match=r"^--fast is for --steps; give --steps as well$"):
+        stroll_command.main(["--fast"], standalone_mode=False)
+    assert "With --steps: Run." in stroll_command.get_help(click.Context(stroll_command))
+
+
 def test_a_function_has_the_signature_and_the_text_of_its_request():
     assert str(inspect.signature(walk)) == (
-        "(place: str | pathlib.Path, *, steps: int | None = None, fast: bool = False, limit: int = 7, dog: str = 'rex')"
+        "(place: str | pathlib.Path, *, steps: int | None = None, fast: bool = False, limit: int = 7, home: bool = True, dog: str = 'rex')"
         f" -> {Walk.__module__}.Walk"
     )
     assert inspect.getdoc(walk).splitlines()[2:6] == [

@@ -16,7 +16,8 @@ TIMM_ORDER = ("state_dict_ema", "model_ema", "state_dict", "model")
 OPEN_CLIP_ORDER = ("state_dict", "model")
 """The same for open_clip, which knows the first of these names, and no averaged weights."""
 _DEPTH = 3
-_SEPARATOR = "/"
+SEPARATOR = "/"
+"""Between the names of nested sets, as in ``model/teacher``."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def read_checkpoint(path: Path, order: tuple[str, ...], key: str | None = None) 
     if not sets:
         raise BackboneError(f"weights file {path} holds {type(content).__name__}, not a state dict")
     taken = _preferred_set(sets, order)
+    if taken is None:
+        taken = _teacher(sets)
     if taken is None:
         if len(sets) > 1:
             raise BackboneError(
@@ -105,17 +108,23 @@ def _sets(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, M
         yield name, tensors
     for key, value in content.items():
         if isinstance(key, str):
-            yield from _sets(value, f"{name}{_SEPARATOR}{key}" if name else key, depth + 1)
+            yield from _sets(value, f"{name}{SEPARATOR}{key}" if name else key, depth + 1)
 
 
 def _preferred_set(sets: Mapping[str, Any], order: tuple[str, ...]) -> str | None:
     """Return the set that the library would take: one of a usual name, nested sets included; else the file itself."""
     for name in order:
-        inner = [path for path in sets if path.split(_SEPARATOR)[0] == name]
-        usual = [path for path in inner if {*path.split(_SEPARATOR)} <= {*order}]
+        inner = [path for path in sets if path.split(SEPARATOR)[0] == name]
+        usual = [path for path in inner if {*path.split(SEPARATOR)} <= {*order}]
         if usual:
-            return min(usual, key=lambda path: path.count(_SEPARATOR))
+            return min(usual, key=lambda path: path.count(SEPARATOR))
     return "" if "" in sets else None
+
+
+def _teacher(sets: Mapping[str, Any]) -> str | None:
+    """Return the teacher of a pair of teacher and student, which is what the authors of DINO and iBOT evaluate."""
+    pair = {path.rpartition(SEPARATOR)[2]: path for path in sets}
+    return pair["teacher"] if len(sets) == 2 and pair.keys() == {"teacher", "student"} else None
 
 
 def _named(path: Path, sets: Mapping[str, Mapping[str, Tensor]], key: str) -> Checkpoint:
@@ -139,9 +148,3 @@ def _named(path: Path, sets: Mapping[str, Mapping[str, Tensor]], key: str) -> Ch
 def _require_set(sets: Mapping[str, Mapping[str, Tensor]], taken: str) -> Checkpoint:
     others = tuple(name or "the one without a name" for name in sets if name != taken)
     return Checkpoint(sets[taken], taken, others)
-
-
-def find_prefixes(keys: Mapping[str, Any], marker: str) -> list[str]:
-    """Return the prefixes under which a state dict has the tensor `marker`, such as ``teacher.backbone.``; at most three, a student last."""
-    names = (key.removesuffix(marker) for key in keys if key.endswith(f".{marker}"))
-    return sorted(names, key=lambda name: ("student" in name, name))[:3]

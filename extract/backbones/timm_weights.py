@@ -1,6 +1,7 @@
 """Weights of timm's models: from the Hub by timm itself, from local files by stricter rules, and where they came from."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -13,7 +14,8 @@ import timm
 from timm.models import vision_transformer
 from torch import Tensor
 
-from featcache.extraction.backbones.checkpoint import TIMM_ORDER, Checkpoint, find_prefixes, read_checkpoint
+from featcache.extraction.backbones.checkpoint import SEPARATOR, TIMM_ORDER, Checkpoint, read_checkpoint
+from featcache.extraction.backbones.checkpoint_names import to_timm_names
 from featcache.extraction.backbones.hub import cached_file, hub_source
 from featcache.extraction.backbones.weights import (
     AS_STORED,
@@ -47,8 +49,6 @@ _HUB_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-_MARKER = "blocks.0.norm1.weight"
-"""A tensor of every backbone; the text before its name is the prefix of the backbone's names."""
 # Position embeddings under the names of other libraries; a full CLIP's own ``positional_embedding`` is the text tower's.
 _FOREIGN_POSITIONS = ("visual.trunk.pos_embed", "visual.pos_embed", "visual.positional_embedding")
 
@@ -90,10 +90,10 @@ def load_file(name: ModelName, model: Any, weights: Path, key: str | None) -> tu
         ValueError, RuntimeError: the weights do not fit.
     """
     checkpoint = read_checkpoint(weights, TIMM_ORDER, key)
-    state: dict[str, Any] = _strip_prefixes(checkpoint.state)
-    if _MARKER in state and (copies := find_prefixes(state, _MARKER)):
-        # The same names below a prefix, such as "ema.", are another set, which is not taken.
-        checkpoint = replace(checkpoint, others=(*checkpoint.others, *copies))
+    named = to_timm_names(checkpoint.state)
+    state: dict[str, Any] = named.state
+    taken = checkpoint.taken + (SEPARATOR if checkpoint.taken and named.prefix else "") + named.prefix
+    checkpoint = replace(checkpoint, taken=taken, others=(*checkpoint.others, *named.other_prefixes))
     if "input_size" in name.preprocessing:
         model.set_input_size(img_size=name.preprocessing["input_size"][-1])
     stored = state.get("pos_embed")
@@ -102,16 +102,6 @@ def load_file(name: ModelName, model: Any, weights: Path, key: str | None) -> tu
     _require_same_geometry(model, state)
     load_state(model, state)
     return AS_STORED if state.get("pos_embed") is stored else RESIZED, checkpoint
-
-
-def _strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strip the prefixes of wrappers (``module.``, ``_orig_mod.``) from names, as timm's `clean_state_dict` does."""
-    cleaned = {}
-    for name, tensor in state.items():
-        for wrapper in ("_orig_mod.", "module.", "_orig_mod."):
-            name = name.removeprefix(wrapper)
-        cleaned[name] = tensor
-    return cleaned
 
 
 def load_state(model: Any, state: Mapping[str, Any]) -> None:
@@ -132,19 +122,20 @@ def load_state(model: Any, state: Mapping[str, Any]) -> None:
     unexpected = [key for key in unexpected if key.split(".")[0] in _OF_THE_BACKBONE]
     if missing or unexpected:
         difference, keys = ("lacks", missing) if missing else ("has, and the model has not,", unexpected)
-        listed = f"it {difference} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
-        raise ValueError(listed + _mismatch_hint(state, missing))
+        own = f"; it has {_first(list(state))}" if missing else ""
+        raise ValueError(f"it {difference} {_first(keys)}{own}{_mismatch_hint(state)}")
 
 
-def _mismatch_hint(state: Mapping[str, Any], missing: Sequence[str]) -> str:
+def _first(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "no tensor"
+
+
+def _mismatch_hint(state: Mapping[str, Any]) -> str:
     """Return a hint on the form of a mismatched checkpoint, from the names of its tensors; empty if unknown."""
-    prefixes = find_prefixes(state, _MARKER)
-    if missing and prefixes:
-        listed = ", ".join(repr(prefix) for prefix in prefixes)
-        return f"; the names of its tensors begin with {listed}: --weights-key {prefixes[0]} takes those"
-    if any(".layer.0.attention." in name for name in state):
+    if any(re.search(r"(^|\.)layers?\.0\.(self_attn|attention)\.", name) for name in state):
         return (
-            "; it is in the form of Hugging Face transformers, which is not read: convert it to timm's names"
+            "; its names are those of Hugging Face transformers, of which ViT, MAE and DINOv2 are read: convert it to "
+            "timm's names"
         )
     return ""
 

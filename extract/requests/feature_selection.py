@@ -58,7 +58,7 @@ class FeatureSelection:
         default=(DEFAULT_TAP,),
         converter=as_names,
         validator=_check_taps,
-        metadata=parameter(f"Places in a block: {', '.join(TAPS)}.", "--tap", several=True),
+        metadata=parameter(f"Taps (places in a block): {', '.join(TAPS)}.", "--tap", several=True),
     )
     layers: LayerSelection = field(  # type: ignore[assignment]  # the default is converted too
         default="every",

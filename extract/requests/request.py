@@ -103,7 +103,7 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
         default=STOP,
         validator=one_of("way to treat errors", (STOP, SKIP)),
         metadata=parameter(
-            "What to do about an image that does not decode: stop, or skip it and go on; its row then has no features.",
+            "Action at an image that does not decode: stop, or skip it and continue; its row then has no features.",
             "--on-error",
         ),
     )

@@ -11,7 +11,8 @@ from featcache.cli.options import common_options
 from featcache.cli.probe_table import NUMERIC, rows_table
 from featcache.cli.request_options import options_of
 from featcache.probing.requests.borrowing import borrow_for_probe
-from featcache.probing.requests.request import HeadRequest, ProbeRequest, jobs, left_out
+from featcache.probing.requests.jobs import jobs, left_out
+from featcache.probing.requests.request import HeadRequest, ProbeRequest
 from featcache.store.address import is_address
 from featcache.store.catalogue import roots
 from featcache.store.errors import FeatcacheError, RequestError

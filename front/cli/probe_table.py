@@ -54,8 +54,8 @@ def _groups(rows: Sequence["ResultRow"]) -> list[list["ResultRow"]]:
     for row in rows:
         key = (row.cache_key, row.head, row.solver, tuple(row.layer_names), tuple(row.tokens), row.tap)
         # What auto chooses may differ from seed to seed.
-        stage = "" if row.head == "auto" else row.input
-        groups.setdefault((*key, stage, row.shots), []).append(row)
+        transform = "" if row.head == "auto" else row.input
+        groups.setdefault((*key, transform, row.shots), []).append(row)
     return list(groups.values())
 
 
@@ -103,12 +103,12 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
     if interval is not None and len(scores) > 2:  # of two, it spans more than there is
         low, high = clip(first.metric, interval)
         score += f" [{100 * low:.1f}, {100 * high:.1f}]"
-    stages = dict.fromkeys(row.input for row in group)
+    transforms = dict.fromkeys(row.input for row in group)
     return [
         first.head,
         first.layers,
         token_words(first.tokens, first.tap),
-        first.input if len(stages) == 1 else "",
+        first.input if len(transforms) == 1 else "",
         "mean" if first.shots is None else f"{_shots(first.shots)}, mean",
         score,
         _points(group, lambda row: row.top1),

@@ -5,8 +5,8 @@ from dataclasses import asdict
 import click
 
 from featcache.cli.options import output_options
-from featcache.probing.protocols.files import preset_names, read_text
-from featcache.probing.protocols.protocol import Protocol, get_protocol
+from featcache.probing.protocols.files import preset_names
+from featcache.probing.protocols.protocol import Protocol, get_protocol, protocol_text
 from featcache.terminal.console import print_document, print_json, print_table
 
 COLUMNS = ("protocol", "input", "members", "epochs", "updates", "choice", "jitter", "besides")
@@ -29,8 +29,7 @@ def protocols_command(name: str, as_json: bool) -> None:
     every constant of a protocol is printed.
     """
     if name and not as_json:
-        get_protocol(name)  # what is wrong with a file of one's own shows here
-        print_document(read_text(name)[1].rstrip() + "\n")
+        print_document(protocol_text(name).rstrip() + "\n")
         return
     protocols = [get_protocol(preset) for preset in ([name] if name else preset_names())]
     if as_json:

@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from featcache.cli.options import common_options
+from featcache.cli.request_options import options_of
 from featcache.store.address import parse_address
 from featcache.store.catalogue import roots
-from featcache.store.text import parse_names
+from featcache.store.transfer.selection import CacheSelection
 from featcache.terminal.console import ConsoleReporter, echo, format_duration, format_size, print_json
 
 EPILOG = """\b
@@ -21,23 +22,14 @@ Examples:
 
 @click.command("pull", epilog=EPILOG)
 @click.argument("cache", metavar="REMOTE/CACHE")
-@click.option("--split", "splits", default="", help="Splits, such as test.  [default: all]")
-@click.option(
-    "--layers",
-    help="last, mid+last, quarters, all, every, or a list such as 0,6,final.  [default: what there is]",
-)
-@click.option("--tap", "taps", default="", help="Taps, such as norm2 or mlp.  [default: all]")
-@click.option("--no-patches", is_flag=True, help="Leave patch tokens out.")
+@options_of(CacheSelection)
 @click.option(
     "--check", is_flag=True, help="Hold what is here to its digests too, and fetch again what is damaged."
 )
 @common_options
 def pull_command(
+    request: CacheSelection,
     cache: str,
-    splits: str,
-    layers: str | None,
-    taps: str,
-    no_patches: bool,
     check: bool,
     root: tuple[Path, ...],
     as_json: bool,
@@ -48,11 +40,9 @@ def pull_command(
     by another pull; what is here already does not move again. Run an interrupted command again to resume it.
     """
     from featcache.store.transfer.pull import pull
-    from featcache.store.transfer.selection import CacheSelection
 
-    choice = CacheSelection(parse_names(splits), layers, parse_names(taps), not no_patches)
     reporter = ConsoleReporter(quiet=as_json)
-    done = pull(parse_address(cache), roots(root), choice, check=check, reporter=reporter)
+    done = pull(parse_address(cache), roots(root), request, check=check, reporter=reporter)
     if as_json:
         print_json(done.to_dict())
         return

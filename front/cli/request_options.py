@@ -10,6 +10,7 @@ import click
 
 from featcache.cli.options import SIZE, LocalPath
 from featcache.store import parameters
+from featcache.store.errors import RequestError
 from featcache.store.parameters import Parameter
 
 T = TypeVar("T")
@@ -23,34 +24,56 @@ _TYPES: dict[str, Callable[[], "click.ParamType[Any]"]] = {
 }
 
 
-def options_of(request: type[T]) -> Callable[[Command], Command]:
+def options_of(request: type[T], only_with: str | None = None) -> Callable[[Command], Command]:
     """Return a decorator that adds an option for each parameter of a request to a command.
 
     The command receives the request that was made of the options as `request`. What is not given is left to the request's
     own defaults.
+
+    Args:
+        request: class of the request.
+        only_with: field whose option asks for the request at all: without this option, `request` is None and the other
+            options are refused with a `RequestError`.
     """
     stated = [(field, stated) for field, stated in parameters.parameters(request) if stated.option]
+    starts = next((parameter for field, parameter in stated if field.name == only_with), None)
 
     def decorate(command: Command) -> Command:
         @wraps(command)
         def with_request(*args: Any, **given: Any) -> Any:
             values = {field.name: given.pop(field.name) for field, _ in stated}
-            chosen = {name: value for name, value in values.items() if _is_given(value)}
-            return command(*args, request=request(**chosen), **given)
+            chosen = {name: value for name, value in values.items() if value is not None and value != ()}
+            if starts is None or only_with in chosen:
+                return command(*args, request=request(**chosen), **given)
+            for field, parameter in stated:
+                if field.name in chosen:
+                    start = f"{starts.option} {starts.metavar or ''}".rstrip()
+                    raise RequestError(f"{parameter.option} is for {starts.option}; give {start} as well")
+            return command(*args, request=None, **given)
 
         decorated: Command = with_request
         for field, parameter in reversed(stated):
-            decorated = option_of(field, parameter)(decorated)
+            depends = f"With {starts.option}: " if starts and parameter is not starts else ""
+            decorated = option_of(field, parameter, depends, required=starts is None)(decorated)
         return decorated
 
     return decorate
 
 
-def option_of(field: "attrs.Attribute[Any]", parameter: Parameter) -> Callable[[Command], Command]:
-    """Return the option of one field."""
-    settings: dict[str, Any] = {"help": _help(field, parameter), "metavar": parameter.metavar}
+def option_of(
+    field: "attrs.Attribute[Any]", parameter: Parameter, depends: str = "", *, required: bool = True
+) -> Callable[[Command], Command]:
+    """Return the option of one field.
+
+    Args:
+        field: field of the request.
+        parameter: its statement.
+        depends: beginning of the help text.
+        required: whether an option without a default must be given.
+    """
+    settings: dict[str, Any] = {"help": depends + _help(field, parameter), "metavar": parameter.metavar}
     if field.type is bool:
-        settings["is_flag"] = True
+        settings |= {"is_flag": True, "default": None}
     elif parameter.form != parameters.TEXT:
         settings["type"] = _TYPES[parameter.form]()
     elif field.type is int or (isinstance(field.type, UnionType) and int in get_args(field.type)):
@@ -59,14 +82,9 @@ def option_of(field: "attrs.Attribute[Any]", parameter: Parameter) -> Callable[[
         parameter.option or "",
         field.name,
         multiple=parameter.repeated,
-        required=field.default is attrs.NOTHING,
+        required=required and field.default is attrs.NOTHING,
         **settings,
     )
-
-
-def _is_given(value: object) -> bool:
-    """Whether an option was given; a number may be 0, which equals False."""
-    return value is not None and value is not False and value != ()
 
 
 def _help(field: "attrs.Attribute[Any]", parameter: Parameter) -> str:
@@ -83,4 +101,5 @@ def default_words(default: Any) -> str:
     """Return a default as it is typed; empty where there is none, or nothing to say of it."""
     if isinstance(default, tuple):
         return ",".join(map(str, default))
-    return str(default) if _is_given(default) and default is not attrs.NOTHING else ""
+    # A number may be 0, which equals False.
+    return "" if default is None or default is attrs.NOTHING or isinstance(default, bool) else str(default)

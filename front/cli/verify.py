@@ -1,21 +1,20 @@
 """``featcache verify``: every byte of a cache against its digests, and some rows against the backbone."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
-from featcache.cli.options import LocalPath, common_options
+from featcache.cli.options import common_options
+from featcache.cli.request_options import options_of
 from featcache.cli.verify_report import Checked
+from featcache.recompute.request import RecomputeRequest
 from featcache.store.catalogue import completed_last, report_unreadable, roots, scan, select
 from featcache.store.checking.repair import RepairResult, repair
 from featcache.store.checking.verify import Verification, verify
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.manifest import MANIFEST_FILE
-from featcache.store.requests import AUTO
 from featcache.terminal.console import ConsoleReporter, format_size, print_json
 
 if TYPE_CHECKING:
@@ -40,40 +39,24 @@ Examples:
     help="Fetch what is damaged again where the cache was pulled from; else drop it, for the next extract to redo.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Files read at the same time.  [default: by cores]")
-@click.option(
-    "--recompute",
-    "samples",
-    type=click.IntRange(1),
-    metavar="K",
-    help="Run K rows through the backbone again.",
-)
-@click.option("--dataset", help="Of --recompute: the dataset that the cache was extracted from.")
-@click.option("--data", type=LocalPath(), help="Of --recompute: folder of a local copy of the dataset.")
-@click.option("--model", help="Of --recompute.  [default: the one in the cache's provenance]")
-@click.option("--weights", type=LocalPath(), help="Of --recompute: local weights instead of the hub's.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of --recompute: chooses the rows.")
-@click.option("--device", default=AUTO, show_default=True, help="Of --recompute: auto, cpu, cuda, ...")
+@options_of(RecomputeRequest, only_with="samples")
 @common_options
-@click.pass_context
 def verify_command(
-    context: click.Context,
-    /,
+    request: RecomputeRequest | None,
     cache: str | None,
     every: bool,
     repair_damage: bool,
     threads: int | None,
-    samples: int | None,
     root: tuple[Path, ...],
     as_json: bool,
-    **options: object,
 ) -> None:
     """Check every byte of a cache against the digests that were taken while it was written.
 
     CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY; without it the cache completed last.
     Exit status: 0 intact, 1 damaged or incomplete, 2 the request was wrong.
     """
-    given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
-    _check_request(cache, every, samples, given)
+    if every and (cache or request):
+        raise RequestError("--all goes with neither CACHE nor --recompute; name one cache for these")
     reporter, results = ConsoleReporter(quiet=as_json), []
     search = roots(root)
     if not cache:
@@ -83,7 +66,7 @@ def verify_command(
         repaired = None
         if repair_damage and verification.damages:
             verification, repaired = _repair_cache(verification, threads, every, reporter)
-        recomputed = _recompute(verification, samples, options, reporter) if samples else None
+        recomputed = _recompute(verification, request, reporter) if request else None
         results.append(Checked(verification, repaired, recomputed))
         if not as_json:
             results[-1].show()
@@ -128,26 +111,15 @@ def _drop_damage(verification: Verification, every: bool, reporter: ConsoleRepor
 
 
 def _recompute(
-    verification: Verification, samples: int, options: dict[str, object], reporter: ConsoleReporter
+    verification: Verification, request: RecomputeRequest, reporter: ConsoleReporter
 ) -> "Recomputation | None":
     if verification.damages:
         reporter.message("not recomputed: the files are damaged")
         return None
-    from featcache.recompute.run import RecomputeRequest, recompute  # torch: seconds
+    from featcache.recompute.run import recompute  # torch: seconds
     from featcache.store.reading.reader import open_cache
 
-    request = RecomputeRequest(samples, **options)  # type: ignore[arg-type]  # click's values have the fields' types
     return recompute(open_cache(verification.directory, allow_partial=True), request, reporter)
-
-
-def _check_request(cache: str | None, every: bool, samples: int | None, given: Sequence[str]) -> None:
-    """Refuse what does not go together; `given` names the options of ``--recompute`` on the command line."""
-    if every and (cache or samples):
-        raise RequestError("--all goes with neither CACHE nor --recompute; name one cache for these")
-    if samples and "dataset" not in given:
-        raise RequestError("--recompute needs the images; give --dataset, for example imagefolder:DIR")
-    if given and not samples:
-        raise RequestError(f"--{given[0]} is for --recompute; give --recompute K as well")
 
 
 def _directories(search: list[Path], cache: str | None, every: bool, exact: bool) -> list[Path]:

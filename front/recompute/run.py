@@ -2,8 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,33 +26,14 @@ from featcache.recompute.inputs import (
     refuse_difference,
 )
 from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance
+from featcache.recompute.request import RecomputeRequest
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache, as_float32
-from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
 from featcache.store.token_groups import parse_array_name
 
 Features = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class RecomputeRequest:
-    """The rows to recompute, and the model and dataset to use."""
-
-    samples: int
-    """Number K of rows; all valid ones if there are fewer."""
-    dataset: str
-    """The dataset that the cache was extracted from, ``imagefolder:DIR`` for example."""
-    data: Path | None = None
-    """Folder of a local copy of it."""
-    model: str | None = None
-    """Model name; the one in provenance.json if not given."""
-    weights: Path | None = None
-    """Local weights instead of the hub's."""
-    seed: int = 0
-    """Chooses the rows."""
-    device: str = AUTO
 
 
 def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None = None) -> Recomputation:

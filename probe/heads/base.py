@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featcache.probing.inputs.stages import PLAIN, InputStage, OutputScale
+from featcache.probing.inputs.transforms import PLAIN, InputTransform, OutputScale
 
 
 class Head(nn.Module):
@@ -26,7 +26,7 @@ class Head(nn.Module):
         dropouts: one probability for each of the M members.
     """
 
-    stage: InputStage = PLAIN
+    input_transform: InputTransform = PLAIN
     """What stored tokens go through before the head: `forward` takes what comes out of it."""
     output: OutputScale | None = None
     """Of a regression: maps what `forward` gives to the units of the targets."""
@@ -59,7 +59,7 @@ class Head(nn.Module):
         """Map tokens to logits.
 
         Args:
-            x: ``[B, T, D]``, through the input stage and perhaps jittered.
+            x: ``[B, T, D]``, through the input transform and perhaps jittered.
             generator: where dropout masks are drawn from in training; None is torch's global one.
 
         Returns:
@@ -100,13 +100,13 @@ class Head(nn.Module):
         alone.load_state_dict(
             {name: tensor[index : index + 1] for name, tensor in self.state_dict().items()}, assign=True
         )
-        alone.stage, alone.output = self.stage, self.output
+        alone.input_transform, alone.output = self.input_transform, self.output
         return alone.train(self.training)
 
     def member_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the only member, without the member axis, and those of its input stage and output scale."""
+        """Parameters and buffers of the only member, without the member axis, and those of its input transform and output scale."""
         own = {name: tensor.squeeze(0) for name, tensor in self.state_dict().items()}
-        return own | self.stage.state() | ({} if self.output is None else self.output.state())
+        return own | self.input_transform.state() | ({} if self.output is None else self.output.state())
 
     def load_member(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `member_state` gave, as the only member.
@@ -114,6 +114,6 @@ class Head(nn.Module):
         Raises:
             RuntimeError: names or shapes do not fit.
         """
-        self.stage, rest = InputStage.from_state(state)
+        self.input_transform, rest = InputTransform.from_state(state)
         self.output, rest = OutputScale.from_state(rest)
         self.load_state_dict({name: tensor.unsqueeze(0) for name, tensor in rest.items()}, assign=True)

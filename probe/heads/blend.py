@@ -4,7 +4,7 @@ Source: averaging of predictors; see Caruana et al. 2004, "Ensemble selection fr
 
     p(c | x) = mean over parts of p_part(c | x)
 
-Each part has an input stage of its own, so the blend takes stored tokens as they are.
+Each part has an input transform of its own, so the blend takes stored tokens as they are.
 
 Shapes: B batch, T tokens, D width, C classes, O outputs.
 """
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from featcache.probing.heads import get_head
 from featcache.probing.heads.base import Head
-from featcache.probing.inputs.stages import InputStage
+from featcache.probing.inputs.transforms import InputTransform
 from featcache.probing.scoring.kinds import MULTI_LABEL, SINGLE_LABEL
 from featcache.probing.scoring.tasks import MultiLabel, Regression, SingleLabel, Task
 
-RAW = InputStage(l2=False)
+RAW = InputTransform(l2=False)
 _TASKS: Mapping[str, type[SingleLabel | MultiLabel]] = {SINGLE_LABEL: SingleLabel, MULTI_LABEL: MultiLabel}
 
 
@@ -46,7 +46,7 @@ class BlendHead(Head):
         self.parts = nn.ModuleList(
             get_head(part["head"]).build(*size, **part["options"]) for part in self._described
         )
-        self.stage = RAW
+        self.input_transform = RAW
 
     @classmethod
     def of(cls, names: Sequence[str], heads: Sequence[Head], kind: str) -> "BlendHead":
@@ -68,8 +68,8 @@ class BlendHead(Head):
         return _TASKS[self.kind](self.num_classes) if self.kind in _TASKS else Regression(self.num_classes)
 
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> list[Tensor]:
-        """Put stored tokens through the stage of every part."""
-        return [head.stage.to(x.device).apply_(x.clone()) for head in self._heads()]
+        """Put stored tokens through the transform of every part."""
+        return [head.input_transform.to(x.device).apply_(x.clone()) for head in self._heads()]
 
     def classify(self, inputs: list[Tensor]) -> Tensor:
         """Average the parts: ``[1, B, O]``."""
@@ -82,17 +82,17 @@ class BlendHead(Head):
         return self._task.logits(torch.stack(answers).mean(0))
 
     def member_state(self) -> dict[str, Tensor]:
-        """The states of all parts, and the blend's own stage."""
+        """The states of all parts, and the blend's own transform."""
         state = {
             f"parts.{index}.{name}": tensor
             for index, head in enumerate(self._heads())
             for name, tensor in head.member_state().items()
         }
-        return state | self.stage.state()
+        return state | self.input_transform.state()
 
     def load_member(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `member_state` gave."""
-        self.stage, rest = InputStage.from_state(state)
+        self.input_transform, rest = InputTransform.from_state(state)
         for index, head in enumerate(self._heads()):
             prefix = f"parts.{index}."
             own = {

@@ -106,8 +106,10 @@ class KnnHead(ClosedFormHead):
         state = {
             "gallery": F.normalize(features, dim=1).expand(members, -1, -1),
             "targets": targets.expand(members, *targets.shape),
-            "k": torch.tensor([int(one["k"]) for one in settings], device=features.device),
-            "temperature": torch.tensor([one["temperature"] for one in settings], device=features.device),
+            "k": torch.tensor([int(values["k"]) for values in settings], device=features.device),
+            "temperature": torch.tensor(
+                [values["temperature"] for values in settings], device=features.device
+            ),
         }
         head.load_state_dict(state, assign=True)
         return head.eval()
@@ -153,8 +155,8 @@ class KnnHead(ClosedFormHead):
         rows = max(1, BLOCK_VALUES // (neighbors.shape[1] * self.num_classes))
         for start in range(0, len(weights), rows):
             part = slice(start, start + rows)
-            found = self.targets[0][neighbors[part]].to(weights.dtype)
-            average[part] = torch.einsum("bk,bko->bo", weights[part], found)
+            neighbor_targets = self.targets[0][neighbors[part]].to(weights.dtype)
+            average[part] = torch.einsum("bk,bko->bo", weights[part], neighbor_targets)
         return average if self.kind == REGRESSION else average.logit(eps=FLOOR)
 
 

@@ -69,8 +69,8 @@ class LdaHead(ClosedFormLinearHead):
         along = offsets @ directions.basis  # [C, R]
         across = offsets - along @ directions.basis.T  # no variance was seen there
         weights, biases = [], []
-        for one in settings:
-            shrinkage = one["shrinkage"]
+        for values in settings:
+            shrinkage = values["shrinkage"]
             variances = (1 - shrinkage) * directions.squares + shrinkage * total
             weight = (along / variances) @ directions.basis.T + across / (shrinkage * total)
             bias = -(weight * offsets).sum(1) / 2 - weight @ center

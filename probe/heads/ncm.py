@@ -48,7 +48,7 @@ class NcmHead(ClosedFormLinearHead):
         means, counts = class_means(features, targets, task.num_outputs)
         weights = sample_weights(targets, task)
         within = weights @ (features - means[targets]).double().square().sum(1)
-        temperatures = torch.tensor([one["temperature"] for one in settings], device=features.device)
+        temperatures = torch.tensor([values["temperature"] for values in settings], device=features.device)
         # With one sample a class nothing varies within classes; then distances count as they are.
         factors = 1 / (temperatures.double() * within.where(within > 0, 1.0))
         bias = (-means.square().sum(1) / 2).where(counts > 0, -torch.inf)

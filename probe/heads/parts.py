@@ -47,9 +47,9 @@ class Linear(nn.Module):
 
     def __init__(self, num_members: int, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
-        one = nn.Linear(in_features, out_features, bias)
-        self.weight = replicate(one.weight, num_members)
-        self.bias = replicate(one.bias, num_members) if bias else None
+        linear = nn.Linear(in_features, out_features, bias)
+        self.weight = replicate(linear.weight, num_members)
+        self.bias = replicate(linear.bias, num_members) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x`, ``[B, I]`` for all members or ``[M, B, I]`` of each, to ``[M, B, O]``."""

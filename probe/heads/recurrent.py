@@ -46,8 +46,8 @@ class RecurrentHead(LayerwiseHead):
         self.hidden_proj = Linear(self.num_members, hidden, 3 * hidden)
         for parameter in (*self.input_proj.parameters(), *self.hidden_proj.parameters()):
             # As torch.nn.GRU; the same draws for all members.
-            one = nn.init.uniform_(torch.empty_like(parameter[0]), -(hidden**-0.5), hidden**-0.5)
-            parameter.data.copy_(one.expand_as(parameter))
+            drawn = nn.init.uniform_(torch.empty_like(parameter[0]), -(hidden**-0.5), hidden**-0.5)
+            parameter.data.copy_(drawn.expand_as(parameter))
         self.batch_norm = BatchNorm(self.num_members, hidden)
         self.classifier = Linear(self.num_members, hidden, num_classes)
 

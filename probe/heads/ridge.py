@@ -66,19 +66,21 @@ class RidgeHead(ClosedFormLinearHead):
         weights = sample_weights(targets, task)
         blocks = _blocks(targets, task)
         center = weights @ features.double()
-        level = _sum(weights[rows] @ wanted() for rows, wanted in blocks)
+        level = _sum(weights[rows] @ targets_of() for rows, targets_of in blocks)
         centered = features.double() - center
         directions = Directions.of(centered, weights)
         # [R, O]: products of features and targets along every direction.
-        products = (centered[rows].T @ (weights[rows, None] * (wanted() - level)) for rows, wanted in blocks)
+        products = (
+            centered[rows].T @ (weights[rows, None] * (targets_of() - level)) for rows, targets_of in blocks
+        )
         along = directions.basis.T @ _sum(products)
-        penalties = torch.tensor([one["penalty"] for one in settings], device=features.device).double()
+        penalties = torch.tensor([values["penalty"] for values in settings], device=features.device).double()
         shrunk = directions.squares + penalties[:, None] * directions.squares.sum().clamp(
             min=1e-300
         )  # [M, R]
         solved = [(directions.basis @ (along / row[:, None])).T for row in shrunk]
-        weight = torch.stack([one.float() for one in solved])
-        bias = torch.stack([level - one @ center for one in solved])
+        weight = torch.stack([member.float() for member in solved])
+        bias = torch.stack([level - member @ center for member in solved])
         if isinstance(task, SingleLabel):
             bias = bias.where(level > 0, -torch.inf)
         return cls.of(size, weight, bias)

@@ -1,1 +1,1 @@
-"""What heads are given: the tokens of a selection, in memory or streamed, through the input stage."""
+"""What heads are given: the tokens of a selection, in memory or streamed, through the input transform."""

@@ -14,9 +14,9 @@ import torch
 from featcache.probing.inputs.dataset import as_tensor
 from featcache.probing.inputs.memory import TRAIN, Budget
 from featcache.probing.inputs.selection import Selection
-from featcache.probing.inputs.stages import PLAIN, InputStage
 from featcache.probing.inputs.streaming import StreamedTokens
 from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
+from featcache.probing.inputs.transforms import PLAIN, InputTransform
 from featcache.probing.protocols.protocol import Protocol
 from featcache.store.arrays import DTYPES
 from featcache.store.errors import CacheError, RequestError
@@ -81,13 +81,13 @@ def load_split(
     return SplitData(tokens, labels, ids, streamed=False, bytes=size)
 
 
-def base_stage(cache: Cache, selection: Selection, protocol: Protocol) -> InputStage:
+def base_transform(cache: Cache, selection: Selection, protocol: Protocol) -> InputTransform:
     """What a protocol does to the tokens of a cache before any statistics: L2 normalisation, or the quirks of the published runs."""
     over_tokens = protocol.patch_norm_over_tokens and any(part.group == PATCHES for part in selection.parts)
     matrix = cache.projection() if protocol.projected_final else None
     projected = [place for place, (layer, _) in enumerate(selection.places()) if layer == FINAL]
     if matrix is None or not projected:
-        return InputStage(over_tokens=over_tokens) if over_tokens else PLAIN
+        return InputTransform(over_tokens=over_tokens) if over_tokens else PLAIN
     width = matrix.shape[0]
     padded = torch.zeros(width, max(width, matrix.shape[1]))
     padded[:, : matrix.shape[1]] = torch.from_numpy(matrix.copy())
@@ -95,7 +95,7 @@ def base_stage(cache: Cache, selection: Selection, protocol: Protocol) -> InputS
         raise RequestError(
             f"the model projects to {padded.shape[1]} channels, more than the {width} of a token; set projected_final = false"
         )
-    return InputStage(over_tokens=over_tokens, projection=padded, projected=torch.tensor(projected))
+    return InputTransform(over_tokens=over_tokens, projection=padded, projected=torch.tensor(projected))
 
 
 def stream_window(reader: SplitReader, selection: Selection, memory: int | None) -> int | None:

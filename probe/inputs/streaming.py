@@ -16,8 +16,8 @@ from torch import Tensor
 from featcache.devices.transfer import Receipt, send
 from featcache.probing.inputs.dataset import as_tensor
 from featcache.probing.inputs.selection import Selection
-from featcache.probing.inputs.stages import PLAIN, InputStage, inverse, lengths
 from featcache.probing.inputs.tokens import check_finite
+from featcache.probing.inputs.transforms import PLAIN, InputTransform, inverse, lengths
 from featcache.store.reading.split import SplitReader
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class StreamedTokens:
         self._memory = memory
         self._dtype = split.dtype
         self._device = torch.device(device)
-        self.stage = PLAIN
+        self.input_transform = PLAIN
         self.num_tokens = selection.num_tokens
         self.width = self._gather(valid[:1]).shape[2]
 
@@ -63,9 +63,9 @@ class StreamedTokens:
         return len(self._valid)
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Return the tokens of `rows`, ``[B, T, D]`` float32, through the stage."""
+        """Return the tokens of `rows`, ``[B, T, D]`` float32, through the transform."""
         chosen = self._valid[rows.numpy()]
-        tokens, norms = self._staged(self._gather(chosen))
+        tokens, norms = self._transformed(self._gather(chosen))
         check_finite(norms, chosen)
         return tokens
 
@@ -82,7 +82,7 @@ class StreamedTokens:
             stored = self._stored(batches)
             last: _Check | None = None
             for chosen, part_of_all in stored if self._device.type == "cpu" else _read_ahead(stored):
-                tokens, norms = self._staged(part_of_all)
+                tokens, norms = self._transformed(part_of_all)
                 check = _Check(norms, chosen)
                 if self._device.type == "cpu":
                     check.raise_error()
@@ -93,10 +93,10 @@ class StreamedTokens:
             if last is not None:
                 last.raise_error()
 
-    def with_stage(self, stage: InputStage) -> Self:
-        """Return the same tokens through another stage."""
+    def with_transform(self, transform: InputTransform) -> Self:
+        """Return the same tokens through another transform."""
         other = copy(self)
-        other.stage = stage if stage.is_plain else stage.to(self._device)
+        other.input_transform = transform if transform.is_plain else transform.to(self._device)
         return other
 
     def subset(self, rows: Tensor) -> Self:
@@ -113,13 +113,13 @@ class StreamedTokens:
             led = _flat(as_tensor(features, self._dtype))
             yield chosen, led if len(self._parts) == 1 else self._gather(chosen, led)
 
-    def _staged(self, stored: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens through the stage, and their lengths before it, on the device."""
+    def _transformed(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens through the transform, and their lengths before it, on the device."""
         tokens = send(stored, self._device).float()
         norms = lengths(tokens, was_half=stored.dtype == torch.float16)
-        if self.stage.is_plain:
+        if self.input_transform.is_plain:
             return tokens.mul_(inverse(norms).unsqueeze(-1)), norms
-        return self.stage.apply_(tokens), norms
+        return self.input_transform.apply_(tokens), norms
 
     def _gather(self, rows: npt.NDArray[np.int64], led: Tensor | None = None) -> Tensor:
         """All parts of `rows` side by side, ``[B, T, D]`` as stored; `led` is the leading part, if it is there already."""

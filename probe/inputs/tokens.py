@@ -1,4 +1,4 @@
-"""Tokens as the heads take them: one vector per sample, layer and token kind, L2-normalised unless another stage is asked for.
+"""Tokens as the heads take them: one vector per sample, layer and token kind, L2-normalised unless another transform is asked for.
 
 Shapes: N samples, T tokens, D width, B batch.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from featcache.devices.transfer import send
-from featcache.probing.inputs.stages import PLAIN, READ_ROWS, InputStage, inverse, lengths
+from featcache.probing.inputs.transforms import PLAIN, READ_ROWS, InputTransform, inverse, lengths
 from featcache.store.errors import RequestError
 
 # Samples whose norms are computed at once: bounds the float32 copy of a float16 array.
@@ -22,9 +22,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class TokenSource(Protocol):
-    """Anything that hands out tokens by row, through an input stage."""
+    """Anything that hands out tokens by row, through an input transform."""
 
-    stage: InputStage
+    input_transform: InputTransform
     """By default, tokens are L2-normalised."""
 
     @property
@@ -40,7 +40,7 @@ class TokenSource(Protocol):
         """D."""
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Return the tokens of `rows` (``[B]``, int64, on the CPU), through the stage.
+        """Return the tokens of `rows` (``[B]``, int64, on the CPU), through the transform.
 
         Returns:
             ``[B, T, D]``, float32, a fresh tensor that the caller may change.
@@ -58,8 +58,8 @@ class TokenSource(Protocol):
             seed: fixes the order, whatever the device.
         """
 
-    def with_stage(self, stage: InputStage) -> Self:
-        """Return the same tokens through another stage; nothing is copied."""
+    def with_transform(self, transform: InputTransform) -> Self:
+        """Return the same tokens through another transform; nothing is copied."""
 
     def subset(self, rows: Tensor) -> Self:
         """Return a source of the samples `rows` (``[R]``, int64, on the CPU) alone, numbered anew."""
@@ -97,7 +97,7 @@ class InMemoryTokens:
         norms = _norms(self._tokens)
         check_finite(norms, rows)
         self._scale = inverse(norms)  # [N, T]
-        self.stage = PLAIN
+        self.input_transform = PLAIN
 
     @property
     def num_samples(self) -> int:
@@ -115,13 +115,13 @@ class InMemoryTokens:
         return self._tokens.shape[2]
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Return the tokens of `rows`, ``[B, T, D]`` float32, through the stage."""
+        """Return the tokens of `rows`, ``[B, T, D]`` float32, through the transform."""
         rows = send(rows, self._tokens.device)
         # index_select copies, so multiplying in place leaves the stored tokens alone.
         tokens = self._tokens.index_select(0, rows).float()
-        if self.stage.is_plain:  # the lengths are known
+        if self.input_transform.is_plain:  # the lengths are known
             return tokens.mul_(self._scale[rows].unsqueeze(-1))
-        return self.stage.apply_(tokens)
+        return self.input_transform.apply_(tokens)
 
     def epochs(
         self, rows: Tensor, batch_size: int, num_epochs: int, seed: int
@@ -133,12 +133,12 @@ class InMemoryTokens:
             for chosen in torch.split(permuted, batch_size):
                 yield chosen, self.batch(chosen)
 
-    def with_stage(self, stage: InputStage) -> Self:
-        """Return the same tokens through another stage."""
-        if stage is self.stage or (stage.is_plain and self.stage.is_plain):
+    def with_transform(self, transform: InputTransform) -> Self:
+        """Return the same tokens through another transform."""
+        if transform is self.input_transform or (transform.is_plain and self.input_transform.is_plain):
             return self
         other = copy(self)
-        other.stage = stage.to(self._tokens.device)
+        other.input_transform = transform.to(self._tokens.device)
         return other
 
     def subset(self, rows: Tensor) -> Self:

@@ -80,11 +80,11 @@ def parse(text: str, where: str, defaults: Mapping[str, Any], inputs: tuple[str,
         text: of the file.
         where: for errors.
         defaults: a value of the right type for every field there is.
-        inputs: the valid input stages.
+        inputs: the valid input transforms.
 
     Raises:
         RequestError: the file is no TOML, or a value is of the wrong type or out of range.
-        UnknownNameError: there is no such field or input stage.
+        UnknownNameError: there is no such field or input transform.
     """
     try:
         table = tomllib.loads(text)
@@ -112,7 +112,7 @@ def check_fields(
         else:
             found[name] = _checked(name, value, defaults[name], where)
     if found.get("input", inputs[0]) not in inputs:
-        raise UnknownNameError("input stage", found["input"], inputs, f"(in {where})")
+        raise UnknownNameError("input transform", found["input"], inputs, f"(in {where})")
     return found
 
 

@@ -44,12 +44,12 @@ class Protocol:
     grad_clip_norm: float = 5.0
     jitter_probability: float = 0.5
     jitter_std: float = 0.05
-    """Of the noise on every element of a chosen sample, after the input stage."""
+    """Of the noise on every element of a chosen sample, after the input transform."""
     validation_fraction: float = 0.2
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     input: str = L2_INPUT
-    """Input stage: ``l2`` (every token to length 1), ``standard`` (mean and deviation per token and channel of the samples that
+    """Input transform: ``l2`` (every token to length 1), ``standard`` (mean and deviation per token and channel of the samples that
     are trained on) or ``l2+standard``."""
     folds: int = 1
     """1 chooses on a held-out part; more, on all of train, each fold held out once."""
@@ -103,17 +103,24 @@ def get_protocol(name: str) -> Protocol:
     """Return a preset (``paper``, ``paper-parity``, ``quick``), or the protocol of a file whose name ends with ``.toml``.
 
     Raises:
-        UnknownNameError: there is no such preset, field or input stage.
+        UnknownNameError: there is no such preset, field or input transform.
         RequestError: a file that cannot be read, is no TOML, or has a value of the wrong type or out of range.
     """
-    return _load(name, ())
+    return _parse(name, *read_text(name), ())
+
+
+def protocol_text(name: str) -> str:
+    """Return the file of a protocol, after it was checked; arguments and errors as for `get_protocol`."""
+    stem, text = read_text(name)
+    _parse(name, stem, text, ())
+    return text
 
 
 def check_protocol(protocol: Protocol) -> Protocol:
     """Check a protocol made in Python by the rules for files.
 
     Raises:
-        UnknownNameError: the input stage does not exist.
+        UnknownNameError: the input transform does not exist.
         RequestError: a value is of the wrong type or out of range.
     """
     values = {
@@ -131,14 +138,15 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _load(name: str, above: tuple[str, ...]) -> Protocol:
-    if name in above:
-        raise RequestError(f"the protocols {' and '.join((*above, name))} are each other's base")
-    stem, text = read_text(name)
+def _parse(name: str, stem: str, text: str, above: tuple[str, ...]) -> Protocol:
     found = parse(text, f"protocol {name}", _DEFAULTS, INPUTS)
     base = found.pop(BASE, None if name == PAPER_NAME else PAPER_NAME)
-    given = found if base is None else vars(_load(base, (*above, name))) | found
-    return Protocol(**(given | {"name": stem}))
+    if base is None:
+        return Protocol(**(found | {"name": stem}))
+    if base in (*above, name):
+        raise RequestError(f"the protocols {' and '.join((*above, name, base))} are each other's base")
+    inherited = vars(_parse(base, *read_text(base), (*above, name)))
+    return Protocol(**(inherited | found | {"name": stem}))
 
 
 PAPER_NAME = "paper"

@@ -7,7 +7,8 @@ from math import inf
 from statistics import mean
 
 from featcache.probing.report.significance import are_alike, mean_interval, spread
-from featcache.probing.requests.request import CHOICE, PATCH_HEADS
+from featcache.probing.requests.jobs import PATCH_HEADS
+from featcache.probing.requests.request import CHOICE
 from featcache.probing.results.rows import ResultRow
 from featcache.probing.results.solved_rows import share_setups
 from featcache.store.errors import RequestError, UnknownNameError

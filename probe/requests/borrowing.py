@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from featcache.probing.requests.request import ProbeRequest, needed
+from featcache.probing.requests.jobs import needed
+from featcache.probing.requests.request import ProbeRequest
 from featcache.store.address import parse_address
 from featcache.store.progress import Reporter
 

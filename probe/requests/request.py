@@ -1,21 +1,15 @@
-"""What is to be trained: the request, and what it means for a cache. No torch, so that a wrong name shows at once."""
+"""A request for a probe: what is to be trained, whatever a cache holds. No torch, so that a wrong name shows at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from dataclasses import field as dataclass_field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
 from featcache.devices.precision import TRAINING_PRECISIONS
 from featcache.probing.heads import HeadInfo, get_head
-from featcache.probing.heads.info import AUTO as AUTO_HEAD
-from featcache.probing.heads.info import CLOSED_FORM as CLOSED_FORM_HEAD
-from featcache.probing.heads.info import EXACT as EXACT_HEAD
 from featcache.probing.heads.info import SOLVED_HEAD
-from featcache.probing.inputs.selection import Selection, default_tokens, missing_tokens, select
 from featcache.probing.protocols.protocol import INPUTS, Protocol
 from featcache.probing.requests.tables import TABLES
 from featcache.probing.requests.values import (
@@ -29,20 +23,13 @@ from featcache.probing.requests.values import (
 )
 from featcache.probing.scoring.kinds import KINDS, REGRESSION_LOSSES
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.inventory import DEFAULT_TAP, SPLITS, TAPS, Inventory
-from featcache.store.layers import FINAL, LAYER_SETS, LayerSelection, as_layers, as_optional_layers
-from featcache.store.manifest import Manifest
+from featcache.store.inventory import DEFAULT_TAP, TAPS
+from featcache.store.layers import LAYER_SETS, LayerSelection, as_optional_layers
 from featcache.store.parameters import DEVICE, FILE, FOLDER, SIZE, as_path, one_of, parameter
-from featcache.store.reading.reader import Cache
 from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
-from featcache.store.token_groups import STATISTICS, array_name
-
-if TYPE_CHECKING:
-    from featcache.probing.heads.base import Head
 
 RESULTS = "featcache-results"
-PATCH_HEADS = 8
 MAX_OPTION = 2**20
 """Largest number of hidden units, queries and the like: a larger one is refused at once instead of running out of memory."""
 MAX_REPEATS, MAX_SHOTS = 10**6, 10**9
@@ -113,9 +100,7 @@ class ProbeRequest:
     tap: str = field(
         default=DEFAULT_TAP,
         validator=one_of("tap", TAPS),
-        metadata=parameter(
-            f"Place in the blocks, of those that the cache holds: {', '.join(TAPS)}.", "--tap"
-        ),
+        metadata=parameter(f"Tap (place in a block), one that the cache holds: {', '.join(TAPS)}.", "--tap"),
     )
     num_heads: int | None = field(
         default=None,
@@ -147,7 +132,7 @@ class ProbeRequest:
     )
     input: str | None = field(
         default=None,
-        validator=one_of("input stage", INPUTS),
+        validator=one_of("input transform", INPUTS),
         metadata=parameter(
             "Input transform: l2 (every token to length 1), standard (mean and deviation) or l2+standard; auto chooses "
             "among heads on this one alone.",
@@ -177,7 +162,8 @@ class ProbeRequest:
     halving: int | None = field(
         default=None,
         metadata=parameter(
-            "Reduction factor of successive halving: each round keeps one in so many members; 1 trains all in full.",
+            "Reduction factor of successive halving: each round keeps 1/halving of the members and trains them halving times "
+            "longer; 1 disables it.",
             "--halving",
             default=BY_PROTOCOL,
         ),
@@ -186,7 +172,7 @@ class ProbeRequest:
         default=(),
         converter=as_shots,
         metadata=parameter(
-            "Train on so many samples of each class, once for each number, such as 1,5,10.",
+            "Number of samples of each class to train on, or several numbers such as 1,5,10.",
             "--shots",
             default="all samples",
         ),
@@ -332,137 +318,3 @@ class ProbeRequest:
         for what, given in (("heads", self.heads), ("layers", self.layers), ("tokens", self.tokens)):
             if self.table is not None and given:
                 raise RequestError(f"the table {self.table} says which {what} it has; leave them out")
-
-
-@dataclass(frozen=True)
-class HeadJob:
-    """One head on one selection of tokens."""
-
-    head: HeadInfo
-    selection: Selection
-    options: Mapping[str, int] = dataclass_field(default_factory=dict)
-    """What the head takes besides its size."""
-    solver: str = ADAMW
-    penalty: str = L2
-    """Of the exact solver."""
-    input: str | None = None
-    """Input stage; that of the protocol if not given."""
-
-    @property
-    def num_heads(self) -> int | None:
-        """Attention heads, of a head that has their number as an option."""
-        return self.options.get("num_heads")
-
-    def build(self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float]) -> "Head":
-        """Build M heads; see `HeadInfo.build`."""
-        return self.head.build(num_tokens, width, num_classes, dropouts, **self.options)
-
-    def of(self, head: HeadInfo, request: ProbeRequest) -> "HeadJob":
-        """Another head on the same tokens."""
-        return make_job(head, self.selection, request)
-
-
-def make_job(head: HeadInfo, selection: Selection, request: ProbeRequest) -> HeadJob:
-    """Say how a head is fitted to a selection; a linear head that is solved for is `logreg`, whichever of the two was named.
-
-    Raises:
-        RequestError: the head needs the same tokens of every layer, and the selection has others.
-    """
-    solver = {CLOSED_FORM_HEAD: CLOSED_FORM, EXACT_HEAD: EXACT, AUTO_HEAD: CHOICE}.get(
-        head.fitting, request.solver
-    )
-    if solver == EXACT:
-        head = get_head(SOLVED_HEAD)
-    return HeadJob(
-        head, selection, _options(head, selection, request), solver, request.penalty, request.input
-    )
-
-
-def baseline(cache: Cache) -> HeadJob:
-    """The linear probe on the last layer's class token."""
-    head = get_head("linear")
-    return HeadJob(head, select(cache, as_layers(head.default_layers), default_tokens(cache, head)))
-
-
-def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
-    """The part of a cache that a request needs, told from its manifest alone.
-
-    Raises:
-        UnknownNameError, RequestError: as for `jobs`.
-    """
-    parts = [part for job in _jobs(Cache(Path(), whole), request) for part in job.selection.parts]
-    wanted: dict[str, set[str]] = {}
-    for part in parts:
-        for layer in part.layers:
-            name = array_name(FINAL, part.group) if layer == FINAL else part.array
-            wanted.setdefault(name, set()).add(layer)
-    return whole.inventory.select(SPLITS, wanted)
-
-
-def jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
-    """What a request means for a cache: the baseline, then the heads asked for, none twice.
-
-    Rows of a table whose tokens the cache does not hold are left out; see `left_out`.
-
-    Raises:
-        UnknownNameError: a layer, token kind or tap does not exist or is not cached.
-        RequestError: the cache lacks a split.
-        PartialCacheError: it is a partial copy that lacks some of it; the message has the command that fetches it.
-    """
-    if cache.partial:
-        whole = replace(cache.manifest, inventory=cache.manifest.full_inventory, whole=None)
-        cache.require(needed(whole, request))
-    return _jobs(cache, request)
-
-
-def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
-    asked = []
-    for row in request.rows:
-        head = row.head
-        kinds = default_tokens(cache, head) if row.tokens is None else row.tokens
-        if request.table is not None and missing_tokens(cache, kinds):
-            continue
-        layers = as_layers(head.default_layers) if row.layers is None else row.layers
-        selection = select(cache, layers, kinds, request.tap)
-        asked.append(make_job(head, selection, request))
-    usual = request.settings().input
-
-    def what(job: HeadJob) -> tuple[object, ...]:
-        # The protocol's own input stage may be named, or not; for what is chosen, none means any.
-        stage = job.input if job.solver == CHOICE else job.input or usual
-        return job.head.name, job.selection.parts, job.solver, stage
-
-    if request.tap != DEFAULT_TAP and all(job.selection.tap != request.tap for job in asked):
-        raise RequestError(
-            f"the tap {request.tap} is a place in the blocks, and the heads asked for see the final layer alone; say which blocks "
-            "with --layers, or leave --tap out"
-        )
-    return list({what(job): job for job in (baseline(cache), *asked)}.values())
-
-
-def left_out(cache: Cache, request: ProbeRequest) -> list[tuple[HeadRequest, str]]:
-    """The rows of a table whose tokens the cache does not hold on the last layer, and which tokens those are."""
-    if request.table is None:
-        return []
-    missing = [(row, missing_tokens(cache, row.tokens or ())) for row in request.rows]
-    return [(row, "+".join(kinds)) for row, kinds in missing if kinds]
-
-
-def _options(head: HeadInfo, selection: Selection, request: ProbeRequest) -> dict[str, Any]:
-    """What a head takes: asked for, or following from the tokens."""
-    options = {name: value for name, value in request.options.items() if name in head.options}
-    if "num_heads" in head.options:
-        options["num_heads"] = request.num_heads or options.get("num_heads") or _num_heads(selection)
-    if head.by_layer:
-        if not selection.same_in_every_layer:
-            raise RequestError(
-                f"head {head.name!r} needs the same tokens of every layer; ask for --tokens cls, ap, {', '.join(STATISTICS)} or "
-                f"several of them, such as cls+ap, not {selection.token_names}"
-            )
-        options["num_layers"] = len(selection.layers)
-    return options
-
-
-def _num_heads(selection: Selection) -> int:
-    """The number of heads of arXiv 2601.09322: one for each token of a layer, 8 for the patches of a layer."""
-    return selection.num_tokens if selection.same_in_every_layer else PATCH_HEADS

@@ -60,7 +60,7 @@ class ResultRow:
     """Of matrix products."""
     protocol: str
     input: str
-    """Input stage: ``l2``, ``standard`` or ``l2+standard``; of an average, those of its parts."""
+    """Input transform: ``l2``, ``standard`` or ``l2+standard``; of an average, those of its parts."""
     seed: int
     shots: int | None
     """Training samples of each class; None for all."""
@@ -275,7 +275,7 @@ def read_confusion(directory: Path) -> Confusion | None:
 
 
 def save_candidates(directory: Path, candidates: Sequence[Mapping[str, Any]]) -> None:
-    """Write candidates.json: head, input stage and score of everything that ``auto`` compared."""
+    """Write candidates.json: head, input transform and score of everything that ``auto`` compared."""
     document = [dict(candidate) for candidate in candidates]
     write_atomic(directory / CANDIDATES_FILE, _text(document))
 

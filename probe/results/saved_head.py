@@ -43,7 +43,7 @@ class HeadConfig:
     options: Mapping[str, Any]
     """What the head takes besides its size, such as ``num_heads``."""
     input: str
-    """Input stage; its numbers are among the parameters."""
+    """Input transform; its numbers are among the parameters."""
     target_kind: str
     """``single-label``, ``multi-label`` or ``regression``."""
     width: int

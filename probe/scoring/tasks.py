@@ -20,7 +20,7 @@ from featcache.probing.inputs.split import (
     stratified_folds,
     stratified_holdout,
 )
-from featcache.probing.inputs.stages import OutputScale
+from featcache.probing.inputs.transforms import OutputScale
 from featcache.probing.scoring import metrics
 from featcache.probing.scoring.kinds import KINDS, MULTI_LABEL, REGRESSION, REGRESSION_LOSSES, SINGLE_LABEL
 from featcache.probing.scoring.losses import (

@@ -20,8 +20,8 @@ from torch import Tensor
 from featcache.devices.float32 import exact_float32
 from featcache.probing.inputs.grouped import Groups, grouped_folds, grouped_holdout
 from featcache.probing.inputs.split import Rows, stratified_folds, stratified_holdout
-from featcache.probing.inputs.stages import PLAIN, InputStage, fit_stage
 from featcache.probing.inputs.tokens import TokenSource, read_features
+from featcache.probing.inputs.transforms import PLAIN, InputTransform, fit_input_transform
 from featcache.probing.protocols.protocol import NO_FOLDS, Protocol
 from featcache.probing.scoring.metrics import negative_log_likelihood
 from featcache.probing.scoring.soundness import DIVERGED, are_numbers
@@ -58,7 +58,7 @@ class ExactResult:
     """Groups that are left with weight; with an L2 penalty, all."""
     num_classes: int
     seconds: float
-    stage: InputStage = PLAIN
+    input_transform: InputTransform = PLAIN
     """What stored tokens go through before the head."""
     held_out: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     """Logits ``[M, C]`` with the chosen penalty on the held-out samples, of the heads it was chosen from."""
@@ -112,7 +112,7 @@ def run_exact_sweep(
     Args:
         tokens: the train split, N samples. The test split has no business here.
         labels: class indices, ``[N]``.
-        protocol: how much is held out, and the input stage.
+        protocol: how much is held out, and the input transform.
         seed: fixes the held-out part; nothing else is random.
         penalties: positive; by default a grid that suits the features and is extended while its end is chosen, within bounds.
         penalty_kind: ``l2`` or ``group-lasso``.
@@ -228,17 +228,19 @@ class _Sweep:
         tried = {penalty: tried[penalty] for penalty in sorted(tried, reverse=True)}
         chosen = select_penalty(tried)
         if tried[chosen].score == DIVERGED:
-            raise DivergedError("logits are not finite under any penalty; use another input stage")
+            raise DivergedError("logits are not finite under any penalty; use another input transform")
         start = tried[chosen].start
         # Held-out samples were read along, so this is all of train, unless its statistics are others.
-        if len(self.splits) > 1 or solver.stage.mean is not None:
+        if len(self.splits) > 1 or solver.input_transform.mean is not None:
             del solver
             everything = np.arange(len(self.labels))
             solver, start = self._solver_of((everything, everything[:0])), None
         final = solver.final(chosen, start, counter, self.limits)
         validation = {penalty: one.score for penalty, one in tried.items()}
         tuning = {penalty: one.certificate for penalty, one in tried.items()}
-        result = self._result(kind, chosen, validation, tuning, final, solver.stage, tried[chosen].outputs)
+        result = self._result(
+            kind, chosen, validation, tuning, final, solver.input_transform, tried[chosen].outputs
+        )
         return replace(result, extended=len(tried) - usual)
 
     def _try(
@@ -281,7 +283,7 @@ class _Sweep:
         chosen = penalties[len(penalties) // 2]
         final = solver.final(chosen, None, _Counter(self.on_progress), self.limits)
         empty = torch.empty(0, self.num_classes)
-        return self._result(kind, chosen, {chosen: nan}, {}, final, solver.stage, empty)
+        return self._result(kind, chosen, {chosen: nan}, {}, final, solver.input_transform, empty)
 
     def _result(
         self,
@@ -290,11 +292,11 @@ class _Sweep:
         validation: dict[float, float],
         tuning: dict[float, Certificate],
         final: Final,
-        stage: InputStage,
+        transform: InputTransform,
         held_out: Tensor,
     ) -> ExactResult:
         if not are_numbers((final.weight, final.bias)):
-            raise DivergedError("the solution on all of train is not finite; use another input stage")
+            raise DivergedError("the solution on all of train is not finite; use another input transform")
         return ExactResult(
             kind,
             chosen,
@@ -306,18 +308,18 @@ class _Sweep:
             final.kept,
             self.num_classes,
             seconds=0.0,
-            stage=stage,
+            input_transform=transform,
             held_out=held_out,
         )
 
     def _solver_of(self, split: tuple[Rows, Rows]) -> L2Solver | GroupLassoSolver:
-        """Read a split through an input stage fitted to its training part."""
+        """Read a split through an input transform fitted to its training part."""
         train_rows, held_rows = split
-        stage = fit_stage(self.input, self.tokens, torch.from_numpy(train_rows))
+        transform = fit_input_transform(self.input, self.tokens, torch.from_numpy(train_rows))
         # The part to tune on comes first, so that it is a view.
         order = torch.from_numpy(np.concatenate([train_rows, held_rows]))
-        features = read_features(self.tokens.with_stage(stage), order, self.device)
-        return self.solver(Data(features, self.labels[order], len(train_rows), self.num_classes, stage))
+        features = read_features(self.tokens.with_transform(transform), order, self.device)
+        return self.solver(Data(features, self.labels[order], len(train_rows), self.num_classes, transform))
 
 
 class _Counter:

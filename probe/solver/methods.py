@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from featcache.probing.inputs.stages import InputStage
+from featcache.probing.inputs.transforms import InputTransform
 from featcache.probing.scoring.metrics import class_weights
 from featcache.probing.solver.certificate import Certificate, OnSolved
 from featcache.probing.solver.group_lasso import default_group_penalties, solve_group_path
@@ -27,13 +27,13 @@ class Limits(TypedDict):
 
 @dataclass(frozen=True)
 class Data:
-    """Samples through an input stage that was fitted to the first of them, with which to tune."""
+    """Samples through an input transform that was fitted to the first of them, with which to tune."""
 
     features: Tensor
     labels: Tensor
     num_train: int
     num_classes: int
-    stage: InputStage
+    input_transform: InputTransform
 
     def problem(self, count: int) -> Problem:
         """The first samples, balanced."""
@@ -75,7 +75,7 @@ class L2Solver:
     """Solves with an L2 penalty."""
 
     def __init__(self, groups: tuple[int, ...], data: Data) -> None:
-        self._groups, self._data, self.stage = groups, data, data.stage
+        self._groups, self._data, self.input_transform = groups, data, data.input_transform
         self._space = make_space(data.features)
         self._fitted: tuple[Fitting, Problem] | None = None
 
@@ -117,7 +117,7 @@ class GroupLassoSolver:
     """Solves with a group lasso."""
 
     def __init__(self, groups: list[Tensor], data: Data) -> None:
-        self._data, self.stage = data, data.stage
+        self._data, self.input_transform = data, data.input_transform
         self._columns = [group.to(data.features.device) for group in groups]
         self._fitted: tuple[GroupedDesign, Problem] | None = None
 

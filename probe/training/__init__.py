@@ -1,1 +1,1 @@
-"""Heads while they are fitted: whole sweeps at once, by formula or by the exact solver, within a memory budget."""
+"""Fitting of heads: whole sweeps at once, by formula or by the exact solver, within a memory budget."""

@@ -11,7 +11,8 @@ from featcache.probing.inputs.data import SplitData
 from featcache.probing.inputs.selection import array_selection
 from featcache.probing.inputs.tokens import TokenSource
 from featcache.probing.protocols.protocol import Protocol
-from featcache.probing.requests.request import HeadJob, ProbeRequest, make_job
+from featcache.probing.requests.jobs import HeadJob, make_job
+from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.scoring.kinds import REGRESSION_LOSSES
 from featcache.probing.training.fitted import FittedHead
 from featcache.probing.training.fitting import fit_job
@@ -37,7 +38,7 @@ def fit_head(
     """Choose and fit a head on arrays instead of a cache.
 
     Args:
-        job: head and tokens; `featcache.probing.requests.request.make_job` makes one.
+        job: head and tokens; `featcache.probing.requests.jobs.make_job` makes one.
         tokens: N samples.
         targets: as `make_task` takes them.
         protocol: what is swept over, and how.
@@ -73,7 +74,7 @@ def array_job(
     num_heads: int | None = None,
     **options: int,
 ) -> HeadJob:
-    """A job for arrays: T tokens, layer by layer, of L layers (by default T).
+    """Return a job for arrays: T tokens, layer by layer, of L layers (by default T).
 
     Raises:
         RequestError: the tokens do not divide among the layers.

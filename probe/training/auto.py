@@ -1,4 +1,4 @@
-"""``--head auto``: heads, input stages and solvers compete on held-out samples of train; the best is fitted on all of it.
+"""``--head auto``: heads, input transforms and solvers compete on held-out samples of train; the best is fitted on all of it.
 
 The candidates are few and known to be good, since each look at the held-out samples is one more chance to be lucky. The best two and
 three are also averaged. The test split has no say.
@@ -26,23 +26,23 @@ _TRAINED = (
     ("attentive", L2_INPUT),
     ("attentive", STANDARD_INPUT),
 )
-_RIDGE = tuple(("ridge", stage) for stage in (L2_INPUT, STANDARD_INPUT, L2_STANDARD_INPUT))
+_RIDGE = tuple(("ridge", transform) for transform in (L2_INPUT, STANDARD_INPUT, L2_STANDARD_INPUT))
 CANDIDATES: dict[str, tuple[tuple[str, str], ...]] = {
     SINGLE_LABEL: (
-        *(("logreg", stage) for stage in (L2_INPUT, STANDARD_INPUT, L2_STANDARD_INPUT)),
+        *(("logreg", transform) for transform in (L2_INPUT, STANDARD_INPUT, L2_STANDARD_INPUT)),
         ("lda", L2_INPUT),
         *_TRAINED[2:],
     ),
     MULTI_LABEL: (*_RIDGE, *_TRAINED),
     REGRESSION: (*_RIDGE, *_TRAINED),
 }
-"""Head and input stage, by kind of targets; a tie goes to the earlier one."""
+"""Head and input transform, by kind of targets; a tie goes to the earlier one."""
 LARGEST_BLEND = 3
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What validation found of one head on one input stage."""
+    """One head on one input transform, and its validation."""
 
     head: str
     input: str
@@ -50,7 +50,7 @@ class Candidate:
     held_out: Tensor
     """Outputs ``[R, O]`` on held-out samples, of the settings that were best."""
     finish: Callable[[], "FittedHead"]
-    """Fits it on all of train."""
+    """Fit the head on all of train."""
 
     @classmethod
     def of(cls, fitted: "FittedHead", held_out: Tensor) -> "Candidate":
@@ -64,7 +64,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """What won: one candidate, or several that are averaged."""
+    """The winner: one candidate, or several that are averaged."""
 
     parts: tuple[Candidate, ...]
     score: float

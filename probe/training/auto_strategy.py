@@ -10,7 +10,8 @@ from torch import Tensor
 from featcache.probing.heads import get_head
 from featcache.probing.heads.blend import BlendHead
 from featcache.probing.protocols.protocol import NO_FOLDS
-from featcache.probing.requests.request import HeadJob, ProbeRequest, make_job
+from featcache.probing.requests.jobs import HeadJob, make_job
+from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.results.rows import Chosen
 from featcache.probing.scoring.tasks import as_tensor
 from featcache.probing.training.auto import CANDIDATES, Candidate, Choice, choose
@@ -38,9 +39,9 @@ class AutoStrategy:
         started = time.perf_counter()
         possible = _possible(fit_task, settings)
         if settings.protocol.folds == NO_FOLDS:
-            job, stage = possible[0]
+            job, transform = possible[0]
             alone = replace(fit_task, job=job)
-            return self.strategies[job.solver].fit(alone, _on_stage(settings, stage))
+            return self.strategies[job.solver].fit(alone, _on_transform(settings, transform))
         candidates = self._compare(fit_task, settings, possible)
         splits = make_splits(
             fit_task.targets, fit_task.task, settings.protocol, fit_task.seed, fit_task.train.groups
@@ -58,11 +59,11 @@ class AutoStrategy:
     ) -> list[Candidate]:
         """Fit every candidate without the held-out samples; candidates that diverge are left out."""
         candidates = []
-        for job, stage in possible:
-            title = f"{fit_task.title}: {job.head.name} on {stage}"
+        for job, transform in possible:
+            title = f"{fit_task.title}: {job.head.name} on {transform}"
             own = replace(fit_task, job=job, title=title)
             try:
-                candidate = self.strategies[job.solver].candidate(own, _on_stage(settings, stage))
+                candidate = self.strategies[job.solver].candidate(own, _on_transform(settings, transform))
             except DivergedError as error:
                 settings.reporter.message(f"note: {title} is left out: {error}")
                 continue
@@ -73,9 +74,9 @@ class AutoStrategy:
         return candidates
 
 
-def _on_stage(settings: FitSettings, stage: str) -> FitSettings:
+def _on_transform(settings: FitSettings, transform: str) -> FitSettings:
     """Return the settings with another input transform."""
-    return replace(settings, protocol=replace(settings.protocol, input=stage))
+    return replace(settings, protocol=replace(settings.protocol, input=transform))
 
 
 def _possible(fit_task: FitTask, settings: FitSettings) -> list[tuple[HeadJob, str]]:
@@ -83,18 +84,20 @@ def _possible(fit_task: FitTask, settings: FitSettings) -> list[tuple[HeadJob, s
     tokens, asked = fit_task.train.tokens, fit_task.job
     size = Size.of(tokens.num_samples, tokens.width, fit_task.task.num_outputs, settings.protocol)
     possible = []
-    for name, stage in CANDIDATES[fit_task.task.kind]:
-        if asked.input not in (None, stage):
+    for name, transform in CANDIDATES[fit_task.task.kind]:
+        if asked.input not in (None, transform):
             continue
         job = make_job(get_head(name), asked.selection, ProbeRequest(heads="auto"))
         try:
             check_whole(job, size, settings.device, settings.memory_limit)
         except RequestError as error:
-            settings.reporter.message(f"{fit_task.title}: {name} on {stage} is left out: {error}")
+            settings.reporter.message(f"{fit_task.title}: {name} on {transform} is left out: {error}")
         else:
-            possible.append((job, stage))
+            possible.append((job, transform))
     if not possible:
-        raise RequestError(f"nothing is left for auto on the input stage {asked.input}; leave --input out")
+        raise RequestError(
+            f"nothing is left for auto on the input transform {asked.input}; leave --input out"
+        )
     return possible
 
 

@@ -18,23 +18,20 @@ from torch import Tensor
 
 from featcache.devices.float32 import exact_float32
 from featcache.probing.heads.base import Head
-from featcache.probing.heads.closed_form import ClosedFormHead, ClosedFormLinearHead, Settings
+from featcache.probing.heads.closed_form import ClosedFormHead, Settings
 from featcache.probing.heads.info import HeadInfo
 from featcache.probing.inputs.grouped import Groups
-from featcache.probing.inputs.stages import InputStage, fit_stage
 from featcache.probing.inputs.tokens import TokenSource, read_features
+from featcache.probing.inputs.transforms import InputTransform, fit_input_transform
 from featcache.probing.protocols.protocol import Protocol
-from featcache.probing.scoring.calibration import fit_sigmoids
 from featcache.probing.scoring.soundness import DIVERGED, are_numbers
-from featcache.probing.scoring.tasks import MultiLabel, SingleLabel, Task, as_tensor, make_task
+from featcache.probing.scoring.tasks import MultiLabel, Task, as_tensor, make_task
 from featcache.probing.solver.logistic import solver_device
-from featcache.probing.training.held_out import Rank, likelihood, make_held_out
+from featcache.probing.training.held_out import Rank, make_held_out
+from featcache.probing.training.prediction import prediction_batch
+from featcache.probing.training.rescaling import calibrate, rescale
 from featcache.probing.training.sweep_plan import Split, check_number, make_splits
-from featcache.probing.training.trainer import prediction_batch
 from featcache.store.errors import DivergedError
-
-# Factors that least-squares outputs are multiplied with to become logits.
-FACTORS = tuple(10.0 ** (exponent / 8) for exponent in range(-4, 21))
 
 NATURAL_ENDS = {"penalty": None, "shrinkage": 1.0, "k": 1}
 """Settings whose grid is a part of a range, and the value at which the range ends."""
@@ -81,7 +78,7 @@ def run_closed_form_sweep(
         info: a head of the registry that is fitted by formula.
         tokens: the train split, N samples. The test split has no business here.
         labels: class indices ``[N]``, or other targets, as `make_task` takes them.
-        protocol: how much is held out, and the input stage.
+        protocol: how much is held out, and the input transform.
         seed: fixes the held-out samples; nothing else is random.
         task: what the targets are; by default what `make_task` makes of them.
         sample_groups: group of every sample ``[N]``; samples of one group are held out together.
@@ -116,7 +113,7 @@ def run_closed_form_sweep(
     chosen = dict(settings[best])
     head = fits.fit(torch.arange(tokens.num_samples), [settings[best]])
     if not head.calibrated:
-        held_out = _calibrate(head, held_out, targets, task, chosen)
+        held_out = calibrate(head, held_out, targets, task, chosen)
     report(len(splits) + 1, len(splits) + 1)
     _check_sound(head)
     validation = tuple((values, score) for values, (score, _) in zip(settings, ranks, strict=True))
@@ -157,7 +154,7 @@ def _compare(
     best = max(range(len(settings)), key=lambda index: ranks[index])
     if ranks[best][0] == DIVERGED:
         raise DivergedError(
-            f"outputs are not finite under any of {len(settings)} settings; use another input stage"
+            f"outputs are not finite under any of {len(settings)} settings; use another input transform"
         )
     held_out = held.outputs(best)
     if held_out is None:  # too many to keep for all settings
@@ -165,33 +162,6 @@ def _compare(
             [batch[0] for split in splits for batch in fits.held_out(split, [settings[best]])]
         )
     return ranks, best, held_out
-
-
-def _calibrate(
-    head: ClosedFormHead, held_out: Tensor, targets: Tensor, task: Task, chosen: dict[str, float]
-) -> Tensor:
-    """Rescale the logits of a head so that the held-out labels are likeliest.
-
-    Args:
-        head: rescaled in place; left alone where the targets are quantities.
-        held_out: logits of the held-out samples, ``[R, C]``.
-        targets: of the held-out samples.
-        task: the task of the targets.
-        chosen: receives the factor of single labels.
-
-    Returns:
-        The rescaled logits, ``[R, C]``.
-    """
-    if isinstance(task, SingleLabel):
-        factor = max(FACTORS, key=lambda factor: likelihood(held_out * factor, targets, task))
-        chosen["factor"] = factor
-        _rescale(head, torch.tensor(factor))
-        held_out = held_out * factor
-    elif isinstance(task, MultiLabel):
-        slope, offset = fit_sigmoids(held_out, targets)
-        _rescale(head, slope, offset)
-        held_out = held_out * slope + offset
-    return held_out
 
 
 def ends_of_grid(validation: Sequence[tuple[Settings, float]], chosen: Settings) -> list[str]:
@@ -210,7 +180,7 @@ def _without_choice(fits: "_Fits", settings: Settings, task: Task, started: floa
     head = fits.fit(torch.arange(fits.tokens.num_samples), [settings])
     if isinstance(task, MultiLabel) and not head.calibrated:
         # Outputs near 0 and 1, and nothing to measure them by: the tangent of the log odds at one half.
-        _rescale(head, torch.tensor(4.0), torch.tensor(-2.0))
+        rescale(head, torch.tensor(4.0), torch.tensor(-2.0))
     _check_sound(head)
     empty = torch.empty(0, task.num_outputs)
     seconds = time.perf_counter() - started
@@ -230,18 +200,18 @@ class _Fits:
 
     def fit(self, rows: Tensor, settings: Sequence[Settings]) -> ClosedFormHead:
         """Fit a head of all settings on some samples."""
-        stage: InputStage = fit_stage(self.protocol.input, self.tokens, rows)
-        source = self.tokens.with_stage(stage)
+        transform: InputTransform = fit_input_transform(self.protocol.input, self.tokens, rows)
+        source = self.tokens.with_transform(transform)
         features = read_features(source, rows, self.device)
         size = (self.tokens.num_tokens, self.tokens.width)
         head = self.head_class.fit(features, self.targets[rows].to(self.device), size, self.task, settings)
-        head.stage = stage
+        head.input_transform = transform
         return head
 
     def held_out(self, split: Split, settings: Sequence[Settings]) -> Iterator[Tensor]:
         """Yield outputs ``[M, B, O]`` of all settings on the held-out part, batch by batch; the heads are fitted on the rest."""
         head = self.fit(split[0], settings)
-        source = self.tokens.with_stage(head.stage)
+        source = self.tokens.with_transform(head.input_transform)
         for rows in torch.split(split[1], prediction_batch(self.tokens, head)):
             with torch.inference_mode():
                 outputs = head(source.batch(rows).to(self.device)).cpu()
@@ -250,16 +220,4 @@ class _Fits:
 
 def _check_sound(head: ClosedFormHead) -> None:
     if not are_numbers(head.state_dict().values()):
-        raise DivergedError("the fit on all of train is not finite; use another input stage")
-
-
-@torch.no_grad()
-def _rescale(head: ClosedFormHead, slope: Tensor, offset: Tensor | None = None) -> None:
-    """Change what a linear head gives to ``outputs * slope + offset``, each a number or ``[O]``."""
-    assert isinstance(head, ClosedFormLinearHead)
-    weight, bias = head.classifier.weight, head.classifier.bias  # [M, O, F] and [M, O]
-    assert bias is not None
-    weight.mul_(slope.to(weight).unsqueeze(-1))
-    bias.mul_(slope.to(bias))
-    if offset is not None:
-        bias.add_(offset.to(bias))
+        raise DivergedError("the fit on all of train is not finite; use another input transform")

@@ -8,11 +8,11 @@ import torch
 
 from featcache.devices.float32 import exact_float32
 from featcache.probing.training.batches import Seeds, mini_batches
-from featcache.probing.training.sweep import SweepOptions, group_size, with_group_size
+from featcache.probing.training.sweep_options import SweepOptions, group_size, with_group_size
 from featcache.probing.training.sweep_plan import Sweep
 from featcache.probing.training.trainer import Training, initial_head, members_together
 
-TRIALS = 2
+TIMED_UPDATES = 2
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def estimate_sweep(sweep: Sweep, options: SweepOptions) -> Estimate:
     rows = (sweep.tokens, sweep.targets, sweep.train_rows)
     batches = mini_batches(*rows, sweep.tuning, sweep.protocol, seeds, device)
     reading, updating = [], []
-    for _ in range(1 + TRIALS):
+    for _ in range(1 + TIMED_UPDATES):
         start = time.perf_counter()
         batch = next(iter(islice(batches, 1)), None)
         if batch is None:  # a training of fewer updates
@@ -63,10 +63,10 @@ def estimate_sweep(sweep: Sweep, options: SweepOptions) -> Estimate:
         updating.append(time.perf_counter() - read)
     per_batch, per_member = min(reading), min(updating) / len(members)
     tuning = 0.0
-    for index, one in enumerate(sweep.rounds):
-        number = one.num_members - (len(options.finished[index]) if index < len(options.finished) else 0)
+    for index, each in enumerate(sweep.rounds):
+        number = each.num_members - (len(options.finished[index]) if index < len(options.finished) else 0)
         groups = -(-number // group_size(sweep, options))
-        tuning += sweep.updates(one.factor) * (groups * per_batch + number * per_member)
+        tuning += sweep.updates(each.factor) * (groups * per_batch + number * per_member)
     final = sweep.final.num_steps * (per_batch + per_member)
     return Estimate(per_batch, per_member, tuning + final)
 

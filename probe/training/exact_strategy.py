@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from featcache.probing.heads.base import Head
-from featcache.probing.requests.request import GROUP_LASSO, HeadJob
+from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.requests.request import GROUP_LASSO
 from featcache.probing.results.rows import Chosen
 from featcache.probing.solver.exact import ExactResult, PenaltyKind, run_exact_sweep
 from featcache.probing.training.auto import Candidate
@@ -70,5 +71,5 @@ def _linear_head(job: HeadJob, num_tokens: int, width: int, result: ExactResult)
     with torch.device("meta"):  # nothing is drawn
         head = job.head.build(num_tokens, width, result.num_classes)
     head.load_member({"classifier.weight": result.weight, "classifier.bias": result.bias})
-    head.stage = result.stage
+    head.input_transform = result.input_transform
     return head.eval()

@@ -1,4 +1,4 @@
-"""What fitting a head takes and gives."""
+"""A fit: the task of fitting one head, and the fitted head with how it was chosen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.data import SplitData
-from featcache.probing.requests.request import HeadJob
+from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.results.records import SweepRecord, SweepTrial
 from featcache.probing.results.rows import Chosen
 from featcache.probing.scoring.tasks import Task
@@ -26,13 +26,13 @@ class FittedHead:
     chosen: Chosen
     seconds: float
     name: str
-    """Of the head: that of the request, unless that was ``auto``."""
+    """Name of the head: that of the request, unless ``auto`` chose another."""
     input: str
-    """Input stage; of an average, those of its parts."""
+    """Input transform; of an average, those of its parts."""
     sweep: SweepRecord | None = None
-    """All that validation compared, unless the head was chosen by ``auto``."""
+    """Settings that validation compared, with their scores; None for a head that ``auto`` chose."""
     candidates: tuple[Mapping[str, Any], ...] = ()
-    """Head, input stage and score of all that ``auto`` compared."""
+    """Head, input transform and score of every candidate of ``auto``."""
 
     @property
     def num_classes(self) -> int:
@@ -42,25 +42,29 @@ class FittedHead:
 
 @dataclass(frozen=True)
 class FitTask:
-    """One fit: a head, a seed, and the train split."""
+    """The task of fitting one head on train with one seed."""
 
     job: HeadJob
     seed: int
+    """Fixes everything that is drawn."""
     run: str
+    """Id of the run, under which unfinished work is kept."""
     title: str
+    """Name of the run in messages."""
     train: SplitData
     task: Task
     targets: npt.NDArray[Any]
+    """Targets of train in the form of the task: class indices ``[N]``, int64, or ``[N, O]``."""
 
 
 def record_sweep(
     task: Task, trials: Sequence[tuple[Mapping[str, float], float]], chosen: Mapping[str, float]
 ) -> SweepRecord:
-    """What a sweep compared, as it is kept beside the head."""
+    """Return the settings that a sweep compared, as they are kept beside the head."""
     listed = [SweepTrial(dict(settings), score) for settings, score in trials]
     return SweepRecord(task.metric, listed, [trial.settings for trial in listed].index(dict(chosen)))
 
 
 def count_parameters(head: Head) -> int:
-    """Parameters of a head of one member."""
+    """Return the number of parameters of a head of one member."""
     return sum(parameter.numel() for parameter in head.parameters())

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from featcache.probing.inputs.data import SplitData
-from featcache.probing.requests.request import ADAMW, CHOICE, CLOSED_FORM, EXACT, HeadJob
+from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.requests.request import ADAMW, CHOICE, CLOSED_FORM, EXACT
 from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.probing.scoring.tasks import LEAST_REGRESSION, make_task
 from featcache.probing.training.auto_strategy import AutoStrategy

@@ -11,7 +11,8 @@ import torch
 
 from featcache.devices.memory import free_memory
 from featcache.probing.protocols.protocol import Protocol
-from featcache.probing.requests.request import ADAMW, CHOICE, CLOSED_FORM, EXACT, GROUP_LASSO, HeadJob
+from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.requests.request import ADAMW, CHOICE, CLOSED_FORM, EXACT, GROUP_LASSO
 from featcache.probing.solver import group_lasso, logistic
 from featcache.probing.solver.logistic import BATCH_COLUMNS
 from featcache.probing.solver.path_choice import most_steps

@@ -46,7 +46,7 @@ def _call_glibc(function: str, *arguments: int) -> None:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Let torch work on so many threads."""
+    """Let torch use `number` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

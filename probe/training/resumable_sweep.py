@@ -8,15 +8,15 @@ from featcache.devices.memory import is_out_of_memory
 from featcache.probing.training.estimate import Estimate, estimate_sweep
 from featcache.probing.training.fitted import FitTask
 from featcache.probing.training.strategy import FitSettings
-from featcache.probing.training.sweep import (
+from featcache.probing.training.sweep import SweepResult
+from featcache.probing.training.sweep_options import (
     SweepOptions,
-    SweepResult,
-    Tuning,
     no_room,
     with_group_size,
     with_smaller_groups,
 )
 from featcache.probing.training.sweep_plan import Sweep
+from featcache.probing.training.tuning import Tuning
 from featcache.probing.training.unfinished import Unfinished
 from featcache.store.errors import DivergedError
 from featcache.store.text import rough_duration

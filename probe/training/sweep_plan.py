@@ -71,7 +71,7 @@ class Sweep:
         return self.plan(self.train_rows)
 
     def plan(self, rows: Tensor, factor: float = 1.0) -> Plan:
-        """A training on some rows."""
+        """Return the plan of a training on some rows."""
         return plan_training(len(rows), self.batch_size, self.protocol).shortened(factor)
 
     @property
@@ -97,7 +97,7 @@ class Sweep:
         return sum(each.num_members for each in self.rounds)
 
     def updates(self, factor: float) -> int:
-        """Updates of one member in a round, over all splits."""
+        """Return the updates of one member in a round, over all splits."""
         return sum(self.plan(rows, factor).num_steps for rows, _ in self.splits)
 
 

@@ -12,15 +12,10 @@ from featcache.probing.training.fitted import FitTask, FittedHead, count_paramet
 from featcache.probing.training.process import threads
 from featcache.probing.training.resumable_sweep import run_resumable
 from featcache.probing.training.strategy import FitSettings
-from featcache.probing.training.sweep import (
-    describe_diverged,
-    finish,
-    held_out_outputs,
-    run_sweep,
-    suitable_threads,
-    tune,
-)
+from featcache.probing.training.sweep import finish, run_sweep
+from featcache.probing.training.sweep_options import suitable_threads
 from featcache.probing.training.sweep_plan import Sweep, plan_sweep
+from featcache.probing.training.tuning import describe_diverged, held_out_outputs, tune
 
 
 class SweepStrategy:
@@ -36,10 +31,10 @@ class SweepStrategy:
 
     def candidate(self, fit_task: FitTask, settings: FitSettings) -> Candidate:
         """Train every member; the training of the best one on all of train is left to `Candidate.finish`."""
-        name, stage = fit_task.job.head.name, settings.protocol.input
+        name, transform = fit_task.job.head.name, settings.protocol.input
         sweep, started = _plan(fit_task, settings), time.perf_counter()
         with threads(suitable_threads(sweep)):
-            own_run = replace(fit_task, run=f"{fit_task.run}-{name}-{stage}")
+            own_run = replace(fit_task, run=f"{fit_task.run}-{name}-{transform}")
             tuning, options = run_resumable(own_run, settings, sweep, tune)
             _report_diverged(fit_task, settings, tuning.diverged)
             # For members of an earlier run, only the score is known.
@@ -54,7 +49,7 @@ class SweepStrategy:
                 member, head, _ = finish(sweep, alone, options)
             return _fitted(fit_task, settings, member, tuning.validation, head, seconds)
 
-        return Candidate(name, stage, score, held_out, finish_candidate)
+        return Candidate(name, transform, score, held_out, finish_candidate)
 
 
 def _plan(fit_task: FitTask, settings: FitSettings) -> Sweep:

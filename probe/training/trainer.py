@@ -15,12 +15,12 @@ from torch import Tensor
 from featcache.devices.float32 import exact_float32
 from featcache.devices.precision import FP32, products
 from featcache.probing.heads.base import Head
-from featcache.probing.inputs.stages import fit_stage
 from featcache.probing.inputs.tokens import TokenSource
+from featcache.probing.inputs.transforms import fit_input_transform
 from featcache.probing.protocols.protocol import Member, Plan, Protocol, learning_rate_at, plan_training
 from featcache.probing.scoring.losses import Loss
 from featcache.probing.scoring.tasks import SingleLabel, Task
-from featcache.probing.training.batches import Batch, Jitter, Seeds, mini_batches
+from featcache.probing.training.batches import Batch, Seeds, mini_batches
 from featcache.probing.training.optimizer import MemberAdamW
 
 BuildHead = Callable[[int, int, int, Sequence[float]], Head]
@@ -33,8 +33,6 @@ DEFAULT_STEP_BYTES = 2**40
 # Bytes of what a step keeps of a batch of usual size, for the members that go through it as one head.
 ACTIVATION_BYTES = 2**28
 LARGE_BATCH = 2048
-# Bytes of tokens in float32 that are predicted from at once.
-PREDICTION_BYTES = 2**26
 
 
 def initial_head(
@@ -47,7 +45,7 @@ def initial_head(
 
 
 class Training:
-    """Members while they train: heads, optimizers and the loss.
+    """Members while they train: heads, optimizers and losses.
 
     Args:
         heads: initialized, each with some of the members, in order.
@@ -134,7 +132,7 @@ def fit_members(
         build: makes a head of T, D, C and dropouts.
         tokens: the token source of N samples; only `rows` are read.
         labels: ``[N]``, int64, on the CPU; or other targets, as `task` has them.
-        rows: ``[R]``, int64, on the CPU: the samples to train on, and to fit the protocol's input stage to.
+        rows: ``[R]``, int64, on the CPU: the samples to train on, and to fit the protocol's input transform to.
         members: what to train; no member's result depends on the others.
         protocol: every other constant.
         batch_size: as found for the full train split; enlarged where the last batch would hold one sample.
@@ -147,7 +145,7 @@ def fit_members(
         on_step: called after every mini-batch with the number of members that it updated.
 
     Returns:
-        The trained heads in the order of `members`, in eval mode, each with its input stage.
+        The trained heads in the order of `members`, in eval mode, each with its input transform.
 
     Raises:
         RequestError: fewer than 2 rows, or the head cannot have this size.
@@ -155,8 +153,8 @@ def fit_members(
     seeds = Seeds.derive(seed)
     task = task or SingleLabel(num_classes)
     plan = plan or plan_training(len(rows), batch_size, protocol)
-    stage = fit_stage(protocol.input, tokens, rows)
-    tokens = tokens.with_stage(stage)
+    transform = fit_input_transform(protocol.input, tokens, rows)
+    tokens = tokens.with_transform(transform)
     scale = task.scale(labels[rows])
     targets = labels if scale is None else scale.undo(labels)
     heads = [
@@ -171,7 +169,7 @@ def fit_members(
         if on_step is not None:
             on_step(len(members))
     for head in heads:
-        head.stage, head.output = stage, scale
+        head.input_transform, head.output = transform, scale
     alone = [head.eval().member(index) for head in heads for index in range(head.num_members)]
     for head, losses in zip(alone, torch.stack(training.loss_history, 1).cpu(), strict=True):
         head.losses = losses
@@ -185,7 +183,7 @@ def has_diverged(head: Head) -> bool:
 
 
 def members_together(build: BuildHead, tokens: TokenSource, num_classes: int, device: torch.device) -> int:
-    """Members that go through a step as one head: so few that what they need of memory on the way is used again."""
+    """Return how many members go through a step as one head: so few that the memory of their gradients is reused."""
     most = STEP_BYTES.get(device.type, DEFAULT_STEP_BYTES)
     head = _abstract_head(build, tokens, num_classes)
     fitting = max(1, most // (4 * _count(head)))
@@ -195,7 +193,7 @@ def members_together(build: BuildHead, tokens: TokenSource, num_classes: int, de
 
 
 def num_parameters(build: BuildHead, tokens: TokenSource, num_classes: int) -> int:
-    """Parameters of one member."""
+    """Return the number of parameters of one member."""
     return _count(_abstract_head(build, tokens, num_classes))
 
 
@@ -211,43 +209,3 @@ def _count(head: Head) -> int:
 def divide(members: Sequence[Member], size: int) -> list[Sequence[Member]]:
     """Cut members into parts of `size`, the last one perhaps smaller."""
     return [members[start : start + size] for start in range(0, len(members), size)]
-
-
-def prediction_batch(tokens: TokenSource, head: Head | None = None) -> int:
-    """Return the batch size outside of training: as many samples as the tokens and the results of `head` leave room for."""
-    values = tokens.num_tokens * tokens.width
-    if head is not None:
-        values = max(values, head.num_members * (head.num_classes + head.activations))
-    return max(1, PREDICTION_BYTES // (4 * values))
-
-
-@exact_float32()
-@torch.inference_mode()
-def predict(
-    head: Head, tokens: TokenSource, rows: Tensor, batch_size: int, jitter: Jitter | None = None
-) -> Tensor:
-    """Compute the outputs ``[R, C]`` of `rows` (``[R]``, int64, on the CPU), in float32.
-
-    Args:
-        head: one member; left in eval mode. Its input stage takes the place of that of `tokens`.
-        tokens: the token source.
-        rows: which samples.
-        batch_size: samples at a time.
-        jitter: noise that is added to the tokens.
-
-    Returns:
-        Logits, or numbers in the units of the targets.
-    """
-    head.eval()
-    device = next(iter(head.state_dict().values())).device
-    tokens = tokens.with_stage(head.stage)
-    joined: Tensor | None = None
-    for start, part in zip(range(0, len(rows), batch_size), torch.split(rows, batch_size), strict=True):
-        x = tokens.batch(part).to(device)
-        outputs = head(x if jitter is None else jitter.add_(x)).squeeze(0)
-        if joined is None:  # filled in place, since concatenating the parts would take twice the memory
-            joined = outputs.new_empty(len(rows), *outputs.shape[1:])
-        joined[start : start + len(part)] = outputs
-    if joined is None:
-        joined = torch.empty(0, head.num_classes, device=device)
-    return joined if head.output is None else head.output.apply(joined)

@@ -1,4 +1,4 @@
-"""What a sweep has found out so far, on disk, so that an interrupted run loses only the members that were training."""
+"""Validation scores of a sweep that is under way, on disk, so that an interrupted run loses only the members that were training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,7 +24,7 @@ class Unfinished:
         self._path = out / FOLDER / f"{run}.json"
 
     def read(self) -> list[dict[Member, float]]:
-        """Scores of the members that are through, round by round; none where nothing was kept, or what was is damaged."""
+        """Return the scores of finished members, round by round; none if there is no file, or the file is damaged."""
         try:
             document = read_sealed(self._path)
             return [
@@ -35,7 +35,7 @@ class Unfinished:
             return []
 
     def write(self, rounds: Sequence[Mapping[Member, float]]) -> None:
-        """Keep the scores of all members so far."""
+        """Write the scores of all members so far."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         entries = [
             [
@@ -48,11 +48,11 @@ class Unfinished:
         write_sealed(self._path, {"rounds": entries})
 
     def remove(self) -> None:
-        """The run has a result."""
+        """Remove the file, since the run has a result."""
         self._path.unlink(missing_ok=True)
         try:
             self._path.parent.rmdir()
-        except OSError:  # other runs keep theirs there
+        except OSError:  # other runs keep their files there
             return
 
 

@@ -1,28 +1,49 @@
 """Selection of a part of a cache, and the files of that part."""
 
-from dataclasses import dataclass
+from attrs import field, frozen
 
 from featcache.store.arrays import ArrayInfo
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import Inventory
 from featcache.store.journal import FEATURES
-from featcache.store.layers import FINAL, LayerSelection
+from featcache.store.layers import FINAL, LAYER_SETS, LayerSelection, as_optional_layers
 from featcache.store.manifest import FileRecord, Manifest
+from featcache.store.parameters import as_names, parameter
 from featcache.store.token_groups import PATCHES, parse_array_name
 
 
-@dataclass(frozen=True)
+@frozen
 class CacheSelection:
     """A part of a cache; by default all of it. Labels, ids and the like of a split always come with it."""
 
-    splits: tuple[str, ...] = ()
-    """Splits; all if empty."""
-    layers: str | None = None
-    """Layer set or list; all that the cache holds if not given."""
-    taps: tuple[str, ...] = ()
-    """Taps, and ``final``; all if empty. The final norm comes with any tap unless `layers` leaves it out."""
-    patches: bool = True
-    """Whether patch tokens are wanted."""
+    splits: tuple[str, ...] = field(
+        default=(),
+        converter=as_names,
+        metadata=parameter("Splits, such as test.", "--split", several=True, default="all"),
+    )
+    layers: LayerSelection | None = field(
+        default=None,
+        converter=as_optional_layers,
+        metadata=parameter(
+            f"Layer set ({', '.join(LAYER_SETS)}), of which what the cache holds is meant, or a list such as 0,6,final.",
+            "--layers",
+            default="what there is",
+        ),
+    )
+    taps: tuple[str, ...] = field(
+        default=(),
+        converter=as_names,
+        metadata=parameter(
+            "Taps, such as norm2 or mlp; the final norm comes with any of them unless the layers leave it out.",
+            "--tap",
+            several=True,
+            default="all",
+        ),
+    )
+    patches: bool = field(
+        default=True,
+        metadata=parameter("Whether patch tokens are taken or left out.", "--patches/--no-patches"),
+    )
 
     def of(self, inventory: Inventory, num_layers: int) -> Inventory:
         """Return the chosen part of `inventory`, of a backbone of L = `num_layers` blocks.
@@ -39,11 +60,10 @@ class CacheSelection:
         for tap in self.taps:
             if tap not in there:
                 raise UnknownNameError("tap", tap, sorted(there), "(the cache holds no other)")
-        selection = None if self.layers is None else LayerSelection.parse(self.layers)
-        layers = None if selection is None else selection.of(num_layers)
+        layers = None if self.layers is None else self.layers.of(num_layers)
         held = {layer for array in arrays for layer in array.layers}
         # Of a set what the cache has is meant; a layer that is named must be there.
-        for layer in layers or () if selection is None or selection.set_name is None else ():
+        for layer in layers or () if self.layers is None or self.layers.set_name is None else ():
             if layer not in held:
                 raise UnknownNameError("layer", layer, sorted(held, key=_order), "(the cache holds no other)")
         wanted = {array.name: held if layers is None else layers for array in arrays if self._takes(array)}

@@ -1,4 +1,4 @@
-"""`featcache heads`, `featcache protocols`, and the probes that they lead to: own protocols, input stages, few shots, auto."""
+"""`featcache heads`, `featcache protocols`, and the probes that they lead to: own protocols, input transforms, few shots, auto."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,10 @@ def test_every_fit_is_scored_in_every_way_and_saved(cli, made):
         sweep = json.loads((folder / "sweep.json").read_text())
         assert sweep["trials"][sweep["chosen"]]["validation"] == pytest.approx(row["validation_score"])
         head, config = load_head(folder)
-        assert (config.input, head.stage.mean is not None) == (row["input"], row["input"] == "standard")
+        assert (config.input, head.input_transform.mean is not None) == (
+            row["input"],
+            row["input"] == "standard",
+        )
     assert rows[1]["score"] > 0.6
     again = rows_of(cli(*PROBE, "--head", "ridge,knn,logreg,gated", "--input", "standard"))
     assert again == rows, "nothing is trained twice"
@@ -117,7 +120,7 @@ def test_what_is_asked_for_is_wrong(cli, made):
     linear = (*PROBE, "--head", "linear")
     for arguments, parts in (
         ((*PROBE, "--head", "knm"), ["unknown head 'knm'; did you mean ncm, knn"]),
-        ((*linear, "--input", "l1"), ["unknown input stage 'l1'; valid: ", "l2"]),
+        ((*linear, "--input", "l1"), ["unknown input transform 'l1'; valid: ", "l2"]),
         ((*linear, "--shots", "0"), ["shots are samples of every class, at least 1, not 0"]),
         ((*linear, "--shots", "one"), ["shots must be whole numbers separated by commas, got 'one'"]),
         ((*linear, "--draws", "2"), ["draws are for few-shot runs"]),

@@ -13,9 +13,10 @@ import torch
 
 import featcache as package
 from featcache.probing.inputs.data import load_split
-from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.results.saved_head import load_head
-from featcache.probing.training.trainer import predict
+from featcache.probing.training.prediction import predict
 
 from .conftest import featcache
 from .test_chain import extract_arguments

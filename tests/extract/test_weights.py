@@ -19,7 +19,8 @@ from torch import nn
 
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.base import TokenLayout
-from featcache.extraction.backbones.checkpoint import choice_text, find_prefixes
+from featcache.extraction.backbones.checkpoint import choice_text
+from featcache.extraction.backbones.checkpoint_names import _EMBEDDINGS, find_prefixes, to_timm_names
 from featcache.extraction.backbones.timm_vit import why_not_supported
 from featcache.extraction.backbones.timm_weights import load_state
 from featcache.extraction.backbones.weights import fit_position_embedding, state_digest
@@ -29,7 +30,7 @@ from featcache.extraction.requests.request import ExtractRequest
 from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 
 from .oracle import gelu, open_clip_forward, quick_gelu, timm_forward
-from .tiny import randomise
+from .tiny import noise, randomise
 
 TIMM_TINY = "timm:test_vit.r160_in1k"
 OPEN_CLIP_TINY = {
@@ -522,29 +523,144 @@ def test_one_set_is_taken_whatever_it_is_called_and_nothing_is_said(tmp_path, ti
 
 
 def test_sets_without_a_usual_name_are_listed(tmp_path, tiny_state):
-    path = save({"teacher": tiny_state, "student": tiny_state}, tmp_path / "w.pth")
-    with pytest.raises(
-        BackboneError, match=r"several sets of weights: teacher, student; .*--weights-key teacher"
-    ):
+    path = save({"first": tiny_state, "second": tiny_state}, tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=r"several sets of weights: first, second; .*--weights-key first"):
         load_backbone(resolve_model(TIMM_TINY), path)
-    with pytest.raises(UnknownNameError, match="unknown set of weights 'mine'; valid: teacher, student"):
+    with pytest.raises(UnknownNameError, match="unknown set of weights 'mine'; valid: first, second"):
         load_backbone(resolve_model(TIMM_TINY), path, "mine")
     with pytest.raises(RequestError, match="holds one set of weights"):
         load_backbone(resolve_model(TIMM_TINY), save(tiny_state, tmp_path / "one.pth"), "ema")
 
 
-@pytest.mark.parametrize("prefix", ["backbone.", "model.", "teacher.backbone."])
-def test_the_prefix_of_names_that_do_not_fit_is_named(tmp_path, tiny_state, prefix):
-    path = save({"model": {prefix + name: tensor for name, tensor in tiny_state.items()}}, tmp_path / "w.pth")
-    with pytest.raises(
-        BackboneError, match=re.escape(f"begin with '{prefix}': --weights-key {prefix} takes those")
-    ):
+def below(prefix, state, change=0.0):
+    return {prefix + name: tensor + change for name, tensor in state.items()}
+
+
+def chunked(state, size):
+    """As sharded training of DINOv2 saves blocks: in chunks, the number of a block counted through all of them."""
+    return {
+        re.sub(r"^blocks\.(\d+)", lambda block: f"blocks.{int(block[1]) // size}.{block[1]}", name): tensor
+        for name, tensor in state.items()
+    }
+
+
+FORMS = {
+    "a prefix": lambda state: {"model": below("backbone.", state)},
+    "lightning": lambda state: {"state_dict": below("model.", state), "epoch": 3},
+    "a wrapper and a prefix": lambda state: below("module.encoder.", state),
+    "a teacher and a student as sets": lambda state: {
+        "teacher": below("backbone.", state) | {"head.mlp.0.weight": torch.ones(2)},
+        "student": below("module.backbone.", state, 1.0),
+        "epoch": 100,
+    },
+    "a teacher and a student in one set": lambda state: {
+        "model": below("teacher.backbone.", state) | below("student.backbone.", state, 1.0)
+    },
+    "open_clip": lambda state: below("visual.trunk.", state),
+    "chunked blocks": lambda state: {"teacher": below("backbone.", chunked(state, 2))},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_checkpoints_give_the_same_weights(tmp_path, tiny_state, form):
+    right = load_backbone(resolve_model(TIMM_TINY), save(tiny_state, tmp_path / "right.pth"))
+    backbone = load_backbone(resolve_model(TIMM_TINY), save(FORMS[form](tiny_state), tmp_path / "w.pth"))
+    assert backbone.spec.weights_digest == right.spec.weights_digest
+    said = choice_text(backbone.loaded.weights_source)
+    assert (said is not None) == ("student" in form)
+    assert said is None or ("teacher" in said.split(", not ")[0] and "student" in said.split(", not ")[1])
+
+
+def test_several_backbones_without_a_teacher_are_listed(tmp_path, tiny_state):
+    path = save(below("first.", tiny_state) | below("second.", tiny_state), tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=r"begin with 'first\.', 'second\.'; .*--weights-key first\."):
         load_backbone(resolve_model(TIMM_TINY), path)
+    assert load_backbone(resolve_model(TIMM_TINY), path, "second.").spec.num_layers
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "model.", "teacher.backbone."])
+def test_a_prefix_may_be_named(tmp_path, tiny_state, prefix):
+    path = save({"model": below(prefix, tiny_state)}, tmp_path / "w.pth")
     right = save(tiny_state, tmp_path / "right.pth")
     digests = [
-        load_backbone(resolve_model(TIMM_TINY), *a).spec.weights_digest for a in ((right,), (path, prefix))
+        load_backbone(resolve_model(TIMM_TINY), *arguments).spec.weights_digest
+        for arguments in ((right,), (path, prefix), (path,))
     ]
-    assert digests[0] == digests[1]
+    assert len({*digests}) == 1
+
+
+def test_names_of_transformers_are_translated():
+    """Against the modules of transformers, where it is installed: the same output for the same image."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    import timm
+
+    config = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+        "image_size": 32, "patch_size": 8, "mlp_ratio": 2,
+    }  # fmt: skip
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
+    cases = [
+        ("ViTModel", "ViTConfig", {}),
+        ("Dinov2Model", "Dinov2Config", {"init_values": 1.0}),
+        (
+            "Dinov2WithRegistersModel",
+            "Dinov2WithRegistersConfig",
+            {"init_values": 1.0, "reg_tokens": 4, "no_embed_class": True},
+        ),
+    ]
+    images = noise(3)
+    for model_class, config_class, options in cases:
+        torch.manual_seed(0)
+        options_of = {**config, **({"num_register_tokens": 4} if "Registers" in model_class else {})}
+        source = getattr(transformers, model_class)(getattr(transformers, config_class)(**options_of)).eval()
+        eps = source.config.layer_norm_eps
+        model = timm.models.VisionTransformer(
+            **size, **options, num_classes=0, norm_layer=partial(torch.nn.LayerNorm, eps=eps)
+        ).eval()
+        state = to_timm_names(below("vit.", source.state_dict())).state
+        missing, _ = model.load_state_dict(state, strict=False)
+        assert not missing, model_class
+        with torch.inference_mode():
+            expected = source(images).last_hidden_state
+            torch.testing.assert_close(model.forward_features(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_translated_names_are_those_of_timm(tiny_state):
+    """Without transformers: the names that it gives to a ViT, written out by hand, lead back to the same tensors."""
+    renamed = {}
+    for name, tensor in tiny_state.items():
+        block = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name)
+        if block is None:
+            renamed[{value: key for key, value in _EMBEDDINGS.items()}.get(name, name)] = tensor
+            continue
+        place = f"vit.encoder.layer.{block[1]}"
+        inside = {
+            "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
+            "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+        }.get(block[2])  # fmt: skip
+        if inside is None:
+            assert block[2] == "attn.qkv"
+            for kind, part in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                renamed[f"{place}.attention.attention.{kind}.{block[3]}"] = part
+        else:
+            renamed[f"{place}.{inside}.{block[3]}"] = tensor
+    translated = to_timm_names(
+        {name if name.startswith("vit.") else f"vit.{name}": value for name, value in renamed.items()}
+    ).state
+    assert translated.keys() == tiny_state.keys()
+    for name, tensor in tiny_state.items():
+        torch.testing.assert_close(translated[name], tensor, rtol=0, atol=0)
+
+
+def test_a_form_that_is_not_read_is_named_with_its_names(tmp_path, tiny_state):
+    foreign = {
+        name.replace("blocks.", "model.layers.").replace("attn.", "self_attn."): t
+        for name, t in tiny_state.items()
+    }
+    with pytest.raises(
+        BackboneError, match=r"lacks blocks.0.*; it has .*; its names are those of Hugging Face"
+    ):
+        load_backbone(resolve_model(TIMM_TINY), save(foreign, tmp_path / "w.pth"))
 
 
 def test_what_is_no_tensor_is_left_out_and_a_file_without_tensors_is_refused(tmp_path, tiny_state):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from featcache.probing.inputs.selection import Selection
-from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
 from featcache.store.planning import TokenArray, plan_arrays

@@ -19,7 +19,7 @@ from .caches import WIDTH, rich_cache, rich_plan, select
 @pytest.mark.parametrize("memory", [None, 1], ids=["memory", "streamed"])
 def test_the_tokens_of_a_layer_and_kind_add_up(tmp_path, monkeypatch, memory):
     monkeypatch.setattr(
-        "featcache.probing.training.trainer.PREDICTION_BYTES", 16
+        "featcache.probing.training.prediction.PREDICTION_BYTES", 16
     )  # 40 rows: the last batch is smaller
     cache, _ = rich_cache(tmp_path, rich_plan())
     selection = select(cache, "2,3,final", "cls+registers+patches")

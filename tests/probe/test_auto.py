@@ -13,7 +13,7 @@ from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.scoring.tasks import Regression, SingleLabel
 from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.probing.training.auto import Candidate, choose
-from featcache.probing.training.trainer import predict
+from featcache.probing.training.prediction import predict
 
 from .recording_reporter import RecordingReporter
 
@@ -49,15 +49,15 @@ def test_an_average_that_is_better_wins() -> None:
     assert reason.startswith("logreg on l2 + lda on l2: balanced_accuracy 1.0000")
 
 
-def test_a_blend_is_the_mean_of_its_parts_each_with_its_stage() -> None:
+def test_a_blend_is_the_mean_of_its_parts_each_with_its_transform() -> None:
     tokens, labels = clusters()
     source, rows = InMemoryTokens(tokens), torch.arange(len(tokens))
     parts = [
-        fit_head(array_job(get_head(name), TOKENS), source, labels, protocol=replace(SHORT, input=stage))
-        for name, stage in (("ridge", "standard"), ("attentive", "l2"))
+        fit_head(array_job(get_head(name), TOKENS), source, labels, protocol=replace(SHORT, input=transform))
+        for name, transform in (("ridge", "standard"), ("attentive", "l2"))
     ]
     blend = BlendHead.of(["ridge", "attentive"], [part.head for part in parts], "single-label")
-    assert blend.stage is RAW
+    assert blend.input_transform is RAW
     expected = torch.stack([predict(part.head, source, rows, 64).softmax(1) for part in parts]).mean(0)
     torch.testing.assert_close(predict(blend, source, rows, 64).softmax(1), expected)
     with torch.device("meta"):
@@ -106,7 +106,7 @@ def test_what_the_data_are_too_large_for_is_left_out(monkeypatch) -> None:
     assert any("lda on l2 is left out: lda decomposes a matrix" in text for text in heard.messages)
 
 
-def test_an_input_stage_that_is_asked_for_leaves_no_other() -> None:
+def test_an_input_transform_that_is_asked_for_leaves_no_other() -> None:
     tokens, labels = clusters()
     job = replace(array_job(get_head("auto"), TOKENS), input="standard")
     fitted = fit_head(job, InMemoryTokens(tokens), labels, protocol=SHORT)

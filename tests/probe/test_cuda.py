@@ -16,7 +16,8 @@ from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.run import probe
 from featcache.probing.solver.logistic import fit_logistic
 from featcache.probing.training.array_fitting import array_job, fit_head
-from featcache.probing.training.trainer import fit_members, predict
+from featcache.probing.training.prediction import predict
+from featcache.probing.training.trainer import fit_members
 from support.caches import make_content, make_plan, write_cache
 
 # Without jitter, which a CPU draws in several streams and a GPU in one, every draw is the same on both.
@@ -25,7 +26,7 @@ PROTOCOL = replace(
 )
 TARGETS = ("single-label", "multi-label", "regression")
 INPUTS = ("l2", "standard")
-# The suite takes the single labels and one input stage; `make stress` takes all.
+# The suite takes the single labels and one input transform; `make stress` takes all.
 EVERYTHING = bool(os.environ.get("FEATCACHE_TEST_EVERY_HEAD"))
 
 
@@ -33,9 +34,9 @@ def cases():
     for info in HEADS.values():
         if info.listed:
             for target in TARGETS if EVERYTHING else TARGETS[:1]:
-                for stage in INPUTS if EVERYTHING and info.name != "auto" else INPUTS[:1]:
+                for transform in INPUTS if EVERYTHING and info.name != "auto" else INPUTS[:1]:
                     if target in info.kinds:
-                        yield pytest.param(info, target, stage, id=f"{info.name}-{target}-{stage}")
+                        yield pytest.param(info, target, transform, id=f"{info.name}-{target}-{transform}")
 
 
 def targets_of(target, labels):
@@ -46,22 +47,22 @@ def targets_of(target, labels):
     }[target]
 
 
-def outputs_on(device, info, targets, stage, precision="fp32"):
+def outputs_on(device, info, targets, transform, precision="fp32"):
     """Choose and fit a head on a device; its outputs, on the CPU, and itself."""
     tokens, _ = clusters()
     source = InMemoryTokens(torch.from_numpy(tokens).half(), device)
-    job, protocol = array_job(info, TOKENS, LAYERS), replace(PROTOCOL, input=stage)
+    job, protocol = array_job(info, TOKENS, LAYERS), replace(PROTOCOL, input=transform)
     fitted = fit_head(job, source, targets, protocol=protocol, device=device, precision=precision)
     return predict(fitted.head, source, torch.arange(len(tokens)), 64).cpu(), fitted.head
 
 
-@pytest.mark.parametrize(("info", "target", "stage"), list(cases()))
-def test_every_head_gives_the_outputs_of_the_cpu(gpus, info, target, stage):
+@pytest.mark.parametrize(("info", "target", "transform"), list(cases()))
+def test_every_head_gives_the_outputs_of_the_cpu(gpus, info, target, transform):
     targets = targets_of(target, clusters()[1])
     device = gpus.names[-1]
-    outputs, head = outputs_on(device, info, targets, stage)
+    outputs, head = outputs_on(device, info, targets, transform)
     assert {str(tensor.device) for tensor in head.state_dict().values()} == {device}
-    wanted, _ = outputs_on("cpu", info, targets, stage)
+    wanted, _ = outputs_on("cpu", info, targets, transform)
     if gpus.pretended:
         torch.testing.assert_close(outputs, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
     elif target == "single-label":

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from featcache.probing.inputs.data import base_stage, load_split, split_bytes
+from featcache.probing.inputs.data import base_transform, load_split, split_bytes
 from featcache.probing.inputs.streaming import StreamedTokens
 from featcache.probing.protocols.protocol import PAPER, get_protocol
-from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.store.errors import CacheError, RequestError, UnknownNameError
 from featcache.store.reading.reader import Cache
 from support.caches import make_content, make_plan, write_cache
@@ -122,20 +123,20 @@ def test_a_split_without_features(tmp_path):
         load_split(cache, "test", selection, "cpu")
 
 
-def test_the_quirks_of_the_published_runs_are_a_stage_of_the_tokens(cache) -> None:
+def test_the_quirks_of_the_published_runs_are_a_transform_of_the_tokens(cache) -> None:
     """CLIP's final tokens go through its projection, zero-padded; patches are normalised along the token axis."""
     parity = get_protocol("paper-parity")
     plain, patches = select(cache, "all", "cls+ap"), select(cache, "last", "cls+patches")
-    assert base_stage(cache, plain, PAPER).is_plain
-    assert base_stage(cache, plain, parity).is_plain, "no projection, no patches"
-    assert base_stage(cache, patches, parity).over_tokens
+    assert base_transform(cache, plain, PAPER).is_plain
+    assert base_transform(cache, plain, parity).is_plain, "no projection, no patches"
+    assert base_transform(cache, patches, parity).over_tokens
     matrix = np.random.default_rng(0).normal(size=(WIDTH, 5)).astype(np.float32)
     projecting = SimpleNamespace(projection=lambda: matrix)
-    stage = base_stage(projecting, plain, parity)
+    transform = base_transform(projecting, plain, parity)
     places = [place for place, (layer, _) in enumerate(plain.places()) if layer == "final"]
-    assert stage.projected.tolist() == places
+    assert transform.projected.tolist() == places
     tokens = torch.randn(3, plain.num_tokens, WIDTH)
-    seen = stage.apply_(tokens.clone())
+    seen = transform.apply_(tokens.clone())
     projected = tokens[:, places] @ torch.from_numpy(matrix)
     torch.testing.assert_close(seen[:, places, :5], F.normalize(projected, dim=2))
     assert not seen[:, places, 5:].any()
@@ -143,4 +144,4 @@ def test_the_quirks_of_the_published_runs_are_a_stage_of_the_tokens(cache) -> No
     torch.testing.assert_close(seen[:, others], F.normalize(tokens[:, others], dim=2))
     wide = SimpleNamespace(projection=lambda: np.zeros((WIDTH, WIDTH + 1), np.float32))
     with pytest.raises(RequestError, match="projects to 17 channels, more than the 16 of a token"):
-        base_stage(wide, plain, parity)
+        base_transform(wide, plain, parity)

@@ -123,7 +123,7 @@ def test_a_head_of_which_all_members_diverge_fails_in_one_line(target_type: str)
 def test_a_final_fit_that_diverges_leaves_the_next_best(monkeypatch: pytest.MonkeyPatch) -> None:
     from featcache.probing.training import sweep
 
-    real = sweep._fit
+    real = sweep.train_members
 
     def explode(planned: Any, rows: Any, members: Any, *rest: Any) -> Any:
         heads = real(planned, rows, members, *rest)
@@ -131,7 +131,7 @@ def test_a_final_fit_that_diverges_leaves_the_next_best(monkeypatch: pytest.Monk
             next(heads[0].parameters()).data.fill_(torch.nan)
         return heads
 
-    monkeypatch.setattr(sweep, "_fit", explode)
+    monkeypatch.setattr(sweep, "train_members", explode)
     heard = RecordingReporter()
     fitted = fit("linear", replace(SHORT, learning_rates=(1e-2, 1e-3)), "single-label", heard)
     assert fitted.chosen.learning_rate == 1e-3

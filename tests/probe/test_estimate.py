@@ -17,7 +17,8 @@ from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
 from featcache.probing.protocols.protocol import QUICK
 from featcache.probing.training import estimate
 from featcache.probing.training.estimate import Estimate, estimate_sweep
-from featcache.probing.training.sweep import SweepOptions, run_sweep
+from featcache.probing.training.sweep import run_sweep
+from featcache.probing.training.sweep_options import SweepOptions
 from featcache.probing.training.sweep_plan import Sweep, plan_sweep
 
 from .caches import rich_cache, rich_plan, select

@@ -327,7 +327,7 @@ def test_a_split_of_a_cache(tmp_path):
             {"layers": "all"},
             "layers='all' says what is read of a split of a cache, and X is an array",
         ),
-        ("linear", {"input": "L2"}, "unknown input stage 'L2'; did you mean l2"),
+        ("linear", {"input": "L2"}, "unknown input transform 'L2'; did you mean l2"),
         ("linear", {"precision": "fp16"}, "unknown precision 'fp16'"),
         ("linear", {"device": "gpu"}, "device 'gpu' cannot be used here; write cpu, cuda"),
         ("linear", {"learning_rate": -1}, "learning_rates must lie in the range above 0, not -1"),

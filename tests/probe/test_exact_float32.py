@@ -11,7 +11,7 @@ from featcache.probing.heads import get_head
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import QUICK
 from featcache.probing.training.array_fitting import array_job, fit_head
-from featcache.probing.training.trainer import predict
+from featcache.probing.training.prediction import predict
 
 SHORT = replace(
     QUICK, min_epochs=1, min_steps=2, learning_rates=(1e-2,), weight_decays=(0.0,), dropouts=(0.0,)

@@ -13,10 +13,11 @@ from featcache.probing.heads.info import TRAINED
 from featcache.probing.heads.registry import HEADS
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import PAPER, Plan
-from featcache.probing.training import sweep as sweeps
+from featcache.probing.training import tuning
 from featcache.probing.training.array_fitting import array_job
 from featcache.probing.training.group_memory import GroupMemory, Growth, measure_group
-from featcache.probing.training.sweep import SweepOptions, run_sweep
+from featcache.probing.training.sweep import run_sweep
+from featcache.probing.training.sweep_options import SweepOptions
 from featcache.probing.training.sweep_plan import Sweep, plan_sweep
 from featcache.probing.training.trainer import fit_members
 from featcache.store.errors import RequestError
@@ -111,7 +112,7 @@ class OneRoom:
 
     def __init__(self, monkeypatch, most):
         self.sizes = []
-        fit = sweeps.fit_members
+        fit = tuning.fit_members
 
         def limited(build, tokens, labels, rows, members, **options):
             self.sizes.append(len(members))
@@ -119,7 +120,7 @@ class OneRoom:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return fit(build, tokens, labels, rows, members, **options)
 
-        monkeypatch.setattr(sweeps, "fit_members", limited)
+        monkeypatch.setattr(tuning, "fit_members", limited)
 
 
 def test_a_group_that_runs_out_of_memory_is_divided_and_the_choice_is_the_same(monkeypatch):
@@ -154,7 +155,7 @@ def test_other_errors_are_not_taken_for_too_little_memory(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(sweeps, "fit_members", fail)
+    monkeypatch.setattr(tuning, "fit_members", fail)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         run_sweep(sweep_of("linear", 64))
 

@@ -20,7 +20,8 @@ from featcache.probing.inputs.tokens import InMemoryTokens, read_features
 from featcache.probing.protocols.protocol import QUICK, Member
 from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.probing.training.fitted import FittedHead
-from featcache.probing.training.trainer import fit_members, predict
+from featcache.probing.training.prediction import predict
+from featcache.probing.training.trainer import fit_members
 from featcache.store.errors import RequestError
 
 CASES = [
@@ -52,7 +53,7 @@ def test_the_contract_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def features_of(tokens: np.ndarray, head: Head) -> np.ndarray:
     """What a linear head multiplies with, float64."""
-    source = InMemoryTokens(tokens).with_stage(head.stage)
+    source = InMemoryTokens(tokens).with_transform(head.input_transform)
     return read_features(source, torch.arange(len(tokens)), "cpu").double().numpy()
 
 
@@ -121,7 +122,7 @@ def test_ncm_takes_the_nearest_mean() -> None:
     assert np.array_equal(outputs_of(one, tokens).argmax(1), NearestCentroid().fit(x, labels).predict(x))
 
 
-def test_logreg_is_the_exact_solver_on_any_stage() -> None:
+def test_logreg_is_the_exact_solver_on_any_transform() -> None:
     """Against scikit-learn's on features that were standardised by hand."""
     tokens, labels = clusters(120)
     protocol = replace(QUICK, input="standard")

@@ -34,7 +34,7 @@ from featcache.probing.inputs.memory import Budget
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import QUICK
 from featcache.probing.training.array_fitting import array_job, fit_head
-from featcache.probing.training.trainer import predict, prediction_batch
+from featcache.probing.training.prediction import predict, prediction_batch
 
 def fit(head, samples, width, classes):
     rng = np.random.default_rng(0)

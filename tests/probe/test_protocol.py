@@ -30,9 +30,12 @@ from featcache.probing.protocols.protocol import (
 from featcache.probing.scoring.metrics import class_weights
 from featcache.probing.training import batches
 from featcache.probing.training.batches import Jitter
-from featcache.probing.training.sweep import SweepOptions, run_sweep, select_best
+from featcache.probing.training.prediction import predict
+from featcache.probing.training.sweep import run_sweep
+from featcache.probing.training.sweep_options import SweepOptions
 from featcache.probing.training.sweep_plan import Sweep, plan_sweep
-from featcache.probing.training.trainer import fit_members, predict
+from featcache.probing.training.trainer import fit_members
+from featcache.probing.training.tuning import select_best
 from featcache.store.errors import RequestError, UnknownNameError
 
 
@@ -54,7 +57,7 @@ def test_constants() -> None:
         0.2,  # held-out fraction
         (0.9, 0.999),
         1e-8,
-        "l2",  # input stage
+        "l2",  # input transform
         1,  # a held-out part, no folds
         None,
         1,  # no halving
@@ -379,7 +382,7 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
         ("min_steps = 1.5", "min_steps must be a whole number, not 1.5"),
         ("betas = [0.9]", r"betas must be a list of two numbers, not \[0.9\]"),
         ('jitter_validation = "no"', "jitter_validation must be true or false, not 'no'"),
-        ('input = "l3"', r"unknown input stage 'l3'; valid: .*l2"),
+        ('input = "l3"', r"unknown input transform 'l3'; valid: .*l2"),
         ('base = "papers"', r"unknown protocol 'papers'; did you mean paper"),
         ("base = 3", "base must be the name of a protocol, not 3"),
         ("a = ", "mine.toml is not TOML: Invalid value"),

@@ -67,8 +67,8 @@ def test_a_group_is_what_differs_in_seeds_alone():
     ]
     # What auto chooses is no setting: it may differ from seed to seed.
     auto = [
-        made_row(0.5, seed=seed, head="auto", solver="auto", input=stage)
-        for seed, stage in enumerate(("l2", "standard"))
+        made_row(0.5, seed=seed, head="auto", solver="auto", input=transform)
+        for seed, transform in enumerate(("l2", "standard"))
     ]
     assert len(group_rows(auto)) == 1
     few = [made_row(0.5, shots=shots, folds=shots, draw=draw) for shots in (1, 5) for draw in range(3)]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from featcache.probing.requests.request import MAX_OPTION, ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import MAX_OPTION, ProbeRequest
 from featcache.probing.run import probe
 from featcache.probing.training import full_batch
 from featcache.store.errors import RequestError
@@ -44,7 +45,7 @@ def test_what_would_be_passed_over_is_refused(arguments, message):
         ask(**arguments)
 
 
-def test_the_protocols_own_input_stage_may_be_named_or_not(cache, tmp_path):
+def test_the_protocols_own_input_transform_may_be_named_or_not(cache, tmp_path):
     rows = probe(cache, ask(layers="last", tokens="cls", input="l2", out=tmp_path))
     assert [row.run for row in rows] == [probe(cache, ask(layers="last", tokens="cls", out=tmp_path))[0].run]
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1

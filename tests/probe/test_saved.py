@@ -20,7 +20,8 @@ from featcache.probing.results.saved_head import (
     load_head,
     save_head,
 )
-from featcache.probing.training.trainer import fit_members, predict
+from featcache.probing.training.prediction import predict
+from featcache.probing.training.trainer import fit_members
 from featcache.store.errors import CacheError
 
 OPTIONS = {"linear": {}, "attentive": {"num_heads": 2}}

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from featcache.probing.report.groups import group_rows
-from featcache.probing.requests import request
+from featcache.probing.requests import jobs
 from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.results.rows import read_rows
 from featcache.probing.results.solved_rows import heads_in_results
@@ -47,7 +47,7 @@ def solved(cache, out, form, reporter=None, **settings):
 def solved_by_an_earlier_version(cache, out, monkeypatch, **settings):
     """Rows as earlier versions wrote them for ``--head linear --solver exact``: ids, folders and names have ``linear``."""
     with monkeypatch.context() as patched:
-        patched.setattr(request, "SOLVED_HEAD", "linear")
+        patched.setattr(jobs, "SOLVED_HEAD", "linear")
         rows = solved(cache, out, FORMS[0], **settings)
     written = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [row["head"] for row in written if row["solver"] == "exact"] == ["linear"] * len(rows)

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from featcache.probing.inputs.data import load_split
-from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.run import probe
 from featcache.probing.trained import TrainedHead
 from featcache.store.errors import RequestError

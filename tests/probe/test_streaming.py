@@ -11,13 +11,13 @@ import torch
 
 from featcache.probing.heads import get_head
 from featcache.probing.inputs.data import load_split
-from featcache.probing.inputs.stages import fit_stage
 from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
+from featcache.probing.inputs.transforms import fit_input_transform
 from featcache.probing.protocols.protocol import QUICK
 from featcache.probing.scoring.metrics import scores
+from featcache.probing.training.prediction import predict
 from featcache.probing.training.sweep import run_sweep
 from featcache.probing.training.sweep_plan import plan_sweep
-from featcache.probing.training.trainer import predict
 from featcache.store.errors import RequestError
 from support.caches import write_cache
 from support.processes import environment
@@ -152,7 +152,8 @@ STREAM = """
 import sys
 import torch
 from featcache.probing.inputs.data import load_split
-from featcache.probing.requests.request import ProbeRequest, jobs
+from featcache.probing.requests.jobs import jobs
+from featcache.probing.requests.request import ProbeRequest
 from featcache.store.reading.reader import open_cache
 def anonymous():
     with open("/proc/self/status") as file:
@@ -195,18 +196,18 @@ def test_a_source_of_ones_own_array_counts_from_zero():
         InMemoryTokens(array)
 
 
-def test_stages_and_subsets_of_streamed_tokens_are_those_in_memory(tmp_path) -> None:
+def test_transforms_and_subsets_of_streamed_tokens_are_those_in_memory(tmp_path) -> None:
     cache, _ = rich_cache(tmp_path, rich_plan(), {"train": SKIPPED})
     loaded, streamed = both(cache, select(cache, "all", "cls+ap+patches"), 20_000)
     rows, some = torch.arange(100, 250), torch.tensor([5, 70, 71, 90])
     for name in ("l2", "standard", "l2+standard"):
-        stages = [fit_stage(name, source, rows) for source in (streamed, loaded)]
+        transforms = [fit_input_transform(name, source, rows) for source in (streamed, loaded)]
         batches = [
-            source.with_stage(stage).subset(rows).batch(some)
-            for source, stage in zip((streamed, loaded), stages, strict=True)
+            source.with_transform(transform).subset(rows).batch(some)
+            for source, transform in zip((streamed, loaded), transforms, strict=True)
         ]
         torch.testing.assert_close(*batches, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(batches[1], loaded.with_stage(stages[1]).batch(rows[some]))
+        torch.testing.assert_close(batches[1], loaded.with_transform(transforms[1]).batch(rows[some]))
     assert streamed.subset(rows).num_samples == 150
 
 

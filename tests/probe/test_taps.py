@@ -9,7 +9,8 @@ import featcache
 from featcache.cli.probe_table import rows_table
 from featcache.probing.inputs.data import load_split
 from featcache.probing.report.groups import group_rows
-from featcache.probing.requests.request import ProbeRequest, jobs, needed
+from featcache.probing.requests.jobs import jobs, needed
+from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.run import probe
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.reading.reader import Cache

@@ -1,4 +1,4 @@
-"""Kinds of targets: what is recognised and refused, losses and scores against scikit-learn's, and input stages."""
+"""Kinds of targets: what is recognised and refused, losses and scores against scikit-learn's, and input transforms."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ from sklearn.metrics import (
 )
 from torch.nn import functional as F
 
-from featcache.probing.inputs.stages import InputStage, OutputScale, fit_stage
 from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.inputs.transforms import InputTransform, OutputScale, fit_input_transform
 from featcache.probing.scoring.bootstrap import score_interval
 from featcache.probing.scoring.losses import CrossEntropy, absolute_error, binary_cross_entropy, squared_error
 from featcache.probing.scoring.metrics import calibration_error
@@ -179,46 +179,46 @@ def test_standard_inputs_by_hand() -> None:
     tokens = (1000 + RNG.normal(size=(2500, 3, 4))).astype(np.float32)
     tokens[:, 1, 2] = 7
     source, rows = InMemoryTokens(tokens), torch.arange(5, 2500)
-    stage = fit_stage("standard", source, rows)
-    assert (stage.l2, stage.is_plain) == (False, False)
+    transform = fit_input_transform("standard", source, rows)
+    assert (transform.l2, transform.is_plain) == (False, False)
     part = tokens[5:].astype(np.float64)
-    np.testing.assert_allclose(stage.mean.numpy(), part.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(transform.mean.numpy(), part.mean(0), rtol=1e-6)
     deviation = part.std(0)
     deviation[1, 2] = np.inf
-    np.testing.assert_allclose(stage.scale.numpy(), 1 / deviation, rtol=1e-4)
-    seen = source.with_stage(stage).batch(torch.tensor([3, 3000 % 2500]))
+    np.testing.assert_allclose(transform.scale.numpy(), 1 / deviation, rtol=1e-4)
+    seen = source.with_transform(transform).batch(torch.tensor([3, 3000 % 2500]))
     np.testing.assert_allclose(seen[1], (tokens[500] - part.mean(0)) / deviation, atol=1e-3)
-    both = fit_stage("l2+standard", source, rows)
+    both = fit_input_transform("l2+standard", source, rows)
     lengths = np.linalg.norm(part, axis=2, keepdims=True)
     np.testing.assert_allclose(both.mean.numpy(), (part / lengths).mean(0), rtol=1e-5)
-    assert fit_stage("l2", source, rows).is_plain
+    assert fit_input_transform("l2", source, rows).is_plain
     assert torch.equal(
         source.batch(rows), F.normalize(torch.from_numpy(tokens[5:]), dim=2)
     ) or torch.allclose(source.batch(rows), F.normalize(torch.from_numpy(tokens[5:]), dim=2))
 
 
-def test_stages_there_and_back() -> None:
-    stages = (
-        InputStage(),
-        InputStage(over_tokens=True),
-        InputStage(l2=False, mean=torch.ones(2, 3), scale=torch.ones(2, 3)),
-        InputStage(projection=torch.eye(3), projected=torch.tensor([1])),
+def test_transforms_there_and_back() -> None:
+    transforms = (
+        InputTransform(),
+        InputTransform(over_tokens=True),
+        InputTransform(l2=False, mean=torch.ones(2, 3), scale=torch.ones(2, 3)),
+        InputTransform(projection=torch.eye(3), projected=torch.tensor([1])),
     )
-    for stage in stages:
-        state = stage.state() | {"weight": torch.ones(1)}
-        again, rest = InputStage.from_state(state)
+    for transform in transforms:
+        state = transform.state() | {"weight": torch.ones(1)}
+        again, rest = InputTransform.from_state(state)
         assert list(rest) == ["weight"]
         x = torch.from_numpy(RNG.normal(size=(4, 2, 3))).float()
-        torch.testing.assert_close(again.apply_(x.clone()), stage.apply_(x.clone()))
+        torch.testing.assert_close(again.apply_(x.clone()), transform.apply_(x.clone()))
 
 
 def test_the_quirks_of_the_published_runs() -> None:
     x = torch.from_numpy(RNG.normal(size=(4, 2, 3))).float()
     projection = torch.from_numpy(RNG.normal(size=(3, 3))).float()
-    stage = InputStage(over_tokens=True, projection=projection, projected=torch.tensor([1]))
+    transform = InputTransform(over_tokens=True, projection=projection, projected=torch.tensor([1]))
     expected = x.clone()
     expected[:, 1] = x[:, 1] @ projection
-    torch.testing.assert_close(stage.apply_(x.clone()), F.normalize(expected, dim=1))
+    torch.testing.assert_close(transform.apply_(x.clone()), F.normalize(expected, dim=1))
 
 
 def test_regression_targets_keep_their_units() -> None:

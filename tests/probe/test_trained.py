@@ -26,16 +26,16 @@ def cache(tmp_path_factory) -> Cache:
 
 @pytest.fixture(scope="module")
 def folders(cache, tmp_path_factory) -> dict[str, Path]:
-    """Heads on pooled tokens under three input stages, and on tokens of several groups."""
+    """Heads on pooled tokens under three input transforms, and on tokens of several groups."""
     out = tmp_path_factory.mktemp("results")
     found = {}
-    for name, head, layers, tokens, stage in (
+    for name, head, layers, tokens, transform in (
         ("pooled", "linear", "2,final", "cls+ap", "l2"),
         ("standard", "ridge", "2,final", "cls+ap", "l2+standard"),
         ("patches", "attentive", "2,3,final", "cls+patches", "l2"),
     ):
         request = ProbeRequest(
-            heads=(head,), layers=layers, tokens=tokens, protocol="quick", input=stage, out=out
+            heads=(head,), layers=layers, tokens=tokens, protocol="quick", input=transform, out=out
         )
         found[name] = out / probe(cache, request)[-1].folder
     return found
@@ -50,7 +50,7 @@ def test_an_array_and_the_cache_give_the_same(cache, folders, name):
     np.testing.assert_allclose(of_cache.sum(1), 1, rtol=1e-5)
     for given in (features, features.astype(np.float64), features.reshape(len(features), 4, WIDTH)):
         np.testing.assert_allclose(head.predict_proba(given, layers=["2", "final"]), of_cache, atol=1e-5)
-    # One row alone: the input stage's statistics are those of training, not of what is asked about.
+    # One row alone: the input transform's statistics are those of training, not of what is asked about.
     np.testing.assert_allclose(head.predict_proba(features[3:4]), of_cache[3:4], atol=1e-5)
     hits = head.predict(features) == cache["test"].labels()
     assert head.score(cache).scores["top1"] == pytest.approx(hits.mean())

@@ -22,9 +22,11 @@ from featcache.probing.scoring.metrics import balanced_accuracy, scores, top_k
 from featcache.probing.training import trainer
 from featcache.probing.training.batches import Jitter, Seeds
 from featcache.probing.training.group_memory import measure_group
-from featcache.probing.training.sweep import SweepOptions, group_size, run_sweep
+from featcache.probing.training.prediction import predict
+from featcache.probing.training.sweep import run_sweep
+from featcache.probing.training.sweep_options import SweepOptions, group_size
 from featcache.probing.training.sweep_plan import plan_sweep
-from featcache.probing.training.trainer import fit_members, predict
+from featcache.probing.training.trainer import fit_members
 from featcache.store.errors import RequestError
 
 from .oracle import ObviousAttentiveHead, ObviousLinearHead

@@ -5,10 +5,10 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,7 +65,7 @@ def test_a_choice_names_layers_taps_and_patches(choice, layers):
     for split in ("train", "test"):
         assert held_layers(part, split) == layers
         assert {"label", "sample_id", "valid"} <= part.splits[split].arrays.keys()
-    only = replace(choice, splits=("test",)).of(rich_inventory(), 6)
+    only = evolve(choice, splits=("test",)).of(rich_inventory(), 6)
     assert list(only.splits) == ["test"]
 
 

@@ -1,4 +1,4 @@
-"""Input stages against scikit-learn's scaler, where channels differ in scale by many powers of ten."""
+"""Input transforms against scikit-learn's scaler, where channels differ in scale by many powers of ten."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from sklearn.preprocessing import StandardScaler
 from featcache.probing.corrections import SCALING, corrections
 from featcache.probing.estimators import HeadProbe
 from featcache.probing.heads import get_head
-from featcache.probing.inputs.stages import InputStage, OutputScale, fit_stage
 from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.inputs.transforms import InputTransform, OutputScale, fit_input_transform
 from featcache.probing.scoring.kinds import SINGLE_LABEL
 from featcache.probing.training.array_fitting import array_job
 
@@ -18,7 +18,7 @@ N, T, D = 1500, 2, 8
 
 def standardized(array: np.ndarray, name: str = "standard") -> np.ndarray:
     tokens, rows = InMemoryTokens(array), torch.arange(len(array))
-    return tokens.with_stage(fit_stage(name, tokens, rows)).batch(rows).numpy()
+    return tokens.with_transform(fit_input_transform(name, tokens, rows)).batch(rows).numpy()
 
 
 def plain() -> np.ndarray:
@@ -77,19 +77,22 @@ def test_tokens_of_any_length_are_divided_by_it(scale: float) -> None:
     wanted = exact / np.linalg.norm(exact, axis=2, keepdims=True)
     tokens, rows = InMemoryTokens(array), torch.arange(50)
     np.testing.assert_allclose(tokens.batch(rows).numpy(), wanted, atol=1e-6)
-    applied = InputStage(mean=torch.zeros(T, D), scale=torch.ones(T, D)).apply_(torch.from_numpy(array))
+    applied = InputTransform(mean=torch.zeros(T, D), scale=torch.ones(T, D)).apply_(torch.from_numpy(array))
     np.testing.assert_allclose(applied.numpy(), wanted, atol=1e-6)
 
 
-def test_a_stage_with_an_offset_is_kept_with_the_head() -> None:
+def test_a_transform_with_an_offset_is_kept_with_the_head() -> None:
     tokens = InMemoryTokens((1e-3 * plain() + 1000).astype(np.float32))
-    stage = fit_stage("standard", tokens, torch.arange(N))
-    assert stage.offset is not None
-    again, rest = InputStage.from_state(stage.state())
+    transform = fit_input_transform("standard", tokens, torch.arange(N))
+    assert transform.offset is not None
+    again, rest = InputTransform.from_state(transform.state())
     assert not rest
     assert again.offset is not None
-    assert torch.equal(again.offset, stage.offset)
-    assert fit_stage("standard", InMemoryTokens(plain().astype(np.float32)), torch.arange(N)).offset is None
+    assert torch.equal(again.offset, transform.offset)
+    assert (
+        fit_input_transform("standard", InMemoryTokens(plain().astype(np.float32)), torch.arange(N)).offset
+        is None
+    )
 
 
 def test_constant_targets_have_no_deviation() -> None:

@@ -1,4 +1,4 @@
-"""What stands between stored tokens and a head: the input stage; and between a head's outputs and targets of any unit.
+"""What stands between stored tokens and a head: the input transform; and between a head's outputs and targets of any unit.
 
 A trained head keeps both, so that it can be given stored tokens and answers in the units of its targets.
 
@@ -30,7 +30,7 @@ _OUTPUT_PREFIX = "output."
 
 
 @dataclass(frozen=True)
-class InputStage:
+class InputTransform:
     """Maps stored tokens to what a head sees: ``(x / |x| - mean) * scale``, each step only where it is asked for."""
 
     l2: bool = True
@@ -50,7 +50,7 @@ class InputStage:
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is the paper's stage and nothing else."""
+        """Whether this is the paper's transform and nothing else."""
         return self.l2 and not self.over_tokens and self.mean is None and self.projection is None
 
     def apply_(self, tokens: Tensor) -> Tensor:
@@ -67,13 +67,13 @@ class InputStage:
                 tokens.sub_(self.offset)
         return tokens
 
-    def to(self, device: torch.device | str) -> "InputStage":
-        """Return the stage with its tensors on a device."""
+    def to(self, device: torch.device | str) -> "InputTransform":
+        """Return the transform with its tensors on a device."""
         tensors = {name: tensor.to(device) for name, tensor in self._tensors().items()}
-        return InputStage(self.l2, self.over_tokens, **tensors)
+        return InputTransform(self.l2, self.over_tokens, **tensors)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the stage as tensors to save; none for the plain one."""
+        """Return the transform as tensors to save; none for the plain one."""
         if self.is_plain:
             return {}
         flags = torch.tensor([self.l2, self.over_tokens], dtype=torch.uint8)
@@ -86,8 +86,8 @@ class InputStage:
         return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> tuple["InputStage", dict[str, Tensor]]:
-        """Take a stage out of saved tensors; also returns the others."""
+    def from_state(cls, state: Mapping[str, Tensor]) -> tuple["InputTransform", dict[str, Tensor]]:
+        """Take a transform out of saved tensors; also returns the others."""
         own = {
             name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)
         }
@@ -98,7 +98,7 @@ class InputStage:
         return cls(l2, over_tokens, **own), rest
 
 
-PLAIN = InputStage()
+PLAIN = InputTransform()
 
 
 @dataclass(frozen=True)
@@ -164,21 +164,21 @@ def is_constant(variance: Tensor, mean: Tensor, count: int) -> Tensor:
     return variance <= count * eps * variance + (count * mean * eps).square()
 
 
-def fit_stage(name: str, tokens: "TokenSource", rows: Tensor) -> InputStage:
-    """Fit an input stage to the samples that are trained on, in one pass over them.
+def fit_input_transform(name: str, tokens: "TokenSource", rows: Tensor) -> InputTransform:
+    """Fit an input transform to the samples that are trained on, in one pass over them.
 
     A channel counts as constant if it deviates from its own mean by no more than rounding, regardless of the scale of the other
     channels.
 
     Args:
         name: ``l2``, ``standard`` (mean and deviation per token and channel) or ``l2+standard``.
-        tokens: the source; its own stage says whether tokens are projected first, and along which axis lengths are taken.
+        tokens: the source; its own transform says whether tokens are projected first, and along which axis lengths are taken.
         rows: ``[R]``, int64: which samples. No other is read.
     """
-    base = replace(tokens.stage, l2="l2" in name.split("+"), mean=None, scale=None, offset=None)
+    base = replace(tokens.input_transform, l2="l2" in name.split("+"), mean=None, scale=None, offset=None)
     if name == L2_INPUT:
         return base
-    variance, mean = _moments(tokens.with_stage(base), rows)
+    variance, mean = _moments(tokens.with_transform(base), rows)
     constant = is_constant(variance, mean, len(rows))
     if base.l2 or base.projection is not None:
         constant |= variance.sqrt() <= ROUNDING_BITS * torch.finfo(torch.float32).eps * mean.abs()

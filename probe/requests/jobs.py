@@ -1,0 +1,167 @@
+"""The head jobs that follow from a request and a cache. No torch, so that a wrong name shows at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcache.probing.heads import HeadInfo, get_head
+from featcache.probing.heads.info import AUTO as AUTO_HEAD
+from featcache.probing.heads.info import CLOSED_FORM as CLOSED_FORM_HEAD
+from featcache.probing.heads.info import EXACT as EXACT_HEAD
+from featcache.probing.heads.info import SOLVED_HEAD
+from featcache.probing.inputs.selection import Selection, default_tokens, missing_tokens, select
+from featcache.probing.requests.request import (
+    ADAMW,
+    CHOICE,
+    CLOSED_FORM,
+    EXACT,
+    L2,
+    HeadRequest,
+    ProbeRequest,
+)
+from featcache.store.errors import RequestError
+from featcache.store.inventory import DEFAULT_TAP, SPLITS, Inventory
+from featcache.store.layers import FINAL, as_layers
+from featcache.store.manifest import Manifest
+from featcache.store.reading.reader import Cache
+from featcache.store.token_groups import STATISTICS, array_name
+
+if TYPE_CHECKING:
+    from featcache.probing.heads.base import Head
+
+PATCH_HEADS = 8
+
+
+@dataclass(frozen=True)
+class HeadJob:
+    """One head on one selection of tokens."""
+
+    head: HeadInfo
+    selection: Selection
+    options: Mapping[str, int] = field(default_factory=dict)
+    """What the head takes besides its size."""
+    solver: str = ADAMW
+    penalty: str = L2
+    """Of the exact solver."""
+    input: str | None = None
+    """Input transform; that of the protocol if not given."""
+
+    @property
+    def num_heads(self) -> int | None:
+        """Attention heads, of a head that has their number as an option."""
+        return self.options.get("num_heads")
+
+    def build(self, num_tokens: int, width: int, num_classes: int, dropouts: Sequence[float]) -> "Head":
+        """Build M heads; see `HeadInfo.build`."""
+        return self.head.build(num_tokens, width, num_classes, dropouts, **self.options)
+
+    def of(self, head: HeadInfo, request: ProbeRequest) -> "HeadJob":
+        """Another head on the same tokens."""
+        return make_job(head, self.selection, request)
+
+
+def make_job(head: HeadInfo, selection: Selection, request: ProbeRequest) -> HeadJob:
+    """Say how a head is fitted to a selection; a linear head that is solved for is `logreg`, whichever of the two was named.
+
+    Raises:
+        RequestError: the head needs the same tokens of every layer, and the selection has others.
+    """
+    solver = {CLOSED_FORM_HEAD: CLOSED_FORM, EXACT_HEAD: EXACT, AUTO_HEAD: CHOICE}.get(
+        head.fitting, request.solver
+    )
+    if solver == EXACT:
+        head = get_head(SOLVED_HEAD)
+    return HeadJob(
+        head, selection, _options(head, selection, request), solver, request.penalty, request.input
+    )
+
+
+def baseline(cache: Cache) -> HeadJob:
+    """The linear probe on the last layer's class token."""
+    head = get_head("linear")
+    return HeadJob(head, select(cache, as_layers(head.default_layers), default_tokens(cache, head)))
+
+
+def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
+    """The part of a cache that a request needs, told from its manifest alone.
+
+    Raises:
+        UnknownNameError, RequestError: as for `jobs`.
+    """
+    parts = [part for job in _jobs(Cache(Path(), whole), request) for part in job.selection.parts]
+    wanted: dict[str, set[str]] = {}
+    for part in parts:
+        for layer in part.layers:
+            name = array_name(FINAL, part.group) if layer == FINAL else part.array
+            wanted.setdefault(name, set()).add(layer)
+    return whole.inventory.select(SPLITS, wanted)
+
+
+def jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
+    """What a request means for a cache: the baseline, then the heads asked for, none twice.
+
+    Rows of a table whose tokens the cache does not hold are left out; see `left_out`.
+
+    Raises:
+        UnknownNameError: a layer, token kind or tap does not exist or is not cached.
+        RequestError: the cache lacks a split.
+        PartialCacheError: it is a partial copy that lacks some of it; the message has the command that fetches it.
+    """
+    if cache.partial:
+        whole = replace(cache.manifest, inventory=cache.manifest.full_inventory, whole=None)
+        cache.require(needed(whole, request))
+    return _jobs(cache, request)
+
+
+def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
+    asked = []
+    for row in request.rows:
+        head = row.head
+        kinds = default_tokens(cache, head) if row.tokens is None else row.tokens
+        if request.table is not None and missing_tokens(cache, kinds):
+            continue
+        layers = as_layers(head.default_layers) if row.layers is None else row.layers
+        selection = select(cache, layers, kinds, request.tap)
+        asked.append(make_job(head, selection, request))
+    usual = request.settings().input
+
+    def what(job: HeadJob) -> tuple[object, ...]:
+        # The protocol's own input transform may be named, or not; for what is chosen, none means any.
+        transform = job.input if job.solver == CHOICE else job.input or usual
+        return job.head.name, job.selection.parts, job.solver, transform
+
+    if request.tap != DEFAULT_TAP and all(job.selection.tap != request.tap for job in asked):
+        raise RequestError(
+            f"the tap {request.tap} is a place in the blocks, and the heads asked for see the final layer alone; say which blocks "
+            "with --layers, or leave --tap out"
+        )
+    return list({what(job): job for job in (baseline(cache), *asked)}.values())
+
+
+def left_out(cache: Cache, request: ProbeRequest) -> list[tuple[HeadRequest, str]]:
+    """The rows of a table whose tokens the cache does not hold on the last layer, and which tokens those are."""
+    if request.table is None:
+        return []
+    missing = [(row, missing_tokens(cache, row.tokens or ())) for row in request.rows]
+    return [(row, "+".join(kinds)) for row, kinds in missing if kinds]
+
+
+def _options(head: HeadInfo, selection: Selection, request: ProbeRequest) -> dict[str, Any]:
+    """What a head takes: asked for, or following from the tokens."""
+    options = {name: value for name, value in request.options.items() if name in head.options}
+    if "num_heads" in head.options:
+        options["num_heads"] = request.num_heads or options.get("num_heads") or _num_heads(selection)
+    if head.by_layer:
+        if not selection.same_in_every_layer:
+            raise RequestError(
+                f"head {head.name!r} needs the same tokens of every layer; ask for --tokens cls, ap, {', '.join(STATISTICS)} or "
+                f"several of them, such as cls+ap, not {selection.token_names}"
+            )
+        options["num_layers"] = len(selection.layers)
+    return options
+
+
+def _num_heads(selection: Selection) -> int:
+    """The number of heads of arXiv 2601.09322: one for each token of a layer, 8 for the patches of a layer."""
+    return selection.num_tokens if selection.same_in_every_layer else PATCH_HEADS

@@ -1,0 +1,100 @@
+"""The row of a run in the results, and the folder of its head."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from math import isnan
+
+from featcache.probing.repetitions import Repetition
+from featcache.probing.requests.request import EXACT
+from featcache.probing.results.rows import ResultRow
+from featcache.probing.run_plan import ProbeContext, Run
+from featcache.probing.run_training import ScoredHead
+from featcache.store.catalogue import slug
+from featcache.store.reading.reader import Cache
+from featcache.store.text import encodable
+
+
+def names_of(cache: Cache) -> tuple[str, str]:
+    """Return the model and dataset of a cache, for titles."""
+    names = [cache.provenance.get(f"{noun}_names") or [""] for noun in ("model", "dataset")]
+    folder = cache.directory
+    return encodable(str(names[0][0]) or folder.name), encodable(str(names[1][0]) or folder.parent.name)
+
+
+def folder_of(context: ProbeContext, run: Run) -> str:
+    """Return the folder of a head, relative to the results."""
+    job, repetition = run.job, run.repetition
+    few = [] if repetition.shots is None else [f"shots{repetition.shots}", f"draw{repetition.draw}"]
+    model, dataset = names_of(context.cache)
+    words = (
+        dataset,
+        model,
+        job.head.name,
+        job.selection.name,
+        job.selection.token_names,
+        run.protocol.name if job.solver != EXACT else job.penalty,
+        *few,
+    )
+    return "/".join(("heads", "-".join((*map(slug, words), f"s{repetition.seed}", run.id))))
+
+
+def result_row(
+    context: ProbeContext, run: Run, scored: ScoredHead, baseline: Mapping[Repetition, float | None]
+) -> ResultRow:
+    """Return the row of a run.
+
+    Args:
+        context: cache and request.
+        run: the run.
+        scored: its head and scores.
+        baseline: scores of the linear probe that gains are measured against; without a score for this repetition, the run is
+            the baseline itself.
+    """
+    job, repetition, fitted, report = run.job, run.repetition, scored.fitted, scored.report
+    model, dataset = names_of(context.cache)
+    score = report.scores[fitted.task.metric]
+    reference = baseline.get(repetition, score)
+    return ResultRow(
+        run=run.id,
+        cache_key=context.cache.key,
+        model=model,
+        dataset=dataset,
+        head=job.head.name,
+        layers=job.selection.name,
+        layer_names=job.selection.layers,
+        tokens=job.selection.kinds,
+        num_heads=job.num_heads,
+        precision=context.precision,
+        protocol=run.protocol.name,
+        input=fitted.input,
+        seed=repetition.seed,
+        shots=repetition.shots,
+        draw=repetition.draw,
+        folds=run.protocol.num_folds(scored.num_train_samples),
+        target_kind=fitted.task.kind,
+        metric=fitted.task.metric,
+        score=score,
+        scores=report.scores,
+        score_interval=scored.interval,
+        balanced_accuracy=report.scores.get("balanced_accuracy"),
+        top1=report.scores.get("top1"),
+        top5=report.scores.get("top5"),
+        gain=None if score is None or reference is None else score - reference,
+        validation_score=None if isnan(fitted.validation) else fitted.validation,
+        chosen_head=fitted.name,
+        solver=job.solver,
+        penalty_kind=job.penalty if job.solver == EXACT else None,
+        **asdict(fitted.chosen),
+        parameters=fitted.parameters,
+        seconds=round(fitted.seconds, 3),
+        train_samples=scored.num_train_samples,
+        test_samples=len(scored.outputs),
+        finished_at=round(time.time(), 3),
+        version=version("featcache"),
+        folder=folder_of(context, run),
+        setup=run.setup,
+        options=dict(job.options),
+        tap=job.selection.tap,
+    )
