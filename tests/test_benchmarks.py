@@ -25,6 +25,14 @@ def test_the_trainers_rows_run():
     assert len(json.loads(done.stdout)) == len(ROWS)
 
 
+def test_the_row_on_decoding_runs():
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "decoding.py", "--toy"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 8
+
+
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
 def test_what_a_benchmark_uses_is_there(path):
     paths = map(str, (BENCHMARKS, TESTS, TESTS / "probe"))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
@@ -122,10 +123,14 @@ class BatchLoader:
 
 
 def _stacked(images: list[Tensor]) -> Tensor:
-    """Images ``[3, S, S]`` as one tensor; 8-bit pixels stay interleaved as decoders give them, in one copy without gaps."""
-    if images[0].dtype == torch.uint8:
-        return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-    return torch.stack(images)
+    """Images ``[3, S, S]`` as one tensor; 8-bit pixels stay interleaved, as decoders give them."""
+    if images[0].dtype != torch.uint8:
+        return torch.stack(images)
+    _, height, width = images[0].shape
+    batch = np.empty((len(images), height, width, 3), np.uint8)
+    for row, image in enumerate(images):
+        batch[row] = image.permute(1, 2, 0).numpy()  # row by row; torch copies a crop value by value
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
 def _shorter_side(transform: Any) -> int | None:

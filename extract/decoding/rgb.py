@@ -8,6 +8,7 @@ import numpy.typing as npt
 from PIL.Image import Exif, Image, Transpose, fromarray
 
 from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.decoded_jpeg import DecodedJpeg
 from featcache.extraction.sources.pixels import WHITE, PixelOptions, facts_of, is_clipped, remember, to_8_bit
 from featcache.store.errors import DatasetError
 from featcache.store.planning import CONTENT_DIGEST_BYTES
@@ -40,7 +41,7 @@ def to_rgb(image: Image, options: PixelOptions = _AS_STORED) -> Image:
     turn = _TURNS.get(_orientation(image))
     if turn is not None:
         facts["turned"] = 1
-    rgb = _flat(image, options, facts)
+    rgb = image.as_rgb() if isinstance(image, DecodedJpeg) else _flat(image, options, facts)
     if turn is not None and options.upright:
         rgb = rgb.transpose(turn)
     remember(rgb, **facts)
@@ -72,7 +73,9 @@ def rgb_image(source: Source, split: str, row: int) -> Image:
 
 
 def pixels_of(image: Image) -> npt.NDArray[np.uint8]:
-    """Return the pixels ``[H, W, 3]`` of an RGB image, in memory of their own."""
+    """Return the pixels ``[H, W, 3]`` of an RGB image, writable and without gaps."""
+    if isinstance(image, DecodedJpeg) and image.mode == "RGB":
+        return image.pixels
     # A bytearray makes them writable; numpy's own way takes two copies as well, and torch refuses what it gives.
     return np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(image.height, image.width, 3)
 

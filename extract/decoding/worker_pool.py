@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import torch
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
 from featcache.extraction.decoding.hand_over import receive, send
+from featcache.extraction.decoding.jpeg import jpeg_decoder
+from featcache.extraction.sources.decode import jpegs_decoded_by
 from featcache.store.errors import FeatcacheError
 
 AHEAD = 2
@@ -205,7 +208,8 @@ def _work(connection: "Connection", other_end: "Connection", load: Load) -> None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
-    with suppress(EOFError, ConnectionError):
+    _silence_libraries()
+    with suppress(EOFError, ConnectionError), jpegs_decoded_by(jpeg_decoder()):
         while True:
             rows = connection.recv()
             try:
@@ -213,6 +217,14 @@ def _work(connection: "Connection", other_end: "Connection", load: Load) -> None
             except Exception as error:
                 outcome = _picklable(error)
             send(connection, outcome)
+
+
+def _silence_libraries() -> None:
+    """Leave standard error to Python: libjpeg writes a line there for every damaged file, which the run reports itself."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _picklable(error: Exception) -> Exception:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featcache.extraction.forward_pass.capacity import enough_memory
+from featcache.extraction.forward_pass.device_errors import one_line_device_errors
 from featcache.extraction.forward_pass.selftest import self_test
 from featcache.extraction.requests.inputs import Inputs
 from featcache.extraction.running.batch_size import fitting_batch_size
@@ -36,7 +37,7 @@ def plan_run(
     Raises:
         BackboneError: the features would be wrong, or the device has too little memory.
     """
-    with enough_memory(loaded.device):
+    with one_line_device_errors(loaded.device), enough_memory(loaded.device):
         self_test(loaded.backbone, loaded.device)
     if entry is None or search[0] not in entry.path.parents:
         # What was begun under another root is that root's business: it may be shared, or read-only.

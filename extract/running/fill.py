@@ -13,6 +13,7 @@ from featcache.extraction.cached.lookup import CacheLookup
 from featcache.extraction.cached.retry import drop_restored, refuse_empty_splits
 from featcache.extraction.decoding.preprocessing import with_resize
 from featcache.extraction.forward_pass.capacity import default_workers
+from featcache.extraction.forward_pass.device_errors import one_line_device_errors
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.provenance.dataset_card import about_dataset
 from featcache.extraction.provenance.document import RunFacts, card, provenance
@@ -116,7 +117,8 @@ class CacheFiller:
     def _run_blocks(self, writer: CacheWriter, images: ImageInput) -> int:
         """Extract until all blocks are committed, by this process or another; return the samples of this one."""
         samples = 0
-        with self.forward().extractors(writer.plan) as extractors:
+        forward, device = self.forward(), self.loaded.device
+        with one_line_device_errors(device), forward.extractors(writer.plan) as extractors:
             while True:
                 with self.reporter.progress("extracting", "images") as update:
                     samples += run_blocks(writer, images, extractors, update)

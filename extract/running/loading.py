@@ -8,6 +8,7 @@ from featcache.devices.choice import choose_device
 from featcache.extraction.backbones import load_backbone, loading_notes
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.capacity import enough_memory
+from featcache.extraction.forward_pass.device_errors import one_line_device_errors
 from featcache.extraction.provenance.summary import preprocessing_text
 from featcache.extraction.requests.inputs import Inputs
 from featcache.store.progress import Reporter
@@ -42,6 +43,6 @@ def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
     preprocessing = preprocessing_text(backbone.spec.preprocessing, backbone.spec.input_size)
     if preprocessing is not None:
         reporter.message(preprocessing)
-    with enough_memory(device):
+    with one_line_device_errors(device), enough_memory(device):
         backbone.module.to(device)
     return LoadedBackbone(backbone, device, preprocessing)

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.extraction.sources.pixels import WHITE, remember
 from featcache.store.errors import DatasetError, UnavailableError
@@ -75,6 +76,21 @@ def pixel_limit(pixels: int | None) -> Iterator[None]:
         _max_pixels.reset(token)
 
 
+JpegDecoder = Callable[[bytearray], "npt.NDArray[np.uint8] | None"]
+"""Decodes a JPEG file to ``[H, W, 3]`` or ``[H, W]``, with the pixels that Pillow gives; None leaves the file to Pillow."""
+_jpeg_decoder: ContextVar[JpegDecoder | None] = ContextVar("featcache_jpeg_decoder", default=None)
+
+
+@contextmanager
+def jpegs_decoded_by(decoder: JpegDecoder | None) -> Iterator[None]:
+    """Decode plain JPEG files by `decoder` inside the block; None leaves them to Pillow."""
+    token = _jpeg_decoder.set(decoder)
+    try:
+        yield
+    finally:
+        _jpeg_decoder.reset(token)
+
+
 def install_advice(extension: str) -> str | None:
     """Return the command that installs support for files of `extension`; None if none is known or needed."""
     found = _PLUGINS.get(extension.lower())
@@ -122,6 +138,8 @@ def _decode(file: IO[bytes], name: object, num_bytes: int) -> "Image":
             if image.width * image.height > _max_pixels.get():
                 raise DatasetError(_too_large(name, image.width * image.height))
             raw_mode, frames, white = _raw_mode(image), _has_more_frames(image), _declared_white(image)
+            if num_bytes and (decoded := _decoded_jpeg(image, file)) is not None:
+                return decoded
             image.load()
             _remember(image, raw_mode, frames, white)
             return image
@@ -138,6 +156,20 @@ def _decode(file: IO[bytes], name: object, num_bytes: int) -> "Image":
         Exception
     ) as error:  # decoders raise any error on damaged input: RuntimeError, KeyError, MemoryError, ...
         raise DatasetError(f"image {name} does not decode ({_reason(error)})") from error
+
+
+def _decoded_jpeg(image: "ImageFile", file: IO[bytes]) -> "Image | None":
+    """The image of a plain JPEG file by the other decoder, if there is one that decodes it; Pillow has read its header."""
+    decoder = _jpeg_decoder.get()
+    if decoder is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return None
+    from featcache.extraction.sources.decoded_jpeg import DecodedJpeg
+
+    file.seek(0)
+    pixels = decoder(bytearray(file.read()))
+    if pixels is None or pixels.shape[:2] != (image.height, image.width):
+        return None
+    return DecodedJpeg(pixels, image.info) if pixels.ndim == (3 if image.mode == "RGB" else 2) else None
 
 
 @contextmanager

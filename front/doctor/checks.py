@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 OK, NOTE, FAILED = "ok", "note", "failed"
 """A note is worth knowing, but nothing that is needed fails."""
 HUB_TIMEOUT_S = 5.0
-SHARED_MEMORY_BYTES = 10**9
+OPEN_FILES = 1024
+"""Usual limit of a Linux system; a run with ViT-L and many workers stays below a quarter of it."""
 ROOM_BYTES = 10**9
 
 # Distributions that are imported under another name.
@@ -54,6 +55,7 @@ def examine(roots: Sequence[Path]) -> Iterator[Finding]:
     yield from _libraries()
     yield from _guarded("device", _devices)
     yield from _guarded("decoding", _decoding)
+    yield from _guarded("open files", _open_files)
     for position, root in enumerate(roots):
         yield from _guarded("root", lambda root=root, first=position == 0: _root(root, first))  # type: ignore[misc]
     yield from _guarded("hub", _hub)
@@ -148,16 +150,29 @@ def _without(device: str) -> str:
 
 
 def _decoding() -> Iterator[Finding]:
+    from featcache.extraction.decoding.jpeg import jpeg_decoder
+
+    how = "by torchvision, pixels equal to Pillow's" if jpeg_decoder() is not None else "by Pillow"
+    yield Finding("decoding", OK, f"JPEG files are decoded {how}")
     shared = Path("/dev/shm")
-    if not shared.is_dir():
-        return
-    free = shutil.disk_usage(shared).free
-    detail = f"{free / 1e9:.1f} GB of shared memory for the processes that decode"
-    if free < SHARED_MEMORY_BYTES:
-        remedy = "give the container more (docker run --shm-size 2g), or extract with --workers 0"
-        yield Finding("decoding", NOTE, detail, remedy)
-    else:
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        detail = f"{free / 1e9:.2f} GB of shared memory free; decoding processes use sockets and need none"
         yield Finding("decoding", OK, detail)
+
+
+def _open_files() -> Iterator[Finding]:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
+        yield Finding("open files", OK, "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft:,}")
+        return
+    may = hard == resource.RLIM_INFINITY or hard >= OPEN_FILES
+    remedy = (
+        f"raise the limit (ulimit -n {OPEN_FILES})" if may else "ask the administrator for a higher limit"
+    )
+    yield Finding("open files", NOTE, f"at most {soft:,}, of which a run may need {OPEN_FILES:,}", remedy)
 
 
 def _root(root: Path, first: bool) -> Iterator[Finding]:

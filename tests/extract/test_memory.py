@@ -119,8 +119,8 @@ class Greedy(VisionTransformer):
         return super().forward(x)
 
 
-def own_backbone():
-    module = Greedy(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0).eval()
+def own_backbone(model=Greedy):
+    module = model(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0).eval()
     options = {"name": "own", "input_size": 32, "transform": to_tensor, "preprocessing": {"size": 32}}
     return custom_backbone(
         module, Parts("blocks", "norm", {"norm2": "norm2"}), TokenLayout(True, 0, (4, 4)), **options
@@ -135,3 +135,39 @@ def test_a_backbone_for_which_there_is_no_room_at_all(tmp_path):
     ):
         extract(ExtractRequest("own", "digits", limit=20), [tmp_path], backbone=backbone)
     assert not list(tmp_path.glob("*"))
+
+
+class Failing(VisionTransformer):
+    """A model whose device fails with `error`, once it has one."""
+
+    error: Exception | None = None
+
+    def forward_features(self, x, *arguments, **options):
+        if self.error is not None and len(x) == self.failing_batch:
+            raise self.error
+        return super().forward_features(x, *arguments, **options)
+
+
+DEVICE_ERRORS = [
+    (
+        RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronous"),
+        "cpu failed (CUDA error: unspecified launch failure); what was committed is kept: run the same command again",
+    ),
+    (
+        RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
+        ),
+        "the backbone computes on more devices than cpu (Expected all tensors",
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "message"), DEVICE_ERRORS)
+@pytest.mark.parametrize("failing_batch", [1, 16])
+def test_an_error_of_the_device_is_one_line(tmp_path, error, message, failing_batch):
+    backbone = own_backbone(Failing)
+    backbone.module.error, backbone.module.failing_batch = error, failing_batch
+    with pytest.raises(BackboneError) as caught:
+        extract(ExtractRequest("own", "digits", limit=64, workers=0), [tmp_path], backbone=backbone)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
