@@ -96,7 +96,7 @@ class _Trial:
 def measure_group(sweep: Sweep, device: torch.device, precision: str, memory: int) -> GroupMemory:
     """Measure by training copies of members, which are thrown away.
 
-    No trial takes more than about `memory`, but for the first, which has one member.
+    Trials have more and more members, as long as more seem to fit into `memory`.
 
     Args:
         sweep: the plan.
@@ -141,8 +141,9 @@ def measure_group(sweep: Sweep, device: torch.device, precision: str, memory: in
     found = account(trial, trial)
     limit = min(len(sweep.members), together)
     while trial.members < limit:
-        # Nothing grows faster than the number of members.
-        number = min(_TRIAL_FACTOR * trial.members, limit, trial.members * memory // found.of(trial.members))
+        # What seems to fit is tried: what members add may still hide below what they share.
+        fitting = found.fitting(memory, limit)
+        number = min(_TRIAL_FACTOR * trial.members, fitting)
         if trial.members == 1 and found.of(1) + kept <= memory:
             number = max(2, number)  # one member alone does not tell what all share
         if number <= trial.members:
