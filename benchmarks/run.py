@@ -22,6 +22,7 @@ TESTS = Path(__file__).parent.parent / "tests"
 BENCHMARKS = {
     "store": ("caches", "bench_store"),
     "extraction": ("extraction", "bench_extraction"),
+    "decoding": ("decoding", "bench_decoding"),
     "trainer": ("trainer", "bench_trainer"),
     "solver": ("solver", "bench_solver"),
     "datasets": ("datasets_reading", "bench_datasets"),

@@ -6,17 +6,28 @@ lie in `featcache.extraction` and `featcache.probing`.
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import CodeType, ModuleType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:
+    Loader = object  # importlib.abc takes longer to import than everything else here
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 FUNCTIONS = {"featcache.extract": "featcache.extraction", "featcache.probe": "featcache.probing"}
-"""Packages of before that are functions now, and where their modules are."""
+"""Packages of before that are functions now, and the packages that hold their modules."""
 
 MODULES = {
     "featcache.borrowing": "featcache.probing.requests.borrowing",
+    "featcache.cli.listing": "featcache.cli.ls",
+    "featcache.cli.training": "featcache.cli.probe",
     "featcache.console": "featcache.terminal.console",
     "featcache.extraction.answers": "featcache.extraction.cached.answers",
     "featcache.extraction.batch_size": "featcache.extraction.running.batch_size",
@@ -96,52 +107,180 @@ MODULES = {
 }
 """Modules that changed their place or name in another way than by the name of their package."""
 
+PUBLIC = {
+    "featcache.extract.backbones.custom": "custom_backbone and Parts",
+    "featcache.extract.sources.sequences": "python_dataset",
+    "featcache.probe.dataset": "CachedSamples and ShuffledBatches",
+    "featcache.probe.estimators": "HeadProbe, HeadRegressor, LinearProbe and AttentiveProbe",
+    "featcache.probe.results": "ResultRow and read_confusion",
+}
+"""Modules that the docs of version 0.1.0 named, and the public names that stand for them."""
+
 
 def new_name(name: str) -> str | None:
     """Return the present name of a module of version 0.1.0; None for a name that did not change."""
-    if name in MODULES:
-        return MODULES[name]
-    package, _, rest = name.removeprefix("featcache.").partition(".")
-    moved = FUNCTIONS.get(f"featcache.{package}")
-    if moved is None or not rest:
-        return None
-    return MODULES.get(f"{moved}.{rest}", f"{moved}.{rest}")
+    for old, new in FUNCTIONS.items():
+        if name.startswith(f"{new}."):
+            return None  # a present name, whichever module had it in the tables
+        if name.startswith(f"{old}."):
+            name = new + name.removeprefix(old)
+            return MODULES.get(name, name)
+    return MODULES.get(name)
 
 
-class _Alias(Loader):
-    """Loads a name of before as what bears the present name, so that classes are the same under both."""
+class _FormerPackage(ModuleType):
+    """Stands in `sys.modules` for a package that is a function now, so that its modules are found."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Call the function, as the package could be called."""
+        return _function_of(self.__name__)(*args, **options)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; a module that was imported becomes one of the function as well.
+
+        After ``import featcache.probe.estimators``, Python looks for ``estimators`` in `featcache.probe`.
+        """
+        super().__setattr__(name, value)
+        if isinstance(value, ModuleType):
+            setattr(_function_of(self.__name__), name, value)
+
+
+class _Root(ModuleType):
+    """The package `featcache`, once an old name was imported: its functions stay what they are."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute, but leave a function where Python would put the package that has its name."""
+        if not isinstance(value, _FormerPackage):
+            super().__setattr__(name, value)
+
+
+class _Loader(Loader):
+    """Loads a module of before as the present one, so that classes are the same under both names."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        if spec.name in FUNCTIONS:
-            function: ModuleType = getattr(import_module("featcache"), spec.name.rpartition(".")[2])
-            # Importing a submodule sets it as an attribute of the parent's entry in sys.modules, and looks for the
-            # submodule along the parent's __path__. A function can have both.
-            function.__path__ = []
-            return function
-        return import_module(new_name(spec.name) or spec.name)
+        """Import the present module.
+
+        Raises:
+            ModuleNotFoundError: there was no such module in version 0.1.0.
+        """
+        new = new_name(spec.name)
+        assert new is not None  # else there would be no spec
+        try:
+            module = import_module(new)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{new}.".startswith(f"{error.name}."):
+                raise  # a library that is not installed
+            raise ModuleNotFoundError(f"No module named {spec.name!r}", name=spec.name) from None
+        names = PUBLIC.get(spec.name)
+        _warn(
+            f"import {names} from featcache" if names else f"{spec.name} is the private module {new} now",
+            spec.name,
+        )
+        # The import system is about to replace it, and `importlib.reload` goes by it.
+        spec.loader_state = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is left to do: the module was executed under its present name."""
+        """Restore the module's own spec; it was executed under its present name."""
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+    def get_code(self, name: str) -> CodeType | None:
+        """Return the code of the present module, for ``python -m``."""
+        from importlib.util import find_spec
+
+        spec = find_spec(new_name(name) or name)
+        code: CodeType | None = spec.loader.get_code(spec.name) if spec else None  # type: ignore[union-attr]
+        return code
 
 
-class _Finder(MetaPathFinder):
+class _PackageLoader(Loader):
+    """Loads the stand-in for a package that is a function now."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Make the stand-in."""
+        root = sys.modules["featcache"]
+        root.__class__ = _Root
+        _warn(f"{spec.name} is a function now; `import featcache` is enough to call it", spec.name)
+        return _FormerPackage(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is to be executed."""
+
+
+class _Finder:
+    """Finds the names of before; everything else is left to the other finders."""
+
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Return how to load `name`; None if it is no name of before."""
         if not name.startswith("featcache."):
             return None
         if name in FUNCTIONS:
-            return ModuleSpec(name, _Alias(), is_package=True)
-        new = new_name(name)
-        if new is None:
-            return None
-        warnings.warn(
-            f"{name} is {new} now; the old name goes with version 0.3.0", DeprecationWarning, stacklevel=2
-        )
-        return ModuleSpec(name, _Alias(), is_package=False)
+            return ModuleSpec(name, _PackageLoader(), is_package=True)
+        return None if new_name(name) is None else ModuleSpec(name, _Loader())
 
 
 def install() -> None:
     """Let Python find the names of before; once in a process."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        # First: the usual finder would load a second copy of a module below a package that bears two names.
+        sys.meta_path.insert(0, _Finder())
+
+
+def former_module(package: str, present: str) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package that was a module in version 0.1.0.
+
+    Args:
+        package: name of the package.
+        present: name of the module that holds what was in the former one.
+    """
+
+    def attribute(name: str) -> Any:
+        if name.startswith("__"):  # Python and its tools look for many of these
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        try:
+            value = getattr(import_module(present), name)
+        except AttributeError:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+        _warn(f"{package}.{name} is {present}.{name} now", f"{package}.{name}")
+        setattr(sys.modules[package], name, value)  # so that there is one warning
+        return value
+
+    return attribute
+
+
+def _function_of(package: str) -> Any:
+    return getattr(sys.modules["featcache"], package.rpartition(".")[2])
+
+
+def _warn(message: str, name: str) -> None:
+    # From the code that imports: this function, its caller and the import system do not count.
+    warnings.warn(f"{message}; the name {name} goes with version 0.3.0", DeprecationWarning, stacklevel=3)
+
+
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take keyword arguments by their names of version 0.1.0, with a warning.
+
+    Args:
+        names: the present name of each argument, by its name of before.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **options: P.kwargs) -> R:
+            # Both names at once are an error, which Python reports.
+            given = {*options, *function.__code__.co_varnames[: len(args)]}
+            for old in [old for old, new in names.items() if old in options and new not in given]:
+                warnings.warn(
+                    f"{function.__name__}() takes {names[old]} instead of {old}; the name {old} goes with version 0.3.0",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                options[names[old]] = options.pop(old)
+            return function(*args, **options)
+
+        return call
+
+    return decorate

@@ -25,7 +25,7 @@ from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.layers import FINAL, parse_layers, parse_tokens
+from featcache.store.layers import parse_tokens
 from featcache.store.reading.reader import as_float32
 from featcache.store.reading.split import SplitReader
 from featcache.store.requests import AUTO
@@ -169,11 +169,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
         """The rows of a split that hold features, ``[N, L, K, D]``."""
         info = get_head(self.head)
         asked = info.default_layers if self.layers is None else self.layers
-        if not split.depth and asked not in ("last", FINAL):
-            raise RequestError(
-                f"the split holds the final layer alone, and {asked!r} is asked for; ask for 'last'"
-            )
-        layers = parse_layers(asked, split.depth)
+        layers = split.resolve_layers(asked)
         tokens = parse_tokens("+".join(info.default_tokens) if self.tokens is None else self.tokens)
         return as_float32(split.gather(rows, layers, tokens), split.dtype)
 

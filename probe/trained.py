@@ -22,7 +22,9 @@ from featcache.probing.scoring.tasks import MultiLabel, Regression, SingleLabel,
 from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
+from featcache.store.layers import split_tokens
 from featcache.store.reading.reader import Cache
+from featcache.store.reading.split import Names
 
 Features = npt.NDArray[Any] | torch.Tensor
 
@@ -87,8 +89,8 @@ class TrainedHead:
         features: Features | Cache,
         *,
         split: str = "test",
-        layers: Sequence[str] | None = None,
-        tokens: Sequence[str] | None = None,
+        layers: Names | None = None,
+        tokens: Names | None = None,
     ) -> npt.NDArray[np.float32]:
         """Compute logits, or the quantities of a regression.
 
@@ -96,7 +98,8 @@ class TrainedHead:
             features: ``[N, L, K, D]``, or ``[N, T, D]`` in the order of `places`, float16, bfloat16 or float32; or an open
                 cache.
             split: of the cache.
-            layers: the layers that an array holds, to be checked; nothing in an array itself tells.
+            layers: the layers that an array holds, by name or as the layer set that the head was trained on, to be checked;
+                nothing in an array itself tells.
             tokens: the token kinds that an array holds, to be checked.
 
         Returns:
@@ -118,8 +121,8 @@ class TrainedHead:
         features: Features | Cache,
         *,
         split: str = "test",
-        layers: Sequence[str] | None = None,
-        tokens: Sequence[str] | None = None,
+        layers: Names | None = None,
+        tokens: Names | None = None,
     ) -> npt.NDArray[np.float32]:
         """Compute probabilities ``[N, C]``; arguments and errors as for `decision_function`, and there are none of quantities."""
         if self.config.target_kind == REGRESSION:
@@ -132,8 +135,8 @@ class TrainedHead:
         features: Features | Cache,
         *,
         split: str = "test",
-        layers: Sequence[str] | None = None,
-        tokens: Sequence[str] | None = None,
+        layers: Names | None = None,
+        tokens: Names | None = None,
     ) -> npt.NDArray[Any]:
         """Return what the head predicts; arguments and errors as for `decision_function`.
 
@@ -189,9 +192,12 @@ class TrainedHead:
         data = load_split(cache, split, self.config.selection, "cpu", memory)
         return data.tokens, data.labels
 
-    def _take(
-        self, features: Features, layers: Sequence[str] | None, tokens: Sequence[str] | None
-    ) -> TokenSource:
+    def _take(self, features: Features, layers: Names | None, tokens: Names | None) -> TokenSource:
+        if isinstance(layers, str):
+            names = layers.split(",")
+            layers = self.layers if layers == self.config.selection.name else [name.strip() for name in names]
+        if isinstance(tokens, str):
+            tokens = split_tokens(tokens)
         for what, given, own in (("layers", layers, self.layers), ("tokens", tokens, self.tokens)):
             if given is not None and tuple(given) != own:
                 raise RequestError(

@@ -42,6 +42,12 @@ class UnknownNameError(RequestError):
         super().__init__(f"unknown {what} {name!r}; {listed}" + (f" {hint}" if hint else ""))
 
 
+class UnknownSplitError(UnknownNameError, KeyError):
+    """A split that a cache does not hold; a `KeyError` as well, since a cache is a mapping of its splits."""
+
+    __str__ = Exception.__str__  # KeyError's would put the message in quotes
+
+
 def similar_names(name: str, valid: Iterable[str]) -> list[str]:
     """Return up to three of `valid` that `name` may have been meant as, in any case of letters, the likeliest first."""
     text, names = name.lower(), {candidate.lower(): candidate for candidate in valid}

@@ -111,10 +111,20 @@ def parse_tokens(text: str) -> tuple[str, ...]:
         UnknownNameError: a kind does not exist.
         RequestError: a kind is named twice, or none is named.
     """
-    names = tuple(name.strip() for name in text.replace("+", ",").split(",") if name.strip())
+    names = split_tokens(text)
     for name in names:
         if name not in TOKEN_KINDS:
             raise UnknownNameError("token kind", name, TOKEN_KINDS)
+    return names
+
+
+def split_tokens(text: str) -> tuple[str, ...]:
+    """Return the names in a list of token kinds such as ``cls+ap`` or ``patch0,patch1``, whether they exist or not.
+
+    Raises:
+        RequestError: a kind is named twice, or none is named.
+    """
+    names = tuple(name.strip() for name in text.replace("+", ",").split(",") if name.strip())
     _refuse_empty_or_doubled("token kind", text, names)
     return names
 

@@ -1,8 +1,12 @@
 """The public functions: their signatures are a promise."""
 
+import ast
 import inspect
+import pydoc
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +14,7 @@ import featcache
 from featcache.store.errors import FeatcacheError
 
 SIGNATURES = {
-    "open": "(directory, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True)",
+    "open": "(cache, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True, root=())",
     "extract": "(model, dataset, *, data=None, revision=None, target='auto', limit=None, split_seed=0, test_splits=(), "
     "train_split=None, group_by=None, resplit=False, pixel_range='auto', exif_orientation='ignore', max_pixels=None, "
     "taps=('norm2',), layers='every', tokens='cls,ap', patches=None, splits=(), weights=None, weights_key=None, "
@@ -21,6 +25,16 @@ SIGNATURES = {
     "regression_loss='mse', options=None, seeds=(0,), precision='auto', device='auto', memory=None, "
     "out='featcache-results', force=False, progress=True)",
     "load_head": "(folder)",
+    "ls": "(remote=None, *, model=None, dataset=None, root=())",
+    "info": "(cache=None, *, root=(), progress=True)",
+    "verify": "(cache=None, *, repair=False, threads=None, recompute=None, dataset=None, data=None, model=None, weights=None, "
+    "seed=0, device='auto', root=(), progress=True)",
+    "push": "(cache, remote, *, force=False, root=(), progress=True)",
+    "pull": "(cache, *, splits=(), layers=None, taps=(), patches=True, check=False, root=(), progress=True)",
+    "results": "(out='featcache-results', *, view='summary', score='main', against=None, model=(), dataset=(), head=(), "
+    "layers=(), tokens=(), tap=(), input=(), protocol=(), solver=(), shots=(), seed=(), progress=True)",
+    "plot": "(out='featcache-results', *, kind=(), score='main', against=None, model=(), dataset=(), head=(), layers=(), "
+    "tokens=(), tap=(), input=(), protocol=(), solver=(), shots=(), seed=(), to=None, progress=True)",
 }
 
 
@@ -38,6 +52,61 @@ def test_signatures(name):
     documented = inspect.getdoc(function)
     for argument in found.parameters:
         assert f"    {argument}: " in documented, argument
+
+
+def test_what_is_public():
+    """The three lists of `featcache/__init__.py` agree, and every name is there."""
+    tree = ast.parse(Path(featcache.__file__).read_text())
+    typed = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for line in node.body:
+                if isinstance(line, ast.ImportFrom):
+                    typed |= {name.name: line.module for name in line.names}
+    loaded = {name: module for module, names in featcache._HOMES.items() for name in names}
+    assert typed == {**loaded, "errors": "featcache"}
+    assert set(featcache.__all__) == {*typed, "__version__"}
+    assert list(featcache.__all__) == sorted(featcache.__all__)
+    assert set(featcache.__all__) <= set(dir(featcache))
+    for name in featcache.__all__:
+        value = getattr(featcache, name)
+        assert name == "__version__" or inspect.getdoc(value), name
+        if inspect.isfunction(value) or inspect.isclass(value):
+            assert value.__name__ == name
+    assert set(SIGNATURES) < set(featcache.__all__)
+
+
+def test_all_errors_are_public():
+    from featcache.store import errors
+
+    raised = {
+        name
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, Exception)
+    }
+    assert set(featcache.errors.__all__) == raised
+    assert all(getattr(featcache.errors, name) is getattr(errors, name) for name in raised)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_help_shows_parameters(name):
+    function = getattr(featcache, name)
+    title, _, signature, *explained = pydoc.render_doc(function, renderer=pydoc.plaintext).splitlines()
+    assert title.startswith(f"Python Library Documentation: function {name} in module featcache")
+    for parameter in inspect.signature(function).parameters:
+        assert re.match(rf"{name}\(.*\b{parameter}: ", signature), parameter
+        assert any(line.strip().startswith(f"{parameter}: ") for line in explained), parameter
+
+
+def test_a_renamed_argument_works_with_a_warning(tmp_path):
+    with (
+        pytest.warns(DeprecationWarning, match=r"open\(\) takes cache instead of directory") as warned,
+        pytest.raises(FileNotFoundError, match="no cache here"),
+    ):
+        featcache.open(directory=tmp_path)
+    assert warned[0].filename == __file__
+    with pytest.raises(TypeError, match="directory"):
+        featcache.open(tmp_path, directory=tmp_path)
 
 
 def test_a_head_that_is_not_there():

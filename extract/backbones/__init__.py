@@ -1,6 +1,6 @@
 """Backbones by name. A new family is one file with a subclass of `Backbone` and one entry in `load_backbone`.
 
-A `torch.nn.Module` of your own becomes a backbone with `featcache.extraction.backbones.custom.custom_backbone`.
+A `torch.nn.Module` of your own becomes a backbone with `featcache.custom_backbone`.
 """
 
 from collections.abc import Iterator

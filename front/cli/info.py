@@ -7,14 +7,10 @@ from typing import Any
 
 import click
 
+from featcache.api.information import describe
 from featcache.cli.options import common_options
-from featcache.cli.remote import describe_remote
-from featcache.store.address import is_address
-from featcache.store.catalogue import MAX_TIME, Entry, completed_last, report_unreadable, roots, select
-from featcache.store.corrections import warnings_of
+from featcache.store.catalogue import MAX_TIME
 from featcache.store.files import JsonObject
-from featcache.store.partial_copy import PartialCopy, describe_partial
-from featcache.store.reading.content import shared_images
 from featcache.store.targets import REGRESSION, SINGLE_LABEL
 from featcache.store.writing.writer import ADDITIONS
 from featcache.terminal.console import ConsoleReporter, echo, format_size, name_range, print_json
@@ -35,55 +31,12 @@ def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> No
     CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY; without it the cache completed last. For
     REMOTE/CACHE only the manifest and the provenance are fetched.
     """
-    if cache and is_address(cache):
-        document = describe_remote(cache)
-    else:
-        search = roots(root)
-        if not cache:
-            report_unreadable(search, ConsoleReporter())
-        document = _describe(select(search, cache) if cache else completed_last(search))
+    document = describe(cache, root, ConsoleReporter()).to_dict()
     if as_json:
         print_json(document)
     else:
         for line in _lines(document):
             echo(line)
-
-
-def _describe(entry: Entry) -> JsonObject:
-    cache = entry.cache
-    missing = cache.manifest.missing_blocks()
-    shared = list(shared_images(cache)) if entry.complete else []
-    return {
-        "path": str(entry.path),
-        "key": cache.key,
-        "complete": entry.complete,
-        **_part(entry),
-        "blocks": len(cache.inventory.blocks()),
-        "missing_blocks": [[block.split, block.index] for block in missing],
-        "bytes": cache.inventory.num_bytes,
-        "spec": cache.manifest.spec_document(),
-        "inventory": cache.inventory.to_dict(),
-        "targets": cache.inventory.targets.describe(),
-        "class_counts": _class_counts(entry),
-        "skipped": sum(int((~cache[name].valid()).sum()) for name in cache.inventory.splits)
-        if entry.complete
-        else None,
-        "shared_images": [images.to_dict() for images in shared],
-        "provenance": cache.provenance,
-        "warnings": warnings_of(cache.spec, cache.inventory.targets, cache.provenance),
-    }
-
-
-def _class_counts(entry: Entry) -> dict[str, list[int]]:
-    """Return the samples of every class, by split; of a complete cache that has classes."""
-    cache = entry.cache
-    if not entry.complete or cache.inventory.target_kind == REGRESSION:
-        return {}
-    readers = {name: cache[name] for name in cache.inventory.splits}
-    return {
-        name: cache.inventory.targets.counts(reader.labels(), reader.valid()).tolist()
-        for name, reader in readers.items()
-    }
 
 
 def _target_lines(document: JsonObject) -> Iterator[str]:
@@ -97,17 +50,6 @@ def _target_lines(document: JsonObject) -> Iterator[str]:
     for split, counts in document["class_counts"].items():
         if counts:
             yield f"          {split}: {min(counts)} to {max(counts)} samples of a class"
-
-
-def _part(entry: Entry) -> JsonObject:
-    """Describe the content of a partial or borrowed copy, and the origin of the rest."""
-    held = PartialCopy.read(entry.path)
-    if held is None:
-        return {}
-    manifest = entry.cache.manifest
-    content = describe_partial(manifest.inventory, manifest.full_inventory) if manifest.whole else "all of it"
-    state = f"{'borrowed' if held.borrowed else 'a partial copy'}: {content}"
-    return {"state": state, "origin": held.origin, "borrowed": held.borrowed}
 
 
 def _lines(document: JsonObject) -> list[str]:

@@ -1,19 +1,18 @@
 """``featcache ls``: the caches there are."""
 
+import shlex
+import time
 from pathlib import Path
 
 import click
 
-from featcache.cli.listing import COLUMNS, NUMERIC, none_found, table_row
+from featcache.api.listing import CacheListing, RemoteListing, list_remote, list_roots
 from featcache.cli.options import common_options
-from featcache.cli.remote import list_remote
-from featcache.extraction.models.names import model_names
-from featcache.store.catalogue import Entry, Unreadable, has_model_name, roots, scan, slug, unreadable
-from featcache.store.catalogue.summary import Summary, summarize
-from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject
-from featcache.terminal.console import echo, print_json, print_table
+from featcache.store.catalogue import roots, scan
+from featcache.terminal.console import echo, format_duration, format_size, print_json, print_table
 
+COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size", "age")
+NUMERIC = COLUMNS[4:]
 EPILOG = """\b
 Examples:
   featcache ls
@@ -35,77 +34,44 @@ def ls_command(
     With REMOTE, what teammates have pushed there: s3://, gs://, az://, hf://, ssh://, https:// or a shared folder.
     With several roots, a cache that two of them hold is listed once, where it is read from.
     """
-    if remote is not None:
-        list_remote(remote, model, dataset, as_json)
-        return
-    search = roots(root)
-    documents = [_describe(entry) for entry in scan(search) if _matches(entry, model, dataset)]
-    documents += [_closed(folder) for folder in unreadable(search) if _may_match(folder, model, dataset)]
+    search = roots(root) if remote is None else []
+    there = None if remote is None else list_remote(remote, model, dataset)
+    caches = list_roots(search, model, dataset) if there is None else there.caches
     if as_json:
-        print_json(documents)
-    elif documents:
+        print_json([cache.to_dict() for cache in caches])
+    elif caches and there is not None:
+        print_table(COLUMNS, [_table_row(cache) for cache in caches], numeric=NUMERIC)
+        echo(f"featcache pull {there.where}/DATASET/MODEL-KEY")
+    elif caches:
         # One root is what most people have: they know where it is.
         columns = (*COLUMNS, "root") if len(search) > 1 else COLUMNS
-        rows = [[*table_row(document), document["root"]][: len(columns)] for document in documents]
+        rows = [[*_table_row(cache), str(cache.root)][: len(columns)] for cache in caches]
         print_table(columns, rows, numeric=NUMERIC)
+    elif there is not None:
+        echo(f"{_none_found(model, dataset)} at {there.where}{_root_hint(there)}")
     else:
-        echo(f"{none_found(model, dataset)} under {', '.join(map(str, search))}")
+        echo(f"{_none_found(model, dataset)} under {', '.join(map(str, search))}")
 
 
-def _matches(entry: Entry, model: str | None, dataset: str | None) -> bool:
-    if dataset and dataset.lower() not in entry.dataset.lower():
-        return False
-    return not model or model.lower() in entry.model or has_model_name(entry, model_names(model))
+def _root_hint(there: RemoteListing) -> str:
+    """Return a hint for a folder with caches that nobody pushed, which is a root and no remote."""
+    if there.folder is None or next(iter(scan([there.folder])), None) is None:
+        return ""
+    command = shlex.join(["featcache", "ls", "--root", str(there.folder)])
+    return f" that were pushed; `{command}` lists those that are in it as a root"
 
 
-def _may_match(folder: Unreadable, model: str | None, dataset: str | None) -> bool:
-    """Return whether an unreadable folder may hold a matching cache; a folder above caches always may."""
-    if dataset and folder.dataset and dataset.lower() not in folder.dataset.lower():
-        return False
-    names = model_names(model) if model else ()
-    return not model or not folder.model or model.lower() in folder.model or folder.model in map(slug, names)
+def _table_row(cache: CacheListing) -> list[str]:
+    """Return the cells of a cache; those of numbers are empty for one that is damaged or still being pushed."""
+    names = [cache.dataset or "", cache.model or "", cache.key or "", cache.state]
+    if cache.samples is None:
+        return [*names, *[""] * len(NUMERIC)]
+    samples = [str(cache.samples.get(split, "")) for split in ("train", "test")]
+    age = "" if cache.modified is None else format_duration(max(0.0, time.time() - cache.modified))
+    return [*names, *samples, str(cache.num_layers), format_size(cache.num_bytes or 0), age]
 
 
-def _closed(folder: Unreadable) -> JsonObject:
-    return {
-        "dataset": folder.dataset or None,
-        "model": folder.model or None,
-        "key": folder.key or None,
-        "path": str(folder.path),
-        "root": str(folder.root),
-        "state": "unreadable",
-        "error": f"{folder.path} cannot be read ({folder.reason})",
-    }
-
-
-def _describe(entry: Entry) -> JsonObject:
-    document: JsonObject = {
-        "dataset": entry.dataset,
-        "model": entry.model,
-        "key": entry.key,
-        "path": str(entry.path),
-        "root": str(entry.root),
-    }
-    try:
-        summary = summarize(entry)
-        modified = entry.modified
-    except CacheError as error:
-        return {**document, "state": "damaged", "error": str(error)}
-    except OSError as error:
-        return {**document, "state": "unreadable", "error": str(error)}
-    inventory = summary.inventory
-    return {
-        **document,
-        "state": _state(entry, summary),
-        "samples": {split.name: split.num_samples for split in inventory.splits.values()},
-        "layers": summary.num_layers,
-        "bytes": inventory.num_bytes,
-        "modified": modified,
-    }
-
-
-def _state(entry: Entry, summary: Summary) -> str:
-    if entry.complete:
-        return f"partial ({summary.part})" if summary.part else "complete"
-    total = len(summary.inventory.blocks())
-    return f"incomplete ({total - summary.missing_blocks} of {total} blocks)"
+def _none_found(model: str | None, dataset: str | None) -> str:
+    """Return the beginning of the line that replaces an empty table."""
+    wanted = [text for text in (model, dataset) if text]
+    return f"no caches that match {' and '.join(wanted)}" if wanted else "no caches"

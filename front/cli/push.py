@@ -4,10 +4,9 @@ from pathlib import Path
 
 import click
 
+from featcache.api.sharing import push
 from featcache.cli.options import common_options
-from featcache.store.address import parse_address
-from featcache.store.catalogue import roots, select
-from featcache.terminal.console import ConsoleReporter, echo, format_duration, format_size, print_json
+from featcache.terminal.console import echo, format_duration, format_size, print_json
 
 EPILOG = """\b
 Examples:
@@ -33,11 +32,7 @@ def push_command(cache: str, remote: str, force: bool, root: tuple[Path, ...], a
     CACHE is a folder, a key or the beginning of one, or DATASET/MODEL-KEY. REMOTE is s3://, gs://, az://, hf://, ssh://
     or a shared folder. What is there already does not move again.
     """
-    from featcache.store.transfer.push import push
-
-    address = parse_address(remote)
-    entry = select(roots(root), cache, exact=True)
-    done = push(entry.path, address, force=force, reporter=ConsoleReporter(quiet=as_json))
+    done = push(cache, remote, force=force, root=root, progress=not as_json)
     if as_json:
         print_json(done.to_dict())
     elif done.there:

@@ -4,17 +4,13 @@ from pathlib import Path
 
 import click
 
+from featcache.api.results import FILTERS, FOLDER, check_view, chosen, make_table, require_score
 from featcache.cli.options import LocalPath, output_options
-from featcache.extraction.models.names import model_names
-from featcache.probing.report.comparison import SCORE as PUBLISHED_SCORE
-from featcache.probing.report.groups import SCORES, filter_rows, group_rows
-from featcache.probing.report.tables import FORMATS, SUFFIXES, to_records
-from featcache.probing.report.views import VIEWS, Against, parse_reference
-from featcache.probing.results.rows import RESULTS_FILE, ResultRow, count_lines, read_rows
-from featcache.probing.results.solved_rows import heads_in_results
+from featcache.probing.report.groups import SCORES
+from featcache.probing.report.tables import FORMATS, SUFFIXES
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import write_atomic
-from featcache.terminal.console import echo, print_document, print_json, print_table
+from featcache.terminal.console import ConsoleReporter, echo, print_document, print_json, print_table
 
 EPILOG = """\b
 Examples:
@@ -23,19 +19,6 @@ Examples:
   featcache results --view gains --against linear:all:cls+ap
   featcache results --view published --protocol paper
 """
-FILTERS = (
-    "model",
-    "dataset",
-    "head",
-    "layers",
-    "tokens",
-    "tap",
-    "input",
-    "protocol",
-    "solver",
-    "shots",
-    "seed",
-)
 
 
 def filter_options(function: click.decorators.FC) -> click.decorators.FC:
@@ -46,36 +29,8 @@ def filter_options(function: click.decorators.FC) -> click.decorators.FC:
     return function
 
 
-def chosen_rows(folder: Path, given: "dict[str, tuple[str, ...]]") -> list[ResultRow]:
-    """Return the rows of a folder of results that the options choose.
-
-    Raises:
-        RequestError: there are none.
-    """
-    rows = read_rows(folder)
-    if not rows:
-        what = "no results that this version can read" if (folder / RESULTS_FILE).exists() else "no results"
-        raise RequestError(f"{folder} holds {what}; `featcache probe --out {folder}` makes some")
-    unread = count_lines(folder) - len(rows)
-    if unread:
-        what = "1 line" if unread == 1 else f"{unread} lines"
-        echo(f"note: {what} of {folder / RESULTS_FILE}, torn or of another version, passed over", err=True)
-    known = {row.model for row in rows}
-    criteria = {
-        # A list of layers is one name.
-        name: list(values) if name == "layers" else [part for value in values for part in value.split(",")]
-        for name, values in given.items()
-    }
-    # A model has several names, one of which is in the results.
-    criteria["model"] = [
-        next((alias for alias in model_names(name) if alias in known), name) for name in criteria["model"]
-    ]
-    criteria["head"] = heads_in_results(criteria["head"], criteria["solver"])
-    return filter_rows(rows, criteria)
-
-
 @click.command("results", epilog=EPILOG)
-@click.argument("folder", type=LocalPath(file_okay=False), default="featcache-results")
+@click.argument("folder", type=LocalPath(file_okay=False), default=FOLDER)
 @click.option(
     "--view",
     default="summary",
@@ -110,25 +65,20 @@ def results_command(
 
     FOLDER is what was given to `featcache probe --out`.  [default: featcache-results]
     """
-    if view not in VIEWS:
-        raise UnknownNameError("view", view, VIEWS)
+    check_view(view, score, against)
     write_as = _format(form, to)
     if as_json and write_as is not None:
         raise RequestError(
             "--json prints for programs, --to and --format are for tables: leave one of them out"
         )
-    check_view(view, score, against)
-    reference = parse_reference(against)
-    rows = chosen_rows(folder, given)
-    groups = group_rows(rows, score)
-    if not groups:
-        raise RequestError(f"no result has the score {score}")
+    found = chosen(folder, given, score, against, ConsoleReporter())
+    require_score(found, score)
     if as_json and view == "runs":
-        print_json([row.to_dict() for group in groups for row in group.rows])
+        print_json([row.to_dict() for group in found.groups for row in group.rows])
         return
-    table = VIEWS[view](groups, Against(reference, group_rows(read_rows(folder), score)))
+    table = make_table(found, view)
     if as_json:
-        print_json(to_records(table))
+        print_json(table.to_records())
         for note in table.notes:
             echo(note, err=True)
     elif write_as is None:
@@ -140,22 +90,6 @@ def results_command(
     else:
         write_atomic(to, FORMATS[write_as](table).encode())
         echo(f"written: {to}", err=True)
-
-
-def check_view(view: str, score: str, against: str | None) -> None:
-    """Refuse options that a view would ignore.
-
-    Raises:
-        RequestError: an option has no effect on the view; the message names the option and its views.
-    """
-    if against is not None and view not in ("summary", "gains"):
-        raise RequestError(
-            f"--against is for --view gains and summary, and --view {view} shows no gains; leave it out"
-        )
-    if view == "published" and score not in (SCORES[0], PUBLISHED_SCORE):
-        raise RequestError(
-            f"--view published compares {PUBLISHED_SCORE}, the paper's score; leave --score {score} out"
-        )
 
 
 def _format(form: str | None, to: Path | None) -> str | None:

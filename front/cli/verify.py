@@ -2,23 +2,17 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from featcache.api.verification import check_cache, directory_of
 from featcache.cli.options import common_options
 from featcache.cli.request_options import options_of
-from featcache.cli.verify_report import Checked
+from featcache.cli.verify_report import show
 from featcache.recompute.request import RecomputeRequest
-from featcache.store.catalogue import completed_last, report_unreadable, roots, scan, select
-from featcache.store.checking.repair import RepairResult, repair
-from featcache.store.checking.verify import Verification, verify
-from featcache.store.errors import FeatcacheError, RequestError
-from featcache.store.manifest import MANIFEST_FILE
-from featcache.terminal.console import ConsoleReporter, format_size, print_json
-
-if TYPE_CHECKING:
-    from featcache.recompute.outcome import Recomputation
+from featcache.store.catalogue import completed_last, report_unreadable, roots, scan
+from featcache.store.errors import RequestError
+from featcache.terminal.console import ConsoleReporter, print_json
 
 EPILOG = """\b
 Examples:
@@ -61,15 +55,19 @@ def verify_command(
     search = roots(root)
     if not cache:
         report_unreadable(search, reporter)
-    for directory in _directories(search, cache, every, repair_damage):
-        verification = verify(directory, threads=threads, reporter=reporter)
-        repaired = None
-        if repair_damage and verification.damages:
-            verification, repaired = _repair_cache(verification, threads, every, reporter)
-        recomputed = _recompute(verification, request, reporter) if request else None
-        results.append(Checked(verification, repaired, recomputed))
+    for folder in _every_folder(search) if every else [directory_of(search, cache, exact=repair_damage)]:
+        results.append(
+            check_cache(
+                folder,
+                repair=repair_damage,
+                threads=threads,
+                request=request,
+                reporter=reporter,
+                resilient=every,
+            )
+        )
         if not as_json:
-            results[-1].show()
+            show(results[-1])
     if as_json:
         documents = [result.to_dict() for result in results]
         print_json(documents if every else documents[0])
@@ -77,56 +75,6 @@ def verify_command(
         sys.exit(1)
 
 
-def _repair_cache(
-    verification: Verification, threads: int | None, every: bool, reporter: ConsoleReporter
-) -> tuple[Verification, RepairResult | None]:
-    """Repair a cache: fetch the damaged files of a copy from its origin, so that it stays usable; else drop damaged blocks."""
-    from featcache.store.transfer.repair import repair_copy
-
-    try:
-        fetched = repair_copy(verification, reporter)
-    except FeatcacheError as error:
-        if not every:
-            raise
-        reporter.message(str(error))
-        return verification, None
-    if fetched is None:
-        return verification, _drop_damage(verification, every, reporter)
-    reporter.message(
-        f"fetched again from {fetched.origin}: {fetched.files} files of data, {format_size(fetched.num_bytes)} in all"
-    )
-    again = verify(verification.directory, threads=threads, reporter=reporter)
-    # The remaining damages concern files that the remote does not have, such as unexpected files.
-    return again, _drop_damage(again, every, reporter) if again.damages else None
-
-
-def _drop_damage(verification: Verification, every: bool, reporter: ConsoleReporter) -> RepairResult | None:
-    try:
-        return repair(verification)
-    except FeatcacheError as error:
-        if not every:
-            raise
-        reporter.message(str(error))  # the other caches are to be repaired all the same
-        return None
-
-
-def _recompute(
-    verification: Verification, request: RecomputeRequest, reporter: ConsoleReporter
-) -> "Recomputation | None":
-    if verification.damages:
-        reporter.message("not recomputed: the files are damaged")
-        return None
-    from featcache.recompute.run import recompute  # torch: seconds
-    from featcache.store.reading.reader import open_cache
-
-    return recompute(open_cache(verification.directory, allow_partial=True), request, reporter)
-
-
-def _directories(search: list[Path], cache: str | None, every: bool, exact: bool) -> list[Path]:
-    if every:
-        entries = list(scan(search)) or [completed_last(search)]  # which says that there is none
-    elif cache and (Path(cache) / MANIFEST_FILE).is_file():
-        return [Path(cache).resolve()]  # whatever its manifest is worth
-    else:
-        entries = [select(search, cache, exact=exact) if cache else completed_last(search)]
+def _every_folder(search: list[Path]) -> list[Path]:
+    entries = list(scan(search)) or [completed_last(search)]  # which says that there is none
     return [entry.path for entry in entries]

@@ -1,14 +1,10 @@
 """The report of `featcache verify` on one cache."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from featcache.api.verification import CacheCheck
 from featcache.store.checking.repair import RepairResult
 from featcache.store.checking.verify import Verification
-from featcache.store.corrections import warnings_of
-from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, read_sealed
-from featcache.store.provenance import PROVENANCE_FILE
 from featcache.store.reading.reader import extraction_command
 from featcache.terminal.console import echo, format_size, print_table
 
@@ -18,54 +14,20 @@ if TYPE_CHECKING:
 COLUMNS = ("split", "array", "layer", "largest absolute", "largest relative")
 
 
-@dataclass(frozen=True)
-class Checked:
-    """Result of verifying one cache, with repair and recomputation if requested."""
-
-    found: Verification
-    repaired: RepairResult | None
-    recomputed: "Recomputation | None"
-
-    @property
-    def passed(self) -> bool:
-        """Whether the cache is whole, now that what could be repaired is."""
-        whole = self.repaired.whole if self.repaired else self.found.intact
-        return whole and (self.recomputed is None or self.recomputed.agrees)
-
-    def to_dict(self) -> JsonObject:
-        """Return everything as plain JSON values."""
-        return {
-            **self.found.to_dict(),
-            "repair": self.repaired.to_dict() if self.repaired else None,
-            "recompute": self.recomputed.to_dict() if self.recomputed else None,
-            "warnings": self.warnings,
-        }
-
-    @property
-    def warnings(self) -> list[str]:
-        """Corrections that concern the cache and came after it."""
-        manifest = self.found.manifest
-        if manifest is None:
-            return []
-        try:
-            provenance = read_sealed(self.found.directory / PROVENANCE_FILE)
-        except (OSError, CacheError):
-            provenance = {}
-        return warnings_of(manifest.spec, manifest.inventory.targets, provenance)
-
-    def show(self) -> None:
-        """Print one line for each damage, then the summary."""
-        for damage in self.found.damages:
-            echo(str(damage))
-        if self.recomputed:
-            _show_recomputation(self.recomputed)
-        echo(f"{self.found.directory}: {_summary(self.found)}")
-        for warning in self.warnings:
-            echo(f"{self.found.directory}: {warning}")
-        if self.repaired:
-            echo(_describe_repair(self.found, self.repaired))
-        elif self.found.damages:
-            echo(self.found.remedy)
+def show(check: CacheCheck) -> None:
+    """Print one line for each damage, then the summary."""
+    found = check.files
+    for damage in found.damages:
+        echo(str(damage))
+    if check.recomputation:
+        _show_recomputation(check.recomputation)
+    echo(f"{found.directory}: {_summary(found)}")
+    for warning in check.warnings:
+        echo(f"{found.directory}: {warning}")
+    if check.repair:
+        echo(_describe_repair(found, check.repair))
+    elif found.damages:
+        echo(found.remedy)
 
 
 def _summary(verification: Verification) -> str:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from featcache.store.reading.split import DEFAULT_MEMORY, SplitReader
+from featcache.store.layers import split_tokens
+from featcache.store.reading.split import DEFAULT_MEMORY, Names, SplitReader
 
 Sample = tuple[Tensor, Tensor]
 """Features ``[L, K, D]`` (or ``[B, L, K, D]``) in the stored type, and the label (or ``[B]``), int64."""
@@ -25,21 +26,21 @@ class CachedSamples(Dataset[Sample]):
 
     Args:
         split: the split.
-        layers: layer names, in the order wanted.
-        tokens: token kinds, in the order wanted.
+        layers: layer names in the order wanted, a layer set, or a list in one text; as for `SplitReader.load`.
+        tokens: token kinds in the order wanted, or a list in one text such as ``cls+ap``.
         rows: which rows, integer ``[M]``; by default all that hold features.
     """
 
     def __init__(
         self,
         split: SplitReader,
-        layers: Sequence[str],
-        tokens: Sequence[str],
+        layers: Names,
+        tokens: Names,
         rows: npt.ArrayLike | None = None,
     ) -> None:
         self.split = split
-        self.layers = tuple(layers)
-        self.tokens = tuple(tokens)
+        self.layers = split.resolve_layers(layers)
+        self.tokens = split_tokens(tokens) if isinstance(tokens, str) else tuple(tokens)
         self.rows = _rows(split, rows)
         self._labels = torch.from_numpy(split.labels())
 
@@ -66,8 +67,8 @@ class ShuffledBatches(IterableDataset[Sample]):
     Args:
         split: the split.
         batch_size: B.
-        layers: layer names, in the order wanted.
-        tokens: token kinds, in the order wanted.
+        layers: layer names in the order wanted, a layer set, or a list in one text; as for `SplitReader.load`.
+        tokens: token kinds in the order wanted, or a list in one text such as ``cls+ap``.
         seed: fixes the order of all epochs.
         memory: budget in bytes, of all workers together.
         rows: which rows, integer ``[M]``; by default all that hold features.
@@ -77,16 +78,16 @@ class ShuffledBatches(IterableDataset[Sample]):
         self,
         split: SplitReader,
         batch_size: int,
-        layers: Sequence[str],
-        tokens: Sequence[str],
+        layers: Names,
+        tokens: Names,
         seed: int = 0,
         memory: int = DEFAULT_MEMORY,
         rows: npt.ArrayLike | None = None,
     ) -> None:
         self.split = split
         self.batch_size = batch_size
-        self.layers = tuple(layers)
-        self.tokens = tuple(tokens)
+        self.layers = split.resolve_layers(layers)
+        self.tokens = split_tokens(tokens) if isinstance(tokens, str) else tuple(tokens)
         self.seed = seed
         self.memory = memory
         self.rows = _rows(split, rows)

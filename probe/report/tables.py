@@ -5,9 +5,13 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from featcache.store.files import JsonObject, finite_or_null
 from featcache.store.text import escape_markdown, printable
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,28 @@ class Table:
         """The values as plain text."""
         return [[_plain(value) for value in row] for row in self.rows]
 
+    def to_records(self) -> list[JsonObject]:
+        """Return the rows by column, as ``featcache results --json`` prints them.
+
+        A measured number is an object of ``value``, ``sd`` and ``p``, an interval a pair of ends.
+        """
+        return to_records(self)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the rows as a data frame, in full precision; a column with spreads or p values has ``... sd`` and ``... p`` beside it.
+
+        An interval is a pair of ends.
+
+        Raises:
+            ImportError: pandas, which featcache does not need otherwise, is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("to_pandas() needs pandas: pip install pandas; to_records() does not") from None
+        names, rows = _flat(self, _as_data)
+        return pandas.DataFrame(rows, columns=names)
+
 
 def _plain(value: Value) -> str:
     if isinstance(value, Interval | NoValue):
@@ -116,24 +142,27 @@ def to_records(table: Table) -> list[JsonObject]:
 
 
 def to_csv(table: Table) -> str:
-    """Comma-separated values; a column with spreads or p values has columns ``... sd`` and ``... p`` beside it."""
-    parts: list[list[tuple[str, Callable[[Value], object]]]] = []
-    for index, name in enumerate(table.columns):
-        numbers = [row[index] for row in table.rows if isinstance(row[index], Number)]
-        columns: list[tuple[str, Callable[[Value], object]]] = [(name, _bare)]
-        if any(isinstance(number, Number) and number.deviation is not None for number in numbers):
-            columns.append((f"{name} sd", lambda v: v.deviation if isinstance(v, Number) else None))
-        if any(isinstance(number, Number) and number.p_value is not None for number in numbers):
-            columns.append((f"{name} p", lambda v: v.p_value if isinstance(v, Number) else None))
-        parts.append(columns)
+    """Return comma-separated values; a column with spreads or p values has columns ``... sd`` and ``... p`` beside it."""
+    names, rows = _flat(table, _bare)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([name for columns in parts for name, _ in columns])
-    for row in table.rows:
-        writer.writerow(
-            [_short(of(value)) for columns, value in zip(parts, row, strict=True) for _, of in columns]
-        )
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_short(value) for value in row])
     return buffer.getvalue()
+
+
+def _flat(table: Table, bare: Callable[[Value], object]) -> tuple[list[str], list[list[object]]]:
+    """Return the names of columns, those of deviations and p values among them, and rows of values, as `bare` makes them."""
+    parts: list[tuple[int, str, Callable[[Value], object]]] = []
+    for index, name in enumerate(table.columns):
+        numbers = [row[index] for row in table.rows if isinstance(row[index], Number)]
+        parts.append((index, name, bare))
+        if any(isinstance(number, Number) and number.deviation is not None for number in numbers):
+            parts.append((index, f"{name} sd", lambda v: v.deviation if isinstance(v, Number) else None))
+        if any(isinstance(number, Number) and number.p_value is not None for number in numbers):
+            parts.append((index, f"{name} p", lambda v: v.p_value if isinstance(v, Number) else None))
+    return [name for _, name, _ in parts], [[of(row[index]) for index, _, of in parts] for row in table.rows]
 
 
 def _bare(value: Value) -> object:
@@ -141,6 +170,14 @@ def _bare(value: Value) -> object:
         return f"{_short(value.low.value)} – {_short(value.high.value)}"
     if isinstance(value, NoValue):
         return value.text
+    return value.value if isinstance(value, Number) else value
+
+
+def _as_data(value: Value) -> object:
+    if isinstance(value, Interval):
+        return value.low.value, value.high.value
+    if isinstance(value, NoValue):
+        return None
     return value.value if isinstance(value, Number) else value
 
 

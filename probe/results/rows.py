@@ -210,10 +210,10 @@ def append_row(out: Path, row: ResultRow) -> None:
         os.fsync(file.fileno())
 
 
-def read_rows(out: Path) -> list[ResultRow]:
+def read_rows(out: str | Path) -> list[ResultRow]:
     """All rows of results.jsonl; lines that are torn, of another version or of other types are passed over."""
     try:
-        content = (out / RESULTS_FILE).read_bytes()
+        content = (Path(out) / RESULTS_FILE).read_bytes()
     except FileNotFoundError:
         return []
     # An editor may have inserted a byte order mark at the start.
@@ -254,13 +254,13 @@ def save_scores(directory: Path, report: "Report") -> None:
     write_atomic(directory / SCORES_FILE, _text(report.to_dict()))
 
 
-def read_confusion(directory: Path) -> Confusion | None:
+def read_confusion(directory: str | Path) -> Confusion | None:
     """Read the confusion matrix of a head's test predictions; None if there is none, as for targets other than single labels.
 
     Raises:
         CacheError: the file is damaged.
     """
-    path = directory / SCORES_FILE
+    path = Path(directory) / SCORES_FILE
     try:
         descriptor, _ = open_regular(path)
     except FileNotFoundError:

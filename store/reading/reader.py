@@ -17,7 +17,7 @@ from featcache.store.errors import (
     CacheNotFoundError,
     IncompleteCacheError,
     PartialCacheError,
-    UnknownNameError,
+    UnknownSplitError,
 )
 from featcache.store.files import JsonObject, read_sealed
 from featcache.store.home import expanded
@@ -32,8 +32,14 @@ from featcache.store.reading.split import SplitReader as SplitReader
 from featcache.store.regular_files import refuse_link
 
 
-class Cache:
-    """A cache opened for reading. ``cache["train"]`` is a `SplitReader`."""
+class Cache(Mapping[str, SplitReader]):
+    """A cache opened for reading: a mapping of the splits' names to a `SplitReader` each, such as ``cache["train"]``.
+
+    Two open caches are equal only if they are the same object; compare `key` to know whether they hold the same values.
+    """
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__  # a mapping's would compare the readers
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
@@ -92,11 +98,11 @@ class Cache:
         """Return one split, the same object every time: it keeps its maps.
 
         Raises:
-            UnknownNameError: the cache does not hold it.
+            UnknownSplitError: the cache does not hold it; also a `KeyError`.
         """
         if split not in self.inventory.splits:
             hint = "(the others are not in this partial copy)" if self.partial else ""
-            raise UnknownNameError("split", split, self.inventory.splits, hint)
+            raise UnknownSplitError("split", str(split), self.inventory.splits, hint)
         if split not in self._splits:
             committed = [record.block for record in self.manifest.blocks if record.block.split == split]
             reader = SplitReader(
@@ -119,6 +125,17 @@ class Cache:
     def __len__(self) -> int:
         """Number of splits."""
         return len(self.inventory.splits)
+
+    def __array__(self, *args: object, **options: object) -> Array:
+        """Refuse to become an array.
+
+        Raises:
+            TypeError: always; the message says what to call.
+        """
+        splits = ", ".join(repr(split) for split in self)
+        raise TypeError(
+            f"a cache is no array: take a split ({splits}), and call its load(layers, tokens) for an array [N, L, K, D]"
+        )
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{split.name} {split.num_samples}" for split in self.inventory.splits.values())

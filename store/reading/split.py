@@ -13,7 +13,7 @@ import numpy.typing as npt
 from featcache.store.arrays import ArrayInfo
 from featcache.store.errors import RequestError
 from featcache.store.inventory import DEFAULT_TAP, Block, SplitInventory
-from featcache.store.layers import FINAL
+from featcache.store.layers import FINAL, parse_layers, split_tokens
 from featcache.store.reading.batches import Batch, BatchOptions, shuffled_batches
 from featcache.store.reading.chunks import Array, ChunkFiles
 from featcache.store.reading.columns import SplitColumns
@@ -22,6 +22,9 @@ from featcache.store.reading.reads import read_all
 from featcache.store.targets import Targets
 from featcache.store.token_groups import POOLED
 
+Names = str | Sequence[str]
+"""Names one by one, or as the command line takes them: ``all`` or ``0,6,final`` for layers, ``cls+ap`` for token kinds."""
+
 DEFAULT_MEMORY = 2**30
 """Budget of `SplitReader.batches` in bytes."""
 
@@ -29,7 +32,8 @@ DEFAULT_MEMORY = 2**30
 class SplitReader(SplitColumns):
     """The rows of one split. Features come in the stored type, bfloat16 as its uint16 bits.
 
-    Maps are made when they are first needed and stay. Works after a fork; a pickled copy makes maps of its own.
+    ``len(split)`` is N. Maps are made when they are first needed and stay. Works after a fork; a pickled copy makes maps
+    of its own.
     """
 
     def __init__(
@@ -57,6 +61,41 @@ class SplitReader(SplitColumns):
         """Leave the maps out."""
         return SplitReader, self._arguments
 
+    def __len__(self) -> int:
+        """Number N of samples."""
+        return self.num_samples
+
+    def __bool__(self) -> bool:
+        """Return True: a split without samples is a split."""
+        return True
+
+    def __array__(self, *args: object, **options: object) -> Array:
+        """Refuse to become an array, which would have to guess layers and token kinds.
+
+        Raises:
+            TypeError: always; the message says what to call.
+        """
+        raise TypeError(
+            f"a split is no array until layers and token kinds are chosen: call load(layers, tokens), such as "
+            f"load('last', {self.tokens[0]!r}), for an array [N, L, K, D], or layer_map(layer) for one layer without a copy"
+        )
+
+    def resolve_layers(self, layers: Names) -> tuple[str, ...]:
+        """Return the names of layers, given one by one, as a layer set or as a list such as ``0,6,final``.
+
+        Raises:
+            UnknownNameError: a name is neither a set nor a layer of the backbone.
+            RequestError: a layer is named twice or none, or the split holds the final layer alone, so that it does not
+                tell the depth that sets depend on.
+        """
+        if not isinstance(layers, str):
+            return tuple(layers)
+        if not self.depth and layers not in ("last", FINAL):
+            raise RequestError(
+                f"the split holds the final layer alone, and {layers!r} is asked for; ask for 'last'"
+            )
+        return parse_layers(layers, self.depth)
+
     def view(self, tap: str = DEFAULT_TAP, group: str = POOLED) -> "SplitReader":
         """Return a reader of the same rows at another tap, or of another group of tokens.
 
@@ -77,12 +116,13 @@ class SplitReader(SplitColumns):
         axes = [array.layer_axis for array in self._files.inventory.arrays.values()]
         return max((len(axis) for axis in axes if axis != (FINAL,)), default=0)
 
-    def load(self, layers: Sequence[str], tokens: Sequence[str], out: Array | None = None) -> Array:
+    def load(self, layers: Names, tokens: Names, out: Array | None = None) -> Array:
         """Read the features of all rows.
 
         Args:
-            layers: layer names, in the order wanted.
-            tokens: token kinds, in the order wanted.
+            layers: layer names in the order wanted, a layer set (``last``, ``mid+last``, ``quarters``, ``all``, ``every``), or
+                a list in one text, such as ``0,6,final``.
+            tokens: token kinds in the order wanted, or a list in one text, such as ``cls+ap``.
             out: buffer of shape ``[N, L, K, D]`` in the stored type to read into; made if not given.
 
         Returns:
@@ -90,10 +130,11 @@ class SplitReader(SplitColumns):
 
         Raises:
             UnknownNameError: a layer or token kind is not cached.
+            RequestError: a layer set cannot be resolved; see `resolve_layers`.
             CacheError: a file is missing or of the wrong size.
             ValueError: `out` does not fit.
         """
-        selection = Selection.of(self._files, layers, tokens)
+        selection = self._select(layers, tokens)
         out = self._buffer(self.num_samples, selection, out)
         read_all(self._files, selection.layers, None if selection.all_kinds else selection.kinds, out)
         self._copier.fill_uncommitted(np.arange(self.num_samples), out)
@@ -117,8 +158,8 @@ class SplitReader(SplitColumns):
     def gather(
         self,
         rows: npt.ArrayLike,
-        layers: Sequence[str],
-        tokens: Sequence[str],
+        layers: Names,
+        tokens: Names,
         out: Array | None = None,
         *,
         method: Method = "auto",
@@ -137,16 +178,16 @@ class SplitReader(SplitColumns):
             RequestError: `method` is ``map``, and that is not possible here.
         """
         row_numbers = checked_rows(rows, self.num_samples)
-        selection = Selection.of(self._files, layers, tokens)
+        selection = self._select(layers, tokens)
         out = self._buffer(len(row_numbers), selection, out)
-        self._copier.copy(row_numbers, selection, out, self._copier.maps(layers, method))
+        self._copier.copy(row_numbers, selection, out, self._copier.maps(selection.layers, method))
         return out
 
     def batches(
         self,
         batch_size: int,
-        layers: Sequence[str],
-        tokens: Sequence[str],
+        layers: Names,
+        tokens: Names,
         seed: int | Sequence[int],
         memory: int = DEFAULT_MEMORY,
         *,
@@ -176,10 +217,17 @@ class SplitReader(SplitColumns):
         """
         every = np.arange(self.num_samples)
         row_numbers = every if rows is None else np.unique(checked_rows(rows, self.num_samples))
-        selection = Selection.of(self._files, layers, tokens)
+        selection = self._select(layers, tokens)
         out = None if out is None else self._buffer(batch_size, selection, out)
-        maps, options = self._copier.maps(layers, method), BatchOptions(batch_size, seed, memory, part)
+        maps, options = (
+            self._copier.maps(selection.layers, method),
+            BatchOptions(batch_size, seed, memory, part),
+        )
         return shuffled_batches(self._copier, selection, row_numbers, maps, options, out)
+
+    def _select(self, layers: Names, tokens: Names) -> Selection:
+        kinds = split_tokens(tokens) if isinstance(tokens, str) else tokens
+        return Selection.of(self._files, self.resolve_layers(layers), kinds)
 
     def _buffer(self, rows: int, selection: Selection, out: Array | None) -> Array:
         shape = (rows, *selection.row_shape(self._files))

@@ -20,7 +20,7 @@ from featcache.store.errors import (
     RemoteError,
     RequestError,
 )
-from featcache.store.files import JsonObject, canonical_json, sha256_hex
+from featcache.store.files import canonical_json, sha256_hex
 from featcache.store.journal import JOURNAL
 from featcache.store.manifest import Manifest
 from featcache.store.network.concurrency import retry
@@ -81,20 +81,6 @@ class CatalogueEntry:
         """Path of its file on the remote."""
         numbers = (self.num_bytes, self.num_layers, self.train, self.test)
         return f"{_stem(self.name)}@{self.digest}@{'@'.join(map(str, numbers))}"
-
-    def to_dict(self, remote: Remote) -> JsonObject:
-        """Return the entry as plain JSON values."""
-        return {
-            "dataset": self.name.dataset,
-            "model": self.name.model,
-            "key": self.name.key,
-            "address": remote.where(str(self.name)),
-            "state": "complete",
-            "samples": {name: rows for name, rows in (("train", self.train), ("test", self.test)) if rows},
-            "layers": self.num_layers,
-            "bytes": self.num_bytes,
-            "modified": self.modified,
-        }
 
 
 @dataclass(frozen=True)

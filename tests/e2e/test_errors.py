@@ -303,7 +303,7 @@ def test_errors_of_the_system_come_with_advice(cli, monkeypatch, error, advice):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr("featcache.cli.ls.scan", fail)
+    monkeypatch.setattr("featcache.api.listing.scan", fail)
     check(cli("ls"), 1, advice)
 
 

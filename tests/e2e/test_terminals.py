@@ -176,7 +176,7 @@ def test_too_few_open_files(cli, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files", str(tmp_path))
 
-    monkeypatch.setattr("featcache.cli.ls.scan", full)
+    monkeypatch.setattr("featcache.api.listing.scan", full)
     outcome = cli("ls", "--root", tmp_path)
     assert outcome.status == 1
     assert "ulimit -n" in outcome.err

@@ -1,0 +1,43 @@
+"""The errors that featcache raises on purpose. Each also is the built-in that a caller would already catch."""
+
+from featcache.store.errors import (
+    BackboneError,
+    CacheBusyError,
+    CacheCompletedError,
+    CacheError,
+    CacheNotFoundError,
+    DatasetError,
+    DivergedError,
+    FeatcacheError,
+    HeadNotFoundError,
+    IncompleteCacheError,
+    InterruptedRunError,
+    MissingError,
+    PartialCacheError,
+    RemoteError,
+    RequestError,
+    UnavailableError,
+    UnknownNameError,
+    UnknownSplitError,
+)
+
+__all__ = [
+    "BackboneError",
+    "CacheBusyError",
+    "CacheCompletedError",
+    "CacheError",
+    "CacheNotFoundError",
+    "DatasetError",
+    "DivergedError",
+    "FeatcacheError",
+    "HeadNotFoundError",
+    "IncompleteCacheError",
+    "InterruptedRunError",
+    "MissingError",
+    "PartialCacheError",
+    "RemoteError",
+    "RequestError",
+    "UnavailableError",
+    "UnknownNameError",
+    "UnknownSplitError",
+]
