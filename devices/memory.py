@@ -35,6 +35,14 @@ def gpu_memory(device: torch.device) -> tuple[int, int]:
     return free, total
 
 
+def release_memory(device: torch.device) -> None:
+    """Give the memory that torch's allocator keeps for later tensors back to a GPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error of torch means that a GPU or the machine ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError):

@@ -12,7 +12,7 @@ from featcache.probing.requests.jobs import HeadJob, jobs
 from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.results.rows import ResultRow
 from featcache.probing.run_output import KeptRuns, save_run
-from featcache.probing.run_plan import ProbeContext, Run, check_job, plan_runs
+from featcache.probing.run_plan import ProbeContext, Run, check_job, plan_runs, streaming_note
 from featcache.probing.run_row import result_row
 from featcache.probing.run_training import draw_train_samples, load_job, train_and_score
 from featcache.probing.training.process import flush_denormals, return_freed_memory
@@ -57,6 +57,8 @@ def probe(
     context = ProbeContext.of(cache, request, torch.device(device))
     for job in requested:
         check_job(context, job)
+    for note in filter(None, dict.fromkeys(streaming_note(context, job) for job in requested)):
+        reporter.message(f"note: {note}")
     runner = _Runner(context, reporter)
     rows: list[ResultRow] = []
     for job in requested:

@@ -9,7 +9,7 @@ import torch
 
 from featcache.devices.precision import training_precision
 from featcache.probing.corrections import corrections
-from featcache.probing.inputs.data import check_memory, stream_window
+from featcache.probing.inputs.data import check_memory, split_bytes, stream_window
 from featcache.probing.inputs.grouped import groups_of
 from featcache.probing.inputs.memory import TRAIN, Budget
 from featcache.probing.protocols.protocol import Protocol, batch_size
@@ -24,6 +24,7 @@ from featcache.probing.training.full_batch import Size, check_outputs, check_who
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.reading.reader import Cache
+from featcache.store.text import format_bytes
 
 FEW_SHOTS, FEW_SHOT_FOLDS = 10, 5
 """With fewer samples of each class the choice is by folds, at most so many."""
@@ -118,6 +119,19 @@ def check_job(context: ProbeContext, job: HeadJob) -> None:
     if job.solver in (ADAMW, CHOICE):
         largest_batch = batch_size(reader.num_samples, context.protocol)
         check_memory(reader, job.selection, largest_batch, context.budget)
+
+
+def streaming_note(context: ProbeContext, job: HeadJob) -> str | None:
+    """Return a note on train tokens that do not fit into memory, since runs on them have ids of their own; None if they fit."""
+    reader, limit = context.cache["train"], context.budget.for_tokens(TRAIN)
+    if stream_window(reader, job.selection, limit) is None:
+        return None
+    size = split_bytes(reader, job.selection)
+    return (
+        f"the train tokens of {job.selection.name} take {format_bytes(size)}, more than the {format_bytes(limit)} for them, so they "
+        "are streamed; rows then come in another order, so these runs are others than those with all tokens in memory "
+        f"(--memory {-(-2 * size // 10**6)}MB or more)"
+    )
 
 
 def _plan_run(context: ProbeContext, job: HeadJob, repetition: Repetition) -> Run:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from featcache.devices.transfer import send
 from featcache.probing.heads.base import Head
 from featcache.probing.heads.parts import BatchNorm, LayerNorm, Linear, as_products, normalize, replicate
 from featcache.probing.heads.pooling import attention_pool, attention_weights
@@ -123,7 +124,7 @@ class AttentiveHead(Head):
         """Dropout masks ``[B, T, M * H]`` of draws ``[B, T, H]``; None if no member of this head drops."""
         if draws is None or not any(self.dropouts):
             return None
-        p = draws.new_tensor(self.dropouts).unsqueeze(1)
+        p = send(torch.tensor(self.dropouts, dtype=draws.dtype), draws.device).unsqueeze(1)
         return torch.where(draws.unsqueeze(2) >= p, 1 / (1 - p), 0.0).flatten(2)
 
 

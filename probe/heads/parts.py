@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from featcache.probing.heads.scratch import scratch
+from featcache.probing.heads.scratch import buffers, scratch, use
 from featcache.store.errors import RequestError
 
 
@@ -84,6 +84,7 @@ class _SharedProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         narrow = scratch("weight", weight.numel(), x).view(-1, weight.shape[2]).copy_(weight.flatten(0, 1))
         ctx.save_for_backward(x)
+        ctx.buffers = buffers()
         ctx.shape, ctx.dtype = weight.shape, weight.dtype
         return x @ narrow.T
 
@@ -91,7 +92,8 @@ class _SharedProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         (x,) = ctx.saved_tensors
-        narrow = scratch("gradient", ctx.shape.numel(), x).view(-1, ctx.shape[2])
+        with use(ctx.buffers):
+            narrow = scratch("gradient", ctx.shape.numel(), x).view(-1, ctx.shape[2])
         torch.mm(grad.T, x, out=narrow)
         return None, narrow.to(ctx.dtype).view(ctx.shape)
 

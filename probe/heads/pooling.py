@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from featcache.probing.heads.scratch import scratch
+from featcache.probing.heads.scratch import buffers, scratch, use
 
 # Bytes of the sums over tokens of one tile: on a CPU they should stay in the cache.
 TILE_BYTES = {"cpu": 2**23}
@@ -64,12 +64,13 @@ class _Sums:
         self._tokens = tokens
         self._heads = num_heads
         batch, _, width = tokens.shape
-        most = TILE_BYTES.get(tokens.device.type, DEFAULT_TILE_BYTES) // (
-            num_heads * width * tokens.element_size()
-        )
+        most_bytes = TILE_BYTES.get(tokens.device.type, DEFAULT_TILE_BYTES)
+        most = most_bytes // (num_heads * width * tokens.element_size())
         num_tiles = -(-batch // max(1, most))
         self._step = -(-batch // num_tiles)  # tiles of the same size
-        self._buffers = [scratch(name, self._step * num_heads * width, tokens) for name in ("sample", "head")]
+        self._buffers = [
+            scratch(name, self._step * num_heads * width, tokens, most_bytes) for name in ("sample", "head")
+        ]
 
     def tiles(self) -> Iterator[slice]:
         """The samples of tile after tile."""
@@ -128,11 +129,19 @@ class _AttentionPool(torch.autograd.Function):
         if mask is not None:
             total = dropped.sum(1).view(batch, members, heads).transpose(0, 1)
         ctx.save_for_backward(tokens, value, scale, bias, weights, factors, mask)
+        ctx.buffers = buffers()
         return pooled.view(members, heads, batch, -1), offset, total
 
     @staticmethod
     @once_differentiable
     def backward(
+        ctx: Any, grad_pooled: Tensor, grad_offset: Tensor, grad_total: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        with use(ctx.buffers):
+            return _AttentionPool._gradients(ctx, grad_pooled, grad_offset, grad_total)
+
+    @staticmethod
+    def _gradients(
         ctx: Any, grad_pooled: Tensor, grad_offset: Tensor, grad_total: Tensor
     ) -> tuple[Tensor | None, ...]:
         tokens, value, scale, bias, weights, factors, mask = ctx.saved_tensors

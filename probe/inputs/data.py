@@ -74,7 +74,7 @@ def load_split(
         labels, ids = labels[valid], [ids[row] for row in valid]
     window = stream_window(reader, selection, memory)
     if window is not None:
-        streamed = StreamedTokens(reader, selection, valid, window)
+        streamed = StreamedTokens(reader, selection, valid, window, device)
         return SplitData(streamed, labels, ids, streamed=True, bytes=window)
     size = split_bytes(reader, selection)
     tokens = InMemoryTokens(_load(reader, selection, valid), device, valid)

@@ -1,6 +1,5 @@
-"""How much memory a probe may take, and for what."""
+"""Memory that a probe may take, and its division."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,31 +7,38 @@ import torch
 from featcache.devices.memory import free_memory
 
 TRAIN = "train"
-# Of what is free now: others need memory too, and so do Python, torch and what a step makes on its way.
-SHARE = 0.5
+# Shares of what is free now. Other programs, Python and torch take memory of the machine as well. A GPU is left a fifth, for
+# workspaces of libraries and since what is allocated in pieces never fits exactly.
+SHARE = {"cuda": 0.8}
+DEFAULT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes for tokens and for members."""
+    """Bytes for tokens, and for members that train."""
 
     total: int
+    """Bytes of which tokens have their parts."""
+    all_bytes: int | None = None
+    """Bytes of tokens and members together; by default `total`."""
 
     @classmethod
     def of(cls, memory: int | None, device: torch.device) -> "Budget":
-        """What was asked for, or about half of what `device` has to spare.
+        """Return the budget that was asked for, or a share of what is free on `device`.
 
-        The default is a power of two: the order in which rows are streamed depends on it, and should not change with every
-        byte that is free.
+        By default, tokens have their parts of a power of two, rounded down: the order in which rows are streamed depends on it, and
+        should not change with every byte that is free. Members have all of the rest.
         """
         if memory is not None:
             return cls(memory)
-        return cls(2 ** round(math.log2(SHARE * free_memory(device))))
+        spare = int(SHARE.get(device.type, DEFAULT_SHARE) * free_memory(device))
+        return cls(1 << max(0, spare.bit_length() - 1), spare)
 
     def for_tokens(self, split: str) -> int:
-        """Most that the tokens of a split may take; a larger one is streamed."""
+        """Return the most bytes that the tokens of a split may take; a larger split is streamed."""
         return self.total // (2 if split == TRAIN else 4)
 
     def for_members(self, tokens: int) -> int:
-        """What `tokens` bytes of tokens leave for parameters and moments of the members that train together."""
-        return self.total - min(tokens, 3 * self.total // 4)
+        """Return the bytes that `tokens` bytes of tokens leave for the members that train together."""
+        total = self.total if self.all_bytes is None else self.all_bytes
+        return total - min(tokens, 3 * total // 4)

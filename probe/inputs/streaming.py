@@ -4,19 +4,23 @@ Shapes: N samples, T tokens, D width, B batch, R rows.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.devices.transfer import Receipt, send
 from featcache.probing.inputs.dataset import as_tensor
 from featcache.probing.inputs.selection import Selection
 from featcache.probing.inputs.tokens import check_finite
 from featcache.probing.inputs.transforms import PLAIN, InputTransform, inverse, lengths
 from featcache.store.reading.split import SplitReader
+
+T = TypeVar("T")
 
 
 class StreamedTokens:
@@ -24,17 +28,23 @@ class StreamedTokens:
 
     The order of an epoch is that of `SplitReader.batches`: shuffled within windows that are made of short stretches from
     all over the split, within the budget. What is read ahead lies in the page cache, which the system takes back when it
-    needs the memory.
+    needs the memory. For a GPU, a thread reads the next mini-batch meanwhile, and stored values are sent as they are.
 
     Args:
         split: the split.
         selection: which tokens; the largest part sets the order, the others are gathered along.
         valid: ``[N]``, rows of the split that hold features; sample i of the source is row ``valid[i]``.
         memory: budget of what is read ahead, in bytes.
+        device: where mini-batches are handed out.
     """
 
     def __init__(
-        self, split: SplitReader, selection: Selection, valid: npt.NDArray[np.int64], memory: int
+        self,
+        split: SplitReader,
+        selection: Selection,
+        valid: npt.NDArray[np.int64],
+        memory: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._parts = selection.parts
         self._views = [part.of(split) for part in selection.parts]
@@ -42,6 +52,7 @@ class StreamedTokens:
         self._valid = valid
         self._memory = memory
         self._dtype = split.dtype
+        self._device = torch.device(device)
         self.input_transform = PLAIN
         self.num_tokens = selection.num_tokens
         self.width = self._gather(valid[:1]).shape[2]
@@ -54,7 +65,9 @@ class StreamedTokens:
     def batch(self, rows: Tensor) -> Tensor:
         """Return the tokens of `rows`, ``[B, T, D]`` float32, through the transform."""
         chosen = self._valid[rows.numpy()]
-        return self._transformed(self._gather(chosen), chosen)
+        tokens, norms = self._transformed(self._gather(chosen))
+        check_finite(norms, chosen)
+        return tokens
 
     def epochs(
         self, rows: Tensor, batch_size: int, num_epochs: int, seed: int
@@ -66,18 +79,24 @@ class StreamedTokens:
             batches = view.batches(
                 batch_size, part.layers, part.tokens, (seed, epoch), self._memory, rows=wanted
             )
-            for chosen, features in batches:
-                led = _flat(as_tensor(features, self._dtype))
-                tokens = led if len(self._parts) == 1 else self._gather(chosen, led)
-                yield (
-                    torch.from_numpy(np.searchsorted(self._valid, chosen)),
-                    self._transformed(tokens, chosen),
-                )
+            stored = self._stored(batches)
+            last: _Check | None = None
+            for chosen, part_of_all in stored if self._device.type == "cpu" else _read_ahead(stored):
+                tokens, norms = self._transformed(part_of_all)
+                check = _Check(norms, chosen)
+                if self._device.type == "cpu":
+                    check.raise_error()
+                elif last is not None:  # a GPU has long computed these, so nobody waits
+                    last.raise_error()
+                last = check
+                yield torch.from_numpy(np.searchsorted(self._valid, chosen)), tokens
+            if last is not None:
+                last.raise_error()
 
     def with_transform(self, transform: InputTransform) -> Self:
         """Return the same tokens through another transform."""
         other = copy(self)
-        other.input_transform = transform
+        other.input_transform = transform if transform.is_plain else transform.to(self._device)
         return other
 
     def subset(self, rows: Tensor) -> Self:
@@ -86,13 +105,21 @@ class StreamedTokens:
         other._valid = self._valid[rows.numpy()]
         return other
 
-    def _transformed(self, tokens: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
-        tokens = tokens.float()
-        norms = lengths(tokens)
-        check_finite(norms, rows)
+    def _stored(
+        self, batches: Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.generic]]]
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+        """Yield rows and all their tokens ``[B, T, D]`` as stored."""
+        for chosen, features in batches:
+            led = _flat(as_tensor(features, self._dtype))
+            yield chosen, led if len(self._parts) == 1 else self._gather(chosen, led)
+
+    def _transformed(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens through the transform, and their lengths before it, on the device."""
+        tokens = send(stored, self._device).float()
+        norms = lengths(tokens, was_half=stored.dtype == torch.float16)
         if self.input_transform.is_plain:
-            return tokens.mul_(inverse(norms).unsqueeze(-1))
-        return self.input_transform.apply_(tokens)
+            return tokens.mul_(inverse(norms).unsqueeze(-1)), norms
+        return self.input_transform.apply_(tokens), norms
 
     def _gather(self, rows: npt.NDArray[np.int64], led: Tensor | None = None) -> Tensor:
         """All parts of `rows` side by side, ``[B, T, D]`` as stored; `led` is the leading part, if it is there already."""
@@ -108,3 +135,30 @@ class StreamedTokens:
 def _flat(features: Tensor) -> Tensor:
     """``[B, L, K, D]`` to ``[B, L * K, D]``."""
     return features.flatten(1, 2)
+
+
+class _Check:
+    """Whether the lengths ``[B, T]`` of a mini-batch are finite, known as soon as the device has computed them."""
+
+    def __init__(self, norms: Tensor, rows: npt.NDArray[np.int64]) -> None:
+        self._norms = norms
+        self._rows = rows
+        self._finite = Receipt(norms.isfinite().all())
+
+    def raise_error(self) -> None:
+        """Raise the error of `check_finite` if a length is not finite."""
+        if not self._finite.value():
+            check_finite(self._norms, self._rows)
+
+
+def _read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield the items; a thread gets each next one while the caller works."""
+    missing = object()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, items, missing)
+        while True:
+            item = following.result()
+            if item is missing:
+                return
+            following = pool.submit(next, items, missing)
+            yield item  # type: ignore[misc]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featcache.devices.transfer import send
 from featcache.probing.inputs.transforms import PLAIN, READ_ROWS, InputTransform, inverse, lengths
 from featcache.store.errors import RequestError
 
@@ -115,7 +116,7 @@ class InMemoryTokens:
 
     def batch(self, rows: Tensor) -> Tensor:
         """Return the tokens of `rows`, ``[B, T, D]`` float32, through the transform."""
-        rows = rows.to(self._tokens.device)
+        rows = send(rows, self._tokens.device)
         # index_select copies, so multiplying in place leaves the stored tokens alone.
         tokens = self._tokens.index_select(0, rows).float()
         if self.input_transform.is_plain:  # the lengths are known

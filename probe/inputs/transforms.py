@@ -138,12 +138,15 @@ class OutputScale:
         return cls(state[f"{_OUTPUT_PREFIX}mean"], state[f"{_OUTPUT_PREFIX}scale"]), rest
 
 
-def lengths(tokens: Tensor, dim: int = -1) -> Tensor:
+def lengths(tokens: Tensor, dim: int = -1, *, was_half: bool = False) -> Tensor:
     """Return Euclidean norms of float32 `tokens` along an axis, which is removed.
 
-    A float32 sum of squares underflows for lengths below 1e-15 and overflows above 1e18, so such tensors use float64.
+    A float32 sum of squares underflows for lengths below 1e-15 and overflows above 1e18, so such tensors use float64. Values that
+    `was_half` says were float16 have no such lengths but 0, so a GPU need not be waited for to know.
     """
     norms: Tensor = torch.linalg.vector_norm(tokens, dim=dim)
+    if was_half:
+        return norms
     extreme = (norms < 1e-15) | (norms > 1e18)
     if tokens.device.type != "mps" and bool(extreme.any()):
         norms = torch.linalg.vector_norm(tokens, dim=dim, dtype=torch.float64).float()

@@ -276,9 +276,9 @@ class ProbeRequest:
             if option not in known:
                 raise UnknownNameError("option", option, known, f"(of {', '.join(sorted(heads))})")
             if not 1 <= number <= MAX_OPTION:
-                raise RequestError(f"{option} must be from 1 to {MAX_OPTION:,}, not {number}")
+                raise RequestError(f"--option {option} must be from 1 to {MAX_OPTION:,}, got {number}")
         if self.num_heads is not None and not 1 <= self.num_heads <= MAX_OPTION:
-            raise RequestError(f"num-heads must be from 1 to {MAX_OPTION:,}, not {self.num_heads}")
+            raise RequestError(f"--num-heads must be from 1 to {MAX_OPTION:,}, got {self.num_heads}")
         if self.num_heads is not None and self.options.get("num_heads", self.num_heads) != self.num_heads:
             raise RequestError(
                 f"num-heads is {self.num_heads}, the option num_heads {self.options['num_heads']}: say it once"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featcache.devices.transfer import send
 from featcache.probing.heads.scratch import scratch
 from featcache.probing.inputs.tokens import TokenSource
 from featcache.probing.protocols.protocol import Plan, Protocol
@@ -102,4 +103,4 @@ def mini_batches(
     """
     jitter = Jitter(protocol.jitter_probability, protocol.jitter_std, seeds.jitter, device)
     for chosen, x in tokens.epochs(rows, plan.batch_size, plan.num_epochs, seeds.order):
-        yield Batch(jitter.add_(x.to(device)), labels[chosen].to(device))
+        yield Batch(jitter.add_(x.to(device)), send(labels[chosen], device))

@@ -8,7 +8,7 @@ import torch
 
 from featcache.devices.float32 import exact_float32
 from featcache.probing.training.batches import Seeds, mini_batches
-from featcache.probing.training.sweep_options import SweepOptions, group_size
+from featcache.probing.training.sweep_options import SweepOptions, group_size, with_group_size
 from featcache.probing.training.sweep_plan import Sweep
 from featcache.probing.training.trainer import Training, initial_head, members_together
 
@@ -35,6 +35,7 @@ class Estimate:
 def estimate_sweep(sweep: Sweep, options: SweepOptions) -> Estimate:
     """Time two updates of as many members as go through a step together, after one to warm up."""
     device = torch.device(options.device)
+    options = with_group_size(sweep, options)
     together = members_together(sweep.build, sweep.tokens, sweep.num_classes, device)
     last = options.finished[-1] if options.finished else {}
     left = [member for member in sweep.members if member not in last]

@@ -4,11 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from featcache.probing.training.estimate import estimate_sweep
+from featcache.devices.memory import is_out_of_memory
+from featcache.probing.training.estimate import Estimate, estimate_sweep
 from featcache.probing.training.fitted import FitTask
 from featcache.probing.training.strategy import FitSettings
 from featcache.probing.training.sweep import SweepResult
-from featcache.probing.training.sweep_options import SweepOptions, group_size
+from featcache.probing.training.sweep_options import (
+    SweepOptions,
+    no_room,
+    with_group_size,
+    with_smaller_groups,
+)
 from featcache.probing.training.sweep_plan import Sweep
 from featcache.probing.training.tuning import Tuning
 from featcache.probing.training.unfinished import Unfinished
@@ -54,6 +60,7 @@ def run_resumable(
         memory=settings.memory,
         finished=finished,
         on_group=None if unfinished is None else unfinished.write,
+        on_note=lambda note: settings.reporter.message(f"note: {fit_task.title}: {note}"),
     )
     options = _announce(fit_task, settings, sweep, options)
     try:
@@ -77,10 +84,10 @@ def run_resumable(
 
 def _announce(fit_task: FitTask, settings: FitSettings, sweep: Sweep, options: SweepOptions) -> SweepOptions:
     """Report how long a sweep will take, and cut groups that would take too long."""
-    estimate = estimate_sweep(sweep, options)
+    estimate, options = _estimate(sweep, with_group_size(sweep, options))
     if estimate.seconds > 2 * GROUP_SECONDS:
         most = estimate.group_of(GROUP_SECONDS, sweep.tuning.num_steps)
-        options = replace(options, group_size=min(most, group_size(sweep, options)))
+        options = replace(options, group_size=min(most, options.group_size or most))
     finished = sum(map(len, options.finished))
     rounds = f" in {len(sweep.rounds)} rounds" if len(sweep.rounds) > 1 else ""
     if settings.protocol.halving > 1 and not rounds:
@@ -93,3 +100,16 @@ def _announce(fit_task: FitTask, settings: FitSettings, sweep: Sweep, options: S
         + f"; about {rough_duration(estimate.seconds)}"
     )
     return options
+
+
+def _estimate(sweep: Sweep, options: SweepOptions) -> tuple[Estimate, SweepOptions]:
+    """Return the estimate, and the options with groups of a size for which the device has room."""
+    while True:
+        try:
+            return estimate_sweep(sweep, options), options
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if options.group_size == 1:
+                raise no_room(options) from error
+        options = with_smaller_groups(options, options.group_size or len(sweep.members))

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
+from featcache.devices.memory import is_out_of_memory
 from featcache.probing.heads.base import Head
 from featcache.probing.protocols.protocol import Member, Plan
 from featcache.probing.scoring.soundness import DIVERGED
-from featcache.probing.training.sweep_options import SweepOptions
+from featcache.probing.training.sweep_options import SweepOptions, no_room
 from featcache.probing.training.sweep_plan import Sweep
 from featcache.probing.training.trainer import has_diverged
 from featcache.probing.training.tuning import (
@@ -82,9 +83,14 @@ def finish(
     diverged = tuning.diverged
     while left:
         member = select_best(left)
-        (head,) = train_members(
-            sweep, rows, [member], sweep.final, options, counter or (lambda updates: None)
-        )
+        try:
+            (head,) = train_members(
+                sweep, rows, [member], sweep.final, options, counter or (lambda updates: None)
+            )
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise no_room(options) from error
+            raise
         if not has_diverged(head):
             return member, head, diverged
         diverged = (*diverged, member)

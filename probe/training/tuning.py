@@ -14,14 +14,22 @@ from math import nan
 import torch
 from torch import Tensor
 
+from featcache.devices.memory import is_out_of_memory
 from featcache.probing.heads.base import Head
 from featcache.probing.protocols.protocol import Member, Plan
 from featcache.probing.scoring.soundness import DIVERGED
 from featcache.probing.training.batches import Jitter, Seeds
 from featcache.probing.training.prediction import predict
-from featcache.probing.training.sweep_options import OnProgress, SweepOptions, group_size
+from featcache.probing.training.sweep_options import (
+    OnProgress,
+    SweepOptions,
+    group_size,
+    no_room,
+    with_group_size,
+    with_smaller_groups,
+)
 from featcache.probing.training.sweep_plan import Round, Sweep
-from featcache.probing.training.trainer import divide, fit_members, has_diverged
+from featcache.probing.training.trainer import fit_members, has_diverged
 from featcache.store.errors import DivergedError
 
 
@@ -50,8 +58,13 @@ class UpdateCounter:
         self._total = sum(each.num_members * sweep.updates(each.factor) for each in sweep.rounds)
         self._total += sweep.final.num_steps if final else 0
 
+    @property
+    def done(self) -> int:
+        """The updates so far."""
+        return self._done
+
     def skip(self, updates: int) -> None:
-        """Count what an earlier run did."""
+        """Count updates of an earlier run; a negative number takes back updates that are to be repeated."""
         self._done += updates
 
     def __call__(self, updates: int) -> None:
@@ -64,13 +77,17 @@ class UpdateCounter:
 def tune(sweep: Sweep, options: SweepOptions, counter: UpdateCounter | None = None) -> Tuning:
     """Choose the best member on held-out samples.
 
+    A group that runs out of memory is divided, and its members are trained again.
+
     Raises:
         DivergedError: all members of a round diverged.
+        RequestError: one member does not fit into the memory of the device.
     """
     counter = counter or UpdateCounter(options.on_progress, sweep, final=False)
     empty = torch.empty(0, sweep.num_classes)
     if not sweep.splits:
         return Tuning(sweep.members[0], {sweep.members[0]: nan}, empty)
+    options = with_group_size(sweep, options)
     rounds: list[dict[Member, float]] = []
     members: Sequence[Member] = sweep.members
     outputs: dict[Member, Tensor] = {}
@@ -108,13 +125,28 @@ def _run_round(
     rounds.append(scores)
     outputs: dict[Member, Tensor] = {}
     left = [member for member in members if member not in scores]
-    for group in divide(left, group_size(sweep, options)):
-        for member, held in _held_out(sweep, group, each.factor, options, counter):
-            scores[member] = held.score
-            best = select_best({other: scores[other] for other in members if other in scores})
-            outputs = {member: held.outputs.cpu()} if member == best else outputs
-        if options.on_group is not None:
-            options.on_group(rounds)
+    while left:
+        group, before = left[: group_size(sweep, options)], counter.done
+        try:
+            for member, held in _held_out(sweep, group, each.factor, options, counter):
+                scores[member] = held.score
+                best = select_best({other: scores[other] for other in members if other in scores})
+                outputs = {member: held.outputs.cpu()} if member == best else outputs
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(group) == 1:
+                raise no_room(options) from error
+            too_large = True
+        else:
+            too_large = False
+            if options.on_group is not None:
+                options.on_group(rounds)
+        if too_large:
+            # Outside the handler, whose traceback keeps the tensors of the group alive.
+            counter.skip(before - counter.done)
+            options = with_smaller_groups(options, len(group))
+        left = [member for member in left if member not in scores]
     rounds[-1] = {member: scores[member] for member in members}
     return outputs
 

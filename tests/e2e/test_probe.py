@@ -117,7 +117,7 @@ def test_what_is_asked_for_is_wrong(cli, made):
     check(cli(*attentive), 2, "divides the token width (16) among its heads (17)", "choose fewer heads")
     for arguments, part in (
         (("--memory", "lots"), "'lots' is not a size; write such as 2GB or 500MB"),
-        (("--num-heads", "0"), "0 is not in the range x>=1"),
+        (("--num-heads", "0"), "--num-heads must be from 1 to 1,048,576, got 0"),
     ):
         outcome = cli(*linear, *arguments)
         assert outcome.status == 2

@@ -84,7 +84,7 @@ def test_a_training_of_a_single_update(monkeypatch):
     sweep = slow_sweep(monkeypatch, num_samples=15)  # one batch
     sweep = replace(sweep, protocol=replace(sweep.protocol, min_steps=1))
     assert sweep.tuning.num_steps == 1
-    found = estimate_sweep(sweep, SweepOptions())
+    found = estimate_sweep(sweep, SweepOptions(group_size=4))  # measuring a group would warm up
     assert (found.per_batch, found.per_member) == (10 * PER_BATCH, 10 * PER_MEMBER)
 
 

@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from featcache.probing.heads import get_head, knn, ridge
+from featcache.probing.inputs.memory import Budget
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import QUICK
 from featcache.probing.results.rows import SCORES_FILE, read_confusion, save_scores
@@ -29,6 +30,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np, torch
 torch.set_num_threads(1)
 from featcache.probing.heads import get_head
+from featcache.probing.inputs.memory import Budget
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import QUICK
 from featcache.probing.training.array_fitting import array_job, fit_head
@@ -248,3 +250,26 @@ def test_targets_of_neighbors_are_taken_in_blocks(target_type: str, monkeypatch:
     torch.testing.assert_close(head(features[:, None]), whole)
     assert len(taken) == 15
     assert max(taken) == 20 * 30 * 7
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "spare"), [(23_000, 8192, 11_500), (16_384, 8192, 8192), (4, 2, 2)]
+)
+def test_a_budget_by_default_rounds_down(monkeypatch, free, total, spare):
+    monkeypatch.setattr("featcache.probing.inputs.memory.free_memory", lambda device: free)
+    budget = Budget.of(None, torch.device("cpu"))
+    assert budget.for_tokens("train") == total // 2
+    assert budget.for_tokens("test") == total // 4
+    assert budget.for_members(0) == spare
+    assert budget.for_members(10**9) == spare - 3 * spare // 4
+    assert Budget.of(1000, torch.device("cpu")).for_members(100) == 900
+
+
+def test_a_24_gb_card_holds_the_tokens_of_all_layers_of_vit_l_for_cifar_100(monkeypatch):
+    """24 layers of class token and average, float16; half of the rest is for members."""
+    monkeypatch.setattr("featcache.probing.inputs.memory.free_memory", lambda device: int(23.5e9))
+    budget = Budget.of(None, torch.device("cuda"))
+    train, test = (2 * samples * 48 * 1024 for samples in (50_000, 10_000))
+    assert train <= budget.for_tokens("train")
+    assert test <= budget.for_tokens("test")
+    assert budget.for_members(train + test) > 12e9

@@ -95,3 +95,14 @@ def test_features_that_do_not_fit_are_refused_before_anything_is_trained(cache, 
         probe(cache, ask(head, out=tmp_path))
     assert not (tmp_path / "results.jsonl").exists()
     probe(cache, ask("linear", out=tmp_path))
+
+
+def test_a_note_says_what_is_streamed(cache, tmp_path):
+    reporter = RecordingReporter()
+    probe(cache, ask(out=tmp_path, memory=45_000), reporter=reporter)
+    notes = [text for text in reporter.messages if "are streamed" in text]
+    assert len(notes) == 1
+    assert notes[0].startswith("note: the train tokens of all take ")
+    told = RecordingReporter()
+    probe(cache, ask(out=tmp_path), reporter=told)
+    assert not any("streamed" in text for text in told.messages)

@@ -209,3 +209,35 @@ def test_transforms_and_subsets_of_streamed_tokens_are_those_in_memory(tmp_path)
         torch.testing.assert_close(*batches, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(batches[1], loaded.with_transform(transforms[1]).batch(rows[some]))
     assert streamed.subset(rows).num_samples == 150
+
+
+def test_a_gpu_gets_stored_values_ahead_of_time(tmp_path, pretended):
+    """The same numbers as in memory, half the bytes, and no wait for a copy."""
+    cache, _ = rich_cache(tmp_path, rich_plan())
+    selection = select(cache, "all", "cls+ap+patches")
+    memory = 300 * selection.num_tokens * WIDTH * 2 // 2
+    loaded, _ = both(cache, selection, memory)
+    streamed = load_split(cache, "train", selection, "cuda:0", memory).tokens
+    rows = torch.arange(140)
+    pretended.counts.bytes_to_device = 0
+    pretended.counts.host_waits.clear()
+    batches = list(streamed.epochs(rows, 16, 1, seed=3))
+    values = 140 * selection.num_tokens * WIDTH
+    assert pretended.counts.bytes_to_device == 2 * values
+    assert set(pretended.counts.host_waits) <= {"event.synchronize"}, pretended.counts.host_waits
+    for chosen, tokens in batches:
+        assert str(tokens.device) == "cuda:0"
+        torch.testing.assert_close(tokens.cpu(), loaded.batch(chosen), rtol=0, atol=1e-6)
+
+
+def test_a_gpu_refuses_a_value_that_is_not_finite_in_the_last_batch_too(tmp_path, pretended):
+    plan = rich_plan()
+    content = make_rich_content(plan)
+    content["train"]["final"][211, 0, 0, 5] = np.inf
+    cache = write_cache(tmp_path, plan, content)
+    streamed = load_split(cache, "train", select(cache, "last", "cls"), "cuda:0", 6000).tokens
+    for size in (50, 60):
+        with pytest.raises(RequestError, match="the first is row 211"):
+            list(streamed.epochs(torch.arange(300), size, 1, seed=3))
+    with pytest.raises(RequestError, match="the first is row 211"):
+        streamed.batch(torch.arange(300))

@@ -21,6 +21,7 @@ from featcache.probing.protocols.protocol import PAPER, QUICK, Member, learning_
 from featcache.probing.scoring.metrics import balanced_accuracy, scores, top_k
 from featcache.probing.training import trainer
 from featcache.probing.training.batches import Jitter, Seeds
+from featcache.probing.training.group_memory import measure_group
 from featcache.probing.training.prediction import predict
 from featcache.probing.training.sweep import run_sweep
 from featcache.probing.training.sweep_options import SweepOptions, group_size
@@ -196,8 +197,8 @@ def test_groups_fit_the_memory() -> None:
         info.build, InMemoryTokens(tokens), labels.numpy(), protocol=PAPER, has_dropout=True, seed=0
     )
     assert len(sweep.members) == 63
-    one = 12 * sweep.num_parameters  # a parameter and two moments, float32
-    assert group_size(sweep, SweepOptions(memory=5 * one)) == 5
+    memory = measure_group(sweep, torch.device("cpu"), "fp32", 10**9)
+    assert group_size(sweep, SweepOptions(memory=memory.of(5))) == 5
     assert group_size(sweep, SweepOptions(memory=1)) == 1
     assert group_size(sweep, SweepOptions(memory=10**9)) >= 63
     assert group_size(sweep, SweepOptions(memory=10**9, group_size=7)) == 7

@@ -153,7 +153,7 @@ def interrupted(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(pull_module, "receive_file", receive)
-        patch.setattr(pull_module, "IN_FLIGHT", 1)
+        patch.setattr(pull_module, "CONCURRENT_FILES", 1)
         with pytest.raises(KeyboardInterrupt):
             pull(parse_address(f"{address}/made/{source.name}"), [tmp_path / "root"])
     return source, parse_address(f"{address}/made/{source.name}"), tmp_path / "root/made" / source.name
