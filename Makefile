@@ -32,9 +32,10 @@ test: $(VENV)/.package
 # on a pretended GPU, with all its kinds of targets.
 stress: $(VENV)/.package
 	FEATCACHE_TEST_KILLS=500 FEATCACHE_TEST_REAL_KILLS=50 FEATCACHE_TEST_FAULTS=100000 FEATCACHE_TEST_FUZZ=100000 \
-		FEATCACHE_TEST_TRANSFERS=200 FEATCACHE_TEST_EVERY_HEAD=1 \
+		FEATCACHE_TEST_TRANSFERS=200 FEATCACHE_TEST_GPU_CHECK=1 FEATCACHE_TEST_EVERY_HEAD=1 \
 		$(BIN)/python -m pytest tests/store/test_crash.py tests/store/test_faults.py tests/store/test_hostile.py \
-		tests/e2e/test_interruptions.py tests/transfer/test_interruptions.py tests/probe/test_cuda.py --timeout 3600
+		tests/e2e/test_interruptions.py tests/transfer/test_interruptions.py tests/probe/test_cuda.py \
+		tests/test_benchmarks.py --timeout 3600
 
 # The lowest versions that pyproject.toml admits, in a venv of their own (several GB), and all tests with them.
 # Old versions beside new ones warn of what is deprecated, which is no fault of ours.

@@ -13,6 +13,8 @@ import numpy as np
 
 BATCH = 2048
 MODEL = "timm:test_vit.r160_in1k"
+SHOTS = 100
+"""Samples of each class that the heads are trained on."""
 IMAGES = 1500
 
 
@@ -112,18 +114,18 @@ def pull(cache: Path, scratch: Path) -> float:
 
 
 def train(cache: Path, scratch: Path) -> float:
-    """Sweep and train the attentive head on 300 samples of all layers."""
+    """Sweep and train the attentive head on `SHOTS` samples of each of three classes of all layers."""
     return _probe("attentive", cache, scratch)
 
 
 def solve(cache: Path, scratch: Path) -> float:
-    """Solve logistic regression on 300 samples of all layers, for all penalties."""
+    """Solve logistic regression on `SHOTS` samples of each of three classes of all layers, for all penalties."""
     return _probe("logreg", cache, scratch)
 
 
 def _probe(head: str, cache: Path, scratch: Path) -> float:
-    arguments = ("probe", "--cache", cache, "--head", head, "--protocol", "quick", "--shots", 100)
-    import featcache.probing.run  # noqa: F401 - torch, which takes seconds to import
+    arguments = ("probe", "--cache", cache, "--head", head, "--protocol", "quick", "--shots", SHOTS)
+    import torch  # noqa: F401 - takes seconds to import
 
     return timed(lambda: command(*arguments, "--out", scratch / "results"))
 
@@ -176,7 +178,7 @@ def extract(cache: Path, scratch: Path) -> float:
     """Extract 1,500 JPEGs."""
     images = write_images(scratch.parent / "images", IMAGES)
     arguments = extraction(scratch, images)
-    import featcache.extraction.running.pipeline  # noqa: F401 - torch, which takes seconds to import
+    import timm  # noqa: F401 - takes seconds to import, as torch does
 
     return timed(lambda: command(*arguments))
 

@@ -37,6 +37,11 @@ class _StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._bytes = 0
         self.peak = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing here is compiled, and skipping dynamo would import all of it: two seconds in each process.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

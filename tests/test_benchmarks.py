@@ -18,9 +18,12 @@ ROWS = ("store", "extraction", "trainer", "solver", "datasets", "transfer")
 GPU_STAGES = (
     ("machine", "correct", "forward", "speed"),
     ("out_of_memory", "trainer", "heads", "solver", "budget", "table"),
-    ("suite", "races"),
+    *((("suite", "races"),) if os.environ.get("FEATCACHE_TEST_GPU_CHECK") else ()),
 )
-"""The stages of the check of a GPU, in groups that take about as long."""
+"""The stages of the check of a GPU, in groups that take about as long; the last ones run tests of the suite once more."""
+
+
+NO_EVICTION = "this machine does not evict files from the page cache"
 
 
 def run(*command, **variables):
@@ -48,9 +51,10 @@ def test_a_row_runs(tmp_path, row):
     document = json.loads(run(BENCHMARKS / "run.py", row, "--toy", "--out", tmp_path / "bench.json"))
     assert json.loads((tmp_path / "bench.json").read_text()) == document
     assert document[row]
-    missing = [title for title, part in document[row].items() if not has_figures(part)]
-    # The scores on the demo's images need its files.
-    assert [title for title in missing if "demo's cache" not in title] == []
+    missing = {title: part for title, part in document[row].items() if not has_figures(part)}
+    # The scores on the demo's images need its files, and cold reads a page cache that evicts files when it is told to.
+    for title, part in missing.items():
+        assert "demo's cache" in title or part == {"skipped": NO_EVICTION}
 
 
 def test_versions_are_compared(tmp_path):
@@ -66,6 +70,7 @@ import sys
 from pathlib import Path
 import against, against_operation
 against_operation.IMAGES = 8
+against_operation.SHOTS = 4
 cache = against.write_cache(Path(sys.argv[1]), toy=True)
 for operation in against_operation.OPERATIONS:
     against_operation.main([operation.__name__, str(cache), str(cache.parents[2] / "scratch")])

@@ -112,7 +112,9 @@ class BatchLoader:
         content = torch.frombuffer(bytearray(b"".join(one.digest for one in done)), dtype=torch.uint8)
         facts = torch.tensor([one.facts for one in done], dtype=torch.int64)
         unavailable = [str(item) for item in items if isinstance(item, UnavailableError)]
-        images = _stacked([one.tensor for one in done])
+        tensors = [one.tensor for one in done]
+        interleaved = isinstance(self._transform, EightBitTransform)
+        images = _interleaved(tensors) if interleaved else torch.stack(tensors)
         return ImageBatch(
             images, content.reshape(len(items), CONTENT_DIGEST_BYTES), failures, facts, unavailable
         )
@@ -122,10 +124,8 @@ class BatchLoader:
         return torch.zeros(3, self._size, self._size, dtype=dtype)
 
 
-def _stacked(images: list[Tensor]) -> Tensor:
-    """Images ``[3, S, S]`` as one tensor; 8-bit pixels stay interleaved, as decoders give them."""
-    if images[0].dtype != torch.uint8:
-        return torch.stack(images)
+def _interleaved(images: list[Tensor]) -> Tensor:
+    """Stack 8-bit images ``[3, S, S]`` whose pixels stay interleaved in memory, as decoders give them."""
     _, height, width = images[0].shape
     batch = np.empty((len(images), height, width, 3), np.uint8)
     for row, image in enumerate(images):
