@@ -1,4 +1,4 @@
-"""GPUs for tests: those of the machine, or pretended ones."""
+"""Fixtures of all tests: credentials are forgotten after each, and GPUs are those of the machine, or pretended ones."""
 
 import gc
 from collections.abc import Iterator
@@ -9,6 +9,14 @@ import pytest
 
 if TYPE_CHECKING:
     from support.pretended_cuda import Machine
+
+
+@pytest.fixture(autouse=True)
+def own_logins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test credentials of its own: those that another test made known would be hidden in its messages."""
+    from featcache.store import redaction
+
+    monkeypatch.setattr(redaction, "_logins", set())
 
 
 @dataclass(frozen=True)
