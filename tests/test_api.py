@@ -31,10 +31,10 @@ SIGNATURES = {
     "seed=0, device='auto', root=(), progress=True)",
     "push": "(cache, remote, *, force=False, root=(), progress=True)",
     "pull": "(cache, *, splits=(), layers=None, taps=(), patches=True, check=False, root=(), progress=True)",
-    "results": "(out='featcache-results', *, view='summary', score='main', against=None, model=(), dataset=(), head=(), "
-    "layers=(), tokens=(), tap=(), input=(), protocol=(), solver=(), shots=(), seed=(), progress=True)",
-    "plot": "(out='featcache-results', *, kind=(), score='main', against=None, model=(), dataset=(), head=(), layers=(), "
-    "tokens=(), tap=(), input=(), protocol=(), solver=(), shots=(), seed=(), to=None, progress=True)",
+    "results": "(out='featcache-results', *, score='main', against=None, model=(), dataset=(), head=(), layers=(), tokens=(), "
+    "tap=(), input=(), protocol=(), solver=(), shots=(), seed=(), view='summary', progress=True)",
+    "plot": "(out='featcache-results', *, score='main', against=None, model=(), dataset=(), head=(), layers=(), tokens=(), "
+    "tap=(), input=(), protocol=(), solver=(), shots=(), seed=(), kind=(), to=None, progress=True)",
 }
 
 

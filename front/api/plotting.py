@@ -1,58 +1,58 @@
 """`featcache.plot`: results as figures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from featcache.api.results import FOLDER, Filter, chosen, texts_of
-from featcache.api.types import PathLike
+from attrs import field, frozen
+
+from featcache.api.results import FOLDER, OUT, ResultRequest, as_values, chosen
+from featcache.api.signatures import takes_parameters_of
 from featcache.probing.report.groups import SCORES
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
+from featcache.store.parameters import FOLDER as FOLDER_FORM
+from featcache.store.parameters import PROGRESS, as_optional_path, as_path, parameter
 from featcache.store.progress import Reporter
 from featcache.terminal.console import ConsoleReporter
 
 
-def plot(
-    out: PathLike = FOLDER,
-    *,
-    kind: str | Sequence[str] = (),
-    score: str = SCORES[0],
-    against: str | None = None,
-    model: Filter = (),
-    dataset: Filter = (),
-    head: Filter = (),
-    layers: Filter = (),
-    tokens: Filter = (),
-    tap: Filter = (),
-    input: Filter = (),
-    protocol: Filter = (),
-    solver: Filter = (),
-    shots: Filter = (),
-    seed: Filter = (),
-    to: PathLike | None = None,
-    progress: bool = True,
-) -> list[Path]:
-    """Draw results, as PNG and SVG: in one style, for print and for color-blind readers.
+@frozen(kw_only=True)
+class PlotRequest(ResultRequest):
+    """Which figures to draw, and of which results."""
 
-    Args:
-        out: folder of the results, as `probe` takes it.
-        kind: ``gains``, ``shots``, ``attention``, ``attention-by-class``, ``curves``, ``sweep`` or ``calibration``, or several;
-            all if empty.
-        score: the score of gains and shots; the main score of each kind of targets by default.
-        against: the reference of gains, as ``HEAD:LAYERS:TOKENS``; ``linear:last:cls`` if not given.
-        model: only results of this model, or of one of these; this and the arguments below as for `results`.
-        dataset: slug of the dataset's name.
-        head: name of the head.
-        layers: layer set or list of layers.
-        tokens: token kinds, such as ``cls+ap``.
-        tap: where in the blocks the tokens were taken.
-        input: input stage.
-        protocol: name of the protocol.
-        solver: ``adamw``, ``exact`` and so on.
-        shots: training samples of each class; ``all`` for runs on all of train.
-        seed: seed of the run.
-        to: folder of the plots; ``plots`` in `out` if not given.
-        progress: show messages on stderr.
+    kind: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "gains over the reference; shots: scores from few samples; attention per layer and token kind; attention-by-class; "
+            "curves of the training loss; sweep; calibration.",
+            "--kind",
+            metavar="KIND",
+            repeated=True,
+            several=True,
+            default="all",
+        ),
+    )
+    to: Path | None = field(
+        default=None,
+        converter=as_optional_path,
+        metadata=parameter("Folder of the plots.", "--to", form=FOLDER_FORM, default="plots in FOLDER"),
+    )
+
+
+@frozen(kw_only=True)
+class PlotCall(PlotRequest):
+    """A call of `featcache.plot`."""
+
+    out: Path = field(  # type: ignore[assignment]  # the default is converted too
+        default=FOLDER, converter=as_path, kw_only=False, metadata=OUT
+    )
+    progress: bool = field(default=True, metadata=PROGRESS)
+
+
+@takes_parameters_of(PlotCall)
+def plot(call: PlotCall) -> list[Path]:
+    """Draw results, as PNG and SVG: in one style, for print and for color-blind readers.
 
     Returns:
         The files that were written, two for each figure.
@@ -65,47 +65,16 @@ def plot(
     Example:
         >>> featcache.plot(kind="gains")  # doctest: +SKIP
     """
-    filters = {
-        "model": model,
-        "dataset": dataset,
-        "head": head,
-        "layers": layers,
-        "tokens": tokens,
-        "tap": tap,
-        "input": input,
-        "protocol": protocol,
-        "solver": solver,
-        "shots": shots,
-        "seed": seed,
-    }
-    kinds = (kind,) if isinstance(kind, str) else tuple(kind)
-    folder, reporter = expanded(out), ConsoleReporter(quiet=not progress)
-    into = None if to is None else expanded(to)
-    return [
-        path
-        for pair in draw_all(folder, kinds, score, against, texts_of(filters), into, reporter)
-        for path in pair
-    ]
+    reporter = ConsoleReporter(quiet=not call.progress)
+    return [path for pair in draw_all(expanded(call.out), call, reporter) for path in pair]
 
 
-def draw_all(
-    folder: Path,
-    named: Sequence[str],
-    score: str,
-    against: str | None,
-    filters: Mapping[str, Sequence[str]],
-    into: Path | None,
-    reporter: Reporter,
-) -> Iterator[list[Path]]:
+def draw_all(folder: Path, request: PlotRequest, reporter: Reporter) -> Iterator[list[Path]]:
     """Draw figures, and yield the files of each as soon as they are written.
 
     Args:
         folder: of the results.
-        named: the plots, each a name or a list with commas; all if empty.
-        score: the score of gains and shots.
-        against: the reference of gains.
-        filters: values by field.
-        into: folder of the plots; ``plots`` in `folder` if not given.
+        request: the figures and results.
         reporter: receives messages.
 
     Raises:
@@ -114,15 +83,15 @@ def draw_all(
     from featcache.probing.plots.collect import draw  # imports matplotlib, which is slow
     from featcache.probing.plots.style import save
 
-    kinds = _plot_names(named)
-    if against is not None and "gains" not in kinds:
+    kinds = _plot_names(request.kind)
+    if request.against is not None and "gains" not in kinds:
         raise RequestError(f"--against is for --kind gains, and not for {', '.join(kinds)}; leave it out")
-    if score != SCORES[0] and not {"gains", "shots"} & {*kinds}:
+    if request.score != SCORES[0] and not {"gains", "shots"} & {*kinds}:
         raise RequestError(
             f"--score is for --kind gains and shots, and not for {', '.join(kinds)}; leave it out"
         )
-    found = chosen(folder, filters, score, against, reporter)
-    into = folder / "plots" if into is None else into
+    found = chosen(folder, request, reporter)
+    into = folder / "plots" if request.to is None else expanded(request.to)
     into.mkdir(parents=True, exist_ok=True)
     drawn = False
     for kind in kinds:

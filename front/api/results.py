@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.api.types import PathLike
+from attrs import field, fields, frozen
+
+from featcache.api.signatures import takes_parameters_of
 from featcache.extraction.models.names import model_names
 from featcache.probing.report.comparison import SCORE as PUBLISHED_SCORE
 from featcache.probing.report.groups import SCORES, Group, filter_rows, group_rows
@@ -14,69 +16,187 @@ from featcache.probing.results.rows import RESULTS_FILE, ResultRow, count_lines,
 from featcache.probing.results.solved_rows import heads_in_results
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
+from featcache.store.parameters import PROGRESS, as_path, parameter
 from featcache.store.progress import Reporter
 from featcache.terminal.console import ConsoleReporter
 
 FOLDER = "featcache-results"
-FILTERS = (
-    "model",
-    "dataset",
-    "head",
-    "layers",
-    "tokens",
-    "tap",
-    "input",
-    "protocol",
-    "solver",
-    "shots",
-    "seed",
-)
-"""Fields that results are chosen by."""
 Filter = str | int | Sequence[str | int]
 """A value, or several of which a result must have one."""
 
 
-def results(
-    out: PathLike = FOLDER,
-    *,
-    view: str = "summary",
-    score: str = SCORES[0],
-    against: str | None = None,
-    model: Filter = (),
-    dataset: Filter = (),
-    head: Filter = (),
-    layers: Filter = (),
-    tokens: Filter = (),
-    tap: Filter = (),
-    input: Filter = (),
-    protocol: Filter = (),
-    solver: Filter = (),
-    shots: Filter = (),
-    seed: Filter = (),
-    progress: bool = True,
-) -> Table:
+def as_values(given: Filter) -> tuple[str, ...]:
+    """Convert a value, or several, to the texts that results are compared with."""
+    return (str(given),) if isinstance(given, str | int) else tuple(map(str, given))
+
+
+@frozen(kw_only=True)
+class ResultRequest:
+    """Which results to look at, and over what they gain."""
+
+    score: str = field(
+        default=SCORES[0],
+        metadata=parameter(
+            f"Score to compare: {', '.join(SCORES)}; main is the main score of each target type.",
+            "--score",
+            metavar="NAME",
+        ),
+    )
+    against: str | None = field(
+        default=None,
+        metadata=parameter(
+            "Reference of gains.", "--against", metavar="HEAD:LAYERS:TOKENS", default="linear:last:cls"
+        ),
+    )
+    model: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results of these models, by any of their names.",
+            "--model",
+            metavar="NAME",
+            repeated=True,
+            several=True,
+        ),
+    )
+    dataset: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results on these datasets, by the slug of the name.",
+            "--dataset",
+            metavar="NAME",
+            repeated=True,
+            several=True,
+        ),
+    )
+    head: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results of these heads.", "--head", metavar="NAME", repeated=True, several=True
+        ),
+    )
+    layers: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results on this layer set or list of layers.", "--layers", metavar="NAME", repeated=True
+        ),
+    )
+    tokens: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results on these token kinds, such as cls+ap.",
+            "--tokens",
+            metavar="NAME",
+            repeated=True,
+            several=True,
+        ),
+    )
+    tap: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results on tokens of these taps.", "--tap", metavar="NAME", repeated=True, several=True
+        ),
+    )
+    input: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results with these input transforms.",
+            "--input",
+            metavar="NAME",
+            repeated=True,
+            several=True,
+        ),
+    )
+    protocol: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results of these protocols.", "--protocol", metavar="NAME", repeated=True, several=True
+        ),
+    )
+    solver: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results of these solvers: adamw, exact and so on.",
+            "--solver",
+            metavar="NAME",
+            repeated=True,
+            several=True,
+        ),
+    )
+    shots: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results from this many training samples of each class; all for runs on all of train.",
+            "--shots",
+            metavar="NAME",
+            repeated=True,
+            several=True,
+        ),
+    )
+    seed: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results of these seeds.", "--seed", metavar="NAME", repeated=True, several=True
+        ),
+    )
+
+    @property
+    def filters(self) -> dict[str, list[str]]:
+        """Values by field, split at commas; those of `layers` are not, since a list of layers is one name."""
+        return {
+            field.name: [
+                part
+                for value in getattr(self, field.name)
+                for part in ([value] if field.name == "layers" else value.split(","))
+            ]
+            for field in fields(ResultRequest)
+            if field.name not in ("score", "against")
+        }
+
+
+OUT = parameter("Folder of the results, as `probe` takes it.", python_only="FOLDER is an argument")
+
+
+@frozen(kw_only=True)
+class ViewRequest(ResultRequest):
+    """Which results to compare, and in which view."""
+
+    view: str = field(
+        default="summary",
+        metadata=parameter(
+            "summary: a row for each head over its seeds; runs: each seed; pivot: datasets x heads; gains: the same over the "
+            "reference, with significance; published: next to the paper's scores.",
+            "--view",
+            metavar="VIEW",
+        ),
+    )
+
+
+@frozen(kw_only=True)
+class ResultsCall(ViewRequest):
+    """A call of `featcache.results`."""
+
+    out: Path = field(  # type: ignore[assignment]  # the default is converted too
+        default=FOLDER, converter=as_path, kw_only=False, metadata=OUT
+    )
+    progress: bool = field(default=True, metadata=PROGRESS)
+
+
+@takes_parameters_of(ResultsCall)
+def results(call: ResultsCall) -> Table:
     """Compare what probes gave, in a table.
 
     `read_rows` returns the results as they are, one for each run.
-
-    Args:
-        out: folder of the results, as `probe` takes it.
-        view: ``summary`` (a row for each head over its seeds), ``runs`` (each seed), ``pivot`` (datasets x heads), ``gains``
-            (the same over `against`, with significance) or ``published`` (next to the paper's scores).
-        score: the score to compare, such as ``balanced_accuracy``; the main score of each kind of targets by default.
-        against: the reference of gains, as ``HEAD:LAYERS:TOKENS``; ``linear:last:cls`` if not given.
-        model: only results of this model, or of one of these; like the arguments below.
-        dataset: slug of the dataset's name.
-        head: name of the head.
-        layers: layer set or list of layers.
-        tokens: token kinds, such as ``cls+ap``.
-        tap: where in the blocks the tokens were taken.
-        input: input stage.
-        protocol: name of the protocol.
-        solver: ``adamw``, ``exact`` and so on.
-        shots: training samples of each class; ``all`` for runs on all of train.
-        seed: seed of the run.
-        progress: show messages on stderr, such as the number of lines that cannot be read.
 
     Raises:
         RequestError: there are no such results, or an argument has no effect on the view.
@@ -85,32 +205,10 @@ def results(
     Example:
         >>> featcache.results(layers="all", view="pivot").to_pandas()  # doctest: +SKIP
     """
-    filters = {
-        "model": model,
-        "dataset": dataset,
-        "head": head,
-        "layers": layers,
-        "tokens": tokens,
-        "tap": tap,
-        "input": input,
-        "protocol": protocol,
-        "solver": solver,
-        "shots": shots,
-        "seed": seed,
-    }
-    reporter = ConsoleReporter(quiet=not progress)
-    check_view(view, score, against)
-    found = chosen(expanded(out), texts_of(filters), score, against, reporter)
-    require_score(found, score)
-    return make_table(found, view)
-
-
-def texts_of(filters: Mapping[str, Filter]) -> dict[str, tuple[str, ...]]:
-    """Return filters as the command line takes them."""
-    return {
-        name: (str(given),) if isinstance(given, str | int) else tuple(map(str, given))
-        for name, given in filters.items()
-    }
+    check_view(call)
+    found = chosen(expanded(call.out), call, ConsoleReporter(quiet=not call.progress))
+    require_score(found, call.score)
+    return make_table(found, call.view)
 
 
 @dataclass(frozen=True)
@@ -121,22 +219,16 @@ class Chosen:
     against: Against
 
 
-def chosen(
-    folder: Path,
-    filters: Mapping[str, Sequence[str]],
-    score: str,
-    against: str | None,
-    reporter: Reporter,
-) -> Chosen:
+def chosen(folder: Path, request: ResultRequest, reporter: Reporter) -> Chosen:
     """Choose and group the results in a folder.
 
     Raises:
         RequestError: there are none, or the reference is no ``HEAD:LAYERS:TOKENS``.
         UnknownNameError: a score or a value of a filter does not exist.
     """
-    reference = parse_reference(against)
-    groups = group_rows(_chosen_rows(folder, filters, reporter), score)
-    return Chosen(groups, Against(reference, group_rows(read_rows(folder), score)))
+    reference = parse_reference(request.against)
+    groups = group_rows(_chosen_rows(folder, request.filters, reporter), request.score)
+    return Chosen(groups, Against(reference, group_rows(read_rows(folder), request.score)))
 
 
 def require_score(found: Chosen, score: str) -> None:
@@ -160,11 +252,7 @@ def _chosen_rows(folder: Path, filters: Mapping[str, Sequence[str]], reporter: R
         what = "1 line" if unread == 1 else f"{unread} lines"
         reporter.message(f"note: {what} of {folder / RESULTS_FILE}, torn or of another version, passed over")
     known = {row.model for row in rows}
-    criteria = {
-        # A list of layers is one name.
-        name: list(values) if name == "layers" else [part for value in values for part in value.split(",")]
-        for name, values in filters.items()
-    }
+    criteria = dict(filters)
     # A model has several names, one of which is in the results.
     criteria["model"] = [
         next((alias for alias in model_names(name) if alias in known), name) for name in criteria["model"]
@@ -173,16 +261,17 @@ def _chosen_rows(folder: Path, filters: Mapping[str, Sequence[str]], reporter: R
     return filter_rows(rows, criteria)
 
 
-def check_view(view: str, score: str, against: str | None) -> None:
+def check_view(request: ViewRequest) -> None:
     """Refuse options that a view would ignore.
 
     Raises:
         UnknownNameError: there is no such view.
         RequestError: an option has no effect on the view; the message names the option and its views.
     """
+    view, score = request.view, request.score
     if view not in VIEWS:
         raise UnknownNameError("view", view, VIEWS)
-    if against is not None and view not in ("summary", "gains"):
+    if request.against is not None and view not in ("summary", "gains"):
         raise RequestError(
             f"--against is for --view gains and summary, and --view {view} shows no gains; leave it out"
         )

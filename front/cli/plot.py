@@ -4,11 +4,10 @@ from pathlib import Path
 
 import click
 
-from featcache.api.plotting import draw_all
+from featcache.api.plotting import PlotRequest, draw_all
 from featcache.api.results import FOLDER
 from featcache.cli.options import LocalPath, output_options
-from featcache.cli.results import filter_options
-from featcache.probing.report.groups import SCORES
+from featcache.cli.request_options import options_of
 from featcache.terminal.console import ConsoleReporter, echo, print_json
 
 EPILOG = """\b
@@ -21,40 +20,19 @@ Examples:
 
 @click.command("plot", epilog=EPILOG)
 @click.argument("folder", type=LocalPath(file_okay=False), default=FOLDER)
-@click.option(
-    "--kind",
-    "named",
-    multiple=True,
-    metavar="KIND",
-    help="gains over --against; shots: scores from few samples; attention per layer and token kind; attention-by-class; "
-    "curves of the training loss; sweep; calibration. May be repeated, or a list.  [default: all]",
-)
-@click.option("--score", default=SCORES[0], show_default=True, metavar="NAME", help="Of the gains.")
-@click.option(
-    "--against", metavar="HEAD:LAYERS:TOKENS", help="What gains are taken over.  [default: linear:last:cls]"
-)
-@filter_options
-@click.option(
-    "--to",
-    type=LocalPath(file_okay=False),
-    help="Folder of the plots.  [default: plots in FOLDER]",
-)
+@options_of(PlotRequest)
 @output_options
 def plot_command(
     folder: Path,
-    named: tuple[str, ...],
-    score: str,
-    against: str | None,
-    to: Path | None,
+    request: PlotRequest,
     as_json: bool,
-    **given: tuple[str, ...],
 ) -> None:
     """Draw results, as PNG and SVG: in one style, for print and for color-blind readers.
 
     FOLDER is what was given to `featcache probe --out`.  [default: featcache-results]
     """
     paths: list[Path] = []
-    for files in draw_all(folder, named, score, against, given, to, ConsoleReporter()):
+    for files in draw_all(folder, request, ConsoleReporter()):
         paths += files
         if not as_json:
             echo(f"{files[-2]}, {files[-1].suffix[1:]}")

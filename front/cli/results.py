@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from featcache.api.results import FILTERS, FOLDER, check_view, chosen, make_table, require_score
+from featcache.api.results import FOLDER, ViewRequest, check_view, chosen, make_table, require_score
 from featcache.cli.options import LocalPath, output_options
-from featcache.probing.report.groups import SCORES
+from featcache.cli.request_options import options_of
 from featcache.probing.report.tables import FORMATS, SUFFIXES
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import write_atomic
@@ -21,62 +21,35 @@ Examples:
 """
 
 
-def filter_options(function: click.decorators.FC) -> click.decorators.FC:
-    """Add an option for every field that results are chosen by."""
-    for name in reversed(FILTERS):
-        text = "One of them; may be repeated." if name == "layers" else "One, or a list; may be repeated."
-        function = click.option(f"--{name}", multiple=True, metavar="NAME", help=text)(function)
-    return function
-
-
 @click.command("results", epilog=EPILOG)
 @click.argument("folder", type=LocalPath(file_okay=False), default=FOLDER)
-@click.option(
-    "--view",
-    default="summary",
-    show_default=True,
-    metavar="VIEW",
-    help="summary: a row for each head over its seeds; runs: each seed; pivot: datasets x heads; gains: the same over "
-    "--against, with significance; published: next to the paper's scores.",
-)
-@click.option(
-    "--score", default=SCORES[0], show_default=True, help=f"Which score: {', '.join(SCORES)}.", metavar="NAME"
-)
-@click.option(
-    "--against",
-    metavar="HEAD:LAYERS:TOKENS",
-    help="What gains are taken over.  [default: linear:last:cls]",
-)
-@filter_options
+@options_of(ViewRequest)
 @click.option("--format", "form", metavar="FORMAT", help=f"{', '.join(FORMATS)}.  [default: as --to ends]")
 @click.option("--to", type=LocalPath(dir_okay=False), help="Write into this file instead.")
 @output_options
 def results_command(
     folder: Path,
-    view: str,
-    score: str,
-    against: str | None,
+    request: ViewRequest,
     form: str | None,
     to: Path | None,
     as_json: bool,
-    **given: tuple[str, ...],
 ) -> None:
     """Show what probes gave: filtered, pivoted, compared, as a table for people or for a paper.
 
     FOLDER is what was given to `featcache probe --out`.  [default: featcache-results]
     """
-    check_view(view, score, against)
+    check_view(request)
     write_as = _format(form, to)
     if as_json and write_as is not None:
         raise RequestError(
             "--json prints for programs, --to and --format are for tables: leave one of them out"
         )
-    found = chosen(folder, given, score, against, ConsoleReporter())
-    require_score(found, score)
-    if as_json and view == "runs":
+    found = chosen(folder, request, ConsoleReporter())
+    require_score(found, request.score)
+    if as_json and request.view == "runs":
         print_json([row.to_dict() for group in found.groups for row in group.rows])
         return
-    table = make_table(found, view)
+    table = make_table(found, request.view)
     if as_json:
         print_json(table.to_records())
         for note in table.notes:
