@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attrs import field, fields, frozen
+
+from featcache.api.signatures import takes_parameters_of
 from featcache.api.types import CacheName, PathLike, Roots, roots_of, text_of
 from featcache.recompute.request import RecomputeRequest
 from featcache.store.catalogue import completed_last, report_unreadable, select
@@ -15,9 +18,9 @@ from featcache.store.corrections import warnings_of
 from featcache.store.errors import CacheError, FeatcacheError, RequestError
 from featcache.store.files import JsonObject, read_sealed
 from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.parameters import PROGRESS, parameter
 from featcache.store.progress import Reporter
 from featcache.store.provenance import PROVENANCE_FILE
-from featcache.store.requests import AUTO
 from featcache.terminal.console import ConsoleReporter, format_size
 
 if TYPE_CHECKING:
@@ -68,39 +71,71 @@ class CacheCheck:
         }
 
 
-def verify(
-    cache: CacheName | None = None,
-    *,
-    repair: bool = False,
-    threads: int | None = None,
-    recompute: int | None = None,
-    dataset: str | None = None,
-    data: PathLike | None = None,
-    model: str | None = None,
-    weights: PathLike | None = None,
-    seed: int = 0,
-    device: str = AUTO,
-    root: Roots = (),
-    progress: bool = True,
-) -> CacheCheck:
+_RECOMPUTATION = fields(RecomputeRequest)
+
+
+@frozen(kw_only=True)
+class VerifyCall:
+    """A call of `featcache.verify`."""
+
+    cache: CacheName | None = field(
+        default=None,
+        kw_only=False,
+        metadata=parameter(
+            "Open cache; or its folder, its key or the beginning of one, or DATASET/MODEL-KEY.",
+            python_only="CACHE is an argument",
+            default="the cache that was completed last",
+        ),
+    )
+    repair: bool = field(
+        default=False,
+        metadata=parameter(
+            "Fetch what is damaged again where the cache was pulled from; else drop it, for the next extract to redo.",
+            "--repair",
+        ),
+    )
+    threads: int | None = field(
+        default=None, metadata=parameter("Files read at the same time.", "--threads", default="by cores")
+    )
+    recompute: int | None = field(default=None, metadata=_RECOMPUTATION.samples.metadata)
+    dataset: str | None = field(default=None, metadata=_RECOMPUTATION.dataset.metadata)
+    data: PathLike | None = field(default=None, metadata=_RECOMPUTATION.data.metadata)
+    model: str | None = field(default=None, metadata=_RECOMPUTATION.model.metadata)
+    weights: PathLike | None = field(default=None, metadata=_RECOMPUTATION.weights.metadata)
+    seed: int = field(default=_RECOMPUTATION.seed.default, metadata=_RECOMPUTATION.seed.metadata)
+    device: str = field(default=_RECOMPUTATION.device.default, metadata=_RECOMPUTATION.device.metadata)
+    root: Roots = field(
+        default=(),
+        metadata=parameter(
+            "Root, or several, that the cache is looked for in.", "--root", default="FEATCACHE_ROOT"
+        ),
+    )
+    progress: bool = field(default=True, metadata=PROGRESS)
+
+    @property
+    def recomputation(self) -> RecomputeRequest | None:
+        """The rows to recompute, and with what; None for no recomputation.
+
+        Raises:
+            RequestError: an argument has no effect without `recompute`, or the request is wrong.
+        """
+        given = {
+            field.name: value
+            for field in fields(VerifyCall)
+            if hasattr(_RECOMPUTATION, field.name) and (value := getattr(self, field.name)) != field.default
+        }
+        if self.recompute is not None:
+            return RecomputeRequest(samples=self.recompute, **given)
+        if given:
+            raise RequestError(f"--{next(iter(given))} is for --recompute; give --recompute K as well")
+        return None
+
+
+@takes_parameters_of(VerifyCall)
+def verify(call: VerifyCall) -> CacheCheck:
     """Check every byte of a cache against the digests that were taken while it was written.
 
     Damages raise no error: they are in the result, whose `CacheCheck.passed` tells whether there is any.
-
-    Args:
-        cache: an open cache; or its folder, its key or the beginning of one, or ``DATASET/MODEL-KEY``; the cache that was
-            completed last if not given.
-        repair: fetch what is damaged again where the cache was pulled from; else drop it, for the next extract to redo.
-        threads: files read at the same time; by cores if not given.
-        recompute: run this many rows through the backbone again.
-        dataset: of `recompute`, which needs it: the dataset that the cache was extracted from.
-        data: of `recompute`: folder of a local copy of the dataset.
-        model: of `recompute`: the model; that in the cache's provenance if not given.
-        weights: of `recompute`: local weights instead of the hub's.
-        seed: of `recompute`: chooses the rows.
-        device: of `recompute`: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-        root: root, or several, that the cache is looked for in; ``FEATCACHE_ROOT`` if not given.
-        progress: show messages and progress on stderr.
 
     Raises:
         CacheNotFoundError: there is no cache; the message lists what there is.
@@ -113,34 +148,12 @@ def verify(
         >>> featcache.verify("0123456789ab").passed  # doctest: +SKIP
         True
     """
-    unused = {"dataset": None, "data": None, "model": None, "weights": None, "seed": 0, "device": AUTO}
-    options = {
-        "dataset": dataset,
-        "data": data,
-        "model": model,
-        "weights": weights,
-        "seed": seed,
-        "device": device,
-    }
-    given = [name for name, value in options.items() if value != unused[name]]
-    if given and recompute is None:
-        raise RequestError(f"--{given[0]} is for --recompute; give --recompute K as well")
-    request = None
-    if recompute is not None:
-        request = RecomputeRequest(
-            samples=recompute,
-            dataset=dataset or "",
-            data=data,
-            model=model,
-            weights=weights,
-            seed=seed,
-            device=device,
-        )
-    search, reporter = roots_of(root), ConsoleReporter(quiet=not progress)
-    if cache is None:
+    request = call.recomputation
+    search, reporter = roots_of(call.root), ConsoleReporter(quiet=not call.progress)
+    if call.cache is None:
         report_unreadable(search, reporter)
-    folder = directory_of(search, None if cache is None else text_of(cache), exact=repair)
-    return check_cache(folder, repair=repair, threads=threads, request=request, reporter=reporter)
+    folder = directory_of(search, None if call.cache is None else text_of(call.cache), exact=call.repair)
+    return check_cache(folder, repair=call.repair, threads=call.threads, request=request, reporter=reporter)
 
 
 def directory_of(search: list[Path], cache: str | None, *, exact: bool) -> Path:
