@@ -147,7 +147,7 @@ def _covered_size(transform: Any) -> tuple[int, int] | None:
         if (
             type(step).__name__ == "ResizeKeepRatio"
         ):  # timm's, which fits the image into the size where `longest` is 1
-            return (int(sides[0]), int(sides[1])) if not step.longest else None
+            return (int(sides[0]), int(sides[1])) if not getattr(step, "longest", 0) else None
     return None
 
 
