@@ -120,6 +120,8 @@ def _load(
 
     loaded = load(inputs, reporter)
     spec, entry = lookup.find_spec(
-        lambda identity: candidate_specs(inputs.request, loaded.backbone, loaded.device, identity)
+        lambda identity: candidate_specs(
+            inputs.request, loaded.backbone, loaded.device, identity, inputs.source.may_be_turned
+        )
     )
     return loaded, spec, entry, plan_inventory(loaded.backbone, inputs.source, inputs.request, spec.dtype)

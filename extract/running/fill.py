@@ -85,6 +85,7 @@ class CacheFiller:
             self.loaded.backbone.spec.input_size,
             default_workers() if request.workers is None else request.workers,
             self.loaded.device,
+            spec.backbone.upright,
             request.on_error == SKIP,
             self.reporter.message,
             _known_content(path),
@@ -111,7 +112,7 @@ class CacheFiller:
                 raise interrupted(writer) from None
             seconds = time.perf_counter() - started
             self._complete(writer, samples, seconds, images)
-            notes = images.observed.notes(self.inputs.source.pixels)
+            notes = images.observed.notes(images.upright)
             return Filled(before.samples + samples, before.seconds + seconds, (*before.notes, *notes))
 
     def _run_blocks(self, writer: CacheWriter, images: ImageInput) -> int:

@@ -38,6 +38,8 @@ class ImageInput:
     """Processes that decode images; 0 decodes in this one."""
     device: torch.device
     """Where the backbone runs."""
+    upright: bool = False
+    """Turn images by their EXIF orientation first."""
     skip_failures: bool = False
     """Go on without an image that does not decode, rather than stop."""
     say: Callable[[str], None] = lambda text: None
@@ -50,7 +52,9 @@ class ImageInput:
     def batches(self, rows: Iterable[Rows]) -> Iterator[ImageBatch]:
         """The images of `rows` on the device, in order."""
         gpu = self.device if self.device.type == "cuda" else None
-        batches = image_batches(self.source, self.transform, rows, self.workers, self.input_size, gpu)
+        batches = image_batches(
+            self.source, self.transform, rows, self.workers, self.input_size, gpu, self.upright
+        )
         return to_device(batches, self.device, self.transform)
 
     def refuse_or_skip(self, batch: ImageBatch) -> None:
