@@ -10,6 +10,7 @@ from featcache.extraction.cached.orientation import unturned_note
 from featcache.extraction.cached.retry import reopen_restored
 from featcache.extraction.models.table import TABLE
 from featcache.extraction.requests.inputs import Inputs
+from featcache.extraction.requests.request import EXIF
 from featcache.store.address import Address
 from featcache.store.catalogue import Entry, find_key, find_request
 from featcache.store.catalogue.removal import remove_journal
@@ -126,6 +127,8 @@ class CacheLookup:
     def _remember(self, directory: Path) -> None:
         for fingerprint in self._fingerprints:
             record_request(directory, fingerprint)
+            if EXIF in fingerprint:  # an answer to the request that leaves it open as well
+                record_request(directory, {name: fingerprint[name] for name in fingerprint if name != EXIF})
 
     def _find_remembered(self) -> Entry | None:
         self._fingerprints.clear()

@@ -18,6 +18,8 @@ from featcache.store.spec import PRECISIONS, RESIZES, STORED_DTYPES
 
 WEIGHTS_RULE = "averaged weights first"
 STOP, SKIP = "stop", "skip"
+EXIF = "exif"
+"""Field of a literal request that says whether images are turned upright."""
 
 
 @frozen(kw_only=True, slots=False)
@@ -165,7 +167,7 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
                 # Without the field, as every cache made before there was a choice, any version is an answer.
                 **({} if self.resize == AUTO else {"resize": self.resize}),
                 # Without the field, whatever images of a cache are turned by is an answer.
-                **({} if self.exif is None or not may_be_turned else {"exif": self.exif}),
+                **({} if self.exif is None or not may_be_turned else {EXIF: self.exif}),
             }
 
     @property
