@@ -15,6 +15,7 @@ from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.prefetch import normalized
 from featcache.extraction.decoding.preprocessing import versions_of, with_resize
+from featcache.extraction.forward_pass.bfloat16_weights import in_precision
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
 from featcache.extraction.sources.base import Sample, Source
@@ -59,6 +60,7 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     spec = backbone.spec.resized_by(resize) if resize in versions_of(backbone.transform) else backbone.spec
     refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(spec))
     check_inventory(cache, source)
+    backbone = in_precision(backbone, cache.spec.precision)
     forward = _Forward(cache, source, backbone, device)
     differences = [d for split in rows for d in _differences(cache, split, rows[split], forward)]
     others = [text for split in rows for text in _mismatched_samples(cache, source, split, rows[split])]
