@@ -36,10 +36,27 @@ class BackboneSpec:
     width: int
     """Token width D."""
     input_size: int
-    """Side of the square input, pixels."""
+    """Side of the square input, pixels; of an input that is no square its width, see `image_size`."""
     preprocessing: Mapping[str, Any]
-    """The model's own preprocessing, as plain values. ``resize_version`` names the version of
+    """Preprocessing of an image, as plain values. ``resize_version`` names the version of
     resizing; without it, Pillow resizes."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the input, pixels."""
+        # timm's name, then open_clip's. Other preprocessing may call anything so, and its input is a square.
+        for name in ("input_size", "size"):
+            shape = self.preprocessing.get(name)
+            if (
+                self.preprocessing.get("library") in ("timm", "open_clip")
+                and isinstance(shape, list | tuple)
+                and len(shape) in (2, 3)
+                and isinstance(shape[-2], int)
+                and shape[-2] >= 1
+                and shape[-1] == self.input_size
+            ):
+                return shape[-2], self.input_size
+        return self.input_size, self.input_size
 
     @property
     def resize(self) -> str:

@@ -17,6 +17,7 @@ from featcache.extraction.decoding.prefetch import normalized
 from featcache.extraction.decoding.preprocessing import versions_of, with_resize
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
+from featcache.extraction.models.preprocessing import Preprocessing
 from featcache.extraction.sources.base import Sample, Source
 from featcache.recompute.inputs import (
     check_inventory,
@@ -52,7 +53,10 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     device = choose_device(request.device)
     reporter.message(f"recomputing {sum(map(len, rows.values()))} samples with {model.explicit} on {device}")
     backbone = load_backbone(
-        model, request.weights, None if request.weights is None else recorded_weight_set(cache)
+        model,
+        request.weights,
+        None if request.weights is None else recorded_weight_set(cache),
+        Preprocessing.of_spec(cache.spec.backbone, str(cache.directory)),
     )
     backbone.module.to(device)
     resize = cache.spec.backbone.resize
@@ -98,7 +102,7 @@ class _Forward:
 
     def _images(self, split: str, rows: Sequence[int]) -> torch.Tensor:
         singles = [Rows(split, row, row + 1) for row in rows]
-        size = self._backbone.spec.input_size
+        size = self._backbone.spec.image_size
         batches = list(image_batches(self._source, self._transform, singles, 0, size))
         for _, message in (failure for batch in batches for failure in batch.failures):
             raise DatasetError(message)
