@@ -129,10 +129,13 @@ def _differences(
 
 
 def _mismatched_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:
-    ids, labels = cache[split].sample_ids(), cache[split].labels()
+    ids = cache[split].sample_ids()
+    labels = cache[split].labels() if cache.inventory.targets.labeled else None
     for row in rows:
         sample = source.splits[split][row]
-        if ids[row] != sample.id or not np.array_equal(labels[row], sample.label):
+        if ids[row] != sample.id and labels is None:
+            yield f"{split} row {row}: {ids[row]!r}, must be {sample.id!r}"
+        elif labels is not None and (ids[row] != sample.id or not np.array_equal(labels[row], sample.label)):
             yield f"{split} row {row}: {ids[row]!r} of class {labels[row]}, must be {sample.id!r} of class {sample.label}"
 
 
