@@ -15,7 +15,7 @@ FORMAT_VERSIONS = (2, 3)
 """Versions that this featcache reads; `featcache.store.inventory.Inventory.format_version` says which one a cache has."""
 KEY_DIGITS = 12
 STORED_DTYPES = ("float16", "bfloat16", "float32")
-FP32, MIXED = PRECISIONS = ("fp32", "mixed")
+FP32, MIXED, BF16 = PRECISIONS = ("fp32", "mixed", "bf16")
 PILLOW, UINT8_ANTIALIAS = "pillow", "uint8-antialias"
 RESIZES = (PILLOW, UINT8_ANTIALIAS)
 """Versions of resizing, a part of the preprocessing: by the model's library on Pillow's image, or torch's antialiased resize of
@@ -93,7 +93,7 @@ class CacheSpec:
     dtype: str
     """Stored type of the features, one of `STORED_DTYPES`."""
     precision: str
-    """``fp32``, or ``mixed`` for a forward pass under autocast."""
+    """``fp32``, ``mixed`` for a forward pass under autocast, or ``bf16`` for one with bfloat16 weights."""
     format_version: int = KEY_VERSION
 
     @cached_property

@@ -71,7 +71,8 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
         default=AUTO,
         validator=one_of("precision", (AUTO, *PRECISIONS)),
         metadata=parameter(
-            "Precision of the forward pass: fp32, mixed (autocast), or auto, which is mixed where the device is fast at it.",
+            "Precision of the forward pass: fp32, mixed (autocast), bf16 (bfloat16 weights, half the memory, less exact), or auto, "
+            "which is mixed where the device is fast at it.",
             "--precision",
         ),
     )

@@ -15,6 +15,7 @@ from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.prefetch import normalized
 from featcache.extraction.decoding.preprocessing import versions_of, with_resize
+from featcache.extraction.forward_pass.bfloat16_weights import in_precision
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
 from featcache.extraction.models.preprocessing import Preprocessing
@@ -65,6 +66,7 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     spec = spec.with_upright(cache.spec.backbone.upright)
     refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(spec))
     check_inventory(cache, source)
+    backbone = in_precision(backbone, cache.spec.precision)
     forward = _Forward(cache, source, backbone, device)
     differences = [d for split in rows for d in _differences(cache, split, rows[split], forward)]
     others = [text for split in rows for text in _mismatched_samples(cache, source, split, rows[split])]
@@ -130,10 +132,13 @@ def _differences(
 
 
 def _mismatched_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:
-    ids, labels = cache[split].sample_ids(), cache[split].labels()
+    ids = cache[split].sample_ids()
+    labels = cache[split].labels() if cache.inventory.targets.labeled else None
     for row in rows:
         sample = source.splits[split][row]
-        if ids[row] != sample.id or not np.array_equal(labels[row], sample.label):
+        if ids[row] != sample.id and labels is None:
+            yield f"{split} row {row}: {ids[row]!r}, must be {sample.id!r}"
+        elif labels is not None and (ids[row] != sample.id or not np.array_equal(labels[row], sample.label)):
             yield f"{split} row {row}: {ids[row]!r} of class {labels[row]}, must be {sample.id!r} of class {sample.label}"
 
 
