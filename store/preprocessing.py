@@ -59,6 +59,7 @@ def preprocessing_parts(spec: BackboneSpec) -> dict[str, str]:
         "resized": f"of {_side(resized)} px",
         "normalization": _statistics(stated).removeprefix(", with "),
         _POSITIONS: f"position embedding {positions}",
+        "orientation": "upright" if spec.upright else "as stored",
         "resize": f"resized by {spec.resize}",
     }
 
@@ -71,7 +72,9 @@ def preprocessing_label(spec: BackboneSpec) -> str:
     words = [parts["size"]]
     words += [parts["resized"]] if parts["resized"] != f"of {parts['size']}" else []
     words += [parts["interpolation"]]
-    return " ".join(words + ([parts["crop"]] if parts["crop"] != "center crop" else []))
+    words += [parts["crop"]] if parts["crop"] != "center crop" else []
+    words += [parts["orientation"]] if spec.upright else []
+    return " ".join(words)
 
 
 def distinguish(several: Sequence[Mapping[str, str]]) -> list[str]:

@@ -33,6 +33,8 @@ def dataset_summary(source: Source, splits: Sequence[str]) -> str:
 
 
 def _targets_text(targets: Targets) -> str:
+    if not targets.labeled:
+        return "no labels"
     count, what = len(targets.names), "class"
     if targets.type == REGRESSION:
         what = "target"
