@@ -1,5 +1,6 @@
 """Columns of a split (labels, ids, validity), and the names and type of its features."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy.typing as npt
 from featcache.store.columns import id_mismatch, valid_mismatch
 from featcache.store.errors import CacheError
 from featcache.store.planning import CONTENT_DIGEST
+from featcache.store.quantization import Scales
 from featcache.store.reading.chunks import ChunkFiles
 from featcache.store.reading.copying import RowCopier
 from featcache.store.reading.reads import read_column
@@ -40,6 +42,15 @@ class SplitColumns:
     def stored_dtype(self) -> str:
         """Value type of the features on disk: ``float16``, ``float32``, ``bfloat16`` or ``int8``."""
         return self._files.token_array.dtype
+
+    def scales(self, layers: Sequence[str]) -> Scales:
+        """Return the scales and offsets of int8 features in some layers, float32 ``[L, K, D]`` each.
+
+        Raises:
+            UnknownNameError: a layer is not cached.
+            CacheError: their files are missing or damaged.
+        """
+        return self._copier.types.scales(layers, range(len(self.tokens)))
 
     @property
     def width(self) -> int:

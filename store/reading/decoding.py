@@ -129,9 +129,13 @@ class ValueTypes:
             return None
         if self.stored != INT8:
             return _widen_bfloat16 if self.stored == "bfloat16" else _cast
+        return _Dequantize(self.scales(layers, kinds))
+
+    def scales(self, layers: Sequence[str], kinds: Sequence[int]) -> Scales:
+        """Return the scales of some layers and kinds of int8 features, ``[L, K, D]``."""
         parts = [self._layer_scales(layer, kinds) for layer in layers]
         scale, offset = (np.ascontiguousarray(np.stack(part)) for part in zip(*parts, strict=True))
-        return _Dequantize(scale, offset)
+        return Scales(scale, offset)
 
     def _layer_scales(self, layer: str, kinds: Sequence[int]) -> tuple[Array, Array]:
         """Return scale and offset ``[K, D]`` of the chosen kinds of one layer."""
@@ -154,12 +158,12 @@ class ValueTypes:
 
 
 class _Dequantize:
-    """Decodes codes of L layers and K kinds; scale and offset are ``[L, K, D]``."""
+    """Decodes codes of L layers and K kinds, whose scales are ``[L, K, D]``."""
 
-    def __init__(self, scale: Array, offset: Array) -> None:
-        self._scale = scale.reshape(-1)
-        self._offset = offset.reshape(-1)
-        self._width = scale.shape[-1]
+    def __init__(self, scales: Scales) -> None:
+        self._scale = scales.scale.reshape(-1)
+        self._offset = scales.offset.reshape(-1)
+        self._width = scales.scale.shape[-1]
 
     def __call__(self, stored: Array, out: Array) -> None:
         size = self._scale.size

@@ -22,7 +22,7 @@ from featcache.store.checking.verify import verify
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.journal import Plan
 from featcache.store.manifest import Manifest
-from featcache.store.quantization import LARGEST_CODE, MARGIN, RangeFit, Scales, scale_shape
+from featcache.store.quantization import RangeFit, Scales, scale_shape
 from featcache.store.reading.reader import open_cache
 from featcache.store.transfer.manifests import merge_manifests
 from featcache.store.writing.writer import CacheWriter
@@ -62,8 +62,8 @@ def test_a_code_is_within_half_a_step_of_its_value(sample):
     codes, clipped = scales.encode(sample)
     # What was fitted is never clipped: the range is wider at either end.
     assert clipped == 0
-    room = LARGEST_CODE / (1 + 2 * MARGIN)
-    assert np.abs(codes.astype(int)).max() <= np.ceil(room)
+    # By hand: the largest of five normal values is expected at 1.18 deviations, and 127 * 1.18 / 4.5 is 33.3.
+    assert np.abs(codes.astype(int)).max() <= 34
     error = np.abs(scales.decode(codes).astype(np.float64) - sample)
     rounding = np.spacing(np.maximum(np.abs(sample), np.abs(scales.offset)).astype(np.float32)) * 2
     assert (error <= scales.scale.astype(np.float64) * 0.5 + rounding).all()
