@@ -17,7 +17,7 @@ FORMAT_VERSIONS = (2, 3)
 KEY_DIGITS = 12
 FLOAT_DTYPES = ("float16", "bfloat16", "float32")
 STORED_DTYPES = (*FLOAT_DTYPES, INT8)
-FP32, MIXED = PRECISIONS = ("fp32", "mixed")
+FP32, MIXED, BF16 = PRECISIONS = ("fp32", "mixed", "bf16")
 PILLOW, UINT8_ANTIALIAS = "pillow", "uint8-antialias"
 RESIZES = (PILLOW, UINT8_ANTIALIAS)
 """Versions of resizing, a part of the preprocessing: by the model's library on Pillow's image, or torch's antialiased resize of
@@ -38,10 +38,27 @@ class BackboneSpec:
     width: int
     """Token width D."""
     input_size: int
-    """Side of the square input, pixels."""
+    """Side of the square input, pixels; of an input that is no square its width, see `image_size`."""
     preprocessing: Mapping[str, Any]
-    """The model's own preprocessing, as plain values. ``resize_version`` names the version of
+    """Preprocessing of an image, as plain values. ``resize_version`` names the version of
     resizing; without it, Pillow resizes."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the input, pixels."""
+        # timm's name, then open_clip's. Other preprocessing may call anything so, and its input is a square.
+        for name in ("input_size", "size"):
+            shape = self.preprocessing.get(name)
+            if (
+                self.preprocessing.get("library") in ("timm", "open_clip")
+                and isinstance(shape, list | tuple)
+                and len(shape) in (2, 3)
+                and isinstance(shape[-2], int)
+                and shape[-2] >= 1
+                and shape[-1] == self.input_size
+            ):
+                return shape[-2], self.input_size
+        return self.input_size, self.input_size
 
     @property
     def resize(self) -> str:
@@ -65,7 +82,7 @@ class CacheSpec:
     dtype: str
     """Stored type of the features, one of `STORED_DTYPES`."""
     precision: str
-    """``fp32``, or ``mixed`` for a forward pass under autocast."""
+    """``fp32``, ``mixed`` for a forward pass under autocast, or ``bf16`` for one with bfloat16 weights."""
     format_version: int = KEY_VERSION
     converted_from: str | None = None
     """Stored type of the cache that an int8 cache was converted from. An extraction fits other scales, to values that were not rounded

@@ -59,6 +59,12 @@ def contact_sheet(source: Source) -> "tuple[Image, list[str]]":
 def _strips(source: Source) -> Iterator[Strip]:
     targets = source.targets
     for split, samples in source.splits.items():
+        if not targets.labeled:
+            spots = _spread(len(samples), COLUMNS * MAX_ROWS).tolist()
+            for first in range(0, len(spots), COLUMNS):
+                caption = f"{split} ({len(samples)})" if not first else ""
+                yield Strip(caption, tuple((split, row) for row in spots[first : first + COLUMNS]))
+            continue
         labels = labels_of(samples)
         if targets.type == REGRESSION:
             yield from _ranges(source, split, labels)

@@ -21,14 +21,14 @@ from featcache.store.planning import CONTENT_DIGEST_BYTES
 from featcache.store.text import reason
 
 Transform = EightBitTransform | Callable[[Image], Tensor]
-"""Preprocessing in two parts, or a function from an RGB image to ``[3, S, S]`` float32."""
+"""Preprocessing in two parts, or a function from an RGB image to ``[3, H, W]`` float32."""
 
 
 class Prepared(NamedTuple):
     """One image, preprocessed."""
 
     tensor: Tensor
-    """``[3, S, S]``, uint8 or float32 as in `ImageBatch`."""
+    """``[3, H, W]``, uint8 or float32 as in `ImageBatch`."""
     digest: bytes
     """Beginning of the SHA-256 of the decoded image."""
     facts: tuple[int, ...]
@@ -41,14 +41,14 @@ class BatchLoader:
     Args:
         source: the images.
         transform: the preprocessing.
-        size: S, side of a preprocessed image in pixels.
+        size: height and width of a preprocessed image, or the side of a square, pixels.
     """
 
-    def __init__(self, source: Source, transform: Transform, size: int) -> None:
+    def __init__(self, source: Source, transform: Transform, size: int | tuple[int, int]) -> None:
         self._source = source
         self._transform = transform
-        self._size = size
-        self._shorter_side = _shorter_side(transform)
+        self._size = (size, size) if isinstance(size, int) else size
+        self._covered = _covered_size(transform)
 
     def __call__(self, rows: Rows) -> ImageBatch:
         """Load a batch; images that fail are part of it, everything else is raised."""
@@ -92,14 +92,15 @@ class BatchLoader:
 
     def _refuse_strip(self, image: Image, split: str, row: int) -> None:
         """Refuse an image that resizing would blow up: of 60,000 x 1 pixels, 160 px on the shorter side are 6 GB."""
-        short, long = sorted(image.size)
-        if self._shorter_side is None or not short:
+        if self._covered is None or not min(image.size):
             return
-        resized = self._shorter_side * long // short
-        if resized * self._shorter_side > MAX_PIXELS:
+        height, width = self._covered
+        factor = max(height / image.height, width / image.width)
+        resized = sorted((int(image.height * factor), int(image.width * factor)))
+        if resized[0] * resized[1] > MAX_PIXELS:
             raise DatasetError(
-                f"image {self._id(split, row)!r} is {image.width} x {image.height} pixels: with {self._shorter_side} px on the "
-                f"shorter side it would be {resized:,} px long; crop it"
+                f"image {self._id(split, row)!r} is {image.width} x {image.height} pixels: with {resized[0]} px on the "
+                f"shorter side it would be {resized[1]:,} px long; crop it"
             )
 
     def _id(self, split: str, row: int) -> str:
@@ -121,11 +122,11 @@ class BatchLoader:
 
     def _blank(self) -> Tensor:
         dtype = torch.uint8 if isinstance(self._transform, EightBitTransform) else torch.float32
-        return torch.zeros(3, self._size, self._size, dtype=dtype)
+        return torch.zeros(3, *self._size, dtype=dtype)
 
 
 def _interleaved(images: list[Tensor]) -> Tensor:
-    """Stack 8-bit images ``[3, S, S]`` whose pixels stay interleaved in memory, as decoders give them."""
+    """Stack 8-bit images ``[3, H, W]`` whose pixels stay interleaved in memory, as decoders give them."""
     _, height, width = images[0].shape
     batch = np.empty((len(images), height, width, 3), np.uint8)
     for row, image in enumerate(images):
@@ -133,16 +134,20 @@ def _interleaved(images: list[Tensor]) -> Tensor:
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
-def _shorter_side(transform: Any) -> int | None:
-    """Length of the shorter side to which a transform resizes, pixels; None if it resizes in another way."""
+def _covered_size(transform: Any) -> tuple[int, int] | None:
+    """Return height and width that an image is resized to cover with its shape kept, pixels; None if it is resized in another way."""
     steps = (
         transform.steps if isinstance(transform, EightBitTransform) else getattr(transform, "transforms", ())
     )
     for step in steps:
         size = getattr(step, "size", None)
+        sides = [size] if isinstance(size, int) else list(size or ())
         if type(step).__name__ == "Resize":
-            sides = [size] if isinstance(size, int) else list(size or ())
-            return int(sides[0]) if len(sides) == 1 else None
+            return (int(sides[0]), int(sides[0])) if len(sides) == 1 else None
+        if (
+            type(step).__name__ == "ResizeKeepRatio"
+        ):  # timm's, which fits the image into the size where `longest` is 1
+            return (int(sides[0]), int(sides[1])) if not getattr(step, "longest", 0) else None
     return None
 
 
@@ -151,7 +156,7 @@ def image_batches(
     transform: Transform,
     batches: Iterable[Rows],
     workers: int,
-    size: int,
+    size: int | tuple[int, int],
     gpu: torch.device | None = None,
 ) -> Iterator[ImageBatch]:
     """Yield one `ImageBatch` for each of `batches`, in order.
@@ -161,7 +166,7 @@ def image_batches(
         transform: the preprocessing.
         batches: the rows, read in the calling thread.
         workers: processes that decode; 0 decodes in this one.
-        size: S, side of a preprocessed image in pixels.
+        size: height and width of a preprocessed image, or the side of a square, pixels.
         gpu: put images into pinned memory, from which this GPU copies while it computes.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.extraction.requests.request import ExtractRequest
 from featcache.store.errors import RequestError
 from featcache.store.requests import AUTO
-from featcache.store.spec import PILLOW, PRECISIONS, UINT8_ANTIALIAS, CacheSpec
+from featcache.store.spec import FP32, MIXED, PILLOW, UINT8_ANTIALIAS, CacheSpec
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,8 @@ def candidate_specs(
     """
     from featcache.devices.precision import fast_precision
 
-    precisions = _choices(request.precision, fast_precision(device), PRECISIONS)
+    # bfloat16 weights are less exact than autocast, so they are taken only where they are asked for.
+    precisions = _choices(request.precision, fast_precision(device), (FP32, MIXED))
     return [
         CacheSpec(backbone.spec.resized_by(resize), identity, request.dtype, precision)
         for precision in precisions

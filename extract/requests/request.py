@@ -8,6 +8,7 @@ from attrs import field, frozen
 
 from featcache.extraction.models.names import ModelName
 from featcache.extraction.requests.feature_selection import FeatureSelection
+from featcache.extraction.requests.preprocessing import PreprocessingOptions
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject, sha256_file
@@ -21,7 +22,7 @@ STOP, SKIP = "stop", "skip"
 
 
 @frozen(kw_only=True, slots=False)
-class ExtractRequest(FeatureSelection, DatasetOptions):
+class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
     """A request, before anything is loaded: model, dataset and how it is split, and which features to cache.
 
     Raises:
@@ -68,7 +69,8 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
         default=AUTO,
         validator=one_of("precision", (AUTO, *PRECISIONS)),
         metadata=parameter(
-            "Precision of the forward pass: fp32, mixed (autocast), or auto, which is mixed where the device is fast at it.",
+            "Precision of the forward pass: fp32, mixed (autocast), bf16 (bfloat16 weights, half the memory, less exact), or auto, "
+            "which is mixed where the device is fast at it.",
             "--precision",
         ),
     )
@@ -76,7 +78,7 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
         default=AUTO,
         validator=one_of("resize", (AUTO, *RESIZES)),
         metadata=parameter(
-            "Version of resizing: pillow, uint8-antialias (on 8-bit pixels, five times as fast), or auto, which is pillow on a "
+            "Version of the resize's arithmetic, at the same filter and size: pillow, uint8-antialias (on 8-bit pixels, five times as fast), or auto, which is pillow on a "
             "CPU and uint8-antialias elsewhere. Under auto any cache of the same images is an answer.",
             "--resize",
         ),
@@ -110,6 +112,7 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
+        self.check_preprocessing()
         if self.weights is not None and not self.weights.is_file():
             what = "is not a file" if self.weights.exists() else "does not exist"
             raise RequestError(f"weights file {self.weights} {what}")
@@ -138,6 +141,7 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
                 "model": model.explicit,
                 "weights": digest,
                 **self._weights_choice,
+                **self.preprocessing_literal(model),
                 "dataset": dict(dataset_identity),
                 "dtype": self.dtype,
                 "precision": self.precision,

@@ -84,7 +84,7 @@ class CacheFiller:
         return ImageInput(
             self.inputs.source,
             with_resize(self.loaded.backbone.transform, spec.backbone.resize),
-            self.loaded.backbone.spec.input_size,
+            self.loaded.backbone.spec.image_size,
             default_workers() if request.workers is None else request.workers,
             self.loaded.device,
             request.on_error == SKIP,

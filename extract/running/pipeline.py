@@ -32,8 +32,8 @@ class ImageInput:
     source: Source
     transform: Transform
     """The model's own preprocessing."""
-    input_size: int
-    """Side of a preprocessed image, pixels."""
+    input_size: int | tuple[int, int]
+    """Height and width of a preprocessed image, or the side of a square, pixels."""
     workers: int
     """Processes that decode images; 0 decodes in this one."""
     device: torch.device

@@ -193,7 +193,7 @@ def sample_columns(
         failed: rows of those that could not be decoded.
 
     Returns:
-        ``label [B, ...]``, ``sample_id [B, bytes]``, ``valid [B]`` and ``content_digest [B, 16]``.
+        ``label [B, ...]`` if samples have labels, ``sample_id [B, bytes]``, ``valid [B]`` and ``content_digest [B, 16]``.
     """
     if "sample_id" not in split.arrays:
         return {}
@@ -203,5 +203,8 @@ def sample_columns(
         ids[row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
     valid = np.ones(len(samples), np.bool_)
     valid[list(failed)] = False
-    labels = np.array([sample.label for sample in samples], split.arrays["label"].stored_dtype)
-    return {"label": labels, "sample_id": ids, "valid": valid, CONTENT_DIGEST: content}
+    columns: NumpyBatch = {"sample_id": ids, "valid": valid, CONTENT_DIGEST: content}
+    if "label" in split.arrays:
+        stored = split.arrays["label"].stored_dtype
+        columns["label"] = np.array([sample.label for sample in samples], stored)
+    return columns

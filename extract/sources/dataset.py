@@ -28,6 +28,7 @@ from featcache.store.requests import AUTO
 from featcache.store.targets import (
     REGRESSION,
     SINGLE_LABEL,
+    UNLABELED,
     Targets,
     names_problem,
     too_many_names,
@@ -54,6 +55,8 @@ class SplitDataset(Source):
     def __init__(self, collection: Collection, options: DatasetOptions | None = None) -> None:
         self._collection = collection
         self._options = options or DatasetOptions()
+        if self._options.target == UNLABELED and collection.listing.targets.labeled:
+            collection.listing.drop_labels(collection.name)
         self._notes = list(collection.listing.notes)
         self._own = not self._options.resplit and len(collection.listing.parts) > 0
         if self._options.resplit and collection.listing.unread:
@@ -214,6 +217,9 @@ class SplitDataset(Source):
             self._refuse_single_images(strata)
             ids = (listing.ids[int(row)] for row in rows)
             test = split_off_test(order_keys(ids, options.split_seed), strata)
+        if not listing.targets.labeled and len(rows) == 1:
+            self._notes.append(f"{self.name} has a single image, which makes split train alone")
+            return {TRAIN: rows}
         return {TRAIN: rows[~test], TEST: rows[test]}
 
     def _refuse_single_images(self, strata: Rows) -> None:
@@ -268,7 +274,7 @@ class SplitDataset(Source):
 
     def _report_empty_classes(self, rows: Mapping[str, Rows]) -> None:
         """Report classes without a sample, such as class 0 where labels count from 1."""
-        if self.targets.type == REGRESSION:
+        if self.targets.type == REGRESSION or not self.targets.labeled:
             return
         labels = self._collection.listing.labels[np.concatenate(list(rows.values()))]
         counts = self.targets.counts(labels)
@@ -290,7 +296,7 @@ class SplitDataset(Source):
         for name, part in rows.items():
             if not len(part):
                 raise DatasetError(f"{self.name}: split {name} is empty")
-            if name == TRAIN or TRAIN not in rows:
+            if name == TRAIN or TRAIN not in rows or not targets.labeled:
                 continue
             train, test = labels[rows[TRAIN]], labels[part]
             if targets.type == REGRESSION:

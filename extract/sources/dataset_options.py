@@ -11,7 +11,7 @@ from featcache.store.errors import RequestError
 from featcache.store.parameters import FOLDER, as_names, as_optional_path, one_of, parameter
 from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
-from featcache.store.targets import TARGET_KINDS
+from featcache.store.targets import TARGET_KINDS, UNLABELED
 
 
 # Without slots, since a class cannot inherit from two that have them.
@@ -46,7 +46,8 @@ class DatasetOptions:
         default=AUTO,
         validator=one_of("kind of target", (AUTO, *TARGET_KINDS)),
         metadata=parameter(
-            f"Target type: {', '.join(TARGET_KINDS)}, or auto, which tells it from the labels.", "--target"
+            f"Target type: {', '.join(TARGET_KINDS)}, or auto, which tells it from the labels. none reads no labels.",
+            "--target",
         ),
     )
     limit: int | None = field(
@@ -139,5 +140,10 @@ class DatasetOptions:
         Raises:
             RequestError: it is another.
         """
+        if target_type == UNLABELED and self.target not in (AUTO, UNLABELED):
+            raise RequestError(
+                f"{where} has no labels, so they cannot be {self.target}; leave --target out, or attach labels to the cache later "
+                "with `featcache label`"
+            )
         if self.target not in (AUTO, target_type):
             raise RequestError(f"{where} has {target_type} targets, not {self.target}; leave --target out")

@@ -23,7 +23,9 @@ def _check_samples(request: object, attribute: "Attribute[int]", samples: int) -
 
 def _check_dataset(request: object, attribute: "Attribute[str]", dataset: str) -> None:
     if not dataset:
-        raise RequestError("--recompute needs the images; give --dataset, for example imagefolder:DIR")
+        raise RequestError(
+            "--dtype-loss and --recompute need the images; give --dataset, for example imagefolder:DIR"
+        )
 
 
 @frozen(kw_only=True)

@@ -14,8 +14,10 @@ from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.prefetch import normalized
 from featcache.extraction.decoding.preprocessing import versions_of, with_resize
+from featcache.extraction.forward_pass.bfloat16_weights import in_precision
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
+from featcache.extraction.models.preprocessing import Preprocessing
 from featcache.extraction.sources.base import Sample, Source
 from featcache.recompute.inputs import (
     check_inventory,
@@ -57,13 +59,17 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     device = choose_device(request.device)
     reporter.message(f"recomputing {samples} samples with {model.explicit} on {device}")
     backbone = load_backbone(
-        model, request.weights, None if request.weights is None else recorded_weight_set(cache)
+        model,
+        request.weights,
+        None if request.weights is None else recorded_weight_set(cache),
+        Preprocessing.of_spec(cache.spec.backbone, str(cache.directory)),
     )
     backbone.module.to(device)
     resize = cache.spec.backbone.resize
     spec = backbone.spec.resized_by(resize) if resize in versions_of(backbone.transform) else backbone.spec
     refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(spec))
     check_inventory(cache, source)
+    backbone = in_precision(backbone, cache.spec.precision)
     forward = _Forward(cache, source, backbone, device)
     compared = _Comparison(cache)
     others: list[str] = []
@@ -101,7 +107,7 @@ class _Forward:
 
     def _images(self, split: str, rows: Sequence[int]) -> torch.Tensor:
         singles = [Rows(split, row, row + 1) for row in rows]
-        size = self._backbone.spec.input_size
+        size = self._backbone.spec.image_size
         batches = list(image_batches(self._source, self._transform, singles, 0, size))
         for _, message in (failure for batch in batches for failure in batch.failures):
             raise DatasetError(message)
@@ -149,8 +155,11 @@ class _Comparison:
 
 
 def _mismatched_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:
-    ids, labels = cache[split].sample_ids(), cache[split].labels()
+    ids = cache[split].sample_ids()
+    labels = cache[split].labels() if cache.inventory.targets.labeled else None
     for row in rows:
         sample = source.splits[split][row]
-        if ids[row] != sample.id or not np.array_equal(labels[row], sample.label):
+        if ids[row] != sample.id and labels is None:
+            yield f"{split} row {row}: {ids[row]!r}, must be {sample.id!r}"
+        elif labels is not None and (ids[row] != sample.id or not np.array_equal(labels[row], sample.label)):
             yield f"{split} row {row}: {ids[row]!r} of class {labels[row]}, must be {sample.id!r} of class {sample.label}"

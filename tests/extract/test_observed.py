@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 from featcache.extraction.decoding.observed import Observed
-from featcache.extraction.provenance.summary import dataset_summary, preprocessing_text
+from featcache.extraction.provenance.summary import dataset_summary
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.pixels import FACTS, PixelOptions
+from featcache.store.preprocessing import preprocessing_text
 
 
 def facts(**values: int) -> list[int]:
@@ -82,7 +83,7 @@ def test_the_line_on_a_dataset_has_what_was_passed_over(tmp_path):
         ),
         (
             {"library": "timm", "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"},
-            "images are resized to 224 x 224 (bilinear, squash)",
+            "images are resized to 224 x 224 (bilinear, whatever their shape)",
         ),
         (
             {"library": "open_clip", "interpolation": "bicubic", "resize_mode": "shortest"},
@@ -92,4 +93,4 @@ def test_the_line_on_a_dataset_has_what_was_passed_over(tmp_path):
     ],
 )
 def test_the_line_on_preprocessing(preprocessing, text):
-    assert preprocessing_text(preprocessing, 224) == text
+    assert preprocessing_text(preprocessing, (224, 224)) == text
