@@ -122,7 +122,9 @@ def _load(
 
     loaded = load(inputs, reporter)
     spec, entry = lookup.find_spec(
-        lambda identity: candidate_specs(inputs.request, loaded.backbone, loaded.device, identity)
+        lambda identity: candidate_specs(
+            inputs.request, loaded.backbone, loaded.device, identity, inputs.source.may_be_turned
+        )
     )
     loaded = replace(loaded, backbone=in_precision(loaded.backbone, spec.precision))
     return loaded, spec, entry, plan_inventory(loaded.backbone, inputs.source, inputs.request, spec.dtype)

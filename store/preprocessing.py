@@ -54,6 +54,7 @@ def preprocessing_label(spec: BackboneSpec) -> str:
         words.append(f"of {_side(resized)}")
     words.append(str(spec.preprocessing.get("interpolation")))
     words += ["squashed"] if mode in _SQUASHED else ["padded"] if mode in _PADDED else []
+    words += ["upright"] if spec.upright else []
     return " ".join(words)
 
 

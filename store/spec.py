@@ -23,6 +23,7 @@ RESIZES = (PILLOW, UINT8_ANTIALIAS)
 """Versions of resizing, a part of the preprocessing: by the model's library on Pillow's image, or torch's antialiased resize of
 8-bit pixels. Both have the same filter and size; pixels differ by at most 2 of 255."""
 _RESIZE = "resize_version"
+_ORIENTATION, _EXIF = "orientation", "exif"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,19 @@ class BackboneSpec:
     """Side of the square input, pixels; of an input that is no square its width, see `image_size`."""
     preprocessing: Mapping[str, Any]
     """Preprocessing of an image, as plain values. ``resize_version`` names the version of
-    resizing; without it, Pillow resizes."""
+    resizing; without it, Pillow resizes. ``orientation`` is ``exif`` where images are turned upright; without it,
+    they are taken as stored."""
+
+    @property
+    def upright(self) -> bool:
+        """Whether images are turned upright by their EXIF orientation before anything else is done to them."""
+        return self.preprocessing.get(_ORIENTATION) == _EXIF
+
+    def with_upright(self, upright: bool) -> Self:
+        """Return the spec of the same function with images turned upright, or taken as stored."""
+        others = {name: value for name, value in self.preprocessing.items() if name != _ORIENTATION}
+        # Caches of before the choice take images as stored, do not say so, and keep their keys.
+        return replace(self, preprocessing={**others, _ORIENTATION: _EXIF} if upright else others)
 
     @property
     def image_size(self) -> tuple[int, int]:

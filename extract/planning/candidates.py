@@ -1,4 +1,4 @@
-"""The specs that meet a request: `auto` leaves precision and resizing open, and whatever a cache has is taken."""
+"""The specs that meet a request: precision, resizing and orientation may be left open, and whatever a cache has is taken."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def candidate_specs(
-    request: ExtractRequest, backbone: "Backbone", device: "torch.device", identity: Mapping[str, Any]
+    request: ExtractRequest,
+    backbone: "Backbone",
+    device: "torch.device",
+    identity: Mapping[str, Any],
+    may_be_turned: bool = False,
 ) -> list[CacheSpec]:
     """Return the specs of caches that meet a request; a new cache gets the first.
 
@@ -24,6 +28,7 @@ def candidate_specs(
         backbone: the loaded backbone.
         device: where it runs.
         identity: identity of the dataset.
+        may_be_turned: whether images of the dataset may carry an EXIF orientation.
 
     Raises:
         RequestError: the preprocessing of the backbone lacks the version of resizing that is requested.
@@ -33,7 +38,8 @@ def candidate_specs(
     # bfloat16 weights are less exact than autocast, so they are taken only where they are asked for.
     precisions = _choices(request.precision, fast_precision(device), (FP32, MIXED))
     return [
-        CacheSpec(backbone.spec.resized_by(resize), identity, request.dtype, precision)
+        CacheSpec(backbone.spec.resized_by(resize).with_upright(upright), identity, request.dtype, precision)
+        for upright in request.orientations(may_be_turned)
         for precision in precisions
         for resize in _resizes(request, backbone, device)
     ]

@@ -19,6 +19,8 @@ from featcache.store.spec import PRECISIONS, RESIZES, STORED_DTYPES
 
 WEIGHTS_RULE = "averaged weights first"
 STOP, SKIP = "stop", "skip"
+EXIF = "exif"
+"""Field of a literal request that says whether images are turned upright."""
 
 
 @frozen(kw_only=True, slots=False)
@@ -83,6 +85,15 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
             "--resize",
         ),
     )
+    exif: bool | None = field(
+        default=None,
+        metadata=parameter(
+            "Whether images are turned upright by their EXIF orientation. By default, a new cache turns them, and a complete "
+            "cache of images as stored is an answer too.",
+            "--exif/--no-exif",
+            default="turned in new caches",
+        ),
+    )
     batch_size: int | None = field(
         default=None,
         metadata=parameter(
@@ -128,7 +139,19 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
         if self.batch_size is not None and self.batch_size > MAX_BATCH_SIZE:
             raise RequestError(f"batch size must be at most {MAX_BATCH_SIZE}, got {self.batch_size}")
 
-    def literals(self, model: ModelName, dataset_identity: Mapping[str, Any]) -> Iterator[JsonObject]:
+    def orientations(self, may_be_turned: bool) -> tuple[bool, ...]:
+        """Return whether images are turned upright in caches that meet the request; a new cache takes the first.
+
+        Args:
+            may_be_turned: whether images may carry an EXIF orientation.
+        """
+        if not may_be_turned:
+            return (False,)
+        return (True, False) if self.exif is None else (self.exif,)
+
+    def literals(
+        self, model: ModelName, dataset_identity: Mapping[str, Any], may_be_turned: bool = False
+    ) -> Iterator[JsonObject]:
         """What leads to the cache's key, as the cache remembers it: nothing that needs torch, and not the contents.
 
         Local weights are named by size and times of change first, because hashing a large file takes seconds, and by
@@ -147,6 +170,8 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
                 "precision": self.precision,
                 # Without the field, as every cache made before there was a choice, any version is an answer.
                 **({} if self.resize == AUTO else {"resize": self.resize}),
+                # Without the field, whatever images of a cache are turned by is an answer.
+                **({} if self.exif is None or not may_be_turned else {EXIF: self.exif}),
             }
 
     @property

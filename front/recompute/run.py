@@ -25,6 +25,7 @@ from featcache.recompute.inputs import (
     recorded_model,
     recorded_weight_set,
     refuse_difference,
+    takes_upright,
 )
 from featcache.recompute.loss import LayerLoss, LossSum
 from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance
@@ -67,6 +68,7 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     backbone.module.to(device)
     resize = cache.spec.backbone.resize
     spec = backbone.spec.resized_by(resize) if resize in versions_of(backbone.transform) else backbone.spec
+    spec = spec.with_upright(cache.spec.backbone.upright)
     refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(spec))
     check_inventory(cache, source)
     backbone = in_precision(backbone, cache.spec.precision)
@@ -88,6 +90,7 @@ class _Forward:
         self._source = source
         self._backbone = backbone
         self._transform = with_resize(backbone.transform, cache.spec.backbone.resize)
+        self._upright = takes_upright(cache)
         self._extractors = {
             split.name: FeatureExtractor(
                 backbone,
@@ -108,7 +111,7 @@ class _Forward:
     def _images(self, split: str, rows: Sequence[int]) -> torch.Tensor:
         singles = [Rows(split, row, row + 1) for row in rows]
         size = self._backbone.spec.image_size
-        batches = list(image_batches(self._source, self._transform, singles, 0, size))
+        batches = list(image_batches(self._source, self._transform, singles, 0, size, upright=self._upright))
         for _, message in (failure for batch in batches for failure in batch.failures):
             raise DatasetError(message)
         return torch.cat([normalized(batch, self._transform).images for batch in batches])
