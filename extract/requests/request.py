@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 
 from featcache.extraction.models.names import ModelName
 from featcache.extraction.requests.feature_selection import FeatureSelection
@@ -21,6 +21,15 @@ WEIGHTS_RULE = "averaged weights first"
 STOP, SKIP = "stop", "skip"
 EXIF = "exif"
 """Field of a literal request that says whether images are turned upright."""
+
+
+def _check_resize(request: object, attribute: "Attribute[Any]", resize: str) -> None:
+    versions = (AUTO, *RESIZES)
+    if resize not in versions:
+        raise RequestError(
+            f"--resize must be one of {', '.join(versions)}, versions of the resize's arithmetic, got {resize!r}; the size is "
+            "--resize-size 256, the filter --interpolation bicubic"
+        )
 
 
 @frozen(kw_only=True, slots=False)
@@ -78,10 +87,10 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
     )
     resize: str = field(
         default=AUTO,
-        validator=one_of("resize", (AUTO, *RESIZES)),
+        validator=_check_resize,
         metadata=parameter(
-            "Version of the resize's arithmetic, at the same filter and size: pillow, uint8-antialias (on 8-bit pixels, five times as fast), or auto, which is pillow on a "
-            "CPU and uint8-antialias elsewhere. Under auto any cache of the same images is an answer.",
+            "Version of the resize's arithmetic, at the same filter and size: pillow, uint8-antialias (on 8-bit pixels, five times as "
+            "fast), or auto, which is pillow on a CPU and uint8-antialias elsewhere. Under auto any cache of the same images is an answer.",
             "--resize",
         ),
     )
