@@ -3,11 +3,15 @@
 A `torch.nn.Module` of your own becomes a backbone with `featcache.custom_backbone`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.models.names import ModelName
+from featcache.store.errors import RequestError
 
 
 def load_backbone(name: ModelName, weights: Path | None = None, key: str | None = None) -> Backbone:
@@ -24,12 +28,43 @@ def load_backbone(name: ModelName, weights: Path | None = None, key: str | None 
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
     if name.family == "timm":
-        from featcache.extraction.backbones.timm_vit import load_timm
+        from featcache.extraction.backbones.timm_vit import has_weights_by_position, load_timm
 
-        return load_timm(name, weights, key)
+        backbone = load_timm(name, weights, key)
+        if not has_weights_by_position(backbone.module):
+            patch = backbone.spec.input_size // backbone.layout.grid[0]
+            backbone.load_at = partial(_load_at, name, weights, key, patch)
+        return backbone
     from featcache.extraction.backbones.open_clip_vit import load_open_clip
 
     return load_open_clip(name, weights, key)
+
+
+@dataclass(frozen=True)
+class _SizedName(ModelName):
+    """A model name with an input size of its own."""
+
+    input_size: int
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """See `ModelName`."""
+        return {**super().preprocessing, "input_size": [3, self.input_size, self.input_size]}
+
+
+def _load_at(name: ModelName, weights: Path | None, key: str | None, patch: int, input_size: int) -> Backbone:
+    """Load the same weights for another input size in pixels.
+
+    Raises:
+        RequestError: the size is no multiple of the patches.
+        BackboneError: the weights do not fit.
+    """
+    if input_size % patch:
+        near = max(1, round(input_size / patch)) * patch
+        raise RequestError(
+            f"{name.explicit} has patches of {patch} px, and an input size of {input_size} px is no multiple; take {near}"
+        )
+    return load_backbone(_SizedName(name.given, name.family, name.name, input_size), weights, key)
 
 
 def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:

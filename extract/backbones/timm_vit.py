@@ -128,6 +128,11 @@ def follows_from_tokens(model: Any) -> bool:
     )
 
 
+def has_weights_by_position(model: Any) -> bool:
+    """Return whether a timm model has weights beside its position embedding that another input size would resize."""
+    return isinstance(model, Beit | VisionTransformerRelPos) or not hasattr(model, "set_input_size")
+
+
 def _mlp_projection(block: Any) -> Any:
     """Return the last map of a block's MLP, which only ViTamin calls something else."""
     return block.mlp.fc2 if hasattr(block.mlp, "fc2") else block.mlp.w2

@@ -1,6 +1,6 @@
 """Decoding and preprocessing, in this process or in workers."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from featcache.extraction.decoding.batch import ImageBatch, Rows
 from featcache.extraction.decoding.preprocessing import EightBitTransform
 from featcache.extraction.decoding.rgb import digest_of_pixels, pixels_of, rgb_image
+from featcache.extraction.decoding.views import Transform, ViewInput, prepare_views
 from featcache.extraction.decoding.worker_pool import decode_in_processes
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.decode import MAX_PIXELS
@@ -20,15 +21,12 @@ from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.planning import CONTENT_DIGEST_BYTES
 from featcache.store.text import reason
 
-Transform = EightBitTransform | Callable[[Image], Tensor]
-"""Preprocessing in two parts, or a function from an RGB image to ``[3, S, S]`` float32."""
-
 
 class Prepared(NamedTuple):
     """One image, preprocessed."""
 
-    tensor: Tensor
-    """``[3, S, S]``, uint8 or float32 as in `ImageBatch`."""
+    tensors: tuple[Tensor, ...]
+    """Every view ``[3, S, S]``, uint8 or float32 as in `ImageBatch`."""
     digest: bytes
     """Beginning of the SHA-256 of the decoded image."""
     facts: tuple[int, ...]
@@ -42,20 +40,36 @@ class BatchLoader:
         source: the images.
         transform: the preprocessing.
         size: S, side of a preprocessed image in pixels.
+        views: the views that every split needs; the plain one alone if not given.
     """
 
-    def __init__(self, source: Source, transform: Transform, size: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        size: int,
+        views: Mapping[str, tuple[ViewInput, ...]] | None = None,
+    ) -> None:
         self._source = source
         self._transform = transform
-        self._size = size
-        self._shorter_side = _shorter_side(transform)
+        self._plain = (ViewInput("", None, transform, size),)
+        self._views = views
+        every = [one for inputs in (views or {"": self._plain}).values() for one in inputs]
+        self._shorter_side = max(
+            (side for one in every if (side := _shorter_side(one.transform)) is not None), default=None
+        )
+
+    def _inputs(self, split: str) -> tuple[ViewInput, ...]:
+        return self._plain if self._views is None else self._views[split]
 
     def __call__(self, rows: Rows) -> ImageBatch:
         """Load a batch; images that fail are part of it, everything else is raised."""
         spots = range(rows.start, rows.stop)
         with suppress(DatasetError, OSError):  # decoding reports every image concerned
             self._source.prepare(rows.split, spots)
-        return self._collated([self._prepared_or_error(rows.split, row) for row in spots])
+        return self._collated(
+            [self._prepared_or_error(rows.split, row) for row in spots], self._inputs(rows.split)
+        )
 
     def _prepared_or_error(self, split: str, row: int) -> Prepared | DatasetError:
         try:
@@ -76,11 +90,9 @@ class BatchLoader:
         facts = facts_of(image)
         self._refuse_strip(image, split, row)
         pixels = pixels_of(image)
+        digest = digest_of_pixels(pixels)
         try:
-            if isinstance(self._transform, EightBitTransform):
-                tensor = self._transform.prepare(image, pixels)
-            else:
-                tensor = self._transform(image)
+            tensors = tuple(prepare_views(self._inputs(split), image, pixels, digest))
         except MemoryError:
             raise
         except Exception as error:  # the libraries raise many kinds
@@ -88,7 +100,7 @@ class BatchLoader:
                 f"image {self._id(split, row)!r} of {image.width} x {image.height} pixels cannot be preprocessed "
                 f"({type(error).__name__}: {reason(error)})"
             ) from error
-        return Prepared(tensor, digest_of_pixels(pixels), tuple(facts.get(name, 0) for name in FACTS))
+        return Prepared(tensors, digest, tuple(facts.get(name, 0) for name in FACTS))
 
     def _refuse_strip(self, image: Image, split: str, row: int) -> None:
         """Refuse an image that resizing would blow up: of 60,000 x 1 pixels, 160 px on the shorter side are 6 GB."""
@@ -105,23 +117,25 @@ class BatchLoader:
     def _id(self, split: str, row: int) -> str:
         return self._source.splits[split][row].id
 
-    def _collated(self, items: list[Prepared | DatasetError]) -> ImageBatch:
+    def _collated(self, items: list[Prepared | DatasetError], inputs: Sequence[ViewInput]) -> ImageBatch:
         failures = [(row, str(item)) for row, item in enumerate(items) if isinstance(item, DatasetError)]
-        blank = Prepared(self._blank(), bytes(CONTENT_DIGEST_BYTES), (0,) * len(FACTS))
+        blank = Prepared(tuple(map(self._blank, inputs)), bytes(CONTENT_DIGEST_BYTES), (0,) * len(FACTS))
         done = [blank if isinstance(item, DatasetError) else item for item in items]
         content = torch.frombuffer(bytearray(b"".join(one.digest for one in done)), dtype=torch.uint8)
         facts = torch.tensor([one.facts for one in done], dtype=torch.int64)
         unavailable = [str(item) for item in items if isinstance(item, UnavailableError)]
-        tensors = [one.tensor for one in done]
         interleaved = isinstance(self._transform, EightBitTransform)
-        images = _interleaved(tensors) if interleaved else torch.stack(tensors)
+        stack = _interleaved if interleaved else torch.stack
+        views = {view.name: stack([one.tensors[place] for one in done]) for place, view in enumerate(inputs)}
+        nothing = torch.empty(len(items), 3, 0, 0, dtype=torch.uint8 if interleaved else torch.float32)
+        images = views.pop("", nothing)
         return ImageBatch(
-            images, content.reshape(len(items), CONTENT_DIGEST_BYTES), failures, facts, unavailable
+            images, content.reshape(len(items), CONTENT_DIGEST_BYTES), failures, facts, unavailable, views
         )
 
-    def _blank(self) -> Tensor:
+    def _blank(self, view: ViewInput) -> Tensor:
         dtype = torch.uint8 if isinstance(self._transform, EightBitTransform) else torch.float32
-        return torch.zeros(3, self._size, self._size, dtype=dtype)
+        return torch.zeros(3, view.size, view.size, dtype=dtype)
 
 
 def _interleaved(images: list[Tensor]) -> Tensor:
@@ -153,6 +167,7 @@ def image_batches(
     workers: int,
     size: int,
     gpu: torch.device | None = None,
+    views: Mapping[str, tuple[ViewInput, ...]] | None = None,
 ) -> Iterator[ImageBatch]:
     """Yield one `ImageBatch` for each of `batches`, in order.
 
@@ -163,11 +178,12 @@ def image_batches(
         workers: processes that decode; 0 decodes in this one.
         size: S, side of a preprocessed image in pixels.
         gpu: put images into pinned memory, from which this GPU copies while it computes.
+        views: the views that every split needs; the plain one alone if not given.
 
     Raises:
         WorkerError: a process that decodes was killed, or none can be started.
     """
-    load = BatchLoader(source, transform, size)
+    load = BatchLoader(source, transform, size, views)
     if workers:
         yield from decode_in_processes(load, batches, workers, gpu)
         return
@@ -175,5 +191,5 @@ def image_batches(
         batch = load(rows)
         if gpu is not None:
             with torch.cuda.device(gpu):
-                batch = batch._replace(images=batch.images.pin_memory())
+                batch = batch.map_images(torch.Tensor.pin_memory)
         yield batch

@@ -15,6 +15,7 @@ from featcache.extraction.forward_pass.replicas import (
     replicas_and_threads,
     replicate,
 )
+from featcache.extraction.forward_pass.view_passes import ViewPasses, view_passes
 from featcache.store.arrays import ArrayInfo
 from featcache.store.journal import Plan
 
@@ -30,31 +31,31 @@ class Forward:
     """Is told what a user should know."""
 
     @contextmanager
-    def extractors(self, plan: Plan) -> Iterator[dict[str, Extractor]]:
-        """The extractor of every split; splits that hold the same arrays share one.
+    def extractors(self, plan: Plan) -> Iterator[dict[str, ViewPasses]]:
+        """The passes of every split; splits and views that hold the same arrays share an extractor.
 
         Raises:
             BackboneError: the pass is to be compiled, and cannot be.
         """
-        arrays = {
-            split.name: [array for array in split.arrays.values() if array.layers]
-            for split in plan.inventory.splits.values()
-        }
         count, threads = (1, 0) if self.compile else replicas_and_threads(self.device)
         if count == 1:
-            yield _shared(arrays, lambda wanted: self._extractor(self.backbone, plan, wanted))
+            yield view_passes(
+                self.backbone,
+                plan.inventory,
+                lambda backbone, wanted: self._extractor(backbone, plan, wanted),
+            )
             return
         with replica_threads(count, threads) as pool:
 
-            def side_by_side(wanted: list[ArrayInfo]) -> Extractor:
+            def side_by_side(original: Backbone, wanted: list[ArrayInfo]) -> Extractor:
                 def make(backbone: Backbone) -> FeatureExtractor:
                     return self._extractor(backbone, plan, wanted)
 
-                replicas = replicate(self.backbone, count)
-                spare = make(self.backbone)
+                replicas = replicate(original, count)
+                spare = make(original)
                 return spare if replicas is None else ReplicaExtractor(pool, replicas, make, spare)
 
-            yield _shared(arrays, side_by_side)
+            yield view_passes(self.backbone, plan.inventory, side_by_side)
 
     def _extractor(self, backbone: Backbone, plan: Plan, wanted: list[ArrayInfo]) -> FeatureExtractor:
         precision = plan.spec.precision
@@ -64,16 +65,3 @@ class Forward:
             else None
         )
         return FeatureExtractor(backbone, self.device, precision, wanted, plan.spec.dtype, self.say, compiled)
-
-
-def _shared(
-    arrays: dict[str, list[ArrayInfo]], make: Callable[[list[ArrayInfo]], Extractor]
-) -> dict[str, Extractor]:
-    made: dict[tuple[object, ...], Extractor] = {}
-    extractors = {}
-    for split, wanted in arrays.items():
-        contents = tuple((array.name, array.layers, array.tokens) for array in wanted)
-        if contents not in made:
-            made[contents] = make(wanted)
-        extractors[split] = made[contents]
-    return extractors

@@ -8,6 +8,7 @@ from featcache.devices.memory import free_memory
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.capacity import default_batch_size
 from featcache.extraction.forward_pass.forward import FeatureExtractor
+from featcache.extraction.forward_pass.view_passes import by_view
 from featcache.extraction.running.writing import WAITING
 from featcache.store.inventory import Inventory
 from featcache.store.spec import CacheSpec
@@ -35,12 +36,17 @@ def fitting_batch_size(
     if device.type != "cuda":
         return default
     split = next(iter(inventory.splits.values()))
-    arrays = [array for array in split.arrays.values() if array.layers]
-    extractor = FeatureExtractor(backbone, device, spec.precision, arrays, spec.dtype)
-    size = backbone.spec.input_size
+    arrays = by_view(split.arrays.values())
+    sizes = {
+        name: (inventory.views[name].input_size if name else None) or backbone.spec.input_size
+        for name in arrays
+    }
+    largest = max(arrays, key=sizes.__getitem__)
+    size = sizes[largest]
+    extractor = FeatureExtractor(backbone.at_size(size), device, spec.precision, arrays[largest], spec.dtype)
     # The images of batches whose features are awaited stay on the device, those of the next one are there already, and
     # while its parts are joined they are there twice.
-    waiting = (WAITING + 2) * 3 * size * size * torch.float32.itemsize
+    waiting = (WAITING + 2) * 3 * sum(side**2 for side in sizes.values()) * torch.float32.itemsize
     return largest_batch(
         default,
         waiting,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from featcache.extraction.cached.lookup import CacheLookup
 from featcache.extraction.cached.retry import drop_restored, refuse_empty_splits
 from featcache.extraction.decoding.preprocessing import with_resize
+from featcache.extraction.decoding.views import view_inputs
 from featcache.extraction.forward_pass.capacity import default_workers
 from featcache.extraction.forward_pass.device_errors import one_line_device_errors
 from featcache.extraction.forward_pass.extractors import Forward
@@ -27,7 +28,6 @@ from featcache.store.journal import Plan
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.progress import Reporter
 from featcache.store.reading.reader import open_cache
-from featcache.store.spec import CacheSpec
 from featcache.store.writing.pending import require_space
 from featcache.store.writing.writer import CacheWriter
 
@@ -76,18 +76,19 @@ class CacheFiller:
                 filled = self._fill_once(path, plan, filled)
         return filled
 
-    def image_input(self, path: Path, spec: CacheSpec) -> ImageInput:
+    def image_input(self, path: Path, plan: Plan) -> ImageInput:
         """Return the images of the run; those of a cache that is added to must be the ones that it was made from."""
-        request = self.inputs.request
+        request, resize = self.inputs.request, plan.spec.backbone.resize
         return ImageInput(
             self.inputs.source,
-            with_resize(self.loaded.backbone.transform, spec.backbone.resize),
+            with_resize(self.loaded.backbone.transform, resize),
             self.loaded.backbone.spec.input_size,
             default_workers() if request.workers is None else request.workers,
             self.loaded.device,
             request.on_error == SKIP,
             self.reporter.message,
             _known_content(path),
+            view_inputs(self.loaded.backbone, resize, plan.inventory),
         )
 
     def forward(self) -> Forward:
@@ -104,7 +105,7 @@ class CacheFiller:
             for text in plan_messages(writer, plan, self.inputs.request.batch_size):
                 say(text)
             started = time.perf_counter()
-            images = self.image_input(writer.directory, plan.spec)
+            images = self.image_input(writer.directory, writer.plan)
             try:
                 samples = self._run_blocks(writer, images)
             except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """Recompute some rows of a cache with the backbone: digests show damage, only this shows that the values are right."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -15,8 +15,11 @@ from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.prefetch import normalized
 from featcache.extraction.decoding.preprocessing import versions_of, with_resize
-from featcache.extraction.forward_pass.forward import FeatureExtractor
+from featcache.extraction.decoding.views import check_views, view_inputs
+from featcache.extraction.forward_pass.forward import FeatureExtractor, NotFiniteError, NumpyBatch
+from featcache.extraction.forward_pass.view_passes import view_passes
 from featcache.extraction.models.names import resolve_model
+from featcache.extraction.running.look_ahead import joined
 from featcache.extraction.sources.base import Sample, Source
 from featcache.recompute.inputs import (
     check_inventory,
@@ -31,7 +34,8 @@ from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache, as_float32
 from featcache.store.seeds import check_seed
-from featcache.store.token_groups import parse_array_name
+from featcache.store.token_groups import parse_array_name, split_view
+from featcache.store.views import PLAIN
 
 Features = npt.NDArray[np.float32]
 
@@ -59,6 +63,7 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     spec = backbone.spec.resized_by(resize) if resize in versions_of(backbone.transform) else backbone.spec
     refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(spec))
     check_inventory(cache, source)
+    check_views(tuple(cache.inventory.views.values()), backbone)
     forward = _Forward(cache, source, backbone, device)
     differences = [d for split in rows for d in _differences(cache, split, rows[split], forward)]
     others = [text for split in rows for text in _mismatched_samples(cache, source, split, rows[split])]
@@ -71,19 +76,16 @@ class _Forward:
     def __init__(self, cache: Cache, source: Source, backbone: Backbone, device: torch.device) -> None:
         self._source = source
         self._backbone = backbone
-        self._transform = with_resize(backbone.transform, cache.spec.backbone.resize)
+        resize = cache.spec.backbone.resize
+        self._transform = with_resize(backbone.transform, resize)
+        self._views = view_inputs(backbone, resize, cache.inventory)
         self._batch_size = cache.manifest.batch_size
         self._dtype = cache.spec.dtype
-        self._extractors = {
-            split.name: FeatureExtractor(
-                backbone,
-                device,
-                cache.spec.precision,
-                [array for array in split.arrays.values() if array.layers],
-                self._dtype,
-            )
-            for split in cache.inventory.splits.values()
-        }
+        self._passes = view_passes(
+            backbone,
+            cache.inventory,
+            lambda sized, wanted: FeatureExtractor(sized, device, cache.spec.precision, wanted, self._dtype),
+        )
 
     def __call__(self, split: str, rows: Sequence[int]) -> dict[str, Features]:
         """Return every array of the rows as ``[B, L, K, D]``, rounded to the stored type."""
@@ -91,18 +93,27 @@ class _Forward:
         for start in range(0, len(rows), self._batch_size):
             batch = rows[start : start + self._batch_size]
             samples: list[Sample] = [self._source.splits[split][row] for row in batch]
-            parts.append(self._extractors[split](self._images(split, batch), samples))
+            parts.append(self._run(split, self._images(split, batch), samples))
         return {
             name: as_float32(np.concatenate([part[name] for part in parts]), self._dtype) for name in parts[0]
         }
 
-    def _images(self, split: str, rows: Sequence[int]) -> torch.Tensor:
+    def _run(self, split: str, images: Mapping[str, torch.Tensor], samples: Sequence[Sample]) -> NumpyBatch:
+        passes = self._passes[split]
+        try:
+            return passes.start(images)()
+        except NotFiniteError:
+            raise passes.explain(images, samples) from None
+
+    def _images(self, split: str, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return the images of every view, by its name."""
         singles = [Rows(split, row, row + 1) for row in rows]
         size = self._backbone.spec.input_size
-        batches = list(image_batches(self._source, self._transform, singles, 0, size))
+        batches = list(image_batches(self._source, self._transform, singles, 0, size, views=self._views))
         for _, message in (failure for batch in batches for failure in batch.failures):
             raise DatasetError(message)
-        return torch.cat([normalized(batch, self._transform).images for batch in batches])
+        whole = joined([normalized(batch, self._transform) for batch in batches])
+        return whole.by_view
 
 
 def _differences(
@@ -110,7 +121,7 @@ def _differences(
 ) -> Iterator[LayerDifference]:
     for name, fresh in forward(split, rows).items():
         tap, group = parse_array_name(name)
-        reader = cache[split].view(tap, group)
+        reader = cache[split].view(tap, group, split_view(name)[0] or PLAIN)
         layers = cache.inventory.splits[split].arrays[name].layers
         stored = as_float32(reader.gather(rows, layers, reader.tokens), cache.spec.dtype)
         difference = np.abs(stored - fresh)
