@@ -97,4 +97,5 @@ def result_row(
         setup=run.setup,
         options=dict(job.options),
         tap=job.selection.tap,
+        views=job.selection.views,
     )

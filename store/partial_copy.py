@@ -17,7 +17,7 @@ from featcache.store.inventory import Inventory
 from featcache.store.layers import FINAL
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.token_groups import split_view
-from featcache.store.views import PLAIN
+from featcache.store.views import PLAIN_VIEW
 
 HELD_FILE = "held.json"
 ORIGIN_FILE = "origin.json"
@@ -211,5 +211,5 @@ def _selection_options(part: Inventory) -> tuple[str, ...]:
         for split in part.splits.values()
         for array in split.arrays.values()
     )
-    views = ("--views", ",".join([*([PLAIN] if plain else []), *part.views])) if part.views else ()
+    views = ("--views", ",".join([*([PLAIN_VIEW] if plain else []), *part.views])) if part.views else ()
     return (*splits, *(("--layers", named) if named else ()), *views)

@@ -12,7 +12,7 @@ from typing import Any, Self
 from featcache.store.errors import CacheError, RequestError, UnknownNameError
 from featcache.store.files import JsonObject, field, is_identical_json
 
-PLAIN = "plain"
+PLAIN_VIEW = "plain"
 """Name of the view without changes, where views are listed; on disk it has none."""
 FLIP, CORNER_CROP, SCALE, RANDOM_CROP = KINDS = ("flip", "corner-crop", "scale", "random-crop")
 CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
@@ -68,8 +68,10 @@ class View:
             CacheError: the name or the parameters are none of a view.
         """
         where = f"{where}: view {name!r}"
-        if not _NAME.fullmatch(name) or name == PLAIN:
-            raise CacheError(f"{where}: a view's name has 1 to 32 letters, digits or _, and is not {PLAIN!r}")
+        if not _NAME.fullmatch(name) or name == PLAIN_VIEW:
+            raise CacheError(
+                f"{where}: a view's name has 1 to 32 letters, digits or _, and is not {PLAIN_VIEW!r}"
+            )
         if not isinstance(document, dict):
             raise CacheError(f"{where}: its parameters must be an object")
         field(document, "kind", str, where)
@@ -138,7 +140,7 @@ def view_names(text: str) -> tuple[str, ...]:
     """
     word, *values = (part.strip() for part in text.split(":"))
     if word == "crops5" and not values:
-        return (PLAIN, *(f"crop{number}" for number in range(1, len(CORNERS) + 1)))
+        return (PLAIN_VIEW, *(f"crop{number}" for number in range(1, len(CORNERS) + 1)))
     if word == "scales" and len(values) == 1:
         sizes = [size.strip() for size in values[0].split("+")]
         if not all(size.isascii() and size.isdigit() for size in sizes):
@@ -171,26 +173,28 @@ def as_views(given: str | Iterable[str | View]) -> tuple[View, ...]:
             found[item.name] = item
             continue
         for name in view_names(item):
-            if name != PLAIN:
+            if name != PLAIN_VIEW:
                 found[name] = named_view(name)
     return tuple(found[name] for name in sorted(found))
 
 
-def choose_views(given: Sequence[str], held: Sequence[str]) -> tuple[str, ...]:
+def choose_views(given: Sequence[str], held: Sequence[str], input_size: int | None = None) -> tuple[str, ...]:
     """Return the views that a list means among those that a cache holds: the plain one first, then by name.
 
     Args:
         given: items as `view_names` takes them, or ``all``; the plain view if empty.
         held: names of the views besides the plain one.
+        input_size: side of the model's own input in pixels; a scale of this size is the plain view.
 
     Raises:
         UnknownNameError: the cache does not hold one.
     """
     if "all" in given:
-        return (PLAIN, *sorted(held))
-    names = {name for item in given for name in view_names(item)} or {PLAIN}
+        return (PLAIN_VIEW, *sorted(held))
+    named = {name for item in given for name in view_names(item)} or {PLAIN_VIEW}
+    names = {PLAIN_VIEW if name == f"scale{input_size}" else name for name in named}
     for name in sorted(names):
-        if name != PLAIN and name not in held:
+        if name != PLAIN_VIEW and name not in held:
             hint = "(the same `featcache extract` with --views adds others)"
-            raise UnknownNameError("view", name, (PLAIN, *sorted(held), "all"), hint)
-    return tuple(sorted(names, key=lambda name: (name != PLAIN, name)))
+            raise UnknownNameError("view", name, (PLAIN_VIEW, *sorted(held), "all"), hint)
+    return tuple(sorted(names, key=lambda name: (name != PLAIN_VIEW, name)))

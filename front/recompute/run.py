@@ -35,7 +35,7 @@ from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache, as_float32
 from featcache.store.seeds import check_seed
 from featcache.store.token_groups import parse_array_name, split_view
-from featcache.store.views import PLAIN
+from featcache.store.views import PLAIN_VIEW
 
 Features = npt.NDArray[np.float32]
 
@@ -121,7 +121,7 @@ def _differences(
 ) -> Iterator[LayerDifference]:
     for name, fresh in forward(split, rows).items():
         tap, group = parse_array_name(name)
-        reader = cache[split].view(tap, group, split_view(name)[0] or PLAIN)
+        reader = cache[split].view(tap, group, split_view(name)[0] or PLAIN_VIEW)
         layers = cache.inventory.splits[split].arrays[name].layers
         stored = as_float32(reader.gather(rows, layers, reader.tokens), cache.spec.dtype)
         difference = np.abs(stored - fresh)

@@ -38,7 +38,19 @@ def clip(score: str, interval: tuple[float, float]) -> tuple[float, float]:
 NO_FRACTION = ("nll", "mse", "mae")
 """Scores that percent mean nothing of."""
 SETTINGS = (
-    *("setup", "cache_key", "model", "dataset", "head", "layers", "layer_names", "tokens", "tap", "options"),
+    *(
+        "setup",
+        "cache_key",
+        "model",
+        "dataset",
+        "head",
+        "layers",
+        "layer_names",
+        "tokens",
+        "tap",
+        "views",
+        "options",
+    ),
     *("solver", "penalty_kind", "protocol", "input", "shots", "folds", "precision", "target_kind", "metric"),
 )
 """Fields of a row that a group has in common."""
@@ -127,6 +139,8 @@ def settings(row: ResultRow, names: Sequence[str] = SETTINGS) -> tuple[object, .
 def _setting(row: ResultRow, name: str) -> object:
     if name == "input" and row.solver == CHOICE:
         return None  # an outcome: what auto chooses may differ from seed to seed
+    if name == "views":
+        return "+".join(row.views)
     return options_text(row) if name == "options" else getattr(row, name)
 
 
@@ -169,6 +183,6 @@ def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) 
 
 
 def _text(field: str) -> Callable[[ResultRow], str]:
-    if field == "tokens":
-        return lambda row: "+".join(row.tokens)
+    if field in ("tokens", "views"):
+        return lambda row: "+".join(getattr(row, field))
     return lambda row: "all" if (value := getattr(row, field)) is None else str(value)

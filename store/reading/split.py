@@ -21,7 +21,7 @@ from featcache.store.reading.copying import Method, RowCopier, Selection, checke
 from featcache.store.reading.reads import read_all
 from featcache.store.targets import Targets
 from featcache.store.token_groups import POOLED, split_view
-from featcache.store.views import PLAIN
+from featcache.store.views import PLAIN_VIEW
 
 Names = str | Sequence[str]
 """Names one by one, or as the command line takes them: ``all`` or ``0,6,final`` for layers, ``cls+ap`` for token kinds."""
@@ -104,9 +104,11 @@ class SplitReader(SplitColumns):
     def image_views(self) -> tuple[str, ...]:
         """Names of the views of the images that are held: ``plain``, then such as ``crop1`` or ``flip``."""
         names = {split_view(array.name)[0] for array in self.inventory.arrays.values() if array.layers}
-        return (PLAIN, *sorted(names - {""}))
+        return (PLAIN_VIEW, *sorted(names - {""}))
 
-    def view(self, tap: str = DEFAULT_TAP, group: str = POOLED, image_view: str = PLAIN) -> "SplitReader":
+    def view(
+        self, tap: str = DEFAULT_TAP, group: str = POOLED, image_view: str = PLAIN_VIEW
+    ) -> "SplitReader":
         """Return a reader of the same rows at another tap, of another group of tokens, or of another view of the images.
 
         Its layers are the blocks that are held at the tap, and the final layer where that has the same form.
@@ -122,7 +124,7 @@ class SplitReader(SplitColumns):
         """
         if image_view not in self.image_views:
             raise UnknownNameError("view", image_view, self.image_views, "(the split holds no other)")
-        return SplitReader(*self._arguments[:4], tap, group, "" if image_view == PLAIN else image_view)
+        return SplitReader(*self._arguments[:4], tap, group, "" if image_view == PLAIN_VIEW else image_view)
 
     def of_image_view(self, name: str) -> "SplitReader":
         """Return a reader of the same rows, tap and group of tokens, of the view `name` of the images.

@@ -10,7 +10,7 @@ from featcache.store.layers import FINAL, LAYER_SETS, LayerSelection, as_optiona
 from featcache.store.manifest import FileRecord, Manifest
 from featcache.store.parameters import as_names, parameter
 from featcache.store.token_groups import PATCHES, parse_array_name, split_view
-from featcache.store.views import PLAIN, choose_views, view_names
+from featcache.store.views import PLAIN_VIEW, choose_views, view_names
 
 
 @frozen
@@ -93,7 +93,7 @@ class CacheSelection:
     def _takes_view(self, array: ArrayInfo) -> bool:
         if not self.views or "all" in self.views:
             return True
-        return (split_view(array.name)[0] or PLAIN) in {
+        return (split_view(array.name)[0] or PLAIN_VIEW) in {
             name for item in self.views for name in view_names(item)
         }
 
