@@ -6,6 +6,7 @@ from functools import cached_property
 from math import inf
 from statistics import mean
 
+from featcache.probing.inputs.selection import view_words
 from featcache.probing.report.significance import are_alike, mean_interval, spread
 from featcache.probing.requests.jobs import PATCH_HEADS
 from featcache.probing.requests.request import CHOICE
@@ -14,6 +15,7 @@ from featcache.probing.results.solved_rows import share_setups
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import TOKEN_KINDS
 from featcache.store.token_groups import STATISTICS
+from featcache.store.views import PLAIN_VIEW
 
 MAIN = "main"
 """Stands for the score that a run was chosen by: balanced accuracy, mean average precision or R2."""
@@ -77,8 +79,10 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Head, layers and tokens."""
-        return f"{self.first.head} {self.first.layers} {'+'.join(self.first.tokens)}"
+        """Head, layers and tokens, and the views unless the plain one is the only one."""
+        views = self.first.views
+        words = "" if tuple(views) == (PLAIN_VIEW,) else f" {view_words(views)}"
+        return f"{self.first.head} {self.first.layers} {'+'.join(self.first.tokens)}{words}"
 
     @cached_property
     def by_seed(self) -> dict[tuple[int, int], float]:
