@@ -87,7 +87,7 @@ class Inventory:
     projection: tuple[int, int] | None = None
     """Shape ``[D, E]`` of the matrix that the model multiplies its pooled token with, if it has one."""
     target_kind: str = SINGLE_LABEL
-    """``single-label``, ``multi-label`` or ``regression``."""
+    """``single-label``, ``multi-label``, ``regression`` or ``none``."""
     units: tuple[str, ...] = ()
     """Unit of every quantity of a regression, where known."""
     views: Mapping[str, View] = field_of(default_factory=dict)
@@ -107,10 +107,14 @@ class Inventory:
 
     @property
     def format_version(self) -> int:
-        """Version of the format that a reader of a cache with this inventory must know: 3 for statistics tokens or views, else 2."""
+        """Version of the format that a reader of a cache with this inventory must know.
+
+        It is 3 for statistics tokens, for views and for caches without labels, else 2.
+        """
+        if not self.targets.labeled or self.views:
+            return 3
         arrays = (array for split in self.splits.values() for array in split.arrays.values() if array.layers)
-        statistics = any(parse_array_name(array.name)[1] in STATISTICS for array in arrays)
-        return 3 if statistics or self.views else 2
+        return 3 if any(parse_array_name(array.name)[1] in STATISTICS for array in arrays) else 2
 
     def blocks(self) -> list[Block]:
         """Return all blocks of all splits, in the order in which they are extracted."""
@@ -405,7 +409,7 @@ def _split_from_dict(name: str, splits: Mapping[str, Any], where: str) -> SplitI
 
 
 def _require_columns(arrays: Mapping[str, ArrayInfo], targets: Targets, where: str) -> None:
-    """Check that every split has the final layer, a label, an id and a validity for each row, in these types."""
+    """Check that every split has the final layer, an id, a validity and, if labeled, a label for each row, in these types."""
     width = (
         arrays["sample_id"].shape[1] if "sample_id" in arrays and len(arrays["sample_id"].shape) == 2 else 0
     )
@@ -413,16 +417,18 @@ def _require_columns(arrays: Mapping[str, ArrayInfo], targets: Targets, where: s
         raise CacheError(
             f"{where}: array 'sample_id' has ids of {width} bytes, more than {MAX_SAMPLE_ID_BYTES}"
         )
-    label_rank = 1 + len(targets.row_shape)
-    for name, dtype, rank in (
-        ("label", targets.dtype, label_rank),
-        ("sample_id", "uint8", 2),
-        ("valid", "bool", 1),
-    ):
+    columns = [("sample_id", "uint8", 2), ("valid", "bool", 1)]
+    if targets.labeled:
+        columns.insert(0, ("label", targets.dtype, 1 + len(targets.row_shape)))
+    elif "label" in arrays:
+        raise CacheError(
+            f"{where}: there is an array 'label', but field 'targets' says that there are no labels"
+        )
+    for name, dtype, rank in columns:
         array = arrays.get(name)
         if array is None or array.dtype != dtype or len(array.shape) != rank or array.layers:
             raise CacheError(f"{where}: array {name!r} must be there, {dtype} with {rank} dimensions")
-    if arrays["label"].row_shape != targets.row_shape:
+    if targets.labeled and arrays["label"].row_shape != targets.row_shape:
         raise CacheError(
             f"{where}: array 'label' has {arrays['label'].row_shape[0]} columns, there are {len(targets.names)} names"
         )

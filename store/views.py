@@ -178,13 +178,15 @@ def as_views(given: str | Iterable[str | View]) -> tuple[View, ...]:
     return tuple(found[name] for name in sorted(found))
 
 
-def choose_views(given: Sequence[str], held: Sequence[str], input_size: int | None = None) -> tuple[str, ...]:
+def choose_views(
+    given: Sequence[str], held: Sequence[str], image_size: tuple[int, int] | None = None
+) -> tuple[str, ...]:
     """Return the views that a list means among those that a cache holds: the plain one first, then by name.
 
     Args:
         given: items as `view_names` takes them, or ``all``; the plain view if empty.
         held: names of the views besides the plain one.
-        input_size: side of the model's own input in pixels; a scale of this size is the plain view.
+        image_size: height and width of the model's own input in pixels; a scale of this size is the plain view.
 
     Raises:
         UnknownNameError: the cache does not hold one.
@@ -192,7 +194,8 @@ def choose_views(given: Sequence[str], held: Sequence[str], input_size: int | No
     if "all" in given:
         return (PLAIN_VIEW, *sorted(held))
     named = {name for item in given for name in view_names(item)} or {PLAIN_VIEW}
-    names = {PLAIN_VIEW if name == f"scale{input_size}" else name for name in named}
+    own = f"scale{image_size[0]}" if image_size and image_size[0] == image_size[1] else PLAIN_VIEW
+    names = {PLAIN_VIEW if name == own else name for name in named}
     for name in sorted(names):
         if name != PLAIN_VIEW and name not in held:
             hint = "(the same `featcache extract` with --views adds others)"

@@ -3,81 +3,60 @@
 A `torch.nn.Module` of your own becomes a backbone with `featcache.custom_backbone`.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.models.names import ModelName
-from featcache.store.errors import RequestError
+from featcache.extraction.models.preprocessing import OWN, Preprocessing, other_size, preset
 
 
-def load_backbone(name: ModelName, weights: Path | None = None, key: str | None = None) -> Backbone:
+def load_backbone(
+    name: ModelName,
+    weights: Path | None = None,
+    key: str | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Backbone:
     """Load a backbone in eval mode on the CPU; only the library that it comes from is imported.
 
     Args:
         name: the resolved name.
         weights: local weights instead of the hub's.
         key: name of one of several sets of weights in that file; see `read_checkpoint`.
+        preprocessing: changes to the library's settings; the model's own if not given.
 
     Raises:
         UnknownNameError: the library has no such model, or the file no such set of weights.
-        RequestError: the model's activation is not the one that the weights were trained with.
+        RequestError: the model's activation is not the one that the weights were trained with, or the preprocessing does not fit the
+            model.
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
+    changes = preset(name, OWN) if preprocessing is None else preprocessing
     if name.family == "timm":
-        from featcache.extraction.backbones.timm_vit import has_weights_by_position, load_timm
+        from featcache.extraction.backbones.timm_vit import load_timm
 
-        backbone = load_timm(name, weights, key)
-        if not has_weights_by_position(backbone.module):
-            patch = backbone.spec.input_size // backbone.layout.grid[0]
-            backbone.load_at = partial(_load_at, name, weights, key, patch)
-        return backbone
+        return _resizable(load_timm(name, weights, key, changes), name, weights, key, changes)
     from featcache.extraction.backbones.open_clip_vit import load_open_clip
 
-    return load_open_clip(name, weights, key)
+    return _resizable(load_open_clip(name, weights, key, changes), name, weights, key, changes)
 
 
-@dataclass(frozen=True)
-class _SizedName(ModelName):
-    """A model name with an input size of its own."""
+def _resizable(
+    backbone: Backbone, name: ModelName, weights: Path | None, key: str | None, changes: Preprocessing
+) -> Backbone:
+    """Let a backbone load its weights for other input sizes; what a model of one size says to that, loading tells."""
 
-    input_size: int
+    def load_at(input_size: int) -> Backbone:
+        return load_backbone(name, weights, key, other_size(changes, name, backbone.spec, input_size))
 
-    @property
-    def preprocessing(self) -> Mapping[str, Any]:
-        """See `ModelName`."""
-        return {**super().preprocessing, "input_size": [3, self.input_size, self.input_size]}
-
-
-def _load_at(name: ModelName, weights: Path | None, key: str | None, patch: int, input_size: int) -> Backbone:
-    """Load the same weights for another input size in pixels.
-
-    Raises:
-        RequestError: the size is no multiple of the patches.
-        BackboneError: the weights do not fit.
-    """
-    if input_size % patch:
-        near = max(1, round(input_size / patch)) * patch
-        raise RequestError(
-            f"{name.explicit} has patches of {patch} px, and an input size of {input_size} px is no multiple; take {near}"
-        )
-    return load_backbone(_SizedName(name.given, name.family, name.name, input_size), weights, key)
+    backbone.load_at = load_at
+    return backbone
 
 
-def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:
-    """Yield notes on choices made while a backbone was loaded: one of several sets of weights, another preprocessing."""
+def loading_notes(backbone: Backbone) -> Iterator[str]:
+    """Yield notes on choices made while a backbone was loaded: one of several sets of weights."""
     from featcache.extraction.backbones.checkpoint import choice_text
 
     choice = choice_text(backbone.loaded.weights_source)
     if choice is not None:
         yield choice
-    # A user of the library's own name may expect the library's own preprocessing; an alias is documented.
-    if name.family == "timm" and name.given == name.explicit:
-        from featcache.extraction.backbones.timm_vit import departure_text
-
-        departure = departure_text(name)
-        if departure is not None:
-            yield departure

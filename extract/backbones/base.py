@@ -110,12 +110,12 @@ class Backbone(ABC):
             RequestError: a model of this kind has no other input size, or the size is no multiple of its patches.
             BackboneError: the weights do not fit at this size.
         """
-        if input_size == self.spec.input_size:
+        if self.spec.image_size == (input_size, input_size):
             return self
         if input_size not in self._sized:
             if self.load_at is None:
                 raise RequestError(
-                    f"{self.spec.architecture} runs at its own input size of {self.spec.input_size} px alone; leave views of other "
+                    f"{self.spec.architecture} runs at its own input size of {'x'.join(map(str, self.spec.image_size))} px alone; leave views of other "
                     "sizes out of --views"
                 )
             self._sized[input_size] = _share_weights(self.load_at(input_size), self)

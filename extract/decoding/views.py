@@ -37,8 +37,8 @@ class ViewInput:
     view: View | None
     """None for the plain view."""
     transform: Transform
-    size: int
-    """S, side of a prepared image in pixels."""
+    size: tuple[int, int]
+    """Height and width of a prepared image, pixels."""
 
 
 def view_inputs(
@@ -55,7 +55,7 @@ def view_inputs(
     def of(name: str) -> ViewInput:
         view = inventory.views[name] if name else None
         sized = backbone if view is None or view.input_size is None else backbone.at_size(view.input_size)
-        return ViewInput(name, view, with_resize(sized.transform, resize), sized.spec.input_size)
+        return ViewInput(name, view, with_resize(sized.transform, resize), sized.spec.image_size)
 
     made: dict[str, ViewInput] = {}
     splits = {}
@@ -99,8 +99,8 @@ def view_notes(views: Sequence[View], backbone: "Backbone") -> Iterator[str]:
     """Yield a note on every view that equals the plain one, of all images or of square ones."""
     spec = backbone.spec
     for view in views:
-        if view.input_size == spec.input_size:
-            yield f"view {view.name} is the plain one, since {spec.architecture} takes {spec.input_size} px; it is not stored twice"
+        if (view.input_size, view.input_size) == spec.image_size:
+            yield f"view {view.name} is the plain one, since {spec.architecture} takes {view.input_size} px; it is not stored twice"
     names = [view.name for view in views if view.kind == CORNER_CROP]
     parts = in_two_parts(backbone.transform) if names else None
     crop, resize = (
@@ -115,7 +115,7 @@ def view_notes(views: Sequence[View], backbone: "Backbone") -> Iterator[str]:
 def prepare_views(
     inputs: Sequence[ViewInput], image: Image, pixels: npt.NDArray[np.uint8], digest: bytes
 ) -> Iterator[Tensor]:
-    """Yield every view ``[3, S, S]`` of one decoded image, uint8 or float32 as its transform gives it.
+    """Yield every view ``[3, H, W]`` of one decoded image, uint8 or float32 as its transform gives it.
 
     Args:
         inputs: the views.
@@ -123,7 +123,7 @@ def prepare_views(
         pixels: its pixels ``[H, W, 3]``, writable.
         digest: its content digest, from which random crops are drawn.
     """
-    made: dict[tuple[int, str], Any] = {}
+    made: dict[tuple[tuple[int, int], str], Any] = {}
     for one in inputs:
         transform, view = one.transform, one.view
         if view is not None and view.kind == RANDOM_CROP and isinstance(transform, EightBitTransform):
@@ -180,7 +180,7 @@ def _between(bounds: Sequence[float], part: float) -> float:
 
 def _random_crop(
     transform: EightBitTransform,
-    size: int,
+    size: tuple[int, int],
     view: View,
     image: Image,
     pixels: npt.NDArray[np.uint8],
@@ -188,7 +188,7 @@ def _random_crop(
 ) -> Tensor:
     box, mirrored = random_box(view, image.width, image.height, digest)
     resize = _step(transform.steps, transforms.Resize)
-    whole = transforms.Resize((size, size), resize.interpolation, antialias=True)
+    whole = transforms.Resize(size, resize.interpolation, antialias=True)
     crop = (transforms.Resize, transforms.CenterCrop)
     others = [step for step in transform.steps if not isinstance(step, crop)]
     cropped = _cropped(transform.begin(image, pixels), box)
@@ -196,11 +196,11 @@ def _random_crop(
     return tensor.flip(-1) if mirrored else tensor
 
 
-def _corner(values: Pixels, corner: str, size: int) -> Pixels:
+def _corner(values: Pixels, corner: str, size: tuple[int, int]) -> Pixels:
     width, height = values.size if isinstance(values, Image) else (values.shape[2], values.shape[1])
-    left = 0 if corner.endswith("left") else width - size
-    top = 0 if corner.startswith("top") else height - size
-    return _cropped(values, (left, top, left + size, top + size))
+    left = 0 if corner.endswith("left") else width - size[1]
+    top = 0 if corner.startswith("top") else height - size[0]
+    return _cropped(values, (left, top, left + size[1], top + size[0]))
 
 
 def _cropped(values: Pixels, box: tuple[int, int, int, int]) -> Pixels:

@@ -54,7 +54,7 @@ class FeatureExtractor:
     Args:
         backbone: the backbone, already on `device`.
         device: where it runs.
-        precision: ``fp32`` or ``mixed``.
+        precision: of the forward pass; for ``bf16`` the backbone has bfloat16 weights already.
         arrays: the token arrays to fill.
         dtype: stored type of the features.
         say: is told when a batch has to be divided because it does not fit into the device's memory.

@@ -30,7 +30,7 @@ def plan_inventory(
     # Imports torch, as everything that has a backbone does.
     from featcache.extraction.decoding.views import check_views
 
-    views = selection.views_of(backbone.spec.input_size)
+    views = selection.views_of(backbone.spec)
     check_views(views, backbone)
     arrays = selection.token_arrays(backbone)
     # Over all splits, so that a split that is added later has the same layout.

@@ -124,7 +124,7 @@ extracted by featcache. Read it with `featcache probe`, `featcache.open(DIR)`, o
 | backbone | {explicit} ({backbone.num_layers} blocks, width {backbone.width}, {backbone.input_size} px) |
 | key | {plan.spec.key} |
 | stored as | {plan.spec.dtype}, forward pass in {plan.spec.precision} |
-| classes | {len(plan.inventory.class_names)} |
+| classes | {len(plan.inventory.class_names) if plan.inventory.targets.labeled else "none, no labels"} |
 
 | split | samples |
 |---|---|

@@ -123,7 +123,7 @@ class FeatureSelection:
     def are_held(self, inventory: Inventory, backbone: BackboneSpec, splits: Collection[str]) -> bool:
         """Whether a cache of a backbone holds all this, told without loading the backbone."""
         wanted = list(self._names_and_layers(backbone))
-        if any(inventory.views.get(view.name, view) != view for view in self.views_of(backbone.input_size)):
+        if any(inventory.views.get(view.name, view) != view for view in self.views_of(backbone)):
             return False
         return all(
             name in inventory.splits
@@ -141,9 +141,9 @@ class FeatureSelection:
             return None
         return inventory.select(self.choose_splits(splits), dict(self._names_and_layers(backbone)))
 
-    def views_of(self, input_size: int) -> tuple[View, ...]:
-        """Return the views that differ from the plain one, for a model whose own input has sides of `input_size` pixels."""
-        return tuple(view for view in self.views if view.input_size != input_size)
+    def views_of(self, backbone: BackboneSpec) -> tuple[View, ...]:
+        """Return the views that differ from the plain one: not that of the model's own input size."""
+        return tuple(view for view in self.views if (view.input_size, view.input_size) != backbone.image_size)
 
     def require_of(self, name: str, num_layers: int, num_registers: int) -> None:
         """Refuse what a backbone of L = `num_layers` blocks cannot give, told without loading it.
@@ -165,7 +165,7 @@ class FeatureSelection:
             BackboneError: the blocks have no such tap, or the backbone cannot run at the input size of a view.
         """
         arrays = self._arrays_of(backbone)
-        for view in self.views_of(backbone.spec.input_size):
+        for view in self.views_of(backbone.spec):
             sized = backbone if view.input_size is None else backbone.at_size(view.input_size)
             own_grid = sized.layout.grid != backbone.layout.grid
             arrays += [replace(array, view=view.name, own_grid=own_grid) for array in self._arrays_of(sized)]
@@ -202,7 +202,7 @@ class FeatureSelection:
                 yield FINAL, group, (FINAL,)
 
     def _names_and_layers(self, backbone: BackboneSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
-        names = ["", *(view.name for view in self.views_of(backbone.input_size))]
+        names = ["", *(view.name for view in self.views_of(backbone))]
         for tap, group, layers in self._parts(backbone.num_layers):
             for view in names:
                 yield array_name(tap, group, view), layers

@@ -1,6 +1,7 @@
 """How many samples go into a forward pass, where nobody said."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 
@@ -37,20 +38,18 @@ def fitting_batch_size(
         return default
     split = next(iter(inventory.splits.values()))
     arrays = by_view(split.arrays.values())
-    sizes = {
-        name: (inventory.views[name].input_size if name else None) or backbone.spec.input_size
-        for name in arrays
-    }
-    largest = max(arrays, key=sizes.__getitem__)
-    size = sizes[largest]
-    extractor = FeatureExtractor(backbone.at_size(size), device, spec.precision, arrays[largest], spec.dtype)
+    backbones = {name: _of_view(backbone, inventory, name) for name in arrays}
+    pixels = {name: prod(each.spec.image_size) for name, each in backbones.items()}
+    largest = max(arrays, key=pixels.__getitem__)
+    extractor = FeatureExtractor(backbones[largest], device, spec.precision, arrays[largest], spec.dtype)
+    height, width = backbones[largest].spec.image_size
     # The images of batches whose features are awaited stay on the device, those of the next one are there already, and
     # while its parts are joined they are there twice.
-    waiting = (WAITING + 2) * 3 * sum(side**2 for side in sizes.values()) * torch.float32.itemsize
+    waiting = (WAITING + 2) * 3 * sum(pixels.values()) * torch.float32.itemsize
     return largest_batch(
         default,
         waiting,
-        lambda images: _peak_bytes(extractor, device, size, images),
+        lambda images: _peak_bytes(extractor, device, (height, width), images),
         lambda: free_memory(device),
     )
 
@@ -76,7 +75,13 @@ def largest_batch(
     return size
 
 
-def _peak_bytes(extractor: FeatureExtractor, device: torch.device, size: int, images: int) -> int:
+def _peak_bytes(extractor: FeatureExtractor, device: torch.device, size: tuple[int, int], images: int) -> int:
     torch.cuda.reset_peak_memory_stats(device)
-    extractor.start(torch.zeros(images, 3, size, size, device=device))()
+    extractor.start(torch.zeros(images, 3, *size, device=device))()
     return torch.cuda.max_memory_allocated(device)
+
+
+def _of_view(backbone: Backbone, inventory: Inventory, name: str) -> Backbone:
+    """Return the backbone at the input size of a view, which has an empty name if it is the plain one."""
+    size = inventory.views[name].input_size if name else None
+    return backbone if size is None else backbone.at_size(size)

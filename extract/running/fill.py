@@ -27,7 +27,7 @@ from featcache.store.errors import CacheCompletedError
 from featcache.store.journal import Plan
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.progress import Reporter
-from featcache.store.reading.reader import open_cache
+from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.writing.pending import require_space
 from featcache.store.writing.writer import CacheWriter
 
@@ -78,16 +78,21 @@ class CacheFiller:
 
     def image_input(self, path: Path, plan: Plan) -> ImageInput:
         """Return the images of the run; those of a cache that is added to must be the ones that it was made from."""
-        request, resize = self.inputs.request, plan.spec.backbone.resize
+        request, spec = self.inputs.request, plan.spec
+        known, resize = _known_cache(path), spec.backbone.resize
         return ImageInput(
             self.inputs.source,
             with_resize(self.loaded.backbone.transform, resize),
-            self.loaded.backbone.spec.input_size,
+            self.loaded.backbone.spec.image_size,
             default_workers() if request.workers is None else request.workers,
             self.loaded.device,
+            spec.backbone.upright,
             request.on_error == SKIP,
             self.reporter.message,
-            _known_content(path),
+            {} if known is None else _known_content(known),
+            {}
+            if known is None or not spec.backbone.upright
+            else {name: known.manifest.orientations(name) for name in known.inventory.splits},
             view_inputs(self.loaded.backbone, resize, plan.inventory),
         )
 
@@ -112,7 +117,7 @@ class CacheFiller:
                 raise interrupted(writer) from None
             seconds = time.perf_counter() - started
             self._complete(writer, samples, seconds, images)
-            notes = images.observed.notes(self.inputs.source.pixels)
+            notes = images.observed.notes(images.upright)
             return Filled(before.samples + samples, before.seconds + seconds, (*before.notes, *notes))
 
     def _run_blocks(self, writer: CacheWriter, images: ImageInput) -> int:
@@ -152,11 +157,13 @@ class CacheFiller:
         return None if matrix is None else matrix.detach().float().cpu().contiguous().numpy()
 
 
-def _known_content(path: Path) -> Mapping[str, npt.NDArray[np.uint8]]:
+def _known_cache(path: Path) -> Cache | None:
+    """Return the complete cache at `path`, which is added to; None if there is none."""
+    return open_cache(path) if (path / MANIFEST_FILE).exists() else None
+
+
+def _known_content(cache: Cache) -> Mapping[str, npt.NDArray[np.uint8]]:
     """Return the content digests ``[N, 16]`` of a complete cache, by split; those splits that have some."""
-    if not (path / MANIFEST_FILE).exists():
-        return {}
-    cache = open_cache(path)
     return {
         name: digests
         for name in cache.inventory.splits

@@ -72,7 +72,7 @@ def option_of(
         required: whether an option without a default must be given.
     """
     settings: dict[str, Any] = {"help": depends + _help(field, parameter), "metavar": parameter.metavar}
-    if field.type is bool:
+    if field.type is bool or bool in get_args(field.type):
         settings |= {"is_flag": True, "default": None}
     elif parameter.form != parameters.TEXT:
         settings["type"] = _TYPES[parameter.form]()

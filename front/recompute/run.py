@@ -16,9 +16,11 @@ from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.prefetch import normalized
 from featcache.extraction.decoding.preprocessing import versions_of, with_resize
 from featcache.extraction.decoding.views import check_views, view_inputs
+from featcache.extraction.forward_pass.bfloat16_weights import in_precision
 from featcache.extraction.forward_pass.forward import FeatureExtractor, NotFiniteError, NumpyBatch
 from featcache.extraction.forward_pass.view_passes import view_passes
 from featcache.extraction.models.names import resolve_model
+from featcache.extraction.models.preprocessing import Preprocessing
 from featcache.extraction.running.look_ahead import joined
 from featcache.extraction.sources.base import Sample, Source
 from featcache.recompute.inputs import (
@@ -27,6 +29,7 @@ from featcache.recompute.inputs import (
     recorded_model,
     recorded_weight_set,
     refuse_difference,
+    takes_upright,
 )
 from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance
 from featcache.recompute.request import RecomputeRequest
@@ -56,14 +59,19 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     device = choose_device(request.device)
     reporter.message(f"recomputing {sum(map(len, rows.values()))} samples with {model.explicit} on {device}")
     backbone = load_backbone(
-        model, request.weights, None if request.weights is None else recorded_weight_set(cache)
+        model,
+        request.weights,
+        None if request.weights is None else recorded_weight_set(cache),
+        Preprocessing.of_spec(cache.spec.backbone, str(cache.directory)),
     )
     backbone.module.to(device)
     resize = cache.spec.backbone.resize
     spec = backbone.spec.resized_by(resize) if resize in versions_of(backbone.transform) else backbone.spec
+    spec = spec.with_upright(cache.spec.backbone.upright)
     refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(spec))
     check_inventory(cache, source)
     check_views(tuple(cache.inventory.views.values()), backbone)
+    backbone = in_precision(backbone, cache.spec.precision)
     forward = _Forward(cache, source, backbone, device)
     differences = [d for split in rows for d in _differences(cache, split, rows[split], forward)]
     others = [text for split in rows for text in _mismatched_samples(cache, source, split, rows[split])]
@@ -79,6 +87,7 @@ class _Forward:
         resize = cache.spec.backbone.resize
         self._transform = with_resize(backbone.transform, resize)
         self._views = view_inputs(backbone, resize, cache.inventory)
+        self._upright = takes_upright(cache)
         self._batch_size = cache.manifest.batch_size
         self._dtype = cache.spec.dtype
         self._passes = view_passes(
@@ -108,8 +117,12 @@ class _Forward:
     def _images(self, split: str, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return the images of every view, by its name."""
         singles = [Rows(split, row, row + 1) for row in rows]
-        size = self._backbone.spec.input_size
-        batches = list(image_batches(self._source, self._transform, singles, 0, size, views=self._views))
+        size = self._backbone.spec.image_size
+        batches = list(
+            image_batches(
+                self._source, self._transform, singles, 0, size, upright=self._upright, views=self._views
+            )
+        )
         for _, message in (failure for batch in batches for failure in batch.failures):
             raise DatasetError(message)
         whole = joined([normalized(batch, self._transform) for batch in batches])
@@ -134,10 +147,13 @@ def _differences(
 
 
 def _mismatched_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:
-    ids, labels = cache[split].sample_ids(), cache[split].labels()
+    ids = cache[split].sample_ids()
+    labels = cache[split].labels() if cache.inventory.targets.labeled else None
     for row in rows:
         sample = source.splits[split][row]
-        if ids[row] != sample.id or not np.array_equal(labels[row], sample.label):
+        if ids[row] != sample.id and labels is None:
+            yield f"{split} row {row}: {ids[row]!r}, must be {sample.id!r}"
+        elif labels is not None and (ids[row] != sample.id or not np.array_equal(labels[row], sample.label)):
             yield f"{split} row {row}: {ids[row]!r} of class {labels[row]}, must be {sample.id!r} of class {sample.label}"
 
 

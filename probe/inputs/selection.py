@@ -182,7 +182,7 @@ def select(
             raise RequestError(
                 f"{cache.directory} holds no {split} split; the same `featcache extract` without --split adds it"
             )
-    chosen = choose_views(views, tuple(cache.inventory.views), cache.spec.backbone.input_size)
+    chosen = choose_views(views, tuple(cache.inventory.views), cache.spec.backbone.image_size)
     parts = _parts(cache, names, kinds, tap, chosen[0])
     for view in chosen[1:]:
         _require_alike(parts, _parts(cache, names, kinds, tap, view), chosen[0], view)

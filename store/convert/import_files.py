@@ -82,13 +82,15 @@ def _split(
         raise DatasetError(
             f"{arrays[0].where} is {list(arrays[0].shape)}: a file must hold one layer (--tokens)"
         )
-    labels = _find_named(folder, ("labels", "label", "targets"), openers)
-    if labels is None:
+    labeled = document is None or document.targets.labeled
+    labels = _find_named(folder, ("labels", "label", "targets"), openers) if labeled else None
+    if labels is None and labeled:
         raise DatasetError(f"{folder} has no labels; there must be a file such as labels.npy")
     ids = _ids(folder, openers)
     encoded = ids_as_bytes(ids, document.id_bytes.get(folder.name)) if document and ids else ids
     valid, targets = _valid(folder, openers), document.targets if document else None
-    columns = make_columns(labels, encoded, valid, features.num_samples, targets)
+    where = str(folder) if labels is None else labels.where
+    columns = make_columns(labels, encoded, valid, features.num_samples, targets, where=where)
     return ImportSplit(folder.name, features, layers, tokens, columns)
 
 

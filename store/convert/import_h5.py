@@ -54,7 +54,7 @@ def h5_source(file: "h5py.File", path: Path, choice: ImportSelection) -> ImportS
         names = _class_names(label_dataset) if names is None else names
         id_name = ids[split][0] if split in ids else None
         known = read_texts(_dataset(file, path, id_name).array, path, id_name) if id_name else None
-        columns = make_columns(label_dataset, known, None, read.num_samples)
+        columns = make_columns(label_dataset, known, None, read.num_samples, where=label_dataset.where)
         splits.append(ImportSplit(split, read, layer_names(read.num_layers), choice.tokens, columns))
     return foreign_source(path.name, splits, names, str(path))
 
@@ -76,8 +76,10 @@ def _own_export(file: "h5py.File", path: Path) -> ImportSource:
         ids = _read_all(_dataset(file, path, f"{split}/sample_id"))
         encoded = np.ascontiguousarray(ids).view(np.uint8).reshape(len(ids), -1)
         valid = _read_all(_dataset(file, path, f"{split}/valid"))
-        labels = _dataset(file, path, f"{split}/label")
-        columns = make_columns(labels, encoded, valid, features.num_samples, document.targets)
+        labels = _dataset(file, path, f"{split}/label") if document.targets.labeled else None
+        columns = make_columns(
+            labels, encoded, valid, features.num_samples, document.targets, where=f"{path}: {split}"
+        )
         splits.append(ImportSplit(split, features, layers, document.tokens[split], columns))
     return ImportSource(path.name, splits, document.targets, document)
 

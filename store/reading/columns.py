@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.store.columns import id_mismatch, valid_mismatch
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, NoLabelsError
 from featcache.store.planning import CONTENT_DIGEST
 from featcache.store.reading.chunks import ChunkFiles
 from featcache.store.reading.reads import read_column
@@ -53,8 +53,13 @@ class SplitColumns:
         (regression). Rows that are not committed have -1, 0 or NaN.
 
         Raises:
+            NoLabelsError: the cache has no labels.
             CacheError: a row that holds features has a label that cannot be; or as for `valid`.
         """
+        if "label" not in self.inventory.arrays:
+            raise NoLabelsError(
+                f"{self._folder.parent.parent} has no labels; attach some with `featcache label CACHE labels.csv`"
+            )
         labels = read_column(self._files, "label")
         if self.targets is not None:
             self._refuse("label", self.targets.mismatch(labels, self.valid()))

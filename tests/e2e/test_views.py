@@ -214,7 +214,7 @@ def test_heads_are_trained_on_views_and_name_them(cli, weights, few, tmp_path):
             head.predict({"flip": arrays["flip"]})
     results = cli("results")
     assert "plain+crop1+flip" in results.out
-    only = cli("results", "--views", "plain+crop1+flip", "--json")
+    only = cli("results", "--views", "plain+crop1+flip", "--view", "runs", "--json")
     assert {row["run"] for row in json.loads(only.out)} == {row["run"] for row in rows[1:]}
     assert cli("probe", "--head", "ridge", "--views", "flop").status == 2
     # A cache without the views is refused by the head.

@@ -32,7 +32,7 @@ def photo(width=61, height=47):
 
 def prepared(name, image, resize="pillow", transform=TRANSFORM):
     view = named_view(name) if name else None
-    given = ViewInput(name, view, with_resize(transform, resize), 32)
+    given = ViewInput(name, view, with_resize(transform, resize), (32, 32))
     return next(iter(prepare_views([given], image, np.array(image), DIGEST))).contiguous()
 
 
@@ -63,7 +63,7 @@ def test_corner_crops_are_those_of_torchvision(resize, size):
 def test_views_that_are_prepared_together_equal_those_prepared_alone():
     image, names = photo(), ["", "crop1", "crop4", "flip", "random1seed5", "random2seed5"]
     made = with_resize(TRANSFORM, "pillow")
-    inputs = [ViewInput(name, named_view(name) if name else None, made, 32) for name in names]
+    inputs = [ViewInput(name, named_view(name) if name else None, made, (32, 32)) for name in names]
     together = list(prepare_views(inputs, image, np.array(image), DIGEST))
     for name, tensor in zip(names, together, strict=True):
         assert torch.equal(tensor.contiguous(), prepared(name, image)), name
@@ -137,7 +137,7 @@ def test_names_of_views():
     assert choose_views(("flip", "plain"), held) == ("plain", "flip")
     assert choose_views(("all",), held) == ("plain", *held)
     assert choose_views(("crops5",), held) == ("plain", "crop1", "crop2", "crop3", "crop4")
-    assert choose_views(("scales:224+336",), held, 224) == ("plain", "scale336")
+    assert choose_views(("scales:224+336",), held, (224, 224)) == ("plain", "scale336")
     with pytest.raises(UnknownNameError, match="random1seed0"):
         choose_views(("random:1",), held)
 
@@ -153,7 +153,7 @@ def test_views_that_a_preprocessing_has_no_form_of_are_refused():
     backbone.transform = squash
     with pytest.raises(RequestError, match="resizes to exactly 32 x 32 px"):
         check_views(as_views("crop1"), backbone)
-    with pytest.raises(RequestError, match="runs at its own input size of 32 px alone"):
+    with pytest.raises(RequestError, match="runs at its own input size of 32x32 px alone"):
         plan_inventory(backbone, Rows(), FeatureSelection(views="scales:64"), "float16")
     backbone.transform = create_transform(32, is_training=False, crop_pct=1.0)
     notes = list(view_notes(as_views("crop1,flip,scales:32"), backbone))
