@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, canonical_json, field, sha256_hex
+from featcache.store.quantization import INT8
 
 KEY_VERSION = 2
 """Format version in the canonical JSON of every key, whatever version a cache has: the key tells what values are, the version what a
@@ -14,7 +15,8 @@ reader must know."""
 FORMAT_VERSIONS = (2, 3)
 """Versions that this featcache reads; `featcache.store.inventory.Inventory.format_version` says which one a cache has."""
 KEY_DIGITS = 12
-STORED_DTYPES = ("float16", "bfloat16", "float32")
+FLOAT_DTYPES = ("float16", "bfloat16", "float32")
+STORED_DTYPES = (*FLOAT_DTYPES, INT8)
 FP32, MIXED, BF16 = PRECISIONS = ("fp32", "mixed", "bf16")
 PILLOW, UINT8_ANTIALIAS = "pillow", "uint8-antialias"
 RESIZES = (PILLOW, UINT8_ANTIALIAS)
@@ -95,6 +97,9 @@ class CacheSpec:
     precision: str
     """``fp32``, ``mixed`` for a forward pass under autocast, or ``bf16`` for one with bfloat16 weights."""
     format_version: int = KEY_VERSION
+    converted_from: str | None = None
+    """Stored type of the cache that an int8 cache was converted from. An extraction fits other scales, to values that were not rounded
+    before, so the two caches have different values and different keys. None, and absent in JSON, after an extraction."""
 
     @cached_property
     def key(self) -> str:
@@ -103,7 +108,11 @@ class CacheSpec:
 
     def to_dict(self) -> JsonObject:
         """Return the spec as plain JSON values."""
-        return asdict(self)
+        document = asdict(self)
+        # Caches of before do not have the field, and keep their keys.
+        if self.converted_from is None:
+            del document["converted_from"]
+        return document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], where: str) -> Self:
@@ -132,11 +141,18 @@ class CacheSpec:
             dataset=field(document, "dataset", dict, where),
             dtype=field(document, "dtype", str, where),
             precision=field(document, "precision", str, where),
+            converted_from=field(document, "converted_from", str, where)
+            if "converted_from" in document
+            else None,
         )
         for name, value, valid in (
             ("dtype", spec.dtype, STORED_DTYPES),
             ("precision", spec.precision, PRECISIONS),
+            ("converted_from", spec.converted_from, (None, *FLOAT_DTYPES)),
         ):
             if value not in valid:
-                raise CacheError(f"{where}: field {name!r} must be one of {', '.join(valid)}, got {value!r}")
+                names = ", ".join(filter(None, valid))
+                raise CacheError(f"{where}: field {name!r} must be one of {names}, got {value!r}")
+        if spec.converted_from is not None and spec.dtype != INT8:
+            raise CacheError(f"{where}: field 'converted_from' is for the dtype {INT8}, not {spec.dtype}")
         return spec

@@ -28,7 +28,7 @@ SIGNATURES = {
     "load_head": "(folder)",
     "ls": "(remote=None, *, model=None, dataset=None, root=())",
     "info": "(cache=None, *, root=(), progress=True)",
-    "verify": "(cache=None, *, repair=False, threads=None, recompute=None, dataset=None, data=None, model=None, weights=None, "
+    "verify": "(cache=None, *, repair=False, threads=None, recompute=None, dtype_loss=False, dataset=None, data=None, model=None, weights=None, "
     "seed=0, device='auto', root=(), progress=True)",
     "push": "(cache, remote, *, force=False, root=(), progress=True)",
     "pull": "(cache, *, splits=(), layers=None, taps=(), patches=True, views=(), check=False, root=(), progress=True)",

@@ -62,7 +62,7 @@ class BatchLoader:
         self._covered = max((size for size in covered if size is not None), default=None)
 
     def _inputs(self, split: str) -> tuple[ViewInput, ...]:
-        return self._plain if self._views is None else self._views[split]
+        return (self._views or {}).get(split, self._plain)
 
     def __call__(self, rows: Rows) -> ImageBatch:
         """Load a batch; images that fail are part of it, everything else is raised."""

@@ -8,6 +8,7 @@ import torch
 from featcache.devices.memory import free_memory
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.capacity import default_batch_size
+from featcache.extraction.forward_pass.encoding import computed_dtype
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.forward_pass.view_passes import by_view
 from featcache.extraction.running.writing import WAITING
@@ -41,7 +42,8 @@ def fitting_batch_size(
     backbones = {name: _of_view(backbone, inventory, name) for name in arrays}
     pixels = {name: prod(each.spec.image_size) for name, each in backbones.items()}
     largest = max(arrays, key=pixels.__getitem__)
-    extractor = FeatureExtractor(backbones[largest], device, spec.precision, arrays[largest], spec.dtype)
+    dtype = computed_dtype(spec.dtype)
+    extractor = FeatureExtractor(backbones[largest], device, spec.precision, arrays[largest], dtype)
     height, width = backbones[largest].spec.image_size
     # The images of batches whose features are awaited stay on the device, those of the next one are there already, and
     # while its parts are joined they are there twice.

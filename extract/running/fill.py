@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from featcache.extraction.decoding.preprocessing import with_resize
 from featcache.extraction.decoding.views import view_inputs
 from featcache.extraction.forward_pass.capacity import default_workers
 from featcache.extraction.forward_pass.device_errors import one_line_device_errors
+from featcache.extraction.forward_pass.encoding import Clipping
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.provenance.dataset_card import about_dataset
 from featcache.extraction.provenance.document import RunFacts, card, provenance
@@ -22,6 +23,7 @@ from featcache.extraction.requests.inputs import Inputs
 from featcache.extraction.requests.request import SKIP
 from featcache.extraction.running.loading import LoadedBackbone
 from featcache.extraction.running.pipeline import ImageInput, run_blocks
+from featcache.extraction.running.scales import ScaleFitter
 from featcache.extraction.running.unfinished import covers, interrupted, plan_messages
 from featcache.store.errors import CacheCompletedError
 from featcache.store.journal import Plan
@@ -104,27 +106,35 @@ class CacheFiller:
 
     def _fill_once(self, path: Path, plan: Plan, before: Filled) -> Filled:
         """Write all blocks of one plan and complete the cache; add the work to `before`."""
-        say = self.reporter.message
-        with CacheWriter(path, plan, projection=self._projection(), adopt=True, say=say) as writer:
+        say, clipping = self.reporter.message, Clipping()
+        with CacheWriter(
+            path, plan, projection=self._projection(), fit=self._fit(path, plan), adopt=True, say=say
+        ) as writer:
             self.lookup.record(path)
             for text in plan_messages(writer, plan, self.inputs.request.batch_size):
                 say(text)
             started = time.perf_counter()
             images = self.image_input(writer.directory, writer.plan)
             try:
-                samples = self._run_blocks(writer, images)
+                samples = self._run_blocks(writer, images, clipping)
             except KeyboardInterrupt:
                 raise interrupted(writer) from None
             seconds = time.perf_counter() - started
-            self._complete(writer, samples, seconds, images)
-            notes = images.observed.notes(images.upright)
+            self._complete(writer, samples, seconds, images, clipping)
+            notes = [*images.observed.notes(images.upright), *clipping.notes()]
             return Filled(before.samples + samples, before.seconds + seconds, (*before.notes, *notes))
 
-    def _run_blocks(self, writer: CacheWriter, images: ImageInput) -> int:
+    def _fit(self, path: Path, plan: Plan) -> ScaleFitter:
+        # Compiling would take longer than the pass over the sample.
+        forward = replace(self.forward(), compile=False)
+        return ScaleFitter(lambda: self.image_input(path, plan), forward, plan, self.reporter)
+
+    def _run_blocks(self, writer: CacheWriter, images: ImageInput, clipping: Clipping) -> int:
         """Extract until all blocks are committed, by this process or another; return the samples of this one."""
         samples = 0
         forward, device = self.forward(), self.loaded.device
-        with one_line_device_errors(device), forward.extractors(writer.plan) as extractors:
+        opened = forward.extractors(writer.plan, writer.scales, clipping)
+        with one_line_device_errors(device), opened as extractors:
             while True:
                 with self.reporter.progress("extracting", "images") as update:
                     samples += run_blocks(writer, images, extractors, update)
@@ -135,7 +145,9 @@ class CacheFiller:
                 if not writer.wait():
                     return samples
 
-    def _complete(self, writer: CacheWriter, samples: int, seconds: float, images: ImageInput) -> None:
+    def _complete(
+        self, writer: CacheWriter, samples: int, seconds: float, images: ImageInput, clipping: Clipping
+    ) -> None:
         refuse_empty_splits(writer)
         preprocessing = self.loaded.preprocessing
         summary = self.inputs.summary
@@ -146,6 +158,7 @@ class CacheFiller:
             seconds=seconds,
             dataset_summary=summary if preprocessing is None else f"{summary}; {preprocessing}",
             observed=images.observed.to_dict(),
+            int8=clipping.to_dict(),
         )
         names, weights = self.inputs.names, self.loaded.backbone.loaded.weights_source
         document = provenance(writer, weights, self.loaded.device, names, facts)

@@ -101,7 +101,7 @@ def check_inventory(cache: Cache, source: Source) -> None:
         for attribute, got, expected in (
             ("rows", reader.num_samples, rows),
             ("width", reader.width, spec.width),
-            ("type", reader.dtype, cache.spec.dtype),
+            ("type", reader.stored_dtype, cache.spec.dtype),
             ("layers", [layer for layer in reader.layers if layer not in every], []),
             ("token kinds", [kind for kind in reader.tokens if kind not in TOKEN_KINDS], []),
         ):

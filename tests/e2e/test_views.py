@@ -140,6 +140,9 @@ def test_wrong_views_are_refused_before_anything_is_written(cli, weights, few, t
         assert outcome.status in (1, 2)
         assert words in outcome.err.strip().splitlines()[-1]
         assert "Traceback" not in outcome.err
+    coded = cli(*extract_arguments(weights, f"imagefolder:{few}", "--views", "flip", "--dtype", "int8"))
+    assert coded.status == 2
+    assert "--views cannot be stored as int8" in coded.err
     assert not list((tmp_path / "root").rglob("manifest.json"))
 
 
