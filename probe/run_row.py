@@ -104,5 +104,6 @@ def result_row(
         setup=run.setup,
         options=dict(job.options),
         tap=job.selection.tap,
+        views=job.selection.views,
         preprocessing=_preprocessing(context.cache),
     )
