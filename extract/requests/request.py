@@ -10,7 +10,7 @@ from featcache.extraction.models.names import ModelName
 from featcache.extraction.requests.feature_selection import FeatureSelection
 from featcache.extraction.requests.preprocessing import PreprocessingOptions
 from featcache.extraction.sources.dataset_options import DatasetOptions
-from featcache.store.errors import RequestError
+from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import JsonObject, sha256_file
 from featcache.store.manifest import MAX_BATCH_SIZE
 from featcache.store.parameters import DEVICE, PATH, as_optional_path, one_of, parameter
@@ -27,10 +27,8 @@ EXIF = "exif"
 def _check_resize(request: object, attribute: "Attribute[Any]", resize: str) -> None:
     versions = (AUTO, *RESIZES)
     if resize not in versions:
-        raise RequestError(
-            f"--resize must be one of {', '.join(versions)}, versions of the resize's arithmetic, got {resize!r}; the size is "
-            "--resize-size 256, the filter --interpolation bicubic"
-        )
+        hint = "(--resize-size 256 is the size, --interpolation bicubic the filter)"
+        raise UnknownNameError("version of resizing", resize, versions, hint)
 
 
 @frozen(kw_only=True, slots=False)

@@ -317,7 +317,7 @@ def test_an_option_replaces_one_setting_of_the_preset():
         ({"mean": "0.5"}, "--mean must be three numbers separated by commas, for red, green and blue, got '0.5'"),
         ({"mean": (123.7, 116.3, 103.5)}, "--mean must be of values from 0 to 1, got 123.7,116.3,103.5; divide"),
         ({"std": "0,1,1"}, "--std must be above 0 and at most 1, got 0,1,1"),
-        ({"resize": "bicubic"}, "--resize must be one of auto, pillow, uint8-antialias, versions of the resize's arithmetic, got 'bicubic'; the"),
+        ({"resize": "bicubic"}, "unknown version of resizing 'bicubic'; valid: auto, pillow, uint8-antialias (--resize-size 256 is the size, --interp"),
         ({"resize_size": 0}, "--resize-size must be from 1 to 8192 pixels, got 0"),
     ],
 )  # fmt: skip
