@@ -58,8 +58,9 @@ class FirstImages:
         self._clipped += int((facts[:, _CLIPPED] > 0).sum())
         self._deepest = max(self._deepest, int(facts[:, _DEEP].max()))
         self._digests |= {row.tobytes() for row in batch.content.numpy()[good]}
-        if batch.images.dtype == torch.uint8:  # other preprocessing gives values of any range
-            pixels = batch.images.permute(0, 2, 3, 1).numpy()[good].reshape(len(facts), -1)
+        images = next(iter(batch.by_view.values()))  # any view tells
+        if images.dtype == torch.uint8:  # other preprocessing gives values of any range
+            pixels = images.permute(0, 2, 3, 1).numpy()[good].reshape(len(facts), -1)
             self._lows.append(pixels.min(1))
             self._highs.append(pixels.max(1))
 
