@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock, ResPostBlock
 
 from featcache.extraction.backbones.base import TokenLayout
-from featcache.extraction.backbones.open_clip_vit import _backbone, _settings, _untrained
+from featcache.extraction.backbones.open_clip_vit import _backbone, _untrained, stated_preprocessing
 from featcache.extraction.backbones.timm_vit import backbone_of, layout_of
 from featcache.extraction.forward_pass.selftest import self_test
 from featcache.extraction.models.names import ALIASES, ModelName
@@ -209,7 +209,7 @@ def open_clip_member(monkeypatch, family, projection_bias=False):
     head = getattr(getattr(tower, "trunk", None), "head", None)
     if getattr(head, "bias", None) is not None and not projection_bias:
         torch.nn.init.zeros_(head.bias)  # as in PE, which was converted from a matrix
-    stated = {"position_embedding": "as stored", **_settings(name, model, Preprocessing())}
+    stated = {"position_embedding": "as stored", **stated_preprocessing(name, model, Preprocessing())}
     return _backbone(name, model, stated, {"origin": "memory"})
 
 
