@@ -1,18 +1,27 @@
 """A batch of images on its way from the decoding processes to the backbone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one forward pass: they never straddle a block."""
+    """Rows that are written together; those that are decoded make one forward pass. They never straddle a block."""
 
     split: str
     start: int
     stop: int
+    decoded: tuple[int, ...] | None = None
+    """The rows that are decoded, ascending; None for all. The features of the others are known from another cache."""
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The rows that are decoded, ascending."""
+        return range(self.start, self.stop) if self.decoded is None else self.decoded
 
 
 class ImageBatch(NamedTuple):
@@ -29,3 +38,18 @@ class ImageBatch(NamedTuple):
     """``[B, len(FACTS)]`` int64: facts found while decoding each image; zeros for images that failed."""
     unavailable: list[str]
     """Messages of images whose files are gone or cannot be read; these images count as failures too."""
+
+    def select(self, places: Sequence[int]) -> "ImageBatch":
+        """Return the batch of some of its images, by their places in it, ascending."""
+        if len(places) == len(self.images):
+            return self
+        index, kept = (
+            torch.tensor(places, dtype=torch.int64),
+            {place: row for row, place in enumerate(places)},
+        )
+        return self._replace(
+            images=self.images[index.to(self.images.device)],
+            content=self.content[index],
+            failures=[(kept[place], message) for place, message in self.failures if place in kept],
+            facts=self.facts[index],
+        )

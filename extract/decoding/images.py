@@ -52,7 +52,7 @@ class BatchLoader:
 
     def __call__(self, rows: Rows) -> ImageBatch:
         """Load a batch; images that fail are part of it, everything else is raised."""
-        spots = range(rows.start, rows.stop)
+        spots = rows.numbers
         with suppress(DatasetError, OSError):  # decoding reports every image concerned
             self._source.prepare(rows.split, spots)
         return self._collated([self._prepared_or_error(rows.split, row) for row in spots])

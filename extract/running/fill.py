@@ -1,9 +1,9 @@
 """Fill a cache: write the blocks that it lacks, and complete it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,10 @@ from featcache.extraction.provenance.dataset_card import about_dataset
 from featcache.extraction.provenance.document import RunFacts, card, provenance
 from featcache.extraction.requests.inputs import Inputs
 from featcache.extraction.requests.request import SKIP
+from featcache.extraction.reuse.candidates import mismatch, token_arrays
+from featcache.extraction.reuse.content_records import ContentRecords
+from featcache.extraction.reuse.division import Reuse
+from featcache.extraction.reuse.reusable_rows import ReusableRows
 from featcache.extraction.running.loading import LoadedBackbone
 from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.extraction.running.unfinished import covers, interrupted, plan_messages
@@ -26,7 +30,7 @@ from featcache.store.errors import CacheCompletedError
 from featcache.store.journal import Plan
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.progress import Reporter
-from featcache.store.reading.reader import open_cache
+from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import CacheSpec
 from featcache.store.writing.pending import require_space
 from featcache.store.writing.writer import CacheWriter
@@ -42,6 +46,8 @@ class Filled:
     """Time of the passes and of their data, without loading."""
     notes: tuple[str, ...] = ()
     """Notes on images that were not used exactly as stored."""
+    reused: int = 0
+    """Samples among them that this process took over from other caches."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class CacheFiller:
     """The command line, for provenance."""
     started: float
     """Time when the run began, seconds since the epoch."""
+    reusable: Sequence[Cache] = ()
+    """Caches whose rows are taken over where they show the same image."""
 
     def fill(self, path: Path, plan: Plan) -> Filled:
         """Write what the cache at `path` lacks of `plan`; an earlier run for something else is finished first.
@@ -104,15 +112,33 @@ class CacheFiller:
             for text in plan_messages(writer, plan, self.inputs.request.batch_size):
                 say(text)
             started = time.perf_counter()
-            images = self.image_input(writer.directory, plan.spec)
+            reuse = self.reuse(writer.plan)
+            images = replace(self.image_input(writer.directory, plan.spec), reuse=reuse)
             try:
                 samples = self._run_blocks(writer, images)
             except KeyboardInterrupt:
                 raise interrupted(writer) from None
+            finally:
+                reuse.records().keep(writer.plan.spec.key)
             seconds = time.perf_counter() - started
             self._complete(writer, samples, seconds, images)
             notes = images.observed.notes(self.inputs.source.pixels)
-            return Filled(before.samples + samples, before.seconds + seconds, (*before.notes, *notes))
+            return Filled(
+                before.samples + samples,
+                before.seconds + seconds,
+                (*before.notes, *notes),
+                before.reused + reuse.count,
+            )
+
+    def reuse(self, plan: Plan) -> Reuse:
+        """Find the rows of other caches that can stand in the cache of `plan`, and the states of the dataset's files."""
+        say, arrays = self.reporter.message, token_arrays(plan.inventory)
+        caches = [cache for cache in self.reusable if mismatch(cache, plan.spec, plan.inventory) is None]
+        rows = ReusableRows(caches, arrays, say) if caches and arrays else None
+        records = [ContentRecords.load(cache.key) for cache in caches]
+        reuse = Reuse.of(rows, self.inputs.source.row_fingerprints(), records, arrays, say)
+        reuse.announce()
+        return reuse
 
     def _run_blocks(self, writer: CacheWriter, images: ImageInput) -> int:
         """Extract until all blocks are committed, by this process or another; return the samples of this one."""

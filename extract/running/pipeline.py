@@ -17,6 +17,7 @@ from featcache.extraction.decoding.images import Transform, image_batches
 from featcache.extraction.decoding.observed import Observed
 from featcache.extraction.decoding.prefetch import to_device
 from featcache.extraction.forward_pass.forward import Extractor
+from featcache.extraction.reuse.division import Division, Reuse
 from featcache.extraction.running.look_ahead import ClaimedBatches
 from featcache.extraction.running.writing import Job, Writing
 from featcache.extraction.sources.base import Sample, Source
@@ -46,6 +47,8 @@ class ImageInput:
     """By split, the content digests ``[N, 16]`` of a cache that is added to: its images must be the same ones."""
     observed: Observed = field(default_factory=Observed)
     """Counts the facts found while decoding the images of this run."""
+    reuse: Reuse | None = None
+    """Rows of other caches that are taken over instead of being computed."""
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[ImageBatch]:
         """The images of `rows` on the device, in order."""
@@ -69,6 +72,17 @@ class ImageInput:
                     "remove it, which makes another dataset and starts anew"
                 )
             self.say(f"skipped: {message}")
+
+    def divide(self, rows: Rows, batch: ImageBatch) -> Division:
+        """Return where the features of `rows` come from, of which `batch` holds the images that were decoded.
+
+        Raises:
+            DatasetError: an image is not the one that a record tells.
+        """
+        samples = self.source.splits[rows.split][rows.start : rows.stop]
+        if self.reuse is None:
+            return Division.whole(samples, batch)
+        return self.reuse.divide(rows, samples, batch)
 
     def check_content(self, rows: Rows, samples: Sequence[Sample], content: npt.NDArray[np.uint8]) -> None:
         """Refuse images that are not those that the cache was made from.
@@ -107,7 +121,7 @@ def run_blocks(
         DatasetError: an image does not decode; blocks that were committed stay.
         BackboneError: a value is not finite in the stored type.
     """
-    claimed = ClaimedBatches(writer, images.workers)
+    claimed = ClaimedBatches(writer, images.workers, images.reuse.windows if images.reuse else None)
     total, extracted = writer.plan.inventory.num_samples, 0
     update(writer.committed_rows(), total)
     with Writing(writer, extractors, lambda done: update(done, total)) as writing:
@@ -116,10 +130,12 @@ def run_blocks(
             for block, rows, batch in batches:
                 images.refuse_or_skip(batch)
                 images.observed.add(batch.facts.numpy())
-                samples = images.source.splits[rows.split][rows.start : rows.stop]
-                images.check_content(rows, samples, batch.content.numpy())
-                writing.put(Job(block, rows, samples, batch, extractors[rows.split].start(batch.images)))
-                extracted += len(samples)
+                division = images.divide(rows, batch)
+                images.check_content(rows, division.samples, division.content)
+                computed = division.batch.images
+                features = extractors[rows.split].start(computed) if len(computed) else dict
+                writing.put(Job(block, rows, division, features))
+                extracted += len(division.samples)
         finally:
             # Ends the worker processes now: the traceback of an error would keep them.
             del batches

@@ -16,8 +16,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extraction.decoding.batch import ImageBatch, Rows
+from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.forward_pass.forward import Extractor, NotFiniteError, NumpyBatch
+from featcache.extraction.reuse.division import Division
 from featcache.extraction.sources.base import Sample
 from featcache.store.arrays import DTYPES
 from featcache.store.inventory import SplitInventory
@@ -33,14 +34,14 @@ MAX_WAITING_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Job:
-    """One batch whose forward pass has begun."""
+    """Rows that are written together, and whose forward pass has begun."""
 
     block: BlockWriter
     rows: Rows
-    samples: Sequence[Sample]
-    batch: ImageBatch
+    division: Division
+    """Where the features of the rows come from."""
     features: Callable[[], NumpyBatch]
-    """Waits for the features of the pass and returns them."""
+    """Waits for the features of the pass and returns them; none where nothing is computed."""
 
     def values(self, split: SplitInventory) -> NumpyBatch:
         """Wait for the features and return the rows of every array of `split`.
@@ -48,8 +49,11 @@ class Job:
         Raises:
             NotFiniteError: a value is not finite in the stored type.
         """
-        failed = [row for row, _ in self.batch.failures]
-        values = self.features() | sample_columns(self.samples, split, self.batch.content.numpy(), failed)
+        division, failed = self.division, list(self.division.failed)
+        values = self.features()
+        if division.reused is not None:
+            values = division.reused.merged(values)
+        values |= sample_columns(division.samples, split, division.content, failed)
         for name, array in split.arrays.items():
             if array.layers and failed:
                 values[name][failed] = np.frombuffer(DTYPES[array.dtype].fill_bytes, array.stored_dtype)[0]
@@ -124,20 +128,21 @@ class Writing:
                 self._room.wait_for(lambda: self._write_failed or self._has_room(num_bytes))
                 self._require(not self._write_failed)
                 self._waiting_bytes += num_bytes
-            return self._disk.submit(self._write, job.block, job.rows, values, num_bytes)
+            return self._disk.submit(self._write, job, values, num_bytes)
         except BaseException:
             self._collect_failed = True
             raise
 
-    def _write(
-        self, block: BlockWriter, rows: Rows, values: Mapping[str, npt.NDArray[np.generic]], num_bytes: int
-    ) -> int:
+    def _write(self, job: Job, values: Mapping[str, npt.NDArray[np.generic]], num_bytes: int) -> int:
         """Append a batch, commit its block if it is full, and return the samples done so far."""
+        block, reused = job.block, job.division.reused
         try:
             self._require(not self._write_failed)
+            if reused is not None:
+                block.reused.update(reused.origins)
             block.append(values)
             uncommitted = block.rows
-            if rows.stop == block.block.stop:
+            if job.rows.stop == block.block.stop:
                 self._writer.commit(block)
                 self._committed, uncommitted = self._writer.committed_rows(), 0
             with self._room:
@@ -166,7 +171,9 @@ class Writing:
         try:
             self._written.append(collected.result())
         except NotFiniteError:
-            raise self._extractors[job.rows.split].explain(job.batch.images, job.samples) from None
+            raise self._extractors[job.rows.split].explain(
+                job.division.batch.images, job.division.computed_samples
+            ) from None
         except RuntimeError:
             # Perhaps only the consequence of a write that failed, whose own error comes first.
             self._report_written(wait=True)
