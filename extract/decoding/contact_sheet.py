@@ -96,9 +96,9 @@ def _spread(count: int, most: int) -> "np.typing.NDArray[np.int64]":
 def _thumbnail(source: Source, split: str, row: int) -> "Image":
     from PIL import Image, ImageOps
 
-    from featcache.extraction.decoding.rgb import rgb_image
+    from featcache.extraction.decoding.rgb import rgb_image, turned_upright
 
-    image = rgb_image(source, split, row)
+    image = turned_upright(rgb_image(source, split, row))  # as an extraction takes it
     way = Image.Resampling.NEAREST if max(image.size) * 2 <= SIDE else Image.Resampling.BICUBIC
     return ImageOps.pad(image, (SIDE, SIDE), way, BACKGROUND)
 

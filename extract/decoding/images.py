@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
 from featcache.extraction.decoding.preprocessing import EightBitTransform
-from featcache.extraction.decoding.rgb import digest_of_pixels, pixels_of, rgb_image
+from featcache.extraction.decoding.rgb import digest_of_pixels, pixels_of, rgb_image, turned_upright
 from featcache.extraction.decoding.worker_pool import decode_in_processes
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.decode import MAX_PIXELS
@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
     tensor: Tensor
     """``[3, H, W]``, uint8 or float32 as in `ImageBatch`."""
     digest: bytes
-    """Beginning of the SHA-256 of the decoded image."""
+    """Beginning of the SHA-256 of the decoded image, as it is stored."""
     facts: tuple[int, ...]
     """By `FACTS`."""
 
@@ -42,12 +42,16 @@ class BatchLoader:
         source: the images.
         transform: the preprocessing.
         size: height and width of a preprocessed image, or the side of a square, pixels.
+        upright: turn images by their EXIF orientation first.
     """
 
-    def __init__(self, source: Source, transform: Transform, size: int | tuple[int, int]) -> None:
+    def __init__(
+        self, source: Source, transform: Transform, size: int | tuple[int, int], upright: bool = False
+    ) -> None:
         self._source = source
         self._transform = transform
         self._size = (size, size) if isinstance(size, int) else size
+        self._upright = upright
         self._covered = _covered_size(transform)
 
     def __call__(self, rows: Rows) -> ImageBatch:
@@ -74,8 +78,12 @@ class BatchLoader:
     def _prepared(self, split: str, row: int) -> Prepared:
         image = rgb_image(self._source, split, row)
         facts = facts_of(image)
-        self._refuse_strip(image, split, row)
         pixels = pixels_of(image)
+        digest = digest_of_pixels(pixels)  # of the image as it is stored, whichever way up it is taken
+        if self._upright and facts.get("turned"):
+            image = turned_upright(image)
+            pixels = pixels_of(image)
+        self._refuse_strip(image, split, row)
         try:
             if isinstance(self._transform, EightBitTransform):
                 tensor = self._transform.prepare(image, pixels)
@@ -88,7 +96,7 @@ class BatchLoader:
                 f"image {self._id(split, row)!r} of {image.width} x {image.height} pixels cannot be preprocessed "
                 f"({type(error).__name__}: {reason(error)})"
             ) from error
-        return Prepared(tensor, digest_of_pixels(pixels), tuple(facts.get(name, 0) for name in FACTS))
+        return Prepared(tensor, digest, tuple(facts.get(name, 0) for name in FACTS))
 
     def _refuse_strip(self, image: Image, split: str, row: int) -> None:
         """Refuse an image that resizing would blow up: of 60,000 x 1 pixels, 160 px on the shorter side are 6 GB."""
@@ -158,6 +166,7 @@ def image_batches(
     workers: int,
     size: int | tuple[int, int],
     gpu: torch.device | None = None,
+    upright: bool = False,
 ) -> Iterator[ImageBatch]:
     """Yield one `ImageBatch` for each of `batches`, in order.
 
@@ -168,11 +177,12 @@ def image_batches(
         workers: processes that decode; 0 decodes in this one.
         size: height and width of a preprocessed image, or the side of a square, pixels.
         gpu: put images into pinned memory, from which this GPU copies while it computes.
+        upright: turn images by their EXIF orientation first.
 
     Raises:
         WorkerError: a process that decodes was killed, or none can be started.
     """
-    load = BatchLoader(source, transform, size)
+    load = BatchLoader(source, transform, size, upright)
     if workers:
         yield from decode_in_processes(load, batches, workers, gpu)
         return

@@ -63,6 +63,14 @@ class Preprocessing:
         }
 
     @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self | None:
+        """Read back what `to_dict` wrote; None if it is nothing of the kind."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+        }
+        return cls(**values) if all(_fits(name, value) for name, value in values.items()) else None
+
+    @classmethod
     def of_spec(cls, spec: BackboneSpec, where: str) -> Self | None:
         """Return the preprocessing that a cache was made with; None where its library states it in a form of its own.
 
@@ -265,6 +273,20 @@ def _crop_pct(side: int, resized: int) -> float:
     while math.floor(side / fraction) < resized:
         fraction = math.nextafter(fraction, 0.0)
     return fraction
+
+
+def _fits(name: str, value: object) -> bool:
+    """Return whether a value may be that of a field of `Preprocessing`; a document may come from anywhere."""
+    if name == "input_size":
+        return isinstance(value, tuple) and len(value) == 2 and all(type(side) is int for side in value)
+    if name in ("mean", "std"):
+        return _numbers(value) is not None
+    kinds: dict[str, type | tuple[type, ...]] = {
+        **dict.fromkeys(("interpolation", "crop", "position_embedding"), str),
+        "crop_pct": (int, float),
+        "resize_size": int,
+    }
+    return name in kinds and isinstance(value, kinds[name])
 
 
 def _numbers(given: object) -> tuple[float, ...] | None:

@@ -40,6 +40,8 @@ class RunFacts:
     """Description of dataset and preprocessing in one line."""
     observed: JsonObject
     """Counts of images that were not used exactly as stored."""
+    int8: JsonObject
+    """Counts of int8 values and of those that were clipped; empty for other types."""
 
 
 def provenance(
@@ -77,6 +79,7 @@ def provenance(
         "dataset": run.dataset_summary,
         "images_of_last_run": run.observed,
         **_reused(writer),
+        **({"int8_of_last_run": run.int8} if run.int8 else {}),
         CORRECTIONS: known_corrections(),
         "arrays": {
             split.name: {a.name: list(a.layers) for a in split.arrays.values() if a.layers}

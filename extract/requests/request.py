@@ -19,6 +19,8 @@ from featcache.store.spec import PRECISIONS, RESIZES, STORED_DTYPES
 
 WEIGHTS_RULE = "averaged weights first"
 STOP, SKIP = "stop", "skip"
+EXIF = "exif"
+"""Field of a literal request that says whether images are turned upright."""
 
 
 @frozen(kw_only=True, slots=False)
@@ -69,7 +71,8 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
         default=AUTO,
         validator=one_of("precision", (AUTO, *PRECISIONS)),
         metadata=parameter(
-            "Precision of the forward pass: fp32, mixed (autocast), or auto, which is mixed where the device is fast at it.",
+            "Precision of the forward pass: fp32, mixed (autocast), bf16 (bfloat16 weights, half the memory, less exact), or auto, "
+            "which is mixed where the device is fast at it.",
             "--precision",
         ),
     )
@@ -80,6 +83,15 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
             "Version of the resize's arithmetic, at the same filter and size: pillow, uint8-antialias (on 8-bit pixels, five times as fast), or auto, which is pillow on a "
             "CPU and uint8-antialias elsewhere. Under auto any cache of the same images is an answer.",
             "--resize",
+        ),
+    )
+    exif: bool | None = field(
+        default=None,
+        metadata=parameter(
+            "Whether images are turned upright by their EXIF orientation. By default, a new cache turns them, and a complete "
+            "cache of images as stored is an answer too.",
+            "--exif/--no-exif",
+            default="turned in new caches",
         ),
     )
     batch_size: int | None = field(
@@ -137,7 +149,19 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
         if self.batch_size is not None and self.batch_size > MAX_BATCH_SIZE:
             raise RequestError(f"batch size must be at most {MAX_BATCH_SIZE}, got {self.batch_size}")
 
-    def literals(self, model: ModelName, dataset_identity: Mapping[str, Any]) -> Iterator[JsonObject]:
+    def orientations(self, may_be_turned: bool) -> tuple[bool, ...]:
+        """Return whether images are turned upright in caches that meet the request; a new cache takes the first.
+
+        Args:
+            may_be_turned: whether images may carry an EXIF orientation.
+        """
+        if not may_be_turned:
+            return (False,)
+        return (True, False) if self.exif is None else (self.exif,)
+
+    def literals(
+        self, model: ModelName, dataset_identity: Mapping[str, Any], may_be_turned: bool = False
+    ) -> Iterator[JsonObject]:
         """What leads to the cache's key, as the cache remembers it: nothing that needs torch, and not the contents.
 
         Local weights are named by size and times of change first, because hashing a large file takes seconds, and by
@@ -156,6 +180,8 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
                 "precision": self.precision,
                 # Without the field, as every cache made before there was a choice, any version is an answer.
                 **({} if self.resize == AUTO else {"resize": self.resize}),
+                # Without the field, whatever images of a cache are turned by is an answer.
+                **({} if self.exif is None or not may_be_turned else {EXIF: self.exif}),
             }
 
     @property

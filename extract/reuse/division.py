@@ -8,9 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
-from featcache.extraction.reuse.content_records import ContentRecords, Digests
+from featcache.extraction.reuse.content_records import (
+    IMAGE_KEY_BYTES,
+    ContentRecords,
+    Digests,
+    image_keys,
+)
 from featcache.extraction.reuse.reusable_rows import Numbers, ReusableRows
 from featcache.extraction.sources.base import Sample
+from featcache.extraction.sources.pixels import FACTS
 from featcache.store.arrays import ArrayInfo
 from featcache.store.errors import DatasetError
 from featcache.store.reading.chunks import Array
@@ -58,6 +64,8 @@ class Division:
     """The images that the backbone computes, in order."""
     content: Digests
     """``[B, 16]``, content digests; zeros where an image did not decode."""
+    orientations: Digests
+    """``[B]``, EXIF orientation by which each image is turned, 1 for upright ones."""
     failed: Sequence[int]
     """Places of the images that did not decode."""
     reused: ReusedRows | None = None
@@ -73,7 +81,13 @@ class Division:
     @classmethod
     def whole(cls, samples: Sequence[Sample], batch: ImageBatch) -> "Division":
         """Return the division of a batch of which all rows are computed."""
-        return cls(samples, batch, batch.content.numpy(), [row for row, _ in batch.failures])
+        failed = [row for row, _ in batch.failures]
+        return cls(samples, batch, batch.content.numpy(), _orientations(batch), failed)
+
+
+def _orientations(batch: ImageBatch) -> Digests:
+    turned: Digests = batch.facts[:, FACTS.index("turned")].clamp(min=1).numpy().astype(np.uint8)
+    return turned
 
 
 @dataclass
@@ -88,10 +102,12 @@ class Reuse:
     fingerprints: Mapping[str, Digests]
     """By split ``[N, 16]``, as from `Source.row_fingerprints`, taken before the run decodes its first image."""
     recorded: Mapping[str, Digests]
-    """By split ``[N, 16]``, the content digests on record for these fingerprints; zeros where there is none."""
+    """By split ``[N, 17]``, the keys of the images on record for these fingerprints; zeros where there is none."""
     say: Callable[[str], object]
     row_bytes: int
     """Bytes of the features of one row."""
+    upright: bool
+    """Whether images are turned by their EXIF orientation."""
     count: int = 0
     """Rows taken over so far."""
     known_rows: int = 0
@@ -107,6 +123,8 @@ class Reuse:
         records: Sequence[ContentRecords],
         arrays: Sequence[ArrayInfo],
         say: Callable[[str], object],
+        *,
+        upright: bool,
     ) -> "Reuse":
         """Prepare a run.
 
@@ -116,15 +134,16 @@ class Reuse:
             records: the records that were kept with the caches.
             arrays: the token arrays that are written.
             say: receives a line when the first row is taken over.
+            upright: whether images are turned by their EXIF orientation.
         """
         recorded = {}
         for split, states in fingerprints.items():
-            recorded[split] = np.zeros_like(states)
+            recorded[split] = np.zeros((len(states), IMAGE_KEY_BYTES), np.uint8)
             for known in records if rows is not None else ():
                 lacking = ~recorded[split].any(1)
-                recorded[split][lacking] = known.contents_of(states[lacking])
+                recorded[split][lacking] = known.images_of(states[lacking])
         row_bytes = sum(array.chunk_bytes // array.block_rows * len(array.layers) for array in arrays)
-        return cls(rows, fingerprints, recorded, say, max(1, row_bytes))
+        return cls(rows, fingerprints, recorded, say, max(1, row_bytes), upright)
 
     def announce(self) -> None:
         """Count the rows in files whose content is on record and held by a cache, and report them if there are any."""
@@ -176,56 +195,53 @@ class Reuse:
             DatasetError: an image is not the one on record, although its file seems unchanged.
         """
         decoded = np.array(rows.numbers, np.int64) - rows.start
-        content = np.zeros((len(samples), batch.content.shape[1]), np.uint8)
+        keys = np.zeros((len(samples), IMAGE_KEY_BYTES), np.uint8)
+        fresh = image_keys(batch.content.numpy(), _orientations(batch) if self.upright else None)
         if rows.decoded is not None:
-            content[:] = self.recorded[rows.split][rows.start : rows.stop]
-            self._refuse_others(content[decoded], batch, decoded, samples)
-        content[decoded] = batch.content.numpy()
-        self._record(rows, content)
+            keys[:] = self.recorded[rows.split][rows.start : rows.stop]
+            self._refuse_others(keys[decoded], fresh, [samples[int(place)] for place in decoded])
+        keys[decoded] = fresh
+        self._record(rows, keys)
         failed = decoded[[place for place, _ in batch.failures]].tolist()
+        seen = (keys[:, :-1], np.maximum(keys[:, -1], 1), failed)
         if self.rows is None:
-            return Division(samples, batch, content, failed)
-        numbers = self.rows.find(content)
+            return Division(samples, batch, *seen)
+        numbers = self.rows.find(keys)
         places = np.flatnonzero(numbers >= 0)
         if not len(places):
-            return Division(samples, batch, content, failed)
+            return Division(samples, batch, *seen)
         computed = np.flatnonzero(numbers < 0)
         self._report(numbers[places])
         kept = np.searchsorted(decoded, computed).tolist()
         reused = ReusedRows(self.rows, places, numbers[places], computed)
-        return Division(samples, batch.select(kept), content, failed, reused)
+        return Division(samples, batch.select(kept), *seen, reused)
 
     def records(self) -> ContentRecords:
         """Return the records of all files whose content this run has seen."""
-        parts = [
-            (self.fingerprints[split][known], contents[known])
-            for split, contents in self._seen.items()
-            if (known := contents.any(1) & self.fingerprints[split].any(1)).any()
-        ]
-        empty = np.zeros((0, 16), np.uint8)
-        return ContentRecords(
-            np.concatenate([empty, *(states for states, _ in parts)]),
-            np.concatenate([empty, *(contents for _, contents in parts)]),
-        )
+        records = ContentRecords.none()
+        for split, images in self._seen.items():
+            states = self.fingerprints[split]
+            known = images.any(1) & states.any(1)
+            records = ContentRecords(
+                np.concatenate([records.fingerprints, states[known]]),
+                np.concatenate([records.images, images[known]]),
+            )
+        return records
 
-    def _record(self, rows: Rows, content: Digests) -> None:
+    def _record(self, rows: Rows, keys: Digests) -> None:
         if rows.split in self.fingerprints:
-            seen = self._seen.setdefault(rows.split, np.zeros_like(self.fingerprints[rows.split]))
-            seen[rows.start : rows.stop] = content
+            if rows.split not in self._seen:
+                self._seen[rows.split] = np.zeros_like(self.recorded[rows.split])
+            self._seen[rows.split][rows.start : rows.stop] = keys
 
-    def _refuse_others(
-        self,
-        recorded: Digests,
-        batch: ImageBatch,
-        decoded: npt.NDArray[np.int64],
-        samples: Sequence[Sample],
-    ) -> None:
-        failed = np.isin(np.arange(len(decoded)), [place for place, _ in batch.failures])
-        other = recorded.any(1) & ~failed & (recorded != batch.content.numpy()).any(1)
-        if other.any():
+    @staticmethod
+    def _refuse_others(recorded: Digests, fresh: Digests, samples: Sequence[Sample]) -> None:
+        """Refuse images that decoded and are not those on record."""
+        other = np.flatnonzero(recorded.any(1) & fresh.any(1) & (recorded != fresh).any(1))
+        if len(other):
             raise DatasetError(
-                f"image {samples[int(decoded[np.flatnonzero(other)[0]])].id!r} is not the one on record, although size, times and "
-                "inode of its file are the same; run the same command with --reuse none"
+                f"image {samples[int(other[0])].id!r} is not the one on record, although size, times and inode of its file are the "
+                "same; run the same command with --reuse none"
             )
 
     def _report(self, numbers: Numbers) -> None:

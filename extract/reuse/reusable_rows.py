@@ -1,4 +1,4 @@
-"""Rows of other caches of the same backbone and settings, found by the content digest of their images."""
+"""Rows of other caches of the same backbone and settings, found by the images that they show."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extraction.reuse.content_records import Digests, DigestTable
+from featcache.extraction.reuse.content_records import IMAGE_KEY_BYTES, Digests, DigestTable, image_keys
 from featcache.store.arrays import ArrayInfo
 from featcache.store.checking.verified_rows import VerifiedRows
 from featcache.store.manifest import manifest_digest
-from featcache.store.planning import CONTENT_DIGEST, CONTENT_DIGEST_BYTES
+from featcache.store.planning import CONTENT_DIGEST
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.reader import Cache
 
@@ -27,8 +27,8 @@ class _Part:
     split: str
     rows: npt.NDArray[np.int64]
     """``[M]``, rows of the split whose images decoded."""
-    digests: Digests
-    """``[M, 16]``."""
+    keys: Digests
+    """``[M, 17]``, keys of the images."""
 
 
 class ReusableRows:
@@ -48,23 +48,23 @@ class ReusableRows:
         self._damaged: set[str] = set()
         self._parts = [part for cache in caches for part in _parts(VerifiedRows(cache))]
         self._ends = np.cumsum([len(part.rows) for part in self._parts], dtype=np.int64)
-        empty = np.zeros((0, CONTENT_DIGEST_BYTES), np.uint8)
-        self._table = DigestTable(np.concatenate([empty, *(part.digests for part in self._parts)]))
+        empty = np.zeros((0, IMAGE_KEY_BYTES), np.uint8)
+        self._table = DigestTable(np.concatenate([empty, *(part.keys for part in self._parts)]))
         self._labels = {
             part.cache.cache.key: f"{part.cache.cache.key}@{manifest_digest(part.cache.cache.manifest)}"
             for part in self._parts
         }
 
-    def locate(self, digests: Digests) -> Numbers:
+    def locate(self, keys: Digests) -> Numbers:
         """Return the row that shows each image, whether or not its features are intact; see `find`."""
-        return np.where(digests.any(1), self._table.find(digests), -1)
+        return np.where(keys.any(1), self._table.find(keys), -1)
 
-    def find(self, digests: Digests) -> Numbers:
-        """Return the row that shows each image, by content digests ``[N, 16]``; zeros stand for no image.
+    def find(self, keys: Digests) -> Numbers:
+        """Return the row that shows each image, by keys ``[N, 17]``; zeros stand for no image.
 
         A row in a damaged block is not found. Its files are hashed now, unless a row of the block was wanted before.
         """
-        numbers = self.locate(digests)
+        numbers = self.locate(keys)
         for part, wanted, rows in self._by_part(numbers):
             blocks = rows // part.cache.cache.inventory.splits[part.split].block_rows
             distinct = np.unique(blocks).tolist()
@@ -126,4 +126,6 @@ def _parts(rows: VerifiedRows) -> Iterator[_Part]:
             digests, told = rows.column(split, CONTENT_DIGEST)
             valid, known = rows.column(split, "valid")
             places = np.flatnonzero(told & known & valid.astype(np.bool_) & digests.any(1))
-            yield _Part(rows, split, places, digests[places])
+            manifest = rows.cache.manifest
+            orientations = manifest.orientations(split)[places] if manifest.spec.backbone.upright else None
+            yield _Part(rows, split, places, image_keys(digests[places], orientations))

@@ -7,6 +7,7 @@ import torch
 from featcache.devices.memory import free_memory
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.capacity import default_batch_size
+from featcache.extraction.forward_pass.encoding import computed_dtype
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.running.writing import WAITING
 from featcache.store.inventory import Inventory
@@ -36,7 +37,7 @@ def fitting_batch_size(
         return default
     split = next(iter(inventory.splits.values()))
     arrays = [array for array in split.arrays.values() if array.layers]
-    extractor = FeatureExtractor(backbone, device, spec.precision, arrays, spec.dtype)
+    extractor = FeatureExtractor(backbone, device, spec.precision, arrays, computed_dtype(spec.dtype))
     height, width = backbone.spec.image_size
     # The images of batches whose features are awaited stay on the device, those of the next one are there already, and
     # while its parts are joined they are there twice.

@@ -5,7 +5,7 @@ threads collect the features, hash, write and commit: nothing but the forward pa
 is bounded, so memory does not grow with the dataset.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from featcache.extraction.forward_pass.forward import Extractor
 from featcache.extraction.reuse.division import Division, Reuse
 from featcache.extraction.running.look_ahead import ClaimedBatches
 from featcache.extraction.running.writing import Job, Writing
-from featcache.extraction.sources.base import Sample, Source
+from featcache.extraction.sources.base import Source
 from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.progress import Update
 from featcache.store.writing.writer import CacheWriter
@@ -39,12 +39,16 @@ class ImageInput:
     """Processes that decode images; 0 decodes in this one."""
     device: torch.device
     """Where the backbone runs."""
+    upright: bool = False
+    """Turn images by their EXIF orientation first."""
     skip_failures: bool = False
     """Go on without an image that does not decode, rather than stop."""
     say: Callable[[str], None] = lambda text: None
     """Is told of every image that is skipped."""
     known_content: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """By split, the content digests ``[N, 16]`` of a cache that is added to: its images must be the same ones."""
+    known_orientations: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """By split, the EXIF orientations ``[N]`` of that cache, if it turned images."""
     observed: Observed = field(default_factory=Observed)
     """Counts the facts found while decoding the images of this run."""
     reuse: Reuse | None = None
@@ -53,7 +57,9 @@ class ImageInput:
     def batches(self, rows: Iterable[Rows]) -> Iterator[ImageBatch]:
         """The images of `rows` on the device, in order."""
         gpu = self.device if self.device.type == "cuda" else None
-        batches = image_batches(self.source, self.transform, rows, self.workers, self.input_size, gpu)
+        batches = image_batches(
+            self.source, self.transform, rows, self.workers, self.input_size, gpu, self.upright
+        )
         return to_device(batches, self.device, self.transform)
 
     def refuse_or_skip(self, batch: ImageBatch) -> None:
@@ -84,7 +90,7 @@ class ImageInput:
             return Division.whole(samples, batch)
         return self.reuse.divide(rows, samples, batch)
 
-    def check_content(self, rows: Rows, samples: Sequence[Sample], content: npt.NDArray[np.uint8]) -> None:
+    def check_content(self, rows: Rows, division: Division) -> None:
         """Refuse images that are not those that the cache was made from.
 
         Raises:
@@ -94,11 +100,15 @@ class ImageInput:
         if known is None:
             return
         before = known[rows.start : rows.stop]
+        changes = (before != division.content).any(1)
+        if rows.split in self.known_orientations:
+            orientations = self.known_orientations[rows.split][rows.start : rows.stop]
+            changes |= orientations != division.orientations
         # A row that failed when the cache was made has zeros.
-        changed = np.flatnonzero((before != content).any(1) & before.any(1))
+        changed = np.flatnonzero(changes & before.any(1))
         if changed.size:
             raise DatasetError(
-                f"image {samples[changed[0]].id!r} is not the one that the cache was made from, so nothing can be added; "
+                f"image {division.samples[int(changed[0])].id!r} is not the one that the cache was made from, so nothing can be added; "
                 "remove the cache and extract it again"
             )
 
@@ -131,7 +141,7 @@ def run_blocks(
                 images.refuse_or_skip(batch)
                 images.observed.add(batch.facts.numpy())
                 division = images.divide(rows, batch)
-                images.check_content(rows, division.samples, division.content)
+                images.check_content(rows, division)
                 computed = division.batch.images
                 features = extractors[rows.split].start(computed) if len(computed) else dict
                 writing.put(Job(block, rows, division, features))

@@ -59,6 +59,11 @@ class Job:
                 values[name][failed] = np.frombuffer(DTYPES[array.dtype].fill_bytes, array.stored_dtype)[0]
         return {name: values[name] for name in split.arrays}
 
+    @property
+    def orientations(self) -> str:
+        """EXIF orientation of each image, a digit from 1 (upright) to 8."""
+        return "".join(map(str, self.division.orientations.tolist()))
+
 
 class Writing:
     """Takes jobs and writes them in order. An error of a job is raised where a later one is put, or at the end.
@@ -140,7 +145,11 @@ class Writing:
             self._require(not self._write_failed)
             if reused is not None:
                 block.reused.update(reused.origins)
-            block.append(values)
+            # The digest of an image is of its pixels as stored, so the way it was turned is kept beside.
+            if self._writer.plan.spec.backbone.upright and CONTENT_DIGEST in values:
+                block.append(values, job.orientations)
+            else:
+                block.append(values)
             uncommitted = block.rows
             if job.rows.stop == block.block.stop:
                 self._writer.commit(block)

@@ -74,6 +74,7 @@ class ArrayCollection(Collection):
         self.name = name
         self._images = [part.images for part in parts]
         self._where = [part.where for part in parts]
+        self.may_be_turned = any(is_encoded(images) for images in self._images)
         self._range = options.pixels.pixel_range
         said = list(notes)
         for part in parts:

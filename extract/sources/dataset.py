@@ -11,9 +11,9 @@ import numpy.typing as npt
 from featcache.extraction.sources.base import Citation, Rows, Source
 from featcache.extraction.sources.collection import Collection, group_column
 from featcache.extraction.sources.dataset_options import DatasetOptions
-from featcache.extraction.sources.decode import pixel_limit
+from featcache.extraction.sources.decode import pixel_limit, stored_orientation
 from featcache.extraction.sources.file_states import FileStates, row_fingerprints
-from featcache.extraction.sources.pixels import APPLY, PixelOptions
+from featcache.extraction.sources.pixels import PixelOptions
 from featcache.extraction.sources.samples import Samples
 from featcache.extraction.sources.split_names import TEST, TRAIN, find_split
 from featcache.extraction.sources.splits import (
@@ -109,6 +109,11 @@ class SplitDataset(Source):
         return self._options.pixels
 
     @property
+    def may_be_turned(self) -> bool:
+        """Whether images may carry an EXIF orientation."""
+        return self._collection.may_be_turned
+
+    @property
     def passed_over(self) -> Mapping[str, int]:
         """Number of files or entries that are not read."""
         return self._collection.listing.passed_over
@@ -130,7 +135,6 @@ class SplitDataset(Source):
             **({"train_split": options.train_split} if options.train_split not in (None, TRAIN) else {}),
             **({"resplit": True} if options.resplit and listing.parts else {}),
             **({"pixel_range": options.pixel_range} if options.pixel_range != AUTO else {}),
-            **({"exif_orientation": APPLY} if options.pixels.upright else {}),
         }
         return {
             "kind": self._collection.source_type,
@@ -146,6 +150,16 @@ class SplitDataset(Source):
         """Decode one image; see `Source.image`."""
         with pixel_limit(self._options.max_pixels):
             return self._collection.image(int(self._splits[split].rows[row]))
+
+    def count_turned(self, limit: int) -> int | None:
+        """Count the images with an EXIF orientation, where each image has a file of its own."""
+        rows = np.concatenate([samples.rows for samples in self._splits.values()])
+        if not self._collection.one_file_a_row or len(rows) > limit:
+            return None
+        try:
+            return sum(stored_orientation(path) > 1 for path in self._collection.files(rows.tolist()))
+        except DatasetError:
+            return None
 
     def file_states(self) -> FileStates | None:
         """Return the size and times of the files that images are read from."""

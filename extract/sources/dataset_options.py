@@ -5,7 +5,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from featcache.extraction.sources.pixels import APPLY, AS_STORED, PixelOptions, PixelRange
+from featcache.extraction.sources.pixels import PixelOptions, PixelRange
 from featcache.extraction.sources.split_names import TEST, TRAIN
 from featcache.store.errors import RequestError
 from featcache.store.parameters import FOLDER, as_names, as_optional_path, one_of, parameter
@@ -20,7 +20,7 @@ class DatasetOptions:
     """How a dataset is read and split.
 
     Raises:
-        UnknownNameError: there is no such target type or way to treat EXIF orientation.
+        UnknownNameError: there is no such target type.
         RequestError: a number is out of range, or options do not go together.
     """
 
@@ -100,14 +100,6 @@ class DatasetOptions:
             metavar="RANGE",
         ),
     )
-    exif_orientation: str = field(
-        default=AS_STORED,
-        validator=one_of("way to treat EXIF orientation", (AS_STORED, APPLY)),
-        metadata=parameter(
-            "ignore takes pixels as stored, apply rotates images by their EXIF orientation.",
-            "--exif-orientation",
-        ),
-    )
     max_pixels: int | None = field(
         default=None,
         metadata=parameter(
@@ -132,7 +124,7 @@ class DatasetOptions:
     @cached_property
     def pixels(self) -> PixelOptions:
         """Options for reading decoded images."""
-        return PixelOptions(PixelRange.parse(self.pixel_range), self.exif_orientation == APPLY)
+        return PixelOptions(PixelRange.parse(self.pixel_range))
 
     def require_target(self, target_type: str, where: str) -> None:
         """Refuse another target type than the one asked for.

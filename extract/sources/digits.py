@@ -36,6 +36,7 @@ class Digits(Source):
 
     name = "digits"
     targets: Targets = TARGETS
+    may_be_turned = False
     citation = Citation(
         "CC BY 4.0",
         "E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits. UCI Machine Learning Repository, 1998.",
@@ -81,7 +82,7 @@ class Digits(Source):
 
 
 class _Scans(Collection):
-    source_type, name = "digits", "digits"
+    source_type, name, may_be_turned = "digits", "digits", False
 
     def __init__(self) -> None:
         self._pixels, labels = _arrays()

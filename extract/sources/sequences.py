@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ class PythonDataset(Collection):
         self._range = options.pixels.pixel_range
         self._splits = list(splits.values())
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in splits.values()])])
+        self.may_be_turned = any(len(part) and not _is_array(part) for part in self._splits)
         if options.target == UNLABELED:
             inferred = unlabeled_targets(int(self._starts[-1]))
         else:
@@ -205,6 +207,16 @@ def as_image(value: Any, where: str, pixel_range: PixelRange | None = None) -> "
     raise DatasetError(
         f"image {where} is {type(value).__name__}; it must be an image of Pillow's, an array or a path"
     )
+
+
+def _is_array(items: Sequence[Any]) -> bool:
+    """Return whether the first image of a sequence is an array, which carries no EXIF orientation."""
+    from PIL.Image import Image
+
+    with suppress(Exception):  # reading the images reports what is wrong with a custom sequence
+        image = items[0][0]
+        return hasattr(image, "__array__") and not isinstance(image, Image)
+    return False
 
 
 def _given(split: str, part: Sequence[Any], targets: Mapping[str, Sequence[Any]]) -> Sequence[Any]:

@@ -48,7 +48,7 @@ def export_npy(cache: Cache, parts: Sequence[Part], path: Path, update: Update) 
             np.save(folder / IDS, np.array(part.reader.sample_ids()))
             np.save(folder / VALID, columns["valid"])
             digests[part.name] = digest.hexdigest(part.tokens, columns)
-        document = {**ExportDocument.of(cache, parts, digests).to_dict(), "dtype": cache.spec.dtype}
+        document = {**ExportDocument.of(cache, parts, digests).to_dict(), "dtype": parts[0].dtype}
         text = json.dumps(document, indent=1, ensure_ascii=False)
         (partial / META_FILE).write_text(text + "\n", encoding="utf-8")
 

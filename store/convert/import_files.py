@@ -14,6 +14,7 @@ from featcache.store.convert.selection import ids_as_bytes
 from featcache.store.convert.source import (
     ImportSource,
     ImportSplit,
+    exported_source,
     foreign_source,
     layer_names,
     make_columns,
@@ -49,7 +50,7 @@ def folder_source(folder: Path, choice: ImportSelection, openers: Mapping[str, O
         )
     splits = [_split(folder / name, choice, openers, document) for name in names]
     if document is not None:
-        return ImportSource(folder.name, splits, document.targets, document)
+        return exported_source(folder.name, splits, document)
     return foreign_source(folder.name, splits, choice.class_names, str(folder))
 
 
@@ -74,7 +75,7 @@ def _split(
     arrays = [openers[path.suffix](path) for path in paths]
     stored = (
         document.spec.dtype
-        if document
+        if document and document.restorable
         else choose_stored_type(arrays[0].dtype, arrays[0].where, choice.dtype)
     )
     features = Features(arrays, len(tokens), stored)

@@ -14,6 +14,7 @@ from featcache.store.convert.rows import Features, SlicedRows
 from featcache.store.convert.source import (
     ImportSource,
     ImportSplit,
+    exported_source,
     foreign_source,
     layer_names,
     make_columns,
@@ -72,7 +73,8 @@ def _own_export(file: "h5py.File", path: Path) -> ImportSource:
         arrays = [_dataset(file, path, name) for name in names]
         if not arrays:
             raise DatasetError(f"{path}: split {split} has no features")
-        features = Features(arrays, len(document.tokens[split]), document.spec.dtype)
+        dtype = document.spec.dtype if document.restorable else arrays[0].dtype
+        features = Features(arrays, len(document.tokens[split]), dtype)
         ids = _read_all(_dataset(file, path, f"{split}/sample_id"))
         encoded = np.ascontiguousarray(ids).view(np.uint8).reshape(len(ids), -1)
         valid = _read_all(_dataset(file, path, f"{split}/valid"))
@@ -81,7 +83,7 @@ def _own_export(file: "h5py.File", path: Path) -> ImportSource:
             labels, encoded, valid, features.num_samples, document.targets, where=f"{path}: {split}"
         )
         splits.append(ImportSplit(split, features, layers, document.tokens[split], columns))
-    return ImportSource(path.name, splits, document.targets, document)
+    return exported_source(path.name, splits, document)
 
 
 def _by_split(names: Sequence[str]) -> Mapping[str, list[str]]:

@@ -78,6 +78,18 @@ class ImportSource:
     """The cache that featcache exported this from; None for foreign data."""
     notes: Sequence[str] = ()
     """Notes on the import, such as how labels were numbered."""
+    foreign_because: str = "is no export of featcache"
+    """Where there is no `document`, the reason why names of dataset and model must be given."""
+
+
+def exported_source(name: str, splits: Sequence[ImportSplit], document: ExportDocument) -> ImportSource:
+    """Combine the splits of an export of featcache: they become its cache again, or one of their own where that cannot be."""
+    if document.restorable:
+        return ImportSource(name, splits, document.targets, document)
+    reason = f"holds decoded values of an {document.spec.dtype} cache, which become a cache of their own"
+    return ImportSource(
+        name, splits, document.targets, None, [f"the export {reason}"], foreign_because=reason
+    )
 
 
 def layer_names(count: int) -> tuple[str, ...]:

@@ -174,15 +174,15 @@ def test_a_file_with_other_content_is_computed_even_with_its_old_size_and_time(t
 def test_changed_just_now_means_no_record(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(file_states, "_SETTLED_NS", 10**12)
     first = run(folder, tmp_path / "root")
-    assert len(ContentRecords.load(first.key).contents) == 0
+    assert len(ContentRecords.load(first.key).images) == 0
 
 
 def test_a_record_that_is_wrong_is_found_out(tmp_path, folder):
     first = run(folder, tmp_path / "root")
     records = ContentRecords.load(first.key)
-    assert len(records.contents) == 302
+    assert len(records.images) == 302
     shutil.rmtree(tmp_path / "data")
-    ContentRecords(records.fingerprints, np.roll(records.contents, 1, 0)).keep(first.key)
+    ContentRecords(records.fingerprints, np.roll(records.images, 1, 0)).keep(first.key)
     write_images(folder, ["0601"], seed=2)
     with pytest.raises(
         DatasetError, match=r"is not the one on record, although size, times and inode .* --reuse none"
@@ -282,6 +282,27 @@ def test_an_image_that_did_not_decode_is_tried_again(tmp_path, folder):
     broken.write_bytes(whole)
     second = run(folder, tmp_path / "root")
     assert (second.reused, second.skipped) == (301, 0)
+    same_as_a_full_run(second, folder, tmp_path)
+
+
+def test_the_same_pixels_turned_another_way_are_another_image(tmp_path):
+    folder = write_images(tmp_path / "photos", [f"{number:04d}" for number in range(8)])
+
+    def turn(source, target, orientation):
+        with Image.open(folder / source) as image:
+            exif = image.getexif()
+            exif[0x0112] = orientation
+            image.load()
+            image.save(folder / target, exif=exif)
+
+    turn("a/0000.png", "a/0000.png", 3)
+    first = run(folder, tmp_path / "root")
+    assert open_cache(first.path).spec.backbone.upright
+    turn("a/0000.png", "a/0008.png", 6)
+    turn("a/0002.png", "a/0010.png", 6)
+    turn("a/0000.png", "a/0012.png", 3)
+    second = run(folder, tmp_path / "root")
+    assert second.reused == 9
     same_as_a_full_run(second, folder, tmp_path)
 
 
