@@ -93,6 +93,9 @@ def mismatch(cache: Cache, spec: CacheSpec, wanted: Inventory) -> str | None:
         return f"it differs in {', '.join(differing)}"
     if any(spec.dataset.get(name) != cache.spec.dataset.get(name) for name in _OF_PIXELS):
         return "its images were read with another pixel range or orientation"
+    other_views = [name for name, view in wanted.views.items() if cache.inventory.views.get(name) != view]
+    if other_views:
+        return f"it lacks view {other_views[0]}, or has another one of that name"
     arrays = token_arrays(wanted)
     for name, split in cache.inventory.splits.items():
         if CONTENT_DIGEST not in split.arrays:

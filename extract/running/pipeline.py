@@ -13,10 +13,12 @@ import numpy.typing as npt
 import torch
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
-from featcache.extraction.decoding.images import Transform, image_batches
+from featcache.extraction.decoding.first_images import watched
+from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.observed import Observed
 from featcache.extraction.decoding.prefetch import to_device
-from featcache.extraction.forward_pass.forward import Extractor
+from featcache.extraction.decoding.views import Transform, ViewInput
+from featcache.extraction.forward_pass.view_passes import ViewPasses
 from featcache.extraction.reuse.division import Division, Reuse
 from featcache.extraction.running.look_ahead import ClaimedBatches
 from featcache.extraction.running.writing import Job, Writing
@@ -44,11 +46,13 @@ class ImageInput:
     skip_failures: bool = False
     """Go on without an image that does not decode, rather than stop."""
     say: Callable[[str], None] = lambda text: None
-    """Is told of every image that is skipped."""
+    """Receives a message on every image that is skipped, and a warning if the first images look wrong."""
     known_content: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """By split, the content digests ``[N, 16]`` of a cache that is added to: its images must be the same ones."""
     known_orientations: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """By split, the EXIF orientations ``[N]`` of that cache, if it turned images."""
+    views: Mapping[str, tuple[ViewInput, ...]] | None = None
+    """The views that every split needs; None for the plain one alone."""
     observed: Observed = field(default_factory=Observed)
     """Counts the facts found while decoding the images of this run."""
     reuse: Reuse | None = None
@@ -58,9 +62,17 @@ class ImageInput:
         """The images of `rows` on the device, in order."""
         gpu = self.device if self.device.type == "cuda" else None
         batches = image_batches(
-            self.source, self.transform, rows, self.workers, self.input_size, gpu, self.upright
+            self.source,
+            self.transform,
+            rows,
+            self.workers,
+            self.input_size,
+            gpu,
+            self.upright,
+            self.views,
         )
-        return to_device(batches, self.device, self.transform)
+        looked_at = watched(batches, self.source.pixels.pixel_range, self.say)
+        return to_device(looked_at, self.device, self.transform)
 
     def refuse_or_skip(self, batch: ImageBatch) -> None:
         """Stop at an image that failed, or say that it is left out.
@@ -114,7 +126,7 @@ class ImageInput:
 
 
 def run_blocks(
-    writer: CacheWriter, images: ImageInput, extractors: Mapping[str, Extractor], update: Update
+    writer: CacheWriter, images: ImageInput, extractors: Mapping[str, ViewPasses], update: Update
 ) -> int:
     """Extract and commit blocks until none is left that no other process is writing.
 
@@ -142,8 +154,8 @@ def run_blocks(
                 images.observed.add(batch.facts.numpy())
                 division = images.divide(rows, batch)
                 images.check_content(rows, division)
-                computed = division.batch.images
-                features = extractors[rows.split].start(computed) if len(computed) else dict
+                computed = division.batch
+                features = extractors[rows.split].start(computed.by_view) if len(computed.images) else dict
                 writing.put(Job(block, rows, division, features))
                 extracted += len(division.samples)
         finally:

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.extraction.decoding.batch import Rows
-from featcache.extraction.forward_pass.forward import Extractor, NotFiniteError, NumpyBatch
+from featcache.extraction.forward_pass.forward import NotFiniteError, NumpyBatch
+from featcache.extraction.forward_pass.view_passes import ViewPasses
 from featcache.extraction.reuse.division import Division
 from featcache.extraction.sources.base import Sample
 from featcache.store.arrays import DTYPES
@@ -75,7 +76,7 @@ class Writing:
     """
 
     def __init__(
-        self, writer: CacheWriter, extractors: Mapping[str, Extractor], update: Callable[[int], None]
+        self, writer: CacheWriter, extractors: Mapping[str, ViewPasses], update: Callable[[int], None]
     ) -> None:
         self._writer = writer
         self._extractors = extractors
@@ -181,7 +182,7 @@ class Writing:
             self._written.append(collected.result())
         except NotFiniteError:
             raise self._extractors[job.rows.split].explain(
-                job.division.batch.images, job.division.computed_samples
+                job.division.batch.by_view, job.division.computed_samples
             ) from None
         except RuntimeError:
             # Perhaps only the consequence of a write that failed, whose own error comes first.

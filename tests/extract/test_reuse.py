@@ -306,6 +306,22 @@ def test_the_same_pixels_turned_another_way_are_another_image(tmp_path):
     same_as_a_full_run(second, folder, tmp_path)
 
 
+def test_views_are_taken_over_too(tmp_path, folder):
+    run(folder, tmp_path / "root", views="flip")
+    grow(folder)
+    second = run(folder, tmp_path / "root", views="flip")
+    assert second.reused == 299
+    same_as_a_full_run(second, folder, tmp_path, views="flip")
+
+
+def test_int8_is_computed_and_a_named_cache_of_it_is_refused(tmp_path, folder):
+    first = run(folder, tmp_path / "root", dtype="int8")
+    grow(folder)
+    with pytest.raises(RequestError, match="rows of int8 are encoded with scales of their own cache"):
+        run(folder, tmp_path / "root", dtype="int8", reuse=str(first.path))
+    assert run(folder, tmp_path / "root", dtype="int8").reused == 0
+
+
 def test_caches_that_hold_less_or_other_features_are_no_help(tmp_path, folder):
     first = run(folder, tmp_path / "root", layers="0,1")
     grow(folder)
