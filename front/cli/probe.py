@@ -12,7 +12,7 @@ from featcache.cli.probe_table import NUMERIC, rows_table
 from featcache.cli.request_options import options_of
 from featcache.probing.requests.borrowing import borrow_for_probe
 from featcache.probing.requests.jobs import jobs, left_out
-from featcache.probing.requests.request import HeadRequest, ProbeRequest
+from featcache.probing.requests.request import LAYER_CHOICE, HeadRequest, ProbeRequest
 from featcache.store.address import is_address
 from featcache.store.catalogue import roots
 from featcache.store.errors import FeatcacheError, RequestError
@@ -56,7 +56,8 @@ def probe_command(
 ) -> None:
     """Train heads on cached tokens and score them on the test split.
 
-    The linear probe on the last class token is always trained too; gains are measured against it.
+    Beside them it fits baselines: the linear probe on the last class token, solved exactly and trained by the protocol, over which
+    gains are measured, and the solved probe on the best single layer.
     """
     reporter = ConsoleReporter(quiet=as_json)
     caches = _open_caches(request, roots(root), cache, model, dataset, allow_partial, reporter)
@@ -133,7 +134,7 @@ def _print(rows: Sequence["ResultRow"], out: Path, grid: bool, rates: Sequence[f
     print_table(columns, lines, numeric=NUMERIC)
     notes: set[str] = set()
     for row in rows:
-        if row.kept_layers is not None:
+        if row.kept_layers is not None and row.solver != LAYER_CHOICE:
             echo(f"layers left with weight: {', '.join(row.kept_layers) or 'none'}")
         which = f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the"
         if len(rates) == 1:

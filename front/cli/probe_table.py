@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 from featcache.probing.inputs.selection import token_words
 from featcache.probing.report.groups import clip, repetitions
 from featcache.probing.report.significance import are_alike, mean_interval, spread
+from featcache.probing.requests.request import LAYER_CHOICE
 
 if TYPE_CHECKING:
     from featcache.probing.results.rows import ResultRow
 
-NUMERIC = ("seed", "top-1", "gain", "parameters", "seconds")
+SOLVED, TRAINED = "over solved", "over trained"
+"""Columns of gains over the linear probe on the last class token, solved exactly and trained by the protocol."""
+NUMERIC = ("seed", "top-1", SOLVED, TRAINED, "parameters", "seconds")
 UNDEFINED = "undefined"
 """Shown for a score that is not defined on the test samples, such as R2 of a single sample."""
 METRICS = {"balanced_accuracy": "balanced acc", "mean_average_precision": "mAP", "r2": "R2"}
@@ -37,7 +40,8 @@ def rows_table(rows: Sequence["ResultRow"], grid: bool) -> tuple[tuple[str, ...]
         "seed",
         "/".join(metrics) + " [95 %]",
         "top-1",
-        "gain",
+        SOLVED,
+        TRAINED,
     )
     lines = []
     for group in _groups(rows):
@@ -72,7 +76,7 @@ def _line(row: "ResultRow") -> list[str]:
         str(row.seed) if row.shots is None else f"{_shots(row.shots)}, draw {row.draw}, {row.seed}",
         score,
         "" if row.top1 is None else f"{100 * row.top1:.2f}",
-        "" if row.gain is None else f"{100 * row.gain:+.2f}",
+        *("" if gain is None else f"{100 * gain:+.2f}" for gain in (row.gain_over_solved, row.gain)),
         chosen(row),
         f"{row.parameters:,}",
         f"{row.seconds:.1f}",
@@ -82,6 +86,8 @@ def _line(row: "ResultRow") -> list[str]:
 def chosen(row: "ResultRow") -> str:
     """Return the setting that validation chose, in a few words."""
     words = [] if row.chosen_head == row.head else [row.chosen_head]
+    if row.solver == LAYER_CHOICE:
+        words = [f"layer {layer}" for layer in row.kept_layers or ()]
     if row.penalty is not None:
         words.append(f"{row.penalty_kind or 'l2'} {row.penalty:.2g}")
     elif row.settings is not None:
@@ -112,6 +118,7 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
         "mean" if first.shots is None else f"{_shots(first.shots)}, mean",
         score,
         _points(group, lambda row: row.top1),
+        _points(group, lambda row: row.gain_over_solved, "+"),
         _points(group, lambda row: row.gain, "+"),
         "",
         f"{round(mean(row.parameters for row in group)):,}",

@@ -83,13 +83,13 @@ class ResultRow:
     top5: float | None
     """These three of single-label targets alone."""
     gain: float | None
-    """Gain over the linear probe on the last layer's class token; None if either has no score."""
+    """Gain over the linear probe on the last layer's class token, trained by the protocol; None if either has no score."""
     validation_score: float | None
     """Score on held-out samples of train, of what was chosen; None where nothing could be held out."""
     chosen_head: str
     """The head that was fitted: `head` itself, unless that is ``auto``."""
     solver: str
-    """``adamw``, ``exact``, ``closed`` or ``auto``; which of the following fields are given depends on it."""
+    """``adamw``, ``exact``, ``closed``, ``auto`` or ``layer``; which of the following fields are given depends on it."""
     learning_rate: float | None
     weight_decay: float | None
     dropout: float | None
@@ -97,7 +97,7 @@ class ResultRow:
     penalty: float | None
     converged: bool | None
     kept_layers: Sequence[str] | None
-    """Those that a group lasso left with weight."""
+    """Those that a group lasso left with weight, or the one that ``best-layer`` chose."""
     settings: Mapping[str, float] | None
     """Of a head that is fitted by formula."""
     parameters: int
@@ -116,6 +116,9 @@ class ResultRow:
     """What the head took besides its size."""
     tap: str = DEFAULT_TAP
     """Where in the blocks its tokens were taken; ``final`` if no block is among the layers."""
+
+    gain_over_solved: float | None = None
+    """Gain over the same linear probe, solved exactly; None if either has no score, and in rows of earlier versions."""
 
     @property
     def diverged(self) -> bool:
@@ -150,7 +153,7 @@ _FIELDS: Mapping[tuple[type, ...], Sequence[str]] = {
     (int, NoneType): ("num_heads", "shots"),
     (int, float): ("seconds", "finished_at"),
     (int, float, NoneType): (
-        *("score", "gain", "balanced_accuracy", "top1", "top5", "validation_score"),
+        *("score", "gain", "gain_over_solved", "balanced_accuracy", "top1", "top5", "validation_score"),
         *("learning_rate", "weight_decay", "dropout", "penalty"),
     ),
     (bool, NoneType): ("converged",),

@@ -11,7 +11,7 @@ from support.caches import make_content, make_plan, write_cache
 
 from .test_errors import check
 
-QUICK = ("probe", "--protocol", "short.toml")
+QUICK = ("probe", "--protocol", "short.toml", "--baselines", "trained")
 SHORT = """
 base = "quick"
 min_epochs = 1

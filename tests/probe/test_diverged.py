@@ -168,7 +168,12 @@ def test_the_other_heads_of_a_command_go_on(tmp_path: Path) -> None:
         'base = "quick"\nlearning_rates = [1e30]\nweight_decays = [1e-4]\nmin_steps = 20\nmin_epochs = 1\n'
     )
     request = ProbeRequest(
-        heads=("mlp", "ridge"), layers="last", tokens="cls", protocol=str(protocol), out=tmp_path / "out"
+        heads=("mlp", "ridge"),
+        layers="last",
+        tokens="cls",
+        protocol=str(protocol),
+        baselines="trained",
+        out=tmp_path / "out",
     )
     heard = RecordingReporter()
     with pytest.raises(DivergedError, match=r"linear.*diverged.*\n.*mlp.*diverged") as error:
