@@ -63,7 +63,7 @@ def result_row(context: ProbeContext, run: Run, scored: ScoredHead) -> ResultRow
         metric=fitted.task.metric,
         score=report.scores[fitted.task.metric],
         scores=report.scores,
-        score_interval=scored.interval,
+        score_interval=scored.intervals.get(fitted.task.metric),
         balanced_accuracy=report.scores.get("balanced_accuracy"),
         top1=report.scores.get("top1"),
         top5=report.scores.get("top5"),
@@ -83,4 +83,6 @@ def result_row(context: ProbeContext, run: Run, scored: ScoredHead) -> ResultRow
         setup=run.setup,
         options=dict(job.options),
         tap=job.selection.tap,
+        score_intervals=dict(scored.intervals),
+        preprocessing=dict(context.cache.spec.backbone.preprocessing),
     )

@@ -3,6 +3,7 @@
 Shapes: N samples, O outputs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from featcache.probing.inputs.memory import TRAIN
 from featcache.probing.inputs.split import draw_shots
 from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.run_plan import ProbeContext, Run
-from featcache.probing.scoring.bootstrap import score_interval
+from featcache.probing.scoring.intervals import score_intervals
 from featcache.probing.scoring.kinds import SINGLE_LABEL
 from featcache.probing.scoring.metrics import Report
 from featcache.probing.scoring.soundness import is_sound
@@ -36,8 +37,8 @@ class ScoredHead:
     outputs: torch.Tensor
     """``[N, O]``."""
     report: Report
-    interval: tuple[float, float] | None
-    """Bootstrap interval of the score."""
+    intervals: Mapping[str, tuple[float, float]]
+    """Interval over test samples of every score that has one, by name."""
     num_train_samples: int
     """Samples that the head was trained on."""
 
@@ -132,5 +133,5 @@ def score_head(run: Run, fitted: FittedHead, test: SplitData, num_train_samples:
         raise DivergedError(f"{run.title}: the outputs of test samples are not finite")
     _, targets = make_task(test.labels, fitted.task.kind)
     report = fitted.task.scores(outputs, as_tensor(targets))
-    interval = score_interval(outputs, as_tensor(targets), fitted.task)
-    return ScoredHead(fitted, outputs, report, interval, num_train_samples)
+    intervals = score_intervals(outputs, as_tensor(targets), fitted.task, report)
+    return ScoredHead(fitted, outputs, report, intervals, num_train_samples)

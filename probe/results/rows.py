@@ -77,7 +77,7 @@ class ResultRow:
     scores: Mapping[str, float | None]
     """All scores on test, by name."""
     score_interval: Sequence[float] | None
-    """The 95 % bootstrap interval of `score` over test samples; None where it was not computed."""
+    """The 95 % interval of `score` over test samples; None where there is none."""
     balanced_accuracy: float | None
     top1: float | None
     top5: float | None
@@ -119,6 +119,10 @@ class ResultRow:
 
     gain_over_solved: float | None = None
     """Gain over the same linear probe, solved exactly; None if either has no score, and in rows of earlier versions."""
+    score_intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """The 95 % intervals over test samples of all scores that have one, by name; rows of earlier versions have none."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """What images went through before the backbone, as the cache's spec has it; rows of earlier versions do not tell."""
 
     @property
     def diverged(self) -> bool:
@@ -140,6 +144,8 @@ class ResultRow:
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
         }
+        intervals = values.get("score_intervals", {})
+        values["score_intervals"] = {name: tuple(pair) for name, pair in intervals.items()}
         return cls(**values)
 
 
@@ -159,7 +165,7 @@ _FIELDS: Mapping[tuple[type, ...], Sequence[str]] = {
     (bool, NoneType): ("converged",),
     (list, tuple): ("layer_names", "tokens"),
     (list, tuple, NoneType): ("score_interval", "kept_layers"),
-    (dict,): ("scores", "options"),
+    (dict,): ("scores", "options", "score_intervals", "preprocessing"),
     (dict, NoneType): ("settings",),
 }
 _TYPES = {name: kinds for kinds, names in _FIELDS.items() for name in names}
@@ -174,10 +180,16 @@ def _fits(document: Mapping[str, Any]) -> bool:
     interval, settings = document["score_interval"], document["settings"] or {}
     numbers = [value for value in document.values() if isinstance(value, int)]
     numbers += [value for value in document["scores"].values() if value is not None]
+    intervals = [interval or (), *document.get("score_intervals", {}).values()]
+    if not all(isinstance(pair, list | tuple) and len(pair) in (0, 2) for pair in intervals):
+        return False
     texts = [*document["layer_names"], *document["tokens"], *(document["kept_layers"] or ())]
     folder = Path(document["folder"])
     return (
-        all(_is_number(value) for value in (*numbers, *settings.values(), *(interval or ())))
+        all(
+            _is_number(value)
+            for value in (*numbers, *settings.values(), *(end for pair in intervals for end in pair))
+        )
         and (interval is None or len(interval) == 2)
         and all(isinstance(text, str) for text in texts)
         and not folder.is_absolute()

@@ -157,7 +157,10 @@ def test_what_is_asked_for_is_wrong(cli, caches):
         (("--score", "top-1"), "unknown score 'top-1'; did you mean top1"),
         (("--format", "tex"), "unknown format 'tex'; did you mean latex"),
         (("--to", "table.txt"), "table.txt ends in none of .csv, .md, .tex; say --format"),
-        (("--against", "linear"), "a reference is HEAD:LAYERS:TOKENS, such as linear:last:cls, not 'linear'"),
+        (
+            ("--against", "linear"),
+            "a reference is trained, solved, best-layer or HEAD:LAYERS:TOKENS, such as linear:last:cls, not 'linear'",
+        ),
         (("--head", "knn"), "unknown head 'knn'"),
         (("--view", "gains", "--against", "mlp:all:cls"), "the results do not hold mlp on all, cls"),
         (("--view", "published"), "no result has a backbone, a dataset and a head of arXiv 2601.09322"),
