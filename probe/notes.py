@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 from featcache.probing.heads import get_head
+from featcache.probing.published import preprocessing_note, published_model
 from featcache.probing.requests.jobs import held_layers
 from featcache.probing.requests.request import BEST_LAYER, ProbeRequest
 from featcache.store.layers import as_layers
+from featcache.store.preprocessing import preprocessing_parts
 from featcache.store.reading.reader import Cache
 
 PARITY = "paper-parity"
@@ -13,6 +15,8 @@ PARITY = "paper-parity"
 
 def notes(cache: Cache, request: ProbeRequest) -> Iterator[str]:
     """Yield one line for each assumption."""
+    if request.protocol.name == PARITY and (model := _published_model(cache)) is not None:
+        yield f"{PARITY}: {preprocessing_note(model, preprocessing_parts(cache.spec.backbone))}"
     if request.protocol.name == PARITY and "quickgelu" in cache.spec.backbone.architecture.lower():
         yield (
             f"{PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model as "
@@ -40,3 +44,10 @@ def _layer_notes(cache: Cache) -> Iterator[str]:
         yield f"the baseline best-layer compares {len(held)} of {len(asked)} layers, those that are here; {more} adds the others"
     else:
         yield f"the baseline best-layer is left out: of {len(asked)} layers, {len(held)} is here; {more} adds the others"
+
+
+def _published_model(cache: Cache) -> str | None:
+    """Return the paper's name of a cache's backbone; None if the paper has it not."""
+    names = cache.provenance.get("model_names")
+    texts = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return next((model for name in texts if (model := published_model(name)) is not None), None)

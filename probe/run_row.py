@@ -10,6 +10,7 @@ from featcache.probing.results.rows import ResultRow
 from featcache.probing.run_plan import ProbeContext, Run
 from featcache.probing.run_training import ScoredHead
 from featcache.store.catalogue import slug
+from featcache.store.preprocessing import preprocessing_parts
 from featcache.store.reading.reader import Cache
 from featcache.store.text import encodable
 
@@ -84,5 +85,5 @@ def result_row(context: ProbeContext, run: Run, scored: ScoredHead) -> ResultRow
         options=dict(job.options),
         tap=job.selection.tap,
         score_intervals=dict(scored.intervals),
-        preprocessing=dict(context.cache.spec.backbone.preprocessing),
+        preprocessing=preprocessing_parts(context.cache.spec.backbone),
     )

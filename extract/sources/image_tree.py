@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from featcache.extraction.sources.decode import EXTENSIONS
+from featcache.extraction.sources.image_formats import EXTENSIONS
 from featcache.store.errors import DatasetError
 from featcache.store.files import is_folder_entry
 
@@ -112,7 +112,7 @@ class ImageTree:
         above = (*above, self._identity(relative, above))
         for entry in self._scan(relative):
             name = entry.name
-            path = f"{relative}/{name}"
+            path = f"{relative}/{name}".lstrip("/")
             if is_system_name(name):
                 if _is_image(name) and not name.startswith("._"):
                     self.passed_over["hidden files"] += 1

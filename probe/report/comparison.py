@@ -8,6 +8,7 @@ from featcache.probing.protocols.protocol import L2_INPUT
 from featcache.probing.published import (
     PublishedDataset,
     has_other_activation,
+    preprocessing_note,
     published_dataset,
     published_model,
     published_score,
@@ -16,6 +17,7 @@ from featcache.probing.report.groups import Group, own_num_heads
 from featcache.probing.report.numbers import number
 from featcache.probing.report.paired_images import PairedImages
 from featcache.probing.report.pivot import Cell, differences
+from featcache.probing.report.preprocessing import model_text, words_of_groups
 from featcache.probing.report.reference import TRAINED_PROBE
 from featcache.probing.report.tables import INTERVALS, Table, Value
 from featcache.probing.requests.request import ADAMW
@@ -61,16 +63,23 @@ def beside_published(
             f"results of the protocol {', '.join(left_out)} are left out: the published runs are full sweeps"
         )
     gains = _gains([group for group, *_ in found], every, images)
+    words = words_of_groups([group for group, *_ in found])
     names = {(model, group.first.model) for group, model, *_ in found}
     for group, model, dataset, score in found:
         row = group.first
         gaps.append(group.mean - score)
         notes += _other_sizes(row, dataset)
         # Extracted under several names, it may be with GELU and with QuickGELU.
-        alone = sum(one == model for one, _ in names) == 1
+        alone = sum(one == model for one, _ in names) == 1 and row.cache_key not in words
         lines.append(
             [
-                *(dataset.name, model if alone else row.model, row.head, row.layers, "+".join(row.tokens)),
+                *(
+                    dataset.name,
+                    model if alone else model_text(row, words),
+                    row.head,
+                    row.layers,
+                    "+".join(row.tokens),
+                ),
                 *(row.protocol, len(group.by_seed), group.test_samples),
                 number(SCORE, group.mean, group.deviation, interval=group.image_interval),
                 number(SCORE, score),
@@ -79,6 +88,7 @@ def beside_published(
                 _published_gain(model, dataset, score, row),
             ]
         )
+        notes.append(preprocessing_note(model, row.preprocessing))
         if has_other_activation(row.model):
             notes.append(f"{row.model}: QuickGELU here, as CLIP was trained; GELU in the published runs")
         if row.protocol != PAPERS_OWN:

@@ -7,6 +7,7 @@ from statistics import mean
 from featcache.probing.report.columns import Place, column_names, place_of
 from featcache.probing.report.groups import LESS_IS_BETTER, Group, repetitions, settings
 from featcache.probing.report.paired_images import PAIRED_SCORES, ImageDifference, PairedImages
+from featcache.probing.report.preprocessing import words_of_groups
 from featcache.probing.report.reference import SOLVED_PROBE, Reference
 from featcache.probing.report.significance import holm, paired_p_value, spread
 from featcache.probing.requests.request import ADAMW
@@ -50,6 +51,8 @@ class Pivot:
     """Of each column, over the places that have all columns; empty where there are fewer than two, or scores differ."""
     complete: int
     """How many places have all columns."""
+    preprocessing: Mapping[str, str]
+    """Words for the preprocessing by cache key, where two places of one model and dataset differ in it."""
 
 
 def cell_notes(cells: Iterable[Cell]) -> list[str]:
@@ -208,4 +211,4 @@ def _pivot(groups: Sequence[Group], cell: Callable[[Group], Cell], images: Paire
     means = (
         {column: mean(cells[place, column].mean for place in whole) for column in columns} if alike else {}
     )
-    return Pivot(places, columns, cells, means, len(whole))
+    return Pivot(places, columns, cells, means, len(whole), words_of_groups(groups))

@@ -1,22 +1,21 @@
 """What `featcache results` can show: runs, groups over seeds, datasets x heads, and gains."""
 
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from featcache.probing.report.columns import SETUP, SHOWN, Place, asked, column_names, telling_settings
 from featcache.probing.report.comparison import beside_published
-from featcache.probing.report.groups import LESS_IS_BETTER, NO_FRACTION, Group, settings
+from featcache.probing.report.groups import LESS_IS_BETTER, NO_FRACTION, Group
 from featcache.probing.report.numbers import number
 from featcache.probing.report.paired_images import PairedImages
 from featcache.probing.report.pivot import (
     Cell,
     Pivot,
-    cell_notes,
     differences,
     pivot_differences,
     pivot_scores,
 )
+from featcache.probing.report.preprocessing import model_text, words_of_groups
 from featcache.probing.report.reference import SOLVED_PROBE, TRAINED_PROBE, Reference
 from featcache.probing.report.tables import INTERVALS, Interval, NoValue, Number, Table, Value
 from featcache.store.errors import RequestError
@@ -54,12 +53,12 @@ def summary(groups: Sequence[Group], against: Against) -> Table:
     if against.reference == SOLVED_PROBE:
         references.append(TRAINED_PROBE)
     gained, notes = _gains_over(references, groups, against)
-    varying = _varying(groups, together=True)
+    varying, words = _varying(groups, together=True), words_of_groups(groups)
     lines: list[list[Value]] = []
     for group in groups:
         lines.append(
             [
-                *_where_and_what(group),
+                *_where_and_what(group, words),
                 *(_setting(group, name) for name in varying),
                 len(group.by_seed),
                 group.test_samples,
@@ -77,7 +76,7 @@ def summary(groups: Sequence[Group], against: Against) -> Table:
         *("parameters", "seconds"),
     )
     every = [cell for cells in gained.values() for cell in cells.values()]
-    return Table(columns, lines, [*notes, *_notes(every), *_preprocessing_notes(groups)])
+    return Table(columns, lines, [*notes, *_notes(every)])
 
 
 def _gains_over(
@@ -99,10 +98,10 @@ def _gains_over(
 
 def runs(groups: Sequence[Group], against: Against) -> Table:
     """A row for every run."""
-    varying = _varying(groups, together=True)
+    varying, words = _varying(groups, together=True), words_of_groups(groups)
     lines = [
         [
-            *_where_and_what(group),
+            *_where_and_what(group, words),
             *(_setting(group, name) for name in varying),
             str(row.seed) if row.shots is None else f"{row.seed}, draw {row.draw}",
             number(group.score, value),
@@ -157,7 +156,9 @@ def _pivot_table(found: Pivot, *, signed: bool, notes: Sequence[str]) -> Table:
     doubled = len({place[:2] for place in found.places}) < len(found.places)
 
     def names(place: Place) -> list[Value]:
-        return [place.dataset, *([place.model] if several else []), *([place.cache_key] if doubled else [])]
+        words = found.preprocessing.get(place.cache_key)
+        cache = place.cache_key if words is None else f"{place.cache_key} ({words})"
+        return [place.dataset, *([place.model] if several else []), *([cache] if doubled else [])]
 
     lines: list[list[Value]] = []
     for place in found.places:
@@ -198,9 +199,9 @@ def _pivot_table(found: Pivot, *, signed: bool, notes: Sequence[str]) -> Table:
     return Table(columns, lines, list(dict.fromkeys([*notes, *marks])))
 
 
-def _where_and_what(group: Group) -> list[Value]:
+def _where_and_what(group: Group, words: Mapping[str, str]) -> list[Value]:
     first = group.first
-    return [first.dataset, first.model, first.head, first.layers, "+".join(first.tokens)]
+    return [first.dataset, model_text(first, words), first.head, first.layers, "+".join(first.tokens)]
 
 
 def _varying(groups: Sequence[Group], *, together: bool = False) -> list[str]:
@@ -232,31 +233,7 @@ def _comparison_notes(groups: Sequence[Group]) -> list[str]:
             told = "; ".join(f"{value}: {', '.join(listed)}" for value, listed in columns.items())
             notes.append(f"columns differ in {_words(setting)}: {told}")
     tested = {f"{group.first.dataset} {group.test_samples}": None for group in groups}
-    return [*notes, f"test images: {', '.join(tested)}", *_preprocessing_notes(groups)]
-
-
-def _preprocessing_notes(groups: Sequence[Group]) -> list[str]:
-    """Return a note on every field of the preprocessing in which caches differ that are looked at."""
-    caches = {
-        f"{group.first.dataset}, {group.first.model}, {group.first.cache_key}": group.first.preprocessing
-        for group in groups
-        if group.first.preprocessing
-    }
-    notes = []
-    for name in dict.fromkeys(name for fields in caches.values() for name in fields):
-        values: dict[str, list[str]] = {}
-        for cache, fields in caches.items():
-            values.setdefault(_plain_value(fields.get(name)), []).append(cache)
-        if len(values) > 1:
-            told = "; ".join(f"{value}: {' and '.join(where)}" for value, where in values.items())
-            notes.append(f"caches differ in preprocessing, {_words(name)}: {told}")
-    return notes
-
-
-def _plain_value(value: object) -> str:
-    return (
-        "not stated" if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
-    )
+    return [*notes, f"test images: {', '.join(tested)}"]
 
 
 def _setting(group: Group, name: str) -> Value:

@@ -114,6 +114,8 @@ class ResultRow:
     """Digest of everything that was asked for but seed and draw: runs that share it are repetitions. Early rows have none."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the head took besides its size."""
+    preprocessing: Mapping[str, str] = field(default_factory=dict)
+    """Preprocessing of the cache in parts, as `preprocessing_parts` words them; empty for early rows."""
     tap: str = DEFAULT_TAP
     """Where in the blocks its tokens were taken; ``final`` if no block is among the layers."""
 
@@ -121,8 +123,6 @@ class ResultRow:
     """Gain over the same linear probe, solved exactly; None if either has no score, and in rows of earlier versions."""
     score_intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """The 95 % intervals over test samples of all scores that have one, by name; rows of earlier versions have none."""
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    """What images went through before the backbone, as the cache's spec has it; rows of earlier versions do not tell."""
 
     @property
     def diverged(self) -> bool:
@@ -184,6 +184,7 @@ def _fits(document: Mapping[str, Any]) -> bool:
     if not all(isinstance(pair, list | tuple) and len(pair) in (0, 2) for pair in intervals):
         return False
     texts = [*document["layer_names"], *document["tokens"], *(document["kept_layers"] or ())]
+    texts += document.get("preprocessing", {}).values()
     folder = Path(document["folder"])
     return (
         all(

@@ -137,19 +137,6 @@ def test_an_interval_without_width_is_of_an_earlier_version():
     ]
 
 
-def test_caches_that_differ_in_preprocessing_say_in_what():
-    rows = [
-        made_row(0.6, cache_key=key * 12, preprocessing={"interpolation": how, "mean": [0.5]})
-        for key, how in (("a", "bilinear"), ("b", "bicubic"))
-    ]
-    groups = group_rows(rows)
-    notes = VIEWS["pivot"](groups, Against(SOLVED_PROBE, groups)).notes
-    (note,) = [note for note in notes if "preprocessing" in note]
-    assert note.startswith(
-        "caches differ in preprocessing, interpolation: bilinear: made, tiny, aaaaaaaaaaaa; bicubic: "
-    )
-
-
 def test_references_by_name():
     assert parse_reference(None) == parse_reference("solved") == SOLVED_PROBE
     assert parse_reference("trained") == TRAINED_PROBE
@@ -202,9 +189,7 @@ def test_figures_have_the_intervals(groups, folder):
 def test_rows_with_intervals_read_back(folder):
     from featcache.probing.results.rows import append_row, read_rows
 
-    row = made_row(
-        0.5, score_intervals={"top1": [0.4, 0.6]}, preprocessing={"mean": [0.5, 0.5]}, gain_over_solved=0.1
-    )
+    row = made_row(0.5, score_intervals={"top1": [0.4, 0.6]}, gain_over_solved=0.1)
     append_row(folder, row)
     assert read_rows(folder) == [row]
     for bad in ({"top1": [0.4]}, {"top1": "no"}, {"top1": [0.4, None]}, [0.1]):
