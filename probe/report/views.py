@@ -1,16 +1,17 @@
 """What `featcache results` can show: runs, groups over seeds, datasets x heads, and gains."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from featcache.probing.report.columns import SETUP, SHOWN, Place, asked, column_names, telling_settings
 from featcache.probing.report.comparison import beside_published
-from featcache.probing.report.groups import LESS_IS_BETTER, NO_FRACTION, Group
+from featcache.probing.report.groups import LESS_IS_BETTER, NO_FRACTION, Group, settings
 from featcache.probing.report.numbers import number
 from featcache.probing.report.paired_images import PairedImages
 from featcache.probing.report.pivot import (
     Cell,
     Pivot,
+    cell_notes,
     differences,
     pivot_differences,
     pivot_scores,
