@@ -24,6 +24,12 @@ def notes(cache: Cache, request: ProbeRequest) -> Iterator[str]:
         )
     if request.baselines is None or BEST_LAYER in request.baselines:
         yield from _layer_notes(cache)
+    held = sorted(cache.inventory.views)
+    if held and not request.views:
+        yield (
+            f"the plain view of each image is taken; the cache also holds {', '.join(held)} (--views all trains on all of them and averages "
+            "predictions)"
+        )
     column = cache.spec.dataset.get("group_by")
     if column is not None and request.groups is None:
         yield (

@@ -85,5 +85,6 @@ def result_row(context: ProbeContext, run: Run, scored: ScoredHead) -> ResultRow
         options=dict(job.options),
         tap=job.selection.tap,
         score_intervals=dict(scored.intervals),
+        views=job.selection.views,
         preprocessing=preprocessing_parts(context.cache.spec.backbone),
     )

@@ -22,7 +22,7 @@ from featcache.probing.scoring.soundness import is_sound
 from featcache.probing.scoring.tasks import as_tensor, make_task
 from featcache.probing.training.fitted import FittedHead
 from featcache.probing.training.fitting import fit_job
-from featcache.probing.training.prediction import predict, prediction_batch
+from featcache.probing.training.prediction import predict_samples
 from featcache.probing.training.strategy import FitSettings
 from featcache.store.errors import DivergedError, RequestError
 from featcache.store.inventory import SPLITS
@@ -35,7 +35,7 @@ class ScoredHead:
 
     fitted: FittedHead
     outputs: torch.Tensor
-    """``[N, O]``."""
+    """``[N, O]``, averaged over views."""
     report: Report
     intervals: Mapping[str, tuple[float, float]]
     """Interval over test samples of every score that has one, by name."""
@@ -127,8 +127,7 @@ def score_head(run: Run, fitted: FittedHead, test: SplitData, num_train_samples:
     Raises:
         DivergedError: outputs on test are not finite.
     """
-    rows = torch.arange(test.tokens.num_samples)
-    outputs = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens, fitted.head)).cpu()
+    outputs = predict_samples(fitted.head, test.tokens, fitted.task)
     if not is_sound(outputs, fitted.task.kind):
         raise DivergedError(f"{run.title}: the outputs of test samples are not finite")
     _, targets = make_task(test.labels, fitted.task.kind)

@@ -20,13 +20,14 @@ from featcache.probing.report.preprocessing import model_text, words_of_groups
 from featcache.probing.report.reference import SOLVED_PROBE, TRAINED_PROBE, Reference
 from featcache.probing.report.tables import INTERVALS, Interval, NoValue, Number, Table, Value
 from featcache.store.errors import RequestError
+from featcache.store.views import PLAIN_VIEW
 
 STARS = (
     "* p < 0.05, ** p < 0.01: the larger p value of two paired tests, over the same test images (flipped signs, as McNemar's test) and "
     "over seeds (t-test), as far as each can be made, corrected for all comparisons of the table (Holm)"
 )
 TIES = "≈ (in Markdown italics, in LaTeX underlined): not significantly worse than the best of the row over the same test images (p >= 0.05, Holm)"
-PLACE_SETTINGS = ("input", "protocol", "precision", "tap", "shots", "folds")
+PLACE_SETTINGS = ("input", "protocol", "precision", "tap", "views", "shots", "folds")
 """Settings in which columns of heads may differ, which a table then says."""
 
 OVER_IMAGES = "95 % over test images"
@@ -217,6 +218,8 @@ def _varying(groups: Sequence[Group], *, together: bool = False) -> list[str]:
         found |= {
             name for name in PLACE_SETTINGS if len({asked(group.first, (name,)) for group in groups}) > 1
         }
+    if any(tuple(group.first.views) != (PLAIN_VIEW,) for group in groups):
+        found.add("views")
     return [setting for setting in (*SHOWN, SETUP) if setting in found]
 
 

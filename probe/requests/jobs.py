@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ from featcache.store.inventory import DEFAULT_TAP, SPLITS, Inventory
 from featcache.store.layers import FINAL, as_layers
 from featcache.store.manifest import Manifest
 from featcache.store.reading.reader import Cache
-from featcache.store.token_groups import STATISTICS, array_name
+from featcache.store.token_groups import STATISTICS, array_name, of_view
+from featcache.store.views import PLAIN_VIEW
 
 if TYPE_CHECKING:
     from featcache.probing.heads.base import Head
@@ -135,7 +137,10 @@ def fitted_jobs(cache: Cache, job: HeadJob) -> list[HeadJob]:
     tap = DEFAULT_TAP if selection.tap == FINAL else selection.tap
     return [
         HeadJob(
-            ridge, select(cache, as_layers(layer), selection.kinds, tap), solver=CLOSED_FORM, input=job.input
+            ridge,
+            select(cache, as_layers(layer), selection.kinds, tap, selection.views),
+            solver=CLOSED_FORM,
+            input=job.input,
         )
         for layer in selection.layers
     ]
@@ -154,18 +159,15 @@ def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
     Raises:
         UnknownNameError, RequestError: as for `jobs`.
     """
-    parts = [
-        part
-        for job in _jobs(Cache(Path(), whole), request)
-        # A baseline that nobody asks for is no reason to fetch all layers.
-        if not (job.implied and job.baseline == BEST_LAYER)
-        for part in job.selection.parts
-    ]
     wanted: dict[str, set[str]] = {}
-    for part in parts:
-        for layer in part.layers:
-            name = array_name(FINAL, part.group) if layer == FINAL else part.array
-            wanted.setdefault(name, set()).add(layer)
+    for job in _jobs(Cache(Path(), whole), request):
+        if job.implied and job.baseline == BEST_LAYER:
+            continue  # a baseline that nobody asks for is no reason to fetch all layers
+        names = ["" if view == PLAIN_VIEW else view for view in job.selection.views]
+        for part, view in product(job.selection.parts, names):
+            for layer in part.layers:
+                name = array_name(FINAL, part.group) if layer == FINAL else part.array
+                wanted.setdefault(of_view(name, view), set()).add(layer)
     return whole.inventory.select(SPLITS, wanted)
 
 
@@ -193,7 +195,7 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
         if request.table is not None and missing_tokens(cache, kinds):
             continue
         layers = as_layers(head.default_layers) if row.layers is None else row.layers
-        selection = select(cache, layers, kinds, request.tap)
+        selection = select(cache, layers, kinds, request.tap, request.views)
         asked.append(make_job(head, selection, request))
     usual = request.settings().input
 
@@ -203,6 +205,7 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
         return (
             job.head.name,
             job.selection.parts,
+            job.selection.views,
             job.solver,
             job.penalty if job.solver == EXACT else "",
             transform,

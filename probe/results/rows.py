@@ -16,6 +16,7 @@ from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, canonical_json, finite_or_null, sha256_hex, write_atomic
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.regular_files import open_regular
+from featcache.store.views import PLAIN_VIEW
 
 if TYPE_CHECKING:
     from featcache.probing.scoring.metrics import Report
@@ -118,6 +119,8 @@ class ResultRow:
     """Preprocessing of the cache in parts, as `preprocessing_parts` words them; empty for early rows."""
     tap: str = DEFAULT_TAP
     """Where in the blocks its tokens were taken; ``final`` if no block is among the layers."""
+    views: Sequence[str] = (PLAIN_VIEW,)
+    """Views of the images that it was trained on, and that predictions were averaged over."""
 
     gain_over_solved: float | None = None
     """Gain over the same linear probe, solved exactly; None if either has no score, and in rows of earlier versions."""
@@ -131,7 +134,10 @@ class ResultRow:
 
     def to_dict(self) -> JsonObject:
         """Return the row as plain JSON values."""
-        return asdict(self)
+        document = asdict(self)
+        if tuple(self.views) == (PLAIN_VIEW,):  # as earlier versions wrote it, and can read it
+            del document["views"]
+        return document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self | None:
@@ -163,7 +169,7 @@ _FIELDS: Mapping[tuple[type, ...], Sequence[str]] = {
         *("learning_rate", "weight_decay", "dropout", "penalty"),
     ),
     (bool, NoneType): ("converged",),
-    (list, tuple): ("layer_names", "tokens"),
+    (list, tuple): ("layer_names", "tokens", "views"),
     (list, tuple, NoneType): ("score_interval", "kept_layers"),
     (dict,): ("scores", "options", "score_intervals", "preprocessing"),
     (dict, NoneType): ("settings",),
@@ -184,7 +190,7 @@ def _fits(document: Mapping[str, Any]) -> bool:
     if not all(isinstance(pair, list | tuple) and len(pair) in (0, 2) for pair in intervals):
         return False
     texts = [*document["layer_names"], *document["tokens"], *(document["kept_layers"] or ())]
-    texts += document.get("preprocessing", {}).values()
+    texts += [*document.get("preprocessing", {}).values(), *document.get("views", ())]
     folder = Path(document["folder"])
     return (
         all(
