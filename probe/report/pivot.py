@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
+from featcache.probing.inputs.selection import view_words
 from featcache.probing.report.columns import Place, column_names, place_of
 from featcache.probing.report.groups import LESS_IS_BETTER, Group, repetitions, settings
 from featcache.probing.report.paired_images import PAIRED_SCORES, ImageDifference, PairedImages
@@ -171,7 +172,10 @@ def _needed(group: Group) -> tuple[object, ...]:
 
 def _note(group: Group, found: Group, reference: Reference) -> str:
     if not reference.prefers(found):
-        return f"{reference} is on the input {found.first.input} where none is on l2"
+        row = found.first
+        return (
+            f"{reference} is on {row.input}, {view_words(row.views)}, where none is on l2 and the plain view"
+        )
     own, other = group.first.protocol, found.first.protocol
     # A solution depends on a protocol by the held-out samples alone.
     if own == other or found.first.solver != ADAMW:

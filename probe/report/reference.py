@@ -11,6 +11,7 @@ from featcache.probing.results.rows import ResultRow
 from featcache.probing.scoring.kinds import SINGLE_LABEL
 from featcache.store.errors import RequestError
 from featcache.store.layers import FINAL
+from featcache.store.views import PLAIN_VIEW
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,10 @@ class Reference:
         )
 
     def prefers(self, group: Group) -> bool:
-        """Return whether a group's input is the one of a baseline: tokens of length 1, as the paper's linear probe takes them."""
-        return not self.name or group.first.input == L2_INPUT
+        """Return whether a group's tokens are those of a baseline: of length 1, as the paper's linear probe takes them, and of the plain
+        view."""
+        row = group.first
+        return not self.name or (row.input == L2_INPUT and tuple(row.views) == (PLAIN_VIEW,))
 
 
 _ROWS = {
