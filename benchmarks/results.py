@@ -278,7 +278,7 @@ def run_toy(folder: Path) -> None:
     backbone = ("--model", MODEL, "--weights", str(weights), "--precision", "fp32")
     place = Place(folder / "caches", folder / "evidence", folder / "results.md", backbone, "digits")
     place.page.write_text(PAGE.read_text())
-    runs = [run for run in RUNS if run.head in ("linear", "ridge", "best-layer") or run == SOLVED][:4]
+    runs = [TRAINED, SOLVED]
     compute(place, {"digits": ("--dataset", "digits", "--limit", "30")}, runs, "0,1")
     divide(place, heads=(("ridge", "standard"), ("linear", "l2")), divisions=2)
     write_page(place, read_rows(place.out))

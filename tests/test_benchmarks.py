@@ -142,7 +142,6 @@ def test_the_page_of_results_is_written(tmp_path):
     lines = {line.split(" | ")[0]: line.split(" | ") for line in page.partition("### digits")[2].splitlines()}
     assert lines["| `logreg`"][column] == "+0.00"
     assert lines["| `linear`"][column + 1] == "+0.00"
-    assert "| `best-layer`" in lines
     assert "divided anew in 2 ways" in page
 
 
