@@ -7,6 +7,7 @@ from featcache.probing.attention import mean_attention, save_attention
 from featcache.probing.heads import get_head
 from featcache.probing.inputs.data import SplitData
 from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.results.head_sources import HeadSource
 from featcache.probing.results.predictions import PREDICTIONS_FILE, save_predictions
 from featcache.probing.results.records import save_curve, save_sweep
 from featcache.probing.results.rows import ResultRow, append_row, read_rows, save_candidates, save_scores
@@ -78,6 +79,8 @@ def config_of(cache: Cache, job: HeadJob, row: ResultRow, fitted: FittedHead, wi
         parts=describe_parts(selection),
         features=features_digest(backbone, views_in(cache, row.views)),
         views=row.views,
+        sources=[HeadSource.of(cache, describe_parts(job.selection), views_in(cache, row.views))],
+        units=cache.inventory.units,
     )
 
 
