@@ -27,7 +27,7 @@ from featcache.probing.run_training import (
     train_and_score,
 )
 from featcache.probing.training.process import flush_denormals, return_freed_memory
-from featcache.probing.zero_shot import EmbedClasses, embeddings_of, zero_shot
+from featcache.probing.zero_shot import ClassEmbeddings, EmbedClasses, embeddings_of, zero_shot
 from featcache.store.errors import DivergedError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
@@ -75,6 +75,8 @@ def probe(
     for note in filter(None, dict.fromkeys(streaming_note(context, job) for job in requested)):
         reporter.message(f"note: {note}")
     runner = _Runner(context, reporter, embed_classes)
+    for job in requested:
+        runner.prepare(job)
     fitted: list[tuple[Repetition, ResultRow]] = []
     for job in requested:
         fitted += runner.run(job)
@@ -116,6 +118,24 @@ class _Runner:
         self.baselines = BaselineScores()
         self.failures: list[str] = []
         """Descriptions of diverged runs, one line each."""
+
+    def prepare(self, job: HeadJob) -> None:
+        """Embed the class names that a job needs, so that weights of another model are refused before anything is trained.
+
+        Raises:
+            RequestError: nothing can embed them.
+            Exception: as `embed_classes` raises.
+        """
+        if job.solver == TEXT and not all(map(self._kept.find, plan_runs(self._context, job))):
+            self._class_embeddings()
+
+    def _class_embeddings(self) -> ClassEmbeddings:
+        if self._embed_classes is None:
+            raise RequestError(
+                "zero-shot needs a text tower; run it with featcache.probe or `featcache probe`"
+            )
+        request = self._context.request
+        return embeddings_of(self._context.cache, request.templates, request.out, self._embed_classes)
 
     def run(self, job: HeadJob) -> Iterator[tuple[Repetition, ResultRow]]:
         """Yield the repetition and row of every run of a job; runs that the results lack are trained. Runs that diverge have no row."""
@@ -163,13 +183,7 @@ class _Runner:
     def _zero_shot(self, run: Run) -> ResultRow:
         """Classify the test images by the embeddings of the class names."""
         context, started = self._context, time.perf_counter()
-        if self._embed_classes is None:
-            raise RequestError(
-                "zero-shot needs a text tower; run it with featcache.probe or `featcache probe`"
-            )
-        request = context.request
-        classes = embeddings_of(context.cache, request.templates, request.out, self._embed_classes)
-        fitted, test = zero_shot(context.cache, run.job, classes, context.device)
+        fitted, test = zero_shot(context.cache, run.job, self._class_embeddings(), context.device)
         fitted = replace(fitted, seconds=time.perf_counter() - started)
         return self._keep(run, score_head(run, fitted, test, 0), test)
 

@@ -14,7 +14,7 @@ from featcache.probing.inputs.grouped import groups_of
 from featcache.probing.inputs.memory import TRAIN, Budget
 from featcache.probing.protocols.protocol import Protocol, batch_size
 from featcache.probing.repetitions import Repetition, requested_repetitions, title_of
-from featcache.probing.requests.jobs import HeadJob, final_job, fitted_jobs
+from featcache.probing.requests.jobs import WITH_TEXT_TOWER, HeadJob, final_job, fitted_jobs
 from featcache.probing.requests.request import (
     ADAMW,
     BASELINES,
@@ -115,6 +115,12 @@ def check_job(context: ProbeContext, job: HeadJob) -> None:
     request, reader = context.request, context.cache["train"]
     if job.solver == TEXT:
         job.head.check_kind(context.target_kind)
+        architecture = context.cache.spec.backbone.architecture
+        if not architecture.startswith(WITH_TEXT_TOWER):
+            raise RequestError(
+                f"{context.cache.directory}: {architecture} has no text tower; zero-shot is for caches of open_clip's models, such as "
+                "vit-l-14"
+            )
         return
     if job.solver == LAYER_CHOICE:
         for candidate in fitted_jobs(context.cache, job):

@@ -30,10 +30,6 @@ def embedder(weights: Path | None, device: torch.device, reporter: Reporter) -> 
 
     def embed(cache: Cache, templates: Sequence[str]) -> ClassEmbeddings:
         name = resolve_model(recorded_model(cache))
-        if name.family != "open_clip":
-            raise RequestError(
-                f"{cache.directory}: {name.explicit} has no text tower; zero-shot is for caches of open_clip's models, such as vit-l-14"
-            )
         key = None if weights is None else recorded_weight_set(cache)
         reporter.message(f"loading the text tower of {name.explicit}")
         _check_image_tower(cache, weights)

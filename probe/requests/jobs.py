@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from featcache.probing.heads.base import Head
 
 PATCH_HEADS = 8
+WITH_TEXT_TOWER = "open_clip:"
+"""Beginning of the architectures of models with a text tower."""
 IMAGE_EMBEDDING = Selection(
     "last", (FINAL,), (EMBEDDING,), (Part(POOLED, (FINAL,), (EMBEDDING,), tap=EMBEDDING),)
 )

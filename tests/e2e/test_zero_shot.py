@@ -183,7 +183,14 @@ def test_what_cannot_be(cli, one, made, tmp_path):
         "the image tower is not the one that",
         "--weights",
     )
-    check(cli(*zero[:-1], made), 2, "provenance.json does not tell the model")
+    every = ("probe", "--head", "zero-shot", "--protocol", "quick", "--cache")
+    check(cli(*every, made), 2, "timm:tiny has no text tower; zero-shot is for caches of open_clip's models")
+    check(
+        cli(*every, one.directory, "--weights", tmp_path / "other.safetensors"),
+        2,
+        "the image tower is not the one that",
+    )
+    assert not Path("featcache-results/results.jsonl").exists(), "refused before anything is trained"
     check(
         cli("probe", "--head", "ncm", "--weights", tmp_path / "image.safetensors"),
         2,
