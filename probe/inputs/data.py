@@ -131,13 +131,15 @@ def check_memory(reader: SplitReader, selection: Selection, batch_size: int, bud
 def split_bytes(reader: SplitReader, selection: Selection) -> int:
     """Bytes that the selected tokens of a split take in memory."""
     width = _width(reader, selection)
-    return reader.num_samples * selection.num_tokens * width * DTYPES[reader.dtype].stored.itemsize
+    itemsize = DTYPES[selection.value_type(reader)].stored.itemsize
+    return reader.num_samples * selection.num_tokens * width * itemsize
 
 
 def _load(reader: SplitReader, selection: Selection, valid: npt.NDArray[np.int64]) -> torch.Tensor:
-    """The valid rows, ``[N, T, D]`` as stored."""
+    """The valid rows, ``[N, T, D]`` as they are handed out."""
     shape = (len(valid), selection.num_tokens, _width(reader, selection))
-    out = np.empty(shape, DTYPES[reader.dtype].stored)
+    dtype = selection.value_type(reader)
+    out = np.empty(shape, DTYPES[dtype].stored)
     start = 0
     for part in selection.parts:
         view, into = part.of(reader), out[:, start : start + part.num_tokens]
@@ -148,7 +150,7 @@ def _load(reader: SplitReader, selection: Selection, valid: npt.NDArray[np.int64
         else:
             view.gather(valid, part.layers, part.tokens, out=place)
         start += part.num_tokens
-    return as_tensor(out, reader.dtype)
+    return as_tensor(out, dtype)
 
 
 def _width(reader: SplitReader, selection: Selection) -> int:
