@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.models.cost import cost_note
 from featcache.extraction.models.names import ModelName
-from featcache.extraction.models.preprocessing import OWN, Preprocessing, preset
+from featcache.extraction.models.preprocessing import OWN, Preprocessing, other_size, preset
 
 
 def load_backbone(
@@ -35,16 +36,31 @@ def load_backbone(
     if name.family == "timm":
         from featcache.extraction.backbones.timm_vit import load_timm
 
-        return load_timm(name, weights, key, changes)
+        return _resizable(load_timm(name, weights, key, changes), name, weights, key, changes)
     from featcache.extraction.backbones.open_clip_vit import load_open_clip
 
-    return load_open_clip(name, weights, key, changes)
+    return _resizable(load_open_clip(name, weights, key, changes), name, weights, key, changes)
 
 
-def loading_notes(backbone: Backbone) -> Iterator[str]:
-    """Yield notes on choices made while a backbone was loaded: one of several sets of weights."""
+def _resizable(
+    backbone: Backbone, name: ModelName, weights: Path | None, key: str | None, changes: Preprocessing
+) -> Backbone:
+    """Let a backbone load its weights for other input sizes; what a model of one size says to that, loading tells."""
+
+    def load_at(input_size: int) -> Backbone:
+        return load_backbone(name, weights, key, other_size(changes, name, backbone.spec, input_size))
+
+    backbone.load_at = load_at
+    return backbone
+
+
+def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:
+    """Yield notes on a backbone: the choice of one of several sets of weights, and what an unusual input size costs."""
     from featcache.extraction.backbones.checkpoint import choice_text
 
     choice = choice_text(backbone.loaded.weights_source)
     if choice is not None:
         yield choice
+    cost = cost_note(name, backbone.spec.image_size, backbone.layout.num_tokens, backbone.spec.width)
+    if cost is not None:
+        yield cost

@@ -63,6 +63,14 @@ class Preprocessing:
         }
 
     @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self | None:
+        """Read back what `to_dict` wrote; None if it is nothing of the kind."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+        }
+        return cls(**values) if all(_fits(name, value) for name, value in values.items()) else None
+
+    @classmethod
     def of_spec(cls, spec: BackboneSpec, where: str) -> Self | None:
         """Return the preprocessing that a cache was made with; None where its library states it in a form of its own.
 
@@ -218,7 +226,29 @@ def preset(name: ModelName, which: str) -> Preprocessing:
 
 def position_method(name: ModelName) -> str | None:
     """Return how the authors of a model resize its position embedding; None for explicit names, which go by their library."""
-    if not name.is_alias or name.family != "timm":
+    return _authors_method(name) if name.is_alias else None
+
+
+def other_size(changes: Preprocessing, name: ModelName, spec: BackboneSpec, input_size: int) -> Preprocessing:
+    """Return the preprocessing of a view with another input size.
+
+    The position embedding is resized as for the model's own input, if that was resized; else as the model's authors do it, however the
+    model's name was typed, since a cache has the same key under all names.
+
+    Args:
+        changes: those of the plain view.
+        name: name of the model.
+        spec: of the backbone with those changes.
+        input_size: side of the square input of the view, pixels.
+    """
+    stated = spec.preprocessing.get("position_embedding")
+    method = stated if stated in POSITION_METHODS else _authors_method(name)
+    settled = Preprocessing.of_spec(spec, name.explicit) or changes
+    return replace(settled, input_size=(input_size, input_size), position_embedding=method)
+
+
+def _authors_method(name: ModelName) -> str | None:
+    if name.family != "timm":
         return None
     return next((method for form, method in _POSITION_METHODS if re.search(form, name.name)), None)
 
@@ -265,6 +295,20 @@ def _crop_pct(side: int, resized: int) -> float:
     while math.floor(side / fraction) < resized:
         fraction = math.nextafter(fraction, 0.0)
     return fraction
+
+
+def _fits(name: str, value: object) -> bool:
+    """Return whether a value may be that of a field of `Preprocessing`; a document may come from anywhere."""
+    if name == "input_size":
+        return isinstance(value, tuple) and len(value) == 2 and all(type(side) is int for side in value)
+    if name in ("mean", "std"):
+        return _numbers(value) is not None
+    kinds: dict[str, type | tuple[type, ...]] = {
+        **dict.fromkeys(("interpolation", "crop", "position_embedding"), str),
+        "crop_pct": (int, float),
+        "resize_size": int,
+    }
+    return name in kinds and isinstance(value, kinds[name])
 
 
 def _numbers(given: object) -> tuple[float, ...] | None:

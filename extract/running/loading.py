@@ -39,7 +39,7 @@ def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
         reporter.message(f"loading {inputs.model.explicit} on {device}, weights from {origin}")
         changes = request.preprocessing_of(inputs.model)
         backbone = load_backbone(inputs.model, request.weights, request.weights_key, changes)
-        for note in loading_notes(backbone):
+        for note in loading_notes(inputs.model, backbone):
             reporter.message(f"note: {note}")
     preprocessing = preprocessing_text(backbone.spec.preprocessing, backbone.spec.image_size)
     if preprocessing is not None:

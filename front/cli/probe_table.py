@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from featcache.probing.inputs.selection import token_words
 from featcache.probing.report.groups import clip, repetitions
+from featcache.probing.report.preprocessing import model_text, preprocessing_words
 from featcache.probing.report.significance import are_alike, mean_interval, spread
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def rows_table(rows: Sequence["ResultRow"], grid: bool) -> tuple[tuple[str, ...]
         "top-1",
         "gain",
     )
-    lines = []
+    lines, words = [], preprocessing_words(rows)
     for group in _groups(rows):
-        first = [group[0].dataset, group[0].model] if grid else []
+        first = [group[0].dataset, model_text(group[0], words)] if grid else []
         lines += [first + _line(row) for row in group]
         if len(group) > 1:
             lines.append(first + _mean_line(group))
@@ -52,7 +53,15 @@ def _groups(rows: Sequence["ResultRow"]) -> list[list["ResultRow"]]:
     """Group rows that differ only in seed and draw."""
     groups: dict[tuple[object, ...], list[ResultRow]] = {}
     for row in rows:
-        key = (row.cache_key, row.head, row.solver, tuple(row.layer_names), tuple(row.tokens), row.tap)
+        key = (
+            row.cache_key,
+            row.head,
+            row.solver,
+            tuple(row.layer_names),
+            tuple(row.tokens),
+            row.tap,
+            tuple(row.views),
+        )
         # What auto chooses may differ from seed to seed.
         transform = "" if row.head == "auto" else row.input
         groups.setdefault((*key, transform, row.shots), []).append(row)
@@ -67,7 +76,7 @@ def _line(row: "ResultRow") -> list[str]:
     return [
         row.head,
         row.layers,
-        token_words(row.tokens, row.tap),
+        token_words(row.tokens, row.tap, row.views),
         row.input,
         str(row.seed) if row.shots is None else f"{_shots(row.shots)}, draw {row.draw}, {row.seed}",
         score,
@@ -107,7 +116,7 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
     return [
         first.head,
         first.layers,
-        token_words(first.tokens, first.tap),
+        token_words(first.tokens, first.tap, first.views),
         first.input if len(transforms) == 1 else "",
         "mean" if first.shots is None else f"{_shots(first.shots)}, mean",
         score,

@@ -91,7 +91,7 @@ def convert(
         reporter: receives messages and progress.
 
     Raises:
-        RequestError: the cache is int8 already.
+        RequestError: the cache is int8 already, or it holds views.
         PartialCacheError: it is a partial copy.
         CacheError: a file of it is damaged, or a conversion from before holds less than the cache does now.
         NotEnoughSpaceError: the disk has too little room.
@@ -100,6 +100,11 @@ def convert(
     if cache.spec.dtype == request.dtype:
         raise RequestError(
             f"{cache.directory} is stored as {request.dtype} already; nothing is to be converted"
+        )
+    if cache.inventory.views:
+        raise RequestError(
+            f"{cache.directory} holds the views {', '.join(cache.inventory.views)}, which cannot be stored as {request.dtype}; extract "
+            "a cache without views, and convert that"
         )
     require_complete_copy(cache.directory, "converted")
     require_files(cache)
