@@ -98,7 +98,9 @@ def test_kernels_agree_bit_for_bit(data):
     codes = rng.integers(-128, 128, (rows, width), np.int8)
     # As `RangeFit` makes them: scales of 16 significant bits.
     ranges = RangeFit(_array(width))
-    low = data.draw(st.floats(-12, 4))
+    low = data.draw(
+        st.integers(-12, 4)
+    )  # no floats: in a process that flushes denormals hypothesis refuses them
     ranges.add(
         (rng.standard_normal((9, 1, 1, width)) * 10.0 ** rng.uniform(low, 4, width)).astype(np.float32)
     )
