@@ -74,6 +74,17 @@ class BackboneSpec:
         return self.input_size, self.input_size
 
     @property
+    def channels(self) -> int:
+        """Number of channels of an image."""
+        shape = self.preprocessing.get("input_size")
+        of_timm = (
+            self.preprocessing.get("library") == "timm"
+            and isinstance(shape, list | tuple)
+            and len(shape) == 3
+        )
+        return int(shape[0]) if of_timm and isinstance(shape[0], int) and shape[0] >= 1 else 3  # type: ignore[index]
+
+    @property
     def resize(self) -> str:
         """Version of resizing, one of `RESIZES`."""
         return UINT8_ANTIALIAS if self.preprocessing.get(_RESIZE) == UINT8_ANTIALIAS else PILLOW

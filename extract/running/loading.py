@@ -10,6 +10,7 @@ from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.capacity import enough_memory
 from featcache.extraction.forward_pass.device_errors import one_line_device_errors
 from featcache.extraction.requests.inputs import Inputs
+from featcache.store.errors import RequestError
 from featcache.store.preprocessing import preprocessing_text
 from featcache.store.progress import Reporter
 
@@ -41,6 +42,11 @@ def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
         backbone = load_backbone(inputs.model, request.weights, request.weights_key, changes)
         for note in loading_notes(inputs.model, backbone):
             reporter.message(f"note: {note}")
+    if backbone.spec.channels != inputs.source.channels:
+        raise RequestError(
+            f"{inputs.model.explicit} takes images of {backbone.spec.channels} channels, and those of {inputs.source.name} are read with "
+            f"{inputs.source.channels}; --channels is for local checkpoints of timm (--weights) that take as many"
+        )
     preprocessing = preprocessing_text(backbone.spec.preprocessing, backbone.spec.image_size)
     if preprocessing is not None:
         reporter.message(preprocessing)
