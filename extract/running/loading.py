@@ -21,8 +21,6 @@ class LoadedBackbone:
 
     backbone: Backbone
     device: torch.device
-    preprocessing: str | None
-    """Description of the preprocessing in one line; None if its form is unknown."""
 
 
 def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
@@ -47,9 +45,9 @@ def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
             f"{inputs.model.explicit} takes images of {backbone.spec.channels} channels, and those of {inputs.source.name} are read with "
             f"{inputs.source.channels}; --channels is for local checkpoints of timm (--weights) that take as many"
         )
-    preprocessing = preprocessing_text(backbone.spec.preprocessing, backbone.spec.image_size)
-    if preprocessing is not None:
-        reporter.message(preprocessing)
+    spec = backbone.spec.with_upright(request.orientations(inputs.source.may_be_turned)[0])
+    if (text := preprocessing_text(spec.preprocessing, spec.image_size)) is not None:
+        reporter.message(text)
     with one_line_device_errors(device), enough_memory(device):
         backbone.module.to(device)
-    return LoadedBackbone(backbone, device, preprocessing)
+    return LoadedBackbone(backbone, device)
