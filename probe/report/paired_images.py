@@ -152,7 +152,8 @@ def error_gains(
         variance = targets.var(0)
         # A constant target has no part in it: R2 is 0 or 1 there, and no sum over images.
         found = np.divide(-found, variance, out=np.full_like(found, np.nan), where=variance > 0)
-    return found.mean(1)
+    gains: npt.NDArray[np.float64] = found.mean(1)
+    return gains
 
 
 def difference(
