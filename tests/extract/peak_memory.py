@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from multiprocessing import Value
 from pathlib import Path
 from typing import Any
