@@ -7,29 +7,53 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featcache.extraction.backbones.base import Backbone
-from featcache.extraction.models.names import ModelName
+from featcache.extraction.models.names import TRANSFORMERS, ModelName
+from featcache.store.errors import RequestError
 
 
-def load_backbone(name: ModelName, weights: Path | None = None, key: str | None = None) -> Backbone:
+def load_backbone(
+    name: ModelName, weights: Path | None = None, key: str | None = None, *, trust_remote_code: bool = False
+) -> Backbone:
     """Load a backbone in eval mode on the CPU; only the library that it comes from is imported.
 
     Args:
         name: the resolved name.
-        weights: local weights instead of the hub's.
+        weights: local weights instead of the hub's; for transformers also a folder with a repository's files.
         key: name of one of several sets of weights in that file; see `read_checkpoint`.
+        trust_remote_code: whether code of a repository of transformers may run.
 
     Raises:
         UnknownNameError: the library has no such model, or the file no such set of weights.
-        RequestError: the model's activation is not the one that the weights were trained with.
+        RequestError: the model's activation is not the one that the weights were trained with, a library is not installed, or a
+            repository needs code of its own.
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
     if name.family == "timm":
         from featcache.extraction.backbones.timm_vit import load_timm
 
         return load_timm(name, weights, key)
+    if name.family == TRANSFORMERS:
+        _require_transformers()
+        from featcache.extraction.backbones.transformers_vit import load_transformers
+
+        return load_transformers(name, weights, key, trust_remote_code)
     from featcache.extraction.backbones.open_clip_vit import load_open_clip
 
     return load_open_clip(name, weights, key)
+
+
+def _require_transformers() -> None:
+    """Refuse a model of transformers where the library is not installed.
+
+    Raises:
+        RequestError: with the command that installs it.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("transformers") is None:
+        raise RequestError(
+            "models of Hugging Face need transformers, which is not installed: pip install 'featcache[transformers]'"
+        )
 
 
 def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:
@@ -39,6 +63,7 @@ def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:
     choice = choice_text(backbone.loaded.weights_source)
     if choice is not None:
         yield choice
+    yield from backbone.loaded.notes
     # A user of the library's own name may expect the library's own preprocessing; an alias is documented.
     if name.family == "timm" and name.given == name.explicit:
         from featcache.extraction.backbones.timm_vit import departure_text

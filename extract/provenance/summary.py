@@ -57,6 +57,13 @@ def preprocessing_text(preprocessing: Mapping[str, Any], size: int) -> str | Non
         if preprocessing.get("resize_mode") != "shortest":
             return f"images are resized to {size} x {size} ({filter_}, {preprocessing.get('resize_mode')})"
         return _cropped(size, size, filter_)
+    if library == "transformers" and "resize" in preprocessing:
+        resize = preprocessing["resize"]
+        if isinstance(resize, int) and preprocessing.get("crop"):
+            return _cropped(resize, size, filter_)
+        if isinstance(resize, list) and len(resize) == 2:
+            crop = f", cropped to {size} x {size}" if preprocessing.get("crop") else ""
+            return f"images are resized to {resize[0]} x {resize[1]} ({filter_}){crop}"
     return None
 
 

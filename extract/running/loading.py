@@ -35,9 +35,14 @@ def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
     device = choose_device(request.device)
     backbone = inputs.custom_backbone
     if backbone is None:
-        origin = request.weights or "the Hugging Face Hub"
+        origin = request.weights or inputs.model.folder or "the Hugging Face Hub"
         reporter.message(f"loading {inputs.model.explicit} on {device}, weights from {origin}")
-        backbone = load_backbone(inputs.model, request.weights, request.weights_key)
+        backbone = load_backbone(
+            inputs.model,
+            request.weights,
+            request.weights_key,
+            trust_remote_code=request.trust_remote_code,
+        )
         for note in loading_notes(inputs.model, backbone):
             reporter.message(f"note: {note}")
     preprocessing = preprocessing_text(backbone.spec.preprocessing, backbone.spec.input_size)

@@ -52,7 +52,10 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     device = choose_device(request.device)
     reporter.message(f"recomputing {sum(map(len, rows.values()))} samples with {model.explicit} on {device}")
     backbone = load_backbone(
-        model, request.weights, None if request.weights is None else recorded_weight_set(cache)
+        model,
+        request.weights,
+        None if request.weights is None else recorded_weight_set(cache),
+        trust_remote_code=request.trust_remote_code,
     )
     backbone.module.to(device)
     resize = cache.spec.backbone.resize
