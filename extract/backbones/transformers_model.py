@@ -310,11 +310,9 @@ def _require_complete(model: Any, report: Mapping[str, Any]) -> str:
     if lacking:
         own = sorted(report["unexpected_keys"])
         raise IncompleteWeightsError(f"it lacks {_first(lacking)}; it has {_first(own)}")
-    if report["mismatched_keys"]:
-        names = sorted(
-            str(entry[0] if isinstance(entry, tuple) else entry) for entry in report["mismatched_keys"]
-        )
-        raise ValueError(f"{_first(names)} have other shapes than the configuration says")
+    for name, *shapes in sorted(report["mismatched_keys"], key=str):
+        stored, expected = ([*map(int, shape)] for shape in shapes)
+        raise ValueError(f"its {name} has shape {stored}, expected {expected}")
     beyond = [name for name in sorted(report["unexpected_keys"]) if _is_block_of(model, name)]
     if beyond:
         raise ValueError(f"it has {_first(beyond)}, which the model that its configuration describes has not")

@@ -88,7 +88,10 @@ def test_dinov2_and_mae_run_at_224_after_a_bilinear_resize_to_256():
         ("dinov2-vits-14", "did you mean dinov2-vit-s-14, "),
         ("qqq", "unknown model 'qqq'; valid: clip-vit-b-32, "),
         ("dinov4-vit-b-16", "did you mean dinov3-vit-b-16, "),
-        ("timm:", "(or an explicit timm:NAME, open_clip:ARCHITECTURE/TAG or transformers:OWNER/NAME; see `featcache models`)"),
+        (
+            "timm:",
+            "(or an explicit timm:NAME, open_clip:ARCHITECTURE/TAG or transformers:OWNER/NAME; see `featcache models`)",
+        ),
         ("keras:vit", "unknown model 'keras:vit'"),
         (
             "open_clip:ViT-B-32",
