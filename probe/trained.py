@@ -110,7 +110,7 @@ class TrainedHead:
             UnknownNameError: the cache does not hold them.
         """
         source = (
-            self._read(features, split)[0]
+            self._read(features, split, labeled=False)[0]
             if isinstance(features, Cache)
             else self._take(features, layers, tokens)
         )
@@ -186,10 +186,12 @@ class TrainedHead:
             f"the cache {cache.key} holds tokens {how}"
         )
 
-    def _read(self, cache: Cache, split: str) -> tuple[TokenSource, npt.NDArray[np.int64]]:
+    def _read(
+        self, cache: Cache, split: str, *, labeled: bool = True
+    ) -> tuple[TokenSource, npt.NDArray[np.int64]]:
         self.check(cache)
         memory = Budget.of(None, torch.device("cpu")).for_tokens(split)  # a larger split is streamed
-        data = load_split(cache, split, self.config.selection, "cpu", memory)
+        data = load_split(cache, split, self.config.selection, "cpu", memory, labeled=labeled)
         return data.tokens, data.labels
 
     def _take(self, features: Features, layers: Names | None, tokens: Names | None) -> TokenSource:

@@ -8,11 +8,17 @@ from pathlib import Path
 
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.models.names import TRANSFORMERS, ModelName
+from featcache.extraction.models.preprocessing import OWN, Preprocessing, preset
 from featcache.store.errors import RequestError
 
 
 def load_backbone(
-    name: ModelName, weights: Path | None = None, key: str | None = None, *, trust_remote_code: bool = False
+    name: ModelName,
+    weights: Path | None = None,
+    key: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Backbone:
     """Load a backbone in eval mode on the CPU; only the library that it comes from is imported.
 
@@ -20,26 +26,28 @@ def load_backbone(
         name: the resolved name.
         weights: local weights instead of the hub's; for transformers also a folder with a repository's files.
         key: name of one of several sets of weights in that file; see `read_checkpoint`.
+        preprocessing: changes to the library's settings; the model's own if not given.
         trust_remote_code: whether code of a repository of transformers may run.
 
     Raises:
         UnknownNameError: the library has no such model, or the file no such set of weights.
-        RequestError: the model's activation is not the one that the weights were trained with, a library is not installed, or a
-            repository needs code of its own.
+        RequestError: the model's activation is not the one that the weights were trained with, the preprocessing does not fit the
+            model, a library is not installed, or a repository needs code of its own.
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
+    changes = preset(name, OWN) if preprocessing is None else preprocessing
     if name.family == "timm":
         from featcache.extraction.backbones.timm_vit import load_timm
 
-        return load_timm(name, weights, key)
+        return load_timm(name, weights, key, changes)
     if name.family == TRANSFORMERS:
         _require_transformers()
         from featcache.extraction.backbones.transformers_vit import load_transformers
 
-        return load_transformers(name, weights, key, trust_remote_code)
+        return load_transformers(name, weights, key, changes, trust_remote_code)
     from featcache.extraction.backbones.open_clip_vit import load_open_clip
 
-    return load_open_clip(name, weights, key)
+    return load_open_clip(name, weights, key, changes)
 
 
 def _require_transformers() -> None:
@@ -56,18 +64,11 @@ def _require_transformers() -> None:
         )
 
 
-def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:
-    """Yield notes on choices made while a backbone was loaded: one of several sets of weights, another preprocessing."""
+def loading_notes(backbone: Backbone) -> Iterator[str]:
+    """Yield notes on choices made while a backbone was loaded: one of several sets of weights."""
     from featcache.extraction.backbones.checkpoint import choice_text
 
     choice = choice_text(backbone.loaded.weights_source)
     if choice is not None:
         yield choice
     yield from backbone.loaded.notes
-    # A user of the library's own name may expect the library's own preprocessing; an alias is documented.
-    if name.family == "timm" and name.given == name.explicit:
-        from featcache.extraction.backbones.timm_vit import departure_text
-
-        departure = departure_text(name)
-        if departure is not None:
-            yield departure

@@ -14,7 +14,7 @@ from featcache.store.partial_copy import PartialCopy, describe_partial
 from featcache.store.progress import Reporter
 from featcache.store.reading.content import SharedImages, shared_images
 from featcache.store.spec import CacheSpec
-from featcache.store.targets import REGRESSION, Targets
+from featcache.store.targets import REGRESSION, UNLABELED, Targets
 from featcache.terminal.console import ConsoleReporter
 
 
@@ -41,7 +41,7 @@ class CacheInfo:
     warnings: Sequence[str] = ()
     """Corrections in later versions of featcache that concern the values of this cache."""
     class_counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Samples of each class by split; empty for regressions, for incomplete caches and on remotes."""
+    """Samples of each class by split; empty for regressions and without labels, for incomplete caches and on remotes."""
     skipped: int | None = None
     """Samples without features; None for incomplete caches and on remotes."""
     shared_images: Sequence[SharedImages] = ()
@@ -158,7 +158,7 @@ def _of_entry(entry: Entry) -> CacheInfo:
 def _class_counts(entry: Entry) -> dict[str, list[int]]:
     """Return the samples of every class, by split; of a complete cache that has classes."""
     cache = entry.cache
-    if not entry.complete or cache.inventory.target_kind == REGRESSION:
+    if not entry.complete or cache.inventory.target_kind in (REGRESSION, UNLABELED):
         return {}
     return {
         name: cache.inventory.targets.counts(split.labels(), split.valid()).tolist()

@@ -1,7 +1,7 @@
 """The catalogue: which cache a request or a name means, among all that the roots hold."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,22 @@ def find_key(search: Sequence[Path], key: str) -> Entry | None:
     return max(matching, key=lambda entry: entry.rank, default=None)
 
 
-def find_request(search: Sequence[Path], request: Mapping[str, Any]) -> Entry | None:
-    """Return the cache that answers a literal request, a complete one if there is one."""
+def find_request(
+    search: Sequence[Path], request: Mapping[str, Any], prefer: Callable[[Entry], bool] | None = None
+) -> Entry | None:
+    """Return the cache that answers a literal request, a complete one if there is one.
+
+    Args:
+        search: the roots.
+        request: the literal request.
+        prefer: called where several caches are answers; one of which it holds goes first.
+    """
     matching = [
         entry for entry in scan(search) if any(answers(r, request) for r in recorded_requests(entry.path))
     ]
-    return max(matching, key=lambda entry: entry.rank, default=None)
+    if prefer is None or len(matching) < 2:
+        return max(matching, key=lambda entry: entry.rank, default=None)
+    return max(matching, key=lambda entry: (entry.rank, prefer(entry)))
 
 
 def select(
