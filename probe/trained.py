@@ -23,6 +23,7 @@ from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
 from featcache.store.layers import split_tokens
+from featcache.store.preprocessing import preprocessing_label
 from featcache.store.reading.reader import Cache
 from featcache.store.reading.split import Names
 
@@ -181,9 +182,11 @@ class TrainedHead:
             (backbone.architecture, backbone.weights_digest[:12]),
         )
         how = "of another input size or preprocessing" if mine == its else f"of {its[0]}, weights {its[1]}"
+        # Another input size changes the position embedding, and with it the digest of the same weights.
+        label = preprocessing_label(backbone) if mine[0] == its[0] else ""
         raise RequestError(
             f"this head was trained on tokens of {mine[0]}, weights {mine[1]} (cache {config.cache_key}); "
-            f"the cache {cache.key} holds tokens {how}"
+            f"the cache {cache.key} holds tokens {how}" + (f" (images of {label})" if label else "")
         )
 
     def _read(

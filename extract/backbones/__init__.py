@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.models.cost import cost_note
 from featcache.extraction.models.names import TRANSFORMERS, ModelName
 from featcache.extraction.models.preprocessing import OWN, Preprocessing, preset
 from featcache.store.errors import RequestError
@@ -64,11 +65,14 @@ def _require_transformers() -> None:
         )
 
 
-def loading_notes(backbone: Backbone) -> Iterator[str]:
-    """Yield notes on choices made while a backbone was loaded: one of several sets of weights."""
+def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:
+    """Yield notes on a backbone: the choice of one of several sets of weights, and what an unusual input size costs."""
     from featcache.extraction.backbones.checkpoint import choice_text
 
     choice = choice_text(backbone.loaded.weights_source)
     if choice is not None:
         yield choice
     yield from backbone.loaded.notes
+    cost = cost_note(name, backbone.spec.image_size, backbone.layout.num_tokens, backbone.spec.width)
+    if cost is not None:
+        yield cost

@@ -10,26 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import crop
 
 from featcache.extraction.backbones.transformers_repository import PROCESSORS
 from featcache.extraction.backbones.transformers_trace import UnsuitableModelError
+from featcache.extraction.models.preprocessing import (
+    CENTER,
+    NONE,
+    Preprocessing,
+    Settings,
+    Size,
+    crop_fraction,
+)
+from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
 from featcache.store.text import reason
 
 LIBRARY = "transformers"
-_INTERPOLATION = {
-    Image.Resampling.NEAREST: InterpolationMode.NEAREST,
-    Image.Resampling.BOX: InterpolationMode.BOX,
-    Image.Resampling.BILINEAR: InterpolationMode.BILINEAR,
-    Image.Resampling.HAMMING: InterpolationMode.HAMMING,
-    Image.Resampling.BICUBIC: InterpolationMode.BICUBIC,
-    Image.Resampling.LANCZOS: InterpolationMode.LANCZOS,
+_INTERPOLATIONS = {
+    Image.Resampling.NEAREST: "nearest",
+    Image.Resampling.BOX: "box",
+    Image.Resampling.BILINEAR: "bilinear",
+    Image.Resampling.HAMMING: "hamming",
+    Image.Resampling.BICUBIC: "bicubic",
+    Image.Resampling.LANCZOS: "lanczos",
 }
 _WHITE = 1 / 255
 # Above what float32 rounds, and a tenth of what one step of 255 makes.
@@ -53,7 +62,7 @@ class CenterCrop(transforms.CenterCrop):  # type: ignore[misc]
 
 
 class ProcessorTransform:
-    """A processor as it is: an RGB image to ``[3, S, S]`` float32."""
+    """A processor as it is: an RGB image to ``[3, H, W]`` float32."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
@@ -65,27 +74,31 @@ class ProcessorTransform:
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """The preprocessing of a repository."""
+class LoadedProcessor:
+    """The preprocessing of a repository, with the changes that were asked for."""
 
     transform: Callable[[Image.Image], Tensor]
-    """RGB image to ``[3, S, S]`` float32."""
+    """RGB image to ``[3, H, W]`` float32."""
     values: JsonObject
-    """What it does, for the spec."""
-    size: int
-    """S, pixels."""
+    """What it does, for the spec: in timm's terms, or all settings of a processor that is used as it is."""
+    size: Size
     note: str
     """Why the processor itself is used; empty where torchvision's steps give the same pixels."""
 
 
-def load_preprocessing(folder: Path, trust_remote_code: bool) -> Preprocessing:
+def load_preprocessing(
+    folder: Path, trust_remote_code: bool, changes: Preprocessing, name: str
+) -> LoadedProcessor:
     """Load the processor of a repository and express it as torchvision's steps, if these give the same pixels.
 
     Args:
         folder: the files of the repository.
         trust_remote_code: whether the repository's own code may run.
+        changes: changes to the processor's settings.
+        name: of the model, for errors.
 
     Raises:
+        RequestError: the changes do not go together with the processor's settings.
         UnsuitableModelError: there is no processor, or images of one size are not what it gives.
     """
     if not any((folder / file).is_file() for file in PROCESSORS):
@@ -95,41 +108,66 @@ def load_preprocessing(folder: Path, trust_remote_code: bool) -> Preprocessing:
     processor = _load_processor(folder, trust_remote_code)
     itself = ProcessorTransform(processor)
     size = _output_size(itself)
-    steps = _steps_of(processor, size)
-    if steps is not None:
-        transform = transform_of(steps)
-        if all(_agree(transform, itself, image) for image in _trial_images(size)):
-            return Preprocessing(transform, steps, size, "")
-    name = type(processor).__name__
-    values = {
-        "library": LIBRARY,
-        "processor": _plain(processor.to_dict()),
-        "backend": str(getattr(processor, "backend", "")),
-        "input_size": [3, size, size],
-    }
-    return Preprocessing(
-        itself,
-        values,
-        size,
-        f"images are prepared by the repository's own {name}, since no usual resize, crop and normalization give its pixels",
-    )
+    own = _settings_of(processor, size)
+    if own is not None and all(
+        _agree(transform_of(_values(own)), itself, image) for image in _trial_images(size)
+    ):
+        settings = own.changed(changes, name)
+        return LoadedProcessor(transform_of(_values(settings)), _values(settings), settings.input_size, "")
+    return _as_it_is(processor, size, changes, name)
 
 
 def transform_of(values: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
     """Make the preprocessing that a spec describes.
 
     Args:
-        values: `Preprocessing.values` of steps, not of a processor that is used as it is.
+        values: as the spec has them, but not of a processor that is used as it is.
     """
-    steps: list[Any] = []
-    if values["resize"] is not None:
-        sides = values["resize"] if isinstance(values["resize"], int) else tuple(values["resize"])
-        steps.append(transforms.Resize(sides, InterpolationMode(values["interpolation"])))
-    if values["crop"] is not None:
-        steps.append(CenterCrop(tuple(values["crop"])))
-    normalize = transforms.Normalize(values["mean"], values["std"])
-    composed: Callable[[Image.Image], Tensor] = transforms.Compose([*steps, transforms.ToTensor(), normalize])
-    return composed
+    config = {name: value for name, value in values.items() if name != "library"}
+    composed = timm.data.create_transform(**config, is_training=False)
+    composed.transforms = [
+        CenterCrop(step.size) if type(step) is transforms.CenterCrop else step for step in composed.transforms
+    ]
+    transform: Callable[[Image.Image], Tensor] = composed
+    return transform
+
+
+def _values(settings: Settings) -> JsonObject:
+    """Return settings as a spec has them."""
+    plain = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in settings.for_timm().items()
+    }
+    return {"library": LIBRARY, **plain}
+
+
+def _as_it_is(processor: Any, size: Size, changes: Preprocessing, name: str) -> LoadedProcessor:
+    """Return a processor that no usual steps agree with; of its settings the size alone can be changed."""
+    kind = type(processor).__name__
+    asked = {field: value for field, value in changes.to_dict().items() if field != "position_embedding"}
+    if asked:
+        height, width = changes.input_size or size
+        fixed = _sides(getattr(processor, "size", None)).keys() == {"height", "width"}
+        if asked.keys() != {"input_size"} or not fixed or bool(getattr(processor, "do_center_crop", None)):
+            raise RequestError(
+                f"{name} comes with an image processor ({kind}) that is used as it is, so --input-size, --interpolation and the "
+                "like cannot change it; leave them out"
+            )
+        if (height, width) != size:
+            processor.size = type(processor.size)(height=height, width=width)
+            size = _output_size(ProcessorTransform(processor))
+    values = {
+        "library": LIBRARY,
+        "processor": _plain(processor.to_dict()),
+        "backend": str(getattr(processor, "backend", "")),
+        "input_size": [3, *size],
+    }
+    return LoadedProcessor(
+        ProcessorTransform(processor),
+        values,
+        size,
+        f"images are prepared by the repository's own {kind}, since no usual resize, crop and normalization give its pixels",
+    )
 
 
 def _load_processor(folder: Path, trust_remote_code: bool) -> Any:
@@ -145,8 +183,8 @@ def _load_processor(folder: Path, trust_remote_code: bool) -> Any:
         ) from error
 
 
-def _output_size(transform: ProcessorTransform) -> int:
-    """Return the side of the images that a processor gives, whatever it is given."""
+def _output_size(transform: ProcessorTransform) -> Size:
+    """Return height and width of the images that a processor gives, whatever it is given."""
     shapes = []
     for width, height in ((97, 64), (60, 103)):
         image = Image.fromarray(np.zeros((height, width, 3), np.uint8))
@@ -156,64 +194,52 @@ def _output_size(transform: ProcessorTransform) -> int:
             raise UnsuitableModelError(
                 f"has an image processor that does not run ({reason(error)})"
             ) from error
-    if shapes[0] != shapes[1]:
+    shape = shapes[0]
+    if shape != shapes[1]:
         raise UnsuitableModelError(
             "has an image processor that gives images of different sizes to images of different shapes "
             f"({[*shapes[0]]} and {[*shapes[1]]}), and a cache holds one number of patches"
         )
-    (shape,) = {*shapes}
     if len(shape) != 3 or shape[0] != 3:
         raise UnsuitableModelError(
-            f"has an image processor that gives {[*shape]} for an image, expected [3, S, S]"
+            f"has an image processor that gives {[*shape]} for an image, expected [3, H, W]"
         )
-    if shape[1] != shape[2]:
-        raise UnsuitableModelError(
-            f"takes {shape[1]} x {shape[2]} pixels, and only square inputs are supported"
-        )
-    return int(shape[1])
+    return int(shape[1]), int(shape[2])
 
 
-def _steps_of(processor: Any, size: int) -> JsonObject | None:
-    """Return a processor's settings as `transform_of` takes them; None where they are of another form."""
+def _settings_of(processor: Any, size: Size) -> Settings | None:
+    """Return a processor's settings; None where they are of another form."""
 
-    def on(name: str, default: bool = False) -> bool:
-        value = getattr(processor, name, None)
-        return default if value is None else bool(value)
+    def on(name: str) -> bool:
+        return bool(getattr(processor, name, None))
 
-    if not on("do_rescale") or abs(getattr(processor, "rescale_factor", 0.0) - _WHITE) > 1e-9 or on("do_pad"):
+    filter_ = _INTERPOLATIONS.get(getattr(processor, "resample", None))  # type: ignore[arg-type]
+    stated = _sides(getattr(processor, "size", None))
+    if stated.keys() == {"shortest_edge"}:
+        mode, resized = CENTER, (stated["shortest_edge"],) * 2
+    elif stated.keys() == {"height", "width"}:
+        mode, resized = NONE, (stated["height"], stated["width"])
+    else:
         return None
-    resize: int | list[int] | None = None
-    resample = getattr(processor, "resample", None)
-    filter_ = None if resample is None else _INTERPOLATION.get(resample)
-    if on("do_resize"):
-        sides = _sides(getattr(processor, "size", None))
-        if sides.keys() == {"shortest_edge"}:
-            resize = sides["shortest_edge"]
-        elif sides.keys() == {"height", "width"}:
-            resize = [sides["height"], sides["width"]]
-        if resize is None or filter_ is None:
-            return None
-    crop_to: list[int] | None = None
-    if on("do_center_crop"):
-        sides = _sides(getattr(processor, "crop_size", None))
-        if sides.keys() != {"height", "width"}:
-            return None
-        crop_to = [sides["height"], sides["width"]]
-    smallest = resize if isinstance(resize, int) else min(resize or [0])
-    if smallest < size:
-        return None  # the crop would have to fill its border
-    channels = {"mean": "image_mean", "std": "image_std"} if on("do_normalize") else {}
-    statistics = {field: [*map(float, getattr(processor, name))] for field, name in channels.items()}
-    if any(len(values) != 3 for values in statistics.values()):
+    cropped = _sides(getattr(processor, "crop_size", None)) if on("do_center_crop") else {}
+    usual = (
+        on("do_resize")
+        and on("do_rescale")
+        and abs(getattr(processor, "rescale_factor", 0.0) - _WHITE) <= 1e-9
+        and not on("do_pad")
+        and filter_ is not None
+        and (cropped.keys() == {"height", "width"} or (mode == NONE and not on("do_center_crop")))
+    )
+    # A smaller image would have to be filled up, and timm divides both sides by one fraction.
+    if not usual or resized[0] < size[0] or resized[0] * size[1] != resized[1] * size[0]:
         return None
-    return {
-        "library": LIBRARY,
-        "resize": resize,
-        "interpolation": None if filter_ is None else filter_.value,
-        "crop": crop_to,
-        "input_size": [3, size, size],
-        **{"mean": [0.0] * 3, "std": [1.0] * 3, **statistics},
-    }
+    assert filter_ is not None
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    if on("do_normalize"):
+        mean, std = (tuple(map(float, getattr(processor, name))) for name in ("image_mean", "image_std"))
+    if len(mean) != 3 or len(std) != 3:
+        return None
+    return Settings(size, filter_, mode, crop_fraction(size[0], resized[0]), mean, std)
 
 
 def _sides(size: Any) -> dict[str, int]:
@@ -224,11 +250,11 @@ def _sides(size: Any) -> dict[str, int]:
     return {name: int(value) for name, value in stated.items() if value is not None}
 
 
-def _trial_images(size: int) -> list[Image.Image]:
+def _trial_images(size: Size) -> list[Image.Image]:
     noise = np.random.default_rng(0)
     images = []
     for wide, more_wide, high, more_high in _TRIALS:
-        shape = (int(size * high) + more_high, int(size * wide) + more_wide, 3)
+        shape = (int(size[0] * high) + more_high, int(size[1] * wide) + more_wide, 3)
         # Noise alone says little of a resize that averages it away.
         ramp = np.linspace(0, 200, shape[0] * shape[1] * 3).reshape(shape)
         images.append(Image.fromarray((ramp + noise.integers(0, 56, shape)).astype(np.uint8)))

@@ -55,7 +55,7 @@ class BlockList:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a pass of images ``[B, 3, S, S]`` showed."""
+    """What a pass of images ``[B, 3, H, W]`` showed."""
 
     blocks: BlockList
     layout: TokenLayout
@@ -72,7 +72,7 @@ def trace(module: nn.Module, run: Callable[[Tensor], Any], images: Tensor) -> Tr
     Args:
         module: the model.
         run: how it is called with images.
-        images: ``[B, 3, S, S]``.
+        images: ``[B, 3, H, W]``.
 
     Raises:
         UnsuitableModelError: it has no list of blocks that all see the same tokens.
@@ -117,7 +117,9 @@ def same(first: Tensor | None, second: Tensor | None) -> bool:
 
 
 @torch.no_grad()
-def check_layout(module: nn.Module, run: Callable[[Tensor], Any], found: Trace, size: int) -> None:
+def check_layout(
+    module: nn.Module, run: Callable[[Tensor], Any], found: Trace, size: tuple[int, int]
+) -> None:
     """Check the order of the tokens that enter the first block: class token, registers, then patches row by row.
 
     A patch of an image is changed, and the token that changes most has to be that of the patch; so shuffled patches, as masked
@@ -129,13 +131,14 @@ def check_layout(module: nn.Module, run: Callable[[Tensor], Any], found: Trace, 
     """
     layout = found.layout
     generator = torch.Generator().manual_seed(2)
-    image = torch.randn(1, 3, size, size, generator=generator)
+    height, width = size
+    image = torch.randn(1, 3, height, width, generator=generator)
     plain = _entered(found, run, image)
     rows, columns = layout.grid
     for row, column in ((0, columns - 1), (rows - 1, 0)):
-        top, left = row * size // rows, column * size // columns
+        top, left = row * height // rows, column * width // columns
         changed = image.clone()
-        changed[:, :, top : top + max(1, size // rows), left : left + max(1, size // columns)] += 3.0
+        changed[:, :, top : top + max(1, height // rows), left : left + max(1, width // columns)] += 3.0
         moved = (_entered(found, run, changed) - plain).abs().amax(-1)[0]
         expected = layout.num_prefix_tokens + row * columns + column
         if int(moved.argmax()) != expected or bool((moved[: layout.num_prefix_tokens] != 0).any()):

@@ -5,7 +5,7 @@ self-test holds them to each other, as for every backbone.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from featcache.extraction.backbones.transformers_model import (
     plan_tower,
     quiet,
 )
-from featcache.extraction.backbones.transformers_processor import Preprocessing, load_preprocessing
+from featcache.extraction.backbones.transformers_processor import LoadedProcessor, load_preprocessing
 from featcache.extraction.backbones.transformers_repository import Repository
 from featcache.extraction.backbones.transformers_trace import (
     Trace,
@@ -36,8 +36,14 @@ from featcache.extraction.backbones.transformers_trace import (
     same,
     trace,
 )
-from featcache.extraction.backbones.weights import file_source, state_digest
+from featcache.extraction.backbones.weights import AS_STORED, file_source, state_digest
 from featcache.extraction.models.names import ModelName
+from featcache.extraction.models.preprocessing import (
+    Preprocessing,
+    Size,
+    require_patch_multiple,
+    size_text,
+)
 from featcache.store.errors import BackboneError, RequestError
 from featcache.store.files import JsonObject
 from featcache.store.hub import offline_if_unreachable
@@ -48,6 +54,10 @@ CLASS_TOKEN, AVERAGE, HEAD, NOTHING = "class token", "average", "head", "nothing
 """Ways from the tokens of the last layer to the model's output; ``nothing`` where the output is the tokens themselves."""
 
 
+BY_MODEL = "by the model, in every pass"
+"""How a position embedding of another size is resized: by the code of transformers, whose filter differs from class to class."""
+
+
 class Tower(nn.Module):
     """A model of transformers that gives one tensor; the tokens of its last layer pass through `final`, where they can be seen.
 
@@ -56,20 +66,32 @@ class Tower(nn.Module):
         post_norm: name of a norm that the model applies to its pooled class token alone. As in open_clip it is applied to all tokens
             here, so that the last layer has patch tokens of the same kind as the class token.
         pools: whether the output is the pooled one, if the model has one, and not the tokens of the last layer.
+        interpolates: whether the model is asked to resize its position embedding; some do it without being asked.
     """
 
-    def __init__(self, model: nn.Module, post_norm: str | None = None, *, pools: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        post_norm: str | None = None,
+        *,
+        pools: bool = True,
+        interpolates: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.final = nn.Identity()
         self._post_norm = post_norm
         self._pools = pools
-        self._takes_noise = "noise" in inspect.signature(model.forward).parameters
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_noise = "noise" in parameters
+        self._interpolates = interpolates and "interpolate_pos_encoding" in parameters
 
     def call(self, images: Tensor) -> Any:
         """Return the library's own output object for images ``[B, 3, S, S]``."""
         # Masked autoencoders shuffle patches by random noise even where they hide none; rising noise leaves them in order.
-        options = {"noise": self._rising(images)} if self._takes_noise else {}
+        options: dict[str, Any] = {"noise": self._rising(images)} if self._takes_noise else {}
+        if self._interpolates:
+            options["interpolate_pos_encoding"] = True
         return self.model(pixel_values=images, **options)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -83,9 +105,8 @@ class Tower(nn.Module):
         return tokens if self._post_norm is None else self.model.get_submodule(self._post_norm)(tokens)
 
     def _rising(self, images: Tensor) -> Tensor:
-        patch = getattr(self.model.config, "patch_size", 1)
-        side = patch if isinstance(patch, int) else int(patch[0])
-        count = (images.shape[-2] // side) * (images.shape[-1] // side)
+        height, width = _patch(self.model.config)
+        count = (images.shape[-2] // height) * (images.shape[-1] // width)
         return torch.arange(count, device=images.device, dtype=torch.float32).expand(len(images), -1)
 
 
@@ -204,7 +225,7 @@ class TransformersViT(Backbone):
 
 
 def load_transformers(
-    name: ModelName, weights: Path | None, key: str | None = None, trust_remote_code: bool = False
+    name: ModelName, weights: Path | None, key: str | None, changes: Preprocessing, trust_remote_code: bool
 ) -> TransformersViT:
     """Load a vision transformer of Hugging Face transformers.
 
@@ -212,10 +233,11 @@ def load_transformers(
         name: the resolved name, of family ``transformers``.
         weights: a folder with a repository's files, or a file with the weights of the one that is named.
         key: name of one of several sets of weights in that file.
+        changes: changes to the settings of the repository's image processor.
         trust_remote_code: whether code of the repository may run, where transformers has none for the model.
 
     Raises:
-        RequestError: transformers is not installed, or the repository needs code of its own.
+        RequestError: the repository needs code of its own, or the changes do not fit its image processor.
         BackboneError: the repository or its weights cannot be had, or the model is of a kind that is not supported.
     """
     folder = weights if weights is not None and weights.is_dir() else None
@@ -225,7 +247,9 @@ def load_transformers(
             repository = Repository.open(name, folder)
             plan = plan_tower(repository, trust_remote_code)
             _require_suitable(plan)
-            preprocessing = load_preprocessing(repository.folder, plan.uses_code)
+            if changes.input_size is not None:
+                require_patch_multiple(name.explicit, changes.input_size, _patch(plan.config))
+            preprocessing = load_preprocessing(repository.folder, plan.uses_code, changes, name.explicit)
             checkpoint = read_checkpoint(file, OPEN_CLIP_ORDER, key) if file is not None else None
             loaded = load_tower(repository, plan, None if checkpoint is None else checkpoint.state)
     except UnsuitableModelError as error:
@@ -238,7 +262,7 @@ def load_transformers(
         raise load_failure(name, weights, error, name.repository) from error
     source = _source(repository, plan, loaded, file, checkpoint)
     try:
-        return _backbone(plan, loaded, preprocessing, source)
+        return _backbone(plan, loaded, preprocessing, source, resizes=changes.input_size is not None)
     except UnsuitableModelError as error:
         raise refused(name.explicit, error) from error
 
@@ -253,9 +277,8 @@ def _require_suitable(plan: TowerPlan) -> None:
     if model is None:
         return
     require_images_alone(model)
-    size = getattr(plan.config, "image_size", None)
-    side = size if isinstance(size, int) else size[0] if isinstance(size, list | tuple) and size else 224
-    images = torch.empty(1, 3, side, side, device="meta")
+    height, width = _stored_size(plan.config) or (224, 224)
+    images = torch.empty(1, 3, height, width, device="meta")
     try:
         trace(model, Tower(model).call, images)
     except UnsuitableModelError:
@@ -266,34 +289,58 @@ def _require_suitable(plan: TowerPlan) -> None:
 
 @torch.no_grad()
 def _backbone(
-    plan: TowerPlan, loaded: LoadedTower, preprocessing: Preprocessing, source: JsonObject
+    plan: TowerPlan, loaded: LoadedTower, processor: LoadedProcessor, source: JsonObject, *, resizes: bool
 ) -> TransformersViT:
-    model, size = loaded.module, preprocessing.size
+    """Find the places of the taps in a model with its weights; `resizes` says that an input size was asked for."""
+    model, size = loaded.module, processor.size
     require_images_alone(model)
-    plain = Tower(model)
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    stored = _stored_size(plan.config)
+    interpolates = resizes and stored != size
+    plain = Tower(model, interpolates=interpolates)
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     try:
         found = trace(model, plain.call, images)
     except UnsuitableModelError:
         raise
     except Exception as error:  # whatever a model may raise
+        hint = (
+            ""
+            if stored is None or resizes
+            else f"; --input-size {size_text(stored, '')} is the size of its weights"
+        )
         raise UnsuitableModelError(
-            f"does not run on the images that its image processor gives, {size} x {size} pixels ({reason(error)})"
+            f"does not run on images of {size[0]} x {size[1]} pixels, which its preprocessing gives ({reason(error)}){hint}"
         ) from error
     check_layout(model, plain.call, found, size)
     places = _places(found)
+    as_stored = stored in (None, size) or not _has_positions(model)
     spec = BackboneSpec(
         architecture=f"transformers:{plan.definition}",
         weights_digest=state_digest(model),
         num_layers=len(found.blocks.members),
         width=found.width,
-        input_size=size,
-        preprocessing=preprocessing.values,
+        input_size=size[1],
+        preprocessing={**processor.values, "position_embedding": AS_STORED if as_stored else BY_MODEL},
     )
-    notes = tuple(_notes(plan, loaded, preprocessing, found, places))
-    transform: Callable[[Any], Tensor] = preprocessing.transform
-    tower = Tower(model, places.post_norm, pools=not places.unknown_pooling).eval()
-    return TransformersViT(LoadedModel(spec, tower, transform, found.layout, source, notes), places)
+    notes = tuple(_notes(plan, loaded, processor, found, places))
+    tower = Tower(model, places.post_norm, pools=not places.unknown_pooling, interpolates=interpolates).eval()
+    return TransformersViT(LoadedModel(spec, tower, processor.transform, found.layout, source, notes), places)
+
+
+def _stored_size(config: Any) -> Size | None:
+    """Return height and width of the images that the weights are for; None where the configuration does not tell."""
+    size = getattr(config, "image_size", None)
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or len(sides) != 2:
+        return None
+    return int(sides[0]), int(sides[1])
+
+
+def _patch(config: Any) -> Size:
+    """Return height and width of a patch; 1 where the configuration does not tell."""
+    patch = getattr(config, "patch_size", 1)
+    sides = (patch, patch) if isinstance(patch, int) else patch
+    return int(sides[0]), int(sides[-1])
 
 
 def _places(found: Trace) -> Places:
@@ -374,7 +421,7 @@ def _places(found: Trace) -> Places:
 
 
 def _notes(
-    plan: TowerPlan, loaded: LoadedTower, preprocessing: Preprocessing, found: Trace, places: Places
+    plan: TowerPlan, loaded: LoadedTower, processor: LoadedProcessor, found: Trace, places: Places
 ) -> list[str]:
     """Return what a user should know of the choices made while a repository was loaded."""
     notes = []
@@ -382,15 +429,8 @@ def _notes(
         notes.append(f"{type(loaded.module).__name__} is code of the repository, which runs with your rights")
     if loaded.without:
         notes.append(f"its weights have no {loaded.without}, which is left out; no feature passes through it")
-    if preprocessing.note:
-        notes.append(preprocessing.note)
-    stored = getattr(plan.config, "image_size", None)
-    side = stored[0] if isinstance(stored, list | tuple) and stored else stored
-    if isinstance(side, int) and side != preprocessing.size and _has_positions(loaded.module):
-        notes.append(
-            f"images have {preprocessing.size} x {preprocessing.size} pixels and the weights are for {side} x {side}: the model "
-            "resizes its position embedding in every pass"
-        )
+    if processor.note:
+        notes.append(processor.note)
     if places.unknown_pooling:
         notes.append(
             "its pooled output is left out, since no single module gives it; its tokens are all there"

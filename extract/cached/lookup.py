@@ -7,6 +7,7 @@ from typing import Any
 
 from featcache.extraction.cached.answers import Answers, OutdatedCacheError, Verdict, damaged, holds
 from featcache.extraction.cached.orientation import unturned_note
+from featcache.extraction.cached.other_preprocessing import notes_on_others
 from featcache.extraction.cached.retry import reopen_restored
 from featcache.extraction.models.table import TABLE
 from featcache.extraction.requests.inputs import Inputs
@@ -68,7 +69,14 @@ class CacheLookup:
         if inputs.custom_backbone is None and inputs.model.explicit in TABLE:
             num_layers, _, _, num_registers, *_ = TABLE[inputs.model.explicit]
             inputs.request.require_of(inputs.model.explicit, num_layers, num_registers)
-        return self._answering(self._remotes.find_request(self._fingerprints, inputs.source.name, self._part))
+        found = self._answering(
+            self._remotes.find_request(self._fingerprints, inputs.source.name, self._part)
+        )
+        if found is None:
+            remembered = self._remotes.remembered
+            for note in notes_on_others(self._search, self._fingerprints, inputs.model, remembered):
+                self._reporter.message(f"note: {note}")
+        return found
 
     def find_spec(self, candidates: Candidates) -> tuple[CacheSpec, Entry | None]:
         """Return the spec of the images that lie on disk now, and the cache that has it, complete or not.

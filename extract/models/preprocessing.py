@@ -13,7 +13,7 @@ from typing import Any, Self
 from featcache.extraction.models.names import ModelName
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.files import JsonObject
-from featcache.store.spec import BackboneSpec
+from featcache.store.spec import STATED, BackboneSpec
 
 OWN, PAPER = PRESETS = ("own", "paper")
 CENTER, NONE, PAD = CROPS = ("center", "none", "pad")
@@ -63,6 +63,14 @@ class Preprocessing:
         }
 
     @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self | None:
+        """Read back what `to_dict` wrote; None if it is nothing of the kind."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+        }
+        return cls(**values) if all(_fits(name, value) for name, value in values.items()) else None
+
+    @classmethod
     def of_spec(cls, spec: BackboneSpec, where: str) -> Self | None:
         """Return the preprocessing that a cache was made with; None where its library states it in a form of its own.
 
@@ -75,10 +83,12 @@ class Preprocessing:
         """
         stated = spec.preprocessing
         library = stated.get("library")
-        if library not in ("timm", "open_clip"):
+        if library not in STATED:
             return None
-        crops = _TIMM_CROPS if library == "timm" else _OPEN_CLIP_CROPS
-        crop = stated.get("crop_mode" if library == "timm" else "resize_mode")
+        if "processor" in stated:  # of transformers, used as it is; only its size can have been changed
+            return cls(input_size=spec.image_size)
+        crops = _OPEN_CLIP_CROPS if library == "open_clip" else _TIMM_CROPS
+        crop = stated.get("resize_mode" if library == "open_clip" else "crop_mode")
         position = stated.get("position_embedding")
         found = cls(
             input_size=spec.image_size,
@@ -143,7 +153,7 @@ class Settings:
                 f"as well, or leave {option} out"
             )
         if by.resize_size is not None:
-            crop_pct = _crop_pct(min(size), by.resize_size)
+            crop_pct = crop_fraction(min(size), by.resize_size)
         elif by.crop_pct is not None:
             crop_pct = by.crop_pct
         return replace(
@@ -250,7 +260,7 @@ def _is_dinov2_or_mae(name: str) -> bool:
     return bool(_DINOV2.fullmatch(name) or _MAE.fullmatch(name))
 
 
-def _crop_pct(side: int, resized: int) -> float:
+def crop_fraction(side: int, resized: int) -> float:
     """Return the fraction `side` / `resized`, such that the libraries' floor(side / fraction) is `resized`.
 
     Raises:
@@ -265,6 +275,20 @@ def _crop_pct(side: int, resized: int) -> float:
     while math.floor(side / fraction) < resized:
         fraction = math.nextafter(fraction, 0.0)
     return fraction
+
+
+def _fits(name: str, value: object) -> bool:
+    """Return whether a value may be that of a field of `Preprocessing`; a document may come from anywhere."""
+    if name == "input_size":
+        return isinstance(value, tuple) and len(value) == 2 and all(type(side) is int for side in value)
+    if name in ("mean", "std"):
+        return _numbers(value) is not None
+    kinds: dict[str, type | tuple[type, ...]] = {
+        **dict.fromkeys(("interpolation", "crop", "position_embedding"), str),
+        "crop_pct": (int, float),
+        "resize_size": int,
+    }
+    return name in kinds and isinstance(value, kinds[name])
 
 
 def _numbers(given: object) -> tuple[float, ...] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from featcache.extraction.models.names import ModelName
+from featcache.extraction.models.names import ModelName, model_names, resolve_model
 from featcache.extraction.models.preprocessing import (
     CENTER,
     CROPS,
@@ -19,6 +19,7 @@ from featcache.extraction.models.preprocessing import (
     Size,
     position_method,
     preset,
+    size_text,
 )
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
@@ -26,6 +27,8 @@ from featcache.store.parameters import one_of, parameter
 
 PREPROCESSING = "preprocessing"
 """Field of a literal request."""
+_CHANGES = ("input_size", "crop", "crop_pct", "resize_size", "interpolation", "mean", "std")
+"""Fields of `Preprocessing` that have an option of the same name."""
 MAX_SIDE = 4096
 """Largest side of an input, pixels. Memory grows with its fourth power, and a wrong digit should not end in a crash."""
 
@@ -237,8 +240,7 @@ class PreprocessingOptions:
 
     @property
     def _changes(self) -> dict[str, Any]:
-        names = ("input_size", "crop", "crop_pct", "resize_size", "interpolation", "mean", "std")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in _CHANGES if (value := getattr(self, name)) is not None}
 
     def preprocessing_literal(self, name: ModelName) -> JsonObject:
         """Return the preprocessing as a cache remembers it with a literal request.
@@ -247,3 +249,46 @@ class PreprocessingOptions:
         """
         asked = self.preprocessing_of(name)
         return {} if asked == preset(name, PAPER) else {PREPROCESSING: asked.to_dict()}
+
+
+def options_for(preprocessing: Preprocessing, name: ModelName) -> str | None:
+    """Return the options that ask for a preprocessing, as they are typed; empty if none is needed, None if no options do.
+
+    An alias may have a preprocessing that the library's own name cannot have, so another name of the model may be among them.
+    """
+    for other in model_names(name.given):
+        named = resolve_model(other)
+        found = [
+            text for which in PRESETS if (text := _options_with(preprocessing, named, which)) is not None
+        ]
+        if found:
+            shortest = min(found, key=len)
+            return shortest if named == name else f"--model {other} {shortest}".rstrip()
+    return None
+
+
+def _options_with(preprocessing: Preprocessing, name: ModelName, which: str) -> str | None:
+    """Return the options that ask for a preprocessing together with a preset; None if no options do."""
+    base = preset(name, which)
+    changes = {
+        field_name: value
+        for field_name in _CHANGES
+        if (value := getattr(preprocessing, field_name)) not in (None, getattr(base, field_name))
+    }
+    try:
+        options = PreprocessingOptions(preprocess=which, **changes)
+        options.check_preprocessing()
+    except RequestError:
+        return None
+    if options.preprocessing_of(name) != preprocessing:
+        return None
+    words = [] if which == OWN else ["--preprocess", which]
+    for field_name, value in changes.items():
+        words += ["--" + field_name.replace("_", "-"), _typed(field_name, value)]
+    return " ".join(words)
+
+
+def _typed(field_name: str, value: Any) -> str:
+    if field_name == "input_size":
+        return size_text(value, "")
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

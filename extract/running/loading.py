@@ -45,7 +45,7 @@ def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
             changes,
             trust_remote_code=request.trust_remote_code,
         )
-        for note in loading_notes(backbone):
+        for note in loading_notes(inputs.model, backbone):
             reporter.message(f"note: {note}")
     preprocessing = preprocessing_text(backbone.spec.preprocessing, backbone.spec.image_size)
     if preprocessing is not None:

@@ -11,6 +11,7 @@ from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Block, Inventory
 from featcache.store.partial_copy import PartialCopy, describe_partial
+from featcache.store.preprocessing import preprocessing_text
 from featcache.store.progress import Reporter
 from featcache.store.reading.content import SharedImages, shared_images
 from featcache.store.spec import CacheSpec
@@ -61,6 +62,12 @@ class CacheInfo:
         return self.inventory.targets
 
     @property
+    def preprocessing(self) -> str | None:
+        """Description of what was done to an image; None for a backbone of your own, whose spec has it in a form of its own."""
+        backbone = self.spec.backbone
+        return preprocessing_text(backbone.preprocessing, backbone.image_size)
+
+    @property
     def num_bytes(self) -> int:
         """Size of the arrays in bytes."""
         return self.inventory.num_bytes
@@ -81,6 +88,7 @@ class CacheInfo:
             "blocks": self.num_blocks,
             "missing_blocks": [[block.split, block.index] for block in self.missing_blocks],
             "bytes": self.num_bytes,
+            "preprocessing": self.preprocessing,
             "spec": self.spec.to_dict() | {"format_version": self.format_version},
             "inventory": self.inventory.to_dict(),
             "targets": self.targets.describe(),

@@ -72,6 +72,8 @@ def _lines(document: JsonObject) -> list[str]:
         lines.append(f"from      {document['origin']}")
     if "digest" in document:
         lines.append(f"digest    {document['digest']}")
+    if document["preprocessing"]:
+        lines.append(f"images    {document['preprocessing'].removeprefix('images are ')}")
     for name, split in inventory["splits"].items():
         lines.append(f"{name:<10}{split['num_samples']} samples in blocks of {split['block_rows']}")
         for array, info in split["arrays"].items():

@@ -351,12 +351,12 @@ def test_a_forged_spec_is_refused(weights, changes):
     ("options", "text", "label"),
     [
         ({}, "resized to 168 px on the shorter side (bicubic) and cropped to 160 x 160, with mean 0.5 and deviation 0.5",
-         "160 of 168 bicubic"),
+         "160 px of 168 px bicubic"),
         ({"input_size": "96x192"}, "resized to cover 101 x 202 (bicubic) and cropped to 96 x 192, with mean 0.5 and deviation 0.5; "
-         "position embedding resized (bicubic, antialiased)", "96x192 of 101x202 bicubic"),
+         "position embedding resized (bicubic, antialiased)", "96x192 px of 101x202 px bicubic"),
         ({"crop": "pad", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
-         "resized to fit into 160 x 160 (bicubic) and padded to 160 x 160, with ImageNet's mean and deviation", "160 bicubic padded"),
-        ({"crop": "none"}, "resized to 160 x 160 (bicubic, whatever their shape), with mean 0.5", "160 bicubic squashed"),
+         "resized to fit into 160 x 160 (bicubic) and padded to 160 x 160, with ImageNet's mean and deviation", "160 px bicubic padded"),
+        ({"crop": "none"}, "resized to 160 x 160 (bicubic, whatever their shape), with mean 0.5", "160 px bicubic squashed"),
     ],
 )  # fmt: skip
 def test_preprocessing_in_words(weights, options, text, label):
