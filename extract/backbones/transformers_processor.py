@@ -82,6 +82,8 @@ class LoadedProcessor:
     values: JsonObject
     """What it does, for the spec: in timm's terms, or all settings of a processor that is used as it is."""
     size: Size
+    own_size: Size
+    """The size without changes."""
     note: str
     """Why the processor itself is used; empty where torchvision's steps give the same pixels."""
 
@@ -113,7 +115,8 @@ def load_preprocessing(
         _agree(transform_of(_values(own)), itself, image) for image in _trial_images(size)
     ):
         settings = own.changed(changes, name)
-        return LoadedProcessor(transform_of(_values(settings)), _values(settings), settings.input_size, "")
+        values = _values(settings)
+        return LoadedProcessor(transform_of(values), values, settings.input_size, size, "")
     return _as_it_is(processor, size, changes, name)
 
 
@@ -143,7 +146,7 @@ def _values(settings: Settings) -> JsonObject:
 
 def _as_it_is(processor: Any, size: Size, changes: Preprocessing, name: str) -> LoadedProcessor:
     """Return a processor that no usual steps agree with; of its settings the size alone can be changed."""
-    kind = type(processor).__name__
+    kind, own_size = type(processor).__name__, size
     asked = {field: value for field, value in changes.to_dict().items() if field != "position_embedding"}
     if asked:
         height, width = changes.input_size or size
@@ -166,6 +169,7 @@ def _as_it_is(processor: Any, size: Size, changes: Preprocessing, name: str) -> 
         ProcessorTransform(processor),
         values,
         size,
+        own_size,
         f"images are prepared by the repository's own {kind}, since no usual resize, crop and normalization give its pixels",
     )
 
@@ -234,7 +238,8 @@ def _settings_of(processor: Any, size: Size) -> Settings | None:
     if not usual or resized[0] < size[0] or resized[0] * size[1] != resized[1] * size[0]:
         return None
     assert filter_ is not None
-    mean, std = (0.0,) * 3, (1.0,) * 3
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     if on("do_normalize"):
         mean, std = (tuple(map(float, getattr(processor, name))) for name in ("image_mean", "image_std"))
     if len(mean) != 3 or len(std) != 3:

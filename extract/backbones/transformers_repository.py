@@ -55,8 +55,9 @@ class Repository:
             return cls(name, folder, None)
         path = _fetch(name.repository, CONFIG, name.revision)
         repository = cls(name, path.parent, path.parent.name)
-        for file in PROCESSORS:
-            repository.find(file)
+        found = [repository.find(file) for file in PROCESSORS]
+        if not any(found):
+            repository._require_online(PROCESSORS[0])
         return repository
 
     @property
@@ -75,25 +76,21 @@ class Repository:
         return content
 
     def find(self, file: str) -> Path | None:
-        """Return a file, fetched from the Hub where necessary; None if the repository has no such file.
+        """Return a file, fetched from the Hub where necessary; None if the repository has no such file, or none can be had offline.
 
         Raises:
-            Exception: whatever the Hub's client raises when it cannot know.
+            Exception: whatever the Hub's client raises for another reason.
         """
         path = self.folder / file
         if path.is_file():
             return path
         if self.revision is None:
             return None
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError
 
         try:
             return _fetch(self.name.repository, file, self.revision)
-        except LocalEntryNotFoundError:
-            if _known_to_be_absent(self.name.repository, file, self.revision):
-                return None
-            raise
-        except EntryNotFoundError:
+        except EntryNotFoundError:  # that it is not in the local cache is one, too
             return None
 
     def weights(self) -> list[Path]:
@@ -108,13 +105,32 @@ class Repository:
                 return [path]
             if (index := self.find(file + _INDEX)) is not None:
                 return [self._part(part) for part in _parts(index)]
+        self._require_online(_WEIGHTS[0])
         raise BackboneError(
             f"{self.name.explicit} has no weights that can be read ({' or '.join(_WEIGHTS)}, or their index)"
         )
 
+    def _require_online(self, file: str) -> None:
+        """Raise what the Hub's client raises for a file that may be missing only because the Hub does not answer.
+
+        Raises:
+            LocalEntryNotFoundError: the Hub does not answer, and the file is not in the local cache.
+        """
+        if self.revision is None:
+            return
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            _fetch(self.name.repository, file, self.revision)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return
+
     def _part(self, file: str) -> Path:
         path = self.find(file)
         if path is None:
+            self._require_online(file)
             raise BackboneError(
                 f"{self.name.explicit}: {file} is missing, which the index of its weights names"
             )
@@ -159,13 +175,6 @@ def _fetch(repository: str, file: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(repository, file, revision=revision))
-
-
-def _known_to_be_absent(repository: str, file: str, revision: str) -> bool:
-    """Return whether the Hub said earlier that the commit has no such file."""
-    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
-
-    return try_to_load_from_cache(repository, file, revision=revision) is _CACHED_NO_EXIST
 
 
 def _parts(index: Path) -> Iterator[str]:

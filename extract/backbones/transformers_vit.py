@@ -247,9 +247,9 @@ def load_transformers(
             repository = Repository.open(name, folder)
             plan = plan_tower(repository, trust_remote_code)
             _require_suitable(plan)
-            if changes.input_size is not None:
-                require_patch_multiple(name.explicit, changes.input_size, _patch(plan.config))
-            preprocessing = load_preprocessing(repository.folder, plan.uses_code, changes, name.explicit)
+            processor = load_preprocessing(repository.folder, plan.uses_code, changes, name.explicit)
+            if processor.size != processor.own_size:
+                require_patch_multiple(name.explicit, processor.size, _patch(plan.config))
             checkpoint = read_checkpoint(file, OPEN_CLIP_ORDER, key) if file is not None else None
             loaded = load_tower(repository, plan, None if checkpoint is None else checkpoint.state)
     except UnsuitableModelError as error:
@@ -262,7 +262,7 @@ def load_transformers(
         raise load_failure(name, weights, error, name.repository) from error
     source = _source(repository, plan, loaded, file, checkpoint)
     try:
-        return _backbone(plan, loaded, preprocessing, source, resizes=changes.input_size is not None)
+        return _backbone(plan, loaded, processor, source)
     except UnsuitableModelError as error:
         raise refused(name.explicit, error) from error
 
@@ -289,13 +289,15 @@ def _require_suitable(plan: TowerPlan) -> None:
 
 @torch.no_grad()
 def _backbone(
-    plan: TowerPlan, loaded: LoadedTower, processor: LoadedProcessor, source: JsonObject, *, resizes: bool
+    plan: TowerPlan, loaded: LoadedTower, processor: LoadedProcessor, source: JsonObject
 ) -> TransformersViT:
-    """Find the places of the taps in a model with its weights; `resizes` says that an input size was asked for."""
+    """Find the places of the taps in a model with its weights."""
     model, size = loaded.module, processor.size
     require_images_alone(model)
     stored = _stored_size(plan.config)
-    interpolates = resizes and stored != size
+    # A size that is asked for may be another than that of the weights; that of the processor has to fit without being asked for.
+    asked = size != processor.own_size
+    interpolates = asked and stored != size
     plain = Tower(model, interpolates=interpolates)
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     try:
@@ -305,7 +307,7 @@ def _backbone(
     except Exception as error:  # whatever a model may raise
         hint = (
             ""
-            if stored is None or resizes
+            if stored is None or asked
             else f"; --input-size {size_text(stored, '')} is the size of its weights"
         )
         raise UnsuitableModelError(

@@ -24,6 +24,7 @@ from featcache.extraction.decoding.preprocessing import versions_of, with_resize
 from featcache.extraction.forward_pass.replicas import replicate
 from featcache.extraction.forward_pass.selftest import self_test
 from featcache.extraction.models.names import resolve_model
+from featcache.extraction.models.preprocessing import NONE, PAD, Preprocessing
 from featcache.store.errors import BackboneError, RequestError
 from featcache.store.inventory import TAPS
 from featcache.store.spec import PILLOW, UINT8_ANTIALIAS
@@ -409,7 +410,7 @@ PROCESSORS = {
     "BitImageProcessor": {"size": {"shortest_edge": 45}, "crop_size": SIZE},
     "CLIPImageProcessor": {"size": {"shortest_edge": SIZE}, "crop_size": SIZE},
     "SiglipImageProcessor": SQUARE | {"resample": 3},
-    "BeitImageProcessor": {"size": {"height": 41, "width": 39}, "do_center_crop": True, "crop_size": SIZE},
+    "BeitImageProcessor": {"size": {"height": 41, "width": 41}, "do_center_crop": True, "crop_size": SIZE},
     "DeiTImageProcessor": {"size": {"height": 37, "width": 37}, "crop_size": SIZE, "do_normalize": False},
 }
 
@@ -431,8 +432,8 @@ def test_pixels_are_the_processors(name, tmp_path):
     from featcache.extraction.backbones.transformers_processor import load_preprocessing, transform_of
 
     getattr(transformers, name)(**PROCESSORS[name]).save_pretrained(tmp_path)
-    found = load_preprocessing(tmp_path, trust_remote_code=False)
-    assert (found.size, found.note) == (SIZE, "")
+    found = load_preprocessing(tmp_path, False, Preprocessing(), "it")
+    assert (found.size, found.note) == ((SIZE, SIZE), "")
     assert set(versions_of(found.transform)) == {PILLOW, UINT8_ANTIALIAS}
     rebuilt = transform_of(json.loads(json.dumps(found.values)))
     both = {
@@ -459,7 +460,7 @@ def test_a_processor_of_another_form_is_used_itself(name, settings, tmp_path):
     from featcache.extraction.backbones.transformers_processor import load_preprocessing
 
     getattr(transformers, name)(**settings).save_pretrained(tmp_path)
-    found = load_preprocessing(tmp_path, trust_remote_code=False)
+    found = load_preprocessing(tmp_path, False, Preprocessing(), "it")
     assert f"the repository's own {name}" in found.note
     assert found.values["processor"]["size"]
     json.dumps(found.values)
@@ -469,6 +470,49 @@ def test_a_processor_of_another_form_is_used_itself(name, settings, tmp_path):
         wanted = torch.as_tensor(processor(images=image, return_tensors="pt")["pixel_values"])[0].float()
         assert wanted.shape == (3, SIZE, SIZE)
         torch.testing.assert_close(again(image), wanted, rtol=0, atol=0)
+
+
+def test_preprocessing_can_be_changed(repository):
+    """The size too, where the model resizes its position embedding, and back again from the spec alone."""
+    folder = repository("CLIP")
+    own = load(folder)
+    assert own.spec.preprocessing["position_embedding"] == "as stored"
+    name = resolve_model(f"transformers:{folder}")
+    for changes, grid in (
+        (Preprocessing(input_size=(48, 32), interpolation="bilinear"), (6, 4)),
+        (Preprocessing(resize_size=40, mean=(0.1, 0.2, 0.3)), (4, 4)),
+        (Preprocessing(crop=NONE), (4, 4)),
+        (Preprocessing(crop=PAD, input_size=(32, 40)), (4, 5)),
+    ):
+        backbone = load_backbone(name, preprocessing=changes)
+        self_test(backbone, CPU)
+        assert (backbone.layout.grid, backbone.spec.weights_digest) == (grid, own.spec.weights_digest)
+        assert backbone.transform(pictures()[0]).shape == (3, *backbone.spec.image_size)
+        again = load_backbone(name, preprocessing=Preprocessing.of_spec(backbone.spec, "here"))
+        assert again.spec == backbone.spec != own.spec
+        torch.testing.assert_close(again.transform(pictures()[1]), backbone.transform(pictures()[1]))
+    resized = load_backbone(name, preprocessing=Preprocessing(input_size=(48, 48)))
+    assert resized.spec.preprocessing["position_embedding"] == "by the model, in every pass"
+    with pytest.raises(
+        RequestError, match=r"--input-size 50 is no multiple of the patch of transformers:\./.*, 8 px"
+    ):
+        load_backbone(name, preprocessing=Preprocessing(input_size=(50, 50)))
+
+
+def test_of_a_processor_that_is_used_itself_the_size_alone_can_be_changed(repository):
+    folder = repository("DINOv3")
+    name = resolve_model(f"transformers:{folder}")
+    larger = load_backbone(name, preprocessing=Preprocessing(input_size=(40, 48)))
+    self_test(larger, CPU)
+    assert (larger.layout.grid, larger.spec.image_size) == ((5, 6), (40, 48))
+    assert larger.transform(pictures()[0]).shape == (3, 40, 48)
+    again = load_backbone(name, preprocessing=Preprocessing.of_spec(larger.spec, "here"))
+    assert again.spec == larger.spec != load(folder).spec
+    with pytest.raises(
+        RequestError,
+        match=r"that is used as it is, so --input-size, --interpolation and the like cannot change it",
+    ):
+        load_backbone(name, preprocessing=Preprocessing(interpolation="nearest"))
 
 
 # What is refused.
@@ -504,11 +548,7 @@ REFUSED = {
     ),
     "another size": (
         Case("ViTConfig", settings={"size": {"height": 48, "width": 48}}),
-        "does not run on the images that its image processor gives, 48 x 48 pixels (Input image size",
-    ),
-    "not square": (
-        Case("Dinov2Config", settings={"size": {"height": 32, "width": 48}}),
-        "takes 32 x 48 pixels, and only square inputs are supported",
+        "does not run on images of 48 x 48 pixels, which its preprocessing gives (Input image size",
     ),
     "no crop": (
         Case(
