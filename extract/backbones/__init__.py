@@ -9,7 +9,7 @@ from pathlib import Path
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.models.cost import cost_note
 from featcache.extraction.models.names import TRANSFORMERS, ModelName
-from featcache.extraction.models.preprocessing import OWN, Preprocessing, preset
+from featcache.extraction.models.preprocessing import OWN, Preprocessing, other_size, preset
 from featcache.store.errors import RequestError
 
 
@@ -40,15 +40,34 @@ def load_backbone(
     if name.family == "timm":
         from featcache.extraction.backbones.timm_vit import load_timm
 
-        return load_timm(name, weights, key, changes)
+        return _resizable(load_timm(name, weights, key, changes), name, weights, key, changes)
     if name.family == TRANSFORMERS:
         _require_transformers()
         from featcache.extraction.backbones.transformers_vit import load_transformers
 
-        return load_transformers(name, weights, key, changes, trust_remote_code)
+        loaded = load_transformers(name, weights, key, changes, trust_remote_code)
+        return _resizable(loaded, name, weights, key, changes, trust_remote_code)
     from featcache.extraction.backbones.open_clip_vit import load_open_clip
 
-    return load_open_clip(name, weights, key, changes)
+    return _resizable(load_open_clip(name, weights, key, changes), name, weights, key, changes)
+
+
+def _resizable(
+    backbone: Backbone,
+    name: ModelName,
+    weights: Path | None,
+    key: str | None,
+    changes: Preprocessing,
+    trust_remote_code: bool = False,
+) -> Backbone:
+    """Let a backbone load its weights for other input sizes; what a model of one size says to that, loading tells."""
+
+    def load_at(input_size: int) -> Backbone:
+        other = other_size(changes, name, backbone.spec, input_size)
+        return load_backbone(name, weights, key, other, trust_remote_code=trust_remote_code)
+
+    backbone.load_at = load_at
+    return backbone
 
 
 def _require_transformers() -> None:

@@ -15,6 +15,7 @@ from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
 from featcache.store.manifest import MAX_BATCH_SIZE
 from featcache.store.parameters import DEVICE, PATH, as_optional_path, one_of, parameter
+from featcache.store.quantization import INT8
 from featcache.store.requests import AUTO
 from featcache.store.spec import PRECISIONS, RESIZES, STORED_DTYPES
 
@@ -139,6 +140,10 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
         if self.trust_remote_code and not of_transformers:
             raise RequestError(
                 f"--trust-remote-code is for transformers:OWNER/NAME; {self.model} runs no code of a repository"
+            )
+        if self.views and self.dtype == INT8:
+            raise RequestError(
+                "--views cannot be stored as int8, whose scales are fitted on the plain view; leave --views or --dtype int8 out"
             )
         folder = of_transformers and self.weights is not None and self.weights.is_dir()
         if self.weights is not None and not self.weights.is_file() and not folder:
