@@ -8,7 +8,7 @@ from math import isnan
 
 from featcache.probing.repetitions import Repetition
 from featcache.probing.requests.request import EXACT
-from featcache.probing.results.rows import ResultRow
+from featcache.probing.results.rows import MODEL, ResultRow
 from featcache.probing.run_plan import ProbeContext, Run
 from featcache.probing.run_training import ScoredHead
 from featcache.store.catalogue import slug
@@ -22,6 +22,12 @@ def names_of(cache: Cache) -> tuple[str, str]:
     names = [cache.provenance.get(f"{noun}_names") or [""] for noun in ("model", "dataset")]
     folder = cache.directory
     return encodable(str(names[0][0]) or folder.name), encodable(str(names[1][0]) or folder.parent.name)
+
+
+def _preprocessing(cache: Cache) -> dict[str, str]:
+    """Return the preprocessing in parts, and the model's explicit name, since caches of one model may go by its alias too."""
+    names = cache.provenance.get("model_names") or [""]
+    return {MODEL: encodable(str(names[-1])), **preprocessing_parts(cache.spec.backbone)}
 
 
 def folder_of(context: ProbeContext, run: Run) -> str:
@@ -99,5 +105,5 @@ def result_row(
         options=dict(job.options),
         tap=job.selection.tap,
         views=job.selection.views,
-        preprocessing=preprocessing_parts(context.cache.spec.backbone),
+        preprocessing=_preprocessing(context.cache),
     )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from featcache.devices.precision import MIXED, autocast_dtype
+from featcache.extraction.models.preprocessing import size_text
 from featcache.extraction.provenance.public_names import public_command, public_name
 from featcache.store.corrections import FIELD as CORRECTIONS
 from featcache.store.corrections import known_corrections
@@ -133,7 +134,7 @@ extracted by featcache. Read it with `featcache probe`, `featcache.open(DIR)`, o
 
 | | |
 |---|---|
-| backbone | {explicit} ({backbone.num_layers} blocks, width {backbone.width}, {backbone.input_size} px) |
+| backbone | {explicit} ({backbone.num_layers} blocks, width {backbone.width}, {size_text(backbone.image_size)}) |
 | key | {plan.spec.key} |
 | stored as | {plan.spec.dtype}, forward pass in {plan.spec.precision} |
 | classes | {len(plan.inventory.class_names) if plan.inventory.targets.labeled else "none, no labels"} |

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
+from featcache.extraction.decoding.first_images import watched
 from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.observed import Observed
 from featcache.extraction.decoding.prefetch import to_device
@@ -45,7 +46,7 @@ class ImageInput:
     skip_failures: bool = False
     """Go on without an image that does not decode, rather than stop."""
     say: Callable[[str], None] = lambda text: None
-    """Is told of every image that is skipped."""
+    """Receives a message on every image that is skipped, and a warning if the first images look wrong."""
     known_content: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """By split, the content digests ``[N, 16]`` of a cache that is added to: its images must be the same ones."""
     known_orientations: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
@@ -68,7 +69,8 @@ class ImageInput:
             self.upright,
             self.views,
         )
-        return to_device(batches, self.device, self.transform)
+        looked_at = watched(batches, self.source.pixels.pixel_range, self.say)
+        return to_device(looked_at, self.device, self.transform)
 
     def refuse_or_skip(self, batch: ImageBatch) -> None:
         """Stop at an image that failed, or say that it is left out.

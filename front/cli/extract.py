@@ -21,6 +21,7 @@ Examples:
   featcache extract --model vit-l-14 --dataset imagefolder:photos
   featcache extract --model vit-l-14 --dataset imagefolder:photos --dry-run
   featcache extract --model vit-l-14 --dataset flowers
+  featcache extract --model dinov2-vit-s-14 --dataset flowers --input-size 448
   featcache extract --model vit-l-14 --dataset csv:scans.csv --group-by patient
 """
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.jsonl"
 SCORES_FILE = "scores.json"
 CANDIDATES_FILE = "candidates.json"
+MODEL = "model"
+"""In the preprocessing of a row, the explicit name of the model."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class ResultRow:
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the head took besides its size."""
     preprocessing: Mapping[str, str] = field(default_factory=dict)
-    """Preprocessing of the cache in parts, as `preprocessing_parts` words them; empty for early rows."""
+    """Preprocessing of the cache in parts, as `preprocessing_parts` words them, with the explicit name of its model; empty for early rows."""
     tap: str = DEFAULT_TAP
     """Where in the blocks its tokens were taken; ``final`` if no block is among the layers."""
     views: Sequence[str] = (PLAIN_VIEW,)

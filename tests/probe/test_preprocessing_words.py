@@ -60,6 +60,19 @@ def test_rows_of_caches_that_differ_are_told_apart_and_no_others():
     assert preprocessing_words([made_row(0.5), made_row(0.5, cache_key="b" * 12)]) == {}
 
 
+def test_an_alias_and_the_explicit_name_are_one_model():
+    explicit = "timm:vit_small_patch14_dinov2.lvd142m"
+    rows = [
+        made_row(0.5, model="dinov2-vit-s-14", cache_key="a" * 12, preprocessing={"model": explicit, **OWN}),
+        made_row(0.5, model=explicit, cache_key="b" * 12, preprocessing={"model": explicit, **LARGE}),
+        made_row(0.5, model="dinov2-vit-s-14", cache_key="c" * 12),
+    ]
+    assert preprocessing_words(rows[:2]) == {"a" * 12: "224 px, of 256 px", "b" * 12: "518 px, of 518 px"}
+    assert preprocessing_words(rows)["c" * 12] == "preprocessing not recorded"
+    others = {"model": "timm:vit_small_patch16_224.dino", **PAPER}
+    assert preprocessing_words([rows[0], made_row(0.5, cache_key="d" * 12, preprocessing=others)]) == {}
+
+
 def test_a_row_of_before_is_read_and_a_forged_one_is_not():
     assert ResultRow.from_dict(made_row(0.5).to_dict()).preprocessing == {}
     assert ResultRow.from_dict({**made_row(0.5).to_dict(), "preprocessing": {"size": 7}}) is None
