@@ -13,6 +13,7 @@ import torch
 from featcache.devices.precision import MIXED, autocast_dtype
 from featcache.extraction.models.preprocessing import size_text
 from featcache.extraction.provenance.public_names import public_command, public_name
+from featcache.store import journal
 from featcache.store.corrections import FIELD as CORRECTIONS
 from featcache.store.corrections import known_corrections
 from featcache.store.files import JsonObject
@@ -81,6 +82,7 @@ def provenance(
         "seconds_of_last_run": round(run.seconds, 3),
         "dataset": run.dataset_summary,
         "images_of_last_run": run.observed,
+        **_reused(writer),
         **({"int8_of_last_run": run.int8} if run.int8 else {}),
         CORRECTIONS: known_corrections(),
         "arrays": {
@@ -101,6 +103,16 @@ def _versions_of_extras() -> Iterator[tuple[str, str]]:
     for package in _EXTRAS:
         with suppress(PackageNotFoundError):
             yield package, version(package)
+
+
+def _reused(writer: CacheWriter) -> JsonObject:
+    """Number of rows that were taken over from other caches, with key and digest of each; nothing where there are none."""
+    rows = journal.reused_rows(writer.directory, writer.plan.inventory)
+    listed = [
+        {"key": name.partition("@")[0], "digest": name.partition("@")[2], "rows": count}
+        for name, count in sorted(rows.items())
+    ]
+    return {"reused": listed} if listed else {}
 
 
 def _content(writer: CacheWriter) -> JsonObject:
