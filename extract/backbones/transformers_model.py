@@ -1,8 +1,9 @@
 """Vision towers of Hugging Face transformers: the class that a configuration asks for, and its weights, of which none may be random."""
 
+import io
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,9 @@ def load_tower(repository: Repository, plan: TowerPlan, state: Mapping[str, Tens
         ValueError: the weights do not fill the model, or hold more of its blocks than it has.
     """
     weights = [] if state is not None else repository.weights()
+    if plan.uses_code:
+        model, without = _filled_by_name(plan, _tensors(weights, "") if state is None else state)
+        return LoadedTower(model, weights, without)
     try:
         loaded = _filled(plan, None if state is not None else repository.folder, state)
     except IncompleteWeightsError:
@@ -218,6 +222,25 @@ def load_tower(repository: Repository, plan: TowerPlan, state: Mapping[str, Tens
 
 class IncompleteWeightsError(ValueError):
     """Weights lack tensors of the model."""
+
+
+def _filled_by_name(plan: TowerPlan, state: Mapping[str, Tensor]) -> tuple[nn.Module, str]:
+    """Return a model of a repository's own code with tensors of its own names, and the parts that were left out.
+
+    Code that was written for earlier versions of transformers is not made for `from_pretrained` of this one.
+    """
+    with quiet():
+        model = plan.tower(plan.config).float()
+    own = model.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    missing, _ = model.load_state_dict(fitting, strict=False)
+    wrong = [name for name in state if name in own and name not in fitting]
+    report = {
+        "missing_keys": [name for name in missing if name not in wrong],
+        "unexpected_keys": [name for name in state if name not in own],
+        "mismatched_keys": [(name, state[name].shape, own[name].shape) for name in wrong],
+    }
+    return model.eval(), _require_complete(model, report)
 
 
 def _filled(
@@ -337,7 +360,8 @@ def quiet() -> Iterator[None]:
     logging.disable(max(before, logging.CRITICAL))
     transformers.utils.logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stdout(io.StringIO()):  # code of repositories prints, and stdout may be JSON
+            yield
     finally:
         logging.disable(before)
         if progress:

@@ -256,13 +256,16 @@ def load_transformers(
         raise refused(name.explicit, error) from error
     except (BackboneError, RequestError):
         raise
+    except ImportError as error:  # of the repository's code
+        raise BackboneError(f"{name.explicit} cannot be loaded ({reason(error)})") from error
     except Exception as error:  # transformers, torch and the hub client raise many kinds
         if weights is None and name.folder is not None:
             raise BackboneError(f"{name.explicit} cannot be loaded ({reason(error)})") from error
         raise load_failure(name, weights, error, name.repository) from error
     source = _source(repository, plan, loaded, file, checkpoint)
     try:
-        return _backbone(plan, loaded, processor, source)
+        with quiet():  # code of before warns once of what has another name now
+            return _backbone(plan, loaded, processor, source)
     except UnsuitableModelError as error:
         raise refused(name.explicit, error) from error
 

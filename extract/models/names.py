@@ -244,6 +244,11 @@ def is_folder_name(place: str) -> bool:
 def _transformers_name(given: str, place: str) -> ModelName:
     if is_folder_name(place):
         folder = Path(place).expanduser()
+        if not folder.is_dir():
+            raise RequestError(
+                f"model {given!r}: there is no folder {place}; give the folder of a model that transformers saved, as "
+                "--model transformers:./FOLDER, or a repository, transformers:OWNER/NAME"
+            )
         # Caches, their folders and their provenance show the name, which must not be a path.
         public = f"./{folder.resolve().name}"
         return ModelName(f"{TRANSFORMERS}:{public}", TRANSFORMERS, public, folder)

@@ -648,13 +648,32 @@ def test_a_folder_as_weights_and_a_file_of_weights(repository, tmp_path):
     backbone = load(folder, weights=tmp_path / "w.pt")
     assert backbone.spec == spec
     assert backbone.loaded.weights_source["file"] == "w.pt"
-    with pytest.raises(
-        BackboneError,
-        match=r"folder .*nowhere does not exist; give the folder of a model that transformers saved",
-    ):
+    with pytest.raises(RequestError, match=r"there is no folder .*nowhere; give the folder of a model"):
         load(tmp_path / "nowhere")
     with pytest.raises(BackboneError, match=r"has no config\.json"):
         load(tmp_path)
+
+
+def test_a_missing_library_is_told_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"is not installed: pip install 'featcache\[transformers\]'$"):
+        load_backbone(resolve_model("transformers:owner/name"))
+
+
+def test_precisions(repository):
+    """Autocast and bfloat16 weights give the features of float32, but for rounding."""
+    from featcache.devices.precision import BF16, MIXED, forward_context
+    from featcache.extraction.forward_pass.bfloat16_weights import in_precision
+
+    images = noise(2)
+    for name in ("ViT", "MAE", "CLIP", "DINOv3", "SigLIP", "BEiT, averaged"):
+        backbone = load(repository(name))
+        plain = record(backbone, images)[0].final
+        with forward_context(CPU, MIXED):
+            mixed = record(backbone, images)[0].final.float()
+        rounded = record(in_precision(backbone, BF16), images)[0].final.float()
+        for other in (mixed, rounded):
+            assert 0 < (other - plain).norm() / plain.norm() < 0.05, name
 
 
 @pytest.mark.parametrize("place", ["", "a/b/c", "owner/na me", "owner/name@", "-x?y"])
@@ -689,8 +708,10 @@ class OddModel(PreTrainedModel):
         super().__init__(config)
         self.class_embedding = nn.Parameter(torch.randn(1, 1, config.hidden_size))
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, config.patch_size)
-        self.blocks = nn.ModuleList([Block(config.hidden_size) for _ in range(config.num_hidden_layers)])
-        self.post_init()
+        # Written for version 4 of transformers: it reads values while it is made, prints, and has no post_init().
+        rates = [rate.item() for rate in torch.linspace(0, 0.1, config.num_hidden_layers)]
+        print("FlashAttention is not installed.")
+        self.blocks = nn.ModuleList([Block(config.hidden_size) for _ in rates])
 
     def forward(self, pixel_values=None, output_hidden_states=None, return_dict=None):
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
@@ -764,11 +785,12 @@ def odd_repository(folder: Path) -> Path:
         for part in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1", "ls2"):
             shapes[f"blocks.{index}.{part}"] = (32,)
     state = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    state = {name: value.bfloat16() for name, value in state.items()}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
-def test_code_of_a_repository_runs_only_when_it_is_trusted(tmp_path, monkeypatch):
+def test_code_of_a_repository_runs_only_when_it_is_trusted(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = odd_repository(tmp_path / "odd" if not (tmp_path / "odd").mkdir() else tmp_path)
     with pytest.raises(RequestError) as caught:
@@ -783,6 +805,15 @@ def test_code_of_a_repository_runs_only_when_it_is_trusted(tmp_path, monkeypatch
     assert backbone.taps == TAPS
     assert backbone.loaded.weights_source["remote_code"] is True
     assert backbone.loaded.notes == ("OddModel is code of the repository, which runs with your rights",)
+    assert {parameter.dtype for parameter in backbone.module.parameters()} == {torch.float32}
+    assert capsys.readouterr().out == ""
+    state = load_file(folder / "model.safetensors")
+    save_file(
+        {name: value for name, value in state.items() if name != "blocks.1.ls2"},
+        tmp_path / "less.safetensors",
+    )
+    with pytest.raises(BackboneError, match=r"it lacks blocks\.1\.ls2; it has no other tensor"):
+        load(folder, weights=tmp_path / "less.safetensors", trust_remote_code=True)
     # Other code is another function.
     (folder / "parts.py").write_text(PARTS.replace("relu()", "tanh()"))
     assert load(folder, trust_remote_code=True).spec.architecture != backbone.spec.architecture
