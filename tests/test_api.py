@@ -14,6 +14,7 @@ import featcache
 from featcache.store.errors import FeatcacheError
 
 SIGNATURES = {
+    "convert": "(cache, *, dtype='int8', root=(), progress=True)",
     "open": "(cache, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True, views=(), root=())",
     "extract": "(model, dataset, *, preprocess='own', input_size=None, crop=None, crop_pct=None, resize_size=None, "
     "interpolation=None, mean=None, std=None, data=None, revision=None, target='auto', limit=None, split_seed=0, "
