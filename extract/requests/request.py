@@ -152,7 +152,7 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        self.check_preprocessing()
+        self.check_preprocessing(self.channels)
         of_transformers = self.model.startswith(f"{TRANSFORMERS}:")
         if self.trust_remote_code and not of_transformers:
             raise RequestError(
