@@ -258,3 +258,16 @@ def _transformers_name(given: str, place: str) -> ModelName:
             "transformers:./FOLDER for a local one"
         )
     return ModelName(given, TRANSFORMERS, place)
+
+
+def at_recorded_commit(name: str, weights_source: object) -> str:
+    """Return the name of a model of transformers with the commit that a cache's weights came from; other names as they are.
+
+    Args:
+        name: explicit name.
+        weights_source: provenance of the weights, which may come from anywhere.
+    """
+    revision = weights_source.get("revision") if isinstance(weights_source, dict) else None
+    if not name.startswith(f"{TRANSFORMERS}:") or not isinstance(revision, str) or not revision.isalnum():
+        return name
+    return f"{name.partition('@')[0]}@{revision}"

@@ -7,7 +7,6 @@ from typing import Any
 from attrs import evolve
 
 from featcache.extraction.cached.freshness import REPLACED
-from featcache.extraction.models.names import TRANSFORMERS
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.dataset_options import DatasetOptions
@@ -41,15 +40,7 @@ def recorded_model(cache: Cache) -> str:
         raise RequestError(
             f"{cache.directory}: provenance.json does not tell the model; give it with --model"
         )
-    return _at_recorded_commit(explicit[-1], cache.provenance.get("weights_source"))
-
-
-def _at_recorded_commit(name: str, source: object) -> str:
-    """Return the name of a model of transformers with the commit that the weights came from; other names as they are."""
-    revision = source.get("revision") if isinstance(source, dict) else None
-    if not name.startswith(f"{TRANSFORMERS}:") or not isinstance(revision, str) or not revision.isalnum():
-        return name
-    return f"{name.partition('@')[0]}@{revision}"
+    return explicit[-1]
 
 
 def recorded_weight_set(cache: Cache) -> str | None:
