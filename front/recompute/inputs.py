@@ -40,7 +40,9 @@ def recorded_model(cache: Cache) -> str:
         raise RequestError(
             f"{cache.directory}: provenance.json does not tell the model; give it with --model"
         )
-    return explicit[-1]
+    from featcache.extraction.models.names import at_recorded_commit
+
+    return at_recorded_commit(explicit[-1], cache.provenance.get("weights_source"))
 
 
 def recorded_weight_set(cache: Cache) -> str | None:

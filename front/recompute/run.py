@@ -18,7 +18,7 @@ from featcache.extraction.decoding.views import check_views, view_inputs
 from featcache.extraction.forward_pass.bfloat16_weights import in_precision
 from featcache.extraction.forward_pass.forward import FeatureExtractor, NotFiniteError, NumpyBatch
 from featcache.extraction.forward_pass.view_passes import view_passes
-from featcache.extraction.models.names import at_recorded_commit, resolve_model
+from featcache.extraction.models.names import resolve_model
 from featcache.extraction.models.preprocessing import Preprocessing
 from featcache.extraction.running.look_ahead import joined
 from featcache.extraction.sources.base import Sample, Source
@@ -55,9 +55,7 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
         DatasetError, BackboneError: as in an extraction.
     """
     reporter = reporter or Silent()
-    model = resolve_model(
-        request.model or at_recorded_commit(recorded_model(cache), cache.provenance.get("weights_source"))
-    )
+    model = resolve_model(request.model or recorded_model(cache))
     source = open_recorded_source(cache, request.dataset, request.data)
     batches = choose_batches(
         cache, request.samples, check_seed(request.seed, "--seed"), whole=request.dtype_loss
