@@ -129,6 +129,16 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
         ),
     )
 
+    reuse: str = field(
+        default=AUTO,
+        metadata=parameter(
+            "Cache of the same backbone and settings (folder, key or name) whose rows are taken over for images that it holds; "
+            "auto finds such caches under the roots, none computes every row.",
+            "--reuse",
+            metavar="CACHE",
+        ),
+    )
+
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         self.check_preprocessing()

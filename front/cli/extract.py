@@ -66,7 +66,8 @@ def _summary(result: ExtractResult) -> list[str]:
     if result.cached:
         return [f"already cached: {result.path}"]
     rate = result.samples / result.seconds if result.seconds else 0.0
+    reused = f", {result.reused} of them reused from other caches" if result.reused else ""
     return [
-        f"{result.samples} images in {format_duration(result.seconds)} ({rate:.1f} images/s)",
+        f"{result.samples} images in {format_duration(result.seconds)} ({rate:.1f} images/s){reused}",
         f"cache: {result.path}",
     ]
