@@ -27,6 +27,7 @@ COMMANDS = (
     "heads",
     "import",
     "info",
+    "label",
     "ls",
     "models",
     "plot",
