@@ -10,9 +10,9 @@ from featcache.probing.plots.collect import draw
 from featcache.probing.published import preprocessing_note
 from featcache.probing.report.groups import group_rows
 from featcache.probing.report.preprocessing import preprocessing_words
+from featcache.probing.report.reference import TRAINED_PROBE
 from featcache.probing.report.views import VIEWS, Against
 from featcache.probing.requests.request import ProbeRequest
-from featcache.probing.requests.tables import TableRow
 from featcache.probing.results.rows import ResultRow
 from featcache.store.preprocessing import distinguish, preprocessing_parts
 from featcache.store.reading.reader import open_cache
@@ -91,7 +91,7 @@ def test_views_tables_and_plots_name_it():
         for row in (*made_rows([0.5, 0.6], **cache), *made_rows([0.7, 0.9], **best, **cache))
     ]
     groups = group_rows(rows)
-    against = Against(TableRow("linear", "last", "cls"), groups)
+    against = Against(TRAINED_PROBE, groups)
     for view in ("summary", "runs"):
         assert {line[1] for line in VIEWS[view](groups, against).rows} == {
             "tiny (bicubic)",
@@ -118,8 +118,14 @@ def test_views_tables_and_plots_name_it():
 )  # fmt: skip
 def test_the_note_beside_published_scores_and_under_the_papers_protocol(tmp_path, spec, text):
     assert preprocessing_note("dinov2-vit-s-14", preprocessing_parts(spec)).startswith(text)
-    rows = made_rows([0.5], model="dinov2-vit-s-14", dataset="dtd", preprocessing=preprocessing_parts(spec))
-    table = VIEWS["published"](group_rows(rows), Against(TableRow("linear", "last", "cls"), []))
+    rows = made_rows(
+        [0.5],
+        model="dinov2-vit-s-14",
+        dataset="dtd",
+        protocol="paper",
+        preprocessing=preprocessing_parts(spec),
+    )
+    table = VIEWS["published"](group_rows(rows), Against(TRAINED_PROBE, []))
     assert next(note for note in table.notes if note.startswith("dinov2")).startswith(text)
 
     plan = make_plan(width=16)

@@ -35,7 +35,13 @@ def folders(cache, tmp_path_factory) -> dict[str, Path]:
         ("patches", "attentive", "2,3,final", "cls+patches", "l2"),
     ):
         request = ProbeRequest(
-            heads=(head,), layers=layers, tokens=tokens, protocol="quick", input=transform, out=out
+            heads=(head,),
+            layers=layers,
+            tokens=tokens,
+            protocol="quick",
+            baselines="none",
+            input=transform,
+            out=out,
         )
         found[name] = out / probe(cache, request)[-1].folder
     return found
