@@ -109,14 +109,18 @@ def _labeled_spec(spec: CacheSpec, table: LabelTable, labels: Mapping[str, Label
 
 
 def _provenance(cache: Cache, path: Path, table: LabelTable) -> JsonObject:
+    attached_at = round(time.time(), 3)
     return {
         **cache.provenance,
+        # The cache that commands take where none is named is the one completed last.
+        "completed_at": attached_at,
         "labels": {
             "from": {"key": cache.key, "digest": manifest_digest(cache.manifest)},
             "table": public_name(path.name),
             "sha256": sha256_file(path),
             "columns": list(table.columns),
-            "attached_at": round(time.time(), 3),
+            "attached_at": attached_at,
+            "features_completed_at": cache.provenance.get("completed_at"),
         },
     }
 

@@ -73,6 +73,7 @@ def test_features_are_linked_and_labels_written(cli, tmp_path, unlabeled, table)
         "labels.csv",
         ["kind"],
     )
+    assert cli("info", "--root", tmp_path / "root").out.startswith(str(cache.directory))  # completed last
     assert "| cat | " in (cache.directory / "README.md").read_text()
     assert cli("probe", "--cache", cache.directory, "--head", "ridge", "--layers", "last").status == 0
     again = cli("label", unlabeled.directory, table, "--root", tmp_path / "root")
