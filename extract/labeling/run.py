@@ -11,6 +11,7 @@ from featcache.extraction.labeling.table import LabelTable, read_label_table
 from featcache.extraction.provenance.dataset_card import about_dataset
 from featcache.extraction.provenance.document import card
 from featcache.extraction.provenance.public_names import public_name
+from featcache.extraction.reuse.content_records import ContentRecords
 from featcache.extraction.sources.base import Citation, Labels
 from featcache.store.catalogue import Entry, cache_directory, find_key
 from featcache.store.errors import IncompleteCacheError, PartialCacheError
@@ -95,6 +96,8 @@ def attach_labels(
     def documents(writer: CacheWriter) -> tuple[Mapping[str, Any], str]:
         return _provenance(cache, table_path, table), _card(cache, writer)
 
+    # What files hold does not depend on labels, so rows of the new cache can be taken over as quickly as those of the first.
+    ContentRecords.load(cache.key).keep(spec.key)
     copied = write_labeled(cache, path, spec, table.targets, labels, documents, reporter.message)
     return LabelResult(path, spec.key, False, samples, copied, targets)
 
