@@ -27,6 +27,7 @@ BENCHMARKS = {
     "trainer": ("trainer", "bench_trainer"),
     "solver": ("solver", "bench_solver"),
     "datasets": ("datasets_reading", "bench_datasets"),
+    "growth": ("growth", "bench_growth"),
     "transfer": ("transfer", "bench_transfer"),
 }
 """By row: module and function."""
