@@ -32,6 +32,8 @@ class ClosedFormHead(Head):
 
     calibrated = True
     """Whether the outputs of a classifier are logits; if not, held-out samples also tell how to make logits of them."""
+    reads_blocks = False
+    """Whether the head can be fitted to features that are read block by block."""
     bytes_per_value = 36
     """Memory at the peak of a fit for each value of the features: themselves in float32, and copies in float64. Measured."""
 
@@ -47,6 +49,11 @@ class ClosedFormHead(Head):
     def bytes_needed(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
         """Return the peak memory of a fit of all settings, without the outputs of the settings."""
         return cls.bytes_per_value * num_samples * num_features
+
+    @classmethod
+    def block_bytes(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
+        """Return the peak memory of a fit to features that are read block by block, without the blocks."""
+        raise NotImplementedError
 
     @classmethod
     @abstractmethod

@@ -4,9 +4,8 @@ Shapes: N samples, T tokens, D width, B batch, R rows.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +14,12 @@ from torch import Tensor
 
 from featcache.devices.transfer import Receipt, send
 from featcache.probing.inputs.dataset import as_tensor
+from featcache.probing.inputs.read_ahead import read_ahead
 from featcache.probing.inputs.selection import Selection
 from featcache.probing.inputs.tokens import check_finite
 from featcache.probing.inputs.transforms import PLAIN, InputTransform, inverse, lengths
+from featcache.store.reading.copying import Method
 from featcache.store.reading.split import SplitReader
-
-T = TypeVar("T")
 
 
 class StreamedTokens:
@@ -53,6 +52,7 @@ class StreamedTokens:
         self._memory = memory
         self._dtype = split.dtype
         self._device = torch.device(device)
+        self._method: Method = "auto"
         self.input_transform = PLAIN
         self.num_tokens = selection.num_tokens
         self.width = self._gather(valid[:1]).shape[2]
@@ -81,7 +81,7 @@ class StreamedTokens:
             )
             stored = self._stored(batches)
             last: _Check | None = None
-            for chosen, part_of_all in stored if self._device.type == "cpu" else _read_ahead(stored):
+            for chosen, part_of_all in stored if self._device.type == "cpu" else read_ahead(stored):
                 tokens, norms = self._transformed(part_of_all)
                 check = _Check(norms, chosen)
                 if self._device.type == "cpu":
@@ -103,6 +103,12 @@ class StreamedTokens:
         """Return a source of some samples."""
         other = copy(self)
         other._valid = self._valid[rows.numpy()]
+        return other
+
+    def sequential(self) -> Self:
+        """Return the same tokens, by plain reads: the pages of a map would count as memory of this process."""
+        other = copy(self)
+        other._method = "read"
         return other
 
     def _stored(
@@ -128,7 +134,8 @@ class StreamedTokens:
             if led is not None and index == self._leader:
                 pieces.append(led)
             else:
-                pieces.append(_flat(as_tensor(view.gather(rows, part.layers, part.tokens), self._dtype)))
+                stored = view.gather(rows, part.layers, part.tokens, method=self._method)
+                pieces.append(_flat(as_tensor(stored, self._dtype)))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
@@ -149,16 +156,3 @@ class _Check:
         """Raise the error of `check_finite` if a length is not finite."""
         if not self._finite.value():
             check_finite(self._norms, self._rows)
-
-
-def _read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items; a thread gets each next one while the caller works."""
-    missing = object()
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, items, missing)
-        while True:
-            item = following.result()
-            if item is missing:
-                return
-            following = pool.submit(next, items, missing)
-            yield item  # type: ignore[misc]

@@ -24,10 +24,10 @@ from featcache.probing.inputs.grouped import Groups
 from featcache.probing.inputs.tokens import TokenSource, read_features
 from featcache.probing.inputs.transforms import InputTransform, fit_input_transform
 from featcache.probing.protocols.protocol import Protocol
+from featcache.probing.scoring.held_out import Rank, make_held_out
 from featcache.probing.scoring.soundness import DIVERGED, are_numbers
 from featcache.probing.scoring.tasks import MultiLabel, Task, as_tensor, make_task
 from featcache.probing.solver.logistic import solver_device
-from featcache.probing.training.held_out import Rank, make_held_out
 from featcache.probing.training.prediction import prediction_batch
 from featcache.probing.training.rescaling import calibrate, rescale
 from featcache.probing.training.sweep_plan import Split, check_number, make_splits

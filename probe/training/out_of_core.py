@@ -1,0 +1,56 @@
+"""Decide at the time of a fit whether its features are read block by block, and where its solutions are kept meanwhile."""
+
+from glob import escape
+
+from featcache.probing.solver.journal import PathJournal
+from featcache.probing.solver.logistic import solver_device
+from featcache.probing.solver.streamed_solver import StreamedPlan
+from featcache.probing.training.blocks_memory import plan_blocks
+from featcache.probing.training.fitted import FitTask
+from featcache.probing.training.full_batch import fits_whole, memory_limit
+from featcache.probing.training.size import Size
+from featcache.probing.training.strategy import FitSettings
+from featcache.probing.training.unfinished import FOLDER
+from featcache.store.text import format_bytes
+
+
+def streamed_plan(fit_task: FitTask, settings: FitSettings) -> StreamedPlan | None:
+    """Return how to read features block by block, and say so; None where they fit into memory, or where no plan does.
+
+    Without a plan the fit is tried in memory: what is certain not to fit was refused before.
+    """
+    tokens, job = fit_task.train.tokens, fit_task.job
+    size = Size.of(tokens.num_samples, tokens.width, fit_task.task.num_outputs, settings.protocol)
+    device = solver_device(settings.device)
+    limit = memory_limit(device, settings.memory_limit)
+    if fits_whole(job, size, limit):
+        return None
+    if settings.memory_limit is not None and not fit_task.train.streamed:
+        limit = max(0, limit - fit_task.train.bytes)
+    plan = plan_blocks(job, size, limit, device)
+    if plan is not None:
+        values = tokens.num_samples * tokens.num_tokens * tokens.width
+        settings.reporter.message(
+            f"note: {fit_task.title}: all features take {format_bytes(4 * values)} in float32 alone, and there are "
+            f"{format_bytes(limit)}, so they are read again for every step, {plan.block_rows:,} samples at a time"
+        )
+    return plan
+
+
+def open_journal(fit_task: FitTask, settings: FitSettings) -> PathJournal | None:
+    """Return the place for solutions until the run has a result; None where nothing is kept."""
+    if settings.out is None or not fit_task.run:
+        return None
+    name = f"{fit_task.run}.{fit_task.job.head.name}.{settings.protocol.input}"
+    journal = PathJournal(settings.out / FOLDER / name, solver_device(settings.device))
+    if settings.force:
+        journal.remove()
+    return journal
+
+
+def remove_journals(fit_task: FitTask, settings: FitSettings) -> None:
+    """Remove all solutions that were kept of a run, since the run has a result."""
+    if settings.out is None or not fit_task.run:
+        return
+    for folder in (settings.out / FOLDER).glob(f"{escape(fit_task.run)}.*.*"):
+        PathJournal(folder).remove()

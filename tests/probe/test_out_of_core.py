@@ -1,0 +1,211 @@
+"""Heads that are fitted block by block are those that are fitted in memory, to the tolerance that each method states."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from featcache.probing.inputs.features import ResidentFeatures, StreamedFeatures
+from featcache.probing.inputs.tokens import InMemoryTokens
+from featcache.probing.protocols.protocol import QUICK
+from featcache.probing.scoring.metrics import class_weights
+from featcache.probing.solver import logistic, streamed_path
+from featcache.probing.solver.exact import ExactResult, run_exact_sweep
+from featcache.probing.solver.journal import PathJournal
+from featcache.probing.solver.logistic import Targets, fit_logistic
+from featcache.probing.solver.streamed_objective import StreamedObjective
+from featcache.probing.solver.streamed_path import StreamedFitting, StreamedLimits, solve_streamed_path
+from featcache.probing.solver.streamed_solver import StreamedPlan
+
+CPU = torch.device("cpu")
+TIGHT = StreamedPlan(block_rows=37)
+
+
+def overlapping(num_samples: int, width: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Classes of unequal size that overlap; features of unequal scale, far from the origin."""
+    rng = np.random.default_rng(seed)
+    labels = np.minimum(rng.geometric(0.4, num_samples) - 1, num_classes - 1)
+    labels[: 2 * num_classes] = np.arange(2 * num_classes) % num_classes
+    centers = 0.5 * rng.normal(size=(num_classes, width))
+    noise = rng.normal(size=(num_samples, width))
+    features = (centers[labels] + noise) * rng.exponential(size=width) + 2
+    return torch.from_numpy(features).float() / width**0.5, torch.from_numpy(labels)
+
+
+def tokens_of(num_samples: int, width: int, num_classes: int) -> tuple[InMemoryTokens, np.ndarray]:
+    features, labels = overlapping(num_samples, width, num_classes)
+    return InMemoryTokens(features.view(num_samples, 2, width // 2)), labels.numpy()
+
+
+def streamed(features: Tensor, block_rows: int) -> StreamedFeatures:
+    """The features as tokens that no transform changes."""
+    tokens = InMemoryTokens(features[:, None])
+    raw = tokens.with_transform(replace(tokens.input_transform, l2=False))
+    return StreamedFeatures(raw, torch.arange(len(features)), CPU, block_rows)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(20, 90), st.integers(2, 12), st.integers(2, 5), st.integers(1, 50), st.integers(0, 2**20))
+def test_a_pass_is_the_objective_of_autograd(
+    num_samples: int, width: int, num_classes: int, block_rows: int, seed: int
+) -> None:
+    features, labels = overlapping(num_samples, width, num_classes, seed)
+    targets = Targets.balanced(labels, num_classes, CPU)
+    mean = features.double().mean(0)
+    objective = StreamedObjective(streamed(features, block_rows), mean, targets.loss)
+    generator = torch.Generator().manual_seed(seed)
+    params = torch.randn(2, num_classes, width + 1, dtype=torch.float64, generator=generator)
+    penalties = torch.tensor([0.1, 1e-3], dtype=torch.float64)
+    at = objective.evaluate(params, penalties, torch.float64, bias_hessian=True)
+    for index, penalty in enumerate(penalties.tolist()):
+
+        def obvious(own: Tensor, penalty: float = penalty) -> Tensor:
+            logits = (features.double() - mean) @ own[:, :-1].T + own[:, -1]
+            losses = torch.nn.functional.cross_entropy(logits, targets.loss.targets, reduction="none")
+            return targets.loss.weights @ losses + penalty / 2 * own[:, :-1].square().sum()
+
+        own = params[index].clone().requires_grad_()
+        value = obvious(own)
+        (gradient,) = torch.autograd.grad(value, own)
+        torch.testing.assert_close(at.objective[index], value.detach())
+        torch.testing.assert_close(at.gradient[index], gradient)
+        fixed = params[index]
+
+        def of_bias(bias: Tensor, fixed: Tensor = fixed) -> Tensor:
+            return obvious(torch.cat([fixed[:, :-1], bias[:, None]], 1))
+
+        hessian = torch.autograd.functional.hessian(of_bias, fixed[:, -1].contiguous())
+        assert at.bias_hessian is not None
+        torch.testing.assert_close(at.bias_hessian[index], hessian)
+
+
+@pytest.mark.parametrize("first_in_float32", [False, True])
+@pytest.mark.parametrize("size", [(300, 12, 4), (120, 30, 3)])
+def test_streamed_solutions_are_certified_minima(
+    size: tuple[int, int, int], first_in_float32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both solvers prove how far above the minimum they may be, so their objectives differ by no more than that."""
+    for module in (logistic, streamed_path):
+        monkeypatch.setattr(module, "FLOAT64_VALUES", 0 if first_in_float32 else 2**20)
+    features, labels = overlapping(*size)
+    num_classes = size[2]
+    penalties = [1e-1, 1e-2, 1e-3, 1e-4]
+    weights = class_weights(labels, num_classes)
+    in_memory = fit_logistic(
+        features.double(), labels, num_classes, penalties, class_weights=weights, tolerance=1e-8
+    )
+    targets = Targets.balanced(labels, num_classes, CPU)
+    fitting = StreamedFitting.of(streamed(features, 41), targets)
+    path = solve_streamed_path(fitting, penalties, StreamedLimits())
+    for reference, weight, found in zip(in_memory, path.coefficients.body, path.certificates, strict=True):
+        assert found.converged
+        excess = found.objective - reference.certificate.objective
+        assert -1e-8 <= excess <= found.suboptimality + 1e-12
+        assert found.suboptimality <= 1e-4 * found.objective
+        # Strong convexity: weights are as close as the gap says.
+        distance = float((weight - reference.weight).norm())
+        assert distance <= (2 * (found.suboptimality + 1e-8) / reference.certificate.penalty) ** 0.5 + 1e-5
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+@pytest.mark.parametrize("transform", ["l2", "standard"])
+@pytest.mark.parametrize(("samples", "width"), [(300, 10), (60, 90)], ids=["long", "wide"])
+def test_a_streamed_sweep_chooses_as_one_in_memory(
+    samples: int, width: int, transform: str, folds: int
+) -> None:
+    tokens, labels = tokens_of(samples, width, 3)
+    protocol = replace(QUICK, input=transform, folds=folds, folds_below=None)
+    plans = [None, TIGHT, replace(TIGHT, gram=False, max_eigen=0, history=3)]
+    in_memory, *others = (
+        run_exact_sweep(
+            tokens, labels, protocol=protocol, seed=0, penalties=[1e-1, 1e-2, 1e-3], plan=plan, memory=memory
+        )
+        for plan, memory in zip(plans, (2**31, 2**31, 0), strict=True)
+    )
+    for result in others:
+        assert result.certificate.converged
+        assert result.penalty == in_memory.penalty
+        assert result.validation == pytest.approx(in_memory.validation, abs=0.02)
+        assert result.held_out.shape == in_memory.held_out.shape
+        assert float((result.held_out - in_memory.held_out).abs().max()) < 0.05 * float(
+            in_memory.held_out.abs().max()
+        )
+        slack = result.certificate.suboptimality + in_memory.certificate.suboptimality
+        assert abs(result.certificate.objective - in_memory.certificate.objective) <= slack
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count passes over the features; the first entry is their number, the second the number after which they fail."""
+    count = [0, 10**9]
+    evaluate = StreamedObjective.evaluate
+
+    def counted(self: StreamedObjective, *args: object, **options: object) -> object:
+        count[0] += 1
+        if count[0] > count[1]:
+            raise KeyboardInterrupt
+        return evaluate(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StreamedObjective, "evaluate", counted)
+    return count
+
+
+@pytest.mark.parametrize("at", [5, 40])
+def test_an_interrupted_path_resumes(tmp_path: Path, passes: list[int], at: int) -> None:
+    """Saved after every iteration, a minimisation takes the same steps as without an interruption."""
+    tokens, labels = tokens_of(300, 12, 4)
+
+    def sweep(journal: PathJournal | None) -> ExactResult:
+        penalties = [1e-2, 1e-4]
+        return run_exact_sweep(
+            tokens, labels, protocol=QUICK, seed=0, penalties=penalties, plan=TIGHT, journal=journal
+        )
+
+    whole = sweep(None)
+    total = passes[0]
+    assert total > 50
+    journal = PathJournal(tmp_path / "unfinished" / "run", save_seconds=0.0)
+    passes[:] = [0, at]
+    with pytest.raises(KeyboardInterrupt):
+        sweep(journal)
+    passes[:] = [0, 10**9]
+    resumed = sweep(journal)
+    assert passes[0] <= total - at + 5
+    assert resumed.validation == whole.validation
+    torch.testing.assert_close(resumed.weight, whole.weight)
+    passes[0] = 0
+    again = sweep(journal)
+    assert passes[0] == 0, "everything is solved already"
+    torch.testing.assert_close(again.weight, resumed.weight)
+    journal.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_and_foreign_solutions_count_as_absent(tmp_path: Path) -> None:
+    tokens, labels = tokens_of(120, 8, 3)
+    journal = PathJournal(tmp_path / "run")
+    first = run_exact_sweep(tokens, labels, protocol=QUICK, seed=0, journal=journal)
+    files = sorted(journal.folder.iterdir())
+    assert files
+    for damaged in (b"", b"no", files[0].read_bytes()[:-3]):
+        files[0].write_bytes(damaged)
+        again = run_exact_sweep(tokens, labels, protocol=QUICK, seed=0, journal=journal)
+        torch.testing.assert_close(again.weight, first.weight)
+    other = run_exact_sweep(tokens, labels, protocol=QUICK, seed=1, journal=journal)
+    alone = run_exact_sweep(tokens, labels, protocol=QUICK, seed=1)
+    torch.testing.assert_close(other.weight, alone.weight)
+
+
+def test_blocks_are_the_features(tmp_path: Path) -> None:
+    features, _ = overlapping(50, 6, 3)
+    for source in (ResidentFeatures(features), streamed(features, 7)):
+        part = source.select(slice(3, None, 2))
+        assert (part.num_samples, part.num_features) == (24, 6)
+        joined = torch.cat([block for _, block in part.blocks()])
+        torch.testing.assert_close(joined, features[3::2])
+        assert [index for rows, _ in part.blocks() for index in range(50)[rows]] == list(range(24))
