@@ -21,6 +21,7 @@ ROWS = {
     "rates": ("trainer_rates", "bench_rates"),
     "aat": ("trainer_sweeps", "bench_aat"),
     "linear": ("trainer_sweeps", "bench_linear"),
+    "optimizer": ("trainer_optimizer", "bench_optimizer"),
     "streaming": ("trainer_caches", "bench_streaming"),
     "gpu": ("trainer_caches", "bench_gpu"),
     "agreement": ("trainer_scores", "bench_digits"),

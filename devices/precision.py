@@ -1,14 +1,14 @@
 """Precisions of matrix products: their names, and which of them a device multiplies fast.
 
-The forward pass runs in ``fp32`` or ``mixed``, both part of a cache's key (`featcache.store.spec`). Training runs in
-``fp32`` or ``bf16``. Torch is imported on demand, since the command line lists the names.
+The forward pass runs in ``fp32``, ``mixed`` (autocast) or ``bf16`` (bfloat16 weights), all part of a cache's key
+(`featcache.store.spec`). Training runs in ``fp32`` or ``bf16`` (products under autocast). Torch is imported on demand, since the command line lists the names.
 """
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from featcache.store.requests import AUTO
-from featcache.store.spec import FP32, MIXED
+from featcache.store.spec import BF16, FP32, MIXED
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,6 @@ __all__ = [
     "training_precision",
 ]
 
-BF16 = "bf16"
 TRAINING_PRECISIONS = (FP32, BF16)
 
 # Compute capability of the first GPUs with tensor cores for bfloat16 (Ampere). Older GPUs are called able by
@@ -68,10 +67,10 @@ def autocast_dtype(device: "torch.device") -> "torch.dtype":
 
 
 def forward_context(device: "torch.device", precision: str) -> AbstractContextManager[object]:
-    """Return the context of the forward pass in ``fp32`` or ``mixed`` precision, which can be compiled with the pass."""
+    """Return the context of the forward pass in a precision, which can be compiled with the pass; weights have their own type."""
     import torch
 
-    return nullcontext() if precision == FP32 else torch.autocast(device.type, autocast_dtype(device))
+    return torch.autocast(device.type, autocast_dtype(device)) if precision == MIXED else nullcontext()
 
 
 def exact_context(precision: str) -> AbstractContextManager[object]:

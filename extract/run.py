@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,11 +116,15 @@ def _load(
     inputs: Inputs, lookup: CacheLookup, reporter: Reporter
 ) -> "tuple[LoadedBackbone, CacheSpec, Entry | None, Inventory]":
     """Load the backbone; return it, the spec of the cache, the cache that has this spec, and everything requested."""
+    from featcache.extraction.forward_pass.bfloat16_weights import in_precision
     from featcache.extraction.planning.candidates import candidate_specs
     from featcache.extraction.running.loading import load
 
     loaded = load(inputs, reporter)
     spec, entry = lookup.find_spec(
-        lambda identity: candidate_specs(inputs.request, loaded.backbone, loaded.device, identity)
+        lambda identity: candidate_specs(
+            inputs.request, loaded.backbone, loaded.device, identity, inputs.source.may_be_turned
+        )
     )
+    loaded = replace(loaded, backbone=in_precision(loaded.backbone, spec.precision))
     return loaded, spec, entry, plan_inventory(loaded.backbone, inputs.source, inputs.request, spec.dtype)

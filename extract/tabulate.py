@@ -6,12 +6,14 @@ The libraries are asked for the form of every model, without storage for its wei
 import sys
 
 from featcache.extraction.models.names import ALIASES, ModelName, resolve_model
+from featcache.extraction.models.preprocessing import OWN, preset
 from featcache.extraction.models.table import Row
 from featcache.store.errors import BackboneError
 
 _HEADER = '''"""The models behind the aliases. Made by `tabulate` from timm and open_clip; do not edit.
 
-By explicit name: layers, width, class token or not, registers, rows and columns of patches, input size in pixels.
+By explicit name: layers, width, class token or not, registers, rows and columns of patches, input size in pixels. Size and patches are those
+of the alias, which may differ from those of the library's own name.
 """
 
 from featcache.extraction.models.table import Row
@@ -23,13 +25,21 @@ TABLE: dict[str, Row] = {
 def main() -> None:
     """Print the table as Python."""
     sys.stdout.write(_HEADER)
-    for explicit in dict.fromkeys(ALIASES.values()):
-        sys.stdout.write(f'    "{explicit}": {row_of(resolve_model(explicit))},\n')
+    for explicit, alias in first_aliases().items():
+        sys.stdout.write(f'    "{explicit}": {row_of(resolve_model(alias))},\n')
     sys.stdout.write("}\n")
 
 
+def first_aliases() -> dict[str, str]:
+    """Return an alias of every model by its explicit name: an alias may have another input size than the library's own name."""
+    aliases: dict[str, str] = {}
+    for alias, explicit in ALIASES.items():
+        aliases.setdefault(explicit, alias)
+    return aliases
+
+
 def row_of(name: ModelName) -> Row:
-    """The row of a model, as its library says.
+    """Return the row of a model, as its library says.
 
     Raises:
         BackboneError: the taps cannot read the model.
@@ -38,16 +48,13 @@ def row_of(name: ModelName) -> Row:
 
 
 def _timm_row(name: ModelName) -> Row:
-    import timm
-
-    from featcache.extraction.backbones.timm_vit import layout_of, why_not_supported
+    from featcache.extraction.backbones.timm_vit import layout_of, timm_config, why_not_supported
     from featcache.extraction.backbones.timm_weights import storageless_model
 
     model = storageless_model(name)
-    config = timm.data.resolve_model_data_config(model) | dict(name.preprocessing)
-    _require_supported(name, why_not_supported(model, config["input_size"][-2:]))
-    size = config["input_size"][-1]
-    if "input_size" in name.preprocessing:
+    _require_supported(name, why_not_supported(model))
+    size = timm_config(name, model, preset(name, OWN))["input_size"][-1]
+    if size != model.patch_embed.img_size[-1]:
         model.patch_embed.set_input_size(img_size=size)
     layout = layout_of(model)
     return (

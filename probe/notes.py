@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
+from featcache.probing.published import preprocessing_note, published_model
 from featcache.probing.requests.request import ProbeRequest
+from featcache.store.preprocessing import preprocessing_parts
 from featcache.store.reading.reader import Cache
 
 PARITY = "paper-parity"
@@ -10,6 +12,8 @@ PARITY = "paper-parity"
 
 def notes(cache: Cache, request: ProbeRequest) -> Iterator[str]:
     """Yield one line for each assumption."""
+    if request.protocol.name == PARITY and (model := _published_model(cache)) is not None:
+        yield f"{PARITY}: {preprocessing_note(model, preprocessing_parts(cache.spec.backbone))}"
     if request.protocol.name == PARITY and "quickgelu" in cache.spec.backbone.architecture.lower():
         yield (
             f"{PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model as "
@@ -21,3 +25,10 @@ def notes(cache: Cache, request: ProbeRequest) -> Iterator[str]:
             f"train and test were divided by groups of {column}, which a cache does not hold: settings are chosen on held-out samples "
             "whose groups are trained on; --groups FILE (sample_id,group) holds groups out together"
         )
+
+
+def _published_model(cache: Cache) -> str | None:
+    """Return the paper's name of a cache's backbone; None if the paper has it not."""
+    names = cache.provenance.get("model_names")
+    texts = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return next((model for name in texts if (model := published_model(name)) is not None), None)

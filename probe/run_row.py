@@ -12,6 +12,7 @@ from featcache.probing.results.rows import ResultRow
 from featcache.probing.run_plan import ProbeContext, Run
 from featcache.probing.run_training import ScoredHead
 from featcache.store.catalogue import slug
+from featcache.store.preprocessing import preprocessing_parts
 from featcache.store.reading.reader import Cache
 from featcache.store.text import encodable
 
@@ -97,4 +98,5 @@ def result_row(
         setup=run.setup,
         options=dict(job.options),
         tap=job.selection.tap,
+        preprocessing=preprocessing_parts(context.cache.spec.backbone),
     )

@@ -23,6 +23,7 @@ from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
 from featcache.store.layers import split_tokens
+from featcache.store.preprocessing import preprocessing_label
 from featcache.store.reading.reader import Cache
 from featcache.store.reading.split import Names
 
@@ -110,7 +111,7 @@ class TrainedHead:
             UnknownNameError: the cache does not hold them.
         """
         source = (
-            self._read(features, split)[0]
+            self._read(features, split, labeled=False)[0]
             if isinstance(features, Cache)
             else self._take(features, layers, tokens)
         )
@@ -181,15 +182,19 @@ class TrainedHead:
             (backbone.architecture, backbone.weights_digest[:12]),
         )
         how = "of another input size or preprocessing" if mine == its else f"of {its[0]}, weights {its[1]}"
+        # Another input size changes the position embedding, and with it the digest of the same weights.
+        label = preprocessing_label(backbone) if mine[0] == its[0] else ""
         raise RequestError(
             f"this head was trained on tokens of {mine[0]}, weights {mine[1]} (cache {config.cache_key}); "
-            f"the cache {cache.key} holds tokens {how}"
+            f"the cache {cache.key} holds tokens {how}" + (f" (images of {label})" if label else "")
         )
 
-    def _read(self, cache: Cache, split: str) -> tuple[TokenSource, npt.NDArray[np.int64]]:
+    def _read(
+        self, cache: Cache, split: str, *, labeled: bool = True
+    ) -> tuple[TokenSource, npt.NDArray[np.int64]]:
         self.check(cache)
         memory = Budget.of(None, torch.device("cpu")).for_tokens(split)  # a larger split is streamed
-        data = load_split(cache, split, self.config.selection, "cpu", memory)
+        data = load_split(cache, split, self.config.selection, "cpu", memory, labeled=labeled)
         return data.tokens, data.labels
 
     def _take(self, features: Features, layers: Names | None, tokens: Names | None) -> TokenSource:

@@ -39,6 +39,8 @@ DTYPES = {
     "int64": DType(np.dtype("<i8"), -1),
     "uint8": DType(np.dtype("u1"), 0),
     "bool": DType(np.dtype("?"), False),
+    # Features as codes, which `featcache.store.quantization` explains; -128 stands for a missing value.
+    "int8": DType(np.dtype("i1"), -128),
 }
 
 

@@ -92,6 +92,10 @@ class HeadNotFoundError(RequestError, FileNotFoundError):
     """There is no saved head in the folder that was named."""
 
 
+class NoLabelsError(RequestError):
+    """Labels are needed, and the cache or the dataset has none."""
+
+
 class IncompleteCacheError(CacheError):
     """The extraction of a cache has not finished, so it cannot be read yet."""
 

@@ -10,6 +10,7 @@ from featcache.store.arrays import DTYPES, MAX_BLOCK_ROWS, MIN_BLOCK_ROWS, Array
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, text_list
 from featcache.store.layers import FINAL
+from featcache.store.quantization import INT8, int8_arrays, is_scale_name, scale_arrays
 from featcache.store.targets import SINGLE_LABEL, Targets
 from featcache.store.token_groups import STATISTICS, parse_array_name
 
@@ -85,7 +86,7 @@ class Inventory:
     projection: tuple[int, int] | None = None
     """Shape ``[D, E]`` of the matrix that the model multiplies its pooled token with, if it has one."""
     target_kind: str = SINGLE_LABEL
-    """``single-label``, ``multi-label`` or ``regression``."""
+    """``single-label``, ``multi-label``, ``regression`` or ``none``."""
     units: tuple[str, ...] = ()
     """Unit of every quantity of a regression, where known."""
 
@@ -103,9 +104,32 @@ class Inventory:
 
     @property
     def format_version(self) -> int:
-        """Version of the format that a reader of a cache with this inventory must know: 3 for statistics tokens, else 2."""
-        arrays = (array for split in self.splits.values() for array in split.arrays.values() if array.layers)
-        return 3 if any(parse_array_name(array.name)[1] in STATISTICS for array in arrays) else 2
+        """Version of the format that a reader of a cache with this inventory must know.
+
+        It is 3 for statistics tokens, int8 features and caches without labels, else 2.
+        """
+        needs_3 = not self.targets.labeled or any(_needs_version_3(array) for array in self._token_arrays)
+        return 3 if needs_3 else 2
+
+    @property
+    def int8_arrays(self) -> dict[str, ArrayInfo]:
+        """The arrays of int8 features by name; splits share the scales of a name."""
+        return int8_arrays(self._token_arrays)
+
+    @property
+    def scale_arrays(self) -> tuple[ArrayInfo, ...]:
+        """The scales and offsets of int8 features, arrays of one chunk each beside the splits."""
+        return tuple(scale_arrays(self._token_arrays))
+
+    @property
+    def arrays_beside_splits(self) -> tuple[ArrayInfo, ...]:
+        """The arrays that belong to no split, each of one chunk: the projection, scales and offsets."""
+        projection = self.projection_array
+        return (*((projection,) if projection else ()), *self.scale_arrays)
+
+    @property
+    def _token_arrays(self) -> list[ArrayInfo]:
+        return [array for split in self.splits.values() for array in split.arrays.values() if array.layers]
 
     def blocks(self) -> list[Block]:
         """Return all blocks of all splits, in the order in which they are extracted."""
@@ -120,7 +144,7 @@ class Inventory:
     def num_bytes(self) -> int:
         """Bytes of all chunk files, padding included."""
         arrays = [array for split in self.splits.values() for array in split.arrays.values()]
-        arrays += [self.projection_array] if self.projection_array else []
+        arrays += self.arrays_beside_splits
         return sum(array.chunk_bytes * array.files_per_block * array.num_blocks for array in arrays)
 
     def covers(self, other: "Inventory") -> bool:
@@ -228,6 +252,7 @@ class Inventory:
         )
         if sum(split.num_blocks for split in inventory.splits.values()) > MAX_SPLIT_BLOCKS:
             raise CacheError(f"{where}: field 'splits' makes more than 2**17 blocks in all")
+        _require_shared_scales(inventory._token_arrays, where)
         if whole:
             inventory.require_columns(where)
         return inventory
@@ -275,6 +300,19 @@ class Inventory:
         """
         for split in self.splits.values():
             _require_columns(split.arrays, self.targets, f"{where}: split {split.name!r}")
+
+
+def _needs_version_3(array: ArrayInfo) -> bool:
+    return array.dtype == INT8 or parse_array_name(array.name)[1] in STATISTICS
+
+
+def _require_shared_scales(arrays: Iterable[ArrayInfo], where: str) -> None:
+    """Refuse int8 arrays of one name that differ between splits: they share their scales."""
+    forms: dict[str, tuple[object, ...]] = {}
+    for array in (array for array in arrays if array.dtype == INT8):
+        form = (array.shape[1:], array.tokens, array.dimension_names)
+        if forms.setdefault(array.name, form) != form:
+            raise CacheError(f"{where}: array {array.name!r} differs between splits, which share its scales")
 
 
 def _projection(document: Mapping[str, Any], where: str) -> tuple[int, int] | None:
@@ -331,7 +369,7 @@ def _plus(split: SplitInventory | None, added: SplitInventory | None) -> SplitIn
 def _split_from_dict(name: str, splits: Mapping[str, Any], where: str) -> SplitInventory:
     where = f"{where}: split {name!r}"
     safe_name(name, where)
-    if name == PROJECTION:
+    if name == PROJECTION or is_scale_name(name):
         raise CacheError(f"{where}: no split can have this name")
     document = field(splits, name, dict, where)
     num_samples = field(document, "num_samples", int, where)
@@ -355,7 +393,7 @@ def _split_from_dict(name: str, splits: Mapping[str, Any], where: str) -> SplitI
 
 
 def _require_columns(arrays: Mapping[str, ArrayInfo], targets: Targets, where: str) -> None:
-    """Check that every split has the final layer, a label, an id and a validity for each row, in these types."""
+    """Check that every split has the final layer, an id, a validity and, if labeled, a label for each row, in these types."""
     width = (
         arrays["sample_id"].shape[1] if "sample_id" in arrays and len(arrays["sample_id"].shape) == 2 else 0
     )
@@ -363,16 +401,18 @@ def _require_columns(arrays: Mapping[str, ArrayInfo], targets: Targets, where: s
         raise CacheError(
             f"{where}: array 'sample_id' has ids of {width} bytes, more than {MAX_SAMPLE_ID_BYTES}"
         )
-    label_rank = 1 + len(targets.row_shape)
-    for name, dtype, rank in (
-        ("label", targets.dtype, label_rank),
-        ("sample_id", "uint8", 2),
-        ("valid", "bool", 1),
-    ):
+    columns = [("sample_id", "uint8", 2), ("valid", "bool", 1)]
+    if targets.labeled:
+        columns.insert(0, ("label", targets.dtype, 1 + len(targets.row_shape)))
+    elif "label" in arrays:
+        raise CacheError(
+            f"{where}: there is an array 'label', but field 'targets' says that there are no labels"
+        )
+    for name, dtype, rank in columns:
         array = arrays.get(name)
         if array is None or array.dtype != dtype or len(array.shape) != rank or array.layers:
             raise CacheError(f"{where}: array {name!r} must be there, {dtype} with {rank} dimensions")
-    if arrays["label"].row_shape != targets.row_shape:
+    if targets.labeled and arrays["label"].row_shape != targets.row_shape:
         raise CacheError(
             f"{where}: array 'label' has {arrays['label'].row_shape[0]} columns, there are {len(targets.names)} names"
         )

@@ -6,16 +6,24 @@ It exists only while a cache is incomplete; the manifest replaces it.
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Self
 
 from featcache.store.errors import CacheError
-from featcache.store.files import field, read_sealed, sync_directory, write_sealed
+from featcache.store.files import JsonObject, field, read_sealed, sync_directory, write_sealed
 from featcache.store.inventory import Block, Inventory
-from featcache.store.manifest import BlockRecord, read_batch_size, read_inventory
+from featcache.store.manifest import (
+    BlockRecord,
+    FileRecord,
+    files_from_dict,
+    read_batch_size,
+    read_inventory,
+)
+from featcache.store.quantization import scale_chunks
 from featcache.store.spec import CacheSpec
 
 FEATURES = "features.zarr"
@@ -40,18 +48,20 @@ class Plan:
     """All of a new cache, or what is added to one that is complete: splits, arrays, layers."""
     batch_size: int
     """Samples in a forward pass: a resumed run takes the same, so that its bytes are the same."""
+    scales: Mapping[str, FileRecord] = dataclass_field(default_factory=dict)
+    """Files of the scales and offsets of int8 arrays, by path within features.zarr: every process and every resumed run takes these.
+    Those of arrays that a complete cache holds already are in its manifest instead."""
 
     def write(self, directory: Path) -> None:
         """Write the plan of the cache at `directory`."""
-        path = directory / JOURNAL / PLAN_FILE
-        write_sealed(
-            path,
-            {
-                "spec": self.spec.to_dict() | {"format_version": self.inventory.format_version},
-                "inventory": self.inventory.to_dict(),
-                "batch_size": self.batch_size,
-            },
-        )
+        document = {
+            "spec": self.spec.to_dict() | {"format_version": self.inventory.format_version},
+            "inventory": self.inventory.to_dict(),
+            "batch_size": self.batch_size,
+        }
+        if self.scales:
+            document["scales"] = {path: asdict(record) for path, record in self.scales.items()}
+        write_sealed(directory / JOURNAL / PLAN_FILE, document)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -64,7 +74,22 @@ class Plan:
         path = directory / JOURNAL / PLAN_FILE
         document, where = read_sealed(path), str(path)
         spec = CacheSpec.from_dict(field(document, "spec", dict, where), where)
-        return cls(spec, read_inventory(document, spec, where, whole=False), read_batch_size(document, where))
+        inventory = read_inventory(document, spec, where, whole=False)
+        return cls(
+            spec, inventory, read_batch_size(document, where), _read_scales(document, inventory, where)
+        )
+
+
+def _read_scales(document: JsonObject, inventory: Inventory, where: str) -> dict[str, FileRecord]:
+    """Read the field `scales`, and hold it to the inventory: its paths are going to be opened."""
+    if "scales" not in document:
+        return {}
+    records = files_from_dict(field(document, "scales", dict, where), where)
+    chunks = scale_chunks(inventory.scale_arrays)
+    for path, record in records.items():
+        if path not in chunks or record.bytes != chunks[path].chunk_bytes:
+            raise CacheError(f"{where}: field 'scales' does not fit the inventory at {path!r}")
+    return records
 
 
 def commit(directory: Path, record: BlockRecord) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from stat import S_ISLNK, S_ISREG
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, read_sealed, write_sealed
@@ -14,9 +14,14 @@ from featcache.store.inventory import Block, Inventory
 from featcache.store.regular_files import IS_LINK, NOT_REGULAR
 from featcache.store.spec import CacheSpec
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 MANIFEST_FILE = "manifest.json"
 FORMAT = "featcache"
 MAX_BATCH_SIZE = 2**20
+_ORIENTATIONS = frozenset("12345678")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ class BlockRecord:
 
     block: Block
     files: Mapping[str, FileRecord]
+    orientations: str = ""
+    """EXIF orientation of the image of every row, a digit from 1 (upright) to 8, where images are turned upright; empty if none
+    was turned."""
 
     def to_dict(self) -> JsonObject:
         """Return the record as plain JSON values."""
@@ -55,6 +63,7 @@ class BlockRecord:
             "block": self.block.index,
             "rows": [self.block.start, self.block.stop],
             "files": {path: asdict(record) for path, record in self.files.items()},
+            **({"orientations": self.orientations} if self.orientations else {}),
         }
 
     @classmethod
@@ -86,7 +95,7 @@ class BlockRecord:
                 raise CacheError(
                     f"{where}: file {path!r} is recorded with {record.bytes} bytes, must be {sizes[path]}"
                 )
-        return cls(block, files)
+        return cls(block, files, read_orientations(document, block.rows, where))
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,8 @@ class Manifest:
             split = held.splits.get(record.block.split)
             if split is not None:
                 paths = (path for _, path in split.chunk_files(record.block.index))
-                records.append(BlockRecord(record.block, {path: record.files[path] for path in paths}))
+                files = {path: record.files[path] for path in paths}
+                records.append(replace(record, files=files))
         return replace(self, inventory=held, blocks=records, whole=self.inventory)
 
     def missing_blocks(self) -> list[Block]:
@@ -138,17 +148,31 @@ class Manifest:
         """
         merged = self.inventory.plus(inventory)
         files = {record.block: dict(record.files) for record in self.blocks}
+        orientations = {record.block: record.orientations for record in self.blocks}
         for record in blocks:
             files.setdefault(record.block, {}).update(record.files)
+            orientations[record.block] = record.orientations or orientations.get(record.block, "")
         # In the inventory's order, so that it does not matter in what order things were added.
         records = [
             BlockRecord(
                 block,
                 {path: files[block][path] for _, path in merged.splits[block.split].chunk_files(block.index)},
+                orientations[block],
             )
             for block in merged.blocks()
         ]
         return Manifest(self.spec, merged, self.batch_size, records, metadata)
+
+    def orientations(self, split: str) -> "npt.NDArray[np.uint8]":
+        """Return the EXIF orientation ``[N]`` by which each image of a split was turned; 1 for images taken as stored."""
+        import numpy as np  # commands that only look at manifests go without
+
+        values = np.ones(self.inventory.splits[split].num_samples, np.uint8)
+        for record in self.blocks:
+            if record.block.split == split and record.orientations:
+                digits = np.frombuffer(record.orientations.encode(), np.uint8)
+                values[record.block.start : record.block.stop] = digits - ord("0")
+        return values
 
     def write(self, directory: Path) -> None:
         """Write manifest.json: from now on the cache is complete."""
@@ -244,6 +268,20 @@ def read_batch_size(document: Mapping[str, Any], where: str) -> int:
     if not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise CacheError(f"{where}: field 'batch_size' must be from 1 to {MAX_BATCH_SIZE}")
     return batch_size
+
+
+def read_orientations(document: Mapping[str, Any], rows: int, where: str) -> str:
+    """Read the field `orientations` of a record of some rows, a digit for each row; it may be absent.
+
+    Raises:
+        CacheError: it is not a digit from 1 to 8 for each row.
+    """
+    orientations = document.get("orientations", "")
+    if orientations == "" or (
+        isinstance(orientations, str) and len(orientations) == rows and not set(orientations) - _ORIENTATIONS
+    ):
+        return str(orientations)
+    raise CacheError(f"{where}: field 'orientations' must be {rows} digits from 1 to 8")
 
 
 def files_from_dict(document: Mapping[str, Any], where: str) -> dict[str, FileRecord]:

@@ -20,8 +20,8 @@ from featcache.store.manifest import MANIFEST_FILE, Manifest
 HELD_FILE = "held.json"
 ORIGIN_FILE = "origin.json"
 """File in every pulled copy, complete or partial: the address to fetch damaged files from again."""
-COLUMN_ARRAYS = ("label", "sample_id", "valid")
-"""Arrays that a copy holds for each of its splits."""
+COLUMN_ARRAYS = ("sample_id", "valid")
+"""Arrays that a copy holds for each of its splits, besides ``label``, which a cache without labels does not have."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class PartialCopy:
             return None
         inventory = Inventory.from_dict(field(document, "inventory", dict, where), where, whole=False)
         for split in inventory.splits.values():
-            lacking = [name for name in COLUMN_ARRAYS if name not in split.arrays]
+            columns = ("label", *COLUMN_ARRAYS) if inventory.targets.labeled else COLUMN_ARRAYS
+            lacking = [name for name in columns if name not in split.arrays]
             if lacking:
                 raise CacheError(
                     f"{where}: split {split.name!r} lacks the array {lacking[0]!r}, which every copy holds; "

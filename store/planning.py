@@ -105,8 +105,9 @@ def plan_arrays(
         )
         for token_array in arrays
     ]
+    if labels.labeled:
+        planned.append(column("label", labels.row_shape, labels.dtype, *labels.dimension_names))
     planned += [
-        column("label", labels.row_shape, labels.dtype, *labels.dimension_names),
         column("sample_id", (sample_id_bytes,), "uint8", "byte"),
         column("valid", (), "bool"),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, read_sealed, write_sealed
+from featcache.store.spec import BF16
 
 REQUEST_FILE = "request.json"
 FILES = "files"
@@ -58,9 +59,10 @@ def _write(directory: Path, requests: Sequence[JsonObject], files: Sequence[Json
 
 
 def answers(recorded: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
-    """Return whether a recorded request is the same as `request`; precision ``auto`` accepts whatever there is."""
-    return (
-        {**recorded, "precision": AUTO} == request
-        if request.get("precision") == AUTO
-        else recorded == request
-    )
+    """Return whether a recorded request is the same as `request`; ``auto`` accepts every precision but bfloat16 weights.
+
+    Those are less exact, so they answer only a request that names them.
+    """
+    if request.get("precision") == AUTO and recorded.get("precision") != BF16:
+        return {**recorded, "precision": AUTO} == request
+    return recorded == request

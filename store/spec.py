@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, canonical_json, field, sha256_hex
+from featcache.store.quantization import INT8
 
 KEY_VERSION = 2
 """Format version in the canonical JSON of every key, whatever version a cache has: the key tells what values are, the version what a
@@ -14,13 +15,15 @@ reader must know."""
 FORMAT_VERSIONS = (2, 3)
 """Versions that this featcache reads; `featcache.store.inventory.Inventory.format_version` says which one a cache has."""
 KEY_DIGITS = 12
-STORED_DTYPES = ("float16", "bfloat16", "float32")
-FP32, MIXED = PRECISIONS = ("fp32", "mixed")
+FLOAT_DTYPES = ("float16", "bfloat16", "float32")
+STORED_DTYPES = (*FLOAT_DTYPES, INT8)
+FP32, MIXED, BF16 = PRECISIONS = ("fp32", "mixed", "bf16")
 PILLOW, UINT8_ANTIALIAS = "pillow", "uint8-antialias"
 RESIZES = (PILLOW, UINT8_ANTIALIAS)
 """Versions of resizing, a part of the preprocessing: by the model's library on Pillow's image, or torch's antialiased resize of
 8-bit pixels. Both have the same filter and size; pixels differ by at most 2 of 255."""
 _RESIZE = "resize_version"
+_ORIENTATION, _EXIF = "orientation", "exif"
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,39 @@ class BackboneSpec:
     width: int
     """Token width D."""
     input_size: int
-    """Side of the square input, pixels."""
+    """Side of the square input, pixels; of an input that is no square its width, see `image_size`."""
     preprocessing: Mapping[str, Any]
-    """The model's own preprocessing, as plain values. ``resize_version`` names the version of
-    resizing; without it, Pillow resizes."""
+    """Preprocessing of an image, as plain values. ``resize_version`` names the version of
+    resizing; without it, Pillow resizes. ``orientation`` is ``exif`` where images are turned upright; without it,
+    they are taken as stored."""
+
+    @property
+    def upright(self) -> bool:
+        """Whether images are turned upright by their EXIF orientation before anything else is done to them."""
+        return self.preprocessing.get(_ORIENTATION) == _EXIF
+
+    def with_upright(self, upright: bool) -> Self:
+        """Return the spec of the same function with images turned upright, or taken as stored."""
+        others = {name: value for name, value in self.preprocessing.items() if name != _ORIENTATION}
+        # Caches of before the choice take images as stored, do not say so, and keep their keys.
+        return replace(self, preprocessing={**others, _ORIENTATION: _EXIF} if upright else others)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the input, pixels."""
+        # timm's name, then open_clip's. Other preprocessing may call anything so, and its input is a square.
+        for name in ("input_size", "size"):
+            shape = self.preprocessing.get(name)
+            if (
+                self.preprocessing.get("library") in ("timm", "open_clip")
+                and isinstance(shape, list | tuple)
+                and len(shape) in (2, 3)
+                and isinstance(shape[-2], int)
+                and shape[-2] >= 1
+                and shape[-1] == self.input_size
+            ):
+                return shape[-2], self.input_size
+        return self.input_size, self.input_size
 
     @property
     def resize(self) -> str:
@@ -63,8 +95,11 @@ class CacheSpec:
     dtype: str
     """Stored type of the features, one of `STORED_DTYPES`."""
     precision: str
-    """``fp32``, or ``mixed`` for a forward pass under autocast."""
+    """``fp32``, ``mixed`` for a forward pass under autocast, or ``bf16`` for one with bfloat16 weights."""
     format_version: int = KEY_VERSION
+    converted_from: str | None = None
+    """Stored type of the cache that an int8 cache was converted from. An extraction fits other scales, to values that were not rounded
+    before, so the two caches have different values and different keys. None, and absent in JSON, after an extraction."""
 
     @cached_property
     def key(self) -> str:
@@ -73,7 +108,11 @@ class CacheSpec:
 
     def to_dict(self) -> JsonObject:
         """Return the spec as plain JSON values."""
-        return asdict(self)
+        document = asdict(self)
+        # Caches of before do not have the field, and keep their keys.
+        if self.converted_from is None:
+            del document["converted_from"]
+        return document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], where: str) -> Self:
@@ -102,11 +141,18 @@ class CacheSpec:
             dataset=field(document, "dataset", dict, where),
             dtype=field(document, "dtype", str, where),
             precision=field(document, "precision", str, where),
+            converted_from=field(document, "converted_from", str, where)
+            if "converted_from" in document
+            else None,
         )
         for name, value, valid in (
             ("dtype", spec.dtype, STORED_DTYPES),
             ("precision", spec.precision, PRECISIONS),
+            ("converted_from", spec.converted_from, (None, *FLOAT_DTYPES)),
         ):
             if value not in valid:
-                raise CacheError(f"{where}: field {name!r} must be one of {', '.join(valid)}, got {value!r}")
+                names = ", ".join(filter(None, valid))
+                raise CacheError(f"{where}: field {name!r} must be one of {names}, got {value!r}")
+        if spec.converted_from is not None and spec.dtype != INT8:
+            raise CacheError(f"{where}: field 'converted_from' is for the dtype {INT8}, not {spec.dtype}")
         return spec

@@ -1,10 +1,11 @@
-"""Targets of a dataset: one class a sample, several, or real values; and how ``label`` stores them.
+"""Targets of a dataset: one class a sample, several, real values, or none; and how ``label`` stores them.
 
 | kind | ``label`` | ``names`` |
 |---|---|---|
 | single-label | int64 ``[N]``, index of the class | the C classes |
 | multi-label | uint8 ``[N, C]``, 1 where the class is there | the C classes |
 | regression | float32 ``[N, T]`` | the T quantities, with their `units` |
+| none | there is no ``label`` | none |
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,8 @@ from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, text_list
 from featcache.store.text import is_utf8
 
-SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single-label", "multi-label", "regression"
-TARGET_KINDS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+SINGLE_LABEL, MULTI_LABEL, REGRESSION, UNLABELED = "single-label", "multi-label", "regression", "none"
+TARGET_KINDS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, UNLABELED)
 MAX_CLASSES = 2**20
 """Largest number of classes of a new cache; their names go into the manifest, whose size is limited."""
 MAX_NAMES_BYTES = 2**24
@@ -49,6 +50,13 @@ class Targets:
             raise ValueError(f"kind must be one of {', '.join(TARGET_KINDS)}, got {self.type!r}")
         if self.units and (self.type != REGRESSION or len(self.units) != len(self.names)):
             raise ValueError(f"there are {len(self.units)} units for {len(self.names)} names, {self.type}")
+        if self.names and not self.labeled:
+            raise ValueError(f"there are {len(self.names)} names, {self.type}")
+
+    @property
+    def labeled(self) -> bool:
+        """Whether samples have labels, so that there is an array ``label``."""
+        return self.type != UNLABELED
 
     @property
     def dtype(self) -> str:
@@ -75,6 +83,8 @@ class Targets:
             valid: which rows hold features, ``[N]``; the labels of others mean nothing.
             first_row: row of the split that the first label belongs to.
         """
+        if not self.labeled:
+            return None
         if self.type == SINGLE_LABEL:
             wrong = valid & ((labels < 0) | (labels >= len(self.names)))
         elif self.type == MULTI_LABEL:
@@ -96,10 +106,14 @@ class Targets:
     ) -> npt.NDArray[np.int64]:
         """Return the samples of every class: int64 ``[C]``; of every quantity, the samples that have it (all): ``[T]``.
 
+        Without labels, there are none to count: ``[0]``.
+
         Args:
             labels: as they are stored, ``[N, ...]``.
             valid: which rows count, ``[N]``; all if not given.
         """
+        if not self.labeled:
+            return np.zeros(0, np.int64)
         chosen = labels if valid is None else labels[valid]
         if self.type == SINGLE_LABEL:
             return np.bincount(chosen, minlength=len(self.names)).astype(np.int64)

@@ -14,6 +14,7 @@ from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, is_identical_json, read_json
 from featcache.store.inventory import PROJECTION, Inventory
+from featcache.store.quantization import INT8, MISSING_CODE, OFFSET, SCALE
 
 METADATA_FILE = "zarr.json"
 PROJECTION_CHUNK = f"{PROJECTION}/c.0.0"
@@ -26,10 +27,14 @@ def metadata_paths(inventory: Inventory) -> Iterator[str]:
 
 
 def recorded_paths(inventory: Inventory) -> Iterator[str]:
-    """Yield all files that the manifest's table `metadata` lists: the metadata, and the one chunk of the projection."""
+    """Yield all files that the manifest's table `metadata` lists: the metadata, and the chunks of the arrays beside the splits."""
     yield from metadata_paths(inventory)
-    if inventory.projection:
-        yield PROJECTION_CHUNK
+    yield from chunks_beside_splits(inventory)
+
+
+def chunks_beside_splits(inventory: Inventory) -> dict[str, ArrayInfo]:
+    """Return the arrays beside the splits by the path of their one chunk within features.zarr."""
+    return {f"{array.name}/c{'.0' * len(array.shape)}": array for array in inventory.arrays_beside_splits}
 
 
 def group_metadata_paths(inventory: Inventory) -> Iterator[str]:
@@ -41,8 +46,8 @@ def group_metadata_paths(inventory: Inventory) -> Iterator[str]:
 
 def array_metadata_paths(inventory: Inventory) -> Iterator[str]:
     """Yield the metadata files of the arrays."""
-    if inventory.projection:
-        yield f"{PROJECTION}/{METADATA_FILE}"
+    for array in inventory.arrays_beside_splits:
+        yield f"{array.name}/{METADATA_FILE}"
     for split in inventory.splits.values():
         for array in split.arrays.values():
             yield f"{split.name}/{array.name}/{METADATA_FILE}"
@@ -56,8 +61,8 @@ def metadata_documents(inventory: Inventory) -> dict[str, bytes]:
     documents: dict[str, Any] = {}
     store = MemoryStore(documents)
     group = zarr.create_group(store=store, zarr_format=3)
-    if inventory.projection_array:
-        _create(group, inventory.projection_array, inventory)
+    for array in inventory.arrays_beside_splits:
+        _create(group, array, inventory)
     for split in inventory.splits.values():
         members = group.create_group(split.name)
         for array in split.arrays.values():
@@ -99,6 +104,14 @@ def array_attributes(array: ArrayInfo, inventory: Inventory) -> JsonObject:
         attributes |= {"layers": list(array.layer_axis), "tokens": list(array.tokens)}
     if array.dtype == "bfloat16":
         attributes["logical_dtype"] = "bfloat16"
+    if array.layers and array.dtype == INT8:
+        attributes |= {
+            "quantization": {
+                "scale": f"/{SCALE}_{array.name}",
+                "offset": f"/{OFFSET}_{array.name}",
+                "missing": MISSING_CODE,
+            }
+        }
     if array.name == "label":
         attributes |= {"class_names": list(inventory.class_names), **inventory.targets.to_dict()}
     return attributes

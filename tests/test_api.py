@@ -15,10 +15,11 @@ from featcache.store.errors import FeatcacheError
 
 SIGNATURES = {
     "open": "(cache, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True, root=())",
-    "extract": "(model, dataset, *, data=None, revision=None, target='auto', limit=None, split_seed=0, test_splits=(), "
-    "train_split=None, group_by=None, resplit=False, pixel_range='auto', exif_orientation='ignore', max_pixels=None, "
+    "extract": "(model, dataset, *, preprocess='own', input_size=None, crop=None, crop_pct=None, resize_size=None, "
+    "interpolation=None, mean=None, std=None, data=None, revision=None, target='auto', limit=None, split_seed=0, "
+    "test_splits=(), train_split=None, group_by=None, resplit=False, pixel_range='auto', max_pixels=None, "
     "taps=('norm2',), layers='every', tokens='cls,ap', patches=None, splits=(), weights=None, weights_key=None, "
-    "dtype='float16', precision='auto', resize='auto', batch_size=None, workers=None, device='auto', "
+    "dtype='float16', precision='auto', resize='auto', exif=None, batch_size=None, workers=None, device='auto', "
     "compile=False, on_error='stop', root=None, force=False, backbone=None, source=None, progress=True)",
     "probe": "(cache, head='attentive', *, table=None, layers=None, tokens=None, tap='norm2', num_heads=None, protocol='paper', "
     "solver='adamw', penalty='l2', input=None, folds=None, groups=None, halving=None, shots=(), draws=1, target_kind=None, "
@@ -27,7 +28,7 @@ SIGNATURES = {
     "load_head": "(folder)",
     "ls": "(remote=None, *, model=None, dataset=None, root=())",
     "info": "(cache=None, *, root=(), progress=True)",
-    "verify": "(cache=None, *, repair=False, threads=None, recompute=None, dataset=None, data=None, model=None, weights=None, "
+    "verify": "(cache=None, *, repair=False, threads=None, recompute=None, dtype_loss=False, dataset=None, data=None, model=None, weights=None, "
     "seed=0, device='auto', root=(), progress=True)",
     "push": "(cache, remote, *, force=False, root=(), progress=True)",
     "pull": "(cache, *, splits=(), layers=None, taps=(), patches=True, check=False, root=(), progress=True)",

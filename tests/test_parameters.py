@@ -121,7 +121,7 @@ def test_options_are_made_of_the_fields():
 
 
 @click.command()
-@options_of(Walk, only_with="steps")
+@options_of(Walk, only_with=("steps",))
 def stroll_command(request: Walk | None) -> Walk | None:
     return request
 

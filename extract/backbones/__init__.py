@@ -7,42 +7,48 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.models.cost import cost_note
 from featcache.extraction.models.names import ModelName
+from featcache.extraction.models.preprocessing import OWN, Preprocessing, preset
 
 
-def load_backbone(name: ModelName, weights: Path | None = None, key: str | None = None) -> Backbone:
+def load_backbone(
+    name: ModelName,
+    weights: Path | None = None,
+    key: str | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Backbone:
     """Load a backbone in eval mode on the CPU; only the library that it comes from is imported.
 
     Args:
         name: the resolved name.
         weights: local weights instead of the hub's.
         key: name of one of several sets of weights in that file; see `read_checkpoint`.
+        preprocessing: changes to the library's settings; the model's own if not given.
 
     Raises:
         UnknownNameError: the library has no such model, or the file no such set of weights.
-        RequestError: the model's activation is not the one that the weights were trained with.
+        RequestError: the model's activation is not the one that the weights were trained with, or the preprocessing does not fit the
+            model.
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
+    changes = preset(name, OWN) if preprocessing is None else preprocessing
     if name.family == "timm":
         from featcache.extraction.backbones.timm_vit import load_timm
 
-        return load_timm(name, weights, key)
+        return load_timm(name, weights, key, changes)
     from featcache.extraction.backbones.open_clip_vit import load_open_clip
 
-    return load_open_clip(name, weights, key)
+    return load_open_clip(name, weights, key, changes)
 
 
 def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:
-    """Yield notes on choices made while a backbone was loaded: one of several sets of weights, another preprocessing."""
+    """Yield notes on a backbone: the choice of one of several sets of weights, and what an unusual input size costs."""
     from featcache.extraction.backbones.checkpoint import choice_text
 
     choice = choice_text(backbone.loaded.weights_source)
     if choice is not None:
         yield choice
-    # A user of the library's own name may expect the library's own preprocessing; an alias is documented.
-    if name.family == "timm" and name.given == name.explicit:
-        from featcache.extraction.backbones.timm_vit import departure_text
-
-        departure = departure_text(name)
-        if departure is not None:
-            yield departure
+    cost = cost_note(name, backbone.spec.image_size, backbone.layout.num_tokens, backbone.spec.width)
+    if cost is not None:
+        yield cost

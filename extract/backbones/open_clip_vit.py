@@ -2,8 +2,9 @@
 timm's models in its place (SigLIP, EVA-CLIP, PE and others)."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import open_clip
 from open_clip.convert import convert_state_dict
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from PIL.Image import Image
+from timm.data import create_transform
 from torch import Tensor, nn
 
 from featcache.extraction.backbones.base import Backbone, Check, LoadedModel, TapPoint, TokenLayout
@@ -21,17 +24,24 @@ from featcache.extraction.backbones.prenorm import PreNormBlock
 from featcache.extraction.backbones.timm_vit import TimmViT, follows_from_tokens, layout_of, why_not_supported
 from featcache.extraction.backbones.weights import (
     AS_STORED,
-    RESIZED,
     file_source,
     fit_position_embedding,
     state_digest,
     without_storage,
 )
 from featcache.extraction.models.names import ModelName
+from featcache.extraction.models.preprocessing import (
+    ANTIALIASED,
+    Preprocessing,
+    Settings,
+    Size,
+    require_patch_multiple,
+)
 from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 from featcache.store.files import JsonObject
 from featcache.store.hub import offline_if_unreachable
 from featcache.store.spec import BackboneSpec
+from featcache.store.text import reason
 
 _PREPROCESSING_FIELDS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
 # Only the image tower is wanted, so the rest of the model is made as small as it goes.
@@ -154,17 +164,22 @@ GELU = "-gelu"
 arXiv 2601.09322 among them, come from such a model."""
 
 
-def load_open_clip(name: ModelName, weights: Path | None, key: str | None = None) -> Backbone:
+def load_open_clip(
+    name: ModelName, weights: Path | None, key: str | None, preprocessing: Preprocessing
+) -> Backbone:
     """Load the image tower of an open_clip model.
 
     Args:
         name: the resolved name, of family ``open_clip``, such as ``ViT-L-14-quickgelu/openai`` (or ``ViT-L-14-gelu/openai``,
             see `GELU`).
         weights: local weights of the whole model or of its image tower; without them the tag's come from the hub.
+        key: name of one of several sets of weights in that file.
+        preprocessing: changes to open_clip's settings.
 
     Raises:
         UnknownNameError: open_clip has no such architecture or tag.
-        RequestError: the model's activation is not the one that the weights were trained with.
+        RequestError: the model's activation is not the one that the weights were trained with, or the preprocessing does not fit the
+            model.
         BackboneError: the weights cannot be had or do not fit, or the tower is of a kind that is not supported.
     """
     architecture, tag = _architecture(name)
@@ -172,12 +187,17 @@ def load_open_clip(name: ModelName, weights: Path | None, key: str | None = None
     _require_activation(name, architecture, tag)
     try:
         model = _untrained(name)
-        tower = model.visual
-        if (problem := why_tower_not_supported(tower)) is not None:
+        if (problem := why_tower_not_supported(model.visual)) is not None:
             raise BackboneError(f"{name.explicit} is not supported: {problem}")
+        if preprocessing.input_size not in (None, tuple(model.visual.image_size)):
+            model = _with_input_size(name, model.visual, preprocessing.input_size)
+        tower = model.visual
+        settings = _settings(name, model, preprocessing)
         path = weights or _download(architecture, tag)
         checkpoint = read_checkpoint(path, OPEN_CLIP_ORDER, key)
-        position_embedding = _load_tower(model, checkpoint.state)
+        position_embedding = _load_tower(
+            model, checkpoint.state, preprocessing.position_embedding or ANTIALIASED
+        )
     except (BackboneError, RequestError):
         raise
     except Exception as error:  # open_clip, torch and the hub client raise many kinds
@@ -190,7 +210,7 @@ def load_open_clip(name: ModelName, weights: Path | None, key: str | None = None
         if weights is not None
         else hub_source(name, _repository(architecture, tag), path)
     )
-    return _backbone(name, model, position_embedding, source)
+    return _backbone(name, model, {"position_embedding": position_embedding, **settings}, source)
 
 
 def _architecture(name: ModelName) -> tuple[str, str]:
@@ -208,7 +228,7 @@ def storageless_model(name: ModelName) -> Any:
         return _untrained(name)
 
 
-def _untrained(name: ModelName, device: str = "cpu") -> Any:
+def _untrained(name: ModelName, device: str = "cpu", size: Size | None = None) -> Any:
     """Make a model of open_clip with random weights, its text tower replaced by a minimal one."""
     architecture, tag = _architecture(name)
     config = open_clip.get_pretrained_cfg(architecture, tag)
@@ -220,6 +240,7 @@ def _untrained(name: ModelName, device: str = "cpu") -> Any:
             architecture,
             device=device,
             pretrained_text=False,
+            force_image_size=size,
             # The tag's preprocessing goes with local weights of that tag too; the size is the architecture's.
             force_preprocess_cfg={f: config[f] for f in _PREPROCESSING_FIELDS if f in config and f != "size"},
             **rest,
@@ -243,28 +264,71 @@ def layout_of_tower(tower: Any) -> tuple[int, int, TokenLayout]:
     return len(tower.transformer.resblocks), tower.transformer.width, TokenLayout(True, 0, tower.grid_size)
 
 
-def _backbone(name: ModelName, model: Any, position_embedding: str, source: JsonObject) -> Backbone:
-    tower = model.visual
+def _with_input_size(name: ModelName, tower: Any, size: Size) -> Any:
+    """Make the model again for images of another size.
+
+    Raises:
+        RequestError: the size is no multiple of the patch.
+        BackboneError: the tower has one size only.
+    """
+    _, _, layout = layout_of_tower(tower)
+    patch = (tower.image_size[0] // layout.grid[0], tower.image_size[1] // layout.grid[1])
+    require_patch_multiple(name.explicit, size, patch)
+    only = f"{name.explicit} takes images of {tower.image_size[0]} x {tower.image_size[1]} pixels only"
+    if any("relative_position" in key for key in tower.state_dict()):
+        raise BackboneError(f"{only}: it has biases by relative position; leave --input-size out")
+    try:
+        model = _untrained(name, size=size)
+        _, _, layout = layout_of_tower(model.visual)
+    except Exception as error:  # towers of other kinds raise what they like
+        raise BackboneError(f"{only} ({reason(error)}); leave --input-size out") from error
+    if layout.grid != (size[0] // patch[0], size[1] // patch[1]):
+        raise BackboneError(f"{only}; leave --input-size out")
+    return model
+
+
+def _settings(name: ModelName, model: Any, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the preprocessing as the spec states it, in open_clip's terms and with ``crop_pct``, which open_clip has not.
+
+    Raises:
+        RequestError: the changes that are asked for do not go together with open_clip's own settings.
+    """
     config = open_clip.get_model_preprocess_cfg(model)
-    preprocessing = {field: _plain(config[field]) for field in _PREPROCESSING_FIELDS if field in config}
+    own = Settings.of_open_clip(config, tuple(model.visual.image_size))
+    stated = {field: _plain(config[field]) for field in _PREPROCESSING_FIELDS if field in config}
+    return stated | own.changed(preprocessing, name.explicit).for_open_clip(own)
+
+
+def _transform(size: Size, stated: Mapping[str, Any]) -> Callable[[Image], Tensor]:
+    """Return the preprocessing that the spec states: open_clip's own where it has it, else the same steps with more settings."""
+    is_square = size[0] == size[1]
+    settings = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+    # For other sizes open_clip's own resize ignores the interpolation, and it knows only two of them.
+    if "crop_pct" not in stated and is_square and stated["interpolation"] in ("bicubic", "bilinear"):
+        own: Callable[[Image], Tensor] = open_clip.image_transform(
+            size, is_train=False, **{field: stated[field] for field in settings}
+        )
+        return own
+    timms = Settings.of_open_clip(stated, size)
+    steps: Callable[[Image], Tensor] = create_transform(
+        **replace(timms, crop_pct=stated.get("crop_pct", 1.0)).for_timm(), is_training=False
+    )
+    return steps
+
+
+def _backbone(name: ModelName, model: Any, stated: Mapping[str, Any], source: JsonObject) -> Backbone:
+    tower = model.visual
     num_layers, width, layout = layout_of_tower(tower)
     spec = BackboneSpec(
         architecture=f"open_clip:{name.name.partition('/')[0]}",
         weights_digest=state_digest(tower),
         num_layers=num_layers,
         width=width,
-        input_size=tower.image_size[0],
-        preprocessing={"library": "open_clip", "position_embedding": position_embedding, **preprocessing},
-    )
-    transform = open_clip.image_transform(
-        tower.image_size,
-        is_train=False,
-        **{
-            field: preprocessing[field]
-            for field in ("mean", "std", "interpolation", "resize_mode", "fill_color")
-        },
+        input_size=tower.image_size[1],
+        preprocessing={"library": "open_clip", **stated},
     )
     kind = OpenClipTimmViT if isinstance(tower, TimmModel) else OpenClipViT
+    transform = _transform(tuple(tower.image_size), stated)
     return kind(LoadedModel(spec, tower, transform, layout, source))
 
 
@@ -296,13 +360,12 @@ def _require_activation(name: ModelName, architecture: str, tag: str) -> None:
 def why_tower_not_supported(tower: Any) -> str | None:
     """Return why the taps cannot read an image tower of open_clip, or None if they can."""
     if isinstance(tower, TimmModel):
-        return why_not_supported(tower.trunk, tower.image_size)
+        return why_not_supported(tower.trunk)
     if not isinstance(tower, VisionTransformer):
         return f"its image tower ({type(tower).__name__}) is not a vision transformer"
-    height, width = tower.image_size
     if tower.attn_pool is not None and tower.attn_pool_contrastive is not None:
         return f"its {tower.attn_pool_type} attention pooling is marked as unfinished in open_clip"
-    return None if height == width else f"its input of {height} x {width} pixels is not square"
+    return None
 
 
 def _repository(architecture: str, tag: str) -> str:
@@ -315,11 +378,16 @@ def _download(architecture: str, tag: str) -> Path:
         return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(architecture, tag)))
 
 
-def _load_tower(model: Any, state: Mapping[str, Tensor]) -> str:
+def _load_tower(model: Any, state: Mapping[str, Tensor], method: str) -> str:
     """Load the image tower from the weights of the whole model, or of the tower alone.
 
+    Args:
+        model: the model.
+        state: the weights.
+        method: how a position embedding of another size is resized.
+
     Returns:
-        What happened to the position embedding: `AS_STORED` or `RESIZED`.
+        What happened to the position embedding: `AS_STORED` or `method`.
 
     Raises:
         ValueError, RuntimeError: the weights do not fit.
@@ -329,12 +397,27 @@ def _load_tower(model: Any, state: Mapping[str, Tensor]) -> str:
     tower = model.visual
     own = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     own = own or dict(state)
-    stored = own.get("positional_embedding")
-    if isinstance(stored, Tensor) and stored.ndim == 2 and isinstance(tower, VisionTransformer):
-        own["positional_embedding"] = fit_position_embedding(stored[None], 1, tower.grid_size)[0]
+    changed = _fit_positions(tower, own, method)
     tower.load_state_dict(own)
-    resized = isinstance(stored, Tensor) and own["positional_embedding"].shape != stored.shape
-    return RESIZED if resized else AS_STORED
+    return method if changed else AS_STORED
+
+
+def _fit_positions(tower: Any, state: dict[str, Tensor], method: str) -> bool:
+    """Resize the position embedding in a tower's weights to the tower's grid; return whether there was anything to do."""
+    if isinstance(tower, TimmModel):
+        trunk, name = tower.trunk, "trunk.pos_embed"
+        stored = state.get(name)
+        if not isinstance(stored, Tensor) or stored.ndim != 3 or getattr(trunk, "pos_embed", None) is None:
+            return False
+        num_prefix = 0 if getattr(trunk, "no_embed_class", False) else trunk.num_prefix_tokens
+        state[name] = fit_position_embedding(stored, num_prefix, layout_of(trunk).grid, method)
+        return state[name] is not stored
+    name = "positional_embedding"
+    stored = state.get(name)
+    if not isinstance(stored, Tensor) or stored.ndim != 2 or not isinstance(tower, VisionTransformer):
+        return False
+    state[name] = fit_position_embedding(stored[None], 1, tower.grid_size, method)[0]
+    return state[name].shape != stored.shape or not state[name].equal(stored)
 
 
 def _plain(value: Any) -> Any:

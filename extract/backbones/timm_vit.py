@@ -23,14 +23,16 @@ from featcache.extraction.backbones.checkpoint import Checkpoint
 from featcache.extraction.backbones.hub import load_failure
 from featcache.extraction.backbones.prenorm import PreNormBlock
 from featcache.extraction.backbones.timm_weights import (
+    fit_input,
     hub_repository,
     load_file,
-    resize_input,
+    resize_model,
     storageless_model,
     weights_source,
 )
 from featcache.extraction.backbones.weights import state_digest
 from featcache.extraction.models.names import ModelName
+from featcache.extraction.models.preprocessing import Preprocessing, Settings
 from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 from featcache.store.hub import offline_if_unreachable
 from featcache.store.inventory import TAPS
@@ -142,22 +144,27 @@ def _scale(block: Any, number: int) -> Callable[[Tensor], Tensor]:
     return lambda tokens: tokens if gamma is None else tokens * gamma
 
 
-def load_timm(name: ModelName, weights: Path | None, key: str | None = None) -> TimmViT:
+def load_timm(
+    name: ModelName, weights: Path | None, key: str | None, preprocessing: Preprocessing
+) -> TimmViT:
     """Load a timm vision transformer.
 
     Args:
         name: the resolved name, of family ``timm``.
         weights: local weights; without them the pretrained ones come from the hub.
+        key: name of one of several sets of weights in that file.
+        preprocessing: changes to timm's settings.
 
     Raises:
         UnknownNameError: timm has no such model or tag.
-        RequestError: the model's activation is not the one that the weights were trained with.
+        RequestError: the model's activation is not the one that the weights were trained with, or the preprocessing does not fit the
+            model.
         BackboneError: the weights cannot be had or do not fit, or the model is of a kind that is not supported.
     """
     _require_known(name)
     _require_activation(name, weights)
-    model, position_embedding, checkpoint = _create(name, weights, key)
-    config = timm.data.resolve_model_data_config(model) | dict(name.preprocessing)
+    model, position_embedding, checkpoint = _create(name, weights, key, preprocessing)
+    config = timm_config(name, model, preprocessing)
     architecture, _, _ = name.name.partition(".")
     spec = BackboneSpec(
         architecture=f"timm:{architecture}",
@@ -180,24 +187,15 @@ def load_timm(name: ModelName, weights: Path | None, key: str | None = None) -> 
     )
 
 
-def departure_text(name: ModelName) -> str | None:
-    """Describe how timm's own preprocessing of a model differs from the one used here; None if both agree."""
-    if not name.preprocessing:
-        return None
-    published = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name.name).to_dict())
-    other = {
-        field: published[field]
-        for field, value in name.preprocessing.items()
-        if field in published and published[field] != (tuple(value) if isinstance(value, list) else value)
-    }
-    if not other:
-        return None
-    listed = ", ".join(
-        f"{field} {value} (timm: {other[field]})"
-        for field, value in name.preprocessing.items()
-        if field in other
-    )
-    return f"{name.explicit} is not run with timm's own preprocessing, but as published evaluations have it: {listed}"
+def timm_config(name: ModelName, model: Any, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the settings of a model's preprocessing in timm's terms.
+
+    Raises:
+        RequestError: the changes that are asked for do not go together with timm's own settings.
+    """
+    config: dict[str, Any] = timm.data.resolve_model_data_config(model)
+    changed = Settings.of_timm(config).changed(preprocessing, name.explicit)
+    return config | changed.for_timm()
 
 
 def backbone_of(loaded: LoadedModel) -> TimmViT:
@@ -212,13 +210,8 @@ def layout_of(model: Any) -> TokenLayout:
     return TokenLayout(has_class_token, model.num_prefix_tokens - int(has_class_token), grid)
 
 
-def why_not_supported(model: Any, input_size: tuple[int, int]) -> str | None:
-    """Return why the taps cannot read a timm model, or None if they can.
-
-    Args:
-        model: the model.
-        input_size: height and width of its input, pixels.
-    """
+def why_not_supported(model: Any) -> str | None:
+    """Return why the taps cannot read a timm model, or None if they can."""
     kind = type(model).__name__
     if "naflex" in kind.lower():
         return "it takes images of any size and shape (NaFlex), and a cache holds one number of patches"
@@ -227,8 +220,6 @@ def why_not_supported(model: Any, input_size: tuple[int, int]) -> str | None:
     blocks = sorted({type(block).__name__ for block in model.blocks} - _TAPS_OF_BLOCK.keys())
     if blocks:
         return f"its blocks ({', '.join(blocks)}) are not known"
-    if input_size[0] != input_size[1]:
-        return f"its input of {input_size[0]} x {input_size[1]} pixels is not square"
     return None
 
 
@@ -257,23 +248,25 @@ def _require_activation(name: ModelName, weights: Path | None) -> None:
         )
 
 
-def _create(name: ModelName, weights: Path | None, key: str | None) -> tuple[Any, str, Checkpoint | None]:
+def _create(
+    name: ModelName, weights: Path | None, key: str | None, preprocessing: Preprocessing
+) -> tuple[Any, str, Checkpoint | None]:
     """Return the model with its weights, the origin of its position embedding, and the set taken from a local file."""
     checkpoint = None
     try:
         model = storageless_model(name) if weights is None else timm.create_model(name.name, num_classes=0)
         # Before any weights are loaded: that a model is not supported says more than that they do not fit.
-        size = (
-            name.preprocessing.get("input_size") or timm.data.resolve_model_data_config(model)["input_size"]
-        )
-        if (problem := why_not_supported(model, tuple(size[-2:]))) is not None:
+        if (problem := why_not_supported(model)) is not None:
             raise BackboneError(f"{name.explicit} is not supported: {problem}")
+        timm_config(name, model, preprocessing)
         if weights is None:
+            if preprocessing.input_size is not None:
+                resize_model(name, model, preprocessing.input_size)  # before gigabytes are downloaded
             with offline_if_unreachable():
                 model = timm.create_model(name.name, pretrained=True, num_classes=0)
-            position_embedding = resize_input(name, model)
+            position_embedding = fit_input(name, model, preprocessing)
         else:
-            position_embedding, checkpoint = load_file(name, model, weights, key)
+            position_embedding, checkpoint = load_file(name, model, weights, key, preprocessing)
     except (BackboneError, RequestError):
         raise
     except Exception as error:  # timm, torch and the hub client raise many kinds

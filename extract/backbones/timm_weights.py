@@ -19,14 +19,21 @@ from featcache.extraction.backbones.checkpoint_names import to_timm_names
 from featcache.extraction.backbones.hub import cached_file, hub_source
 from featcache.extraction.backbones.weights import (
     AS_STORED,
-    RESIZED,
     file_source,
     fit_position_embedding,
     without_storage,
 )
 from featcache.extraction.models.names import ModelName
+from featcache.extraction.models.preprocessing import (
+    ANTIALIASED,
+    Preprocessing,
+    Size,
+    require_patch_multiple,
+    size_text,
+)
 from featcache.store.errors import BackboneError
 from featcache.store.files import JsonObject
+from featcache.store.text import reason
 
 # A checkpoint may hold more than the backbone (a classifier, another pooling, MAE's decoder), but not more of the backbone itself.
 _OF_THE_BACKBONE = frozenset(
@@ -53,14 +60,14 @@ _HUB_FILES = (
 _FOREIGN_POSITIONS = ("visual.trunk.pos_embed", "visual.pos_embed", "visual.positional_embedding")
 
 
-def resize_input(name: ModelName, model: Any) -> str:
-    """Set a model that timm has loaded from the Hub to the input size that `name` asks for.
+def fit_input(name: ModelName, model: Any, preprocessing: Preprocessing) -> str:
+    """Set a model that timm has loaded from the Hub to the input size that is asked for.
 
     Returns:
-        What happened to the position embedding: `AS_STORED` or `RESIZED`.
+        What happened to the position embedding: `AS_STORED` or one of `POSITION_METHODS`.
 
     Raises:
-        BackboneError: timm had to resize the published position embedding itself, in float32.
+        BackboneError: timm had to resize the published position embedding itself, in float32, or the model has one size only.
     """
     path = _hub_file(name, model)
     if path is not None and (published := _published_shape(path)) is not None:
@@ -70,23 +77,54 @@ def resize_input(name: ModelName, model: Any) -> str:
                 f"{name.explicit} is not supported: its published position embedding has {published[1]} tokens and its "
                 f"model {own.shape[1]}, and timm's resizing in float32 depends on the processor"
             )
-    if "input_size" not in name.preprocessing:
+    if preprocessing.input_size is None:
         return AS_STORED
-    stored = model.pos_embed.detach()
-    model.set_input_size(img_size=name.preprocessing["input_size"][-1])
-    resized = _convert_state(model, stored)
+    parameter = getattr(model, "pos_embed", None)
+    stored = None if parameter is None else parameter.detach()
+    resize_model(name, model, preprocessing.input_size)
+    if stored is None:
+        return AS_STORED
+    method = preprocessing.position_embedding or ANTIALIASED
+    resized = _convert_state(model, stored, method)
     model.load_state_dict({"pos_embed": resized}, strict=False)
-    return AS_STORED if resized is stored else RESIZED
+    return AS_STORED if resized is stored else method
 
 
-def load_file(name: ModelName, model: Any, weights: Path, key: str | None) -> tuple[str, Checkpoint]:
+def resize_model(name: ModelName, model: Any, size: Size) -> None:
+    """Make a model of timm take images of another size; its position embedding is then resized by timm, in float32.
+
+    Raises:
+        RequestError: the size is no multiple of the patch.
+        BackboneError: the model has one size only.
+    """
+    if tuple(model.patch_embed.img_size) == size:
+        return
+    require_patch_multiple(name.explicit, size, tuple(model.patch_embed.patch_size))
+    if any("relative_position_bias_table" in key for key in model.state_dict()):
+        raise BackboneError(
+            f"{name.explicit} takes images of {size_text(tuple(model.patch_embed.img_size))} only: it has biases by relative "
+            "position, which timm resizes in float32, and the result depends on the processor; leave --input-size out"
+        )
+    try:
+        model.set_input_size(img_size=size)
+    except Exception as error:  # models of other kinds lack the method, or raise what they like
+        raise BackboneError(
+            f"{name.explicit} takes images of {size_text(tuple(model.patch_embed.img_size))} only ({reason(error)}); leave "
+            "--input-size out"
+        ) from error
+
+
+def load_file(
+    name: ModelName, model: Any, weights: Path, key: str | None, preprocessing: Preprocessing
+) -> tuple[str, Checkpoint]:
     """Load a local file, which must fill the model completely; `key` names one of several sets of weights.
 
     Returns:
-        What happened to the position embedding (`AS_STORED` or `RESIZED`), and the set of weights that was taken.
+        What happened to the position embedding (`AS_STORED` or one of `POSITION_METHODS`), and the set of weights that was taken.
 
     Raises:
-        BackboneError: the file cannot be read.
+        RequestError: the input size that is asked for is no multiple of the patch.
+        BackboneError: the file cannot be read, or the model has one input size only.
         ValueError, RuntimeError: the weights do not fit.
     """
     checkpoint = read_checkpoint(weights, TIMM_ORDER, key)
@@ -94,14 +132,15 @@ def load_file(name: ModelName, model: Any, weights: Path, key: str | None) -> tu
     state: dict[str, Any] = named.state
     taken = checkpoint.taken + (SEPARATOR if checkpoint.taken and named.prefix else "") + named.prefix
     checkpoint = replace(checkpoint, taken=taken, others=(*checkpoint.others, *named.other_prefixes))
-    if "input_size" in name.preprocessing:
-        model.set_input_size(img_size=name.preprocessing["input_size"][-1])
+    if preprocessing.input_size is not None:
+        resize_model(name, model, preprocessing.input_size)
+    method = preprocessing.position_embedding or ANTIALIASED
     stored = state.get("pos_embed")
     if isinstance(stored, Tensor) and stored.ndim == 3 and getattr(model, "pos_embed", None) is not None:
-        state["pos_embed"] = _convert_state(model, stored)
+        state["pos_embed"] = _convert_state(model, stored, method)
     _require_same_geometry(model, state)
     load_state(model, state)
-    return AS_STORED if state.get("pos_embed") is stored else RESIZED, checkpoint
+    return AS_STORED if state.get("pos_embed") is stored else method, checkpoint
 
 
 def load_state(model: Any, state: Mapping[str, Any]) -> None:
@@ -176,9 +215,9 @@ def _published_shape(path: Path) -> tuple[int, ...] | None:
         return tuple(file.get_slice("pos_embed").get_shape()) if "pos_embed" in file.keys() else None  # noqa: SIM118
 
 
-def _convert_state(model: Any, stored: Tensor) -> Tensor:
+def _convert_state(model: Any, stored: Tensor, method: str) -> Tensor:
     num_prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
-    return fit_position_embedding(stored, num_prefix, tuple(model.patch_embed.grid_size))
+    return fit_position_embedding(stored, num_prefix, tuple(model.patch_embed.grid_size), method)
 
 
 def _require_same_geometry(model: Any, state: Mapping[str, Any]) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from featcache.extraction.models.preprocessing import ALIGNED, ANTIALIASED, OFFSET
 from featcache.store.files import JsonObject, sha256_file
 
 AS_STORED = "as stored"
-RESIZED = "bicubic, antialiased"
+"""Of a position embedding that was not resized; others have one of `POSITION_METHODS`."""
 
 
 @contextmanager
@@ -51,8 +52,10 @@ def file_source(path: Path, choice: Mapping[str, Any]) -> JsonObject:
     return {"origin": "file", "file": path.name, "sha256": sha256_file(path), **choice}
 
 
-def fit_position_embedding(stored: Tensor, num_prefix_tokens: int, grid: tuple[int, int]) -> Tensor:
-    """Resize a position embedding ``[1, N, D]`` to a grid, as timm and open_clip do it, but in float64.
+def fit_position_embedding(
+    stored: Tensor, num_prefix_tokens: int, grid: tuple[int, int], method: str = ANTIALIASED
+) -> Tensor:
+    """Resize a position embedding ``[1, N, D]`` to a grid, as the model's authors or library do it, but in float64.
 
     In float32 the last bits depend on the processor, and with them the weights digest and the key of every cache.
 
@@ -60,6 +63,7 @@ def fit_position_embedding(stored: Tensor, num_prefix_tokens: int, grid: tuple[i
         stored: the entries of prefix tokens first, then those of a square grid of patches.
         num_prefix_tokens: how many prefix tokens have an entry.
         grid: rows and columns wanted.
+        method: one of `POSITION_METHODS`.
 
     Returns:
         `stored` itself if nothing is to be done.
@@ -68,13 +72,28 @@ def fit_position_embedding(stored: Tensor, num_prefix_tokens: int, grid: tuple[i
         ValueError: the stored patches are no square grid.
     """
     num_patches = stored.shape[1] - num_prefix_tokens
-    if num_patches == grid[0] * grid[1]:
-        return stored
     side = math.isqrt(max(num_patches, 0))
-    if num_patches < 1 or side * side != num_patches:
+    is_square = num_patches >= 1 and side * side == num_patches
+    # 16 x 16 entries are as many as 8 x 32, so the number alone does not tell; only a grid that is no square was stored for itself.
+    if num_patches == grid[0] * grid[1] and (grid == (side, side) or not is_square):
+        return stored
+    if not is_square:
         raise ValueError(f"its position embedding of {stored.shape[1]} tokens is of no square image")
     prefix, patches = stored[:, :num_prefix_tokens], stored[:, num_prefix_tokens:]
     # [1, side * side, D] -> [1, D, side, side]
     squares = patches.double().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(squares, size=grid, mode="bicubic", align_corners=False, antialias=True)
+    resized = _resize_grid(squares, grid, method)
     return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(stored.dtype)], 1)
+
+
+def _resize_grid(values: Tensor, grid: tuple[int, int], method: str) -> Tensor:
+    """Resize ``[1, D, side, side]`` to a grid."""
+    if method == ALIGNED:
+        return F.interpolate(values, size=grid, mode="bilinear", align_corners=True)
+    if method == OFFSET:
+        # The authors' way around rounding in the number of patches shifts the positions too, since torch then goes by the factor.
+        factors = [(patches + 0.1) / side for patches, side in zip(grid, values.shape[-2:], strict=True)]
+        return F.interpolate(values, scale_factor=factors, mode="bicubic", align_corners=False)
+    return F.interpolate(
+        values, size=grid, mode="bicubic", align_corners=False, antialias=method == ANTIALIASED
+    )

@@ -91,7 +91,7 @@ class Answers:
         cache = entry.cache
         readers = {name: cache[name] for name in cache.inventory.splits}
         provenance = entry.provenance if entry.complete else {}
-        digest = self._freshness.replaced(entry.path, provenance, cache.inventory, readers)
+        digest = self._freshness.replaced(entry.path, provenance, cache, readers)
         if digest and self._replaced:
             raise OutdatedCacheError(
                 f"{entry.path} was made while images were replaced; remove it (`featcache rm {entry.path}`) and run the same "

@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.file_states import FileStates, Mask
+from featcache.extraction.sources.pixels import facts_of
 from featcache.store.corrections import FIELD as CORRECTIONS
 from featcache.store.errors import CacheError, DatasetError, UnavailableError
 from featcache.store.files import sha256_hex
-from featcache.store.inventory import Inventory
 from featcache.store.planning import CONTENT_DIGEST_BYTES
 from featcache.store.progress import Reporter
+from featcache.store.reading.reader import Cache
 from featcache.store.reading.split import SplitReader
 from featcache.store.requests import record_files, recorded_files
 
@@ -52,7 +53,7 @@ class Freshness:
         self,
         directory: Path,
         provenance: Mapping[str, Any],
-        inventory: Inventory,
+        cache: Cache,
         readers: Mapping[str, SplitReader],
     ) -> str:
         """Compare the images of all files that may have been exchanged since a cache was made.
@@ -60,7 +61,7 @@ class Freshness:
         Args:
             directory: of the cache.
             provenance: of the cache; empty while it is not complete.
-            inventory: of the cache.
+            cache: the cache.
             readers: of its splits.
 
         Returns:
@@ -78,7 +79,7 @@ class Freshness:
                 found = record.get(REPLACED)
                 return found if isinstance(found, str) else ""
         suspects = self._suspects(self._states, known, provenance)
-        others = list(self._others(suspects, inventory, readers)) if suspects.any() else []
+        others = list(self._others(suspects, cache, readers)) if suspects.any() else []
         if old and not others and not self._states.per_row:
             others = list(self._refused(readers))
         digest = self._digest(directory, others)
@@ -144,7 +145,7 @@ class Freshness:
         return suspects
 
     def _others(
-        self, suspects: Mask, inventory: Inventory, readers: Mapping[str, SplitReader]
+        self, suspects: Mask, cache: Cache, readers: Mapping[str, SplitReader]
     ) -> Iterator[tuple[str, str]]:
         """Id and content digest of every image that differs from the one in the cache."""
         states = self._states
@@ -153,18 +154,31 @@ class Freshness:
         for name, samples in self._source.splits.items():
             mask = suspects[start : start + len(samples)] if states.per_row else None
             start += len(samples)
-            if name not in readers or inventory.splits[name].num_samples != len(samples):
+            if name not in readers or cache.inventory.splits[name].num_samples != len(samples):
                 continue
             digests = readers[name].content_digests()
             if digests is None:
                 continue
             held = readers[name].valid()
             rows = np.flatnonzero(held if mask is None else held & mask)
-            yield from self._compare(name, rows, digests)
+            turned = cache.manifest.orientations(name) if cache.spec.backbone.upright else None
+            yield from self._compare(name, rows, digests, turned)
 
     def _compare(
-        self, split: str, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]
+        self,
+        split: str,
+        rows: npt.NDArray[np.int64],
+        digests: npt.NDArray[np.uint8],
+        turned: npt.NDArray[np.uint8] | None,
     ) -> Iterator[tuple[str, str]]:
+        """Yield id and content of the images of some rows that differ.
+
+        Args:
+            split: the split.
+            rows: the rows to compare.
+            digests: content digests ``[N, 16]`` of the cache.
+            turned: EXIF orientations ``[N]`` of the cache; None if it has images as stored.
+        """
         from featcache.extraction.decoding.rgb import content_digest, rgb_image  # Pillow
 
         if not rows.size:
@@ -174,12 +188,17 @@ class Freshness:
         )
         with self._reporter.progress("comparing", "images") as update:
             for done, row in enumerate(rows.tolist()):
+                orientation = 1
                 try:
-                    content = content_digest(rgb_image(self._source, split, row))
+                    image = rgb_image(self._source, split, row)
+                    content = content_digest(image)
+                    orientation = facts_of(image).get("turned", 1)
                 except UnavailableError:
                     raise
                 except DatasetError:  # it was an image when the cache was made
                     content = bytes(CONTENT_DIGEST_BYTES)
                 if content != digests[row].tobytes():
                     yield self._source.splits[split][row].id, content.hex()
+                elif turned is not None and turned[row] != orientation:
+                    yield self._source.splits[split][row].id, f"{content.hex()} orientation {orientation}"
                 update(done + 1, int(rows.size))

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from featcache.extraction.cached.answers import Answers, OutdatedCacheError, Verdict, damaged, holds
+from featcache.extraction.cached.orientation import unturned_note
+from featcache.extraction.cached.other_preprocessing import notes_on_others
 from featcache.extraction.cached.retry import reopen_restored
 from featcache.extraction.models.table import TABLE
 from featcache.extraction.requests.inputs import Inputs
+from featcache.extraction.requests.request import EXIF
 from featcache.store.address import Address
 from featcache.store.catalogue import Entry, find_key, find_request
 from featcache.store.catalogue.removal import remove_journal
@@ -66,7 +69,14 @@ class CacheLookup:
         if inputs.custom_backbone is None and inputs.model.explicit in TABLE:
             num_layers, _, _, num_registers, *_ = TABLE[inputs.model.explicit]
             inputs.request.require_of(inputs.model.explicit, num_layers, num_registers)
-        return self._answering(self._remotes.find_request(self._fingerprints, inputs.source.name, self._part))
+        found = self._answering(
+            self._remotes.find_request(self._fingerprints, inputs.source.name, self._part)
+        )
+        if found is None:
+            remembered = self._remotes.remembered
+            for note in notes_on_others(self._search, self._fingerprints, inputs.model, remembered):
+                self._reporter.message(f"note: {note}")
+        return found
 
     def find_spec(self, candidates: Candidates) -> tuple[CacheSpec, Entry | None]:
         """Return the spec of the images that lie on disk now, and the cache that has it, complete or not.
@@ -110,6 +120,8 @@ class CacheLookup:
         except CacheError as error:
             raise damaged(entry, error) from None
         require_files(cache)
+        if self._inputs.request.exif is None and (note := unturned_note(cache, self._inputs.source)):
+            self._reporter.message(f"note: {note}")
         # A shared root may be read-only, or busy; then the next run has to look a little longer.
         with suppress(OSError, CacheError):
             self._remember(entry.path)
@@ -123,15 +135,19 @@ class CacheLookup:
     def _remember(self, directory: Path) -> None:
         for fingerprint in self._fingerprints:
             record_request(directory, fingerprint)
+            if EXIF in fingerprint:  # an answer to the request that leaves it open as well
+                record_request(directory, {name: fingerprint[name] for name in fingerprint if name != EXIF})
 
     def _find_remembered(self) -> Entry | None:
         self._fingerprints.clear()
         inputs = self._inputs
         if inputs.custom_backbone is not None:  # the content of a custom module is known only by its digest
             return None
-        for fingerprint in inputs.request.literals(inputs.model, self._answers.identity):
+        for fingerprint in inputs.request.literals(
+            inputs.model, self._answers.identity, inputs.source.may_be_turned
+        ):
             self._fingerprints.append(fingerprint)
-            entry = find_request(self._search, fingerprint)
+            entry = find_request(self._search, fingerprint, self._is_preferred)
             if entry is None or not entry.complete:
                 continue
             if holds(entry, inputs.request, inputs.source) or self._remotes.complete(entry, self._part):
@@ -148,7 +164,21 @@ class CacheLookup:
             self._reporter.message(
                 f"{entry.path} was begun with --resize {spec.backbone.resize}, which it keeps"
             )
+        if not entry.complete and spec.backbone.upright != specs[0].backbone.upright:
+            self._reporter.message(
+                f"{entry.path} was begun with images as stored, not turned by their EXIF orientation, which it keeps (--exif "
+                "begins one with images upright)"
+            )
         return spec, entry
+
+    def _is_preferred(self, entry: Entry) -> bool:
+        try:
+            return (
+                entry.cache.spec.backbone.upright
+                == self._inputs.request.orientations(self._inputs.source.may_be_turned)[0]
+            )
+        except CacheError:
+            return False
 
     def _answering(self, entry: Entry | None) -> Entry | None:
         return entry if entry is not None and self._verdict(entry) is Verdict.ANSWER else None

@@ -59,6 +59,12 @@ def contact_sheet(source: Source) -> "tuple[Image, list[str]]":
 def _strips(source: Source) -> Iterator[Strip]:
     targets = source.targets
     for split, samples in source.splits.items():
+        if not targets.labeled:
+            spots = _spread(len(samples), COLUMNS * MAX_ROWS).tolist()
+            for first in range(0, len(spots), COLUMNS):
+                caption = f"{split} ({len(samples)})" if not first else ""
+                yield Strip(caption, tuple((split, row) for row in spots[first : first + COLUMNS]))
+            continue
         labels = labels_of(samples)
         if targets.type == REGRESSION:
             yield from _ranges(source, split, labels)
@@ -90,9 +96,9 @@ def _spread(count: int, most: int) -> "np.typing.NDArray[np.int64]":
 def _thumbnail(source: Source, split: str, row: int) -> "Image":
     from PIL import Image, ImageOps
 
-    from featcache.extraction.decoding.rgb import rgb_image
+    from featcache.extraction.decoding.rgb import rgb_image, turned_upright
 
-    image = rgb_image(source, split, row)
+    image = turned_upright(rgb_image(source, split, row))  # as an extraction takes it
     way = Image.Resampling.NEAREST if max(image.size) * 2 <= SIDE else Image.Resampling.BICUBIC
     return ImageOps.pad(image, (SIDE, SIDE), way, BACKGROUND)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
 from featcache.extraction.decoding.preprocessing import EightBitTransform
-from featcache.extraction.decoding.rgb import digest_of_pixels, pixels_of, rgb_image
+from featcache.extraction.decoding.rgb import digest_of_pixels, pixels_of, rgb_image, turned_upright
 from featcache.extraction.decoding.worker_pool import decode_in_processes
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.decode import MAX_PIXELS
@@ -21,16 +21,16 @@ from featcache.store.planning import CONTENT_DIGEST_BYTES
 from featcache.store.text import reason
 
 Transform = EightBitTransform | Callable[[Image], Tensor]
-"""Preprocessing in two parts, or a function from an RGB image to ``[3, S, S]`` float32."""
+"""Preprocessing in two parts, or a function from an RGB image to ``[3, H, W]`` float32."""
 
 
 class Prepared(NamedTuple):
     """One image, preprocessed."""
 
     tensor: Tensor
-    """``[3, S, S]``, uint8 or float32 as in `ImageBatch`."""
+    """``[3, H, W]``, uint8 or float32 as in `ImageBatch`."""
     digest: bytes
-    """Beginning of the SHA-256 of the decoded image."""
+    """Beginning of the SHA-256 of the decoded image, as it is stored."""
     facts: tuple[int, ...]
     """By `FACTS`."""
 
@@ -41,14 +41,18 @@ class BatchLoader:
     Args:
         source: the images.
         transform: the preprocessing.
-        size: S, side of a preprocessed image in pixels.
+        size: height and width of a preprocessed image, or the side of a square, pixels.
+        upright: turn images by their EXIF orientation first.
     """
 
-    def __init__(self, source: Source, transform: Transform, size: int) -> None:
+    def __init__(
+        self, source: Source, transform: Transform, size: int | tuple[int, int], upright: bool = False
+    ) -> None:
         self._source = source
         self._transform = transform
-        self._size = size
-        self._shorter_side = _shorter_side(transform)
+        self._size = (size, size) if isinstance(size, int) else size
+        self._upright = upright
+        self._covered = _covered_size(transform)
 
     def __call__(self, rows: Rows) -> ImageBatch:
         """Load a batch; images that fail are part of it, everything else is raised."""
@@ -74,8 +78,12 @@ class BatchLoader:
     def _prepared(self, split: str, row: int) -> Prepared:
         image = rgb_image(self._source, split, row)
         facts = facts_of(image)
-        self._refuse_strip(image, split, row)
         pixels = pixels_of(image)
+        digest = digest_of_pixels(pixels)  # of the image as it is stored, whichever way up it is taken
+        if self._upright and facts.get("turned"):
+            image = turned_upright(image)
+            pixels = pixels_of(image)
+        self._refuse_strip(image, split, row)
         try:
             if isinstance(self._transform, EightBitTransform):
                 tensor = self._transform.prepare(image, pixels)
@@ -88,18 +96,19 @@ class BatchLoader:
                 f"image {self._id(split, row)!r} of {image.width} x {image.height} pixels cannot be preprocessed "
                 f"({type(error).__name__}: {reason(error)})"
             ) from error
-        return Prepared(tensor, digest_of_pixels(pixels), tuple(facts.get(name, 0) for name in FACTS))
+        return Prepared(tensor, digest, tuple(facts.get(name, 0) for name in FACTS))
 
     def _refuse_strip(self, image: Image, split: str, row: int) -> None:
         """Refuse an image that resizing would blow up: of 60,000 x 1 pixels, 160 px on the shorter side are 6 GB."""
-        short, long = sorted(image.size)
-        if self._shorter_side is None or not short:
+        if self._covered is None or not min(image.size):
             return
-        resized = self._shorter_side * long // short
-        if resized * self._shorter_side > MAX_PIXELS:
+        height, width = self._covered
+        factor = max(height / image.height, width / image.width)
+        resized = sorted((int(image.height * factor), int(image.width * factor)))
+        if resized[0] * resized[1] > MAX_PIXELS:
             raise DatasetError(
-                f"image {self._id(split, row)!r} is {image.width} x {image.height} pixels: with {self._shorter_side} px on the "
-                f"shorter side it would be {resized:,} px long; crop it"
+                f"image {self._id(split, row)!r} is {image.width} x {image.height} pixels: with {resized[0]} px on the "
+                f"shorter side it would be {resized[1]:,} px long; crop it"
             )
 
     def _id(self, split: str, row: int) -> str:
@@ -121,11 +130,11 @@ class BatchLoader:
 
     def _blank(self) -> Tensor:
         dtype = torch.uint8 if isinstance(self._transform, EightBitTransform) else torch.float32
-        return torch.zeros(3, self._size, self._size, dtype=dtype)
+        return torch.zeros(3, *self._size, dtype=dtype)
 
 
 def _interleaved(images: list[Tensor]) -> Tensor:
-    """Stack 8-bit images ``[3, S, S]`` whose pixels stay interleaved in memory, as decoders give them."""
+    """Stack 8-bit images ``[3, H, W]`` whose pixels stay interleaved in memory, as decoders give them."""
     _, height, width = images[0].shape
     batch = np.empty((len(images), height, width, 3), np.uint8)
     for row, image in enumerate(images):
@@ -133,16 +142,20 @@ def _interleaved(images: list[Tensor]) -> Tensor:
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
-def _shorter_side(transform: Any) -> int | None:
-    """Length of the shorter side to which a transform resizes, pixels; None if it resizes in another way."""
+def _covered_size(transform: Any) -> tuple[int, int] | None:
+    """Return height and width that an image is resized to cover with its shape kept, pixels; None if it is resized in another way."""
     steps = (
         transform.steps if isinstance(transform, EightBitTransform) else getattr(transform, "transforms", ())
     )
     for step in steps:
         size = getattr(step, "size", None)
+        sides = [size] if isinstance(size, int) else list(size or ())
         if type(step).__name__ == "Resize":
-            sides = [size] if isinstance(size, int) else list(size or ())
-            return int(sides[0]) if len(sides) == 1 else None
+            return (int(sides[0]), int(sides[0])) if len(sides) == 1 else None
+        if (
+            type(step).__name__ == "ResizeKeepRatio"
+        ):  # timm's, which fits the image into the size where `longest` is 1
+            return (int(sides[0]), int(sides[1])) if not getattr(step, "longest", 0) else None
     return None
 
 
@@ -151,8 +164,9 @@ def image_batches(
     transform: Transform,
     batches: Iterable[Rows],
     workers: int,
-    size: int,
+    size: int | tuple[int, int],
     gpu: torch.device | None = None,
+    upright: bool = False,
 ) -> Iterator[ImageBatch]:
     """Yield one `ImageBatch` for each of `batches`, in order.
 
@@ -161,13 +175,14 @@ def image_batches(
         transform: the preprocessing.
         batches: the rows, read in the calling thread.
         workers: processes that decode; 0 decodes in this one.
-        size: S, side of a preprocessed image in pixels.
+        size: height and width of a preprocessed image, or the side of a square, pixels.
         gpu: put images into pinned memory, from which this GPU copies while it computes.
+        upright: turn images by their EXIF orientation first.
 
     Raises:
         WorkerError: a process that decodes was killed, or none can be started.
     """
-    load = BatchLoader(source, transform, size)
+    load = BatchLoader(source, transform, size, upright)
     if workers:
         yield from decode_in_processes(load, batches, workers, gpu)
         return

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extraction.sources.pixels import FACTS, PixelOptions
+from featcache.extraction.sources.pixels import FACTS
 from featcache.store.files import JsonObject
 
 _DEEP = FACTS.index("deep")
@@ -40,14 +40,17 @@ class Observed:
         largest = {"largest_16_bit_value": self._largest} if self._counts["deep"] else {}
         return {"images": self._images, **counts, **largest}
 
-    def notes(self, options: PixelOptions) -> Iterator[str]:
-        """Notes on everything in the images that is not used exactly as stored."""
+    def notes(self, upright: bool) -> Iterator[str]:
+        """Yield notes on everything in the images that is not used exactly as stored.
+
+        Args:
+            upright: whether images were turned by their EXIF orientation.
+        """
         if count := self._counts["turned"]:
             yield (
                 f"{_have(count)} an EXIF orientation and {_were(count)} turned upright"
-                if options.upright
-                else f"{_have(count)} an EXIF orientation and {_were(count)} stored unturned (--exif-orientation apply turns "
-                "images)"
+                if upright
+                else f"{_have(count)} an EXIF orientation and {_were(count)} not turned (--exif makes a cache with images upright)"
             )
         for name, text in _TEXTS.items():
             if count := self._counts[name]:

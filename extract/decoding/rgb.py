@@ -1,20 +1,19 @@
 """Images of any mode as 8-bit RGB. No torch here."""
 
 import hashlib
-from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
-from PIL.Image import Exif, Image, Transpose, fromarray
+from PIL.Image import Image, Transpose, fromarray
 
 from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.decode import orientation_of
 from featcache.extraction.sources.decoded_jpeg import DecodedJpeg
 from featcache.extraction.sources.pixels import WHITE, PixelOptions, facts_of, is_clipped, remember, to_8_bit
 from featcache.store.errors import DatasetError
 from featcache.store.planning import CONTENT_DIGEST_BYTES
 from featcache.store.text import reason
 
-_ORIENTATION = 0x0112
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -30,7 +29,7 @@ _AS_STORED = PixelOptions()
 
 
 def to_rgb(image: Image, options: PixelOptions = _AS_STORED) -> Image:
-    """Convert an image of any mode to 8-bit RGB; drop transparency, and attach facts to the result.
+    """Convert an image of any mode to 8-bit RGB, as it is stored; drop transparency, and attach facts to the result.
 
     Pillow alone clips what is deeper than 8 bits: 16-bit greyscale comes out white, floating point black.
 
@@ -38,18 +37,21 @@ def to_rgb(image: Image, options: PixelOptions = _AS_STORED) -> Image:
         ValueError: the range of the pixels is not known, or the mode has no form in RGB.
     """
     facts = dict(facts_of(image))
-    turn = _TURNS.get(_orientation(image))
-    if turn is not None:
-        facts["turned"] = 1
+    if (orientation := orientation_of(image)) in _TURNS:
+        facts["turned"] = orientation
     rgb = image.as_rgb() if isinstance(image, DecodedJpeg) else _flat(image, options, facts)
-    if turn is not None and options.upright:
-        rgb = rgb.transpose(turn)
     remember(rgb, **facts)
     return rgb
 
 
+def turned_upright(rgb: Image) -> Image:
+    """Return an image of `to_rgb` as its EXIF orientation shows it: rotated, mirrored, or as it is."""
+    turn = _TURNS.get(facts_of(rgb).get("turned", 1))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
 def rgb_image(source: Source, split: str, row: int) -> Image:
-    """Return one image of a dataset as 8-bit RGB, following the dataset's options.
+    """Return one image of a dataset as 8-bit RGB, as it is stored, following the dataset's options.
 
     Raises:
         UnavailableError: the image's file is gone or cannot be read.
@@ -94,7 +96,7 @@ def digest_of_pixels(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def _flat(image: Image, options: PixelOptions, facts: dict[str, int]) -> Image:
-    """The pixels as 8-bit RGB, not rotated."""
+    """Return the pixels as 8-bit RGB, as they are stored."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
         # These two formats hold no values of more than 16 bits and no negative ones.
@@ -122,14 +124,3 @@ def _flat(image: Image, options: PixelOptions, facts: dict[str, int]) -> Image:
     elif "transparency" in image.info:
         facts["alpha"] = 1
     return image.convert("RGB")
-
-
-def _orientation(image: Image) -> int:
-    """EXIF orientation, 1 (upright) to 8; 1 where there is none that can be read."""
-    with suppress(
-        Exception
-    ):  # Pillow raises many types of errors for damaged EXIF data; the pixels are unaffected
-        exif: Exif = image.getexif()
-        value = exif.get(_ORIENTATION, 1)
-        return int(value)
-    return 1

@@ -1,6 +1,6 @@
 """The forward passes of a run: plain or compiled, one after another or side by side, for every split."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ import torch
 
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.compiled import compiled_pass
+from featcache.extraction.forward_pass.encoding import Clipping, Int8Encoder, computed_dtype
 from featcache.extraction.forward_pass.forward import Extractor, FeatureExtractor
 from featcache.extraction.forward_pass.replicas import (
     ReplicaExtractor,
@@ -17,6 +18,7 @@ from featcache.extraction.forward_pass.replicas import (
 )
 from featcache.store.arrays import ArrayInfo
 from featcache.store.journal import Plan
+from featcache.store.quantization import Scales
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,36 @@ class Forward:
     """Is told what a user should know."""
 
     @contextmanager
-    def extractors(self, plan: Plan) -> Iterator[dict[str, Extractor]]:
+    def extractors(
+        self,
+        plan: Plan,
+        scales: Mapping[str, Scales] | None = None,
+        clipping: Clipping | None = None,
+    ) -> Iterator[dict[str, Extractor]]:
         """The extractor of every split; splits that hold the same arrays share one.
+
+        Args:
+            plan: what is extracted.
+            scales: the scales of int8 arrays by name; without them features come as float32 where int8 is planned.
+            clipping: counts what is clipped.
 
         Raises:
             BackboneError: the pass is to be compiled, and cannot be.
         """
+        encoding = (scales or {}, clipping or Clipping())
         arrays = {
             split.name: [array for array in split.arrays.values() if array.layers]
             for split in plan.inventory.splits.values()
         }
         count, threads = (1, 0) if self.compile else replicas_and_threads(self.device)
         if count == 1:
-            yield _shared(arrays, lambda wanted: self._extractor(self.backbone, plan, wanted))
+            yield _shared(arrays, lambda wanted: self._extractor(self.backbone, plan, wanted, *encoding))
             return
         with replica_threads(count, threads) as pool:
 
             def side_by_side(wanted: list[ArrayInfo]) -> Extractor:
                 def make(backbone: Backbone) -> FeatureExtractor:
-                    return self._extractor(backbone, plan, wanted)
+                    return self._extractor(backbone, plan, wanted, *encoding)
 
                 replicas = replicate(self.backbone, count)
                 spare = make(self.backbone)
@@ -56,14 +69,23 @@ class Forward:
 
             yield _shared(arrays, side_by_side)
 
-    def _extractor(self, backbone: Backbone, plan: Plan, wanted: list[ArrayInfo]) -> FeatureExtractor:
+    def _extractor(
+        self,
+        backbone: Backbone,
+        plan: Plan,
+        wanted: list[ArrayInfo],
+        scales: Mapping[str, Scales],
+        clipping: Clipping,
+    ) -> FeatureExtractor:
         precision = plan.spec.precision
         compiled = (
             compiled_pass(backbone, self.device, precision, wanted, plan.batch_size, self.say)
             if self.compile
             else None
         )
-        return FeatureExtractor(backbone, self.device, precision, wanted, plan.spec.dtype, self.say, compiled)
+        dtype = computed_dtype(plan.spec.dtype)
+        encoder = Int8Encoder(scales, wanted, clipping) if scales else None
+        return FeatureExtractor(backbone, self.device, precision, wanted, dtype, self.say, compiled, encoder)
 
 
 def _shared(

@@ -11,11 +11,10 @@ from torch import Tensor
 from featcache.devices.memory import is_out_of_memory
 from featcache.devices.precision import FP32, exact_context, forward_context
 from featcache.extraction.backbones.base import Backbone
+from featcache.extraction.forward_pass.encoding import FloatEncoder
 from featcache.extraction.forward_pass.taps import Taps, Wanted
 from featcache.extraction.sources.base import Sample
 from featcache.store.errors import BackboneError
-
-TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 NumpyBatch = dict[str, npt.NDArray[np.generic]]
 T = TypeVar("T")
@@ -54,11 +53,12 @@ class FeatureExtractor:
     Args:
         backbone: the backbone, already on `device`.
         device: where it runs.
-        precision: ``fp32`` or ``mixed``.
+        precision: of the forward pass; for ``bf16`` the backbone has bfloat16 weights already.
         arrays: the token arrays to fill.
         dtype: stored type of the features.
         say: is told when a batch has to be divided because it does not fit into the device's memory.
         compiled: the pass, if it was compiled; without it the backbone runs as it is.
+        encoder: turns features into what is stored; by default it rounds to `dtype`, which is a float type then.
     """
 
     at_once = 1
@@ -72,13 +72,14 @@ class FeatureExtractor:
         dtype: str,
         say: Callable[[str], None] = lambda text: None,
         compiled: Pass | None = None,
+        encoder: FloatEncoder | None = None,
     ) -> None:
         wanted = tuple(arrays)
         self._layers = {array.name: array.layers for array in wanted}
         self._taps = Taps(backbone, wanted)
         self._device = device
         self._precision = precision
-        self._dtype = dtype
+        self._encode = encoder or FloatEncoder(dtype)
         self._say = say
         self._pass = compiled or self._plain_pass
         self._fitting: int | None = None
@@ -92,7 +93,7 @@ class FeatureExtractor:
             samples: the B samples, to name one in an error.
 
         Returns:
-            Every array by name as ``[B, L, K, D]``, bfloat16 as its uint16 bits.
+            Every array by name as ``[B, L, K, D]`` as it is stored: bfloat16 as its uint16 bits, int8 as codes.
 
         Raises:
             BackboneError: a value is not finite in the stored type, or one image does not fit into memory.
@@ -126,9 +127,9 @@ class FeatureExtractor:
         parts = self._in_parts(images, self._features_on_host)
         for name in parts[0]:
             values = torch.cat([part[name] for part in parts])
-            stored = values.to(TORCH_DTYPES[self._dtype])
-            if not stored.isfinite().all():
-                return self._not_finite(name, values, stored, samples)
+            finite = self._encode.finite(values)
+            if not finite.all():
+                return self._not_finite(name, values, finite, samples)
         return BackboneError(
             "the backbone gave values that are not finite, but not a second time; check the device"
         )
@@ -157,18 +158,19 @@ class FeatureExtractor:
 
     def _begin(self, images: Tensor) -> Callable[[], NumpyBatch]:
         """Begin to compute the arrays and to copy them to the host; the function returned waits for them."""
-        stored = {
-            name: values.to(TORCH_DTYPES[self._dtype]) for name, values in self._features(images).items()
-        }
-        finite = torch.stack([values.isfinite().all() for values in stored.values()]).all()
-        on_host = {name: _to_host(values) for name, values in stored.items()}
+        stored = {name: self._encode(name, values) for name, values in self._features(images).items()}
+        finite = torch.stack([array.finite for array in stored.values()]).all()
+        on_host = {name: _to_host(array.values) for name, array in stored.items()}
         flag = _to_host(finite)
+        clipped = {name: _to_host(a.clipped) for name, a in stored.items() if a.clipped is not None}
         wait = _end_of_queue(self._device)
 
         def result() -> NumpyBatch:
             wait()  # before this, what is on the host is not yet what was computed
             if not flag.item():
                 raise NotFiniteError
+            sizes = {name: values.numel() for name, values in on_host.items()}
+            self._encode.count(sizes, {name: int(count.item()) for name, count in clipped.items()})
             return {name: _as_numpy(values) for name, values in on_host.items()}
 
         return result
@@ -186,14 +188,14 @@ class FeatureExtractor:
             return taps.forward(images)
 
     def _not_finite(
-        self, name: str, values: Tensor, stored: Tensor, samples: Sequence[Sample]
+        self, name: str, values: Tensor, finite: Tensor, samples: Sequence[Sample]
     ) -> BackboneError:
-        sample, layer = (int(i) for i in (~stored.isfinite()).nonzero()[0][:2])
+        sample, layer = (int(i) for i in (~finite).nonzero()[0][:2])
         place = f"sample {samples[sample].id!r}, {name}, layer {self._layers[name][layer]}"
         if values[sample, layer].isfinite().all():
             peak = values[sample, layer].abs().max().item()
             remedy = "use --dtype float32 or --dtype bfloat16"
-            return BackboneError(f"{place}: value {peak:.4g} is too large for {self._dtype}; {remedy}")
+            return BackboneError(f"{place}: value {peak:.4g} is too large for {self._encode.dtype}; {remedy}")
         remedy = "the weights may be damaged" if self._precision == FP32 else "try --precision fp32"
         return BackboneError(f"{place}: the backbone gives values that are not finite; {remedy}")
 

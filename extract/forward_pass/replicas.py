@@ -129,9 +129,10 @@ def replica(backbone: Backbone) -> Backbone:
 
 
 def noise_images(backbone: Backbone, device: torch.device, batch: int) -> Tensor:
-    """Return the same random images ``[B, 3, S, S]`` at every call, for comparing passes."""
-    size = backbone.spec.input_size
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    """Return the same random images ``[B, 3, H, W]`` at every call, for comparing passes."""
+    return torch.randn(batch, 3, *backbone.spec.image_size, generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
 
 
 @torch.inference_mode()

@@ -1,11 +1,11 @@
 """Model names: aliases of the usual backbones, and explicit names of a library. No torch here.
 
-An explicit name is ``timm:NAME[.TAG]`` or ``open_clip:ARCHITECTURE/TAG``; it and its alias give the same cache.
+An explicit name is ``timm:NAME[.TAG]`` or ``open_clip:ARCHITECTURE/TAG``. It and its alias give the same cache wherever both have the same
+preprocessing; see `featcache.extraction.models.preprocessing`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from featcache.store.errors import RequestError, UnknownNameError
 
@@ -162,20 +162,6 @@ _SUPERVISED: Mapping[str, str] = {
 
 ALIASES: Mapping[str, str] = {**_PAPER, **_IMAGE_TEXT, **_SELF_SUPERVISED, **_SUPERVISED}
 
-# The field runs these at 224 px after a bilinear resize to 256 px; timm's own settings are 518 px and 248 px.
-# DINOv2's names stand here without their tag too, because it is timm's default for them.
-_RESIZE_256_CROP_224 = {"input_size": (3, 224, 224), "interpolation": "bilinear", "crop_pct": 224 / 256}
-_DINOV2 = [
-    f"vit_{size}_patch14_{registers}dinov2"
-    for size in ("small", "base", "large", "giant")
-    for registers in ("", "reg4_")
-]
-_MAE = ["vit_base_patch16_224", "vit_large_patch16_224", "vit_huge_patch14_224"]
-_PREPROCESSING: Mapping[str, Mapping[str, Any]] = dict.fromkeys(
-    (*_DINOV2, *(f"{name}.lvd142m" for name in _DINOV2), *(f"{name}.mae" for name in _MAE)),
-    _RESIZE_256_CROP_224,
-)
-
 
 @dataclass(frozen=True)
 class ModelName:
@@ -194,9 +180,9 @@ class ModelName:
         return f"{self.family}:{self.name}"
 
     @property
-    def preprocessing(self) -> Mapping[str, Any]:
-        """What differs from the library's own preprocessing, in timm's terms."""
-        return _PREPROCESSING.get(self.name, {})
+    def is_alias(self) -> bool:
+        """Whether the user wrote an alias, and not the library's own name."""
+        return self.given.lower() in ALIASES
 
 
 def model_names(name: str) -> list[str]:

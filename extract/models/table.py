@@ -1,6 +1,7 @@
 """The models behind the aliases. Made by `tabulate` from timm and open_clip; do not edit.
 
-By explicit name: layers, width, class token or not, registers, rows and columns of patches, input size in pixels.
+By explicit name: layers, width, class token or not, registers, rows and columns of patches, input size in pixels. Size and patches are those
+of the alias, which may differ from those of the library's own name.
 """
 
 Row = tuple[int, int, bool, int, int, int, int]

@@ -1,4 +1,4 @@
-"""The specs that meet a request: `auto` leaves precision and resizing open, and whatever a cache has is taken."""
+"""The specs that meet a request: precision, resizing and orientation may be left open, and whatever a cache has is taken."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.extraction.requests.request import ExtractRequest
 from featcache.store.errors import RequestError
 from featcache.store.requests import AUTO
-from featcache.store.spec import PILLOW, PRECISIONS, UINT8_ANTIALIAS, CacheSpec
+from featcache.store.spec import FP32, MIXED, PILLOW, UINT8_ANTIALIAS, CacheSpec
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def candidate_specs(
-    request: ExtractRequest, backbone: "Backbone", device: "torch.device", identity: Mapping[str, Any]
+    request: ExtractRequest,
+    backbone: "Backbone",
+    device: "torch.device",
+    identity: Mapping[str, Any],
+    may_be_turned: bool = False,
 ) -> list[CacheSpec]:
     """Return the specs of caches that meet a request; a new cache gets the first.
 
@@ -24,15 +28,18 @@ def candidate_specs(
         backbone: the loaded backbone.
         device: where it runs.
         identity: identity of the dataset.
+        may_be_turned: whether images of the dataset may carry an EXIF orientation.
 
     Raises:
         RequestError: the preprocessing of the backbone lacks the version of resizing that is requested.
     """
     from featcache.devices.precision import fast_precision
 
-    precisions = _choices(request.precision, fast_precision(device), PRECISIONS)
+    # bfloat16 weights are less exact than autocast, so they are taken only where they are asked for.
+    precisions = _choices(request.precision, fast_precision(device), (FP32, MIXED))
     return [
-        CacheSpec(backbone.spec.resized_by(resize), identity, request.dtype, precision)
+        CacheSpec(backbone.spec.resized_by(resize).with_upright(upright), identity, request.dtype, precision)
+        for upright in request.orientations(may_be_turned)
         for precision in precisions
         for resize in _resizes(request, backbone, device)
     ]

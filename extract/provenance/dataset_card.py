@@ -30,6 +30,8 @@ def _targets(writer: CacheWriter) -> list[str]:
         for split in writer.plan.inventory.splits.values()
         if "label" in split.arrays
     }
+    if not targets.labeled:
+        return ["", "The samples have no labels; `featcache label CACHE labels.csv` attaches some."]
     if not readers:
         return []
     labels = {name: reader.labels()[reader.valid()] for name, reader in readers.items()}

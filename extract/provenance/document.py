@@ -39,6 +39,8 @@ class RunFacts:
     """Description of dataset and preprocessing in one line."""
     observed: JsonObject
     """Counts of images that were not used exactly as stored."""
+    int8: JsonObject
+    """Counts of int8 values and of those that were clipped; empty for other types."""
 
 
 def provenance(
@@ -75,6 +77,7 @@ def provenance(
         "seconds_of_last_run": round(run.seconds, 3),
         "dataset": run.dataset_summary,
         "images_of_last_run": run.observed,
+        **({"int8_of_last_run": run.int8} if run.int8 else {}),
         CORRECTIONS: known_corrections(),
         "arrays": {
             split.name: {a.name: list(a.layers) for a in split.arrays.values() if a.layers}
@@ -124,7 +127,7 @@ extracted by featcache. Read it with `featcache probe`, `featcache.open(DIR)`, o
 | backbone | {explicit} ({backbone.num_layers} blocks, width {backbone.width}, {backbone.input_size} px) |
 | key | {plan.spec.key} |
 | stored as | {plan.spec.dtype}, forward pass in {plan.spec.precision} |
-| classes | {len(plan.inventory.class_names)} |
+| classes | {len(plan.inventory.class_names) if plan.inventory.targets.labeled else "none, no labels"} |
 
 | split | samples |
 |---|---|

@@ -1,8 +1,6 @@
-"""Describe the input of a run in one line (samples, classes, splits, files passed over), and the preprocessing in another."""
+"""Describe the dataset of a run in one line: samples, classes, splits, files passed over."""
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.decode import passed_over_text
@@ -35,6 +33,8 @@ def dataset_summary(source: Source, splits: Sequence[str]) -> str:
 
 
 def _targets_text(targets: Targets) -> str:
+    if not targets.labeled:
+        return "no labels"
     count, what = len(targets.names), "class"
     if targets.type == REGRESSION:
         what = "target"
@@ -44,23 +44,3 @@ def _targets_text(targets: Targets) -> str:
     plural = what if count == 1 else f"{what}es" if what == "class" else f"{what}s"
     several = ", several an image" if targets.type == MULTI_LABEL else ""
     return f"{count:,} {plural} ({names}){several}"
-
-
-def preprocessing_text(preprocessing: Mapping[str, Any], size: int) -> str | None:
-    """Describe the preprocessing of a backbone's spec; None if its form is unknown."""
-    library, filter_ = preprocessing.get("library"), preprocessing.get("interpolation")
-    if library == "timm":
-        if preprocessing.get("crop_mode") != "center":
-            return f"images are resized to {size} x {size} ({filter_}, {preprocessing.get('crop_mode')})"
-        return _cropped(math.floor(size / float(preprocessing["crop_pct"])), size, filter_)
-    if library == "open_clip":
-        if preprocessing.get("resize_mode") != "shortest":
-            return f"images are resized to {size} x {size} ({filter_}, {preprocessing.get('resize_mode')})"
-        return _cropped(size, size, filter_)
-    return None
-
-
-def _cropped(resized: int, size: int, filter_: object) -> str:
-    return (
-        f"images are resized to {resized} px on the shorter side ({filter_}) and cropped to {size} x {size}"
-    )

@@ -9,6 +9,7 @@ from featcache.extraction.provenance.summary import dataset_summary
 from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
+from featcache.store.errors import RequestError
 from featcache.store.progress import Reporter
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ def resolve_inputs(
         RequestError, UnknownNameError: there is no such model or dataset.
         DatasetError: the dataset cannot be used.
     """
+    if backbone is not None and request.changes_preprocessing:
+        raise RequestError(
+            "a backbone of your own brings its own preprocessing; leave --preprocess, --input-size and the like out, and change "
+            "the transform that custom_backbone was given"
+        )
     model = (
         resolve_model(request.model)
         if backbone is None

@@ -8,6 +8,7 @@ from attrs import field, frozen
 
 from featcache.extraction.models.names import ModelName
 from featcache.extraction.requests.feature_selection import FeatureSelection
+from featcache.extraction.requests.preprocessing import PreprocessingOptions
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject, sha256_file
@@ -18,10 +19,12 @@ from featcache.store.spec import PRECISIONS, RESIZES, STORED_DTYPES
 
 WEIGHTS_RULE = "averaged weights first"
 STOP, SKIP = "stop", "skip"
+EXIF = "exif"
+"""Field of a literal request that says whether images are turned upright."""
 
 
 @frozen(kw_only=True, slots=False)
-class ExtractRequest(FeatureSelection, DatasetOptions):
+class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
     """A request, before anything is loaded: model, dataset and how it is split, and which features to cache.
 
     Raises:
@@ -68,7 +71,8 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
         default=AUTO,
         validator=one_of("precision", (AUTO, *PRECISIONS)),
         metadata=parameter(
-            "Precision of the forward pass: fp32, mixed (autocast), or auto, which is mixed where the device is fast at it.",
+            "Precision of the forward pass: fp32, mixed (autocast), bf16 (bfloat16 weights, half the memory, less exact), or auto, "
+            "which is mixed where the device is fast at it.",
             "--precision",
         ),
     )
@@ -76,9 +80,18 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
         default=AUTO,
         validator=one_of("resize", (AUTO, *RESIZES)),
         metadata=parameter(
-            "Version of resizing: pillow, uint8-antialias (on 8-bit pixels, five times as fast), or auto, which is pillow on a "
+            "Version of the resize's arithmetic, at the same filter and size: pillow, uint8-antialias (on 8-bit pixels, five times as fast), or auto, which is pillow on a "
             "CPU and uint8-antialias elsewhere. Under auto any cache of the same images is an answer.",
             "--resize",
+        ),
+    )
+    exif: bool | None = field(
+        default=None,
+        metadata=parameter(
+            "Whether images are turned upright by their EXIF orientation. By default, a new cache turns them, and a complete "
+            "cache of images as stored is an answer too.",
+            "--exif/--no-exif",
+            default="turned in new caches",
         ),
     )
     batch_size: int | None = field(
@@ -110,6 +123,7 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
+        self.check_preprocessing()
         if self.weights is not None and not self.weights.is_file():
             what = "is not a file" if self.weights.exists() else "does not exist"
             raise RequestError(f"weights file {self.weights} {what}")
@@ -125,7 +139,19 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
         if self.batch_size is not None and self.batch_size > MAX_BATCH_SIZE:
             raise RequestError(f"batch size must be at most {MAX_BATCH_SIZE}, got {self.batch_size}")
 
-    def literals(self, model: ModelName, dataset_identity: Mapping[str, Any]) -> Iterator[JsonObject]:
+    def orientations(self, may_be_turned: bool) -> tuple[bool, ...]:
+        """Return whether images are turned upright in caches that meet the request; a new cache takes the first.
+
+        Args:
+            may_be_turned: whether images may carry an EXIF orientation.
+        """
+        if not may_be_turned:
+            return (False,)
+        return (True, False) if self.exif is None else (self.exif,)
+
+    def literals(
+        self, model: ModelName, dataset_identity: Mapping[str, Any], may_be_turned: bool = False
+    ) -> Iterator[JsonObject]:
         """What leads to the cache's key, as the cache remembers it: nothing that needs torch, and not the contents.
 
         Local weights are named by size and times of change first, because hashing a large file takes seconds, and by
@@ -138,11 +164,14 @@ class ExtractRequest(FeatureSelection, DatasetOptions):
                 "model": model.explicit,
                 "weights": digest,
                 **self._weights_choice,
+                **self.preprocessing_literal(model),
                 "dataset": dict(dataset_identity),
                 "dtype": self.dtype,
                 "precision": self.precision,
                 # Without the field, as every cache made before there was a choice, any version is an answer.
                 **({} if self.resize == AUTO else {"resize": self.resize}),
+                # Without the field, whatever images of a cache are turned by is an answer.
+                **({} if self.exif is None or not may_be_turned else {EXIF: self.exif}),
             }
 
     @property

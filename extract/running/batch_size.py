@@ -7,6 +7,7 @@ import torch
 from featcache.devices.memory import free_memory
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.capacity import default_batch_size
+from featcache.extraction.forward_pass.encoding import computed_dtype
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.running.writing import WAITING
 from featcache.store.inventory import Inventory
@@ -36,15 +37,15 @@ def fitting_batch_size(
         return default
     split = next(iter(inventory.splits.values()))
     arrays = [array for array in split.arrays.values() if array.layers]
-    extractor = FeatureExtractor(backbone, device, spec.precision, arrays, spec.dtype)
-    size = backbone.spec.input_size
+    extractor = FeatureExtractor(backbone, device, spec.precision, arrays, computed_dtype(spec.dtype))
+    height, width = backbone.spec.image_size
     # The images of batches whose features are awaited stay on the device, those of the next one are there already, and
     # while its parts are joined they are there twice.
-    waiting = (WAITING + 2) * 3 * size * size * torch.float32.itemsize
+    waiting = (WAITING + 2) * 3 * height * width * torch.float32.itemsize
     return largest_batch(
         default,
         waiting,
-        lambda images: _peak_bytes(extractor, device, size, images),
+        lambda images: _peak_bytes(extractor, device, (height, width), images),
         lambda: free_memory(device),
     )
 
@@ -70,7 +71,7 @@ def largest_batch(
     return size
 
 
-def _peak_bytes(extractor: FeatureExtractor, device: torch.device, size: int, images: int) -> int:
+def _peak_bytes(extractor: FeatureExtractor, device: torch.device, size: tuple[int, int], images: int) -> int:
     torch.cuda.reset_peak_memory_stats(device)
-    extractor.start(torch.zeros(images, 3, size, size, device=device))()
+    extractor.start(torch.zeros(images, 3, *size, device=device))()
     return torch.cuda.max_memory_allocated(device)

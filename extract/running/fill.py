@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from featcache.extraction.cached.retry import drop_restored, refuse_empty_splits
 from featcache.extraction.decoding.preprocessing import with_resize
 from featcache.extraction.forward_pass.capacity import default_workers
 from featcache.extraction.forward_pass.device_errors import one_line_device_errors
+from featcache.extraction.forward_pass.encoding import Clipping
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.provenance.dataset_card import about_dataset
 from featcache.extraction.provenance.document import RunFacts, card, provenance
@@ -21,12 +22,13 @@ from featcache.extraction.requests.inputs import Inputs
 from featcache.extraction.requests.request import SKIP
 from featcache.extraction.running.loading import LoadedBackbone
 from featcache.extraction.running.pipeline import ImageInput, run_blocks
+from featcache.extraction.running.scales import ScaleFitter
 from featcache.extraction.running.unfinished import covers, interrupted, plan_messages
 from featcache.store.errors import CacheCompletedError
 from featcache.store.journal import Plan
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.progress import Reporter
-from featcache.store.reading.reader import open_cache
+from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.spec import CacheSpec
 from featcache.store.writing.pending import require_space
 from featcache.store.writing.writer import CacheWriter
@@ -79,15 +81,20 @@ class CacheFiller:
     def image_input(self, path: Path, spec: CacheSpec) -> ImageInput:
         """Return the images of the run; those of a cache that is added to must be the ones that it was made from."""
         request = self.inputs.request
+        known = _known_cache(path)
         return ImageInput(
             self.inputs.source,
             with_resize(self.loaded.backbone.transform, spec.backbone.resize),
-            self.loaded.backbone.spec.input_size,
+            self.loaded.backbone.spec.image_size,
             default_workers() if request.workers is None else request.workers,
             self.loaded.device,
+            spec.backbone.upright,
             request.on_error == SKIP,
             self.reporter.message,
-            _known_content(path),
+            {} if known is None else _known_content(known),
+            {}
+            if known is None or not spec.backbone.upright
+            else {name: known.manifest.orientations(name) for name in known.inventory.splits},
         )
 
     def forward(self) -> Forward:
@@ -98,27 +105,35 @@ class CacheFiller:
 
     def _fill_once(self, path: Path, plan: Plan, before: Filled) -> Filled:
         """Write all blocks of one plan and complete the cache; add the work to `before`."""
-        say = self.reporter.message
-        with CacheWriter(path, plan, projection=self._projection(), adopt=True, say=say) as writer:
+        say, clipping = self.reporter.message, Clipping()
+        with CacheWriter(
+            path, plan, projection=self._projection(), fit=self._fit(path, plan), adopt=True, say=say
+        ) as writer:
             self.lookup.record(path)
             for text in plan_messages(writer, plan, self.inputs.request.batch_size):
                 say(text)
             started = time.perf_counter()
             images = self.image_input(writer.directory, plan.spec)
             try:
-                samples = self._run_blocks(writer, images)
+                samples = self._run_blocks(writer, images, clipping)
             except KeyboardInterrupt:
                 raise interrupted(writer) from None
             seconds = time.perf_counter() - started
-            self._complete(writer, samples, seconds, images)
-            notes = images.observed.notes(self.inputs.source.pixels)
+            self._complete(writer, samples, seconds, images, clipping)
+            notes = [*images.observed.notes(images.upright), *clipping.notes()]
             return Filled(before.samples + samples, before.seconds + seconds, (*before.notes, *notes))
 
-    def _run_blocks(self, writer: CacheWriter, images: ImageInput) -> int:
+    def _fit(self, path: Path, plan: Plan) -> ScaleFitter:
+        # Compiling would take longer than the pass over the sample.
+        forward = replace(self.forward(), compile=False)
+        return ScaleFitter(lambda: self.image_input(path, plan.spec), forward, plan, self.reporter)
+
+    def _run_blocks(self, writer: CacheWriter, images: ImageInput, clipping: Clipping) -> int:
         """Extract until all blocks are committed, by this process or another; return the samples of this one."""
         samples = 0
         forward, device = self.forward(), self.loaded.device
-        with one_line_device_errors(device), forward.extractors(writer.plan) as extractors:
+        opened = forward.extractors(writer.plan, writer.scales, clipping)
+        with one_line_device_errors(device), opened as extractors:
             while True:
                 with self.reporter.progress("extracting", "images") as update:
                     samples += run_blocks(writer, images, extractors, update)
@@ -129,7 +144,9 @@ class CacheFiller:
                 if not writer.wait():
                     return samples
 
-    def _complete(self, writer: CacheWriter, samples: int, seconds: float, images: ImageInput) -> None:
+    def _complete(
+        self, writer: CacheWriter, samples: int, seconds: float, images: ImageInput, clipping: Clipping
+    ) -> None:
         refuse_empty_splits(writer)
         preprocessing = self.loaded.preprocessing
         summary = self.inputs.summary
@@ -140,6 +157,7 @@ class CacheFiller:
             seconds=seconds,
             dataset_summary=summary if preprocessing is None else f"{summary}; {preprocessing}",
             observed=images.observed.to_dict(),
+            int8=clipping.to_dict(),
         )
         names, weights = self.inputs.names, self.loaded.backbone.loaded.weights_source
         document = provenance(writer, weights, self.loaded.device, names, facts)
@@ -151,11 +169,13 @@ class CacheFiller:
         return None if matrix is None else matrix.detach().float().cpu().contiguous().numpy()
 
 
-def _known_content(path: Path) -> Mapping[str, npt.NDArray[np.uint8]]:
+def _known_cache(path: Path) -> Cache | None:
+    """Return the complete cache at `path`, which is added to; None if there is none."""
+    return open_cache(path) if (path / MANIFEST_FILE).exists() else None
+
+
+def _known_content(cache: Cache) -> Mapping[str, npt.NDArray[np.uint8]]:
     """Return the content digests ``[N, 16]`` of a complete cache, by split; those splits that have some."""
-    if not (path / MANIFEST_FILE).exists():
-        return {}
-    cache = open_cache(path)
     return {
         name: digests
         for name in cache.inventory.splits

@@ -9,8 +9,8 @@ from featcache.extraction.backbones import load_backbone, loading_notes
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.capacity import enough_memory
 from featcache.extraction.forward_pass.device_errors import one_line_device_errors
-from featcache.extraction.provenance.summary import preprocessing_text
 from featcache.extraction.requests.inputs import Inputs
+from featcache.store.preprocessing import preprocessing_text
 from featcache.store.progress import Reporter
 
 
@@ -37,10 +37,11 @@ def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
     if backbone is None:
         origin = request.weights or "the Hugging Face Hub"
         reporter.message(f"loading {inputs.model.explicit} on {device}, weights from {origin}")
-        backbone = load_backbone(inputs.model, request.weights, request.weights_key)
+        changes = request.preprocessing_of(inputs.model)
+        backbone = load_backbone(inputs.model, request.weights, request.weights_key, changes)
         for note in loading_notes(inputs.model, backbone):
             reporter.message(f"note: {note}")
-    preprocessing = preprocessing_text(backbone.spec.preprocessing, backbone.spec.input_size)
+    preprocessing = preprocessing_text(backbone.spec.preprocessing, backbone.spec.image_size)
     if preprocessing is not None:
         reporter.message(preprocessing)
     with one_line_device_errors(device), enough_memory(device):

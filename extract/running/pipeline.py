@@ -20,6 +20,7 @@ from featcache.extraction.forward_pass.forward import Extractor
 from featcache.extraction.running.look_ahead import ClaimedBatches
 from featcache.extraction.running.writing import Job, Writing
 from featcache.extraction.sources.base import Sample, Source
+from featcache.extraction.sources.pixels import FACTS
 from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.progress import Update
 from featcache.store.writing.writer import CacheWriter
@@ -32,25 +33,31 @@ class ImageInput:
     source: Source
     transform: Transform
     """The model's own preprocessing."""
-    input_size: int
-    """Side of a preprocessed image, pixels."""
+    input_size: int | tuple[int, int]
+    """Height and width of a preprocessed image, or the side of a square, pixels."""
     workers: int
     """Processes that decode images; 0 decodes in this one."""
     device: torch.device
     """Where the backbone runs."""
+    upright: bool = False
+    """Turn images by their EXIF orientation first."""
     skip_failures: bool = False
     """Go on without an image that does not decode, rather than stop."""
     say: Callable[[str], None] = lambda text: None
     """Is told of every image that is skipped."""
     known_content: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """By split, the content digests ``[N, 16]`` of a cache that is added to: its images must be the same ones."""
+    known_orientations: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """By split, the EXIF orientations ``[N]`` of that cache, if it turned images."""
     observed: Observed = field(default_factory=Observed)
     """Counts the facts found while decoding the images of this run."""
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[ImageBatch]:
         """The images of `rows` on the device, in order."""
         gpu = self.device if self.device.type == "cuda" else None
-        batches = image_batches(self.source, self.transform, rows, self.workers, self.input_size, gpu)
+        batches = image_batches(
+            self.source, self.transform, rows, self.workers, self.input_size, gpu, self.upright
+        )
         return to_device(batches, self.device, self.transform)
 
     def refuse_or_skip(self, batch: ImageBatch) -> None:
@@ -70,7 +77,7 @@ class ImageInput:
                 )
             self.say(f"skipped: {message}")
 
-    def check_content(self, rows: Rows, samples: Sequence[Sample], content: npt.NDArray[np.uint8]) -> None:
+    def check_content(self, rows: Rows, samples: Sequence[Sample], batch: ImageBatch) -> None:
         """Refuse images that are not those that the cache was made from.
 
         Raises:
@@ -79,9 +86,13 @@ class ImageInput:
         known = self.known_content.get(rows.split)
         if known is None:
             return
-        before = known[rows.start : rows.stop]
+        before, content = known[rows.start : rows.stop], batch.content.numpy()
+        changes = (before != content).any(1)
+        if rows.split in self.known_orientations:
+            orientations = batch.facts[:, FACTS.index("turned")].clamp(min=1).numpy()
+            changes |= self.known_orientations[rows.split][rows.start : rows.stop] != orientations
         # A row that failed when the cache was made has zeros.
-        changed = np.flatnonzero((before != content).any(1) & before.any(1))
+        changed = np.flatnonzero(changes & before.any(1))
         if changed.size:
             raise DatasetError(
                 f"image {samples[changed[0]].id!r} is not the one that the cache was made from, so nothing can be added; "
@@ -117,7 +128,7 @@ def run_blocks(
                 images.refuse_or_skip(batch)
                 images.observed.add(batch.facts.numpy())
                 samples = images.source.splits[rows.split][rows.start : rows.stop]
-                images.check_content(rows, samples, batch.content.numpy())
+                images.check_content(rows, samples, batch)
                 writing.put(Job(block, rows, samples, batch, extractors[rows.split].start(batch.images)))
                 extracted += len(samples)
         finally:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from featcache.extraction.decoding.batch import ImageBatch, Rows
 from featcache.extraction.forward_pass.forward import Extractor, NotFiniteError, NumpyBatch
 from featcache.extraction.sources.base import Sample
+from featcache.extraction.sources.pixels import FACTS
 from featcache.store.arrays import DTYPES
 from featcache.store.inventory import SplitInventory
 from featcache.store.planning import CONTENT_DIGEST
@@ -54,6 +55,12 @@ class Job:
             if array.layers and failed:
                 values[name][failed] = np.frombuffer(DTYPES[array.dtype].fill_bytes, array.stored_dtype)[0]
         return {name: values[name] for name in split.arrays}
+
+    @property
+    def orientations(self) -> str:
+        """EXIF orientation of each image, a digit from 1 (upright) to 8."""
+        turned = self.batch.facts[:, FACTS.index("turned")].clamp(min=1).tolist()
+        return "".join(map(str, turned))
 
 
 class Writing:
@@ -124,20 +131,21 @@ class Writing:
                 self._room.wait_for(lambda: self._write_failed or self._has_room(num_bytes))
                 self._require(not self._write_failed)
                 self._waiting_bytes += num_bytes
-            return self._disk.submit(self._write, job.block, job.rows, values, num_bytes)
+            return self._disk.submit(self._write, job, values, num_bytes)
         except BaseException:
             self._collect_failed = True
             raise
 
-    def _write(
-        self, block: BlockWriter, rows: Rows, values: Mapping[str, npt.NDArray[np.generic]], num_bytes: int
-    ) -> int:
+    def _write(self, job: Job, values: Mapping[str, npt.NDArray[np.generic]], num_bytes: int) -> int:
         """Append a batch, commit its block if it is full, and return the samples done so far."""
+        block = job.block
         try:
             self._require(not self._write_failed)
-            block.append(values)
+            # The digest of an image is of its pixels as stored, so the way it was turned is kept beside.
+            recorded = self._writer.plan.spec.backbone.upright and CONTENT_DIGEST in values
+            block.append(values, job.orientations if recorded else "")
             uncommitted = block.rows
-            if rows.stop == block.block.stop:
+            if job.rows.stop == block.block.stop:
                 self._writer.commit(block)
                 self._committed, uncommitted = self._writer.committed_rows(), 0
             with self._room:
@@ -193,7 +201,7 @@ def sample_columns(
         failed: rows of those that could not be decoded.
 
     Returns:
-        ``label [B, ...]``, ``sample_id [B, bytes]``, ``valid [B]`` and ``content_digest [B, 16]``.
+        ``label [B, ...]`` if samples have labels, ``sample_id [B, bytes]``, ``valid [B]`` and ``content_digest [B, 16]``.
     """
     if "sample_id" not in split.arrays:
         return {}
@@ -203,5 +211,8 @@ def sample_columns(
         ids[row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
     valid = np.ones(len(samples), np.bool_)
     valid[list(failed)] = False
-    labels = np.array([sample.label for sample in samples], split.arrays["label"].stored_dtype)
-    return {"label": labels, "sample_id": ids, "valid": valid, CONTENT_DIGEST: content}
+    columns: NumpyBatch = {"sample_id": ids, "valid": valid, CONTENT_DIGEST: content}
+    if "label" in split.arrays:
+        stored = split.arrays["label"].stored_dtype
+        columns["label"] = np.array([sample.label for sample in samples], stored)
+    return columns

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from featcache.extraction.sources.base import Labels
 from featcache.extraction.sources.class_values import unify_classes
-from featcache.extraction.sources.collection import class_labels
+from featcache.extraction.sources.collection import NO_TARGETS, class_labels, no_labels
 from featcache.store.class_numbers import MAX_LABEL, number_classes
 from featcache.store.errors import DatasetError
 from featcache.store.targets import (
@@ -32,6 +32,11 @@ class InferredTargets:
     """``[N, ...]`` in the stored type of `targets`."""
     targets: Targets
     notes: list[str] = field(default_factory=list)
+
+
+def unlabeled_targets(num_samples: int, notes: Sequence[str] = ()) -> InferredTargets:
+    """Return the targets of N samples without labels."""
+    return InferredTargets(no_labels(num_samples), NO_TARGETS, list(notes))
 
 
 def array_targets(columns: Sequence[Array], target: str, names: Sequence[str], where: str) -> InferredTargets:

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.extraction.sources.array_images import decode_row, image_notes, is_encoded, to_image
-from featcache.extraction.sources.array_labels import array_targets
+from featcache.extraction.sources.array_labels import array_targets, unlabeled_targets
 from featcache.extraction.sources.base import Labels
 from featcache.extraction.sources.collection import Collection, Listing, refuse_repeated
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.samples import Texts
 from featcache.store.errors import DatasetError
-from featcache.store.targets import Targets
+from featcache.store.targets import UNLABELED, Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,8 +36,8 @@ class ArrayPart:
     """Empty where there are no splits."""
     images: Any
     """``[N, ...]``: a numpy array, or what can be sliced like one."""
-    labels: Array
-    """``[N, ...]``."""
+    labels: Array | None
+    """``[N, ...]``; None if the images have no labels."""
     where: str
     """Names the images in errors."""
     ids: Sequence[str] | None = None
@@ -74,16 +74,26 @@ class ArrayCollection(Collection):
         self.name = name
         self._images = [part.images for part in parts]
         self._where = [part.where for part in parts]
+        self.may_be_turned = any(is_encoded(images) for images in self._images)
         self._range = options.pixels.pixel_range
         said = list(notes)
         for part in parts:
             _check_count(part)
             said += image_notes(part.images, part.where, self._range)
-        counts = [len(part.labels) for part in parts]
+        counts = [part.images.shape[0] for part in parts]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         ids = [sample_id for part in parts for sample_id in _ids(part)]
         refuse_repeated(ids, name)
-        inferred = array_targets([part.labels for part in parts], options.target, names, parts[0].where)
+        labels = [part.labels for part in parts if part.labels is not None]
+        if 0 < len(labels) < len(parts):
+            lacking = next(part.split for part in parts if part.labels is None)
+            raise DatasetError(
+                f"{name}: split {lacking} has no labels, and others have; --target {UNLABELED} reads none"
+            )
+        if labels:
+            inferred = array_targets(labels, options.target, names, parts[0].where)
+        else:
+            inferred = unlabeled_targets(int(self._starts[-1]))
         digest = _digest(inferred.targets, ids, inferred.labels, [part.images for part in parts])
         rows = {
             part.split: np.arange(start, stop)
@@ -146,24 +156,21 @@ class ArrayCollection(Collection):
 
 
 def _check_count(part: ArrayPart) -> None:
-    if not np.ndim(part.labels) or not part.images.shape:
+    if (part.labels is not None and not np.ndim(part.labels)) or not part.images.shape:
         raise DatasetError(
             f"{part.where}: images or labels are a single value, there must be one for each sample"
         )
-    if part.images.shape[0] != len(part.labels):
-        raise DatasetError(
-            f"{part.where} has {part.images.shape[0]} images, but there are {len(part.labels)} labels"
-        )
+    count = part.images.shape[0]
+    if part.labels is not None and count != len(part.labels):
+        raise DatasetError(f"{part.where} has {count} images, but there are {len(part.labels)} labels")
     for column, values in {"ids": part.ids, **part.columns}.items():
-        if values is not None and len(values) != len(part.labels):
-            raise DatasetError(
-                f"{part.where} has {len(part.labels)} images, but {len(values)} values of {column}"
-            )
+        if values is not None and len(values) != count:
+            raise DatasetError(f"{part.where} has {count} images, but {len(values)} values of {column}")
 
 
 def _ids(part: ArrayPart) -> Sequence[str]:
     prefix = f"{part.split}/" if part.split else ""
-    rows = range(len(part.labels)) if part.ids is None else part.ids
+    rows = range(part.images.shape[0]) if part.ids is None else part.ids
     return [f"{prefix}{row}" for row in rows]
 
 

@@ -82,8 +82,21 @@ class Source(Protocol):
 
     @property
     def pixels(self) -> PixelOptions:
-        """Options for reading decoded images: pixel range and orientation."""
+        """Options for reading decoded images."""
         return PixelOptions()
+
+    @property
+    def may_be_turned(self) -> bool:
+        """Whether images may carry an EXIF orientation: those in image files may, arrays of pixels do not."""
+        return True
+
+    def count_turned(self, limit: int) -> int | None:
+        """Count the images with an EXIF orientation by the headers of their files; None if that is not known.
+
+        Args:
+            limit: largest number of files to look into; None is returned for more.
+        """
+        return None
 
     def file_states(self) -> "FileStates | None":
         """Return the size and times of the files that images are read from; None if images are not in files."""

@@ -16,11 +16,14 @@ import numpy as np
 from featcache.extraction.sources.base import Citation, Labels, Rows
 from featcache.extraction.sources.samples import Texts
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
-from featcache.store.targets import MAX_CLASSES, SINGLE_LABEL, Targets
+from featcache.store.targets import MAX_CLASSES, SINGLE_LABEL, UNLABELED, Targets
 from featcache.store.text import encodable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+NO_TARGETS = Targets(UNLABELED, ())
 
 
 @dataclass
@@ -47,6 +50,11 @@ class Listing:
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files or entries that were not read, by type: ``.txt``, ``hidden files``."""
 
+    def drop_labels(self, where: str) -> None:
+        """Take the samples without their labels, as ``--target none`` asks; `where` names the dataset in the note."""
+        self.labels, self.targets = no_labels(len(self.ids)), NO_TARGETS
+        self.notes = [*self.notes, f"the labels of {where} are not read (--target {UNLABELED})"]
+
 
 class Collection(ABC):
     """All that a place holds. Picklable: worker processes read images from it."""
@@ -68,6 +76,8 @@ class Collection(ABC):
 
     containers: Sequence[Path] = ()
     """Files at the dataset's path, which together hold all rows; empty if the dataset has no path."""
+    may_be_turned: bool = True
+    """Whether images may carry an EXIF orientation; see `Source.may_be_turned`."""
     one_file_a_row: ClassVar[bool] = False
     """True if every row has a file of its own."""
 
@@ -95,6 +105,19 @@ def listing_digest(
     for sample_id, content, label in entries:
         digest.update(f"{sample_id}\0{content}\0{label}\n".encode())
     return digest.hexdigest()
+
+
+def unlabeled_note(where: str) -> str:
+    """Return the note on a dataset in which nothing could be a label, so that nobody had to ask for ``--target none``."""
+    return (
+        f"{where} has no labels: its images are taken without (as with --target {UNLABELED}); `featcache label` attaches labels "
+        "to a cache later"
+    )
+
+
+def no_labels(num_samples: int) -> Labels:
+    """Return zeros ``[N]``, which stand for the labels of samples that have none and which no cache holds."""
+    return np.zeros(num_samples, np.int64)
 
 
 def class_labels(values: Sequence[Any]) -> tuple[Labels, tuple[str, ...]]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from featcache.extraction.sources.argument import Argument
+from featcache.extraction.sources.collection import unlabeled_note
 from featcache.extraction.sources.csv_file import Table
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import EXTENSIONS
@@ -15,6 +16,7 @@ from featcache.extraction.sources.split_names import (
     splits_of_column,
 )
 from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.targets import UNLABELED
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path")
 SPLIT_COLUMN, ID_COLUMN = "split", "id"
@@ -50,28 +52,33 @@ class Columns:
         )
         group = self._require_column("group-by", options.group_by)
         labels = [self._require_column("label", name) or "" for name in argument.names("label")]
+        unlabeled = options.target == UNLABELED
+        if unlabeled and labels:
+            raise RequestError(
+                f"csv:...?label={','.join(labels)} names labels, and --target {UNLABELED} reads none; leave one of them out"
+            )
         others = [name for name in self._header if name not in (self.path, self.id, group, *labels)]
         if "split" in named:
             self.split = self._require_column("split", named["split"])
         else:
-            self.split = self._detect_split_column(others, labels)
-        self.labels = labels or [name for name in others if name != self.split]
-        if not self.labels:
-            raise RequestError(
-                f"{path} has no label column; it has {', '.join(self._header)}: name it as in csv:FILE?label=NAME; for "
-                "images without labels add a column that is the same in every row"
-            )
+            self.split = self._detect_split_column(others, labels, unlabeled)
+        unread = [name for name in others if name != self.split]
+        self.labels = labels or ([] if unlabeled else unread)
+        if unlabeled and unread:
+            self.notes.append(f"not read of {path.name} (--target {UNLABELED}): column {', '.join(unread)}")
+        elif not self.labels:
+            self.notes.append(unlabeled_note(path.name))
         self.used = list(dict.fromkeys(n for n in (self.path, self.split, self.id, group, *self.labels) if n))
 
-    def _detect_split_column(self, others: list[str], labels: list[str]) -> str | None:
+    def _detect_split_column(self, others: list[str], labels: list[str], unlabeled: bool) -> str | None:
         """Return the column that holds the split of each sample, by its name and its values."""
         if SPLIT_COLUMN in others:
             return SPLIT_COLUMN
         candidates = [name for name in others if name.casefold() == SPLIT_COLUMN]
         candidates = candidates or [name for name in others if self._holds_splits(name)]
-        if not candidates and not labels:
+        if not candidates and not labels and not unlabeled:
             self._refuse_ambiguous(others)
-        if not candidates and len(others) > 1 - bool(labels):
+        if not candidates and len(others) > 1 - bool(labels or unlabeled):
             candidates = [name for name in others if self._is_bare_flag(name, others, labels)]
         if len(candidates) > 1:
             raise RequestError(
@@ -107,7 +114,7 @@ class Columns:
         if role_of(name) is None or not self._table.rows or not are_flags(self._table.column(name)):
             return False
         rest = labels or [other for other in others if other != name]
-        if labels or not all(are_flags(self._table.column(other)) for other in rest):
+        if labels or not rest or not all(are_flags(self._table.column(other)) for other in rest):
             return True
         if len(rest) == 1:
             raise RequestError(

@@ -1,6 +1,5 @@
 """``csv:FILE``: a table with the path and the label of every image, and what else is known of it."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,20 +7,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.extraction.sources.argument import Argument
-from featcache.extraction.sources.base import Labels, Rows
+from featcache.extraction.sources.base import Rows
 from featcache.extraction.sources.class_values import (
     DROP,
     KEEP,
     MISSING,
     missing_rows,
     refuse_missing_values,
-    unify_classes,
     unify_spellings,
 )
 from featcache.extraction.sources.collection import (
     Collection,
     Listing,
-    class_labels,
     listing_digest,
     refuse_repeated,
 )
@@ -29,20 +26,18 @@ from featcache.extraction.sources.csv_columns import Columns
 from featcache.extraction.sources.csv_file import Table, read_table
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import decode
+from featcache.extraction.sources.label_columns import LabelColumns
 from featcache.extraction.sources.path_column import find_images, portable_ids
 from featcache.extraction.sources.samples import Texts
 from featcache.extraction.sources.split_names import choose_splits, note_splits_beside, splits_of_column
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.home import expanded
 from featcache.store.progress import Reporter
-from featcache.store.requests import AUTO
-from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FIELDS = ("path", "label", "split", "id", "root", "units", "missing", "encoding")
-_UNIT = re.compile(r"(.*\S)\s*[\[(]([^\])]+)[\])]")
 
 
 class CsvTable(Collection):
@@ -66,7 +61,10 @@ class CsvTable(Collection):
         values = {name: table.column(name) for name in columns.used}
         image_files = find_images(self._root, values[columns.path], path)
         self._paths = Texts.of(image_files.paths)
-        targets = _targets(path, {name: values[name] for name in columns.labels}, argument, options, notes)
+        label_columns = LabelColumns(
+            path, {name: values[name] for name in columns.labels}, argument.fields.get("units")
+        )
+        labels, label_targets = label_columns.read(len(table.rows), options.target, notes)
         # Two rows may show the same image only if they are told apart.
         ids, about = (
             (values[columns.id], [])
@@ -89,7 +87,6 @@ class CsvTable(Collection):
             if splits is None
             else [f"{n}\0{split}" for n, split in zip(image_files.sizes, splits, strict=True)]
         )
-        labels, label_targets = targets
         self.listing = Listing(
             Texts.of(ids),
             labels,
@@ -120,7 +117,8 @@ def open_csv(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
 
     Paths (column ``path``, or another usual name) are relative to the table, or to ``?root=DIR``. A column ``split``, or
     another that holds names or flags of splits, names splits; ``id`` names samples. ``?label=a,b`` names the columns of labels,
-    by default all others. One column is the class of each sample; several columns of 0 and 1 are one class each; with
+    by default all others; with no other column,
+    or with ``--target none``, images have no labels. One column is the class of each sample; several columns of 0 and 1 are one class each; with
     ``--target regression`` they are real values, with units in brackets behind their names (``weight [kg]``).
     ``?missing=drop`` leaves out rows without a label; ``?missing=class`` takes texts such as ``NA`` for classes.
 
@@ -184,64 +182,3 @@ def _splits(
     splits = [names.get(split, split) for split in spelled]
     table = np.array(spelled)
     return splits, {n: np.flatnonzero(table == split) for n, split in chosen.names.items()}, chosen.unread
-
-
-def _targets(
-    path: Path,
-    columns: dict[str, list[str]],
-    argument: Argument,
-    options: DatasetOptions,
-    notes: list[str],
-) -> tuple[Labels, Targets]:
-    """Return the labels of all rows in their stored type, and their targets; add notes on them to `notes`."""
-    target_type = options.target
-    if target_type == AUTO:
-        target_type = SINGLE_LABEL if len(columns) == 1 else MULTI_LABEL
-    if target_type == SINGLE_LABEL:
-        if len(columns) > 1:
-            raise RequestError(
-                f"{path} has label columns {', '.join(columns)}; name one as in csv:FILE?label=NAME"
-            )
-        (values,) = columns.values()
-        values, about = unify_classes(values, path.name)
-        notes += about
-        labels, names = class_labels(values)
-        return labels, Targets(SINGLE_LABEL, names)
-    table = np.stack([_numbers(path, name, values) for name, values in columns.items()], 1)
-    if target_type == MULTI_LABEL:
-        wrong = np.argwhere(~np.isin(table, (0, 1)))
-        if len(wrong):
-            row, column = (int(index) for index in wrong[0])
-            name = list(columns)[column]
-            raise DatasetError(
-                f"{path}: row {row + 2} has {columns[name][row]!r} in column {name!r}, must be 0 or 1 for several classes; "
-                "name the label columns as in csv:FILE?label=a,b, or give --target regression"
-            )
-        return table.astype(np.uint8), Targets(MULTI_LABEL, tuple(columns))
-    matches = [_UNIT.fullmatch(name) for name in columns]
-    names = tuple(match[1] if match else name for match, name in zip(matches, columns, strict=True))
-    units = (
-        tuple(argument.fields["units"].split(","))
-        if "units" in argument.fields
-        else tuple(m[2] if m else "" for m in matches)
-    )
-    if len(units) != len(names):
-        raise RequestError(f"units={','.join(units)} must be one for each of {', '.join(names)}")
-    return table.astype(np.float32), Targets(REGRESSION, names, units if any(units) else ())
-
-
-def _numbers(
-    path: Path, name: str, values: Sequence[str]
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
-    numbers = np.empty(len(values))
-    for row, value in enumerate(values):
-        try:
-            numbers[row] = float(value)
-        except ValueError:
-            numbers[row] = np.nan
-        if not np.isfinite(numbers[row]):
-            raise DatasetError(
-                f"{path}: row {row + 2} has {value!r} in column {name!r}, which is no number; name the label columns as in "
-                "csv:FILE?label=a,b"
-            )
-    return numbers

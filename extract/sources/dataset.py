@@ -10,9 +10,9 @@ import numpy as np
 from featcache.extraction.sources.base import Citation, Rows, Source
 from featcache.extraction.sources.collection import Collection, group_column
 from featcache.extraction.sources.dataset_options import DatasetOptions
-from featcache.extraction.sources.decode import pixel_limit
+from featcache.extraction.sources.decode import pixel_limit, stored_orientation
 from featcache.extraction.sources.file_states import FileStates
-from featcache.extraction.sources.pixels import APPLY, PixelOptions
+from featcache.extraction.sources.pixels import PixelOptions
 from featcache.extraction.sources.samples import Samples
 from featcache.extraction.sources.split_names import TEST, TRAIN, find_split
 from featcache.extraction.sources.splits import (
@@ -28,6 +28,7 @@ from featcache.store.requests import AUTO
 from featcache.store.targets import (
     REGRESSION,
     SINGLE_LABEL,
+    UNLABELED,
     Targets,
     names_problem,
     too_many_names,
@@ -54,6 +55,8 @@ class SplitDataset(Source):
     def __init__(self, collection: Collection, options: DatasetOptions | None = None) -> None:
         self._collection = collection
         self._options = options or DatasetOptions()
+        if self._options.target == UNLABELED and collection.listing.targets.labeled:
+            collection.listing.drop_labels(collection.name)
         self._notes = list(collection.listing.notes)
         self._own = not self._options.resplit and len(collection.listing.parts) > 0
         if self._options.resplit and collection.listing.unread:
@@ -105,6 +108,11 @@ class SplitDataset(Source):
         return self._options.pixels
 
     @property
+    def may_be_turned(self) -> bool:
+        """Whether images may carry an EXIF orientation."""
+        return self._collection.may_be_turned
+
+    @property
     def passed_over(self) -> Mapping[str, int]:
         """Number of files or entries that are not read."""
         return self._collection.listing.passed_over
@@ -126,7 +134,6 @@ class SplitDataset(Source):
             **({"train_split": options.train_split} if options.train_split not in (None, TRAIN) else {}),
             **({"resplit": True} if options.resplit and listing.parts else {}),
             **({"pixel_range": options.pixel_range} if options.pixel_range != AUTO else {}),
-            **({"exif_orientation": APPLY} if options.pixels.upright else {}),
         }
         return {
             "kind": self._collection.source_type,
@@ -142,6 +149,16 @@ class SplitDataset(Source):
         """Decode one image; see `Source.image`."""
         with pixel_limit(self._options.max_pixels):
             return self._collection.image(int(self._splits[split].rows[row]))
+
+    def count_turned(self, limit: int) -> int | None:
+        """Count the images with an EXIF orientation, where each image has a file of its own."""
+        rows = np.concatenate([samples.rows for samples in self._splits.values()])
+        if not self._collection.one_file_a_row or len(rows) > limit:
+            return None
+        try:
+            return sum(stored_orientation(path) > 1 for path in self._collection.files(rows.tolist()))
+        except DatasetError:
+            return None
 
     def file_states(self) -> FileStates | None:
         """Return the size and times of the files that images are read from."""
@@ -214,6 +231,9 @@ class SplitDataset(Source):
             self._refuse_single_images(strata)
             ids = (listing.ids[int(row)] for row in rows)
             test = split_off_test(order_keys(ids, options.split_seed), strata)
+        if not listing.targets.labeled and len(rows) == 1:
+            self._notes.append(f"{self.name} has a single image, which makes split train alone")
+            return {TRAIN: rows}
         return {TRAIN: rows[~test], TEST: rows[test]}
 
     def _refuse_single_images(self, strata: Rows) -> None:
@@ -268,7 +288,7 @@ class SplitDataset(Source):
 
     def _report_empty_classes(self, rows: Mapping[str, Rows]) -> None:
         """Report classes without a sample, such as class 0 where labels count from 1."""
-        if self.targets.type == REGRESSION:
+        if self.targets.type == REGRESSION or not self.targets.labeled:
             return
         labels = self._collection.listing.labels[np.concatenate(list(rows.values()))]
         counts = self.targets.counts(labels)
@@ -290,7 +310,7 @@ class SplitDataset(Source):
         for name, part in rows.items():
             if not len(part):
                 raise DatasetError(f"{self.name}: split {name} is empty")
-            if name == TRAIN or TRAIN not in rows:
+            if name == TRAIN or TRAIN not in rows or not targets.labeled:
                 continue
             train, test = labels[rows[TRAIN]], labels[part]
             if targets.type == REGRESSION:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from featcache.extraction.sources.pixels import APPLY, AS_STORED, PixelOptions, PixelRange
+from featcache.extraction.sources.pixels import PixelOptions, PixelRange
 from featcache.extraction.sources.split_names import TEST, TRAIN
 from featcache.store.errors import RequestError
 from featcache.store.parameters import FOLDER, as_names, as_optional_path, one_of, parameter
 from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
-from featcache.store.targets import TARGET_KINDS
+from featcache.store.targets import TARGET_KINDS, UNLABELED
 
 
 # Without slots, since a class cannot inherit from two that have them.
@@ -20,7 +20,7 @@ class DatasetOptions:
     """How a dataset is read and split.
 
     Raises:
-        UnknownNameError: there is no such target type or way to treat EXIF orientation.
+        UnknownNameError: there is no such target type.
         RequestError: a number is out of range, or options do not go together.
     """
 
@@ -46,7 +46,8 @@ class DatasetOptions:
         default=AUTO,
         validator=one_of("kind of target", (AUTO, *TARGET_KINDS)),
         metadata=parameter(
-            f"Target type: {', '.join(TARGET_KINDS)}, or auto, which tells it from the labels.", "--target"
+            f"Target type: {', '.join(TARGET_KINDS)}, or auto, which tells it from the labels. none reads no labels.",
+            "--target",
         ),
     )
     limit: int | None = field(
@@ -99,14 +100,6 @@ class DatasetOptions:
             metavar="RANGE",
         ),
     )
-    exif_orientation: str = field(
-        default=AS_STORED,
-        validator=one_of("way to treat EXIF orientation", (AS_STORED, APPLY)),
-        metadata=parameter(
-            "ignore takes pixels as stored, apply rotates images by their EXIF orientation.",
-            "--exif-orientation",
-        ),
-    )
     max_pixels: int | None = field(
         default=None,
         metadata=parameter(
@@ -131,7 +124,7 @@ class DatasetOptions:
     @cached_property
     def pixels(self) -> PixelOptions:
         """Options for reading decoded images."""
-        return PixelOptions(PixelRange.parse(self.pixel_range), self.exif_orientation == APPLY)
+        return PixelOptions(PixelRange.parse(self.pixel_range))
 
     def require_target(self, target_type: str, where: str) -> None:
         """Refuse another target type than the one asked for.
@@ -139,5 +132,10 @@ class DatasetOptions:
         Raises:
             RequestError: it is another.
         """
+        if target_type == UNLABELED and self.target not in (AUTO, UNLABELED):
+            raise RequestError(
+                f"{where} has no labels, so they cannot be {self.target}; leave --target out, or attach labels to the cache later "
+                "with `featcache label`"
+            )
         if self.target not in (AUTO, target_type):
             raise RequestError(f"{where} has {target_type} targets, not {self.target}; leave --target out")

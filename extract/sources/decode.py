@@ -8,7 +8,7 @@ import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from importlib.machinery import PathFinder
@@ -60,6 +60,10 @@ _ALWAYS = (
 EXTENSIONS = frozenset((*_ALWAYS, *(name for name, (module, _) in _PLUGINS.items() if _is_installed(module))))
 """Extensions of image files, in lower case."""
 
+_ORIENTATION = 0x0112
+"""Tag of the orientation in EXIF data."""
+_TURNED_BY_DECODER = ("TIFF", "HEIF")
+"""Formats whose decoders turn images upright by themselves."""
 _MORE_CHANNELS = re.compile(r"(L|RGB|CMYK)X+(;.*)?")
 _EIGHT_BIT_COLOUR = ("RGB", "RGBA", "LA", "CMYK")
 
@@ -112,6 +116,38 @@ def decode(file: "str | Path | IO[bytes]", name: object) -> "Image":
         return _decode(file, name, len(file.getbuffer()) if hasattr(file, "getbuffer") else 0)
     with _open_regular(file, name) as opened:
         return _decode(opened, name, os.fstat(opened.fileno()).st_size)
+
+
+def stored_orientation(path: str | Path) -> int:
+    """Return the EXIF orientation in the header of an image file, 1 (upright) to 8, as it applies to the decoded pixels.
+
+    Raises:
+        UnavailableError: the file is gone or cannot be read.
+        DatasetError: the file is not an image.
+    """
+    from PIL import Image
+
+    with _open_regular(path, path) as file:
+        try:
+            with _quiet(), Image.open(file, formats=_formats()) as image:
+                return orientation_of(image)
+        except Exception as error:  # as in `decode`
+            raise DatasetError(f"image {path} does not decode ({_reason(error)})") from error
+
+
+def orientation_of(image: "Image") -> int:
+    """Return the EXIF orientation that the decoded pixels of an image still have, 1 (upright) to 8."""
+    stored_format = getattr(image, "format", None)
+    if stored_format in _TURNED_BY_DECODER:
+        return 1
+    if stored_format == "JXL" and not getattr(image, "jpeg", False):
+        return 1  # the codestream says which way is up, and EXIF data beside it does not count; a packed JPEG file is as stored
+    with suppress(
+        Exception
+    ):  # Pillow raises many types of errors for damaged EXIF data; the pixels are unaffected
+        value = int(image.getexif().get(_ORIENTATION, 1))
+        return value if 1 <= value <= 8 else 1
+    return 1
 
 
 def _open_regular(path: str | Path, name: object) -> IO[bytes]:

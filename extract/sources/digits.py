@@ -6,12 +6,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from featcache.extraction.sources.base import Citation, Source
-from featcache.extraction.sources.collection import Collection, Listing
+from featcache.extraction.sources.collection import NO_TARGETS, Collection, Listing
 from featcache.extraction.sources.dataset import SplitDataset
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.samples import Samples, Texts
 from featcache.store.errors import DatasetError, RequestError
-from featcache.store.targets import SINGLE_LABEL, Targets
+from featcache.store.targets import SINGLE_LABEL, UNLABELED, Targets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # SHA-256 over the uint8 pixels and int64 labels of the set as published; it is fixed here so that the identity is
 # known without importing scikit-learn, and checked when the images are read. The train part is as large for every seed.
 NUM_TRAIN = 1347
+NUM_TRAIN_UNLABELED = 1348
+"""Without labels the split is not by class."""
 DIGEST = "65e5b4619795efb40c1082f4c350c049e4ad552200d369b6ae99e21eef5e72c5"
 TARGETS = Targets(SINGLE_LABEL, tuple("0123456789"))
 
@@ -33,7 +35,8 @@ class Digits(Source):
     """
 
     name = "digits"
-    targets = TARGETS
+    targets: Targets = TARGETS
+    may_be_turned = False
     citation = Citation(
         "CC BY 4.0",
         "E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits. UCI Machine Learning Repository, 1998.",
@@ -42,7 +45,10 @@ class Digits(Source):
 
     def __init__(self, options: DatasetOptions | None = None) -> None:
         self._options = options or DatasetOptions()
-        self._options.require_target(SINGLE_LABEL, self.name)
+        if self._options.target == UNLABELED:
+            self.targets = NO_TARGETS
+        else:
+            self._options.require_target(SINGLE_LABEL, self.name)
         for option, value in (
             ("group-by", self._options.group_by),
             ("test-split", self._options.test_splits),
@@ -56,8 +62,10 @@ class Digits(Source):
         """Digest of pixels and labels, and the split."""
         seed, limit = self._options.split_seed, self._options.limit
         # A limit that cuts nothing must not change the identity.
-        limit = None if limit is not None and limit >= NUM_TRAIN else limit
-        return {"kind": "digits", "digest": DIGEST, "split_seed": seed, "limit": limit}
+        num_train = NUM_TRAIN if self.targets.labeled else NUM_TRAIN_UNLABELED
+        limit = None if limit is not None and limit >= num_train else limit
+        unlabeled = {} if self.targets.labeled else {"targets": UNLABELED}
+        return {"kind": "digits", "digest": DIGEST, "split_seed": seed, "limit": limit, **unlabeled}
 
     @property
     def splits(self) -> Mapping[str, Samples]:
@@ -74,7 +82,7 @@ class Digits(Source):
 
 
 class _Scans(Collection):
-    source_type, name = "digits", "digits"
+    source_type, name, may_be_turned = "digits", "digits", False
 
     def __init__(self) -> None:
         self._pixels, labels = _arrays()

@@ -14,6 +14,7 @@ import numpy as np
 
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.arrays import Array, ArrayCollection, ArrayPart
+from featcache.extraction.sources.collection import unlabeled_note
 from featcache.extraction.sources.data_folders import unpack_once
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.hdf5_rows import ContiguousRows, Hdf5Rows, open_rows
@@ -31,6 +32,7 @@ from featcache.store.convert.h5_files import (
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.home import expanded
 from featcache.store.progress import Reporter
+from featcache.store.targets import UNLABELED
 from featcache.store.text import printable
 
 SPLIT = "{split}"
@@ -89,6 +91,10 @@ def open_hdf5(argument: Argument, options: DatasetOptions, reporter: Reporter) -
         _part(argument, split, spelling, options, reporter, linked)
         for split, spelling in (chosen.names or {"": ""}).items()
     ]
+    if options.target != UNLABELED and all(part.labels is None for part in parts):
+        linked_notes = [*linked, unlabeled_note(argument.path.name)]
+    else:
+        linked_notes = [*linked]
     name = re.sub(r"\.(gz|h5|hdf5|hdf)$", "", re.sub(r"\.gz$", "", argument.path.name.replace(SPLIT, "")))
     return Hdf5(
         argument.source_type,
@@ -97,7 +103,7 @@ def open_hdf5(argument: Argument, options: DatasetOptions, reporter: Reporter) -
         options,
         argument.names("classes"),
         chosen.unread,
-        [*linked, *([] if chosen.names else note_splits_beside(argument.path))],
+        [*linked_notes, *([] if chosen.names else note_splits_beside(argument.path))],
         linked=list(linked.values()),
     )
 
@@ -143,8 +149,11 @@ def _part(
     path = unpack_once(given, reporter)
     images = _image_rows(path, filled(_images(argument)), given, linked)
     label_name = filled(argument.fields.get("labels", "y"))
-    label_file = _label_file(argument, given, path, label_name, filled)
-    labels = _read_labels(unpack_once(label_file, reporter), label_name, label_file)
+    labels = None
+    if options.target != UNLABELED:
+        label_file = _label_file(argument, given, path, label_name, filled)
+        if not _plainly_unlabeled(argument, options, path, label_file == given):
+            labels = _read_labels(unpack_once(label_file, reporter), label_name, label_file)
     ids = argument.fields.get("ids")
     columns = {options.group_by: _texts(path, filled(options.group_by), given)} if options.group_by else {}
     return ArrayPart(
@@ -155,6 +164,18 @@ def _part(
         _texts(path, filled(ids), given) if ids else None,
         columns,
     )
+
+
+def _plainly_unlabeled(argument: Argument, options: DatasetOptions, path: Path, in_file: bool) -> bool:
+    """Return whether a file holds nothing but images, ids and groups, so that no array could be the labels."""
+    if not in_file or "labels" in argument.fields:
+        return False
+    known = [_images(argument), argument.fields.get("ids"), options.group_by]
+    texts = [name.strip("/") for name in known if name]
+    patterns = [_pattern(text) if SPLIT in text else re.compile(re.escape(text)) for text in texts]
+    with open_h5(path) as file:
+        names = [name.strip("/") for name, _ in list_datasets(file, path)]
+    return all(any(pattern.fullmatch(name) for pattern in patterns) for name in names)
 
 
 def _label_file(argument: Argument, given: Path, path: Path, name: str, filled: Callable[[str], str]) -> Path:
@@ -183,7 +204,9 @@ def _read_labels(path: Path, name: str, given: Path) -> Array:
     with open_h5(path) as file:
         dataset = find_dataset(file, path, name)
         if dataset is None:
-            raise _missing_array_error(path, name, given)
+            raise _missing_array_error(
+                path, name, given, f"; or take the images without labels (--target {UNLABELED})"
+            )
         if dataset.dtype.names:
             raise DatasetError(
                 f"{given}: {name} has the fields {', '.join(dataset.dtype.names)}; store the labels as an array of their own"
@@ -202,7 +225,7 @@ def _texts(path: Path, name: str, given: Path) -> list[str]:
         return read_texts(dataset, given, name)
 
 
-def _missing_array_error(path: Path, name: str, given: Path) -> RequestError:
+def _missing_array_error(path: Path, name: str, given: Path, hint: str = "") -> RequestError:
     with open_h5(path) as file:
         size = group_size(file, path, name)
         if size is not None:
@@ -211,5 +234,5 @@ def _missing_array_error(path: Path, name: str, given: Path) -> RequestError:
                 "bytes of an image file each"
             )
         return RequestError(
-            f"{given} has no array {name!r}; it has {format_listing(file, path)}: name them as in hdf5:FILE?images=x&labels=y"
+            f"{given} has no array {name!r}; it has {format_listing(file, path)}: name them as in hdf5:FILE?images=x&labels=y{hint}"
         )

@@ -20,6 +20,7 @@ from featcache.extraction.sources.split_names import choose_splits
 from featcache.store.errors import DatasetError
 from featcache.store.machine import available_memory
 from featcache.store.progress import Reporter
+from featcache.store.targets import UNLABELED
 from featcache.store.unpacking import MAX_RATIO
 
 MAX_RANK = 4
@@ -39,7 +40,8 @@ def open_idx(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
     """
     argument.require_fields("classes")
     folder = argument.folder()
-    files: dict[str, tuple[Path, Path]] = {}
+    files: dict[str, tuple[Path, Path | None]] = {}
+    labeled = options.target != UNLABELED
     for path in sorted(folder.iterdir()):
         match = _IMAGES.fullmatch(path.name)
         if match is None:
@@ -50,7 +52,7 @@ def open_idx(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
                 f"{folder} holds more than one set: {files[split][0].name} and {path.name}; take them apart"
             )
         # The unpacked file sorts first and is read faster.
-        files.setdefault(split, (path, _labels_file(path)))
+        files.setdefault(split, (path, _labels_file(path) if labeled else None))
     if not files:
         below = [path.parent for path in sorted(folder.glob("*/*-images*")) if _IMAGES.fullmatch(path.name)]
         raise DatasetError(
@@ -58,10 +60,10 @@ def open_idx(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
             + (f"; name idx:{below[0]}, which has" if below else "")
         )
     chosen = choose_splits(list(files), options, str(folder))
-    parts = [
-        ArrayPart(split, read_idx(files[spelling][0]), read_idx(files[spelling][1]), str(files[spelling][0]))
-        for split, spelling in chosen.names.items()
-    ]
+    parts = []
+    for split, spelling in chosen.names.items():
+        images, labels = files[spelling]
+        parts.append(ArrayPart(split, read_idx(images), read_idx(labels) if labels else None, str(images)))
     return ArrayCollection(
         "idx", folder.resolve().name, parts, options, argument.names("classes"), chosen.unread
     )
@@ -72,7 +74,9 @@ def _labels_file(images: Path) -> Path:
     for candidate in (images.with_name(name), images.with_name(f"{name}.gz")):
         if candidate.is_file():
             return candidate
-    raise DatasetError(f"{images} has no labels beside it ({name} or {name}.gz)")
+    raise DatasetError(
+        f"{images} has no labels beside it ({name} or {name}.gz); --target {UNLABELED} takes the images without"
+    )
 
 
 def read_idx(path: Path) -> Array:

@@ -112,7 +112,7 @@ class ImageTree:
         above = (*above, self._identity(relative, above))
         for entry in self._scan(relative):
             name = entry.name
-            path = f"{relative}/{name}"
+            path = f"{relative}/{name}".lstrip("/")
             if is_system_name(name):
                 if _is_image(name) and not name.startswith("._"):
                     self.passed_over["hidden files"] += 1

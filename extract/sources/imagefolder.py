@@ -1,4 +1,7 @@
-"""A folder of images: ``DIR/<class>/...``, or ``DIR/train/<class>/...`` and ``DIR/test/<class>/...``."""
+"""A folder of images: ``DIR/<class>/...``, or ``DIR/train/<class>/...`` and ``DIR/test/<class>/...``.
+
+Images that lie in no class folder at all, or any images with ``--target none``, have no labels.
+"""
 
 import os
 import unicodedata
@@ -10,7 +13,13 @@ import numpy as np
 
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.base import Rows
-from featcache.extraction.sources.collection import Collection, Listing, listing_digest
+from featcache.extraction.sources.collection import (
+    NO_TARGETS,
+    Collection,
+    Listing,
+    listing_digest,
+    unlabeled_note,
+)
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import decode
 from featcache.extraction.sources.image_tree import ImageTree
@@ -27,7 +36,8 @@ from featcache.extraction.sources.split_names import (
 )
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.progress import Reporter
-from featcache.store.targets import SINGLE_LABEL, Targets
+from featcache.store.requests import AUTO
+from featcache.store.targets import SINGLE_LABEL, UNLABELED, Targets
 from featcache.store.text import encodable
 
 if TYPE_CHECKING:
@@ -71,26 +81,26 @@ class ImageFolder(Collection):
         self._sizes: list[Rows] = []
         self._lengths: list[Rows] = []
         self._labels: list[Rows] = []
-        chosen = self._choose(options or DatasetOptions()) if own_splits else ChosenSplits()
+        options = options or DatasetOptions()
+        self._without_labels = options.target == UNLABELED
+        chosen = self._choose(options) if own_splits else ChosenSplits()
         splits = chosen.names or {"": ""}
-        names = {split: self._class_folders(folder) for split, folder in splits.items()}
-        classes = tuple(next(iter(names.values())))
-        self._refuse_unknown_classes(names, splits)
-        if len(classes) == 1:
-            self._note_folders_of_one_class(next(iter(splits.values())), classes[0])
-        parts, start = {}, 0
-        for split, folder in splits.items():
-            count = self._read(folder, names[split], classes)
-            parts[split] = np.arange(start, start + count)
-            start += count
+        self._without_labels = self._without_labels or self._are_plainly_unlabeled(splits.values(), options)
+        read = self._read_unlabeled if self._without_labels else self._read_classes
+        targets, counts = read(splits)
+        ends = np.cumsum(list(counts.values()))
+        parts = {
+            split: np.arange(end - count, end)
+            for (split, count), end in zip(counts.items(), ends, strict=True)
+        }
         ids = Texts(b"".join(self._encoded), np.cumsum(np.concatenate(self._lengths)))
         labels, sizes = np.concatenate(self._labels), np.concatenate(self._sizes)
         del self._encoded, self._sizes, self._lengths, self._labels
         self.listing = Listing(
             ids,
             labels,
-            Targets(SINGLE_LABEL, classes),
-            listing_digest(classes, ids, sizes.tolist(), labels),
+            targets,
+            listing_digest(targets.names, ids, sizes.tolist(), labels),
             parts if chosen.names else {},
             chosen.unread,
             notes=self._notes,
@@ -108,6 +118,42 @@ class ImageFolder(Collection):
         path = self._directory / self.listing.ids[row]
         return decode(path, path)
 
+    def _read_classes(self, splits: Mapping[str, str]) -> tuple[Targets, dict[str, int]]:
+        """Take over the files of all splits, class by class; return the targets, and the number of samples by split."""
+        names = {split: self._class_folders(folder) for split, folder in splits.items()}
+        classes = tuple(next(iter(names.values())))
+        self._refuse_unknown_classes(names, splits)
+        if len(classes) == 1:
+            self._note_folders_of_one_class(next(iter(splits.values())), classes[0])
+        counts = {split: self._read(folder, names[split], classes) for split, folder in splits.items()}
+        return Targets(SINGLE_LABEL, classes), counts
+
+    def _read_unlabeled(self, splits: Mapping[str, str]) -> tuple[Targets, dict[str, int]]:
+        """Take over all images below the folder of each split, without labels; return as `_read_classes`."""
+        counts, beside = {}, [] if "" in splits.values() else self._tree.loose_images()
+        if beside:
+            self._tree.passed_over["images beside the folders of the splits"] += len(beside)
+        for split, folder in splits.items():
+            files = self._tree.images(folder)
+            if not files:
+                raise DatasetError(f"{self._directory / folder} holds no images; is it the right folder?")
+            self._take(files, 0)
+            counts[split] = len(files)
+        return NO_TARGETS, counts
+
+    def _are_plainly_unlabeled(self, folders: Iterable[str], options: DatasetOptions) -> bool:
+        """Return whether all images lie beside each other, with no folder or table that could hold their labels; add a note."""
+        if options.target not in (AUTO, UNLABELED) or self._tables():
+            return False
+        if any(self._tree.folders(folder) or not self._tree.loose_images(folder) for folder in folders):
+            return False
+        self._notes.append(unlabeled_note(self.name))
+        return True
+
+    def _tables(self) -> list[Path]:
+        """Return the tables beside the images, which may hold their labels."""
+        return sorted((*self._directory.glob("*.csv"), *self._directory.glob("*.tsv")))
+
     def _choose(self, options: DatasetOptions) -> ChosenSplits:
         """Return the folders that are splits, and the ones to read; none if folders are classes."""
         folders = self._tree.folders()
@@ -115,6 +161,9 @@ class ImageFolder(Collection):
         called = [name for name in folders if roles[name]]
         asked = bool(options.train_split or options.test_splits)
         if not asked and not self._are_splits(called, folders, roles):
+            if self._without_labels:
+                self._notes += note_splits_beside(self._directory)
+                return ChosenSplits()
             self._refuse_splits_below(folders)
             if called:
                 self._notes.append(
@@ -235,10 +284,13 @@ class ImageFolder(Collection):
     def _unlabeled(self, folder: str, count: int) -> str:
         """Suggest what to do with images outside of class folders, directly in the folder of the dataset or of a split."""
         about = f"; its {count} images have no label"
-        tables = sorted(self._directory.glob("*.csv"))
+        tables = self._tables()
         named = next((table for table in tables if table.stem == folder), tables[0] if tables else None)
         if named is not None:
-            return f"{about}; if {named.name} has them, name csv:{named}?root={self._directory / folder}"
+            return (
+                f"{about}; if {named.name} has them, name csv:{named}?root={self._directory / folder}; to have features without "
+                f"labels, give --target {UNLABELED}"
+            )
         if folder and role_of(folder) != TRAIN:
             others = [name for name in self._tree.folders() if role_of(name) in (TEST, VALIDATION)]
             labeled = next((name for name in others if self._tree.folders(name)), None)
@@ -246,8 +298,7 @@ class ImageFolder(Collection):
                 return f"{about}: test on another split with --test-split {labeled}"
             train = next((name for name in self._tree.folders() if role_of(name) == TRAIN), TRAIN)
             return f"{about}: to leave them out, name imagefolder:{self._directory / train}"
-        place = self._directory / folder / "all"
-        return f"{about}: put them into one folder, such as {place}, to have features without labels"
+        return f"{about}: to have features without labels, give --target {UNLABELED}"
 
     def _read(self, folder: str, names: Sequence[str], classes: Sequence[str]) -> int:
         """Take over the files of one split, classes and files in sorted order; returns how many."""
@@ -260,12 +311,8 @@ class ImageFolder(Collection):
                 left = self._tree.passed_over - before
                 counts = ", ".join(f"{count} {extension}" for extension, count in left.most_common(3))
                 empty.append(f"{name} ({counts})" if counts else name)
-            encoded = [path.encode() for path, _ in files]
             # One class at a time: a million strings take far more memory than their bytes.
-            self._encoded.append(b"".join(encoded))
-            self._lengths.append(np.array([len(text) for text in encoded], np.int64))
-            self._sizes.append(np.array([size for _, size in files], np.int64))
-            self._labels.append(np.full(len(files), labels[_composed(name)], np.int64))
+            self._take(files, labels[_composed(name)])
             total += len(files)
         if empty:
             raise DatasetError(
@@ -273,6 +320,14 @@ class ImageFolder(Collection):
                 "the folder"
             )
         return total
+
+    def _take(self, files: Sequence[tuple[str, int]], label: int) -> None:
+        """Take over path and size of some files that have one label."""
+        encoded = [path.encode() for path, _ in files]
+        self._encoded.append(b"".join(encoded))
+        self._lengths.append(np.array([len(text) for text in encoded], np.int64))
+        self._sizes.append(np.array([size for _, size in files], np.int64))
+        self._labels.append(np.full(len(files), label, np.int64))
 
 
 def _composed(name: str) -> str:

@@ -9,12 +9,14 @@ from typing import Any
 
 from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.arrays import Array, ArrayCollection, ArrayPart
+from featcache.extraction.sources.collection import unlabeled_note
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.split_names import ChosenSplits, choose_splits, note_splits_beside
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.machine import available_memory
 from featcache.store.npy import npy_layout, read_npy
 from featcache.store.progress import Reporter
+from featcache.store.targets import UNLABELED
 from featcache.store.text import printable, reason
 from featcache.store.unpacking import MAX_RATIO
 
@@ -52,6 +54,8 @@ def _collection(
     path: Path, parts: Sequence[ArrayPart], argument: Argument, options: DatasetOptions, chosen: ChosenSplits
 ) -> ArrayCollection:
     beside = [] if chosen.names else note_splits_beside(path)
+    if options.target != UNLABELED and all(part.labels is None for part in parts):
+        beside = [*beside, unlabeled_note(path.name)]
     return ArrayCollection("npz", path.stem, parts, options, argument.names("classes"), chosen.unread, beside)
 
 
@@ -123,18 +127,21 @@ def _splits(names: Sequence[str], argument: Argument) -> list[str]:
 def _part(
     archive: _Archive, split: str, spelling: str, argument: Argument, options: DatasetOptions
 ) -> ArrayPart:
-    def find(field: str, usual: Sequence[str]) -> str:
+    def find(field: str, usual: Sequence[str], hint: str = "") -> str:
         choices = [argument.fields[field]] if field in argument.fields else usual
         forms = [form for choice in choices for form in _forms(spelling, choice)]
         name = next((form for form in forms if form in archive.names), None)
         if name is None:
             raise RequestError(
                 f"{archive.path} has no array {forms[0]}; it has {', '.join(map(printable, archive.names)) or 'none'}: name them "
-                "as in npz:FILE?images=x&labels=y"
+                f"as in npz:FILE?images=x&labels=y{hint}"
             )
         return name
 
-    images, labels = find("images", IMAGES), find("labels", LABELS)
+    images = find("images", IMAGES)
+    labels = None
+    if options.target != UNLABELED and not _plainly_unlabeled(archive, argument, options):
+        labels = find("labels", LABELS, f"; or take the images without labels (--target {UNLABELED})")
     columns: dict[str, list[Any]] = {}
     if options.group_by:
         name = next((form for form in _forms(spelling, options.group_by) if form in archive.names), None)
@@ -146,7 +153,21 @@ def _part(
     values = archive.read(images)
     if values.dtype.kind == "S":  # image files, which would lose their trailing zeros
         values = values.view(f"V{values.dtype.itemsize}")
-    return ArrayPart(split, values, archive.read(labels), f"{archive.path}: {images}", columns=columns)
+    return ArrayPart(
+        split, values, archive.read(labels) if labels else None, f"{archive.path}: {images}", columns=columns
+    )
+
+
+def _plainly_unlabeled(archive: _Archive, argument: Argument, options: DatasetOptions) -> bool:
+    """Return whether an archive holds nothing but images (and the column of groups), so that no array could be the labels."""
+    if "labels" in argument.fields:
+        return False
+    known = {argument.fields["images"]} if "images" in argument.fields else {*IMAGES}
+    known |= {options.group_by} if options.group_by else set()
+    return all(
+        name in known or name.partition("_")[0] in known or name.rpartition("_")[2] in known
+        for name in archive.names
+    )
 
 
 def _forms(split: str, name: str) -> list[str]:

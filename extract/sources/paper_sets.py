@@ -142,7 +142,8 @@ def _size_mismatches(alias: Alias, collection: Collection) -> list[str]:
             notes.append(
                 f"{alias.name} has {len(rows)} {split} images, the table of the paper's datasets {expected}"
             )
-    if len(collection.listing.targets.names) != alias.num_classes:
+    labeled = collection.listing.targets.labeled
+    if labeled and len(collection.listing.targets.names) != alias.num_classes:
         num_classes = len(collection.listing.targets.names)
         notes.append(
             f"{alias.name} has {num_classes} classes, the table of the paper's datasets {alias.num_classes}"

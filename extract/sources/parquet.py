@@ -17,10 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.extraction.sources.argument import Argument
-from featcache.extraction.sources.array_labels import InferredTargets, array_targets, label_text, text_targets
+from featcache.extraction.sources.array_labels import (
+    InferredTargets,
+    array_targets,
+    label_text,
+    text_targets,
+    unlabeled_targets,
+)
 from featcache.extraction.sources.base import Citation, Rows
 from featcache.extraction.sources.card_license import card_license
-from featcache.extraction.sources.collection import Collection, Listing, listing_digest
+from featcache.extraction.sources.collection import Collection, Listing, listing_digest, unlabeled_note
 from featcache.extraction.sources.data_folders import data_folder
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import decode
@@ -37,6 +43,7 @@ from featcache.extraction.sources.shards import natural
 from featcache.extraction.sources.split_names import choose_splits
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
 from featcache.store.progress import Reporter
+from featcache.store.targets import UNLABELED
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,7 +92,10 @@ class ParquetImages(Collection):
         first = self._file(0)
         names = first.schema_arrow.names
         self._image = _column("image", argument, IMAGE_COLUMNS, names, self._paths[0])
-        label = _column("label", argument, LABEL_COLUMNS, names, self._paths[0])
+        notes: list[str] = []
+        label = None
+        if options.target != UNLABELED:
+            label = self._label_column(argument, options, names, notes)
         table = self._read(splits, label, options.group_by)
         if table.sizes and max(table.sizes) < 0:
             raise DatasetError(
@@ -93,7 +103,10 @@ class ParquetImages(Collection):
             )
         self._positions = np.array(table.positions, np.int64).reshape(-1, 3)
         ids = [f"{split}/{row}" for split, rows in table.parts.items() for row in range(len(rows))]
-        inferred = _targets(table.labels, options.target, class_names(first, label, self._paths[0]), name)
+        if label is None:
+            inferred = unlabeled_targets(len(ids), notes)
+        else:
+            inferred = _targets(table.labels, options.target, class_names(first, label, self._paths[0]), name)
         self.listing = Listing(
             Texts.of(ids),
             inferred.labels,
@@ -106,7 +119,19 @@ class ParquetImages(Collection):
             inferred.notes,
         )
 
-    def _read(self, splits: Mapping[str, Sequence[Path]], label: str, group_by: str | None) -> "_Table":
+    def _label_column(
+        self, argument: Argument, options: DatasetOptions, names: Sequence[str], notes: list[str]
+    ) -> str | None:
+        """Return the column of the labels; None, and a note, where there is nothing but images and groups."""
+        if "label" not in argument.fields and not {*names} - {self._image, options.group_by}:
+            notes.append(unlabeled_note(self.name))
+            return None
+        hint = f"; or take the images without labels (--target {UNLABELED})"
+        return _column("label", argument, LABEL_COLUMNS, names, self._paths[0], hint)
+
+    def _read(
+        self, splits: Mapping[str, Sequence[Path]], label: str | None, group_by: str | None
+    ) -> "_Table":
         """Read all columns but the images, of all files."""
         table, start = _Table(), 0
         files = iter(range(len(self._paths)))
@@ -118,10 +143,11 @@ class ParquetImages(Collection):
                     for group in range(file.num_row_groups):
                         rows = file.metadata.row_group(group).num_rows
                         table.positions += [(number, group, row) for row in range(rows)]
-                    table.labels += self._read_column(number, label)
+                    table.labels += self._read_column(number, label) if label else []
                     table.sizes += self._lengths(number)
                     table.groups += self._read_column(number, group_by) if group_by else []
-                if not len(table.positions) == len(table.labels) == len(table.sizes):
+                labels = len(table.labels) if label else len(table.positions)
+                if not len(table.positions) == labels == len(table.sizes):
                     raise DatasetError(f"{self._paths[number]} is damaged: its columns differ in length")
             table.parts[split], start = np.arange(start, len(table.positions)), len(table.positions)
         return table
@@ -314,14 +340,16 @@ def _choose(names: Sequence[str], argument: Argument, options: DatasetOptions) -
     return _Choice(splits, list(chosen.unread))
 
 
-def _column(role: str, argument: Argument, usual: Iterable[str], names: Sequence[str], path: Path) -> str:
+def _column(
+    role: str, argument: Argument, usual: Iterable[str], names: Sequence[str], path: Path, hint: str = ""
+) -> str:
     given = argument.fields.get(role)
     if given and given not in names:
         raise UnknownNameError("column", given, names, f"({path})")
     column = given or next((name for name in usual if name in names), None)
     if column is None:
         raise RequestError(
-            f"{path} has no column {role}; it has {', '.join(names)}: name it as in hf:REPO?{role}=NAME"
+            f"{path} has no column {role}; it has {', '.join(names)}: name it as in hf:REPO?{role}=NAME{hint}"
         )
     return column
 

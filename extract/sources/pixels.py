@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 AUTO = "auto"
-AS_STORED, APPLY = "ignore", "apply"
 MAX_BITS = 32
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _ENDS = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
@@ -58,12 +57,10 @@ class PixelRange:
 
 @dataclass(frozen=True)
 class PixelOptions:
-    """Options for reading decoded images: pixel range and orientation."""
+    """Options for reading decoded images."""
 
     pixel_range: PixelRange | None = None
     """Pixel range of images of more than 8 bits; None applies the rule of this module."""
-    upright: bool = False
-    """Rotate an image by its EXIF orientation; otherwise pixels are taken as stored."""
 
 
 def to_8_bit(values: npt.NDArray[Any], pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
@@ -111,7 +108,7 @@ def _extent(values: npt.NDArray[Any]) -> str:
 FACTS = ("turned", "alpha", "frames", "channels", "clipped", "deep")
 """Names of the facts recorded for each image, integers that are 0 if the fact does not apply:
 
-``turned``: the EXIF orientation is not upright; ``alpha``: transparency is dropped; ``frames``: the image has several pages
+``turned``: the EXIF orientation, 2 to 8, if it is not upright; ``alpha``: transparency is dropped; ``frames``: the image has several pages
 or frames, and the first is taken; ``channels``: it has more than three channels, and the first ones are taken; ``clipped``:
 values lie outside of the pixel range; ``deep``: the largest value plus one, for 16-bit images without a given range.
 """

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,13 @@ import numpy as np
 from attrs import evolve
 
 from featcache.extraction.sources.array_images import to_image
-from featcache.extraction.sources.array_labels import InferredTargets, array_targets, label_text, text_targets
+from featcache.extraction.sources.array_labels import (
+    InferredTargets,
+    array_targets,
+    label_text,
+    text_targets,
+    unlabeled_targets,
+)
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.collection import Collection, Listing, refuse_repeated
 from featcache.extraction.sources.dataset import SplitDataset
@@ -19,7 +26,7 @@ from featcache.extraction.sources.pixels import PixelRange
 from featcache.extraction.sources.samples import Texts
 from featcache.extraction.sources.split_names import TEST, TRAIN, choose_splits, role_of
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
-from featcache.store.targets import Targets
+from featcache.store.targets import UNLABELED, Targets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,8 +55,12 @@ class PythonDataset(Collection):
         self._range = options.pixels.pixel_range
         self._splits = list(splits.values())
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in splits.values()])])
-        known = [_given(split, part, targets) for split, part in splits.items()]
-        inferred = _labels([value for values in known for value in values], options.target, names, name)
+        self.may_be_turned = any(len(part) and not _is_array(part) for part in self._splits)
+        if options.target == UNLABELED:
+            inferred = unlabeled_targets(int(self._starts[-1]))
+        else:
+            known = [_given(split, part, targets) for split, part in splits.items()]
+            inferred = _labels([value for values in known for value in values], options.target, names, name)
         every = [sample_id for split, part in splits.items() for sample_id in _ids(split, part, ids)]
         refuse_repeated(every, name)
         for column, values in columns.items():
@@ -79,7 +90,8 @@ class PythonDataset(Collection):
         sample_id = self.listing.ids[row]
         try:
             item = self._splits[part][row - int(self._starts[part])]
-            image = as_image(item[0], sample_id, self._range)
+            pair = self.listing.targets.labeled or isinstance(item, tuple | list)
+            image = as_image(item[0] if pair else item, sample_id, self._range)
             image.load()  # Pillow opens files without reading them
             return image
         except DatasetError:
@@ -112,7 +124,8 @@ def python_dataset(
     """Make a dataset of any sequence of (image, target), or of one for each split.
 
     Args:
-        splits: items by split (``train`` and ``test``), or items that are to be split 75/25. An image is one of Pillow's,
+        splits: items by split (``train`` and ``test``), or items that are to be split 75/25; with the option ``target="none"``
+            an item may be the image alone. An image is one of Pillow's,
             an array ``[H, W]`` or ``[H, W, 3]`` uint8, or a path; a target is an integer from 0 or a text (one class), a
             vector of 0 and 1 (several), or real values. Worker processes get a copy of the sequence, so it must be picklable.
         name: for people and folders.
@@ -196,6 +209,16 @@ def as_image(value: Any, where: str, pixel_range: PixelRange | None = None) -> "
     )
 
 
+def _is_array(items: Sequence[Any]) -> bool:
+    """Return whether the first image of a sequence is an array, which carries no EXIF orientation."""
+    from PIL.Image import Image
+
+    with suppress(Exception):  # reading the images reports what is wrong with a custom sequence
+        image = items[0][0]
+        return hasattr(image, "__array__") and not isinstance(image, Image)
+    return False
+
+
 def _given(split: str, part: Sequence[Any], targets: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
     known = targets.get(split)
     if known is None:
@@ -213,7 +236,8 @@ def _read_targets(split: str, part: Sequence[Any]) -> list[Any]:
             values.append(part[row][1])
         except Exception as error:  # a custom sequence may raise anything
             raise DatasetError(
-                f"item {row} of split {split or 'all'} cannot be read as (image, target) ({type(error).__name__}: {error})"
+                f"item {row} of split {split or 'all'} cannot be read as (image, target) ({type(error).__name__}: {error}); items "
+                f"without targets need options=DatasetOptions(target={UNLABELED!r})"
             ) from error
     return values
 

@@ -29,21 +29,21 @@ class Shard:
     sizes: list[int] = field(default_factory=list)
     """Bytes of the image."""
     labels: list[Any] = field(default_factory=list)
-    """Class, or an array."""
+    """Index or name of a class, or an array; empty if samples have no labels."""
     records: list[Mapping[str, Any]] = field(default_factory=list)
     """The JSON record of every sample; empty where there is none."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Number of members that belong to no sample, by type."""
 
 
-def load_shard(path: Path, image: str | None = None) -> Shard | None:
+def load_shard(path: Path, reading: str = "") -> Shard | None:
     """Return the stored index of this very file, by path, size and time of change; None if there is none.
 
     Args:
         path: path of the shard.
-        image: key of the indexed image of a sample; the only image if None.
+        reading: what was read of its samples, as text: which image, and which label.
     """
-    kept = _place(path, image)
+    kept = _place(path, reading)
     if kept is None or not kept.is_file():
         return None
     try:
@@ -62,11 +62,11 @@ def load_shard(path: Path, image: str | None = None) -> Shard | None:
         return None
 
 
-def keep_shard(path: Path, shard: Shard, image: str | None = None) -> None:
+def keep_shard(path: Path, shard: Shard, reading: str = "") -> None:
     """Store the index of a large shard, if possible; see `load_shard`."""
-    kept = _place(path, image)
-    shapes = {np.shape(label) for label in shard.labels}
-    if kept is None or len(shapes) != 1:
+    kept = _place(path, reading)
+    forms = {(type(label), np.shape(label)) for label in shard.labels}
+    if kept is None or len(forms) > 1:
         return
     texts = Texts.of(shard.keys)
     records = json.dumps(shard.records if any(shard.records) else []).encode()
@@ -87,10 +87,10 @@ def keep_shard(path: Path, shard: Shard, image: str | None = None) -> None:
             partial.write_bytes(content.getvalue())
 
 
-def _place(path: Path, image: str | None) -> Path | None:
+def _place(path: Path, reading: str) -> Path | None:
     state = path.stat()
     if state.st_size < KEEP_FROM_BYTES:
         return None
     # The number is the version of the rules that make samples of members.
-    state_text = f"2 {image or ''} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
+    state_text = f"2 {reading} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
     return derived_path("index", state_text, f"{path.stem}.npz")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from featcache.extraction.sources.base import Labels, Rows
 from featcache.store.errors import RequestError
-from featcache.store.targets import MULTI_LABEL, SINGLE_LABEL
+from featcache.store.targets import MULTI_LABEL, SINGLE_LABEL, UNLABELED
 
 TEST_FRACTION = Fraction(1, 4)
 QUANTILES = 10
@@ -38,8 +38,10 @@ def strata_of(labels: Labels, target_type: str) -> Rows:
     """Return the stratum of every sample, ``[N]``, which parts keep in proportion.
 
     The class; of several classes the rarest, counted over all samples (one more stratum for those of none); of real
-    values the tenth of the first quantity.
+    values the tenth of the first quantity. Samples without labels are a single stratum.
     """
+    if target_type == UNLABELED:
+        return np.zeros(len(labels), np.int64)
     if target_type == SINGLE_LABEL:
         return np.asarray(labels, np.int64)
     if target_type == MULTI_LABEL:

@@ -20,6 +20,7 @@ from featcache.extraction.sources.shards import (
 )
 from featcache.extraction.sources.split_names import TRAIN, ChosenSplits, choose_splits, note_splits_beside
 from featcache.extraction.sources.text_file import read_lines
+from featcache.extraction.sources.wds_labels import LabelMember
 from featcache.extraction.sources.webdataset import WebDataset
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.home import expanded
@@ -35,21 +36,18 @@ def open_wds(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
     ``wds:DIR`` is a folder with ``train/`` and ``test/``, or a folder of shards to split. ``wds:PATTERN`` names shards by path
     or address, with ranges such as ``{000..010}``; ``?test=PATTERN`` and the like name the shards of other splits.
     ``?classes=FILE`` has the name of a class in every line. ``?image=KEY`` chooses one of several images of a sample
-    (``jpg``, ``seg.png``). ``?splits=none`` reads shards named after splits as one set.
+    (``jpg``, ``seg.png``), ``?label=json.FIELD`` a field of the JSON record as the label. ``?splits=none`` reads shards named after splits as one set.
 
     Raises:
         RequestError: the folder does not exist, or a field is unknown.
         DatasetError: shards are missing or damaged.
     """
     fields = dict(argument.fields)
-    chosen = _Fields(fields.pop(CLASSES, None), fields.pop(IMAGE, None), fields.pop(SPLITS, None))
-    if LABEL in fields:
-        raise RequestError(
-            f"wds has no field {LABEL}: labels are the members .cls (the index of a class) and .npy of every sample; labels "
-            "in JSON or text have to be written as .cls first"
-        )
+    chosen = _Fields(
+        fields.pop(CLASSES, None), fields.pop(IMAGE, None), fields.pop(SPLITS, None), fields.pop(LABEL, None)
+    )
     if argument.path.is_dir():
-        argument.require_fields(CLASSES, IMAGE, SPLITS)
+        argument.require_fields(CLASSES, IMAGE, SPLITS, LABEL)
         return _open_folder(argument.folder(), options, reporter, chosen)
     patterns = {TRAIN: argument.place, **fields}
     name = Path(argument.place.partition("{")[0]).name.strip("-_.") or Path(argument.place).parent.name
@@ -64,11 +62,12 @@ def open_wds(argument: Argument, options: DatasetOptions, reporter: Reporter) ->
 class _Fields:
     """Fields that do not name splits."""
 
-    def __init__(self, classes: str | None, image: str | None, splits: str | None) -> None:
+    def __init__(self, classes: str | None, image: str | None, splits: str | None, label: str | None) -> None:
         if splits not in (None, NO_SPLITS):
             raise RequestError(f"{SPLITS} of wds must be {NO_SPLITS}, got {splits!r}")
         self.by_name = splits is None
         self.image = image
+        self.label = LabelMember(label)
         self.class_names: list[str] = []
         if classes is not None:
             file = expanded(classes)
@@ -131,6 +130,7 @@ def _dataset(
         target=options.target,
         unread=picked.unread,
         image=chosen.image,
+        label=chosen.label,
         reporter=reporter,
     )
     beside = [] if picked.names else note_splits_beside(next(iter(splits.values()))[0])

@@ -10,18 +10,21 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.extraction.sources.array_labels import InferredTargets, unlabeled_targets
 from featcache.extraction.sources.base import Citation
 from featcache.extraction.sources.collection import (
     Collection,
     Listing,
     listing_digest,
     refuse_repeated,
+    unlabeled_note,
 )
 from featcache.extraction.sources.decode import EXTENSIONS, decode
 from featcache.extraction.sources.image_tree import refuse_irregular
@@ -30,16 +33,15 @@ from featcache.extraction.sources.shard_index import Shard, keep_shard, load_sha
 from featcache.extraction.sources.shards import shard_names
 from featcache.extraction.sources.tar_index import LINKS_LEFT_OUT, TarIndex, index_tar
 from featcache.extraction.sources.wds_labels import (
-    ARRAY,
-    CLASS,
     RECORD,
+    LabelMember,
     common_columns,
     label_targets,
-    read_label,
     read_record,
 )
 from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.progress import Reporter, Silent
+from featcache.store.targets import UNLABELED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +50,23 @@ OPEN_SHARDS = 64
 """Descriptors that a process keeps."""
 INDEX_THREADS = 4
 MAX_LABEL_BYTES = 2**20
+_USUAL_LABEL = LabelMember()
+
+
+@dataclass(frozen=True)
+class SampleReading:
+    """What is read of the members of every sample."""
+
+    image: str | None
+    """Key of the image; its only image if None."""
+    label: LabelMember | None
+    """Where the label stands; None if labels are not read."""
+
+    @property
+    def key(self) -> str:
+        """Text that tells the index of a shard that is read in one way from those that are read in others."""
+        label = "none" if self.label is None else self.label.name or ""
+        return f"{self.image or ''} label={label}" if label else self.image or ""
 
 
 class WebDataset(Collection):
@@ -58,6 +77,7 @@ class WebDataset(Collection):
         splits: shards of every split, in order; the one split ``""`` if it has none of its own.
         classes: names of the classes, in label order; it may lack some.
         target: kind of the targets, or ``auto``.
+        label: where the label of a sample stands.
         reporter: watches the indexing.
         unread: splits that exist and were not requested.
         image: key of the image of every sample, such as ``jpg`` or ``seg.png``; its only image if None.
@@ -77,6 +97,7 @@ class WebDataset(Collection):
         classes: Sequence[str] = (),
         *,
         target: str = "auto",
+        label: LabelMember = _USUAL_LABEL,
         unread: Sequence[str] = (),
         image: str | None = None,
         facts: Mapping[str, Any] | None = None,
@@ -88,7 +109,8 @@ class WebDataset(Collection):
         self._paths = [path for paths in splits.values() for path in paths]
         image = image.lower().removeprefix(".") if image else None
         self._states = [_state(path) for path in self._paths]
-        shards = _read_all(self._paths, image, reporter or Silent())
+        reading = SampleReading(image, None if target == UNLABELED else label)
+        shards = _read_all(self._paths, reading, reporter or Silent())
         prefixes = [
             f"{split}/{stem}" if split else stem
             for split, paths in splits.items()
@@ -101,7 +123,7 @@ class WebDataset(Collection):
             f"{prefix}/{key}" for prefix, shard in zip(prefixes, shards, strict=True) for key in shard.keys
         )
         refuse_repeated(ids, name)
-        inferred = label_targets([label for shard in shards for label in shard.labels], classes, target, name)
+        inferred = self._targets(shards, classes, target)
         ends = np.cumsum([len(shard.keys) for shard in shards])
         parts, first, shard_end = {}, 0, 0
         for split, paths in splits.items():
@@ -116,11 +138,36 @@ class WebDataset(Collection):
             {} if list(splits) == [""] else parts,
             unread,
             common_columns([record for shard in shards for record in shard.records]),
-            {**(facts or {}), **({"image": image} if image else {})},
+            {
+                **(facts or {}),
+                **({"image": image} if image else {}),
+                **({"label": label.name} if label.name and target != UNLABELED else {}),
+            },
             inferred.notes,
             dict(sum((Counter(shard.left_out) for shard in shards), Counter())),
         )
         self._open: OrderedDict[int, int] = OrderedDict()
+
+    def _targets(self, shards: Sequence[Shard], classes: Sequence[str], target: str) -> InferredTargets:
+        """Return labels and targets; none where no shard has a label, with a note if nobody said so.
+
+        Raises:
+            DatasetError: some shards have labels and others none, or labels are no such targets.
+        """
+        labels = [label for shard in shards for label in shard.labels]
+        count = sum(len(shard.keys) for shard in shards)
+        if count and not labels:
+            return unlabeled_targets(count, [] if target == UNLABELED else [unlabeled_note(self.name)])
+        if len(labels) < count:
+            lacking = next(
+                path
+                for path, shard in zip(self._paths, shards, strict=True)
+                if len(shard.labels) < len(shard.keys)
+            )
+            raise DatasetError(
+                f"{lacking}: samples have no label, and those of other shards have; --target {UNLABELED} reads none"
+            )
+        return label_targets(labels, classes, target, self.name)
 
     def files(self, rows: Sequence[int]) -> Iterable[str | Path]:
         """Return the shards."""
@@ -195,11 +242,11 @@ def _state(file: Path | int) -> tuple[int, int] | None:
     return state.st_size, state.st_mtime_ns
 
 
-def _read_all(paths: Sequence[Path], image: str | None, reporter: Reporter) -> list[Shard]:
+def _read_all(paths: Sequence[Path], reading: SampleReading, reporter: Reporter) -> list[Shard]:
     with reporter.progress("indexing", "shards") as update, ThreadPoolExecutor(INDEX_THREADS) as pool:
         shards = []
         try:
-            for shard in pool.map(_read, paths, repeat(image)):
+            for shard in pool.map(_read, paths, repeat(reading)):
                 shards.append(shard)
                 update(len(shards), len(paths))
         finally:
@@ -207,46 +254,49 @@ def _read_all(paths: Sequence[Path], image: str | None, reporter: Reporter) -> l
         return shards
 
 
-def _read(path: Path, image: str | None) -> Shard:
+def _read(path: Path, reading: SampleReading) -> Shard:
     try:
         refuse_irregular(path.stat().st_mode, path)  # opening a named pipe waits forever
-        kept = load_shard(path, image)
+        kept = load_shard(path, reading.key)
         if kept is not None:
             return kept
         index = index_tar(path)
         with path.open("rb") as file:
-            shard = _samples(path, index, file.fileno(), image)
+            shard = _samples(path, index, file.fileno(), reading)
     except OSError as error:
         raise DatasetError(f"shard {path} cannot be read ({error.strerror})") from None
-    keep_shard(path, shard, image)
+    keep_shard(path, shard, reading.key)
     return shard
 
 
-def _samples(path: Path, index: TarIndex, descriptor: int, image: str | None) -> Shard:
-    """Return members by key, keys in the order of the tar; every image with its label and every label with its image."""
+def _samples(path: Path, index: TarIndex, descriptor: int, reading: SampleReading) -> Shard:
+    """Return members by key, keys in the order of the tar; every image with its label, if any, and every label with its image."""
     _refuse_odd_names(index.names, path)
     shard, sizes, offsets = Shard(), index.sizes.tolist(), index.offsets.tolist()
     left_out = Counter(index.left_out)
     problems: dict[str, str] = {}
-    members = _members_by_key(path, index.names, left_out)
+    members, image = _members_by_key(path, index.names, left_out), reading.image
+    labeled = reading.label is not None and not _are_plainly_unlabeled(members.values())
+    member = reading.label or _USUAL_LABEL
     for key, own in members.items():
         images = [suffix for suffix in own if _is_image(suffix)]
         if image is not None:
             images = [f".{image}"] if f".{image}" in own else []
-        label = CLASS if CLASS in own else ARRAY if ARRAY in own else None
+        label = member.suffix(own) if labeled else None
         if label is None and not images:  # texts, for example
             left_out.update(f".{suffix.rpartition('.')[2]}" if suffix else "no extension" for suffix in own)
             continue
-        if label is None or len(images) != 1:
-            problems[key] = _problem(key, label, images, image)
+        if (labeled and label is None) or len(images) != 1:
+            problems[key] = _problem(key, label, images, image, member if labeled else None)
             continue
         number = own[images[0]]
         shard.keys.append(key)
         shard.offsets.append(offsets[number])
         shard.sizes.append(sizes[number])
-        spot = own[label]
-        content = os.pread(descriptor, min(sizes[spot], MAX_LABEL_BYTES), offsets[spot])
-        shard.labels.append(read_label(content, label, f"{path}: {key}{label}"))
+        if label is not None:
+            spot = own[label]
+            content = os.pread(descriptor, min(sizes[spot], MAX_LABEL_BYTES), offsets[spot])
+            shard.labels.append(member.read(content, label, f"{path}: {key}{label}"))
         if RECORD in own:
             record = os.pread(descriptor, min(sizes[own[RECORD]], MAX_LABEL_BYTES), offsets[own[RECORD]])
             shard.records.append(read_record(record, f"{path}: {key}{RECORD}"))
@@ -277,13 +327,20 @@ def _members_by_key(path: Path, names: Sequence[str], left_out: Counter[str]) ->
     return members
 
 
+def _are_plainly_unlabeled(samples: Iterable[Mapping[str, int]]) -> bool:
+    """Return whether samples have images alone, so that no member could hold a label."""
+    return all(_is_image(suffix) for own in samples for suffix in own)
+
+
 def _is_image(suffix: str) -> bool:
     return f".{suffix.rpartition('.')[2].lower()}" in EXTENSIONS
 
 
-def _problem(key: str, label: str | None, images: Sequence[str], image: str | None) -> str:
-    if label is None:
-        return f"{key} has no label (.cls or .npy)"
+def _problem(
+    key: str, label: str | None, images: Sequence[str], image: str | None, member: LabelMember | None
+) -> str:
+    if label is None and member is not None:
+        return f"{key} has no label ({f'.{member.name}' if member.name else '.cls or .npy'})"
     if not images:
         return f"{key} has no image{f' .{image}' if image else ''}"
     return f"{key} has {len(images)} images"
@@ -304,7 +361,12 @@ def _refuse_problems(
     elif links:
         hint += ", and the file has links to files that are not in it"
     elif RECORD in members[key] and "label" in first:
-        hint += ": labels in JSON are not read, write the index of the class as .cls"
+        hint += (
+            f": if a field of the JSON is the label, name it as in wds:...?label=json.FIELD; --target {UNLABELED} takes the images "
+            "without labels"
+        )
+    elif "label" in first:
+        hint += f"; --target {UNLABELED} takes the images without labels"
     listed = "; ".join([*problems.values()][:10])
     raise DatasetError(f"{path}: {len(problems)} samples are not whole: {listed}{more}{hint}")
 

@@ -11,10 +11,11 @@ from featcache.store.corrections import warnings_of
 from featcache.store.files import JsonObject
 from featcache.store.inventory import Block, Inventory
 from featcache.store.partial_copy import PartialCopy, describe_partial
+from featcache.store.preprocessing import preprocessing_text
 from featcache.store.progress import Reporter
 from featcache.store.reading.content import SharedImages, shared_images
 from featcache.store.spec import CacheSpec
-from featcache.store.targets import REGRESSION, Targets
+from featcache.store.targets import REGRESSION, UNLABELED, Targets
 from featcache.terminal.console import ConsoleReporter
 
 
@@ -41,7 +42,7 @@ class CacheInfo:
     warnings: Sequence[str] = ()
     """Corrections in later versions of featcache that concern the values of this cache."""
     class_counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Samples of each class by split; empty for regressions, for incomplete caches and on remotes."""
+    """Samples of each class by split; empty for regressions and without labels, for incomplete caches and on remotes."""
     skipped: int | None = None
     """Samples without features; None for incomplete caches and on remotes."""
     shared_images: Sequence[SharedImages] = ()
@@ -59,6 +60,12 @@ class CacheInfo:
     def targets(self) -> Targets:
         """Kind, names and units of the targets."""
         return self.inventory.targets
+
+    @property
+    def preprocessing(self) -> str | None:
+        """Description of what was done to an image; None for a backbone of your own, whose spec has it in a form of its own."""
+        backbone = self.spec.backbone
+        return preprocessing_text(backbone.preprocessing, backbone.image_size)
 
     @property
     def num_bytes(self) -> int:
@@ -81,6 +88,7 @@ class CacheInfo:
             "blocks": self.num_blocks,
             "missing_blocks": [[block.split, block.index] for block in self.missing_blocks],
             "bytes": self.num_bytes,
+            "preprocessing": self.preprocessing,
             "spec": self.spec.to_dict() | {"format_version": self.format_version},
             "inventory": self.inventory.to_dict(),
             "targets": self.targets.describe(),
@@ -158,7 +166,7 @@ def _of_entry(entry: Entry) -> CacheInfo:
 def _class_counts(entry: Entry) -> dict[str, list[int]]:
     """Return the samples of every class, by split; of a complete cache that has classes."""
     cache = entry.cache
-    if not entry.complete or cache.inventory.target_kind == REGRESSION:
+    if not entry.complete or cache.inventory.target_kind in (REGRESSION, UNLABELED):
         return {}
     return {
         name: cache.inventory.targets.counts(split.labels(), split.valid()).tolist()

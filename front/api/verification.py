@@ -98,6 +98,7 @@ class VerifyCall:
         default=None, metadata=parameter("Files read at the same time.", "--threads", default="by cores")
     )
     recompute: int | None = field(default=None, metadata=_RECOMPUTATION.samples.metadata)
+    dtype_loss: bool = field(default=False, metadata=_RECOMPUTATION.dtype_loss.metadata)
     dataset: str | None = field(default=None, metadata=_RECOMPUTATION.dataset.metadata)
     data: PathLike | None = field(default=None, metadata=_RECOMPUTATION.data.metadata)
     model: str | None = field(default=None, metadata=_RECOMPUTATION.model.metadata)
@@ -117,7 +118,7 @@ class VerifyCall:
         """The rows to recompute, and with what; None for no recomputation.
 
         Raises:
-            RequestError: an argument has no effect without `recompute`, or the request is wrong.
+            RequestError: an argument has no effect without `recompute` or `dtype_loss`, or the request is wrong.
         """
         given = {
             field.name: value
@@ -125,7 +126,9 @@ class VerifyCall:
             if hasattr(_RECOMPUTATION, field.name) and (value := getattr(self, field.name)) != field.default
         }
         if self.recompute is not None:
-            return RecomputeRequest(samples=self.recompute, **given)
+            given["samples"] = self.recompute
+        if self.recompute is not None or self.dtype_loss:
+            return RecomputeRequest(**given)
         if given:
             raise RequestError(f"--{next(iter(given))} is for --recompute; give --recompute K as well")
         return None

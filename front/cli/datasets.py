@@ -14,7 +14,7 @@ from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.samples import labels_of
 from featcache.store.catalogue import slug
 from featcache.store.files import JsonObject
-from featcache.store.targets import REGRESSION
+from featcache.store.targets import REGRESSION, UNLABELED
 from featcache.terminal.console import ConsoleReporter, echo, print_json, print_table
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ def _describe(source: Source) -> JsonObject:
 def _print(document: JsonObject) -> None:
     targets, splits = document["targets"], list(document["samples"])
     sizes = ", ".join(f"{count} {split}" for split, count in document["samples"].items())
-    echo(f"{document['name']}: {sizes}; {len(targets['names'])} {_noun(targets['kind'])}")
+    unlabeled = targets["kind"] == UNLABELED
+    about = "no labels" if unlabeled else f"{len(targets['names'])} {_noun(targets['kind'])}"
+    echo(f"{document['name']}: {sizes}; {about}")
     echo(document["summary"])
     echo()
     if targets["kind"] == REGRESSION:
@@ -138,7 +140,7 @@ def _print(document: JsonObject) -> None:
             for index, (name, unit) in enumerate(zip(targets["names"], units, strict=True))
         ]
         print_table(("target", "unit", *splits), rows)
-    else:
+    elif not unlabeled:
         counts = document["class_counts"]
         rows = [
             [str(index), name, *(str(counts[split][index]) for split in splits)]

@@ -9,7 +9,7 @@ from featcache.cli.options import LocalPath, common_options
 from featcache.store.catalogue import roots
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import parse_tokens
-from featcache.store.spec import STORED_DTYPES
+from featcache.store.spec import FLOAT_DTYPES
 from featcache.terminal.console import ConsoleReporter, echo, print_json
 
 EPILOG = """\b
@@ -35,7 +35,7 @@ Examples:
     "--ids", multiple=True, metavar="[SPLIT=]DATASET", help="Sample ids in an HDF5 file; may be repeated."
 )
 @click.option("--tokens", default="cls", show_default=True, help="What the features are: cls, ap or cls+ap.")
-@click.option("--dtype", help=f"Stored type: {', '.join(STORED_DTYPES)}.  [default: as it is]")
+@click.option("--dtype", help=f"Stored type: {', '.join(FLOAT_DTYPES)}.  [default: as it is]")
 @click.option("--classes", type=LocalPath(), help="File with a class name on every line.")
 @common_options
 def import_command(
@@ -64,8 +64,8 @@ def import_command(
     from featcache.store.convert.importing import import_source
     from featcache.store.convert.npy_rows import open_npy
 
-    if dtype is not None and dtype not in STORED_DTYPES:
-        raise UnknownNameError("dtype", dtype, STORED_DTYPES)
+    if dtype is not None and dtype not in FLOAT_DTYPES:
+        raise UnknownNameError("dtype", dtype, FLOAT_DTYPES)
     if not source.exists():
         raise RequestError(f"{source} does not exist")
     choice = ImportSelection(features, labels, ids, parse_tokens(tokens), dtype, _lines(classes))
@@ -77,7 +77,7 @@ def import_command(
             found = h5_source(stack.enter_context(open_h5(source)), source, choice)
         if found.document is None and not (dataset and model):
             raise RequestError(
-                f"{source} is no export of featcache: name it with --dataset NAME and --model NAME"
+                f"{source} {found.foreign_because}: name it with --dataset NAME and --model NAME"
             )
         reporter = ConsoleReporter(quiet=as_json)
         result = import_source(found, roots(root), dataset=dataset, model=model, reporter=reporter)

@@ -11,7 +11,7 @@ from featcache.api.information import describe
 from featcache.cli.options import common_options
 from featcache.store.catalogue import MAX_TIME
 from featcache.store.files import JsonObject
-from featcache.store.targets import REGRESSION, SINGLE_LABEL
+from featcache.store.targets import REGRESSION, SINGLE_LABEL, UNLABELED
 from featcache.store.writing.writer import ADDITIONS
 from featcache.terminal.console import ConsoleReporter, echo, format_size, name_range, print_json
 
@@ -42,6 +42,9 @@ def info_command(cache: str | None, root: tuple[Path, ...], as_json: bool) -> No
 def _target_lines(document: JsonObject) -> Iterator[str]:
     """Yield lines with type, names and units of the targets, and the number of samples of the classes."""
     targets = document["targets"]
+    if targets["kind"] == UNLABELED:
+        yield "labels    none; attach some with `featcache label`"
+        return
     units = targets["units"] or [""] * len(targets["names"])
     names = [f"{name} [{unit}]" if unit else name for name, unit in zip(targets["names"], units, strict=True)]
     title = "targets" if targets["kind"] == REGRESSION else "classes"
@@ -69,6 +72,8 @@ def _lines(document: JsonObject) -> list[str]:
         lines.append(f"from      {document['origin']}")
     if "digest" in document:
         lines.append(f"digest    {document['digest']}")
+    if document["preprocessing"]:
+        lines.append(f"images    {document['preprocessing'].removeprefix('images are ')}")
     for name, split in inventory["splits"].items():
         lines.append(f"{name:<10}{split['num_samples']} samples in blocks of {split['block_rows']}")
         for array, info in split["arrays"].items():

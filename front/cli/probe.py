@@ -14,7 +14,7 @@ from featcache.probing.requests.borrowing import borrow_for_probe
 from featcache.probing.requests.jobs import jobs, left_out
 from featcache.probing.requests.request import HeadRequest, ProbeRequest
 from featcache.store.address import is_address
-from featcache.store.catalogue import roots
+from featcache.store.catalogue import preprocessing_beside, roots, scan
 from featcache.store.errors import FeatcacheError, RequestError
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.terminal.console import ConsoleReporter, echo, print_json, print_table
@@ -100,8 +100,19 @@ def _open_caches(
         caches = open_caches(search, cache, model, dataset, allow_partial)
     if len(caches) == 1:
         named = cache or model or dataset
-        reporter.message(f"cache: {caches[0].directory}" + ("" if named else " (completed last)"))
+        words = [] if named else ["completed last"]
+        if (preprocessing := _preprocessing_beside(caches[0], search)) is not None:
+            words.append(preprocessing)
+        reporter.message(f"cache: {caches[0].directory}" + (f" ({'; '.join(words)})" if words else ""))
     return caches
+
+
+def _preprocessing_beside(cache: Cache, search: Sequence[Path]) -> str | None:
+    """Return the preprocessing of a cache in words, if there is a cache of its model and dataset that differs in it."""
+    folder = cache.directory.resolve()
+    beside = [entry for entry in scan(search) if entry.complete and entry.dataset == folder.parent.name]
+    words = preprocessing_beside(beside)
+    return next((text for path, text in words.items() if path.resolve() == folder), None)
 
 
 def _check(caches: Sequence[Cache], request: ProbeRequest, reporter: ConsoleReporter) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from featcache.probing.inputs.selection import token_words
 from featcache.probing.report.groups import clip, repetitions
+from featcache.probing.report.preprocessing import model_text, preprocessing_words
 from featcache.probing.report.significance import are_alike, mean_interval, spread
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def rows_table(rows: Sequence["ResultRow"], grid: bool) -> tuple[tuple[str, ...]
         "top-1",
         "gain",
     )
-    lines = []
+    lines, words = [], preprocessing_words(rows)
     for group in _groups(rows):
-        first = [group[0].dataset, group[0].model] if grid else []
+        first = [group[0].dataset, model_text(group[0], words)] if grid else []
         lines += [first + _line(row) for row in group]
         if len(group) > 1:
             lines.append(first + _mean_line(group))

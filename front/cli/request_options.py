@@ -24,7 +24,7 @@ _TYPES: dict[str, Callable[[], "click.ParamType[Any]"]] = {
 }
 
 
-def options_of(request: type[T], only_with: str | None = None) -> Callable[[Command], Command]:
+def options_of(request: type[T], only_with: tuple[str, ...] = ()) -> Callable[[Command], Command]:
     """Return a decorator that adds an option for each parameter of a request to a command.
 
     The command receives the request that was made of the options as `request`. What is not given is left to the request's
@@ -32,18 +32,19 @@ def options_of(request: type[T], only_with: str | None = None) -> Callable[[Comm
 
     Args:
         request: class of the request.
-        only_with: field whose option asks for the request at all: without this option, `request` is None and the other
-            options are refused with a `RequestError`.
+        only_with: fields whose options ask for the request at all: without one of these, `request` is None and the other
+            options are refused with a `RequestError`, which names the first.
     """
     stated = [(field, stated) for field, stated in parameters.parameters(request) if stated.option]
-    starts = next((parameter for field, parameter in stated if field.name == only_with), None)
+    starting = [parameter for field, parameter in stated if field.name in only_with]
+    starts = starting[0] if starting else None
 
     def decorate(command: Command) -> Command:
         @wraps(command)
         def with_request(*args: Any, **given: Any) -> Any:
             values = {field.name: given.pop(field.name) for field, _ in stated}
             chosen = {name: value for name, value in values.items() if value is not None and value != ()}
-            if starts is None or only_with in chosen:
+            if starts is None or chosen.keys() & {*only_with}:
                 return command(*args, request=request(**chosen), **given)
             for field, parameter in stated:
                 if field.name in chosen:
@@ -53,7 +54,7 @@ def options_of(request: type[T], only_with: str | None = None) -> Callable[[Comm
 
         decorated: Command = with_request
         for field, parameter in reversed(stated):
-            depends = f"With {starts.option}: " if starts and parameter is not starts else ""
+            depends = f"With {starts.option}: " if starts and parameter not in starting else ""
             decorated = option_of(field, parameter, depends, required=starts is None)(decorated)
         return decorated
 
@@ -72,7 +73,7 @@ def option_of(
         required: whether an option without a default must be given.
     """
     settings: dict[str, Any] = {"help": depends + _help(field, parameter), "metavar": parameter.metavar}
-    if field.type is bool:
+    if field.type is bool or bool in get_args(field.type):
         settings |= {"is_flag": True, "default": None}
     elif parameter.form != parameters.TEXT:
         settings["type"] = _TYPES[parameter.form]()

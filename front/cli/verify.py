@@ -20,6 +20,7 @@ Examples:
   featcache verify --all
   featcache verify photos/vit-l-14-0123456789ab --repair
   featcache verify --recompute 8 --dataset imagefolder:photos
+  featcache verify --dtype-loss --dataset imagefolder:photos
 """
 
 
@@ -33,7 +34,7 @@ Examples:
     help="Fetch what is damaged again where the cache was pulled from; else drop it, for the next extract to redo.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Files read at the same time.  [default: by cores]")
-@options_of(RecomputeRequest, only_with="samples")
+@options_of(RecomputeRequest, only_with=("samples", "dtype_loss"))
 @common_options
 def verify_command(
     request: RecomputeRequest | None,

@@ -11,6 +11,7 @@ from featcache.terminal.console import echo, format_size, print_table
 if TYPE_CHECKING:
     from featcache.recompute.outcome import Recomputation
 
+LOSS_COLUMNS = ("array", "layer", "token", "mean loss", "largest loss", "of it by the pass", "clipped")
 COLUMNS = ("split", "array", "layer", "largest absolute", "largest relative")
 
 
@@ -21,6 +22,7 @@ def show(check: CacheCheck) -> None:
         echo(str(damage))
     if check.recomputation:
         _show_recomputation(check.recomputation)
+        _show_losses(check.recomputation)
     echo(f"{found.directory}: {_summary(found)}")
     for warning in check.warnings:
         echo(f"{found.directory}: {warning}")
@@ -56,15 +58,17 @@ def _describe_repair(verification: Verification, done: RepairResult) -> str:
 
 
 def _show_recomputation(done: "Recomputation") -> None:
-    rows = [
-        [d.split, d.array, d.layer, f"{d.largest_absolute:.3g}", f"{d.largest_relative:.3g}"]
-        for d in done.differences
-    ]
-    print_table(
-        COLUMNS,
-        rows,
-        numeric=COLUMNS[3:],
+    # The loss has a table of its own, with the same layers.
+    rows = (
+        []
+        if done.losses
+        else [
+            [d.split, d.array, d.layer, f"{d.largest_absolute:.3g}", f"{d.largest_relative:.3g}"]
+            for d in done.differences
+        ]
     )
+    if rows:
+        print_table(COLUMNS, rows, numeric=COLUMNS[3:])
     for text in done.other_samples:
         echo(text)
     verdict = (
@@ -75,4 +79,23 @@ def _show_recomputation(done: "Recomputation") -> None:
     echo(
         f"{done.samples} samples recomputed: largest relative difference {done.largest_relative:.3g}, "
         f"tolerance {done.tolerance:.3g}: {verdict}"
+    )
+
+
+def _show_losses(done: "Recomputation") -> None:
+    if not done.losses:
+        return
+    rows = [
+        [
+            *(loss.array, loss.layer, loss.token),
+            *(f"{value:.3g}" for value in (loss.mean_relative, loss.largest_relative, loss.pass_relative)),
+            f"{loss.clipped:.2g}",
+        ]
+        for loss in done.losses
+    ]
+    print_table(LOSS_COLUMNS, rows, numeric=LOSS_COLUMNS[3:])
+    mean = sum(loss.mean_relative for loss in done.losses) / len(done.losses)
+    echo(
+        f"loss of the stored type on {done.samples} samples: {mean:.3g} of a token vector's length on average over layers and token "
+        f"kinds, {max(loss.largest_relative for loss in done.losses):.3g} at most"
     )

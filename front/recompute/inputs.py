@@ -10,12 +10,19 @@ from featcache.extraction.cached.freshness import REPLACED
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.dataset_options import DatasetOptions
-from featcache.extraction.sources.pixels import APPLY, AS_STORED
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.layers import TOKEN_KINDS, layer_set
 from featcache.store.reading.reader import Cache
 from featcache.store.requests import AUTO
 from featcache.store.targets import TARGET_KINDS
+
+_TURNED, _APPLY = "exif_orientation", "apply"
+"""Field of a dataset's identity, and its value, by which development versions recorded that images were turned upright."""
+
+
+def takes_upright(cache: Cache) -> bool:
+    """Return whether the images of a cache were turned upright by their EXIF orientation."""
+    return cache.spec.backbone.upright or cache.spec.dataset.get(_TURNED) == _APPLY
 
 
 def recorded_model(cache: Cache) -> str:
@@ -52,7 +59,7 @@ def open_recorded_source(cache: Cache, dataset: str, data: Path | None = None) -
     identity = cache.spec.dataset
     source = resolve_source(dataset, evolve(_recorded_options(identity), data=data))
     # The digests of the images show which ones were replaced; they are compared row by row.
-    known = {name: value for name, value in identity.items() if name != REPLACED}
+    known = {name: value for name, value in identity.items() if name not in (REPLACED, _TURNED)}
     refuse_difference(f"dataset {dataset}", known, source.identity)
     return source
 
@@ -77,7 +84,6 @@ def _recorded_options(identity: Mapping[str, Any]) -> DatasetOptions:
         group_by=group_by,
         revision=revision,
         pixel_range=pixel_range if isinstance(pixel_range, str) else AUTO,
-        exif_orientation=APPLY if identity.get("exif_orientation") == APPLY else AS_STORED,
         train_split=train_split,
     )
 
@@ -95,7 +101,7 @@ def check_inventory(cache: Cache, source: Source) -> None:
         for attribute, got, expected in (
             ("rows", reader.num_samples, rows),
             ("width", reader.width, spec.width),
-            ("type", reader.dtype, cache.spec.dtype),
+            ("type", reader.stored_dtype, cache.spec.dtype),
             ("layers", [layer for layer in reader.layers if layer not in every], []),
             ("token kinds", [kind for kind in reader.tokens if kind not in TOKEN_KINDS], []),
         ):

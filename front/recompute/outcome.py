@@ -3,20 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from featcache.recompute.loss import LayerLoss
 from featcache.store.files import JsonObject
-from featcache.store.spec import FP32, MIXED, CacheSpec
+from featcache.store.spec import BF16, FP32, MIXED, CacheSpec
 
 # Largest relative difference of a token vector that the same computation may show. The forward pass differs with the
 # composition of the batch and the device; the stored type then rounds. Measured with DINOv2 ViT-S/14 in mixed precision:
 # 0.008 for other batches, 0.013 between bfloat16 autocast and fp32; bicubic instead of bilinear resizing gives 0.19,
 # weights with 1 % of noise 0.08. The rest is room for deeper backbones and other devices.
-FORWARD_TOLERANCE = {FP32: 5e-3, MIXED: 5e-2}
-STORED_TOLERANCE = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3}
+FORWARD_TOLERANCE = {FP32: 5e-3, MIXED: 5e-2, BF16: 1e-1}
+# A code of int8 is compared with all values that it stands for, so nothing is rounded.
+STORED_TOLERANCE = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3, "int8": 0.0}
 
 
 def tolerance(spec: CacheSpec) -> float:
     """Return the largest relative difference of a token vector at which a cache still agrees."""
-    return FORWARD_TOLERANCE[spec.precision] + STORED_TOLERANCE[spec.dtype]
+    source = STORED_TOLERANCE[spec.converted_from] if spec.converted_from else 0.0
+    return FORWARD_TOLERANCE[spec.precision] + STORED_TOLERANCE[spec.dtype] + source
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Recomputation:
     differences: Sequence[LayerDifference]
     other_samples: Sequence[str]
     """Rows whose sample id or label is another than the dataset's."""
+    losses: Sequence[LayerLoss] = ()
+    """Loss of the stored type by array, layer and token kind, if it was asked for."""
 
     @property
     def largest_relative(self) -> float:
@@ -61,6 +66,7 @@ class Recomputation:
             "tolerance": self.tolerance,
             "other_samples": list(self.other_samples),
             "layers": [_finite(asdict(difference)) for difference in self.differences],
+            **({"dtype_loss": [loss.to_dict() for loss in self.losses]} if self.losses else {}),
         }
 
 

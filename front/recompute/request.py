@@ -12,6 +12,10 @@ from featcache.store.requests import AUTO
 _EXTRACTION = fields(ExtractRequest)
 
 
+LOSS_SAMPLES = 64
+"""Rows of a measurement of the loss, where their number is not given."""
+
+
 def _check_samples(request: object, attribute: "Attribute[int]", samples: int) -> None:
     if samples < 1:
         raise RequestError(f"--recompute must be at least 1, got {samples}")
@@ -19,7 +23,9 @@ def _check_samples(request: object, attribute: "Attribute[int]", samples: int) -
 
 def _check_dataset(request: object, attribute: "Attribute[str]", dataset: str) -> None:
     if not dataset:
-        raise RequestError("--recompute needs the images; give --dataset, for example imagefolder:DIR")
+        raise RequestError(
+            "--dtype-loss and --recompute need the images; give --dataset, for example imagefolder:DIR"
+        )
 
 
 @frozen(kw_only=True)
@@ -31,11 +37,20 @@ class RecomputeRequest:
     """
 
     samples: int = field(
+        default=LOSS_SAMPLES,
         validator=_check_samples,
         metadata=parameter(
             "Run K rows through the backbone again; all valid ones if there are fewer.",
             "--recompute",
             metavar="K",
+            default=f"{LOSS_SAMPLES} with --dtype-loss",
+        ),
+    )
+    dtype_loss: bool = field(
+        default=False,
+        metadata=parameter(
+            "Measure what the stored type loses, for every layer and token kind, on K rows in whole batches of the extraction.",
+            "--dtype-loss",
         ),
     )
     dataset: str = field(

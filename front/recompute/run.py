@@ -1,6 +1,5 @@
 """Recompute some rows of a cache with the backbone: digests show damage, only this shows that the values are right."""
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
@@ -15,8 +14,10 @@ from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.prefetch import normalized
 from featcache.extraction.decoding.preprocessing import versions_of, with_resize
+from featcache.extraction.forward_pass.bfloat16_weights import in_precision
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
+from featcache.extraction.models.preprocessing import Preprocessing
 from featcache.extraction.sources.base import Sample, Source
 from featcache.recompute.inputs import (
     check_inventory,
@@ -24,12 +25,16 @@ from featcache.recompute.inputs import (
     recorded_model,
     recorded_weight_set,
     refuse_difference,
+    takes_upright,
 )
+from featcache.recompute.loss import LayerLoss, LossSum
 from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance
 from featcache.recompute.request import RecomputeRequest
-from featcache.store.errors import DatasetError, RequestError
+from featcache.recompute.rows import choose_batches
+from featcache.recompute.stored_values import StoredArray
+from featcache.store.errors import DatasetError
 from featcache.store.progress import Reporter, Silent
-from featcache.store.reading.reader import Cache, as_float32
+from featcache.store.reading.reader import Cache
 from featcache.store.seeds import check_seed
 from featcache.store.token_groups import parse_array_name
 
@@ -48,21 +53,34 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     reporter = reporter or Silent()
     model = resolve_model(request.model or recorded_model(cache))
     source = open_recorded_source(cache, request.dataset, request.data)
-    rows = _choose_rows(cache, request.samples, check_seed(request.seed, "--seed"))
+    batches = choose_batches(
+        cache, request.samples, check_seed(request.seed, "--seed"), whole=request.dtype_loss
+    )
+    samples = sum(len(rows) for _, rows in batches)
     device = choose_device(request.device)
-    reporter.message(f"recomputing {sum(map(len, rows.values()))} samples with {model.explicit} on {device}")
+    reporter.message(f"recomputing {samples} samples with {model.explicit} on {device}")
     backbone = load_backbone(
-        model, request.weights, None if request.weights is None else recorded_weight_set(cache)
+        model,
+        request.weights,
+        None if request.weights is None else recorded_weight_set(cache),
+        Preprocessing.of_spec(cache.spec.backbone, str(cache.directory)),
     )
     backbone.module.to(device)
     resize = cache.spec.backbone.resize
     spec = backbone.spec.resized_by(resize) if resize in versions_of(backbone.transform) else backbone.spec
+    spec = spec.with_upright(cache.spec.backbone.upright)
     refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(spec))
     check_inventory(cache, source)
+    backbone = in_precision(backbone, cache.spec.precision)
     forward = _Forward(cache, source, backbone, device)
-    differences = [d for split in rows for d in _differences(cache, split, rows[split], forward)]
-    others = [text for split in rows for text in _mismatched_samples(cache, source, split, rows[split])]
-    return Recomputation(sum(map(len, rows.values())), tolerance(cache.spec), differences, others)
+    compared = _Comparison(cache)
+    others: list[str] = []
+    for split, rows in batches:
+        for name, fresh in forward(split, rows).items():
+            compared.add(split, rows, name, fresh)
+        others += _mismatched_samples(cache, source, split, rows)
+    losses = compared.losses() if request.dtype_loss else []
+    return Recomputation(samples, tolerance(cache.spec), compared.differences(), others, losses)
 
 
 class _Forward:
@@ -72,71 +90,79 @@ class _Forward:
         self._source = source
         self._backbone = backbone
         self._transform = with_resize(backbone.transform, cache.spec.backbone.resize)
-        self._batch_size = cache.manifest.batch_size
-        self._dtype = cache.spec.dtype
+        self._upright = takes_upright(cache)
         self._extractors = {
             split.name: FeatureExtractor(
                 backbone,
                 device,
                 cache.spec.precision,
                 [array for array in split.arrays.values() if array.layers],
-                self._dtype,
+                "float32",  # the stored type rounds later
             )
             for split in cache.inventory.splits.values()
         }
 
     def __call__(self, split: str, rows: Sequence[int]) -> dict[str, Features]:
-        """Return every array of the rows as ``[B, L, K, D]``, rounded to the stored type."""
-        parts = []
-        for start in range(0, len(rows), self._batch_size):
-            batch = rows[start : start + self._batch_size]
-            samples: list[Sample] = [self._source.splits[split][row] for row in batch]
-            parts.append(self._extractors[split](self._images(split, batch), samples))
-        return {
-            name: as_float32(np.concatenate([part[name] for part in parts]), self._dtype) for name in parts[0]
-        }
+        """Return every array of the rows of one batch as ``[B, L, K, D]``."""
+        samples: list[Sample] = [self._source.splits[split][row] for row in rows]
+        batch = self._extractors[split](self._images(split, rows), samples)
+        return {name: np.asarray(values, np.float32) for name, values in batch.items()}
 
     def _images(self, split: str, rows: Sequence[int]) -> torch.Tensor:
         singles = [Rows(split, row, row + 1) for row in rows]
-        size = self._backbone.spec.input_size
-        batches = list(image_batches(self._source, self._transform, singles, 0, size))
+        size = self._backbone.spec.image_size
+        batches = list(image_batches(self._source, self._transform, singles, 0, size, upright=self._upright))
         for _, message in (failure for batch in batches for failure in batch.failures):
             raise DatasetError(message)
         return torch.cat([normalized(batch, self._transform).images for batch in batches])
 
 
-def _differences(
-    cache: Cache, split: str, rows: Sequence[int], forward: _Forward
-) -> Iterator[LayerDifference]:
-    for name, fresh in forward(split, rows).items():
-        tap, group = parse_array_name(name)
-        reader = cache[split].view(tap, group)
-        layers = cache.inventory.splits[split].arrays[name].layers
-        stored = as_float32(reader.gather(rows, layers, reader.tokens), cache.spec.dtype)
-        difference = np.abs(stored - fresh)
-        lengths = np.maximum(np.linalg.norm(stored, axis=-1), np.linalg.norm(fresh, axis=-1))
+class _Comparison:
+    """Compares recomputed rows with the cache, batch by batch."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._largest: dict[tuple[str, str, str], tuple[float, float]] = {}
+        self._losses: dict[str, LossSum] = {}
+
+    def add(self, split: str, rows: Sequence[int], name: str, fresh: Features) -> None:
+        """Compare one array of some rows, float32 ``[B, L, K, D]``."""
+        view = self._cache[split].view(*parse_array_name(name))
+        layers = self._cache.inventory.splits[split].arrays[name].layers
+        stored = StoredArray.read(view, rows, layers)
+        values, difference = stored.values, stored.distance(fresh)
+        lengths = np.maximum(np.linalg.norm(values, axis=-1), np.linalg.norm(fresh, axis=-1))
         relative = np.linalg.norm(difference, axis=-1) / np.maximum(lengths, np.finfo(np.float32).tiny)
         for index, layer in enumerate(layers):
             # NaN would pass for small: it compares as False with everything.
-            absolute, part = (np.nan_to_num(d[:, index], nan=np.inf).max() for d in (difference, relative))
-            yield LayerDifference(split, name, layer, float(absolute), float(part))
+            largest = [
+                float(np.nan_to_num(part[:, index], nan=np.inf).max()) for part in (difference, relative)
+            ]
+            before = self._largest.get((split, name, layer), (0.0, 0.0))
+            self._largest[split, name, layer] = (max(before[0], largest[0]), max(before[1], largest[1]))
+        self._losses.setdefault(name, LossSum.empty(layers, view.tokens)).add(fresh, stored)
+
+    def differences(self) -> list[LayerDifference]:
+        """Return the differences of every layer."""
+        # Split by split, and array by array, in whatever order the batches came.
+        ordered = sorted(self._largest.items(), key=lambda item: self._order.index(item[0][:2]))
+        return [LayerDifference(*place, *largest) for place, largest in ordered]
+
+    def losses(self) -> list[LayerLoss]:
+        """Return the loss of the stored type in every layer and token kind."""
+        return [loss for name, sums in self._losses.items() for loss in sums.losses(name)]
+
+    @property
+    def _order(self) -> list[tuple[str, str]]:
+        return list(dict.fromkeys(place[:2] for place in self._largest))
 
 
 def _mismatched_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:
-    ids, labels = cache[split].sample_ids(), cache[split].labels()
+    ids = cache[split].sample_ids()
+    labels = cache[split].labels() if cache.inventory.targets.labeled else None
     for row in rows:
         sample = source.splits[split][row]
-        if ids[row] != sample.id or not np.array_equal(labels[row], sample.label):
+        if ids[row] != sample.id and labels is None:
+            yield f"{split} row {row}: {ids[row]!r}, must be {sample.id!r}"
+        elif labels is not None and (ids[row] != sample.id or not np.array_equal(labels[row], sample.label)):
             yield f"{split} row {row}: {ids[row]!r} of class {labels[row]}, must be {sample.id!r} of class {sample.label}"
-
-
-def _choose_rows(cache: Cache, samples: int, seed: int) -> dict[str, list[int]]:
-    """Return the random valid rows of all splits, in order."""
-    valid = [
-        (split, int(row)) for split in cache.inventory.splits for row in np.flatnonzero(cache[split].valid())
-    ]
-    if not valid:
-        raise RequestError(f"{cache.directory} holds no valid row to recompute; finish the extraction first")
-    chosen = sorted(random.Random(seed).sample(valid, min(samples, len(valid))))
-    splits = dict.fromkeys(split for split, _ in chosen)
-    return {split: [row for name, row in chosen if name == split] for split in splits}

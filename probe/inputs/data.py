@@ -50,7 +50,13 @@ class SplitData:
 
 
 def load_split(
-    cache: Cache, split: str, selection: Selection, device: torch.device | str, memory: int | None = None
+    cache: Cache,
+    split: str,
+    selection: Selection,
+    device: torch.device | str,
+    memory: int | None = None,
+    *,
+    labeled: bool = True,
 ) -> SplitData:
     """Make the selected tokens of a split available.
 
@@ -60,8 +66,10 @@ def load_split(
         selection: which tokens.
         device: where they are loaded to, if they are.
         memory: bytes that they may take; what is larger is streamed. None for no limit.
+        labeled: whether labels are read; without, they are ``[N, 0]``.
 
     Raises:
+        NoLabelsError: the cache has no labels, and they are to be read.
         UnknownNameError: a layer or token kind is not cached.
         CacheError: the cache is damaged, or no row holds features.
     """
@@ -69,7 +77,8 @@ def load_split(
     valid = np.flatnonzero(reader.valid())
     if not len(valid):
         raise CacheError(f"{cache.directory}: split {split!r} holds no features yet")
-    labels, ids = reader.labels(), reader.sample_ids()
+    labels = reader.labels() if labeled else np.zeros((reader.num_samples, 0), np.int64)
+    ids = reader.sample_ids()
     if len(valid) < reader.num_samples:
         labels, ids = labels[valid], [ids[row] for row in valid]
     window = stream_window(reader, selection, memory)

@@ -16,6 +16,7 @@ from featcache.probing.report.columns import Place, column_names, place_of
 from featcache.probing.report.groups import LESS_IS_BETTER, NO_FRACTION, Group
 from featcache.probing.report.numbers import factor
 from featcache.probing.report.pivot import cell_notes, pivot_differences
+from featcache.probing.report.preprocessing import model_text, words_of_groups
 from featcache.probing.report.views import Against, score_words
 from featcache.probing.results.predictions import PREDICTIONS_FILE, read_confidences
 from featcache.probing.results.records import AttentionRecord, read_attention, read_curve, read_sweep
@@ -42,11 +43,12 @@ def draw(kind: str, folder: Path, groups: Sequence[Group], against: Against) -> 
     if kind in _OF_ALL:
         yield from _OF_ALL[kind](groups, against)
         return
-    columns = column_names(groups)
+    columns, words = column_names(groups), words_of_groups(groups)
     seen: set[str] = set()
     for group in groups:
-        title = f"{group.first.dataset}, {group.first.model}: {columns[id(group)]}"
-        stem = "-".join(map(slug, (group.first.dataset, group.first.model, columns[id(group)])))
+        model = model_text(group.first, words)
+        title = f"{group.first.dataset}, {model}: {columns[id(group)]}"
+        stem = "-".join(map(slug, (group.first.dataset, model, columns[id(group)])))
         # A slug is short: long lists of layers may begin alike.
         stem += f"-{group.first.setup}" if stem in seen else ""
         seen.add(stem)
@@ -73,11 +75,13 @@ def _shots(groups: Sequence[Group], against: Against) -> Named:
         deviation = None if group.deviation is None else by * group.deviation
         point = ShotsPoint(group.first.shots or 0, by * group.mean, deviation)
         curves.setdefault(place_of(group), {}).setdefault(names[id(group)], []).append(point)
+    words = words_of_groups(few)
     for place, found in curves.items():
+        model = f"{place.model} ({words[place.cache_key]})" if place.cache_key in words else place.model
         score = score_words(few) + ("" if few[0].score in NO_FRACTION else ", %")
         score += "; less is better" if few[0].score in LESS_IS_BETTER else ""
-        title = f"{place.dataset}, {place.model}: from few samples"
-        yield f"shots-{slug(place.dataset)}-{slug(place.model)}", shots_figure(found, title, score)
+        title = f"{place.dataset}, {model}: from few samples"
+        yield f"shots-{slug(place.dataset)}-{slug(model)}", shots_figure(found, title, score)
 
 
 def _attention(folder: Path, group: Group, title: str) -> Named:

@@ -32,7 +32,13 @@ def gains_figure(pivot: Pivot, title: str, reference: str) -> Figure:
         reference: what they are differences from.
     """
     several = len({place.model for place in pivot.places}) > 1
-    rows = [f"{place.dataset}, {place.model}" if several else place.dataset for place in pivot.places]
+    words = pivot.preprocessing
+    rows = [
+        ", ".join(
+            [place.dataset, *([place.model] if several else []), *filter(None, [words.get(place.cache_key)])]
+        )
+        for place in pivot.places
+    ]
     if pivot.means:
         rows.append("mean")
     spread = 0.7 / max(1, len(pivot.columns))

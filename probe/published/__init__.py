@@ -32,6 +32,30 @@ _MODELS: Mapping[str, str] = {
     "timm:vit_large_patch16_224.augreg_in21k_ft_in1k": "augreg-vit-l-16",
 }
 
+# Preprocessing of the published runs in the words of `preprocessing_parts`, by the beginning of a backbone's name: open_clip's and timm's own,
+# but for DINOv2 torchvision's default resize, which is bilinear.
+_CENTER = {"size": "224 px", "crop": "center crop"}
+_PREPROCESSING: Mapping[str, Mapping[str, str]] = {
+    "clip": {
+        **_CENTER,
+        "interpolation": "bicubic",
+        "resized": "of 224 px",
+        "normalization": "CLIP's mean and deviation",
+    },
+    "augreg": {
+        **_CENTER,
+        "interpolation": "bicubic",
+        "resized": "of 248 px",
+        "normalization": "mean 0.5 and deviation 0.5",
+    },
+    "dinov2": {
+        **_CENTER,
+        "interpolation": "bilinear",
+        "resized": "of 256 px",
+        "normalization": "ImageNet's mean and deviation",
+    },
+}
+
 
 @dataclass(frozen=True)
 class PublishedDataset:
@@ -57,6 +81,28 @@ def published_model(name: str) -> str | None:
 def has_other_activation(name: str) -> bool:
     """Whether `name` stands for a backbone of the paper with QuickGELU, where the published runs had GELU."""
     return (published_model(name) or "").startswith("clip-") and name.lower() not in _AUTHORS_CLIP
+
+
+def preprocessing_note(model: str, parts: Mapping[str, str]) -> str:
+    """Say whether a cache has the preprocessing of the published runs.
+
+    Args:
+        model: the paper's name, as `published_model` gives it.
+        parts: preprocessing of the cache, as `preprocessing_parts` words it; empty for results of before it could be chosen, when it
+            was always that of the published runs.
+    """
+    theirs = _PREPROCESSING[model.partition("-")[0]]
+    other = [
+        f"{parts.get(name, 'unknown')} here, {value} there"
+        for name, value in theirs.items()
+        if parts and parts.get(name) != value
+    ]
+    if other:
+        return f"{model}: not the preprocessing of the published runs ({'; '.join(other)}); `featcache extract --preprocess paper` has it"
+    note = f"{model}: preprocessing as in the published runs"
+    if model.startswith("dinov2") and "antialiased" in parts.get("positions", ""):
+        note += ", but the position embedding is resized as timm does it, where they had the authors' code"
+    return note
 
 
 def published_score(model: str, dataset: str, head: str, layers: str, tokens: Sequence[str]) -> float | None:

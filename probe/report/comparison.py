@@ -7,12 +7,14 @@ from featcache.probing.protocols.protocol import L2_INPUT
 from featcache.probing.published import (
     PublishedDataset,
     has_other_activation,
+    preprocessing_note,
     published_dataset,
     published_model,
     published_score,
 )
 from featcache.probing.report.groups import Group, own_num_heads
 from featcache.probing.report.numbers import number
+from featcache.probing.report.preprocessing import model_text, words_of_groups
 from featcache.probing.report.tables import Table, Value
 from featcache.probing.requests.request import ADAMW
 from featcache.probing.results.rows import ResultRow
@@ -37,22 +39,30 @@ def beside_published(groups: Sequence[Group]) -> Table:
     lines: list[list[Value]] = []
     gaps, notes = [], []
     found = list(_comparable(groups))
+    words = words_of_groups([group for group, *_ in found])
     names = {(model, group.first.model) for group, model, *_ in found}
     for group, model, dataset, score in found:
         row = group.first
         gaps.append(group.mean - score)
         notes += _other_sizes(row, dataset)
         # Extracted under several names, it may be with GELU and with QuickGELU.
-        alone = sum(one == model for one, _ in names) == 1
+        alone = sum(one == model for one, _ in names) == 1 and row.cache_key not in words
         lines.append(
             [
-                *(dataset.name, model if alone else row.model, row.head, row.layers, "+".join(row.tokens)),
+                *(
+                    dataset.name,
+                    model if alone else model_text(row, words),
+                    row.head,
+                    row.layers,
+                    "+".join(row.tokens),
+                ),
                 *(row.protocol, len(group.by_seed)),
                 number(SCORE, group.mean, group.deviation),
                 number(SCORE, score),
                 number(SCORE, group.mean - score, signed=True),
             ]
         )
+        notes.append(preprocessing_note(model, row.preprocessing))
         if has_other_activation(row.model):
             notes.append(f"{row.model}: QuickGELU here, as CLIP was trained; GELU in the published runs")
         if row.protocol != PAPERS_OWN:

@@ -1,11 +1,12 @@
 """Datasets x heads: scores, or differences from a reference such as the linear probe on the last class token."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
 from featcache.probing.report.columns import Place, column_names, place_of
 from featcache.probing.report.groups import LESS_IS_BETTER, Group, repetitions, settings
+from featcache.probing.report.preprocessing import words_of_groups
 from featcache.probing.report.significance import holm, paired_p_value, spread
 from featcache.probing.requests.tables import TableRow
 from featcache.store.errors import RequestError
@@ -42,6 +43,8 @@ class Pivot:
     """Of each column, over the places that have all columns; empty where there are fewer than two, or scores differ."""
     complete: int
     """How many places have all columns."""
+    preprocessing: Mapping[str, str]
+    """Words for the preprocessing by cache key, where two places of one model and dataset differ in it."""
 
 
 def cell_notes(cells: Iterable[Cell]) -> list[str]:
@@ -166,4 +169,4 @@ def _pivot(groups: Sequence[Group], cell: Callable[[Group], Cell]) -> Pivot:
     means = (
         {column: mean(cells[place, column].mean for place in whole) for column in columns} if alike else {}
     )
-    return Pivot(places, columns, cells, means, len(whole))
+    return Pivot(places, columns, cells, means, len(whole), words_of_groups(groups))

@@ -16,6 +16,7 @@ from featcache.probing.report.pivot import (
     pivot_differences,
     pivot_scores,
 )
+from featcache.probing.report.preprocessing import model_text, words_of_groups
 from featcache.probing.report.tables import Interval, NoValue, Number, Table, Value
 from featcache.probing.requests.tables import TableRow
 from featcache.store.errors import RequestError
@@ -44,13 +45,13 @@ def summary(groups: Sequence[Group], against: Against) -> Table:
         cells = differences(groups, against.groups, against.reference)
     except RequestError:  # no reference, no gains: the scores are worth showing all the same
         cells = {}
-    varying = _varying(groups)
+    varying, words = _varying(groups), words_of_groups(groups)
     lines: list[list[Value]] = []
     for group in groups:
         gain = cells.get(id(group))
         lines.append(
             [
-                *_where_and_what(group),
+                *_where_and_what(group, words),
                 *(_setting(group, name) for name in varying),
                 len(group.by_seed),
                 number(group.score, group.mean, group.deviation),
@@ -70,10 +71,10 @@ def summary(groups: Sequence[Group], against: Against) -> Table:
 
 def runs(groups: Sequence[Group], against: Against) -> Table:
     """A row for every run."""
-    varying = _varying(groups)
+    varying, words = _varying(groups), words_of_groups(groups)
     lines = [
         [
-            *_where_and_what(group),
+            *_where_and_what(group, words),
             *(_setting(group, name) for name in varying),
             str(row.seed) if row.shots is None else f"{row.seed}, draw {row.draw}",
             number(group.score, value),
@@ -135,7 +136,9 @@ def _pivot_table(found: Pivot, *, signed: bool, notes: Sequence[str]) -> Table:
     doubled = len({place[:2] for place in found.places}) < len(found.places)
 
     def names(place: Place) -> list[Value]:
-        return [place.dataset, *([place.model] if several else []), *([place.cache_key] if doubled else [])]
+        words = found.preprocessing.get(place.cache_key)
+        cache = place.cache_key if words is None else f"{place.cache_key} ({words})"
+        return [place.dataset, *([place.model] if several else []), *([cache] if doubled else [])]
 
     lines: list[list[Value]] = []
     for place in found.places:
@@ -162,9 +165,9 @@ def _pivot_table(found: Pivot, *, signed: bool, notes: Sequence[str]) -> Table:
     return Table(columns, lines, notes)
 
 
-def _where_and_what(group: Group) -> list[Value]:
+def _where_and_what(group: Group, words: Mapping[str, str]) -> list[Value]:
     first = group.first
-    return [first.dataset, first.model, first.head, first.layers, "+".join(first.tokens)]
+    return [first.dataset, model_text(first, words), first.head, first.layers, "+".join(first.tokens)]
 
 
 def _varying(groups: Sequence[Group]) -> list[str]:

@@ -114,6 +114,8 @@ class ResultRow:
     """Digest of everything that was asked for but seed and draw: runs that share it are repetitions. Early rows have none."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the head took besides its size."""
+    preprocessing: Mapping[str, str] = field(default_factory=dict)
+    """Preprocessing of the cache in parts, as `preprocessing_parts` words them; empty for early rows."""
     tap: str = DEFAULT_TAP
     """Where in the blocks its tokens were taken; ``final`` if no block is among the layers."""
 
@@ -156,7 +158,7 @@ _FIELDS: Mapping[tuple[type, ...], Sequence[str]] = {
     (bool, NoneType): ("converged",),
     (list, tuple): ("layer_names", "tokens"),
     (list, tuple, NoneType): ("score_interval", "kept_layers"),
-    (dict,): ("scores", "options"),
+    (dict,): ("scores", "options", "preprocessing"),
     (dict, NoneType): ("settings",),
 }
 _TYPES = {name: kinds for kinds, names in _FIELDS.items() for name in names}
@@ -172,6 +174,7 @@ def _fits(document: Mapping[str, Any]) -> bool:
     numbers = [value for value in document.values() if isinstance(value, int)]
     numbers += [value for value in document["scores"].values() if value is not None]
     texts = [*document["layer_names"], *document["tokens"], *(document["kept_layers"] or ())]
+    texts += document.get("preprocessing", {}).values()
     folder = Path(document["folder"])
     return (
         all(_is_number(value) for value in (*numbers, *settings.values(), *(interval or ())))

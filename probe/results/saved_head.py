@@ -94,9 +94,10 @@ def features_digest(backbone: BackboneSpec) -> str:
     """Digest of everything that fixes the function from image to tokens: caches that share it have tokens that mean the same.
 
     The version of resizing is left out, as the precision is: pixels differ by 2 of 255 at most, so a head trained on tokens of a
-    cache made on a GPU predicts from those of one made on a CPU, and from those of earlier versions.
+    cache made on a GPU predicts from those of one made on a CPU, and from those of earlier versions. So is the EXIF orientation: it
+    says which way up an image is shown to the backbone, not what a token means.
     """
-    return sha256_hex(canonical_json(asdict(backbone.resized_by(PILLOW))))
+    return sha256_hex(canonical_json(asdict(backbone.resized_by(PILLOW).with_upright(False))))
 
 
 def describe_parts(selection: Selection) -> list[tuple[str, Sequence[str], Sequence[str]]]:

@@ -6,7 +6,7 @@ Shapes: M members.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from featcache.probing.protocols.protocol import Protocol
 
 @dataclass(frozen=True)
 class _Slices:
-    """The slices, member after member, of everything that an update of some members touches."""
+    """The slices of everything that an update of some members touches, run after run of neighboring members."""
+
+    runs: list[slice]
 
     parameters: list[Tensor]
     exp_avgs: list[Tensor]
@@ -60,7 +62,6 @@ class MemberAdamW:
         # torch's fused update reads memory in the order of the parameter, whatever the strides of the gradient.
         gradients = [gradient.contiguous() for gradient in gradients]
         scales = self._clip(gradients)
-        by_member = list(zip(*(gradient.unbind() for gradient in gradients), strict=True))
         together: dict[tuple[float, float, int | None], list[int]] = defaultdict(list)
         for member, shared in enumerate(zip(learning_rates, self._weight_decays, strict=True)):
             together[(*shared, member if member in scales else None)].append(member)
@@ -70,7 +71,7 @@ class MemberAdamW:
             slices = self._slices_of(tuple(members))
             torch._fused_adamw_(
                 slices.parameters,
-                list(chain.from_iterable(by_member[member] for member in members)),
+                [gradient[run] for run in slices.runs for gradient in gradients],
                 slices.exp_avgs,
                 slices.exp_avg_sqs,
                 [],
@@ -87,10 +88,13 @@ class MemberAdamW:
 
     def _slices_of(self, members: tuple[int, ...]) -> _Slices:
         if members not in self._slices:
+            runs = _runs(members)
             parameters, averages, squares = (
-                [tensor[member] for member in members for tensor in tensors] for tensors in self._state
+                [tensor[run] for run in runs for tensor in tensors] for tensors in self._state
             )
-            self._slices[members] = _Slices(parameters, averages, squares, [self._step] * len(parameters))
+            self._slices[members] = _Slices(
+                runs, parameters, averages, squares, [self._step] * len(parameters)
+            )
         return self._slices[members]
 
     def _clip(self, gradients: Sequence[Tensor]) -> dict[int, Tensor]:
@@ -108,3 +112,9 @@ class MemberAdamW:
         for gradient in gradients:
             gradient /= scale.view(-1, *[1] * (gradient.ndim - 1))
         return {}
+
+
+def _runs(members: tuple[int, ...]) -> list[slice]:
+    """Divide ascending numbers of members into runs of neighbors: torch's threads meet after every slice, so few large ones are best."""
+    runs = groupby(enumerate(members), key=lambda item: item[1] - item[0])
+    return [slice(run[0][1], run[-1][1] + 1) for _, group in runs if (run := list(group))]

@@ -1,7 +1,8 @@
 """The catalogue: which cache a request or a name means, among all that the roots hold."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from featcache.store.catalogue.entries import (
     unreadable,
 )
 from featcache.store.errors import CacheError, CacheNotFoundError, RequestError
+from featcache.store.preprocessing import distinguish, preprocessing_parts
 from featcache.store.progress import Reporter
 from featcache.store.requests import answers, recorded_requests
 
@@ -31,6 +33,7 @@ __all__ = [
     "find_request",
     "folders",
     "has_model_name",
+    "preprocessing_beside",
     "remote_roots",
     "report_unreadable",
     "roots",
@@ -53,12 +56,22 @@ def find_key(search: Sequence[Path], key: str) -> Entry | None:
     return max(matching, key=lambda entry: entry.rank, default=None)
 
 
-def find_request(search: Sequence[Path], request: Mapping[str, Any]) -> Entry | None:
-    """Return the cache that answers a literal request, a complete one if there is one."""
+def find_request(
+    search: Sequence[Path], request: Mapping[str, Any], prefer: Callable[[Entry], bool] | None = None
+) -> Entry | None:
+    """Return the cache that answers a literal request, a complete one if there is one.
+
+    Args:
+        search: the roots.
+        request: the literal request.
+        prefer: called where several caches are answers; one of which it holds goes first.
+    """
     matching = [
         entry for entry in scan(search) if any(answers(r, request) for r in recorded_requests(entry.path))
     ]
-    return max(matching, key=lambda entry: entry.rank, default=None)
+    if prefer is None or len(matching) < 2:
+        return max(matching, key=lambda entry: entry.rank, default=None)
+    return max(matching, key=lambda entry: (entry.rank, prefer(entry)))
 
 
 def select(
@@ -102,7 +115,7 @@ def select(
     meant = matching if exact else [entry for entry in matching if entry.complete] or matching
     meant = _distinct_entries(meant)
     if len(meant) > 1:
-        listed = "\n  ".join(entry.name for entry in meant[:10])
+        listed = "\n  ".join(_told_apart(meant[:10]))
         how = "name one in full" if exact else "name one with --cache"
         raise RequestError(f"{len(meant)} caches match; {how}:\n  {listed}")
     return meant[0]
@@ -112,6 +125,30 @@ def report_unreadable(search: Sequence[Path], reporter: Reporter) -> None:
     """Report each unreadable folder in one line, for searches that any cache under the roots could answer."""
     for folder in unreadable(search):
         reporter.message(f"note: {folder}")
+
+
+def _told_apart(entries: Sequence[Entry]) -> list[str]:
+    """Return the names of caches, with the preprocessing of those that differ in it from others of their model and dataset."""
+    words = preprocessing_beside(entries)
+    return [
+        f"{entry.name}  ({words[entry.path]})" if words.get(entry.path) else entry.name for entry in entries
+    ]
+
+
+def preprocessing_beside(entries: Sequence[Entry]) -> dict[Path, str]:
+    """Return the words for the preprocessing of caches of one model and dataset that differ in it, by folder."""
+    alike: dict[tuple[str, str], dict[Path, Mapping[str, str]]] = {}
+    for entry in entries:
+        with suppress(CacheError, OSError):  # a damaged one is told by those who open it
+            backbone = entry.cache.spec.backbone
+            same = alike.setdefault((entry.dataset, backbone.architecture), {})
+            same[entry.path] = preprocessing_parts(backbone)
+    return {
+        path: words
+        for same in alike.values()
+        for path, words in zip(same, distinguish(list(same.values())), strict=True)
+        if words
+    }
 
 
 def _named_folder(path: str) -> Entry | None:

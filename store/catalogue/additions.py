@@ -7,11 +7,10 @@ from featcache.store import journal
 from featcache.store.checking.addition import unfinished_addition
 from featcache.store.errors import CacheError
 from featcache.store.files import temporary_for
-from featcache.store.inventory import PROJECTION
 from featcache.store.journal import FEATURES, JOURNAL
 from featcache.store.manifest import Manifest
 from featcache.store.writing.claims import sole_owner
-from featcache.store.zarr_metadata import METADATA_FILE, PROJECTION_CHUNK
+from featcache.store.zarr_metadata import METADATA_FILE, chunks_beside_splits
 
 
 def addition_files(directory: Path) -> list[Path]:
@@ -36,9 +35,11 @@ def addition_files(directory: Path) -> list[Path]:
                 files += [folder / METADATA_FILE, folder]
         if held is None:
             files += [folder.parent / METADATA_FILE, folder.parent]
-    if plan.inventory.projection:
-        folder = directory / FEATURES / PROJECTION
-        files += [directory / FEATURES / PROJECTION_CHUNK, folder / METADATA_FILE, folder]
+    kept = chunks_beside_splits(manifest.inventory)
+    for chunk in chunks_beside_splits(plan.inventory):
+        if chunk not in kept:
+            path = directory / FEATURES / chunk
+            files += [path, path.parent / METADATA_FILE, path.parent]
     return files
 
 

@@ -27,15 +27,16 @@ def column_damages(
     for record in manifest.blocks:
         block = record.block
         split = manifest.inventory.splits[block.split]
-        arrays = [split.arrays[name] for name in ("label", "valid", "sample_id")]
+        names = ("label", "valid", "sample_id") if targets.labeled else ("valid", "sample_id")
+        arrays = [split.arrays[name] for name in names]
         paths = [f"{FEATURES}/{split.name}/{array.name}/{array.chunk_name(block.index)}" for array in arrays]
         if any(path in bad or is_behind_link(path, linked) for path in paths):
             continue
-        label, valid, ids = (
+        *label, valid, ids = (
             _read(directory / path, array, block) for path, array in zip(paths, arrays, strict=True)
         )
         mismatches = (
-            targets.mismatch(label, valid, block.start),
+            *(targets.mismatch(values, valid, block.start) for values in label),
             valid_mismatch(valid, block.start),
             id_mismatch(ids, block.start),
         )

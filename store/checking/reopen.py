@@ -13,6 +13,7 @@ from featcache.store.files import sync_directory
 from featcache.store.inventory import Block
 from featcache.store.journal import JOURNAL, Plan
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.quantization import scale_chunks
 from featcache.store.writing.claims import sole_owner
 
 
@@ -49,7 +50,8 @@ def write_journal(directory: Path, manifest: Manifest, dropped: Collection[Block
     """Write the journal of the future unfinished cache, while the manifest still hides it."""
     # An earlier repair may have written the record of a block that was damaged since.
     journal.drop_records(directory / JOURNAL)
-    Plan(manifest.spec, manifest.inventory, manifest.batch_size).write(directory)
+    scales = {path: manifest.metadata[path] for path in scale_chunks(manifest.inventory.scale_arrays)}
+    Plan(manifest.spec, manifest.inventory, manifest.batch_size, scales).write(directory)
     for record in manifest.blocks:
         if record.block not in dropped:
             journal.commit(directory, record)

@@ -7,7 +7,7 @@ from typing import Any
 from featcache.store.arrays import ArrayInfo
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field
-from featcache.store.inventory import PROJECTION, Inventory
+from featcache.store.inventory import Inventory
 from featcache.store.zarr_metadata import (
     METADATA_FILE,
     array_attributes,
@@ -60,8 +60,7 @@ def check_metadata(features: Path, path: str, inventory: Inventory) -> None:
 def _nodes(inventory: Inventory) -> dict[str, ArrayInfo | None]:
     """Return every group (None) and array by its path within features.zarr."""
     nodes: dict[str, ArrayInfo | None] = {"": None}
-    if inventory.projection_array:
-        nodes[PROJECTION] = inventory.projection_array
+    nodes |= {array.name: array for array in inventory.arrays_beside_splits}
     for split in inventory.splits.values():
         nodes[split.name] = None
         nodes |= {f"{split.name}/{array.name}": array for array in split.arrays.values()}

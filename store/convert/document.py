@@ -7,6 +7,7 @@ from typing import Any, Self
 from featcache.store.convert.selection import Part
 from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, text_list
+from featcache.store.quantization import INT8
 from featcache.store.reading.reader import Cache
 from featcache.store.requests import recorded_requests
 from featcache.store.spec import CacheSpec
@@ -39,6 +40,11 @@ class ExportDocument:
     """Exported token kinds of every split."""
     id_bytes: Mapping[str, int]
     """Bytes that a sample id takes in every split."""
+
+    @property
+    def restorable(self) -> bool:
+        """Whether an import becomes the cache again: the codes of int8 features are not in an export, which holds decoded values."""
+        return self.spec.dtype != INT8
 
     @classmethod
     def of(cls, cache: Cache, parts: Sequence[Part], digests: Mapping[str, str]) -> Self:

@@ -12,6 +12,7 @@ from featcache.store.convert.outputs import check_target, stale_outputs, with_ta
 from featcache.store.convert.selection import Part, choose
 from featcache.store.errors import UnknownNameError
 from featcache.store.progress import Reporter, Silent, Update
+from featcache.store.quantization import INT8
 from featcache.store.reading.reader import Cache
 
 Exporter = Callable[[Cache, Sequence[Part], Path, Update], None]
@@ -65,6 +66,8 @@ def export_cache(
     check_target(out, sum(part.num_bytes for part in parts))
     write, unit = EXPORTERS[to]
     reporter = reporter or Silent()
+    if cache.spec.dtype == INT8:
+        reporter.message(f"note: int8 features are written decoded, as {parts[0].dtype}")
     for begun in stale_outputs(out):
         reporter.message(
             f"note: {begun} was begun by another export of this name; remove it if that was killed"

@@ -74,15 +74,17 @@ def _create_part(group: "h5py.Group", part: Part, targets: Targets) -> "list[h5p
         dataset.attrs["tokens"] = np.array(part.tokens, text)
         dataset.attrs["logical_dtype"] = part.dtype
         datasets.append(dataset)
-    labels = _allocate(group, "label", part.label.shape, part.label.stored_dtype)
-    labels.attrs["class_names"] = np.array(targets.names, text)
-    if targets.type != SINGLE_LABEL:
-        labels.attrs["targets"] = targets.type
-        labels.attrs["units"] = np.array(targets.units, text)
+    if part.label is not None:
+        labels = _allocate(group, "label", part.label.shape, part.label.stored_dtype)
+        labels.attrs["class_names"] = np.array(targets.names, text)
+        if targets.type != SINGLE_LABEL:
+            labels.attrs["targets"] = targets.type
+            labels.attrs["units"] = np.array(targets.units, text)
+        datasets.append(labels)
     ids = _allocate(group, "sample_id", (part.num_samples,), h5py.string_dtype("utf-8", part.id_bytes))
     # HDF5 has no bool: h5py's own enumeration is strange to everybody else.
     valid = _allocate(group, "valid", (part.num_samples,), np.dtype("u1"))
-    return [*datasets, labels, ids, valid]
+    return [*datasets, ids, valid]
 
 
 def _allocate(group: "h5py.Group", name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "h5py.Dataset":

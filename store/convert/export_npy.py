@@ -25,7 +25,7 @@ def layer_file(layer: str) -> str:
 
 
 def export_npy(cache: Cache, parts: Sequence[Part], path: Path, update: Update) -> None:
-    """Write ``<split>/layer_03.npy`` ``[N, K, D]`` for every layer, labels, ids, valid, and meta.json.
+    """Write ``<split>/layer_03.npy`` ``[N, K, D]`` for every layer, labels if there are any, ids, valid, and meta.json.
 
     numpy has no bfloat16: its bits are stored as uint16, and meta.json says so.
     """
@@ -43,11 +43,12 @@ def export_npy(cache: Cache, parts: Sequence[Part], path: Path, update: Update) 
                 done += part.num_samples
                 update(done, total)
             columns = part.columns()
-            np.save(folder / LABELS, columns["label"])
+            if "label" in columns:
+                np.save(folder / LABELS, columns["label"])
             np.save(folder / IDS, np.array(part.reader.sample_ids()))
             np.save(folder / VALID, columns["valid"])
             digests[part.name] = digest.hexdigest(part.tokens, columns)
-        document = {**ExportDocument.of(cache, parts, digests).to_dict(), "dtype": cache.spec.dtype}
+        document = {**ExportDocument.of(cache, parts, digests).to_dict(), "dtype": parts[0].dtype}
         text = json.dumps(document, indent=1, ensure_ascii=False)
         (partial / META_FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -54,7 +54,7 @@ def export_safetensors(cache: Cache, parts: Sequence[Part], path: Path, update: 
                         file.write(np.ascontiguousarray(values).data.cast("B"))
                     done += part.num_samples
                     update(done, total)
-                if not _label_first(columns):
+                if "label" in columns and not _label_first(columns):
                     file.write(columns["label"].tobytes())
                 file.write(columns["sample_id"].tobytes())
                 file.write(columns["valid"].tobytes())
@@ -63,11 +63,12 @@ def export_safetensors(cache: Cache, parts: Sequence[Part], path: Path, update: 
 def _header(cache: Cache, part: Part, columns: dict[str, Array]) -> bytes:
     rows = part.num_samples
     feature_shape = (rows, len(part.tokens), part.reader.width)
-    label, first = ("label", part.label.dtype, columns["label"].shape), _label_first(columns)
+    label = [("label", part.label.dtype, columns["label"].shape)] if part.label else []
+    first = _label_first(columns)
     tensors: list[tuple[str, str, tuple[int, ...]]] = [
-        *([label] if first else []),
+        *(label if first else []),
         *((f"layer.{layer}", part.dtype, feature_shape) for layer in part.layers),
-        *([] if first else [label]),
+        *([] if first else label),
         ("sample_id", "uint8", columns["sample_id"].shape),
         ("valid", "bool", (rows,)),
     ]
@@ -86,7 +87,7 @@ def _header(cache: Cache, part: Part, columns: dict[str, Array]) -> bytes:
 
 
 def _label_first(columns: dict[str, Array]) -> bool:
-    return columns["label"].dtype.itemsize > 1
+    return "label" in columns and columns["label"].dtype.itemsize > 1
 
 
 def _metadata(cache: Cache, part: Part) -> dict[str, str]:

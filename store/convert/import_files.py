@@ -14,6 +14,7 @@ from featcache.store.convert.selection import ids_as_bytes
 from featcache.store.convert.source import (
     ImportSource,
     ImportSplit,
+    exported_source,
     foreign_source,
     layer_names,
     make_columns,
@@ -49,7 +50,7 @@ def folder_source(folder: Path, choice: ImportSelection, openers: Mapping[str, O
         )
     splits = [_split(folder / name, choice, openers, document) for name in names]
     if document is not None:
-        return ImportSource(folder.name, splits, document.targets, document)
+        return exported_source(folder.name, splits, document)
     return foreign_source(folder.name, splits, choice.class_names, str(folder))
 
 
@@ -74,7 +75,7 @@ def _split(
     arrays = [openers[path.suffix](path) for path in paths]
     stored = (
         document.spec.dtype
-        if document
+        if document and document.restorable
         else choose_stored_type(arrays[0].dtype, arrays[0].where, choice.dtype)
     )
     features = Features(arrays, len(tokens), stored)
@@ -82,13 +83,15 @@ def _split(
         raise DatasetError(
             f"{arrays[0].where} is {list(arrays[0].shape)}: a file must hold one layer (--tokens)"
         )
-    labels = _find_named(folder, ("labels", "label", "targets"), openers)
-    if labels is None:
+    labeled = document is None or document.targets.labeled
+    labels = _find_named(folder, ("labels", "label", "targets"), openers) if labeled else None
+    if labels is None and labeled:
         raise DatasetError(f"{folder} has no labels; there must be a file such as labels.npy")
     ids = _ids(folder, openers)
     encoded = ids_as_bytes(ids, document.id_bytes.get(folder.name)) if document and ids else ids
     valid, targets = _valid(folder, openers), document.targets if document else None
-    columns = make_columns(labels, encoded, valid, features.num_samples, targets)
+    where = str(folder) if labels is None else labels.where
+    columns = make_columns(labels, encoded, valid, features.num_samples, targets, where=where)
     return ImportSplit(folder.name, features, layers, tokens, columns)
 
 

@@ -14,6 +14,7 @@ from featcache.store.convert.rows import Features, SlicedRows
 from featcache.store.convert.source import (
     ImportSource,
     ImportSplit,
+    exported_source,
     foreign_source,
     layer_names,
     make_columns,
@@ -54,7 +55,7 @@ def h5_source(file: "h5py.File", path: Path, choice: ImportSelection) -> ImportS
         names = _class_names(label_dataset) if names is None else names
         id_name = ids[split][0] if split in ids else None
         known = read_texts(_dataset(file, path, id_name).array, path, id_name) if id_name else None
-        columns = make_columns(label_dataset, known, None, read.num_samples)
+        columns = make_columns(label_dataset, known, None, read.num_samples, where=label_dataset.where)
         splits.append(ImportSplit(split, read, layer_names(read.num_layers), choice.tokens, columns))
     return foreign_source(path.name, splits, names, str(path))
 
@@ -72,14 +73,17 @@ def _own_export(file: "h5py.File", path: Path) -> ImportSource:
         arrays = [_dataset(file, path, name) for name in names]
         if not arrays:
             raise DatasetError(f"{path}: split {split} has no features")
-        features = Features(arrays, len(document.tokens[split]), document.spec.dtype)
+        dtype = document.spec.dtype if document.restorable else arrays[0].dtype
+        features = Features(arrays, len(document.tokens[split]), dtype)
         ids = _read_all(_dataset(file, path, f"{split}/sample_id"))
         encoded = np.ascontiguousarray(ids).view(np.uint8).reshape(len(ids), -1)
         valid = _read_all(_dataset(file, path, f"{split}/valid"))
-        labels = _dataset(file, path, f"{split}/label")
-        columns = make_columns(labels, encoded, valid, features.num_samples, document.targets)
+        labels = _dataset(file, path, f"{split}/label") if document.targets.labeled else None
+        columns = make_columns(
+            labels, encoded, valid, features.num_samples, document.targets, where=f"{path}: {split}"
+        )
         splits.append(ImportSplit(split, features, layers, document.tokens[split], columns))
-    return ImportSource(path.name, splits, document.targets, document)
+    return exported_source(path.name, splits, document)
 
 
 def _by_split(names: Sequence[str]) -> Mapping[str, list[str]]:

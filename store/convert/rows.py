@@ -66,7 +66,7 @@ class Features:
     arrays: Sequence[RowArray]
     num_tokens: int
     stored: str
-    """Stored type, one of `spec.STORED_DTYPES`."""
+    """Stored type, one of `spec.FLOAT_DTYPES`."""
 
     def __post_init__(self) -> None:
         first = self.arrays[0]

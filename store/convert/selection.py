@@ -49,19 +49,15 @@ class Part:
         return self.reader.inventory.arrays["sample_id"].shape[1]
 
     @property
-    def label(self) -> ArrayInfo:
-        """Array of the labels in the cache."""
-        return self.reader.inventory.arrays["label"]
+    def label(self) -> ArrayInfo | None:
+        """Array of the labels in the cache; None if it has no labels."""
+        return self.reader.inventory.arrays.get("label")
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the split, columns included."""
-        return self.num_samples * (
-            self.layer_bytes * len(self.layers)
-            + self.id_bytes
-            + 1
-            + self.label.chunk_bytes // self.label.block_rows
-        )
+        label_bytes = self.label.chunk_bytes // self.label.block_rows if self.label else 0
+        return self.num_samples * (self.layer_bytes * len(self.layers) + self.id_bytes + 1 + label_bytes)
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Return the chosen layers by the array that holds them: ``{"norm2": ("0", ...), "final": ("final",)}``."""
@@ -78,9 +74,9 @@ class Part:
             yield start, stop, self.reader.gather(np.arange(start, stop), layers, self.tokens, method="read")
 
     def columns(self) -> dict[str, Array]:
-        """Return ``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
+        """Return ``label`` as `Targets` says, if there are labels, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
         return {
-            "label": self.reader.labels(),
+            **({"label": self.reader.labels()} if self.label else {}),
             "sample_id": ids_as_bytes(self.reader.sample_ids(), self.id_bytes),
             "valid": self.reader.valid(),
         }

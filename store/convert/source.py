@@ -38,7 +38,7 @@ class ImportSplit:
     layers: tuple[str, ...]
     tokens: tuple[str, ...]
     columns: dict[str, Array]
-    """Return ``label`` as `Targets` says, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
+    """Return ``label`` as `Targets` says, if there are labels, ``sample_id`` uint8 ``[N, bytes]``, ``valid`` bool ``[N]``."""
 
     def digest(self, update: Update, before: int, total: int) -> str:
         """Read everything once: check the values and return the `ContentDigest`.
@@ -78,6 +78,18 @@ class ImportSource:
     """The cache that featcache exported this from; None for foreign data."""
     notes: Sequence[str] = ()
     """Notes on the import, such as how labels were numbered."""
+    foreign_because: str = "is no export of featcache"
+    """Where there is no `document`, the reason why names of dataset and model must be given."""
+
+
+def exported_source(name: str, splits: Sequence[ImportSplit], document: ExportDocument) -> ImportSource:
+    """Combine the splits of an export of featcache: they become its cache again, or one of their own where that cannot be."""
+    if document.restorable:
+        return ImportSource(name, splits, document.targets, document)
+    reason = f"holds decoded values of an {document.spec.dtype} cache, which become a cache of their own"
+    return ImportSource(
+        name, splits, document.targets, None, [f"the export {reason}"], foreign_because=reason
+    )
 
 
 def layer_names(count: int) -> tuple[str, ...]:
@@ -86,21 +98,33 @@ def layer_names(count: int) -> tuple[str, ...]:
 
 
 def make_columns(
-    labels: RowArray,
+    labels: RowArray | None,
     ids: Sequence[str] | Array | None,
     valid: Array | None,
     num_samples: int,
     targets: Targets | None = None,
+    *,
+    where: str,
 ) -> dict[str, Array]:
     """Return the columns of a split of N = `num_samples` rows; ids are row numbers where there are none.
 
-    Labels are class indices, or what `targets` says where featcache exported them.
+    Labels are class indices, or what `targets` says where featcache exported them; None if it says that there are none.
 
     Raises:
         DatasetError: labels, ids or valid differ from the features in length, labels are no class indices, or ids are not
             unique or cannot be stored.
     """
-    row_shape = targets.row_shape if targets else ()
+    encoded = _encoded_ids(ids, where, num_samples)
+    valid = np.ones(num_samples, np.bool_) if valid is None else valid.astype(np.bool_)
+    if valid.shape != (num_samples,):
+        raise DatasetError(f"{where}: {len(valid)} valid, the features have {num_samples} rows")
+    columns = {"sample_id": encoded, "valid": valid}
+    return columns if labels is None else {"label": _checked_labels(labels, valid, targets), **columns}
+
+
+def _checked_labels(labels: RowArray, valid: Array, targets: Targets | None) -> Array:
+    """Return the labels ``[N, ...]`` in their stored type."""
+    row_shape, num_samples = targets.row_shape if targets else (), len(valid)
     if labels.shape != (num_samples, *row_shape):
         raise DatasetError(
             f"{labels.where} is {list(labels.shape)}, the features have {num_samples} rows: there must be one label a row"
@@ -109,16 +133,11 @@ def make_columns(
     if single and not _INTEGER.fullmatch(labels.dtype):
         raise DatasetError(f"{labels.where} is {labels.dtype}; labels must be integers from 0")
     values = labels.rows(0, labels.shape[0])
-    encoded = _encoded_ids(ids, labels.where, num_samples)
-    valid = np.ones(num_samples, np.bool_) if valid is None else valid.astype(np.bool_)
-    if valid.shape != (num_samples,):
-        raise DatasetError(f"{labels.where}: {len(valid)} valid, the features have {num_samples} rows")
     if single and values[valid].min(initial=0) < 0:
         raise DatasetError(f"{labels.where}: label {values[valid].min()}; labels must be integers from 0")
     if single and values[valid].max(initial=0) > MAX_LABEL:
         raise DatasetError(f"{labels.where}: label {values[valid].max()} is larger than any index of a class")
-    stored = DTYPES[targets.dtype if targets else "int64"].stored
-    return {"label": values.astype(stored), "sample_id": encoded, "valid": valid}
+    return values.astype(DTYPES[targets.dtype if targets else "int64"].stored)
 
 
 def foreign_source(

@@ -6,7 +6,7 @@ from featcache.store.arrays import DTYPES
 from featcache.store.errors import DatasetError
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.reader import as_float32
-from featcache.store.spec import STORED_DTYPES
+from featcache.store.spec import FLOAT_DTYPES
 
 
 def choose_stored_type(dtype: str, where: str, requested: str | None) -> str:
@@ -16,9 +16,9 @@ def choose_stored_type(dtype: str, where: str, requested: str | None) -> str:
         DatasetError: the type of the array cannot be stored as it is, or not at all.
     """
     bits = dtype == "uint16" and requested == "bfloat16"
-    if dtype in STORED_DTYPES or bits or (dtype == "float64" and requested):
+    if dtype in FLOAT_DTYPES or bits or (dtype == "float64" and requested):
         return requested or dtype
-    remedy = f"features must be {', '.join(STORED_DTYPES)}"
+    remedy = f"features must be {', '.join(FLOAT_DTYPES)}"
     if dtype == "float64":
         remedy = "add --dtype float32 to convert it"
     if dtype == "uint16":

@@ -17,6 +17,7 @@ from featcache.store.errors import RequestError
 from featcache.store.machine import available_memory, comes_from_disk
 from featcache.store.reading.chunks import Array
 from featcache.store.reading.copying import RowCopier, Rows, Selection
+from featcache.store.reading.decoding import Decode
 from featcache.store.reading.maps import LayerMaps
 from featcache.store.reading.reads import spans
 from featcache.store.reading.shuffle import Sizes, epoch_order
@@ -76,6 +77,8 @@ class BufferedSource:
 
     copy: Copy
     buffer: Callable[[int], Array]
+    decode: Decode | None = None
+    """Turns the stored values of a window into those of a batch."""
 
     def fetch(self, rows: Rows) -> Copy:
         """Read the window, in the order of the files."""
@@ -84,7 +87,10 @@ class BufferedSource:
         self.copy(ordered, window)
 
         def take(rows: Rows, out: Array) -> None:
-            np.take(window, np.searchsorted(ordered, rows), axis=0, out=out, mode="clip")
+            stored = out if self.decode is None else np.empty(out.shape, window.dtype)
+            np.take(window, np.searchsorted(ordered, rows), axis=0, out=stored, mode="clip")
+            if self.decode is not None:
+                self.decode(stored, out)
 
         return take
 
@@ -108,12 +114,15 @@ def shuffled_batches(
     maps: LayerMaps | None,
     options: BatchOptions,
     out: Array | None,
+    dtype: np.dtype[np.generic],
 ) -> Iterator[Batch]:
-    """Check the arguments of `SplitReader.batches`, and return the iterator."""
+    """Check the arguments of `SplitReader.batches`, and return the iterator; batches have the numpy type `dtype`."""
     array, shape = copier.files.token_array, selection.row_shape(copier.files)
     row_bytes = math.prod(shape) * array.stored_dtype.itemsize
     piece_bytes = array.chunk_bytes // array.block_rows
-    sizes = Sizes.within(options.memory, options.batch_size, row_bytes, piece_bytes)
+    # Windows hold stored values; a batch may take more, or less.
+    decoded = options.batch_size * math.prod(shape) * (dtype.itemsize - array.stored_dtype.itemsize)
+    sizes = Sizes.within(options.memory - decoded, options.batch_size, row_bytes, piece_bytes)
     if not 0 <= options.part[0] < options.part[1]:
         raise RequestError(f"part must be (i, n) with i from 0 to n - 1, not {options.part}")
     order = epoch_order(rows, sizes.stretch, sizes.window, options.seed, options.part)
@@ -121,14 +130,18 @@ def shuffled_batches(
     def buffer(count: int) -> Array:
         return np.empty((count, *shape), array.stored_dtype)
 
+    def batch_buffer(count: int) -> Array:
+        return np.empty((count, *shape), dtype) if out is None else out[:count]
+
     def copy(rows: Rows, target: Array) -> None:
         copier.copy(rows, selection, target, maps)
 
-    source: Source = BufferedSource(copy, buffer)
+    decode = copier.types.decode(selection.layers, selection.kinds, dtype)
+    source: Source = BufferedSource(copy, buffer, decode)
     if maps is not None:
         keep = len(rows) * row_bytes <= available_memory() // 2
         source = MappedSource(maps, selection.layers, copy, buffer, keep)
-    return _stream(source, order, sizes, buffer if out is None else lambda count: out[:count])
+    return _stream(source, order, sizes, batch_buffer)
 
 
 def _stream(source: Source, order: Rows, sizes: Sizes, buffer: Callable[[int], Array]) -> Iterator[Batch]:

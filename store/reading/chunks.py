@@ -51,6 +51,7 @@ class ChunkFiles:
     ) -> None:
         self.inventory = inventory
         self.committed = tuple(committed)
+        self.features = features
         self._folder = features / inventory.name
         self._prefix = str(self._folder)
         self._checked: set[str] = set()
@@ -84,7 +85,7 @@ class ChunkFiles:
 
     @property
     def fill(self) -> Any:
-        """Value of rows that are not committed: NaN, in the stored type."""
+        """Stored value of rows that are not committed: NaN, or the code of a missing value."""
         return np.frombuffer(DTYPES[self.token_array.dtype].fill_bytes, self.token_array.stored_dtype)[0]
 
     @cached_property

@@ -1,5 +1,6 @@
 """Columns of a split (labels, ids, validity), and the names and type of its features."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.store.columns import id_mismatch, valid_mismatch
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, NoLabelsError
 from featcache.store.planning import CONTENT_DIGEST
+from featcache.store.quantization import Scales
 from featcache.store.reading.chunks import ChunkFiles
+from featcache.store.reading.copying import RowCopier
 from featcache.store.reading.reads import read_column
 from featcache.store.targets import Targets
 
@@ -20,6 +23,7 @@ class SplitColumns:
     def __init__(self, files: ChunkFiles, folder: Path, targets: Targets | None) -> None:
         """Read from these files in `folder`; labels are what `targets` says, where that is known."""
         self._files = files
+        self._copier = RowCopier(files)
         self._folder = folder
         self.targets = targets
         """Kind, names and units of the targets, where known."""
@@ -28,8 +32,25 @@ class SplitColumns:
 
     @property
     def dtype(self) -> str:
-        """Value type of the features: ``float16``, ``float32`` or ``bfloat16``."""
+        """Value type in which features are handed out unless another is asked for: ``float16``, ``float32`` or ``bfloat16``.
+
+        It is the type on disk; of int8 features float16, or float32 where values may be too large for that.
+        """
+        return self._copier.types.default
+
+    @property
+    def stored_dtype(self) -> str:
+        """Value type of the features on disk: ``float16``, ``float32``, ``bfloat16`` or ``int8``."""
         return self._files.token_array.dtype
+
+    def scales(self, layers: Sequence[str]) -> Scales:
+        """Return the scales and offsets of int8 features in some layers, float32 ``[L, K, D]`` each.
+
+        Raises:
+            UnknownNameError: a layer is not cached.
+            CacheError: their files are missing or damaged.
+        """
+        return self._copier.types.scales(layers, range(len(self.tokens)))
 
     @property
     def width(self) -> int:
@@ -53,8 +74,13 @@ class SplitColumns:
         (regression). Rows that are not committed have -1, 0 or NaN.
 
         Raises:
+            NoLabelsError: the cache has no labels.
             CacheError: a row that holds features has a label that cannot be; or as for `valid`.
         """
+        if "label" not in self.inventory.arrays:
+            raise NoLabelsError(
+                f"{self._folder.parent.parent} has no labels; attach some with `featcache label CACHE labels.csv`"
+            )
         labels = read_column(self._files, "label")
         if self.targets is not None:
             self._refuse("label", self.targets.mismatch(labels, self.valid()))

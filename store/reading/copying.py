@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.reading.chunks import Array, ChunkFiles
+from featcache.store.reading.decoding import Decode, ValueTypes
 from featcache.store.reading.gather import gather_mapped
 from featcache.store.reading.maps import LayerMaps
-from featcache.store.reading.reads import read_rows
+from featcache.store.reading.reads import read_all, read_rows
 
 Rows = npt.NDArray[np.int64]
 Method = Literal["auto", "map", "read"]
@@ -53,10 +54,13 @@ class RowCopier:
     """Copies rows of one split; makes its maps when they are first needed."""
 
     files: ChunkFiles
+    types: ValueTypes = field(init=False)
+    """The types in which features can be handed out."""
     _maps: LayerMaps | None = None
     _can_map: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        self.types = ValueTypes(self.files)
         self._can_map = LayerMaps.supported(self.files)
 
     def maps(self, layers: Sequence[str], method: Method) -> LayerMaps | None:
@@ -83,30 +87,50 @@ class RowCopier:
     def copy(self, rows: Rows, selection: Selection, out: Array, maps: LayerMaps | None) -> None:
         """Copy rows ``[B]`` into `out` ``[B, L, K, D]``, from the maps if there are any, else from the files.
 
+        Values are decoded where `out` is not of the stored type.
+
         Raises:
             CacheError: a file is missing or damaged, or is truncated during the read.
         """
         kinds = None if selection.all_kinds else selection.kinds
         if maps is None:
-            read_rows(self.files, rows, selection.layers, kinds, out)
+            read_rows(self.files, rows, selection.layers, kinds, out, self._layer_decodes(selection, out))
         else:
-            self._copy_mapped(maps, rows, selection.layers, kinds, out)
+            decode = self.types.decode(selection.layers, selection.kinds, out.dtype)
+            self._copy_mapped(maps, rows, selection.layers, kinds, out, decode)
         self.fill_uncommitted(rows, out)
 
+    def read_all(self, selection: Selection, out: Array) -> None:
+        """Read all rows into `out` ``[N, L, K, D]``; errors as for `copy`."""
+        kinds = None if selection.all_kinds else selection.kinds
+        read_all(self.files, selection.layers, kinds, out, self._layer_decodes(selection, out))
+        self.fill_uncommitted(np.arange(len(out)), out)
+
+    def _layer_decodes(self, selection: Selection, out: Array) -> list[Decode] | None:
+        decodes = [self.types.decode([layer], selection.kinds, out.dtype) for layer in selection.layers]
+        return [decode for decode in decodes if decode is not None] or None
+
     def _copy_mapped(
-        self, maps: LayerMaps, rows: Rows, layers: Sequence[str], kinds: Sequence[int] | None, out: Array
+        self,
+        maps: LayerMaps,
+        rows: Rows,
+        layers: Sequence[str],
+        kinds: Sequence[int] | None,
+        out: Array,
+        decode: Decode | None,
     ) -> None:
         target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-        gather_mapped(maps, rows, layers, kinds, target)
+        gather_mapped(maps, rows, layers, kinds, target, decode)
         if target is not out:
             out[...] = target
 
     def fill_uncommitted(self, rows: Rows, out: Array) -> None:
-        """Write NaN where rows ``[B]`` are not committed."""
+        """Write NaN, or the code of a missing value, where rows ``[B]`` are not committed."""
         if self.files.complete:
             return
         committed = [block.index for block in self.files.committed]
-        out[~np.isin(rows // self.files.inventory.block_rows, committed)] = self.files.fill
+        fill = self.files.fill if out.dtype == self.files.token_array.stored_dtype else np.nan
+        out[~np.isin(rows // self.files.inventory.block_rows, committed)] = fill
 
 
 def checked_rows(rows: npt.ArrayLike, num_samples: int) -> Rows:

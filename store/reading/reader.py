@@ -195,7 +195,7 @@ def read_partial(directory: Path) -> Manifest:
         ) from None
     plan.inventory.require_columns(str(directory / journal.JOURNAL / journal.PLAN_FILE))
     return Manifest(
-        plan.spec, plan.inventory, plan.batch_size, journal.committed(directory, plan.inventory), {}
+        plan.spec, plan.inventory, plan.batch_size, journal.committed(directory, plan.inventory), plan.scales
     )
 
 

@@ -13,6 +13,7 @@ from featcache.store.arrays import DTYPES
 from featcache.store.inventory import Block
 from featcache.store.machine import comes_from_disk, run_all, usable_cpus
 from featcache.store.reading.chunks import Array, ChunkFiles, Layer, read_into
+from featcache.store.reading.decoding import Decode
 
 Job = tuple[Block, int, Layer]
 """A block, the position of a layer in the buffer, and where that layer lies."""
@@ -25,27 +26,38 @@ GAP_BYTES = 2**15
 SCRATCH_BYTES = 2**20
 
 
-def read_all(files: ChunkFiles, layers: Sequence[str], kinds: Sequence[int] | None, out: Array) -> None:
+def read_all(
+    files: ChunkFiles,
+    layers: Sequence[str],
+    kinds: Sequence[int] | None,
+    out: Array,
+    decodes: Sequence[Decode] | None = None,
+) -> None:
     """Read all committed rows of some layers; straight into `out` where its memory is laid out like the file.
 
     Args:
         files: the chunk files.
         layers: layer names, in the order wanted.
         kinds: indices of the token kinds; None for all of them in their own order.
-        out: ``[N, L, K, D]`` in the stored type.
+        out: ``[N, L, K, D]``, in the stored type without `decodes`.
+        decodes: for every layer, what turns its stored values into those of `out`.
     """
 
     def read(job: Job) -> None:
         block, position, (array, index) = job
         with files.open(array, block.index, index) as descriptor:
             target = out[block.start : block.stop, position]
-            if kinds is None and target.flags.c_contiguous:
+            if kinds is None and target.flags.c_contiguous and decodes is None:
                 read_into(descriptor, target, 0)
                 return
             step = max(1, SCRATCH_BYTES // _row_bytes(files))
             for start in range(0, block.rows, step):
                 scratch = _read_rows(files, descriptor, start, min(start + step, block.rows))
-                target[start : start + step] = scratch if kinds is None else scratch[:, kinds]
+                picked = scratch if kinds is None else scratch[:, kinds]
+                if decodes is None:
+                    target[start : start + step] = picked
+                else:
+                    decodes[position](picked, target[start : start + step])
 
     _run(files, read, layers)
 
@@ -56,6 +68,7 @@ def read_rows(
     layers: Sequence[str],
     kinds: Sequence[int] | None,
     out: Array,
+    decodes: Sequence[Decode] | None = None,
 ) -> None:
     """Read some committed rows, in the order asked; rows that are not committed are left alone.
 
@@ -82,7 +95,11 @@ def read_rows(
                 # Rows without gaps, as in a window of batches, need no copy of their own. A row that is asked for twice can make
                 # up for a gap, so their number does not tell.
                 picked = scratch if (np.diff(block_rows) == 1).all() else scratch[block_rows - block_rows[0]]
-                out[positions[part], position] = picked if kinds is None else picked[:, kinds]
+                picked = picked if kinds is None else picked[:, kinds]
+                if decodes is not None:
+                    stored, picked = picked, np.empty(picked.shape, out.dtype)
+                    decodes[position](stored, picked)
+                out[positions[part], position] = picked
 
     _run(files, read, layers)
 

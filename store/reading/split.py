@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store.arrays import ArrayInfo
+from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.errors import RequestError
 from featcache.store.inventory import DEFAULT_TAP, Block, SplitInventory
 from featcache.store.layers import FINAL, parse_layers, split_tokens
 from featcache.store.reading.batches import Batch, BatchOptions, shuffled_batches
 from featcache.store.reading.chunks import Array, ChunkFiles
 from featcache.store.reading.columns import SplitColumns
-from featcache.store.reading.copying import Method, RowCopier, Selection, checked_buffer, checked_rows
-from featcache.store.reading.reads import read_all
+from featcache.store.reading.copying import Method, Selection, checked_buffer, checked_rows
 from featcache.store.targets import Targets
 from featcache.store.token_groups import POOLED
 
@@ -30,7 +29,10 @@ DEFAULT_MEMORY = 2**30
 
 
 class SplitReader(SplitColumns):
-    """The rows of one split. Features come in the stored type, bfloat16 as its uint16 bits.
+    """The rows of one split. Features come in the type `dtype` unless another is asked for, bfloat16 as its uint16 bits.
+
+    Every method that returns features takes `dtype`: ``float32`` for any cache, ``float16`` for int8 ones, or the stored type (of an int8
+    cache the codes). A buffer `out` tells it too.
 
     ``len(split)`` is N. Maps are made when they are first needed and stay. Works after a fork; a pickled copy makes maps
     of its own.
@@ -55,7 +57,6 @@ class SplitReader(SplitColumns):
             ChunkFiles(features, inventory, committed, tap, group), features / inventory.name, targets
         )
         self._arguments = (features, inventory, tuple(committed), targets, tap, group)
-        self._copier = RowCopier(self._files)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave the maps out."""
@@ -116,39 +117,42 @@ class SplitReader(SplitColumns):
         axes = [array.layer_axis for array in self._files.inventory.arrays.values()]
         return max((len(axis) for axis in axes if axis != (FINAL,)), default=0)
 
-    def load(self, layers: Names, tokens: Names, out: Array | None = None) -> Array:
+    def load(
+        self, layers: Names, tokens: Names, out: Array | None = None, *, dtype: str | None = None
+    ) -> Array:
         """Read the features of all rows.
 
         Args:
             layers: layer names in the order wanted, a layer set (``last``, ``mid+last``, ``quarters``, ``all``, ``every``), or
                 a list in one text, such as ``0,6,final``.
             tokens: token kinds in the order wanted, or a list in one text, such as ``cls+ap``.
-            out: buffer of shape ``[N, L, K, D]`` in the stored type to read into; made if not given.
+            out: buffer of shape ``[N, L, K, D]`` to read into; made if not given.
+            dtype: value type, such as ``float32``; see the class.
 
         Returns:
-            The buffer. Rows that are not committed are NaN.
+            The buffer. Rows without features are NaN: those that are not committed, and those whose image did not decode.
 
         Raises:
             UnknownNameError: a layer or token kind is not cached.
-            RequestError: a layer set cannot be resolved; see `resolve_layers`.
+            RequestError: a layer set cannot be resolved (see `resolve_layers`), or features cannot be handed out as `dtype`.
             CacheError: a file is missing or of the wrong size.
             ValueError: `out` does not fit.
         """
         selection = self._select(layers, tokens)
-        out = self._buffer(self.num_samples, selection, out)
-        read_all(self._files, selection.layers, None if selection.all_kinds else selection.kinds, out)
-        self._copier.fill_uncommitted(np.arange(self.num_samples), out)
+        out = self._buffer(self.num_samples, selection, out, dtype)
+        self._copier.read_all(selection, out)
         return out
 
     def layer_map(self, layer: str) -> Array:
         """Return one layer as a read-only array ``[N, K, D]`` that takes no memory: its files, mapped side by side.
 
-        Other libraries can take it as it is. Where files cannot be mapped, or rows are missing, it is loaded instead.
+        Other libraries can take it as it is. Where files cannot be mapped, rows are missing or features are int8, it is loaded instead.
         If a file is truncated, or its disk fails, while the array is in use, its rows read as NaN and a line on stderr says
         so; in the page where a truncated file ends, they read as 0.
         Errors as for `load`.
         """
-        maps = self._copier.maps([layer], "auto")
+        as_stored = self.stored_dtype == self.dtype
+        maps = self._copier.maps([layer], "auto") if as_stored else None
         if maps is not None and self._files.complete:
             return maps.layer(layer)
         loaded = self.load([layer], self.tokens)[:, 0]
@@ -163,6 +167,7 @@ class SplitReader(SplitColumns):
         out: Array | None = None,
         *,
         method: Method = "auto",
+        dtype: str | None = None,
     ) -> Array:
         """Read the features of some rows, in the order asked; arguments and errors as for `load`.
 
@@ -170,8 +175,9 @@ class SplitReader(SplitColumns):
             rows: integer ``[B]``, in any order, repeats allowed.
             layers: as for `load`.
             tokens: as for `load`.
-            out: buffer of shape ``[B, L, K, D]`` in the stored type.
+            out: buffer of shape ``[B, L, K, D]``.
             method: how to read.
+            dtype: value type; see the class.
 
         Raises:
             IndexError: a row is outside the split, or not an integer.
@@ -179,7 +185,7 @@ class SplitReader(SplitColumns):
         """
         row_numbers = checked_rows(rows, self.num_samples)
         selection = self._select(layers, tokens)
-        out = self._buffer(len(row_numbers), selection, out)
+        out = self._buffer(len(row_numbers), selection, out, dtype)
         self._copier.copy(row_numbers, selection, out, self._copier.maps(selection.layers, method))
         return out
 
@@ -195,6 +201,7 @@ class SplitReader(SplitColumns):
         part: tuple[int, int] = (0, 1),
         out: Array | None = None,
         method: Method = "auto",
+        dtype: str | None = None,
     ) -> Iterator[Batch]:
         """Shuffle one epoch: yield ``(rows [B], features [B, L, K, D])``, every row once; errors as for `gather`.
 
@@ -205,12 +212,13 @@ class SplitReader(SplitColumns):
             batch_size: B; the last batch may be smaller.
             layers: as for `load`.
             tokens: as for `load`.
-            seed: fixes the order, together with all other arguments but `out` and `method`.
+            seed: fixes the order, together with all other arguments but `out` and `method`, and with the stored type.
             memory: budget in bytes, for what is read ahead and the batch; at least three batches.
             rows: integer ``[M]``, the rows to visit, each once; all of the split if not given.
             part: ``(i, n)``: the i-th of n workers that share an epoch.
             out: buffer ``[batch_size, L, K, D]`` that every batch is read into; a new one per batch if not given.
             method: how to read.
+            dtype: value type; see the class.
 
         Raises:
             RequestError: the budget is too small, or `batch_size` or `part` make no sense.
@@ -218,21 +226,23 @@ class SplitReader(SplitColumns):
         every = np.arange(self.num_samples)
         row_numbers = every if rows is None else np.unique(checked_rows(rows, self.num_samples))
         selection = self._select(layers, tokens)
-        out = None if out is None else self._buffer(batch_size, selection, out)
+        out = None if out is None else self._buffer(batch_size, selection, out, dtype)
+        value_type = DTYPES[self._copier.types.choose(dtype, out)].stored
         maps, options = (
             self._copier.maps(selection.layers, method),
             BatchOptions(batch_size, seed, memory, part),
         )
-        return shuffled_batches(self._copier, selection, row_numbers, maps, options, out)
+        return shuffled_batches(self._copier, selection, row_numbers, maps, options, out, value_type)
 
     def _select(self, layers: Names, tokens: Names) -> Selection:
         kinds = split_tokens(tokens) if isinstance(tokens, str) else tokens
         return Selection.of(self._files, self.resolve_layers(layers), kinds)
 
-    def _buffer(self, rows: int, selection: Selection, out: Array | None) -> Array:
+    def _buffer(self, rows: int, selection: Selection, out: Array | None, dtype: str | None) -> Array:
         shape = (rows, *selection.row_shape(self._files))
+        value_type = DTYPES[self._copier.types.choose(dtype, out)].stored
         try:
-            return checked_buffer(shape, self._files.token_array.stored_dtype, out)
+            return checked_buffer(shape, value_type, out)
         except MemoryError:
             # A forged shape? Then the files do not have its size.
             for layer in selection.layers if self._files.committed else ():

@@ -12,7 +12,7 @@ from featcache.store.network.concurrency import retry
 from featcache.store.transfer.catalogue import manifest_digest
 from featcache.store.transfer.receive import receive_document, retry_once
 from featcache.store.transfer.remotes.base import Remote
-from featcache.store.zarr_metadata import PROJECTION_CHUNK, recorded_paths
+from featcache.store.zarr_metadata import chunks_beside_splits, recorded_paths
 
 MAX_FETCHED_METADATA = 2**28
 
@@ -77,9 +77,9 @@ def _check_files(manifest: Manifest, where: str) -> None:
     odd = sorted(set(recorded_paths(manifest.inventory)) ^ set(manifest.metadata))
     if odd:
         raise CacheError(f"{where}: field 'metadata' does not fit the inventory at {odd[0]!r}")
-    projection = manifest.inventory.projection_array
+    chunks = chunks_beside_splits(manifest.inventory)
     for path, record in manifest.metadata.items():
-        expected = projection.chunk_bytes if projection and path == PROJECTION_CHUNK else None
+        expected = chunks[path].chunk_bytes if path in chunks else None
         if not 0 < record.bytes <= MAX_DOCUMENT_BYTES and expected is None:
             raise CacheError(f"{where}: file {path!r} is recorded with {record.bytes} bytes, which cannot be")
         if expected is not None and record.bytes != expected:
@@ -121,6 +121,14 @@ def merge_manifests(ours: Manifest, theirs: Manifest, copies: str) -> Manifest:
                     f"{copies} hold different values, first in {path}: they were made by two runs whose rounding differs; "
                     "keep one of them, or put the other under another root"
                 )
+    # Codes of one run mean other values under the scales of another.
+    scales = chunks_beside_splits(ours.inventory).keys() & chunks_beside_splits(theirs.inventory).keys()
+    for path in sorted(scales):
+        if ours.metadata[path] != theirs.metadata[path]:
+            raise CacheError(
+                f"{copies} hold different values, first in {path}: two runs fitted them; keep one of the copies, or put the "
+                "other under another root"
+            )
     if (ours.batch_size, ours.inventory.class_names) != (theirs.batch_size, theirs.inventory.class_names):
         raise CacheError(f"{copies} differ in batch size or class names; keep one of them")
     if ours.inventory.covers(theirs.inventory):

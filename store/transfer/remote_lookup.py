@@ -29,6 +29,8 @@ class RemoteLookup:
 
     def __init__(self, remotes: Sequence[Address], search: Sequence[Path], reporter: Reporter) -> None:
         self._remotes, self._search, self._reporter = list(remotes), search, reporter
+        self.remembered: list[tuple[str, list[JsonObject]]] = []
+        """Addresses of the caches of the dataset that `find_request` looked at, and the literal requests that each remembers."""
 
     def find_request(self, requests: Sequence[JsonObject], dataset: str, part: Part) -> Entry | None:
         """Pull the cache that remembers one of these literal requests; None if there is none.
@@ -45,12 +47,14 @@ class RemoteLookup:
 
         def matching(address: Address) -> list[CacheName]:
             names = [name for name in self._names(address) if name.dataset == slug(dataset)]
+            found = []
             with open_remote(address) as remote:
-                return [
-                    name
-                    for name in names[:MAX_CANDIDATES]
-                    if any(answers(r, x) for r in fetch_requests(remote, name) for x in requests)
-                ]
+                for name in names[:MAX_CANDIDATES]:
+                    recorded = fetch_requests(remote, name)
+                    self.remembered.append((remote.where(str(name)), recorded))
+                    if any(answers(one, wanted) for one in recorded for wanted in requests):
+                        found.append(name)
+            return found
 
         return self._first(matching, part) if requests else None
 

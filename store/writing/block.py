@@ -30,12 +30,13 @@ from featcache.store.files import (
 )
 from featcache.store.inventory import Block, SplitInventory
 from featcache.store.machine import usable_cpus
-from featcache.store.manifest import BlockRecord, FileRecord, files_from_dict
+from featcache.store.manifest import BlockRecord, FileRecord, files_from_dict, read_orientations
 from featcache.store.regular_files import open_regular
 
 COPY_BYTES = 2**20
 # Copying and hashing need processors, which decoding may want too.
 WRITE_THREADS = 4
+_UPRIGHT = "1"
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,14 @@ class Progress:
     """Of the process that wrote the temporary files."""
     files: Mapping[str, FileRecord]
     """Size and digest of what was durable, by path within features.zarr."""
+    orientations: str = ""
+    """As in `BlockRecord`, of the rows so far."""
 
     def write(self, path: Path) -> None:
         """Write the progress; the temporary files must be durable up to here."""
         files = {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in self.files.items()}
-        write_sealed(path, {"rows": self.rows, "token": self.token, "files": files})
+        more = {"orientations": self.orientations} if self.orientations else {}
+        write_sealed(path, {"rows": self.rows, "token": self.token, "files": files, **more})
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -61,10 +65,11 @@ class Progress:
             rows = field(document, "rows", int, str(path))
             token = field(document, "token", str, str(path))
             files = files_from_dict(field(document, "files", dict, str(path)), str(path))
+            orientations = read_orientations(document, rows, str(path))
         except (FileNotFoundError, CacheError):
             return None
         # It becomes part of a path.
-        return cls(rows, token, files) if re.fullmatch("[0-9a-f]{12}", token) else None
+        return cls(rows, token, files, orientations) if re.fullmatch("[0-9a-f]{12}", token) else None
 
 
 class BlockWriter:
@@ -100,14 +105,16 @@ class BlockWriter:
         self._checkpointed = time.monotonic()
         self.rows = 0
         """Rows appended so far."""
+        self._orientations = ""
         self._files = self._chunk_files()
         self._restore()
 
-    def append(self, batch: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    def append(self, batch: Mapping[str, npt.NDArray[np.generic]], orientations: str = "") -> None:
         """Append the next rows to every array of the split, and make them durable now and then.
 
         Args:
             batch: per array name the rows as ``[B, L, K, D]`` (arrays with layers) or ``[B, ...]``, in the stored type.
+            orientations: EXIF orientation of each image, a digit from 1 to 8; empty where images are taken as stored.
 
         Raises:
             ValueError: an array is missing, unknown, of the wrong shape or type, or the block is full.
@@ -120,6 +127,7 @@ class BlockWriter:
         for name, values in batch.items():
             self._split.arrays[name].check_rows(values, rows)
         self.rows += rows
+        self._orientations += orientations or _UPRIGHT * rows
         self._write(batch, last=self.rows == self.block.rows)
         if time.monotonic() - self._checkpointed >= self._checkpoint_s and self.rows < self.block.rows:
             self.checkpoint()
@@ -129,7 +137,7 @@ class BlockWriter:
         records = self._threads.map(_ChunkFile.sync, self._files.values())
         files = dict(zip(self._files, records, strict=True))
         self._sync_folders()
-        Progress(self.rows, self._token, files).write(self._progress_path)
+        Progress(self.rows, self._token, files, self._turned()).write(self._progress_path)
         self._checkpointed = time.monotonic()
 
     def finish(self) -> BlockRecord:
@@ -142,7 +150,7 @@ class BlockWriter:
             raise ValueError(f"the block has {self.block.rows} rows, only {self.rows} were appended")
         files = {name: file.finish() for name, file in self._files.items()}
         self._sync_folders()
-        return BlockRecord(self.block, files)
+        return BlockRecord(self.block, files, self._turned())
 
     def close(self) -> None:
         """End without committing: what a checkpoint recorded stays for the next process, the rest goes."""
@@ -150,6 +158,10 @@ class BlockWriter:
         keep = progress is not None and progress.token == self._token
         for file in self._files.values():
             file.close(keep)
+
+    def _turned(self) -> str:
+        """Return the orientations of the rows so far; empty if no image was turned."""
+        return self._orientations if self._orientations.strip(_UPRIGHT) else ""
 
     def _write(self, batch: Mapping[str, npt.NDArray[np.generic]], last: bool) -> None:
         """Append to all files; after the `last` rows they are synced, each while others are still being hashed."""
@@ -191,6 +203,7 @@ class BlockWriter:
         if progress is not None and 0 < progress.rows < self.block.rows:
             if all(file.copy_from(progress, name) for name, file in self._files.items()):
                 self.rows = progress.rows
+                self._orientations = progress.orientations or _UPRIGHT * self.rows
             else:
                 for file in self._files.values():
                     file.close(keep=False)

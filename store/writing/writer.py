@@ -28,16 +28,20 @@ from featcache.store.files import (
     write_atomic,
     write_sealed,
 )
-from featcache.store.inventory import PROJECTION, Block
+from featcache.store.inventory import Block
 from featcache.store.journal import FEATURES, JOURNAL, Plan
 from featcache.store.manifest import Manifest
 from featcache.store.partial_copy import forget_copy, require_complete_copy
 from featcache.store.provenance import CARD_DIGEST, PROVENANCE_FILE
+from featcache.store.quantization import Scales
+from featcache.store.reading.scales import load_scales
+from featcache.store.regular_files import read_regular
 from featcache.store.shared_card import CARD_FILE
 from featcache.store.writing.block import BlockWriter
 from featcache.store.writing.claims import SETUP, Claims
 from featcache.store.writing.manifest_file import ManifestFile
 from featcache.store.writing.metadata import metadata_records, write_metadata
+from featcache.store.writing.scale_files import Fit, require_scales, with_scales
 from featcache.store.zarr_metadata import PROJECTION_CHUNK, group_metadata_paths, metadata_documents
 
 """Field of provenance.json with the SHA-256 of the card."""
@@ -60,6 +64,7 @@ class CacheWriter:
         directory: folder of the cache, made if it does not exist.
         plan: what the cache is to hold. To a complete cache goes what it lacks of this, with the cache's own batch size.
         projection: the matrix ``[D, E]`` float32 that `plan` speaks of.
+        fit: fits the scales of int8 arrays that are new. One process does it before it writes the plan, while others wait.
         adopt: take up an unfinished run of another plan in this folder, rather than refuse; see `plan`.
         checkpoint_s: seconds of work that a kill may cost inside a block.
         say: receives a line when the writer waits for another process, at its start or its end.
@@ -71,6 +76,8 @@ class CacheWriter:
 
     plan: Plan
     """What is being written."""
+    scales: Mapping[str, Scales]
+    """Scales of the int8 arrays that are written, by the array's name."""
 
     def __init__(
         self,
@@ -78,6 +85,7 @@ class CacheWriter:
         plan: Plan,
         *,
         projection: npt.NDArray[np.float32] | None = None,
+        fit: Fit | None = None,
         adopt: bool = False,
         checkpoint_s: float = CHECKPOINT_S,
         say: Callable[[str], object] | None = None,
@@ -87,6 +95,7 @@ class CacheWriter:
         self._checkpoint_s = checkpoint_s
         self._say = say
         self._projection = projection
+        self._fit = fit
         self._manifest = ManifestFile(directory)
         require_complete_copy(directory, "added to")
         (directory / JOURNAL).mkdir(parents=True, exist_ok=True)
@@ -100,6 +109,7 @@ class CacheWriter:
                 raise CacheCompletedError(f"{directory} is complete already; nothing is left to write")
             self.plan = self._adopt(plan, adopt)
             self._prepare_arrays()
+            self.scales = self._load_scales()
             self._claims.release(SETUP)
         except BaseException:
             self._leave()
@@ -245,6 +255,8 @@ class CacheWriter:
                 raise ValueError("the plan has a projection, but none is given")
             array.check_rows(self._projection, array.shape[0])
             documents[PROJECTION_CHUNK] = self._projection.tobytes()
+        for path, record in self.plan.scales.items():
+            documents[path] = read_regular(self.directory / FEATURES / path, record.bytes)
         return documents
 
     def _merge(self, held: Manifest | None, documents: Mapping[str, bytes]) -> Manifest:
@@ -262,6 +274,7 @@ class CacheWriter:
     def _adopt(self, plan: Plan, adopt: bool) -> Plan:
         """The plan to follow: that of an unfinished run, or what the cache lacks of `plan`."""
         held, earlier = self._manifest.read(), self._earlier_plan()
+        features = self.directory / FEATURES
         if earlier is None:
             if held is not None:
                 plan = replace(
@@ -270,6 +283,9 @@ class CacheWriter:
             else:
                 plan.inventory.require_columns("the plan")
                 forget_copy(self.directory)  # notes of an interrupted pull into the same folder
+            known = held.metadata if held else {}
+            plan = with_scales(features, plan, known, self._fit)
+            require_scales(features, plan, known, self._fit)
             plan.write(self.directory)
             sync_directory(self.directory)
             sync_directory(self.directory.parent)
@@ -279,6 +295,7 @@ class CacheWriter:
             raise CacheError(
                 f"{self.directory} holds an unfinished cache with another plan; remove the folder to start anew"
             )
+        require_scales(features, earlier, held.metadata if held else {}, self._fit)
         return earlier
 
     def _earlier_plan(self) -> Plan | None:
@@ -298,8 +315,7 @@ class CacheWriter:
         folders = [features]
         for split in self.plan.inventory.splits.values():
             folders += [features / split.name, *(features / split.name / array for array in split.arrays)]
-        if self.plan.inventory.projection:
-            folders.append(features / PROJECTION)
+        folders += [features / array.name for array in self.plan.inventory.arrays_beside_splits]
         # One by one: with all their parents they would be made again where a disk was unmounted in the meantime.
         for folder in folders:
             folder.mkdir(exist_ok=True)
@@ -308,6 +324,10 @@ class CacheWriter:
         paths = documents.keys() if held is None else documents.keys() - held.metadata.keys()
         groups = set(group_metadata_paths(held.inventory)) if held else set()
         write_metadata(features, documents, sorted(paths - groups))
+
+    def _load_scales(self) -> dict[str, Scales]:
+        features = self.directory / FEATURES
+        return {name: load_scales(features, array) for name, array in self.plan.inventory.int8_arrays.items()}
 
     def _sweep(self) -> None:
         """Remove what processes left that died between their last checkpoint and now."""

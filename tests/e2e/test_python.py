@@ -100,3 +100,18 @@ def test_verify_tells_damage_and_repairs_it(made, capsys):
     with pytest.raises(errors.RequestError, match="--seed is for --recompute"):
         featcache.verify(made, seed=3, **quiet)
     assert tuple(capsys.readouterr()) == ("", "")
+
+
+def test_bfloat16_weights_have_a_cache_of_their_own(weights, images):
+    def extract(precision):
+        asked = {"weights": weights, "precision": precision, "limit": 4, "progress": False}
+        return featcache.extract(MODEL, f"imagefolder:{images}", **asked)
+
+    half = extract("bf16")
+    # Less exact than autocast, so only a request that names it takes it.
+    assert extract("auto").key != half.key
+    assert extract("bf16").key == half.key
+    check = featcache.verify(
+        half, recompute=3, dataset=f"imagefolder:{images}", weights=weights, progress=False
+    )
+    assert check.recomputation.agrees

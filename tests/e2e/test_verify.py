@@ -113,7 +113,10 @@ def test_a_damaged_manifest_and_wrong_requests(cli, cache, tmp_path):
         (): "there is no cache under",
         ("--all",): "there is no cache under",
         (renamed, "--all"): "--all goes with neither CACHE nor --recompute; name one cache for these",
-        ("--recompute", 3): "--recompute needs the images; give --dataset, for example imagefolder:DIR",
+        (
+            "--recompute",
+            3,
+        ): "--dtype-loss and --recompute need the images; give --dataset, for example imagefolder:DIR",
         ("--model", MODEL): "--model is for --recompute; give --recompute K as well",
         ("--seed", 0): "--seed is for --recompute; give --recompute K as well",
         ("--all", "--device", "cpu"): "--device is for --recompute; give --recompute K as well",

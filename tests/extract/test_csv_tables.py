@@ -360,11 +360,6 @@ def test_fields_that_are_not_there(root):
     table = write(root, "path,label", lambda i: (f"{i}.png", "a"))
     refused(table, UnknownNameError, "unknown split column 'x'", "?split=x")
     refused(table, RequestError, "t has no splits of its own; leave --train-split", test_splits=("test",))
-    refused(
-        write(root, "path", lambda i: (f"{i}.png",)),
-        RequestError,
-        "has no label column; .*images without labels",
-    )
 
 
 def test_where_missing_images_lie_is_said(root, tmp_path):

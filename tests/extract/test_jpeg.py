@@ -14,12 +14,11 @@ from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.decoding.images import BatchLoader, image_batches
 from featcache.extraction.decoding.jpeg import jpeg_decoder
 from featcache.extraction.decoding.preprocessing import with_resize
-from featcache.extraction.decoding.rgb import to_rgb
+from featcache.extraction.decoding.rgb import to_rgb, turned_upright
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import decode, jpegs_decoded_by, pixel_limit
 from featcache.extraction.sources.decoded_jpeg import DecodedJpeg
-from featcache.extraction.sources.pixels import PixelOptions
 from featcache.store.errors import DatasetError
 from featcache.store.spec import PILLOW, UINT8_ANTIALIAS
 
@@ -76,8 +75,8 @@ def test_every_form_gives_pillows_pixels(form):
         assert isinstance(ours, DecodedJpeg) == (form in FORMS)
         assert (ours.mode, ours.size, ours.format) == (plain.mode, plain.size, "JPEG")
         assert dict(ours.getexif()) == dict(plain.getexif())
-        for options in (PixelOptions(), PixelOptions(upright=True)):
-            theirs, rgb = to_rgb(plain, options), to_rgb(ours, options)
+        for turn in (lambda image: image, turned_upright):
+            theirs, rgb = turn(to_rgb(plain)), turn(to_rgb(ours))
             np.testing.assert_array_equal(np.asarray(rgb), np.asarray(theirs))
             assert rgb.info["featcache"] == theirs.info["featcache"]
         assert np.array_equal(np.asarray(ours.resize((9, 9))), np.asarray(plain.resize((9, 9))))

@@ -9,8 +9,9 @@ import timm
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.models.listing import listed_models
 from featcache.extraction.models.names import ALIASES, resolve_model
+from featcache.extraction.models.preprocessing import Preprocessing, preset
 from featcache.extraction.models.table import TABLE
-from featcache.extraction.tabulate import row_of
+from featcache.extraction.tabulate import first_aliases, row_of
 from featcache.store.errors import RequestError, UnknownNameError
 
 
@@ -19,7 +20,7 @@ def test_an_alias_is_its_explicit_name():
         model = resolve_model(alias)
         assert (model.given, model.explicit) == (alias, explicit)
         again = resolve_model(explicit)
-        assert (again.explicit, again.preprocessing) == (model.explicit, model.preprocessing)
+        assert (again.explicit, again.is_alias, model.is_alias) == (explicit, False, True)
         assert resolve_model(alias.upper()).explicit == explicit
 
 
@@ -71,14 +72,24 @@ def test_weights_of_quick_gelu_are_refused_under_gelu(name):
         assert tag in open_clip.list_pretrained_tags_by_model(architecture)
 
 
-def test_dinov2_and_mae_run_at_224_after_a_bilinear_resize_to_256():
-    changed = {alias for alias in ALIASES if resolve_model(alias).preprocessing}
+@pytest.mark.parametrize(("which", "interpolation"), [("own", "bicubic"), ("paper", "bilinear")])
+def test_dinov2_and_mae_run_at_224_after_a_resize_to_256(which, interpolation):
+    changed = {alias for alias in ALIASES if preset(resolve_model(alias), which) != Preprocessing()}
     assert changed == {alias for alias in ALIASES if alias.startswith(("dinov2-", "mae-"))}
     for alias in changed:
-        preprocessing = resolve_model(alias).preprocessing
-        assert preprocessing["input_size"] == (3, 224, 224)
-        assert 224 / preprocessing["crop_pct"] == 256
-        assert preprocessing["interpolation"] == "bilinear"
+        preprocessing = preset(resolve_model(alias), which)
+        assert preprocessing.input_size == (224, 224) or alias.startswith("mae-")
+        assert 224 / preprocessing.crop_pct == 256
+        assert preprocessing.interpolation == interpolation
+
+
+def test_an_explicit_name_has_its_librarys_own_preprocessing_unless_the_papers_is_asked_for():
+    for explicit in ALIASES.values():
+        name = resolve_model(explicit)
+        assert preset(name, "own") == Preprocessing()
+        assert (preset(name, "paper") == Preprocessing()) == (
+            "dinov2" not in explicit and ".mae" not in explicit
+        )
 
 
 @pytest.mark.parametrize(
@@ -132,10 +143,11 @@ def test_the_table_says_what_the_libraries_say():
     # Tags of one architecture share a row of it, and building each once takes seconds as it is.
     seen = set()
     assert list(TABLE) == list(dict.fromkeys(ALIASES.values()))
+    aliases = first_aliases()
     for explicit, row in TABLE.items():
-        name = resolve_model(explicit)
+        name = resolve_model(aliases[explicit])
         architecture = re.split(r"[./]", name.name)[0]
-        shape = (name.family, architecture, tuple(sorted(name.preprocessing)))
+        shape = (name.family, architecture, preset(name, "own"))
         if shape not in seen:
             assert row_of(name) == row, explicit
         seen.add(shape)

@@ -246,8 +246,11 @@ def test_labels_in_json_are_named(tmp_path):
         for end, content in (("png", TRAIN[0][1]), ("json", b'{"label": 1}'))
     ]
     path = write_tar(tmp_path / "s.tar", members)
-    refused(path, "3 samples are not whole: 0 has no label .*0 has .png, .json: labels in JSON are not read")
-    refused(f"{path}?label=label", "wds has no field label: labels are the members .cls", RequestError)
+    refused(
+        path,
+        "3 samples are not whole: 0 has no label .*0 has .png, .json: if a field .*json.FIELD; --target none",
+    )
+    refused(f"{path}?label=label", "label of wds must be cls, npy, or json.FIELD", RequestError)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +415,7 @@ def test_real_values_in_arrays_are_said(tmp_path):
         (f"{i}.{end}", one) for i in range(8) for end, one in (("png", TRAIN[0][1]), ("npy", float_array(i)))
     ]
     path = write_tar(tmp_path / "s.tar", members)
-    note = "s: labels in .npy are not all 0 or 1, so they are real values; for classes save their indices as .cls"
+    note = "s: labels are not all 0 or 1, so they are real values; for classes save their indices as .cls"
     assert note in open_it(path).notes
     assert note not in open_it(path, target="regression").notes
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.extraction.decoding.rgb import to_rgb
+from featcache.extraction.decoding.rgb import to_rgb, turned_upright
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import decode
 from featcache.extraction.sources.pixels import FACTS, PixelOptions, PixelRange, facts_of, to_8_bit
-from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.errors import RequestError
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -88,8 +88,6 @@ def test_a_range_that_is_none_is_refused(text):
 
 
 def test_other_options_of_pixels_are_checked():
-    with pytest.raises(UnknownNameError, match="EXIF orientation"):
-        DatasetOptions(exif_orientation="turn")
     with pytest.raises(RequestError, match="--max-pixels must be at least 1, got 0"):
         DatasetOptions(max_pixels=0)
 
@@ -104,8 +102,10 @@ def test_images_are_turned_only_where_that_is_asked_for(tmp_path, orientation):
     exif[0x0112] = orientation
     Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5).save(tmp_path / "x.png", exif=exif)
     stored = decode(tmp_path / "x.png", "x")
-    image, upright = to_rgb(stored), to_rgb(stored, PixelOptions(upright=True))
-    assert facts_of(image).get("turned", 0) == facts_of(upright).get("turned", 0) == int(orientation > 1)
+    image = to_rgb(stored)
+    upright = turned_upright(image)
+    turned = orientation if orientation > 1 else 0
+    assert facts_of(image).get("turned", 0) == facts_of(upright).get("turned", 0) == turned
     np.testing.assert_array_equal(np.asarray(image), np.asarray(stored))
     np.testing.assert_array_equal(np.asarray(upright), np.asarray(ImageOps.exif_transpose(stored)))
 
@@ -134,9 +134,8 @@ def test_the_identity_tells_how_pixels_are_read_only_where_that_was_asked_for(tm
         return dict(resolve_source(f"imagefolder:{tmp_path}", DatasetOptions(**options)).identity)  # type: ignore[arg-type]
 
     plain = identity()
-    assert identity(exif_orientation="ignore", pixel_range="auto") == plain
+    assert identity(pixel_range="auto") == plain
     assert identity(pixel_range="12") == {**plain, "pixel_range": "12"}
-    assert identity(exif_orientation="apply") == {**plain, "exif_orientation": "apply"}
 
 
 @pytest.mark.parametrize("white", [1023, 4095, 65535])

@@ -111,7 +111,9 @@ SPEC = BackboneSpec("timm:x", "0" * 64, 2, 8, 16, {"library": "timm"})
 
 
 def candidates(resize, device, transform):
-    request = SimpleNamespace(resize=resize, precision="auto", dtype="float16")
+    request = SimpleNamespace(
+        resize=resize, precision="auto", dtype="float16", orientations=lambda may_be_turned: (False,)
+    )
     backbone = SimpleNamespace(spec=SPEC, transform=transform)
     return [
         (spec.precision, spec.backbone.resize)

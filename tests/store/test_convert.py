@@ -28,7 +28,7 @@ from featcache.store.progress import Silent
 from featcache.store.reading.reader import open_cache
 from featcache.store.reading.split import SplitReader
 from featcache.store.requests import record_request, recorded_requests
-from featcache.store.targets import TARGET_KINDS
+from featcache.store.targets import TARGET_KINDS, UNLABELED
 from support.caches import all_files, cache_folder, make_content, make_plan, write_cache
 
 OPENERS = {".npy": open_npy, ".pt": open_tensor}
@@ -129,7 +129,9 @@ def test_hdf5_is_plain_and_can_be_mapped(tmp_path, dtype):
         assert json.loads(file.attrs["spec"]) == cache.spec.to_dict()
 
 
-@pytest.mark.parametrize(("dtype", "target_kind"), list(zip(DTYPES, TARGET_KINDS, strict=True)))
+@pytest.mark.parametrize(
+    ("dtype", "target_kind"), [*zip(DTYPES, TARGET_KINDS, strict=False), (DTYPES[0], UNLABELED)]
+)
 def test_npy_and_safetensors_are_what_their_libraries_read(tmp_path, dtype, target_kind):
     cache, content = make(tmp_path, dtype=dtype, target_kind=target_kind)
     for to in ("npy", "safetensors"):
@@ -137,8 +139,10 @@ def test_npy_and_safetensors_are_what_their_libraries_read(tmp_path, dtype, targ
     columns = content["test"]
     wanted = {"0": columns["norm2"][:, 0, 1:], "final": columns["final"][:, 0, 1:]}
     folder = tmp_path / "npy" / "test"
+    labels = [] if target_kind == UNLABELED else ["labels.npy"]
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("labels.npy", "layer_00.npy", "layer_final.npy", "sample_ids.npy", "valid.npy")
+        *labels,
+        *("layer_00.npy", "layer_final.npy", "sample_ids.npy", "valid.npy"),
     ]
     np.testing.assert_array_equal(np.load(folder / "layer_00.npy"), wanted["0"])
     np.testing.assert_array_equal(np.load(folder / "layer_final.npy"), wanted["final"])
@@ -151,7 +155,9 @@ def test_npy_and_safetensors_are_what_their_libraries_read(tmp_path, dtype, targ
         tensor = tensors[f"layer.{layer}"]
         assert tensor.dtype == stored
         np.testing.assert_array_equal(tensor.view(values.dtype), values)
-    np.testing.assert_array_equal(tensors["label"], columns["label"])
+    assert ("label" in tensors) == ("label" in columns) == (target_kind != UNLABELED)
+    if labels:
+        np.testing.assert_array_equal(tensors["label"], columns["label"])
     assert tensors["valid"].all()
     with safe_open(path, "numpy") as file:
         assert file.metadata()["key"] == cache.key

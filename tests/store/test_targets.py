@@ -8,12 +8,13 @@ import pytest
 import zarr
 
 from featcache.store.checking.verify import verify
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, NoLabelsError
 from featcache.store.inventory import Inventory
 from featcache.store.reading.reader import open_cache
-from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TARGET_KINDS, Targets
+from featcache.store.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TARGET_KINDS, UNLABELED, Targets
 from support.caches import make_content, make_plan, write_cache
 
+LABELED = [kind for kind in TARGET_KINDS if kind != UNLABELED]
 BAD = {
     SINGLE_LABEL: (3, "row 7 has label 3, there are 3 class names"),
     MULTI_LABEL: (2, "row 7 has 2 for 'class 1', must be 0 or 1"),
@@ -21,7 +22,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("kind", TARGET_KINDS)
+@pytest.mark.parametrize("kind", LABELED)
 def test_targets_survive_and_any_zarr_reader_sees_them(tmp_path, kind):
     plan = make_plan({"train": 130, "test": 9}, target_kind=kind)
     content = make_content(plan)
@@ -37,7 +38,7 @@ def test_targets_survive_and_any_zarr_reader_sees_them(tmp_path, kind):
     assert json.loads((tmp_path / "manifest.json").read_text())["inventory"].get("targets", {}) == said
 
 
-@pytest.mark.parametrize("kind", TARGET_KINDS)
+@pytest.mark.parametrize("kind", LABELED)
 def test_labels_that_cannot_be_are_refused_by_name(tmp_path, kind):
     plan = make_plan({"train": 130, "test": 9}, target_kind=kind)
     content = make_content(plan)
@@ -66,6 +67,32 @@ def test_forged_targets(change, message):
     document = make_plan(target_kind=MULTI_LABEL).inventory.to_dict() | change
     with pytest.raises(CacheError, match=message):
         Inventory.from_dict(document, "manifest")
+
+
+def test_a_cache_without_labels(tmp_path):
+    plan = make_plan({"train": 130, "test": 9}, target_kind=UNLABELED)
+    cache = write_cache(tmp_path, plan, make_content(plan))
+    assert not (tmp_path / "features.zarr/train/label").exists()
+    assert verify(tmp_path).damages == []
+    assert (cache.inventory.targets.labeled, cache.inventory.targets.counts(np.zeros(9)).tolist()) == (
+        False,
+        [],
+    )
+    with pytest.raises(NoLabelsError, match=f"{tmp_path} has no labels; attach some with `featcache label"):
+        cache["train"].labels()
+    # Readers of version 2 must refuse such a cache; the key is that of any other.
+    document = json.loads((tmp_path / "manifest.json").read_text())
+    assert document["spec"]["format_version"] == 3
+    assert document["key"] == plan.spec.key
+    assert document["inventory"]["targets"] == {"kind": "none", "units": []}
+    document = plan.inventory.to_dict()
+    labeled = make_plan({"train": 130, "test": 9}).inventory.to_dict()
+    with pytest.raises(
+        CacheError, match="an array 'label', but field 'targets' says that there are no labels"
+    ):
+        Inventory.from_dict(labeled | {"class_names": [], "targets": document["targets"]}, "manifest")
+    with pytest.raises(CacheError, match="there are 1 names, none"):
+        Inventory.from_dict(document | {"class_names": ["a"]}, "manifest")
 
 
 def test_counts():

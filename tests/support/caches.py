@@ -46,7 +46,7 @@ def make_plan(
     """A plan for `samples`, rows per split; by default two splits, the first of three blocks."""
     samples = samples or {"train": 300, "test": 90}
     layers = [str(layer) for layer in range(num_layers)]
-    names = tuple(f"class {c}" for c in range(num_classes))
+    names = () if target_kind == "none" else tuple(f"class {c}" for c in range(num_classes))
     units = ("mm",) * num_classes if target_kind == "regression" else ()
     targets = Targets(target_kind, names, units)
     splits = {
