@@ -10,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from featcache.probing.heads import get_head
+from featcache.probing.heads.lda import LdaHead
+from featcache.probing.heads.ridge import RidgeHead
 from featcache.probing.inputs.features import ResidentFeatures, StreamedFeatures
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import QUICK
 from featcache.probing.scoring.metrics import class_weights
+from featcache.probing.scoring.tasks import SingleLabel
 from featcache.probing.solver import logistic, streamed_path
 from featcache.probing.solver.exact import ExactResult, run_exact_sweep
 from featcache.probing.solver.journal import PathJournal
@@ -21,6 +25,7 @@ from featcache.probing.solver.logistic import Targets, fit_logistic
 from featcache.probing.solver.streamed_objective import StreamedObjective
 from featcache.probing.solver.streamed_path import StreamedFitting, StreamedLimits, solve_streamed_path
 from featcache.probing.solver.streamed_solver import StreamedPlan
+from featcache.probing.training.closed_form import run_closed_form_sweep
 
 CPU = torch.device("cpu")
 TIGHT = StreamedPlan(block_rows=37)
@@ -209,3 +214,66 @@ def test_blocks_are_the_features(tmp_path: Path) -> None:
         joined = torch.cat([block for _, block in part.blocks()])
         torch.testing.assert_close(joined, features[3::2])
         assert [index for rows, _ in part.blocks() for index in range(50)[rows]] == list(range(24))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from(["ridge", "lda", "ncm"]),
+    st.integers(24, 80),
+    st.sampled_from([4, 40, 100]),
+    st.integers(2, 4),
+    st.integers(1, 60),
+    st.sampled_from(["l2", "standard"]),
+    st.integers(0, 2**20),
+)
+def test_closed_form_heads_do_not_depend_on_the_blocks(
+    name: str, num_samples: int, width: int, num_classes: int, block_rows: int, transform: str, seed: int
+) -> None:
+    features, labels = overlapping(num_samples, width, num_classes, seed)
+    # Channels of very unequal scale: sums in float32 would lose the small ones.
+    features = features * torch.logspace(0, -4, width)
+    tokens = InMemoryTokens(features[:, None])
+    protocol = replace(QUICK, input=transform)
+    whole, blocks = (
+        run_closed_form_sweep(
+            get_head(name), tokens, labels.numpy(), protocol=protocol, seed=0, block_rows=rows
+        )
+        for rows in (None, block_rows)
+    )
+    assert blocks.settings == whole.settings
+    assert [score for _, score in blocks.validation] == [score for _, score in whole.validation]
+    torch.testing.assert_close(blocks.held_out, whole.held_out, rtol=1e-4, atol=1e-5)
+    for own, other in zip(blocks.head.state_dict().values(), whole.head.state_dict().values(), strict=True):
+        torch.testing.assert_close(
+            own, other, rtol=1e-4, atol=1e-5 * float(other[other.isfinite()].abs().max())
+        )
+
+
+@pytest.mark.parametrize(("samples", "width"), [(60, 9), (20, 45)], ids=["long", "wide"])
+def test_closed_form_heads_are_their_formulas(samples: int, width: int) -> None:
+    """Both spaces give what the inverse of the covariance, written down plainly, gives."""
+    features, labels = overlapping(samples, width, 3)
+    tokens = InMemoryTokens(features[:, None])
+    raw = tokens.with_transform(replace(tokens.input_transform, l2=False))
+    blocks = StreamedFeatures(raw, torch.arange(samples), CPU, 7)
+    task, exact = SingleLabel(3), features.double()
+    weights = class_weights(labels, 3).double()[labels]
+    weights /= weights.sum()
+    one_hot = torch.nn.functional.one_hot(labels, 3).double()
+    means = torch.stack([exact[labels == index].mean(0) for index in range(3)])
+    center, level = weights @ exact, weights @ one_hot
+    for penalty, shrinkage in ((1e-1, 0.5), (1e-5, 1e-4)):
+        ridge = RidgeHead.fit_blocks(blocks, labels, (1, width), task, [{"penalty": penalty}])
+        z, y = exact - center, one_hot - level
+        gram = z.T @ (weights[:, None] * z)
+        expected = torch.linalg.solve(
+            gram + penalty * gram.trace() * torch.eye(width), z.T @ (weights[:, None] * y)
+        )
+        torch.testing.assert_close(ridge.classifier.weight[0].double(), expected.T, rtol=1e-4, atol=1e-5)
+        lda = LdaHead.fit_blocks(blocks, labels, (1, width), task, [{"shrinkage": shrinkage}])
+        z = exact - means[labels]
+        gram = z.T @ (weights[:, None] * z)
+        shrunk = (1 - shrinkage) * gram + shrinkage * gram.trace() / width * torch.eye(width)
+        expected = torch.linalg.solve(shrunk, (means - means.mean(0)).T).T
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(lda.classifier.weight[0].double(), expected, rtol=1e-4, atol=1e-6 * scale)
