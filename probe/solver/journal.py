@@ -59,6 +59,11 @@ class PathJournal:
         self._saved_at = time.monotonic()
 
     @property
+    def count(self) -> int:
+        """Number of files."""
+        return len(list(self.folder.glob(f"*{_SUFFIX}")))
+
+    @property
     def is_due(self) -> bool:
         """Whether the last save is long enough ago for another one."""
         return time.monotonic() - self._saved_at >= self.save_seconds

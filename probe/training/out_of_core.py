@@ -45,6 +45,10 @@ def open_journal(fit_task: FitTask, settings: FitSettings) -> PathJournal | None
     journal = PathJournal(settings.out / FOLDER / name, solver_device(settings.device))
     if settings.force:
         journal.remove()
+    elif journal.count:
+        settings.reporter.message(
+            f"{fit_task.title}: {journal.count} files with solutions of an interrupted run are there, which are not computed again"
+        )
     return journal
 
 
