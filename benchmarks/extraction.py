@@ -202,7 +202,7 @@ def bench_compiled(bench: Bench, size: Size) -> Document:
     with Forward(bench.backbone, bench.device, True, said.append).extractors(plan) as extractors:
         seconds = time.perf_counter() - started
         result = side_by_side(
-            lambda: [extractors["train"].start(images)() for _ in range(4)],
+            lambda: [extractors["train"].start({"": images})() for _ in range(4)],
             lambda: [plain.start(images)() for _ in range(4)],
             size.runs,
         )

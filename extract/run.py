@@ -101,7 +101,7 @@ def dry_run(request: ExtractRequest, search: Sequence[Path], *, reporter: Report
     reporter.message("running a few batches")
     filler = CacheFiller(inputs, loaded, lookup, reporter, "", time.time())
     with filler.forward().extractors(plan) as extractors:
-        rate = images_per_second(filler.image_input(path, spec), extractors, plan)
+        rate = images_per_second(filler.image_input(path, plan), extractors, plan)
     speed = Speed(rate, str(loaded.device), spec.precision, plan.batch_size)
     return Estimate(path, spec.key, wanted, held, pending_work(path, wanted), speed)
 
@@ -116,6 +116,7 @@ def _load(
     inputs: Inputs, lookup: CacheLookup, reporter: Reporter
 ) -> "tuple[LoadedBackbone, CacheSpec, Entry | None, Inventory]":
     """Load the backbone; return it, the spec of the cache, the cache that has this spec, and everything requested."""
+    from featcache.extraction.decoding.views import view_notes
     from featcache.extraction.forward_pass.bfloat16_weights import in_precision
     from featcache.extraction.planning.candidates import candidate_specs
     from featcache.extraction.running.loading import load
@@ -127,4 +128,6 @@ def _load(
         )
     )
     loaded = replace(loaded, backbone=in_precision(loaded.backbone, spec.precision))
+    for note in view_notes(inputs.request.views, loaded.backbone):
+        reporter.message(f"note: {note}")
     return loaded, spec, entry, plan_inventory(loaded.backbone, inputs.source, inputs.request, spec.dtype)

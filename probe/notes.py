@@ -19,6 +19,12 @@ def notes(cache: Cache, request: ProbeRequest) -> Iterator[str]:
             f"{PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model as "
             "open_clip:ViT-L-14-gelu/openai (or B-32, B-16) to compare with their scores"
         )
+    held = sorted(cache.inventory.views)
+    if held and not request.views:
+        yield (
+            f"the plain view of each image is taken; the cache also holds {', '.join(held)} (--views all trains on all of them and averages "
+            "predictions)"
+        )
     column = cache.spec.dataset.get("group_by")
     if column is not None and request.groups is None:
         yield (

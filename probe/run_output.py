@@ -16,6 +16,7 @@ from featcache.probing.results.saved_head import (
     describe_parts,
     features_digest,
     save_head,
+    views_in,
 )
 from featcache.probing.run_plan import ProbeContext, Run
 from featcache.probing.run_training import ScoredHead
@@ -75,7 +76,8 @@ def config_of(cache: Cache, job: HeadJob, row: ResultRow, fitted: FittedHead, wi
         protocol=row.protocol,
         seed=row.seed,
         parts=describe_parts(job.selection),
-        features=features_digest(backbone),
+        features=features_digest(backbone, views_in(cache, row.views)),
+        views=row.views,
     )
 
 
@@ -104,6 +106,6 @@ def save_run(context: ProbeContext, run: Run, row: ResultRow, scored: ScoredHead
     if fitted.head.losses is not None:
         save_curve(folder, fitted.head.losses.tolist())
     if get_head(fitted.name).has_attention:
-        labels = test.labels if row.target_kind == SINGLE_LABEL else None
+        labels = test.row_labels if row.target_kind == SINGLE_LABEL else None
         record = mean_attention(fitted.head, test.tokens, job.selection, labels, class_names)
         save_attention(folder, record, f"{row.dataset}, {row.model}: attention over test images")

@@ -17,6 +17,7 @@ from featcache.probing.repetitions import Repetition, requested_repetitions, tit
 from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, ProbeRequest
 from featcache.probing.results.rows import run_id
+from featcache.probing.results.saved_head import views_in
 from featcache.probing.results.solved_rows import FORMER_HEAD
 from featcache.probing.scoring.kinds import REGRESSION, REGRESSION_LOSSES
 from featcache.probing.scoring.tasks import kind_of
@@ -26,6 +27,7 @@ from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.reading.reader import Cache
 from featcache.store.text import format_bytes
+from featcache.store.views import PLAIN_VIEW
 
 FEW_SHOTS, FEW_SHOT_FOLDS = 10, 5
 """With fewer samples of each class the choice is by folds, at most so many."""
@@ -101,7 +103,8 @@ def check_job(context: ProbeContext, job: HeadJob) -> None:
         RequestError: the head cannot have this size or these targets, or the memory does not hold what it needs.
     """
     request, reader = context.request, context.cache["train"]
-    width = job.selection.parts[0].of(reader).width
+    views = job.selection.views
+    width = job.selection.parts[0].of(reader, views[0]).width
     num_outputs = len(context.cache.inventory.class_names)
     with torch.device("meta"):
         job.build(job.selection.num_tokens, width, num_outputs, (0.0,))
@@ -112,13 +115,13 @@ def check_job(context: ProbeContext, job: HeadJob) -> None:
             f"the loss {request.regression_loss} is for regression targets, and these are {context.target_kind}; leave --loss out"
         )
     # Runs with shots use few samples, whatever the size of train.
-    num_samples = reader.num_samples if not request.shots else 0
-    size = Size.of(num_samples, width, num_outputs, context.protocol)
+    num_samples = len(views) * reader.num_samples if not request.shots else 0
+    size = Size.of(num_samples, width, num_outputs, context.protocol, len(views))
     if num_samples:
         check_whole(job, size, context.device, request.memory)
-    check_outputs(job, size, context.cache["test"].num_samples, request.memory)
+    check_outputs(job, size, len(views) * context.cache["test"].num_samples, request.memory)
     if job.solver in (ADAMW, CHOICE):
-        largest_batch = batch_size(reader.num_samples, context.protocol)
+        largest_batch = batch_size(len(views) * reader.num_samples, context.protocol)
         check_memory(reader, job.selection, largest_batch, context.budget)
 
 
@@ -176,9 +179,19 @@ def _setup(context: ProbeContext, job: HeadJob, protocol: Protocol) -> JsonObjec
         "blocks": len(context.cache.manifest.blocks),
         "head": job.head.name,
         "tokens": [[part.array, part.layers, part.tokens] for part in job.selection.parts],
+        **_views(context, job),
         "options": dict(job.options),
         "solver": [job.solver, job.penalty] if job.solver == EXACT else [job.solver],
         "targets": [kind, *([context.request.regression_loss] if kind == REGRESSION else [])],
         "precision": context.precision,
         "protocol": asdict(protocol),
     }
+
+
+def _views(context: ProbeContext, job: HeadJob) -> JsonObject:
+    """Return the views of a job and how they are made; nothing for the plain one, whose runs keep their ids."""
+    names = job.selection.views
+    if names == (PLAIN_VIEW,):
+        return {}
+    views = views_in(context.cache, names)
+    return {"views": [list(names), {view.name: view.to_dict() for view in views}]}

@@ -98,5 +98,6 @@ def result_row(
         setup=run.setup,
         options=dict(job.options),
         tap=job.selection.tap,
+        views=job.selection.views,
         preprocessing=preprocessing_parts(context.cache.spec.backbone),
     )

@@ -21,7 +21,7 @@ from featcache.probing.scoring.soundness import is_sound
 from featcache.probing.scoring.tasks import as_tensor, make_task
 from featcache.probing.training.fitted import FittedHead
 from featcache.probing.training.fitting import fit_job
-from featcache.probing.training.prediction import predict, prediction_batch
+from featcache.probing.training.prediction import predict_samples
 from featcache.probing.training.strategy import FitSettings
 from featcache.store.errors import DivergedError, RequestError
 from featcache.store.inventory import SPLITS
@@ -34,7 +34,7 @@ class ScoredHead:
 
     fitted: FittedHead
     outputs: torch.Tensor
-    """``[N, O]``."""
+    """``[N, O]``, averaged over views."""
     report: Report
     interval: tuple[float, float] | None
     """Bootstrap interval of the score."""
@@ -100,8 +100,7 @@ def train_and_score(
         memory_limit=request.memory,
     )
     fitted = fit_job(run.job, train, settings, seed=run.repetition.seed, run=run.id, title=run.title)
-    rows = torch.arange(test.tokens.num_samples)
-    outputs = predict(fitted.head, test.tokens, rows, prediction_batch(test.tokens, fitted.head)).cpu()
+    outputs = predict_samples(fitted.head, test.tokens, fitted.task)
     if not is_sound(outputs, fitted.task.kind):
         raise DivergedError(f"{run.title}: the outputs of test samples are not finite")
     _, targets = make_task(test.labels, fitted.task.kind)

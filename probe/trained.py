@@ -3,7 +3,7 @@
 Shapes: N samples, L layers, K token kinds, T tokens, D width, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import torch
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.data import load_split
 from featcache.probing.inputs.memory import Budget
+from featcache.probing.inputs.selection import view_words
 from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
-from featcache.probing.results.saved_head import HeadConfig, features_digest, load_head
+from featcache.probing.results.saved_head import HeadConfig, features_digest, load_head, views_in
 from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.probing.scoring.metrics import Report
 from featcache.probing.scoring.tasks import MultiLabel, Regression, SingleLabel, Task, as_tensor, make_task
-from featcache.probing.training.prediction import predict, prediction_batch
+from featcache.probing.training.prediction import predict_samples
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.home import expanded
 from featcache.store.layers import split_tokens
@@ -76,6 +77,11 @@ class TrainedHead:
         return self.config.selection.tap
 
     @property
+    def views(self) -> tuple[str, ...]:
+        """Views of every image that it was trained on, ``plain`` or such as ``flip``; it averages over them."""
+        return tuple(self.config.views)
+
+    @property
     def places(self) -> list[tuple[str, str]]:
         """Layer and kind of each of the T tokens, in the order in which it sees them."""
         return self.config.selection.places()
@@ -87,7 +93,7 @@ class TrainedHead:
 
     def decision_function(
         self,
-        features: Features | Cache,
+        features: Features | Mapping[str, Features] | Cache,
         *,
         split: str = "test",
         layers: Names | None = None,
@@ -97,7 +103,7 @@ class TrainedHead:
 
         Args:
             features: ``[N, L, K, D]``, or ``[N, T, D]`` in the order of `places`, float16, bfloat16 or float32; or an open
-                cache.
+                cache. Of a head with several `views`, a mapping from the name of each to such an array.
             split: of the cache.
             layers: the layers that an array holds, by name or as the layer set that the head was trained on, to be checked;
                 nothing in an array itself tells.
@@ -119,7 +125,7 @@ class TrainedHead:
 
     def predict_proba(
         self,
-        features: Features | Cache,
+        features: Features | Mapping[str, Features] | Cache,
         *,
         split: str = "test",
         layers: Names | None = None,
@@ -133,7 +139,7 @@ class TrainedHead:
 
     def predict(
         self,
-        features: Features | Cache,
+        features: Features | Mapping[str, Features] | Cache,
         *,
         split: str = "test",
         layers: Names | None = None,
@@ -175,13 +181,17 @@ class TrainedHead:
             RequestError: says what the head was trained on, and what the cache holds.
         """
         backbone, config = cache.spec.backbone, self.config
-        if features_digest(backbone) == config.features:
+        if features_digest(backbone, views_in(cache, config.views)) == config.features:
             return
         mine, its = (
             (config.architecture, config.weights_digest[:12]),
             (backbone.architecture, backbone.weights_digest[:12]),
         )
-        how = "of another input size or preprocessing" if mine == its else f"of {its[0]}, weights {its[1]}"
+        how = (
+            "of another input size, preprocessing or form of views"
+            if mine == its
+            else f"of {its[0]}, weights {its[1]}"
+        )
         # Another input size changes the position embedding, and with it the digest of the same weights.
         label = preprocessing_label(backbone) if mine[0] == its[0] else ""
         raise RequestError(
@@ -197,7 +207,29 @@ class TrainedHead:
         data = load_split(cache, split, self.config.selection, "cpu", memory, labeled=labeled)
         return data.tokens, data.labels
 
-    def _take(self, features: Features, layers: Names | None, tokens: Names | None) -> TokenSource:
+    def _take(
+        self, features: Features | Mapping[str, Features], layers: Names | None, tokens: Names | None
+    ) -> TokenSource:
+        if not isinstance(features, Mapping):
+            if len(self.views) > 1:
+                raise RequestError(
+                    f"this head was trained on {view_words(self.views)} and averages over them; give a mapping from the name of each "
+                    "to its features, or a cache"
+                )
+            return InMemoryTokens(self._checked(features, layers, tokens))
+        if {*features} != {*self.views}:
+            raise RequestError(
+                f"this head was trained on {view_words(self.views)}; the features are of {view_words(tuple(features)) if features else 'none'}"
+            )
+        parts = [self._checked(features[view], layers, tokens) for view in self.views]
+        if len({len(part) for part in parts}) > 1:
+            raise RequestError(
+                f"views must have as many samples each, got {', '.join(str(len(part)) for part in parts)} of {'+'.join(self.views)}"
+            )
+        return InMemoryTokens(torch.cat([torch.as_tensor(part) for part in parts]), num_views=len(parts))
+
+    def _checked(self, features: Features, layers: Names | None, tokens: Names | None) -> Features:
+        """Return features ``[N, T, D]`` that fit the head."""
         if isinstance(layers, str):
             names = layers.split(",")
             layers = self.layers if layers == self.config.selection.name else [name.strip() for name in names]
@@ -217,7 +249,7 @@ class TrainedHead:
             raise RequestError(f"{self._wanted()}, not {list(shape)}")
         if isinstance(features, np.ndarray) and features.dtype == np.float64:
             features = features.astype(np.float32)
-        return InMemoryTokens(features)
+        return features
 
     def _wanted(self) -> str:
         config = self.config
@@ -232,8 +264,7 @@ class TrainedHead:
         )
 
     def _outputs(self, source: TokenSource) -> torch.Tensor:
-        rows = torch.arange(source.num_samples)
-        return predict(self._head, source, rows, prediction_batch(source, self._head)).cpu()
+        return predict_samples(self._head, source, self._task)
 
 
 def task_of(kind: str, num_outputs: int) -> Task:

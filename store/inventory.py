@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from dataclasses import field as field_of
 from itertools import pairwise
 from math import prod
 from typing import Any, Self
@@ -12,7 +13,8 @@ from featcache.store.files import JsonObject, field, text_list
 from featcache.store.layers import FINAL
 from featcache.store.quantization import INT8, int8_arrays, is_scale_name, scale_arrays
 from featcache.store.targets import SINGLE_LABEL, Targets
-from featcache.store.token_groups import STATISTICS, parse_array_name
+from featcache.store.token_groups import STATISTICS, parse_array_name, split_view
+from featcache.store.views import View
 
 DEFAULT_TAP = "norm2"
 TAPS = (DEFAULT_TAP, "block", "attn", "mlp", "norm1")
@@ -89,6 +91,8 @@ class Inventory:
     """``single-label``, ``multi-label``, ``regression`` or ``none``."""
     units: tuple[str, ...] = ()
     """Unit of every quantity of a regression, where known."""
+    views: Mapping[str, View] = field_of(default_factory=dict)
+    """Views besides the plain one that some array belongs to, by name."""
 
     @property
     def targets(self) -> Targets:
@@ -106,10 +110,10 @@ class Inventory:
     def format_version(self) -> int:
         """Version of the format that a reader of a cache with this inventory must know.
 
-        It is 3 for statistics tokens, int8 features and caches without labels, else 2.
+        It is 3 for statistics tokens, views, int8 features and caches without labels, else 2.
         """
         needs_3 = not self.targets.labeled or any(_needs_version_3(array) for array in self._token_arrays)
-        return 3 if needs_3 else 2
+        return 3 if needs_3 or self.views else 2
 
     @property
     def int8_arrays(self) -> dict[str, ArrayInfo]:
@@ -164,7 +168,15 @@ class Inventory:
             if (lacking := _minus(split, held.splits.get(name))).arrays
         }
         lacks_projection = held.projection is None
-        return replace(self, splits=splits, projection=self.projection if lacks_projection else None)
+        for name, view in self.views.items():
+            if name in held.views:
+                view.require_same(held.views[name], "the inventory")
+        return replace(
+            self,
+            splits=splits,
+            projection=self.projection if lacks_projection else None,
+            views=_used(self.views, splits),
+        )
 
     def plus(self, added: "Inventory") -> "Inventory":
         """Return this inventory and what `added` holds beyond it, in an order that tells nothing of what came first.
@@ -175,7 +187,12 @@ class Inventory:
         news = added.minus(self).splits
         names = sorted({*self.splits, *news}, key=lambda name: (name not in SPLITS, name != SPLITS[0], name))
         splits = {name: _plus(self.splits.get(name), news.get(name)) for name in names}
-        return replace(self, splits=splits, projection=self.projection or added.projection)
+        return replace(
+            self,
+            splits=splits,
+            projection=self.projection or added.projection,
+            views=_used({**added.views, **self.views}, splits),
+        )
 
     def select(self, splits: Collection[str], layers: Mapping[str, Collection[str]]) -> "Inventory":
         """Return some splits, with some layers of some arrays and all columns (labels, ids, ``valid``).
@@ -184,14 +201,12 @@ class Inventory:
             splits: names of the splits.
             layers: wanted layers by name of the array; an array without wanted layers is left out.
         """
-        return replace(
-            self,
-            splits={
-                name: replace(split, arrays=dict(_cut(split.arrays.values(), layers)))
-                for name, split in self.splits.items()
-                if name in splits
-            },
-        )
+        chosen = {
+            name: replace(split, arrays=dict(_cut(split.arrays.values(), layers)))
+            for name, split in self.splits.items()
+            if name in splits
+        }
+        return replace(self, splits=chosen, views=_used(self.views, chosen))
 
     def common(self, other: "Inventory") -> "Inventory":
         """Return the splits, arrays and layers that both inventories have.
@@ -221,11 +236,13 @@ class Inventory:
             for split in self.splits.values()
         }
         projection = {"projection": list(self.projection)} if self.projection else {}
+        views = {"views": {view.name: view.to_dict() for view in self.views.values()}} if self.views else {}
         return {
             "splits": splits,
             "class_names": list(self.class_names),
             **self.targets.to_dict(),
             **projection,
+            **views,
         }
 
     @classmethod
@@ -249,7 +266,9 @@ class Inventory:
             projection=_projection(document, where),
             target_kind=targets.type,
             units=targets.units,
+            views=_views(document, where),
         )
+        _require_views(inventory, where)
         if sum(split.num_blocks for split in inventory.splits.values()) > MAX_SPLIT_BLOCKS:
             raise CacheError(f"{where}: field 'splits' makes more than 2**17 blocks in all")
         _require_shared_scales(inventory._token_arrays, where)
@@ -280,7 +299,7 @@ class Inventory:
                 spot = f"{where}: split {split.name!r}: array {array.name!r}"
                 if array.layers and array.dtype != dtype:
                     raise CacheError(f"{spot}: field 'dtype' is {array.dtype!r}, the spec has {dtype!r}")
-                if array.name in (DEFAULT_TAP, FINAL):
+                if split_view(array.name)[1] in (DEFAULT_TAP, FINAL):
                     if not array.layers:
                         raise CacheError(f"{spot}: field 'layers' is empty; it is an array of tokens")
                     if array.shape[3] != width:
@@ -324,6 +343,36 @@ def _projection(document: Mapping[str, Any], where: str) -> tuple[int, int] | No
             f"{where}: field 'projection' must be two numbers from 1 to {MAX_PROJECTION_SIDE}, got {str(shape)[:60]}"
         )
     return shape[0], shape[1]
+
+
+def _views(document: Mapping[str, Any], where: str) -> dict[str, View]:
+    if "views" not in document:
+        return {}
+    documents = field(document, "views", dict, where)
+    return {name: View.from_dict(name, documents[name], where) for name in sorted(documents)}
+
+
+def _view_names(splits: Mapping[str, SplitInventory]) -> set[str]:
+    """Return the names of the views that arrays of `splits` belong to; columns belong to none."""
+    return {
+        view
+        for split in splits.values()
+        for array in split.arrays.values()
+        if array.layers and (view := split_view(array.name)[0])
+    }
+
+
+def _used(views: Mapping[str, View], splits: Mapping[str, SplitInventory]) -> dict[str, View]:
+    """Return the views that arrays of `splits` belong to, by name."""
+    return {name: views[name] for name in sorted(_view_names(splits))}
+
+
+def _require_views(inventory: Inventory, where: str) -> None:
+    """Refuse an array of a view that is not stated, and a view without arrays."""
+    odd = sorted(_view_names(inventory.splits) ^ inventory.views.keys())
+    if odd:
+        what = "has no array" if odd[0] in inventory.views else "is not stated, and an array belongs to it"
+        raise CacheError(f"{where}: field 'views': view {odd[0]!r} {what}")
 
 
 def _cut(
@@ -420,7 +469,7 @@ def _require_columns(arrays: Mapping[str, ArrayInfo], targets: Targets, where: s
     if final is None or final.layers != (FINAL,):
         raise CacheError(f"{where}: array {FINAL!r} must be there, with the one layer {FINAL!r}")
     for array in arrays.values():
-        same_tokens = array.name != DEFAULT_TAP or array.tokens == final.tokens
+        same_tokens = split_view(array.name)[1] not in (DEFAULT_TAP, FINAL) or array.tokens == final.tokens
         if array.layers and not (array.dtype == final.dtype and same_tokens):
             raise CacheError(f"{where}: array {array.name!r} differs from {FINAL!r} in type or tokens")
 

@@ -16,6 +16,8 @@ from featcache.store.files import field, read_sealed, write_sealed
 from featcache.store.inventory import Inventory
 from featcache.store.layers import FINAL
 from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.token_groups import split_view
+from featcache.store.views import PLAIN_VIEW
 
 HELD_FILE = "held.json"
 ORIGIN_FILE = "origin.json"
@@ -200,9 +202,15 @@ def missing_command(directory: Path, lacking: Inventory, origin: str) -> str:
 
 
 def _selection_options(part: Inventory) -> tuple[str, ...]:
-    """Return the options of `featcache pull` that choose a part by splits and layers."""
+    """Return the options of `featcache pull` that choose a part by splits, layers and views."""
     layers = _layers(part)
     blocks = sorted(layers - {FINAL}, key=int)
     named = ",".join([*blocks, *([FINAL] if FINAL in layers else [])])
     splits = ("--split", ",".join(part.splits)) if part.splits else ()
-    return (*splits, *(("--layers", named) if named else ()))
+    plain = any(
+        array.layers and not split_view(array.name)[0]
+        for split in part.splits.values()
+        for array in split.arrays.values()
+    )
+    views = ("--views", ",".join([*([PLAIN_VIEW] if plain else []), *part.views])) if part.views else ()
+    return (*splits, *(("--layers", named) if named else ()), *views)

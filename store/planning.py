@@ -7,7 +7,7 @@ from featcache.store.arrays import ArrayInfo, block_rows
 from featcache.store.inventory import DEFAULT_TAP, SplitInventory
 from featcache.store.layers import FINAL
 from featcache.store.targets import SINGLE_LABEL, Targets
-from featcache.store.token_groups import EMBEDDING, POOLED, array_name, parse_array_name
+from featcache.store.token_groups import EMBEDDING, PATCHES, POOLED, array_name, parse_array_name
 
 CONTENT_DIGEST = "content_digest"
 CONTENT_DIGEST_BYTES = 16
@@ -25,11 +25,15 @@ class TokenArray:
     """Layers along the axis, held or not: the number of blocks, or 1 for the final norm."""
     tokens: tuple[str, ...]
     width: int
+    view: str = ""
+    """View that the array belongs to; empty for the plain one."""
+    own_grid: bool = False
+    """Whether the view has another number of patches than the plain one."""
 
     @property
     def name(self) -> str:
         """Name of the array."""
-        return array_name(self.tap, self.group)
+        return array_name(self.tap, self.group, self.view)
 
 
 def plan_split(
@@ -121,4 +125,6 @@ def _dimension_names(array: TokenArray, width: int) -> tuple[str, str, str, str]
     tap, group = parse_array_name(array.name)
     layer = "final_layer" if array.layers == (FINAL,) else "block"
     token = EMBEDDING if tap == EMBEDDING else "token" if group == POOLED else f"{group}_token"
+    if array.own_grid and group == PATCHES:
+        token = f"{array.view}_{token}"
     return "sample", layer, token, "channel" if array.width == width else f"{tap}_channel"

@@ -22,15 +22,26 @@ GROUPS = (POOLED, REGISTERS, PATCHES, *GRIDS, *STATISTICS)
 _PREFIX = {REGISTERS: "register", PATCHES: "patch"}
 
 
-def array_name(tap: str, group: str = POOLED) -> str:
-    """Name of the array that holds `group` at `tap`: ``norm2``, ``norm2_patches``, ``final_grid2``."""
-    return tap if group == POOLED else f"{tap}_{group}"
+def array_name(tap: str, group: str = POOLED, view: str = "") -> str:
+    """Name of the array that holds `group` at `tap`: ``norm2``, ``norm2_patches``, ``final_grid2``; of a view ``flip-norm2``."""
+    return of_view(tap if group == POOLED else f"{tap}_{group}", view)
 
 
 def parse_array_name(array: str) -> tuple[str, str]:
-    """Return the tap and the group of an array; the reverse of `array_name`."""
-    tap, _, group = array.partition("_")
+    """Return the tap and the group of an array, whatever its view."""
+    tap, _, group = split_view(array)[1].partition("_")
     return tap, group or POOLED
+
+
+def of_view(array: str, view: str) -> str:
+    """Return the name that an array has in a view; an empty `view` is the plain one."""
+    return f"{view}-{array}" if view else array
+
+
+def split_view(array: str) -> tuple[str, str]:
+    """Return the view of an array (empty for the plain one) and the array's name without it; the reverse of `of_view`."""
+    view, dash, name = array.partition("-")
+    return (view, name) if dash else ("", array)
 
 
 def token_names(group: str, count: int) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, field, is_identical_json, read_json
 from featcache.store.inventory import PROJECTION, Inventory
 from featcache.store.quantization import INT8, MISSING_CODE, OFFSET, SCALE
+from featcache.store.token_groups import split_view
 
 METADATA_FILE = "zarr.json"
 PROJECTION_CHUNK = f"{PROJECTION}/c.0.0"
@@ -98,10 +99,12 @@ def _create(group: Any, array: ArrayInfo, inventory: Inventory) -> None:
 
 
 def array_attributes(array: ArrayInfo, inventory: Inventory) -> JsonObject:
-    """Return the attributes of an array beyond Zarr's own: names of layers, tokens and classes, and the type behind the bits."""
+    """Return the attributes of an array beyond Zarr's own: names of layers, tokens and classes, the view, and the type behind the bits."""
     attributes: JsonObject = {}
     if array.layers:
         attributes |= {"layers": list(array.layer_axis), "tokens": list(array.tokens)}
+        if view := split_view(array.name)[0]:
+            attributes["view"] = {"name": view, **inventory.views[view].to_dict()}
     if array.dtype == "bfloat16":
         attributes["logical_dtype"] = "bfloat16"
     if array.layers and array.dtype == INT8:

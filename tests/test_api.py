@@ -14,14 +14,14 @@ import featcache
 from featcache.store.errors import FeatcacheError
 
 SIGNATURES = {
-    "open": "(cache, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True, root=())",
+    "open": "(cache, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True, views=(), root=())",
     "extract": "(model, dataset, *, preprocess='own', input_size=None, crop=None, crop_pct=None, resize_size=None, "
     "interpolation=None, mean=None, std=None, data=None, revision=None, target='auto', limit=None, split_seed=0, "
     "test_splits=(), train_split=None, group_by=None, resplit=False, pixel_range='auto', max_pixels=None, "
-    "taps=('norm2',), layers='every', tokens='cls,ap', patches=None, splits=(), weights=None, weights_key=None, "
+    "taps=('norm2',), layers='every', tokens='cls,ap', patches=None, splits=(), views='', weights=None, weights_key=None, "
     "dtype='float16', precision='auto', resize='auto', exif=None, batch_size=None, workers=None, device='auto', "
     "compile=False, on_error='stop', root=None, force=False, backbone=None, source=None, progress=True)",
-    "probe": "(cache, head='attentive', *, table=None, layers=None, tokens=None, tap='norm2', num_heads=None, protocol='paper', "
+    "probe": "(cache, head='attentive', *, table=None, layers=None, tokens=None, tap='norm2', views=(), num_heads=None, protocol='paper', "
     "solver='adamw', penalty='l2', input=None, folds=None, groups=None, halving=None, shots=(), draws=1, target_kind=None, "
     "regression_loss='mse', options=None, seeds=(0,), precision='auto', device='auto', memory=None, "
     "out='featcache-results', force=False, progress=True)",
@@ -31,11 +31,11 @@ SIGNATURES = {
     "verify": "(cache=None, *, repair=False, threads=None, recompute=None, dtype_loss=False, dataset=None, data=None, model=None, weights=None, "
     "seed=0, device='auto', root=(), progress=True)",
     "push": "(cache, remote, *, force=False, root=(), progress=True)",
-    "pull": "(cache, *, splits=(), layers=None, taps=(), patches=True, check=False, root=(), progress=True)",
+    "pull": "(cache, *, splits=(), layers=None, taps=(), patches=True, views=(), check=False, root=(), progress=True)",
     "results": "(out='featcache-results', *, score='main', against=None, model=(), dataset=(), head=(), layers=(), tokens=(), "
-    "tap=(), input=(), protocol=(), solver=(), shots=(), seed=(), view='summary', progress=True)",
+    "tap=(), views=(), input=(), protocol=(), solver=(), shots=(), seed=(), view='summary', progress=True)",
     "plot": "(out='featcache-results', *, score='main', against=None, model=(), dataset=(), head=(), layers=(), tokens=(), "
-    "tap=(), input=(), protocol=(), solver=(), shots=(), seed=(), kind=(), to=None, progress=True)",
+    "tap=(), views=(), input=(), protocol=(), solver=(), shots=(), seed=(), kind=(), to=None, progress=True)",
 }
 
 

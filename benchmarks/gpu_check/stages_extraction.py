@@ -167,7 +167,7 @@ def _compiled(check: Check, backbone: TimmViT, plan: Plan) -> Document:
     images = images_of(backbone, 128).to(check.device)
     with Forward(backbone, check.device, True, messages.append).extractors(plan) as extractors:
         seconds = time.perf_counter() - started
-        rate = 128 / check.seconds(lambda: extractors["train"].start(images)())
+        rate = 128 / check.seconds(lambda: extractors["train"].start({"": images})())
     return {
         "images/s": round(rate, 1),
         "seconds to compile and check": round(seconds, 1),

@@ -9,7 +9,7 @@ from pathlib import Path
 from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.models.cost import cost_note
 from featcache.extraction.models.names import ModelName
-from featcache.extraction.models.preprocessing import OWN, Preprocessing, preset
+from featcache.extraction.models.preprocessing import OWN, Preprocessing, other_size, preset
 
 
 def load_backbone(
@@ -36,10 +36,22 @@ def load_backbone(
     if name.family == "timm":
         from featcache.extraction.backbones.timm_vit import load_timm
 
-        return load_timm(name, weights, key, changes)
+        return _resizable(load_timm(name, weights, key, changes), name, weights, key, changes)
     from featcache.extraction.backbones.open_clip_vit import load_open_clip
 
-    return load_open_clip(name, weights, key, changes)
+    return _resizable(load_open_clip(name, weights, key, changes), name, weights, key, changes)
+
+
+def _resizable(
+    backbone: Backbone, name: ModelName, weights: Path | None, key: str | None, changes: Preprocessing
+) -> Backbone:
+    """Let a backbone load its weights for other input sizes; what a model of one size says to that, loading tells."""
+
+    def load_at(input_size: int) -> Backbone:
+        return load_backbone(name, weights, key, other_size(changes, name, backbone.spec, input_size))
+
+    backbone.load_at = load_at
+    return backbone
 
 
 def loading_notes(name: ModelName, backbone: Backbone) -> Iterator[str]:

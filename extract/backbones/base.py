@@ -6,10 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from featcache.store.errors import BackboneError
+from featcache.store.errors import BackboneError, RequestError
 from featcache.store.files import JsonObject
 from featcache.store.inventory import TAPS
 from featcache.store.spec import BackboneSpec
@@ -93,6 +94,32 @@ class Backbone(ABC):
         self.module = loaded.module
         self.transform = loaded.transform
         self.layout = loaded.layout
+        self._sized = _Sized()
+        self.load_at: Callable[[int], Backbone] | None = None
+        """Loads the same weights for another input size in pixels; None where this backbone has no other."""
+
+    def at_size(self, input_size: int) -> "Backbone":
+        """Return the backbone of the same weights for another input size, on the same device.
+
+        Its position embedding is that of the model loaded at this size; all other weights are shared.
+
+        Args:
+            input_size: side of the square input, pixels.
+
+        Raises:
+            RequestError: a model of this kind has no other input size, or the size is no multiple of its patches.
+            BackboneError: the weights do not fit at this size.
+        """
+        if self.spec.image_size == (input_size, input_size):
+            return self
+        if input_size not in self._sized:
+            if self.load_at is None:
+                raise RequestError(
+                    f"{self.spec.architecture} runs at its own input size of {'x'.join(map(str, self.spec.image_size))} px alone; leave views of other "
+                    "sizes out of --views"
+                )
+            self._sized[input_size] = _share_weights(self.load_at(input_size), self)
+        return self._sized[input_size]
 
     @property
     def sequence_first(self) -> bool:
@@ -168,6 +195,27 @@ class Backbone(ABC):
         """Return the model's own output for images ``[B, 3, S, S]``."""
         output: Tensor = self.module(images)
         return output
+
+
+class _Sized(dict[int, Backbone]):
+    """The backbones of other input sizes; a copied backbone begins without them."""
+
+    def __deepcopy__(self, memo: object) -> "_Sized":
+        return _Sized()
+
+
+def _share_weights(other: Backbone, own: Backbone) -> Backbone:
+    """Move `other` to the device of `own`, and let both have the same memory where their weights are equal."""
+    shared = {**dict(own.module.named_parameters()), **dict(own.module.named_buffers())}
+    tensors = [*other.module.named_parameters(), *other.module.named_buffers()]
+    for name, tensor in tensors:
+        mine = shared.get(name)
+        same = mine is not None and mine.shape == tensor.shape and mine.dtype == tensor.dtype
+        if mine is not None and same and torch.equal(mine.detach().cpu(), tensor.detach()):
+            tensor.data = mine.data
+    device = next(own.module.parameters()).device
+    other.module.to(device)
+    return other
 
 
 def missing_tap_error(architecture: str, tap: str, taps: tuple[str, ...], reason: str = "") -> BackboneError:

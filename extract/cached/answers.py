@@ -117,7 +117,7 @@ def holds(entry: Entry, selection: FeatureSelection, source: Source) -> bool:
         manifest = open_cache(entry.path).manifest
     except CacheError as error:
         raise damaged(entry, error) from None
-    return selection.are_held(manifest.inventory, manifest.spec.backbone.num_layers, list(source.splits))
+    return selection.are_held(manifest.inventory, manifest.spec.backbone, list(source.splits))
 
 
 def damaged(entry: Entry, error: CacheError) -> CacheError:

@@ -193,6 +193,5 @@ class CacheLookup:
 
     def _part(self, manifest: Manifest) -> Inventory | None:
         """Return the part of a cache that answers the request; None if the cache does not hold all of it."""
-        num_layers = manifest.spec.backbone.num_layers
         splits = list(self._inputs.source.splits)
-        return self._inputs.request.part_of(manifest.inventory, num_layers, splits)
+        return self._inputs.request.part_of(manifest.inventory, manifest.spec.backbone, splits)

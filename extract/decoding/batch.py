@@ -1,6 +1,8 @@
 """A batch of images on its way from the decoding processes to the backbone."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -29,3 +31,18 @@ class ImageBatch(NamedTuple):
     """``[B, len(FACTS)]`` int64: facts found while decoding each image; zeros for images that failed."""
     unavailable: list[str]
     """Messages of images whose files are gone or cannot be read; these images count as failures too."""
+    views: Mapping[str, Tensor] = MappingProxyType({})
+    """The same images in other views, by name, each ``[B, 3, S, S]`` with an S of its own. Where the plain view is not wanted, the
+    sides of `images` are 0."""
+
+    @property
+    def by_view(self) -> dict[str, Tensor]:
+        """The images of every view that is wanted, by name; the plain one has an empty name."""
+        plain = {"": self.images} if self.images.shape[-1] else {}
+        return {**plain, **self.views}
+
+    def map_images(self, change: Callable[[Tensor], Tensor]) -> "ImageBatch":
+        """Return the batch with `change` applied to the images of every view."""
+        return self._replace(
+            images=change(self.images), views={name: change(images) for name, images in self.views.items()}
+        )

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from featcache.extraction.decoding.batch import ImageBatch
 
+_Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+"""Shape, stride and type of a tensor without gaps."""
+
 
 @dataclass(frozen=True)
 class _Header:
     """All of a batch but its pixels, and how these lie in memory."""
 
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
+    plain: _Layout
+    views: dict[str, _Layout]
     content: npt.NDArray[np.uint8]
     failures: list[tuple[int, str]]
     facts: npt.NDArray[np.int64]
@@ -38,12 +40,13 @@ def send(connection: "Connection", outcome: ImageBatch | Exception) -> None:
     if isinstance(outcome, Exception):
         connection.send(outcome)
         return
-    images, content, failures, facts, unavailable = outcome
-    layout = tuple(images.shape), images.stride(), images.dtype
-    connection.send(_Header(*layout, content.numpy(), failures, facts.numpy(), unavailable))
-    view = _bytes_of(images)
-    while view:
-        view = view[os.write(connection.fileno(), view) :]
+    images, content, failures, facts, unavailable, views = outcome
+    layouts = {name: _layout(values) for name, values in views.items()}
+    connection.send(_Header(_layout(images), layouts, content.numpy(), failures, facts.numpy(), unavailable))
+    for values in (images, *views.values()):
+        rest = _bytes_of(values)
+        while rest:
+            rest = rest[os.write(connection.fileno(), rest) :]
 
 
 def receive(connection: "Connection", pin: bool) -> ImageBatch | Exception:
@@ -59,15 +62,26 @@ def receive(connection: "Connection", pin: bool) -> ImageBatch | Exception:
     header = connection.recv()
     if not isinstance(header, _Header):
         return header if isinstance(header, Exception) else TypeError(f"unexpected message {header!r}")
-    images = torch.empty_strided(header.shape, header.stride, dtype=header.dtype, pin_memory=pin)
-    view = _bytes_of(images)
-    while view:
-        count = os.readv(connection.fileno(), [view])
+    images = _receive_pixels(connection, header.plain, pin)
+    views = {name: _receive_pixels(connection, layout, pin) for name, layout in header.views.items()}
+    content, facts = torch.from_numpy(header.content), torch.from_numpy(header.facts)
+    return ImageBatch(images, content, header.failures, facts, header.unavailable, views)
+
+
+def _receive_pixels(connection: "Connection", layout: _Layout, pin: bool) -> Tensor:
+    shape, stride, dtype = layout
+    pixels = torch.empty_strided(shape, stride, dtype=dtype, pin_memory=pin)
+    rest = _bytes_of(pixels)
+    while rest:
+        count = os.readv(connection.fileno(), [rest])
         if not count:
             raise EOFError
-        view = view[count:]
-    content, facts = torch.from_numpy(header.content), torch.from_numpy(header.facts)
-    return ImageBatch(images, content, header.failures, facts, header.unavailable)
+        rest = rest[count:]
+    return pixels
+
+
+def _layout(values: Tensor) -> _Layout:
+    return tuple(values.shape), values.stride(), values.dtype
 
 
 def _bytes_of(images: Tensor) -> memoryview:

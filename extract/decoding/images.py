@@ -1,6 +1,6 @@
 """Decoding and preprocessing, in this process or in workers."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from featcache.extraction.decoding.batch import ImageBatch, Rows
 from featcache.extraction.decoding.preprocessing import EightBitTransform
 from featcache.extraction.decoding.rgb import digest_of_pixels, pixels_of, rgb_image, turned_upright
+from featcache.extraction.decoding.views import Transform, ViewInput, prepare_views
 from featcache.extraction.decoding.worker_pool import decode_in_processes
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.decode import MAX_PIXELS
@@ -20,15 +21,12 @@ from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.planning import CONTENT_DIGEST_BYTES
 from featcache.store.text import reason
 
-Transform = EightBitTransform | Callable[[Image], Tensor]
-"""Preprocessing in two parts, or a function from an RGB image to ``[3, H, W]`` float32."""
-
 
 class Prepared(NamedTuple):
     """One image, preprocessed."""
 
-    tensor: Tensor
-    """``[3, H, W]``, uint8 or float32 as in `ImageBatch`."""
+    tensors: tuple[Tensor, ...]
+    """Every view ``[3, H, W]``, uint8 or float32 as in `ImageBatch`."""
     digest: bytes
     """Beginning of the SHA-256 of the decoded image, as it is stored."""
     facts: tuple[int, ...]
@@ -43,23 +41,37 @@ class BatchLoader:
         transform: the preprocessing.
         size: height and width of a preprocessed image, or the side of a square, pixels.
         upright: turn images by their EXIF orientation first.
+        views: the views that every split needs; the plain one alone if not given.
     """
 
     def __init__(
-        self, source: Source, transform: Transform, size: int | tuple[int, int], upright: bool = False
+        self,
+        source: Source,
+        transform: Transform,
+        size: int | tuple[int, int],
+        upright: bool = False,
+        views: Mapping[str, tuple[ViewInput, ...]] | None = None,
     ) -> None:
         self._source = source
         self._transform = transform
-        self._size = (size, size) if isinstance(size, int) else size
         self._upright = upright
-        self._covered = _covered_size(transform)
+        self._plain = (ViewInput("", None, transform, (size, size) if isinstance(size, int) else size),)
+        self._views = views
+        every = [one for inputs in (views or {"": self._plain}).values() for one in inputs]
+        covered = (_covered_size(one.transform) for one in every)
+        self._covered = max((size for size in covered if size is not None), default=None)
+
+    def _inputs(self, split: str) -> tuple[ViewInput, ...]:
+        return (self._views or {}).get(split, self._plain)
 
     def __call__(self, rows: Rows) -> ImageBatch:
         """Load a batch; images that fail are part of it, everything else is raised."""
         spots = range(rows.start, rows.stop)
         with suppress(DatasetError, OSError):  # decoding reports every image concerned
             self._source.prepare(rows.split, spots)
-        return self._collated([self._prepared_or_error(rows.split, row) for row in spots])
+        return self._collated(
+            [self._prepared_or_error(rows.split, row) for row in spots], self._inputs(rows.split)
+        )
 
     def _prepared_or_error(self, split: str, row: int) -> Prepared | DatasetError:
         try:
@@ -85,10 +97,7 @@ class BatchLoader:
             pixels = pixels_of(image)
         self._refuse_strip(image, split, row)
         try:
-            if isinstance(self._transform, EightBitTransform):
-                tensor = self._transform.prepare(image, pixels)
-            else:
-                tensor = self._transform(image)
+            tensors = tuple(prepare_views(self._inputs(split), image, pixels, digest))
         except MemoryError:
             raise
         except Exception as error:  # the libraries raise many kinds
@@ -96,7 +105,7 @@ class BatchLoader:
                 f"image {self._id(split, row)!r} of {image.width} x {image.height} pixels cannot be preprocessed "
                 f"({type(error).__name__}: {reason(error)})"
             ) from error
-        return Prepared(tensor, digest, tuple(facts.get(name, 0) for name in FACTS))
+        return Prepared(tensors, digest, tuple(facts.get(name, 0) for name in FACTS))
 
     def _refuse_strip(self, image: Image, split: str, row: int) -> None:
         """Refuse an image that resizing would blow up: of 60,000 x 1 pixels, 160 px on the shorter side are 6 GB."""
@@ -114,23 +123,25 @@ class BatchLoader:
     def _id(self, split: str, row: int) -> str:
         return self._source.splits[split][row].id
 
-    def _collated(self, items: list[Prepared | DatasetError]) -> ImageBatch:
+    def _collated(self, items: list[Prepared | DatasetError], inputs: Sequence[ViewInput]) -> ImageBatch:
         failures = [(row, str(item)) for row, item in enumerate(items) if isinstance(item, DatasetError)]
-        blank = Prepared(self._blank(), bytes(CONTENT_DIGEST_BYTES), (0,) * len(FACTS))
+        blank = Prepared(tuple(map(self._blank, inputs)), bytes(CONTENT_DIGEST_BYTES), (0,) * len(FACTS))
         done = [blank if isinstance(item, DatasetError) else item for item in items]
         content = torch.frombuffer(bytearray(b"".join(one.digest for one in done)), dtype=torch.uint8)
         facts = torch.tensor([one.facts for one in done], dtype=torch.int64)
         unavailable = [str(item) for item in items if isinstance(item, UnavailableError)]
-        tensors = [one.tensor for one in done]
         interleaved = isinstance(self._transform, EightBitTransform)
-        images = _interleaved(tensors) if interleaved else torch.stack(tensors)
+        stack = _interleaved if interleaved else torch.stack
+        views = {view.name: stack([one.tensors[place] for one in done]) for place, view in enumerate(inputs)}
+        nothing = torch.empty(len(items), 3, 0, 0, dtype=torch.uint8 if interleaved else torch.float32)
+        images = views.pop("", nothing)
         return ImageBatch(
-            images, content.reshape(len(items), CONTENT_DIGEST_BYTES), failures, facts, unavailable
+            images, content.reshape(len(items), CONTENT_DIGEST_BYTES), failures, facts, unavailable, views
         )
 
-    def _blank(self) -> Tensor:
+    def _blank(self, view: ViewInput) -> Tensor:
         dtype = torch.uint8 if isinstance(self._transform, EightBitTransform) else torch.float32
-        return torch.zeros(3, *self._size, dtype=dtype)
+        return torch.zeros(3, *view.size, dtype=dtype)
 
 
 def _interleaved(images: list[Tensor]) -> Tensor:
@@ -167,6 +178,7 @@ def image_batches(
     size: int | tuple[int, int],
     gpu: torch.device | None = None,
     upright: bool = False,
+    views: Mapping[str, tuple[ViewInput, ...]] | None = None,
 ) -> Iterator[ImageBatch]:
     """Yield one `ImageBatch` for each of `batches`, in order.
 
@@ -178,11 +190,12 @@ def image_batches(
         size: height and width of a preprocessed image, or the side of a square, pixels.
         gpu: put images into pinned memory, from which this GPU copies while it computes.
         upright: turn images by their EXIF orientation first.
+        views: the views that every split needs; the plain one alone if not given.
 
     Raises:
         WorkerError: a process that decodes was killed, or none can be started.
     """
-    load = BatchLoader(source, transform, size, upright)
+    load = BatchLoader(source, transform, size, upright, views)
     if workers:
         yield from decode_in_processes(load, batches, workers, gpu)
         return
@@ -190,5 +203,5 @@ def image_batches(
         batch = load(rows)
         if gpu is not None:
             with torch.cuda.device(gpu):
-                batch = batch._replace(images=batch.images.pin_memory())
+                batch = batch.map_images(torch.Tensor.pin_memory)
         yield batch

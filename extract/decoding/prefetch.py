@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import torch
 
 from featcache.extraction.decoding.batch import ImageBatch
-from featcache.extraction.decoding.images import Transform
 from featcache.extraction.decoding.preprocessing import EightBitTransform
+from featcache.extraction.decoding.views import Transform
 
 
 def to_device(
@@ -22,10 +23,10 @@ def to_device(
     copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     for batch in batches:
         if copying is None:
-            yield normalized(batch._replace(images=batch.images.to(device)), transform)
+            yield normalized(batch.map_images(lambda images: images.to(device)), transform)
             continue
         with suppress(torch.OutOfMemoryError):
-            batch = normalized(batch._replace(images=_copy(batch.images, device, copying)), transform)
+            batch = normalized(batch.map_images(partial(_copy, device=device, copying=copying)), transform)
         yield normalized(batch, transform)
 
 
@@ -34,7 +35,7 @@ def normalized(batch: ImageBatch, transform: Transform) -> ImageBatch:
     if batch.images.dtype != torch.uint8 or not isinstance(transform, EightBitTransform):
         return batch
     failed = [row for row, _ in batch.failures]
-    return batch._replace(images=transform.normalize(batch.images, failed))
+    return batch.map_images(lambda images: transform.normalize(images, failed))
 
 
 def _copy(images: torch.Tensor, device: torch.device, copying: torch.cuda.Stream) -> torch.Tensor:

@@ -8,7 +8,7 @@ A quarter of the bytes of float32 travels between processes and to a GPU, and re
   gives the same pixels with and without vector instructions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,8 @@ from torchvision.transforms.functional import center_crop
 
 from featcache.store.spec import PILLOW, UINT8_ANTIALIAS
 
+Pixels = Image | Tensor
+"""An image between two steps: Pillow's, or ``[3, H, W]`` uint8."""
 _MODES = {InterpolationMode.BICUBIC: "bicubic", InterpolationMode.BILINEAR: "bilinear"}
 """Filters of which torch has an antialiased form for 8-bit pixels."""
 _TO_RGB = ("MaybeConvertMode", "_convert_to_rgb")
@@ -50,16 +52,27 @@ class EightBitTransform:
             image: the RGB image.
             pixels: its pixels ``[H, W, 3]``, writable because torch takes no others.
         """
-        if self.resize == PILLOW:
-            for step in self.steps:
-                image = step(image)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        values = torch.from_numpy(pixels).permute(2, 0, 1)
-        for step in self.steps:
-            if isinstance(step, transforms.Resize):
+        return self.finish(self.apply(self.begin(image, pixels), self.steps))
+
+    def begin(self, image: Image, pixels: npt.NDArray[np.uint8]) -> Pixels:
+        """Return an image in the form that `apply` takes; arguments as for `prepare`."""
+        return image if self.resize == PILLOW else torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def apply(self, values: Pixels, steps: Iterable[Callable[[Any], Any]]) -> Pixels:
+        """Apply some steps to an image."""
+        for step in steps:
+            if isinstance(values, Image):
+                values = step(values)
+            elif isinstance(step, transforms.Resize):
                 values = _resized(values, step)
             elif isinstance(step, transforms.CenterCrop):
                 values = center_crop(values, list(step.size))
+        return values
+
+    def finish(self, values: Pixels) -> Tensor:
+        """Return the pixels ``[3, H, W]`` uint8 of an image after the steps."""
+        if isinstance(values, Image):
+            return torch.from_numpy(np.array(values)).permute(2, 0, 1)
         return values
 
     def normalize(self, pixels: Tensor, failed: Sequence[int] = ()) -> Tensor:

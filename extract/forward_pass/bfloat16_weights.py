@@ -82,6 +82,8 @@ def _copy_in_bfloat16(backbone: Backbone, with_buffers: bool) -> Backbone:
         )
 
     converted.module.register_forward_pre_hook(cast)
+    if backbone.load_at is not None:
+        converted.load_at = lambda input_size: _copy_in_bfloat16(backbone.at_size(input_size), with_buffers)
     return converted
 
 

@@ -16,6 +16,7 @@ from featcache.extraction.forward_pass.replicas import (
     replicas_and_threads,
     replicate,
 )
+from featcache.extraction.forward_pass.view_passes import ViewPasses, view_passes
 from featcache.store.arrays import ArrayInfo
 from featcache.store.journal import Plan
 from featcache.store.quantization import Scales
@@ -37,8 +38,8 @@ class Forward:
         plan: Plan,
         scales: Mapping[str, Scales] | None = None,
         clipping: Clipping | None = None,
-    ) -> Iterator[dict[str, Extractor]]:
-        """The extractor of every split; splits that hold the same arrays share one.
+    ) -> Iterator[dict[str, ViewPasses]]:
+        """The passes of every split; splits and views that hold the same arrays share an extractor.
 
         Args:
             plan: what is extracted.
@@ -49,25 +50,25 @@ class Forward:
             BackboneError: the pass is to be compiled, and cannot be.
         """
         encoding = (scales or {}, clipping or Clipping())
-        arrays = {
-            split.name: [array for array in split.arrays.values() if array.layers]
-            for split in plan.inventory.splits.values()
-        }
         count, threads = (1, 0) if self.compile else replicas_and_threads(self.device)
         if count == 1:
-            yield _shared(arrays, lambda wanted: self._extractor(self.backbone, plan, wanted, *encoding))
+            yield view_passes(
+                self.backbone,
+                plan.inventory,
+                lambda backbone, wanted: self._extractor(backbone, plan, wanted, *encoding),
+            )
             return
         with replica_threads(count, threads) as pool:
 
-            def side_by_side(wanted: list[ArrayInfo]) -> Extractor:
+            def side_by_side(original: Backbone, wanted: list[ArrayInfo]) -> Extractor:
                 def make(backbone: Backbone) -> FeatureExtractor:
                     return self._extractor(backbone, plan, wanted, *encoding)
 
-                replicas = replicate(self.backbone, count)
-                spare = make(self.backbone)
+                replicas = replicate(original, count)
+                spare = make(original)
                 return spare if replicas is None else ReplicaExtractor(pool, replicas, make, spare)
 
-            yield _shared(arrays, side_by_side)
+            yield view_passes(self.backbone, plan.inventory, side_by_side)
 
     def _extractor(
         self,
@@ -86,16 +87,3 @@ class Forward:
         dtype = computed_dtype(plan.spec.dtype)
         encoder = Int8Encoder(scales, wanted, clipping) if scales else None
         return FeatureExtractor(backbone, self.device, precision, wanted, dtype, self.say, compiled, encoder)
-
-
-def _shared(
-    arrays: dict[str, list[ArrayInfo]], make: Callable[[list[ArrayInfo]], Extractor]
-) -> dict[str, Extractor]:
-    made: dict[tuple[object, ...], Extractor] = {}
-    extractors = {}
-    for split, wanted in arrays.items():
-        contents = tuple((array.name, array.layers, array.tokens) for array in wanted)
-        if contents not in made:
-            made[contents] = make(wanted)
-        extractors[split] = made[contents]
-    return extractors

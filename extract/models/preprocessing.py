@@ -226,7 +226,29 @@ def preset(name: ModelName, which: str) -> Preprocessing:
 
 def position_method(name: ModelName) -> str | None:
     """Return how the authors of a model resize its position embedding; None for explicit names, which go by their library."""
-    if not name.is_alias or name.family != "timm":
+    return _authors_method(name) if name.is_alias else None
+
+
+def other_size(changes: Preprocessing, name: ModelName, spec: BackboneSpec, input_size: int) -> Preprocessing:
+    """Return the preprocessing of a view with another input size.
+
+    The position embedding is resized as for the model's own input, if that was resized; else as the model's authors do it, however the
+    model's name was typed, since a cache has the same key under all names.
+
+    Args:
+        changes: those of the plain view.
+        name: name of the model.
+        spec: of the backbone with those changes.
+        input_size: side of the square input of the view, pixels.
+    """
+    stated = spec.preprocessing.get("position_embedding")
+    method = stated if stated in POSITION_METHODS else _authors_method(name)
+    settled = Preprocessing.of_spec(spec, name.explicit) or changes
+    return replace(settled, input_size=(input_size, input_size), position_embedding=method)
+
+
+def _authors_method(name: ModelName) -> str | None:
+    if name.family != "timm":
         return None
     return next((method for form, method in _POSITION_METHODS if re.search(form, name.name)), None)
 

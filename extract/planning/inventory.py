@@ -27,6 +27,11 @@ def plan_inventory(
         UnknownNameError: a split or layer does not exist.
         RequestError, BackboneError: the backbone has no such tokens or tap.
     """
+    # Imports torch, as everything that has a backbone does.
+    from featcache.extraction.decoding.views import check_views
+
+    views = selection.views_of(backbone.spec)
+    check_views(views, backbone)
     arrays = selection.token_arrays(backbone)
     # Over all splits, so that a split that is added later has the same layout.
     id_bytes = max(max_id_bytes(part) for part in source.splits.values())
@@ -46,4 +51,5 @@ def plan_inventory(
     }
     projection = backbone.projection
     shape = None if projection is None else (projection.shape[0], projection.shape[1])
-    return Inventory(splits, targets.names, shape, targets.type, targets.units)
+    named = {view.name: view for view in views}
+    return Inventory(splits, targets.names, shape, targets.type, targets.units, named)

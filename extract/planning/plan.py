@@ -39,6 +39,8 @@ def plan_run(
     """
     with one_line_device_errors(loaded.device), enough_memory(loaded.device):
         self_test(loaded.backbone, loaded.device)
+        for side in sorted({view.input_size for view in wanted.views.values() if view.input_size}):
+            self_test(loaded.backbone.at_size(side), loaded.device)
     if entry is None or search[0] not in entry.path.parents:
         # What was begun under another root is that root's business: it may be shared, or read-only.
         path = cache_directory(search[0], inputs.source.name, inputs.model.given, spec)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from featcache.extraction.sources.base import Source
-from featcache.extraction.sources.decode import passed_over_text
+from featcache.extraction.sources.image_formats import passed_over_text
 from featcache.store.targets import MULTI_LABEL, REGRESSION, Targets
 from featcache.store.text import printable
 
@@ -28,7 +28,7 @@ def dataset_summary(source: Source, splits: Sequence[str]) -> str:
         text += f"; limited to {limit[0]:,} a split"
     passed_over = passed_over_text(source.passed_over)
     if passed_over:
-        text += f"; passed over: {passed_over}"
+        text += f"; {passed_over}"
     return printable(text)
 
 

@@ -1,6 +1,7 @@
 """What of a backbone's features a cache is to hold: taps, layers, groups of tokens, splits."""
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from attrs import Attribute, field, frozen
@@ -10,6 +11,7 @@ from featcache.store.inventory import DEFAULT_TAP, TAPS, Inventory
 from featcache.store.layers import FINAL, LAYER_SETS, LayerSelection, as_layers, as_optional_layers
 from featcache.store.parameters import as_names, parameter
 from featcache.store.planning import TokenArray
+from featcache.store.spec import BackboneSpec
 from featcache.store.token_groups import (
     EMBEDDING,
     GRIDS,
@@ -23,6 +25,7 @@ from featcache.store.token_groups import (
     sort_groups,
     token_names,
 )
+from featcache.store.views import CORNERS, View, as_views
 
 if TYPE_CHECKING:
     from featcache.extraction.backbones.base import Backbone, TokenLayout
@@ -89,6 +92,18 @@ class FeatureSelection:
         metadata=parameter("Splits to cache, such as test.", "--split", several=True, default="all"),
     )
 
+    views: tuple[View, ...] = field(
+        default="",
+        converter=as_views,
+        metadata=parameter(
+            f"Views of each image besides the plain one: flip, crops5 (the four corners, with the plain center crop), crop1 to crop{len(CORNERS)}, "
+            "scales:224+336 (input sizes in pixels), random:4:seed0 (random resized crops).",
+            "--views",
+            metavar="LIST",
+            default="none",
+        ),
+    )
+
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups of tokens to cache."""
@@ -105,9 +120,11 @@ class FeatureSelection:
                 raise UnknownNameError("split", name, available)
         return [name for name in available if name in self.splits or not self.splits]
 
-    def are_held(self, inventory: Inventory, num_layers: int, splits: Collection[str]) -> bool:
-        """Whether a cache of a backbone of L = `num_layers` blocks holds all this, told without loading the backbone."""
-        wanted = list(self._names_and_layers(num_layers))
+    def are_held(self, inventory: Inventory, backbone: BackboneSpec, splits: Collection[str]) -> bool:
+        """Whether a cache of a backbone holds all this, told without loading the backbone."""
+        wanted = list(self._names_and_layers(backbone))
+        if any(inventory.views.get(view.name, view) != view for view in self.views_of(backbone)):
+            return False
         return all(
             name in inventory.splits
             and array in inventory.splits[name].arrays
@@ -116,11 +133,17 @@ class FeatureSelection:
             for array, layers in wanted
         )
 
-    def part_of(self, inventory: Inventory, num_layers: int, splits: Collection[str]) -> Inventory | None:
+    def part_of(
+        self, inventory: Inventory, backbone: BackboneSpec, splits: Collection[str]
+    ) -> Inventory | None:
         """The part of a cache that holds all this, with the columns of its splits; None if the cache lacks some of it."""
-        if not self.are_held(inventory, num_layers, splits):
+        if not self.are_held(inventory, backbone, splits):
             return None
-        return inventory.select(self.choose_splits(splits), dict(self._names_and_layers(num_layers)))
+        return inventory.select(self.choose_splits(splits), dict(self._names_and_layers(backbone)))
+
+    def views_of(self, backbone: BackboneSpec) -> tuple[View, ...]:
+        """Return the views that differ from the plain one: not that of the model's own input size."""
+        return tuple(view for view in self.views if (view.input_size, view.input_size) != backbone.image_size)
 
     def require_of(self, name: str, num_layers: int, num_registers: int) -> None:
         """Refuse what a backbone of L = `num_layers` blocks cannot give, told without loading it.
@@ -139,8 +162,17 @@ class FeatureSelection:
         Raises:
             UnknownNameError: a layer does not exist.
             RequestError: registers of a backbone that has none are asked for.
-            BackboneError: the blocks have no such tap.
+            BackboneError: the blocks have no such tap, or the backbone cannot run at the input size of a view.
         """
+        arrays = self._arrays_of(backbone)
+        for view in self.views_of(backbone.spec):
+            sized = backbone if view.input_size is None else backbone.at_size(view.input_size)
+            own_grid = sized.layout.grid != backbone.layout.grid
+            arrays += [replace(array, view=view.name, own_grid=own_grid) for array in self._arrays_of(sized)]
+        return arrays
+
+    def _arrays_of(self, backbone: "Backbone") -> list[TokenArray]:
+        """The arrays of one view."""
         spec, layout = backbone.spec, backbone.layout
         groups = _group_tokens(layout)
         arrays = []
@@ -169,9 +201,11 @@ class FeatureSelection:
             if FINAL in layers:
                 yield FINAL, group, (FINAL,)
 
-    def _names_and_layers(self, num_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-        for tap, group, layers in self._parts(num_layers):
-            yield array_name(tap, group), layers
+    def _names_and_layers(self, backbone: BackboneSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
+        names = ["", *(view.name for view in self.views_of(backbone))]
+        for tap, group, layers in self._parts(backbone.num_layers):
+            for view in names:
+                yield array_name(tap, group, view), layers
 
 
 def _lacks(name: str, group: str) -> RequestError:

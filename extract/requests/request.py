@@ -14,6 +14,7 @@ from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject, sha256_file
 from featcache.store.manifest import MAX_BATCH_SIZE
 from featcache.store.parameters import DEVICE, PATH, as_optional_path, one_of, parameter
+from featcache.store.quantization import INT8
 from featcache.store.requests import AUTO
 from featcache.store.spec import PRECISIONS, RESIZES, STORED_DTYPES
 
@@ -124,6 +125,10 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         self.check_preprocessing()
+        if self.views and self.dtype == INT8:
+            raise RequestError(
+                "--views cannot be stored as int8, whose scales are fitted on the plain view; leave --views or --dtype int8 out"
+            )
         if self.weights is not None and not self.weights.is_file():
             what = "is not a file" if self.weights.exists() else "does not exist"
             raise RequestError(f"weights file {self.weights} {what}")

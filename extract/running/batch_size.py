@@ -1,6 +1,7 @@
 """How many samples go into a forward pass, where nobody said."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 
@@ -9,6 +10,7 @@ from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.capacity import default_batch_size
 from featcache.extraction.forward_pass.encoding import computed_dtype
 from featcache.extraction.forward_pass.forward import FeatureExtractor
+from featcache.extraction.forward_pass.view_passes import by_view
 from featcache.extraction.running.writing import WAITING
 from featcache.store.inventory import Inventory
 from featcache.store.spec import CacheSpec
@@ -36,12 +38,16 @@ def fitting_batch_size(
     if device.type != "cuda":
         return default
     split = next(iter(inventory.splits.values()))
-    arrays = [array for array in split.arrays.values() if array.layers]
-    extractor = FeatureExtractor(backbone, device, spec.precision, arrays, computed_dtype(spec.dtype))
-    height, width = backbone.spec.image_size
+    arrays = by_view(split.arrays.values())
+    backbones = {name: _of_view(backbone, inventory, name) for name in arrays}
+    pixels = {name: prod(each.spec.image_size) for name, each in backbones.items()}
+    largest = max(arrays, key=pixels.__getitem__)
+    dtype = computed_dtype(spec.dtype)
+    extractor = FeatureExtractor(backbones[largest], device, spec.precision, arrays[largest], dtype)
+    height, width = backbones[largest].spec.image_size
     # The images of batches whose features are awaited stay on the device, those of the next one are there already, and
     # while its parts are joined they are there twice.
-    waiting = (WAITING + 2) * 3 * height * width * torch.float32.itemsize
+    waiting = (WAITING + 2) * 3 * sum(pixels.values()) * torch.float32.itemsize
     return largest_batch(
         default,
         waiting,
@@ -75,3 +81,9 @@ def _peak_bytes(extractor: FeatureExtractor, device: torch.device, size: tuple[i
     torch.cuda.reset_peak_memory_stats(device)
     extractor.start(torch.zeros(images, 3, *size, device=device))()
     return torch.cuda.max_memory_allocated(device)
+
+
+def _of_view(backbone: Backbone, inventory: Inventory, name: str) -> Backbone:
+    """Return the backbone at the input size of a view, which has an empty name if it is the plain one."""
+    size = inventory.views[name].input_size if name else None
+    return backbone if size is None else backbone.at_size(size)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from featcache.extraction.cached.lookup import CacheLookup
 from featcache.extraction.cached.retry import drop_restored, refuse_empty_splits
 from featcache.extraction.decoding.preprocessing import with_resize
+from featcache.extraction.decoding.views import view_inputs
 from featcache.extraction.forward_pass.capacity import default_workers
 from featcache.extraction.forward_pass.device_errors import one_line_device_errors
 from featcache.extraction.forward_pass.encoding import Clipping
@@ -29,7 +30,6 @@ from featcache.store.journal import Plan
 from featcache.store.manifest import MANIFEST_FILE
 from featcache.store.progress import Reporter
 from featcache.store.reading.reader import Cache, open_cache
-from featcache.store.spec import CacheSpec
 from featcache.store.writing.pending import require_space
 from featcache.store.writing.writer import CacheWriter
 
@@ -78,13 +78,13 @@ class CacheFiller:
                 filled = self._fill_once(path, plan, filled)
         return filled
 
-    def image_input(self, path: Path, spec: CacheSpec) -> ImageInput:
+    def image_input(self, path: Path, plan: Plan) -> ImageInput:
         """Return the images of the run; those of a cache that is added to must be the ones that it was made from."""
-        request = self.inputs.request
-        known = _known_cache(path)
+        request, spec = self.inputs.request, plan.spec
+        known, resize = _known_cache(path), spec.backbone.resize
         return ImageInput(
             self.inputs.source,
-            with_resize(self.loaded.backbone.transform, spec.backbone.resize),
+            with_resize(self.loaded.backbone.transform, resize),
             self.loaded.backbone.spec.image_size,
             default_workers() if request.workers is None else request.workers,
             self.loaded.device,
@@ -95,6 +95,7 @@ class CacheFiller:
             {}
             if known is None or not spec.backbone.upright
             else {name: known.manifest.orientations(name) for name in known.inventory.splits},
+            view_inputs(self.loaded.backbone, resize, plan.inventory),
         )
 
     def forward(self) -> Forward:
@@ -113,7 +114,7 @@ class CacheFiller:
             for text in plan_messages(writer, plan, self.inputs.request.batch_size):
                 say(text)
             started = time.perf_counter()
-            images = self.image_input(writer.directory, plan.spec)
+            images = self.image_input(writer.directory, writer.plan)
             try:
                 samples = self._run_blocks(writer, images, clipping)
             except KeyboardInterrupt:
@@ -126,7 +127,7 @@ class CacheFiller:
     def _fit(self, path: Path, plan: Plan) -> ScaleFitter:
         # Compiling would take longer than the pass over the sample.
         forward = replace(self.forward(), compile=False)
-        return ScaleFitter(lambda: self.image_input(path, plan.spec), forward, plan, self.reporter)
+        return ScaleFitter(lambda: self.image_input(path, plan), forward, plan, self.reporter)
 
     def _run_blocks(self, writer: CacheWriter, images: ImageInput, clipping: Clipping) -> int:
         """Extract until all blocks are committed, by this process or another; return the samples of this one."""

@@ -78,6 +78,7 @@ def joined(parts: Sequence[ImageBatch]) -> ImageBatch:
         failures,
         torch.cat([part.facts for part in parts]),
         [message for part in parts for message in part.unavailable],
+        {name: _joined_images([part.views[name] for part in parts]) for name in parts[0].views},
     )
 
 

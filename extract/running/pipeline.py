@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
-from featcache.extraction.decoding.images import Transform, image_batches
+from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.observed import Observed
 from featcache.extraction.decoding.prefetch import to_device
-from featcache.extraction.forward_pass.forward import Extractor
+from featcache.extraction.decoding.views import Transform, ViewInput
+from featcache.extraction.forward_pass.view_passes import ViewPasses
 from featcache.extraction.running.look_ahead import ClaimedBatches
 from featcache.extraction.running.writing import Job, Writing
 from featcache.extraction.sources.base import Sample, Source
@@ -49,6 +50,8 @@ class ImageInput:
     """By split, the content digests ``[N, 16]`` of a cache that is added to: its images must be the same ones."""
     known_orientations: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """By split, the EXIF orientations ``[N]`` of that cache, if it turned images."""
+    views: Mapping[str, tuple[ViewInput, ...]] | None = None
+    """The views that every split needs; None for the plain one alone."""
     observed: Observed = field(default_factory=Observed)
     """Counts the facts found while decoding the images of this run."""
 
@@ -56,7 +59,14 @@ class ImageInput:
         """The images of `rows` on the device, in order."""
         gpu = self.device if self.device.type == "cuda" else None
         batches = image_batches(
-            self.source, self.transform, rows, self.workers, self.input_size, gpu, self.upright
+            self.source,
+            self.transform,
+            rows,
+            self.workers,
+            self.input_size,
+            gpu,
+            self.upright,
+            self.views,
         )
         return to_device(batches, self.device, self.transform)
 
@@ -101,7 +111,7 @@ class ImageInput:
 
 
 def run_blocks(
-    writer: CacheWriter, images: ImageInput, extractors: Mapping[str, Extractor], update: Update
+    writer: CacheWriter, images: ImageInput, extractors: Mapping[str, ViewPasses], update: Update
 ) -> int:
     """Extract and commit blocks until none is left that no other process is writing.
 
@@ -129,7 +139,7 @@ def run_blocks(
                 images.observed.add(batch.facts.numpy())
                 samples = images.source.splits[rows.split][rows.start : rows.stop]
                 images.check_content(rows, samples, batch)
-                writing.put(Job(block, rows, samples, batch, extractors[rows.split].start(batch.images)))
+                writing.put(Job(block, rows, samples, batch, extractors[rows.split].start(batch.by_view)))
                 extracted += len(samples)
         finally:
             # Ends the worker processes now: the traceback of an error would keep them.

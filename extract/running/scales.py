@@ -9,7 +9,8 @@ import numpy as np
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
 from featcache.extraction.forward_pass.extractors import Forward
-from featcache.extraction.forward_pass.forward import Extractor, NotFiniteError
+from featcache.extraction.forward_pass.forward import NotFiniteError
+from featcache.extraction.forward_pass.view_passes import ViewPasses
 from featcache.extraction.running.look_ahead import joined
 from featcache.extraction.running.pipeline import ImageInput
 from featcache.extraction.sources.base import Sample
@@ -89,14 +90,14 @@ def sample_rows(num_samples: int) -> list[int]:
 
 
 def _features(
-    extractor: Extractor, batch: ImageBatch, samples: Sequence[Sample]
+    extractor: ViewPasses, batch: ImageBatch, samples: Sequence[Sample]
 ) -> dict[str, np.typing.NDArray[np.float32]]:
     try:
         return {
-            name: np.asarray(values, np.float32) for name, values in extractor.start(batch.images)().items()
+            name: np.asarray(values, np.float32) for name, values in extractor.start(batch.by_view)().items()
         }
     except NotFiniteError:
-        raise extractor.explain(batch.images, samples) from None
+        raise extractor.explain(batch.by_view, samples) from None
 
 
 def _plan_of(plan: Plan, split: SplitInventory) -> Plan:

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
-from featcache.extraction.forward_pass.forward import Extractor, NotFiniteError, NumpyBatch
+from featcache.extraction.forward_pass.forward import NotFiniteError, NumpyBatch
+from featcache.extraction.forward_pass.view_passes import ViewPasses
 from featcache.extraction.running.pipeline import ImageInput
 from featcache.store.journal import Plan
 
@@ -14,7 +15,7 @@ TRIAL_S = 5.0
 TRIAL_BATCHES = 64
 
 
-def images_per_second(images: ImageInput, extractors: Mapping[str, Extractor], plan: Plan) -> float:
+def images_per_second(images: ImageInput, extractors: Mapping[str, ViewPasses], plan: Plan) -> float:
     """Run some batches from all over the largest split for a few seconds, the first ones without counting them.
 
     Raises:
@@ -32,7 +33,7 @@ def images_per_second(images: ImageInput, extractors: Mapping[str, Extractor], p
             features()
         except NotFiniteError:
             samples = images.source.splits[part.split][part.start : part.stop]
-            raise extractor.explain(batch.images, samples) from None
+            raise extractor.explain(batch.by_view, samples) from None
         done.append((len(batch.images), time.perf_counter()))
 
     tried, failures = 0, list[str]()
@@ -40,7 +41,7 @@ def images_per_second(images: ImageInput, extractors: Mapping[str, Extractor], p
     for part, batch in zip(rows, images.batches(rows), strict=False):
         tried += len(batch.images)
         failures += [message for _, message in batch.failures]
-        under_way.append((part, batch, extractor.start(batch.images)))
+        under_way.append((part, batch, extractor.start(batch.by_view)))
         while len(under_way) > extractor.at_once:
             finish_one()
         # Passes side by side end side by side.

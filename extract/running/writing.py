@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
-from featcache.extraction.forward_pass.forward import Extractor, NotFiniteError, NumpyBatch
+from featcache.extraction.forward_pass.forward import NotFiniteError, NumpyBatch
+from featcache.extraction.forward_pass.view_passes import ViewPasses
 from featcache.extraction.sources.base import Sample
 from featcache.extraction.sources.pixels import FACTS
 from featcache.store.arrays import DTYPES
@@ -73,7 +74,7 @@ class Writing:
     """
 
     def __init__(
-        self, writer: CacheWriter, extractors: Mapping[str, Extractor], update: Callable[[int], None]
+        self, writer: CacheWriter, extractors: Mapping[str, ViewPasses], update: Callable[[int], None]
     ) -> None:
         self._writer = writer
         self._extractors = extractors
@@ -174,7 +175,7 @@ class Writing:
         try:
             self._written.append(collected.result())
         except NotFiniteError:
-            raise self._extractors[job.rows.split].explain(job.batch.images, job.samples) from None
+            raise self._extractors[job.rows.split].explain(job.batch.by_view, job.samples) from None
         except RuntimeError:
             # Perhaps only the consequence of a write that failed, whose own error comes first.
             self._report_written(wait=True)

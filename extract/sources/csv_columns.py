@@ -7,7 +7,7 @@ from featcache.extraction.sources.argument import Argument
 from featcache.extraction.sources.collection import unlabeled_note
 from featcache.extraction.sources.csv_file import Table
 from featcache.extraction.sources.dataset_options import DatasetOptions
-from featcache.extraction.sources.decode import EXTENSIONS
+from featcache.extraction.sources.image_formats import EXTENSIONS
 from featcache.extraction.sources.split_names import (
     are_flags,
     is_split_column,

@@ -7,18 +7,17 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cache
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from featcache.extraction.sources.image_formats import HEIF, JXL, decoders, missing_format
+from featcache.extraction.sources.jxl_header import read_jxl_header
 from featcache.extraction.sources.pixels import WHITE, remember
 from featcache.store.errors import DatasetError, UnavailableError
 
@@ -31,38 +30,9 @@ MAX_PIXELS = 178_956_970
 _MAX_WHOLE_FILE_BYTES = 2**30
 """Size limit of an image file in bytes, since some decoders read the whole file at once."""
 
-# The content of a file decides which decoder runs, not its extension. So only decoders of the usual image formats of
-# datasets are listed. Pillow has many more: some start another program (EPS runs Ghostscript), others are
-# hardly ever tested against damaged files (FLI, FITS, PSD, WMF, ICNS, GBR). An MPO file opens as its first JPEG.
-_STREAMED = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA")
-_READ_WHOLE = ("WEBP", "JPEG2000", "AVIF")
-_HEIF = "HEIF"
-_HEIF_EXTENSIONS = (".heic", ".heif")
-_PLUGINS = {  # extensions that need an optional package: its module, and the command that installs it
-    ".avif": ("PIL._avif", "pip install 'pillow>=11.3'"),
-    **dict.fromkeys(_HEIF_EXTENSIONS, ("pillow_heif", "pip install pillow-heif")),
-}
-
-
-def _is_installed(module: str) -> bool:
-    """Return whether a module or submodule is installed, without importing anything."""
-    package, _, name = module.partition(".")
-    spec = find_spec(package)
-    return spec is not None and (
-        not name or PathFinder.find_spec(module, spec.submodule_search_locations) is not None
-    )
-
-
-_ALWAYS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga"),
-)
-EXTENSIONS = frozenset((*_ALWAYS, *(name for name, (module, _) in _PLUGINS.items() if _is_installed(module))))
-"""Extensions of image files, in lower case."""
-
 _ORIENTATION = 0x0112
 """Tag of the orientation in EXIF data."""
-_TURNED_BY_DECODER = ("TIFF", "HEIF")
+_TURNED_BY_DECODER = ("TIFF", HEIF)
 """Formats whose decoders turn images upright by themselves."""
 _MORE_CHANNELS = re.compile(r"(L|RGB|CMYK)X+(;.*)?")
 _EIGHT_BIT_COLOUR = ("RGB", "RGBA", "LA", "CMYK")
@@ -95,12 +65,6 @@ def jpegs_decoded_by(decoder: JpegDecoder | None) -> Iterator[None]:
         _jpeg_decoder.reset(token)
 
 
-def install_advice(extension: str) -> str | None:
-    """Return the command that installs support for files of `extension`; None if none is known or needed."""
-    found = _PLUGINS.get(extension.lower())
-    return None if found is None or extension.lower() in EXTENSIONS else found[1]
-
-
 def decode(file: "str | Path | IO[bytes]", name: object) -> "Image":
     """Decode an image file, in whatever mode it is stored.
 
@@ -129,7 +93,7 @@ def stored_orientation(path: str | Path) -> int:
 
     with _open_regular(path, path) as file:
         try:
-            with _quiet(), Image.open(file, formats=_formats()) as image:
+            with _quiet(), Image.open(file, formats=decoders(streamed=False)) as image:
                 return orientation_of(image)
         except Exception as error:  # as in `decode`
             raise DatasetError(f"image {path} does not decode ({_reason(error)})") from error
@@ -140,7 +104,7 @@ def orientation_of(image: "Image") -> int:
     stored_format = getattr(image, "format", None)
     if stored_format in _TURNED_BY_DECODER:
         return 1
-    if stored_format == "JXL" and not getattr(image, "jpeg", False):
+    if stored_format == JXL and not getattr(image, "jpeg", False):
         return 1  # the codestream says which way is up, and EXIF data beside it does not count; a packed JPEG file is as stored
     with suppress(
         Exception
@@ -168,15 +132,22 @@ def _open_regular(path: str | Path, name: object) -> IO[bytes]:
 def _decode(file: IO[bytes], name: object, num_bytes: int) -> "Image":
     from PIL import Image, UnidentifiedImageError
 
-    formats = _formats() if num_bytes <= _MAX_WHOLE_FILE_BYTES else _STREAMED
+    formats = decoders(streamed=num_bytes > _MAX_WHOLE_FILE_BYTES)
     try:
+        animated = _is_animated_jxl(file, name, formats)
         with _quiet(), Image.open(file, formats=formats) as image:
             if image.width * image.height > _max_pixels.get():
                 raise DatasetError(_too_large(name, image.width * image.height))
-            raw_mode, frames, white = _raw_mode(image), _has_more_frames(image), _declared_white(image)
+            raw_mode, frames, white = (
+                _raw_mode(image),
+                animated or _has_more_frames(image),
+                _declared_white(image),
+            )
             if num_bytes and (decoded := _decoded_jpeg(image, file)) is not None:
                 return decoded
             image.load()
+            if image.width * image.height > _max_pixels.get():  # HEIC tells its true size as it is decoded
+                raise DatasetError(_too_large(name, image.width * image.height))
             _remember(image, raw_mode, frames, white)
             return image
     except DatasetError:
@@ -187,11 +158,37 @@ def _decode(file: IO[bytes], name: object, num_bytes: int) -> "Image":
     except OSError as error:
         if error.errno is not None and not isinstance(error, UnidentifiedImageError):
             raise _unavailable(name, error) from error
-        raise DatasetError(f"image {name} does not decode ({_reason(error)})") from error
+        missing = _missing_decoder(file) if isinstance(error, UnidentifiedImageError) else None
+        raise DatasetError(f"image {name} does not decode ({missing or _reason(error)})") from error
     except (
         Exception
     ) as error:  # decoders raise any error on damaged input: RuntimeError, KeyError, MemoryError, ...
         raise DatasetError(f"image {name} does not decode ({_reason(error)})") from error
+
+
+def _is_animated_jxl(file: IO[bytes], name: object, formats: Sequence[str]) -> bool:
+    """Return whether a file is a JPEG XL file of several frames; refuse one of too many pixels.
+
+    The decoder takes memory for all pixels as a file is opened, so the header is read before.
+    """
+    if JXL not in formats:
+        return False
+    try:
+        header = read_jxl_header(file)
+    finally:
+        file.seek(0)
+    if header is not None and header.width * header.height > _max_pixels.get():
+        raise DatasetError(_too_large(name, header.width * header.height))
+    return header is not None and header.animated
+
+
+def _missing_decoder(file: IO[bytes]) -> str | None:
+    """Name the format of a file that would decode if a package was installed, and the command; None for other files."""
+    with suppress(OSError, ValueError):
+        file.seek(0)
+        form = missing_format(file.read(16))
+        return None if form is None else f"its format is {form.decoder}; {form.install}"
+    return None
 
 
 def _decoded_jpeg(image: "ImageFile", file: IO[bytes]) -> "Image | None":
@@ -224,16 +221,6 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = usual
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    if ".heic" not in EXTENSIONS:
-        return (*_STREAMED, *_READ_WHOLE)
-    from importlib import import_module
-
-    import_module("pillow_heif").register_heif_opener()
-    return (*_STREAMED, *_READ_WHOLE, _HEIF)
 
 
 def _raw_mode(image: "ImageFile") -> str:
@@ -294,12 +281,3 @@ def _reason(error: Exception) -> str:
     if lines and "cannot identify image file" in lines[0]:
         return "not an image"
     return lines[0] if lines else type(error).__name__
-
-
-def passed_over_text(passed_over: Mapping[str, int]) -> str:
-    """Describe the files that a source has not read: ``.txt 12, .heic 3 (pip install pillow-heif)``; empty if there are none."""
-    parts = []
-    for name, count in sorted(passed_over.items(), key=lambda item: (-item[1], item[0])):
-        advice = install_advice(name)
-        parts.append(f"{name} {count:,}" + (f" ({advice})" if advice else ""))
-    return ", ".join(parts)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from featcache.extraction.sources.decode import EXTENSIONS
+from featcache.extraction.sources.image_formats import EXTENSIONS
 from featcache.store.errors import DatasetError
 from featcache.store.files import is_folder_entry
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featcache.extraction.sources.decode import EXTENSIONS
+from featcache.extraction.sources.image_formats import EXTENSIONS
 from featcache.extraction.sources.image_tree import refuse_irregular
 from featcache.extraction.sources.shards import refuse_missing
 from featcache.store.errors import DatasetError

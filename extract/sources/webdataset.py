@@ -26,7 +26,8 @@ from featcache.extraction.sources.collection import (
     refuse_repeated,
     unlabeled_note,
 )
-from featcache.extraction.sources.decode import EXTENSIONS, decode
+from featcache.extraction.sources.decode import decode
+from featcache.extraction.sources.image_formats import EXTENSIONS, added_formats
 from featcache.extraction.sources.image_tree import refuse_irregular
 from featcache.extraction.sources.samples import Texts
 from featcache.extraction.sources.shard_index import Shard, keep_shard, load_shard
@@ -66,7 +67,8 @@ class SampleReading:
     def key(self) -> str:
         """Text that tells the index of a shard that is read in one way from those that are read in others."""
         label = "none" if self.label is None else self.label.name or ""
-        return f"{self.image or ''} label={label}" if label else self.image or ""
+        added = f" formats={','.join(formats)}" if (formats := added_formats()) else ""
+        return (f"{self.image or ''} label={label}" if label else self.image or "") + added
 
 
 class WebDataset(Collection):

@@ -22,6 +22,7 @@ def open(
     layers: str | None = None,
     taps: str | Sequence[str] = (),
     patches: bool = True,
+    views: str | Sequence[str] = (),
     root: Roots = (),
 ) -> Cache:
     """Open a cache for reading; nothing is loaded until it is asked for.
@@ -38,6 +39,7 @@ def open(
         layers: of an address, a layer set or a list such as ``0,6,final``; all if not given.
         taps: of an address, the taps that are needed; all if empty.
         patches: of an address, whether patch tokens are needed.
+        views: of an address, the views of the images that are needed, such as ``plain,flip``; all if empty.
         root: root, or several, that the cache is looked for in; ``FEATCACHE_ROOT`` if not given.
 
     Raises:
@@ -55,7 +57,7 @@ def open(
         from featcache.store.transfer.borrow import borrow
         from featcache.store.transfer.selection import CacheSelection
 
-        choice = CacheSelection(names_of(splits), layers, names_of(taps), patches)
+        choice = CacheSelection(names_of(splits), layers, names_of(taps), patches, names_of(views))
         folder = borrow(
             parse_address(str(cache)),
             roots_of(root),

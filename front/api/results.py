@@ -102,6 +102,17 @@ class ResultRequest:
             "Only results on tokens of these taps.", "--tap", metavar="NAME", repeated=True, several=True
         ),
     )
+    views: tuple[str, ...] = field(
+        default=(),
+        converter=as_values,
+        metadata=parameter(
+            "Only results on these views of the images, such as plain or plain+flip.",
+            "--views",
+            metavar="NAME",
+            repeated=True,
+            several=True,
+        ),
+    )
     input: tuple[str, ...] = field(
         default=(),
         converter=as_values,

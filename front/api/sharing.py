@@ -50,6 +50,7 @@ def pull(
     layers: str | None = None,
     taps: str | Sequence[str] = (),
     patches: bool = True,
+    views: str | Sequence[str] = (),
     check: bool = False,
     root: Roots = (),
     progress: bool = True,
@@ -64,6 +65,7 @@ def pull(
         layers: a layer set or a list such as ``0,6,final``; all if not given.
         taps: taps, such as ``norm2`` or ``mlp``; all if empty.
         patches: whether to fetch patch tokens.
+        views: views of the images, such as ``plain,flip``; all if empty.
         check: hold what is here to its digests too, and fetch again what is damaged.
         root: root, or several, of which the first is written to; ``FEATCACHE_ROOT`` if not given.
         progress: show messages and progress on stderr.
@@ -81,6 +83,6 @@ def pull(
     from featcache.store.transfer.pull import pull as run_pull
     from featcache.store.transfer.selection import CacheSelection
 
-    choice = CacheSelection(names_of(splits), layers, names_of(taps), patches)
+    choice = CacheSelection(names_of(splits), layers, names_of(taps), patches, names_of(views))
     reporter = ConsoleReporter(quiet=not progress)
     return run_pull(parse_address(str(cache)), roots_of(root), choice, check=check, reporter=reporter)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from featcache.cli.array_lines import array_lines, view_lines
 from featcache.extraction.planning.estimate import COMPLETE, LACKING, UNFINISHED, Estimate
-from featcache.store.inventory import SplitInventory
-from featcache.terminal.console import echo, format_duration, format_size, name_range, print_json
+from featcache.terminal.console import echo, format_duration, format_size, print_json
 
 
 def print_estimate(estimate: Estimate, as_json: bool) -> None:
@@ -21,9 +21,11 @@ def _lines(estimate: Estimate) -> Iterator[str]:
     yield str(estimate.path)
     yield f"key       {estimate.key}"
     yield f"state     {_state(estimate)}"
-    for split in estimate.inventory.splits.values():
-        yield f"{split.name:<10}{split.num_samples} samples"
-        yield from _arrays(split)
+    inventory = estimate.inventory.to_dict()
+    for name, split in inventory["splits"].items():
+        yield f"{name:<10}{split['num_samples']} samples"
+        yield from array_lines(split["arrays"])
+    yield from view_lines(inventory.get("views", {}))
     yield f"size      {format_size(estimate.inventory.num_bytes)}, {format_size(left.num_bytes)} of it to be written"
     if estimate.state != COMPLETE:
         verdict = "it fits" if estimate.fits else "it does not fit"
@@ -51,10 +53,3 @@ def _state(estimate: Estimate) -> str:
         total = left.committed + left.samples
         return f"incomplete: {left.committed} of {total} samples are committed"
     return "not there yet"
-
-
-def _arrays(split: SplitInventory) -> Iterator[str]:
-    for array in split.arrays.values():
-        if array.layers:
-            layers, tokens = name_range(array.layers), name_range(array.tokens).replace(", ", "+")
-            yield f"          {array.name}: {array.dtype} {list(array.shape)}, layers {layers}, tokens {tokens}"

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from featcache.api.information import describe
+from featcache.cli.array_lines import array_lines, view_lines
 from featcache.cli.options import common_options
 from featcache.store.catalogue import MAX_TIME
 from featcache.store.files import JsonObject
@@ -76,12 +77,8 @@ def _lines(document: JsonObject) -> list[str]:
         lines.append(f"images    {document['preprocessing'].removeprefix('images are ')}")
     for name, split in inventory["splits"].items():
         lines.append(f"{name:<10}{split['num_samples']} samples in blocks of {split['block_rows']}")
-        for array, info in split["arrays"].items():
-            if info["layers"]:
-                layers, tokens = name_range(info["layers"]), name_range(info["tokens"]).replace(", ", "+")
-                lines.append(
-                    f"          {array}: {info['dtype']} {info['shape']}, layers {layers}, tokens {tokens}"
-                )
+        lines += array_lines(split["arrays"])
+    lines += view_lines(inventory.get("views", {}))
     lines += _target_lines(document)
     lines += [f"warning   {warning}" for warning in document.get("warnings", [])]
     if document["skipped"]:

@@ -53,7 +53,15 @@ def _groups(rows: Sequence["ResultRow"]) -> list[list["ResultRow"]]:
     """Group rows that differ only in seed and draw."""
     groups: dict[tuple[object, ...], list[ResultRow]] = {}
     for row in rows:
-        key = (row.cache_key, row.head, row.solver, tuple(row.layer_names), tuple(row.tokens), row.tap)
+        key = (
+            row.cache_key,
+            row.head,
+            row.solver,
+            tuple(row.layer_names),
+            tuple(row.tokens),
+            row.tap,
+            tuple(row.views),
+        )
         # What auto chooses may differ from seed to seed.
         transform = "" if row.head == "auto" else row.input
         groups.setdefault((*key, transform, row.shots), []).append(row)
@@ -68,7 +76,7 @@ def _line(row: "ResultRow") -> list[str]:
     return [
         row.head,
         row.layers,
-        token_words(row.tokens, row.tap),
+        token_words(row.tokens, row.tap, row.views),
         row.input,
         str(row.seed) if row.shots is None else f"{_shots(row.shots)}, draw {row.draw}, {row.seed}",
         score,
@@ -108,7 +116,7 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
     return [
         first.head,
         first.layers,
-        token_words(first.tokens, first.tap),
+        token_words(first.tokens, first.tap, first.views),
         first.input if len(transforms) == 1 else "",
         "mean" if first.shots is None else f"{_shots(first.shots)}, mean",
         score,

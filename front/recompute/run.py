@@ -1,6 +1,6 @@
 """Recompute some rows of a cache with the backbone: digests show damage, only this shows that the values are right."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -14,10 +14,13 @@ from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.prefetch import normalized
 from featcache.extraction.decoding.preprocessing import versions_of, with_resize
+from featcache.extraction.decoding.views import check_views, view_inputs
 from featcache.extraction.forward_pass.bfloat16_weights import in_precision
-from featcache.extraction.forward_pass.forward import FeatureExtractor
+from featcache.extraction.forward_pass.forward import FeatureExtractor, NotFiniteError, NumpyBatch
+from featcache.extraction.forward_pass.view_passes import view_passes
 from featcache.extraction.models.names import resolve_model
 from featcache.extraction.models.preprocessing import Preprocessing
+from featcache.extraction.running.look_ahead import joined
 from featcache.extraction.sources.base import Sample, Source
 from featcache.recompute.inputs import (
     check_inventory,
@@ -36,7 +39,8 @@ from featcache.store.errors import DatasetError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
 from featcache.store.seeds import check_seed
-from featcache.store.token_groups import parse_array_name
+from featcache.store.token_groups import parse_array_name, split_view
+from featcache.store.views import PLAIN_VIEW
 
 Features = npt.NDArray[np.float32]
 
@@ -71,6 +75,7 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
     spec = spec.with_upright(cache.spec.backbone.upright)
     refuse_difference("the backbone", asdict(cache.spec.backbone), asdict(spec))
     check_inventory(cache, source)
+    check_views(tuple(cache.inventory.views.values()), backbone)
     backbone = in_precision(backbone, cache.spec.precision)
     forward = _Forward(cache, source, backbone, device)
     compared = _Comparison(cache)
@@ -89,32 +94,43 @@ class _Forward:
     def __init__(self, cache: Cache, source: Source, backbone: Backbone, device: torch.device) -> None:
         self._source = source
         self._backbone = backbone
-        self._transform = with_resize(backbone.transform, cache.spec.backbone.resize)
+        resize = cache.spec.backbone.resize
+        self._transform = with_resize(backbone.transform, resize)
+        self._views = view_inputs(backbone, resize, cache.inventory)
         self._upright = takes_upright(cache)
-        self._extractors = {
-            split.name: FeatureExtractor(
-                backbone,
-                device,
-                cache.spec.precision,
-                [array for array in split.arrays.values() if array.layers],
-                "float32",  # the stored type rounds later
-            )
-            for split in cache.inventory.splits.values()
-        }
+        self._passes = view_passes(
+            backbone,
+            cache.inventory,
+            # The stored type rounds later.
+            lambda sized, wanted: FeatureExtractor(sized, device, cache.spec.precision, wanted, "float32"),
+        )
 
     def __call__(self, split: str, rows: Sequence[int]) -> dict[str, Features]:
         """Return every array of the rows of one batch as ``[B, L, K, D]``."""
         samples: list[Sample] = [self._source.splits[split][row] for row in rows]
-        batch = self._extractors[split](self._images(split, rows), samples)
+        batch = self._run(split, self._images(split, rows), samples)
         return {name: np.asarray(values, np.float32) for name, values in batch.items()}
 
-    def _images(self, split: str, rows: Sequence[int]) -> torch.Tensor:
+    def _run(self, split: str, images: Mapping[str, torch.Tensor], samples: Sequence[Sample]) -> NumpyBatch:
+        passes = self._passes[split]
+        try:
+            return passes.start(images)()
+        except NotFiniteError:
+            raise passes.explain(images, samples) from None
+
+    def _images(self, split: str, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return the images of every view, by its name."""
         singles = [Rows(split, row, row + 1) for row in rows]
         size = self._backbone.spec.image_size
-        batches = list(image_batches(self._source, self._transform, singles, 0, size, upright=self._upright))
+        batches = list(
+            image_batches(
+                self._source, self._transform, singles, 0, size, upright=self._upright, views=self._views
+            )
+        )
         for _, message in (failure for batch in batches for failure in batch.failures):
             raise DatasetError(message)
-        return torch.cat([normalized(batch, self._transform).images for batch in batches])
+        whole = joined([normalized(batch, self._transform) for batch in batches])
+        return whole.by_view
 
 
 class _Comparison:
@@ -127,7 +143,7 @@ class _Comparison:
 
     def add(self, split: str, rows: Sequence[int], name: str, fresh: Features) -> None:
         """Compare one array of some rows, float32 ``[B, L, K, D]``."""
-        view = self._cache[split].view(*parse_array_name(name))
+        view = self._cache[split].view(*parse_array_name(name), split_view(name)[0] or PLAIN_VIEW)
         layers = self._cache.inventory.splits[split].arrays[name].layers
         stored = StoredArray.read(view, rows, layers)
         values, difference = stored.values, stored.distance(fresh)

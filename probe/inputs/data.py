@@ -17,6 +17,7 @@ from featcache.probing.inputs.selection import Selection
 from featcache.probing.inputs.streaming import StreamedTokens
 from featcache.probing.inputs.tokens import InMemoryTokens, TokenSource
 from featcache.probing.inputs.transforms import PLAIN, InputTransform
+from featcache.probing.inputs.view_rows import StreamedViews, rows_of_views, tile
 from featcache.probing.protocols.protocol import Protocol
 from featcache.store.arrays import DTYPES
 from featcache.store.errors import CacheError, RequestError
@@ -31,7 +32,7 @@ class SplitData:
     """The rows of a split that hold features."""
 
     tokens: TokenSource
-    """T tokens a sample, in the order of the selection."""
+    """T tokens a row, in the order of the selection; as many rows as samples times views."""
     labels: npt.NDArray[Any]
     """Class indices ``[N]``, int64; or other targets, ``[N, O]``."""
     sample_ids: Sequence[str]
@@ -41,10 +42,25 @@ class SplitData:
     groups: npt.NDArray[Any] | None = None
     """Group of every sample ``[N]``; samples of one group are held out together. None if no groups are known."""
 
+    @property
+    def num_samples(self) -> int:
+        """Number N of samples."""
+        return len(self.labels)
+
+    @property
+    def num_views(self) -> int:
+        """Number V of views of every sample."""
+        return self.tokens.num_views
+
+    @property
+    def row_labels(self) -> npt.NDArray[Any]:
+        """The target of every row of `tokens`: those of the samples, view after view."""
+        return tile(self.labels, self.num_views)
+
     def subset(self, rows: npt.NDArray[np.int64]) -> "SplitData":
-        """Return some of the rows, ascending."""
+        """Return some of the samples, ascending, with all of their views."""
         ids = [self.sample_ids[row] for row in rows]
-        tokens = self.tokens.subset(torch.from_numpy(rows))
+        tokens = self.tokens.subset(torch.from_numpy(rows_of_views(rows, self.num_samples, self.num_views)))
         groups = None if self.groups is None else self.groups[rows]
         return replace(self, tokens=tokens, labels=self.labels[rows], sample_ids=ids, groups=groups)
 
@@ -82,11 +98,15 @@ def load_split(
     if len(valid) < reader.num_samples:
         labels, ids = labels[valid], [ids[row] for row in valid]
     window = stream_window(reader, selection, memory)
+    views = selection.views
     if window is not None:
-        streamed = StreamedTokens(reader, selection, valid, window, device)
+        share = window // len(views)
+        streams = [StreamedTokens(reader, selection, valid, share, device, view) for view in views]
+        streamed: TokenSource = streams[0] if len(streams) == 1 else StreamedViews(streams)
         return SplitData(streamed, labels, ids, streamed=True, bytes=window)
     size = split_bytes(reader, selection)
-    tokens = InMemoryTokens(_load(reader, selection, valid), device, valid)
+    loaded = _load(reader, selection, valid)
+    tokens = InMemoryTokens(loaded, device, tile(valid, len(views)), len(views))
     return SplitData(tokens, labels, ids, streamed=False, bytes=size)
 
 
@@ -120,6 +140,7 @@ def check_memory(reader: SplitReader, selection: Selection, batch_size: int, bud
         RequestError: naming the least budget.
     """
     window = stream_window(reader, selection, budget.for_tokens(TRAIN))
+    # Every view is streamed within its share of the budget.
     least = 3 * batch_size * split_bytes(reader, selection) // max(1, reader.num_samples)
     if window is not None and window < least:
         raise RequestError(
@@ -131,25 +152,39 @@ def check_memory(reader: SplitReader, selection: Selection, batch_size: int, bud
 def split_bytes(reader: SplitReader, selection: Selection) -> int:
     """Bytes that the selected tokens of a split take in memory."""
     width = _width(reader, selection)
-    return reader.num_samples * selection.num_tokens * width * DTYPES[reader.dtype].stored.itemsize
+    rows = reader.num_samples * len(selection.views)
+    return rows * selection.num_tokens * width * DTYPES[reader.dtype].stored.itemsize
 
 
 def _load(reader: SplitReader, selection: Selection, valid: npt.NDArray[np.int64]) -> torch.Tensor:
-    """The valid rows, ``[N, T, D]`` as stored."""
-    shape = (len(valid), selection.num_tokens, _width(reader, selection))
+    """The valid rows of all views, ``[V * N, T, D]`` as stored."""
+    num_views, num_rows = len(selection.views), len(valid)
+    shape = (num_views * num_rows, selection.num_tokens, _width(reader, selection))
     out = np.empty(shape, DTYPES[reader.dtype].stored)
-    start = 0
-    for part in selection.parts:
-        view, into = part.of(reader), out[:, start : start + part.num_tokens]
-        # Dividing an axis makes a view, so this is read straight into its place.
-        place = into.reshape(len(out), len(part.layers), len(part.tokens), -1)
-        if len(valid) == reader.num_samples:
-            view.load(part.layers, part.tokens, out=place)
-        else:
-            view.gather(valid, part.layers, part.tokens, out=place)
-        start += part.num_tokens
+    for index, view in enumerate(selection.views):
+        _load_view(reader, selection, view, valid, out[index * num_rows : (index + 1) * num_rows])
     return as_tensor(out, reader.dtype)
 
 
+def _load_view(
+    reader: SplitReader,
+    selection: Selection,
+    view: str,
+    valid: npt.NDArray[np.int64],
+    out: npt.NDArray[Any],
+) -> None:
+    """Read the valid rows of one view into `out`, ``[N, T, D]``."""
+    start = 0
+    for part in selection.parts:
+        held, into = part.of(reader, view), out[:, start : start + part.num_tokens]
+        # Dividing an axis makes a numpy view, so this is read straight into its place.
+        place = into.reshape(len(out), len(part.layers), len(part.tokens), -1)
+        if len(valid) == reader.num_samples:
+            held.load(part.layers, part.tokens, out=place)
+        else:
+            held.gather(valid, part.layers, part.tokens, out=place)
+        start += part.num_tokens
+
+
 def _width(reader: SplitReader, selection: Selection) -> int:
-    return selection.parts[0].of(reader).width
+    return selection.parts[0].of(reader, selection.views[0]).width

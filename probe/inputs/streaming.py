@@ -20,6 +20,7 @@ from featcache.probing.inputs.tokens import check_finite
 from featcache.probing.inputs.transforms import PLAIN, InputTransform, inverse, lengths
 from featcache.store.reading.copying import Method
 from featcache.store.reading.split import SplitReader
+from featcache.store.views import PLAIN_VIEW
 
 
 class StreamedTokens:
@@ -35,7 +36,10 @@ class StreamedTokens:
         valid: ``[N]``, rows of the split that hold features; sample i of the source is row ``valid[i]``.
         memory: budget of what is read ahead, in bytes.
         device: where mini-batches are handed out.
+        view: view of the images.
     """
+
+    num_views = 1
 
     def __init__(
         self,
@@ -44,9 +48,10 @@ class StreamedTokens:
         valid: npt.NDArray[np.int64],
         memory: int,
         device: torch.device | str = "cpu",
+        view: str = PLAIN_VIEW,
     ) -> None:
         self._parts = selection.parts
-        self._views = [part.of(split) for part in selection.parts]
+        self._views = [part.of(split, view) for part in selection.parts]
         self._leader = max(range(len(self._parts)), key=lambda index: self._parts[index].num_tokens)
         self._valid = valid
         self._memory = memory

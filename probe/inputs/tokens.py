@@ -26,6 +26,8 @@ class TokenSource(Protocol):
 
     input_transform: InputTransform
     """By default, tokens are L2-normalised."""
+    num_views: int
+    """V, views of every sample: row ``v * N + n`` is view v of sample n, and `num_samples` counts rows."""
 
     @property
     def num_samples(self) -> int:
@@ -80,6 +82,7 @@ class InMemoryTokens:
         array: npt.NDArray[Any] | Tensor,
         device: torch.device | str = "cpu",
         rows: npt.NDArray[np.int64] | None = None,
+        num_views: int = 1,
     ) -> None:
         """Take over `array`, ``[N, T, D]``, float16, bfloat16 or float32, without a copy where possible.
 
@@ -87,10 +90,12 @@ class InMemoryTokens:
             array: the tokens.
             device: where they are kept.
             rows: ``[N]``, the rows of the split that the samples are, for errors; by default the first N.
+            num_views: views of every sample, the rows of one view after those of another.
 
         Raises:
             RequestError: another shape or dtype, or a value that is not finite.
         """
+        self.num_views = num_views
         self._tokens = _as_tensor(array).to(device)
         if self._tokens.ndim != 3 or self._tokens.dtype not in DTYPES:
             raise RequestError(

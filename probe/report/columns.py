@@ -17,7 +17,18 @@ from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.layers import FINAL
 
 SETUP = "setup"
-SHOWN = ("tap", "shots", "input", "solver", "penalty_kind", "protocol", "folds", "options", "precision")
+SHOWN = (
+    "tap",
+    "views",
+    "shots",
+    "input",
+    "solver",
+    "penalty_kind",
+    "protocol",
+    "folds",
+    "options",
+    "precision",
+)
 """Settings that name a column where two columns differ in nothing else; the digest of all settings does where these agree."""
 
 

@@ -21,6 +21,7 @@ from featcache.probing.results.rows import ResultRow
 from featcache.store.errors import RequestError
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.layers import FINAL
+from featcache.store.views import PLAIN_VIEW
 
 SCORE = "balanced_accuracy"
 COLUMNS = (
@@ -86,6 +87,7 @@ def _comparable(groups: Sequence[Group]) -> Iterator[tuple[Group, str, Published
         as_there = (
             asked == (SCORE, None, L2_INPUT, ADAMW)
             and row.tap in (DEFAULT_TAP, FINAL)
+            and tuple(row.views) == (PLAIN_VIEW,)
             and row.num_heads in (None, own_num_heads(row))
         )
         if not as_there or model is None or dataset is None:

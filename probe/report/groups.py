@@ -6,6 +6,7 @@ from functools import cached_property
 from math import inf
 from statistics import mean
 
+from featcache.probing.inputs.selection import view_words
 from featcache.probing.report.significance import are_alike, mean_interval, spread
 from featcache.probing.requests.jobs import PATCH_HEADS
 from featcache.probing.requests.request import CHOICE
@@ -14,6 +15,7 @@ from featcache.probing.results.solved_rows import share_setups
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import TOKEN_KINDS
 from featcache.store.token_groups import STATISTICS
+from featcache.store.views import PLAIN_VIEW
 
 MAIN = "main"
 """Stands for the score that a run was chosen by: balanced accuracy, mean average precision or R2."""
@@ -38,7 +40,19 @@ def clip(score: str, interval: tuple[float, float]) -> tuple[float, float]:
 NO_FRACTION = ("nll", "mse", "mae")
 """Scores that percent mean nothing of."""
 SETTINGS = (
-    *("setup", "cache_key", "model", "dataset", "head", "layers", "layer_names", "tokens", "tap", "options"),
+    *(
+        "setup",
+        "cache_key",
+        "model",
+        "dataset",
+        "head",
+        "layers",
+        "layer_names",
+        "tokens",
+        "tap",
+        "views",
+        "options",
+    ),
     *("solver", "penalty_kind", "protocol", "input", "shots", "folds", "precision", "target_kind", "metric"),
 )
 """Fields of a row that a group has in common."""
@@ -65,8 +79,10 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Head, layers and tokens."""
-        return f"{self.first.head} {self.first.layers} {'+'.join(self.first.tokens)}"
+        """Head, layers and tokens, and the views unless the plain one is the only one."""
+        views = self.first.views
+        words = "" if tuple(views) == (PLAIN_VIEW,) else f" {view_words(views)}"
+        return f"{self.first.head} {self.first.layers} {'+'.join(self.first.tokens)}{words}"
 
     @cached_property
     def by_seed(self) -> dict[tuple[int, int], float]:
@@ -127,6 +143,8 @@ def settings(row: ResultRow, names: Sequence[str] = SETTINGS) -> tuple[object, .
 def _setting(row: ResultRow, name: str) -> object:
     if name == "input" and row.solver == CHOICE:
         return None  # an outcome: what auto chooses may differ from seed to seed
+    if name == "views":
+        return "+".join(row.views)
     return options_text(row) if name == "options" else getattr(row, name)
 
 
@@ -169,6 +187,6 @@ def filter_rows(rows: Sequence[ResultRow], wanted: Mapping[str, Sequence[str]]) 
 
 
 def _text(field: str) -> Callable[[ResultRow], str]:
-    if field == "tokens":
-        return lambda row: "+".join(row.tokens)
+    if field in ("tokens", "views"):
+        return lambda row: "+".join(getattr(row, field))
     return lambda row: "all" if (value := getattr(row, field)) is None else str(value)

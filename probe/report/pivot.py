@@ -130,7 +130,7 @@ def _reference_of(group: Group, references: Sequence[Group]) -> Group | None:
     """The reference on the same cache and as many shots that is nearest to how a group was trained."""
 
     same = [other for other in references if _needed(other) == _needed(group)]
-    alike = ("tap", "protocol", "folds", "precision", "solver", "input")
+    alike = ("tap", "views", "protocol", "folds", "precision", "solver", "input")
     wanted = settings(group.first, alike)
 
     def agreement(other: Group) -> tuple[bool, ...]:

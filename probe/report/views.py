@@ -20,6 +20,7 @@ from featcache.probing.report.preprocessing import model_text, words_of_groups
 from featcache.probing.report.tables import Interval, NoValue, Number, Table, Value
 from featcache.probing.requests.tables import TableRow
 from featcache.store.errors import RequestError
+from featcache.store.views import PLAIN_VIEW
 
 STARS = "* p < 0.05, ** p < 0.01: paired t-test over seeds, corrected for all comparisons of the table (Holm)"
 
@@ -171,8 +172,10 @@ def _where_and_what(group: Group, words: Mapping[str, str]) -> list[Value]:
 
 
 def _varying(groups: Sequence[Group]) -> list[str]:
-    """The settings in which groups differ that have head, layers and tokens in common."""
+    """The settings in which groups differ that have head, layers and tokens in common, and the views if any is not the plain one."""
     found = {setting for telling in telling_settings(groups).values() for setting in telling}
+    if any(tuple(group.first.views) != (PLAIN_VIEW,) for group in groups):
+        found.add("views")
     return [setting for setting in (*SHOWN, SETUP) if setting in found]
 
 

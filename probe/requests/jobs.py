@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ from featcache.store.inventory import DEFAULT_TAP, SPLITS, Inventory
 from featcache.store.layers import FINAL, as_layers
 from featcache.store.manifest import Manifest
 from featcache.store.reading.reader import Cache
-from featcache.store.token_groups import STATISTICS, array_name
+from featcache.store.token_groups import STATISTICS, array_name, of_view
+from featcache.store.views import PLAIN_VIEW
 
 if TYPE_CHECKING:
     from featcache.probing.heads.base import Head
@@ -89,12 +91,13 @@ def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
     Raises:
         UnknownNameError, RequestError: as for `jobs`.
     """
-    parts = [part for job in _jobs(Cache(Path(), whole), request) for part in job.selection.parts]
     wanted: dict[str, set[str]] = {}
-    for part in parts:
-        for layer in part.layers:
-            name = array_name(FINAL, part.group) if layer == FINAL else part.array
-            wanted.setdefault(name, set()).add(layer)
+    for job in _jobs(Cache(Path(), whole), request):
+        names = ["" if view == PLAIN_VIEW else view for view in job.selection.views]
+        for part, view in product(job.selection.parts, names):
+            for layer in part.layers:
+                name = array_name(FINAL, part.group) if layer == FINAL else part.array
+                wanted.setdefault(of_view(name, view), set()).add(layer)
     return whole.inventory.select(SPLITS, wanted)
 
 
@@ -122,14 +125,14 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
         if request.table is not None and missing_tokens(cache, kinds):
             continue
         layers = as_layers(head.default_layers) if row.layers is None else row.layers
-        selection = select(cache, layers, kinds, request.tap)
+        selection = select(cache, layers, kinds, request.tap, request.views)
         asked.append(make_job(head, selection, request))
     usual = request.settings().input
 
     def what(job: HeadJob) -> tuple[object, ...]:
         # The protocol's own input transform may be named, or not; for what is chosen, none means any.
         transform = job.input if job.solver == CHOICE else job.input or usual
-        return job.head.name, job.selection.parts, job.solver, transform
+        return job.head.name, job.selection.parts, job.selection.views, job.solver, transform
 
     if request.tap != DEFAULT_TAP and all(job.selection.tap != request.tap for job in asked):
         raise RequestError(

@@ -25,7 +25,7 @@ from featcache.probing.scoring.kinds import KINDS, REGRESSION_LOSSES
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, TAPS
 from featcache.store.layers import LAYER_SETS, LayerSelection, as_optional_layers
-from featcache.store.parameters import DEVICE, FILE, FOLDER, SIZE, as_path, one_of, parameter
+from featcache.store.parameters import DEVICE, FILE, FOLDER, SIZE, as_names, as_path, one_of, parameter
 from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
 
@@ -101,6 +101,16 @@ class ProbeRequest:
         default=DEFAULT_TAP,
         validator=one_of("tap", TAPS),
         metadata=parameter(f"Tap (place in a block), one that the cache holds: {', '.join(TAPS)}.", "--tap"),
+    )
+    views: tuple[str, ...] = field(
+        default=(),
+        converter=as_names,
+        metadata=parameter(
+            "Views of each image that heads train on and average over (of probabilities), such as plain,flip or crops5, one view, or all.",
+            "--views",
+            several=True,
+            default="plain",
+        ),
     )
     num_heads: int | None = field(
         default=None,

@@ -16,6 +16,7 @@ from featcache.store.errors import CacheError
 from featcache.store.files import JsonObject, canonical_json, finite_or_null, sha256_hex, write_atomic
 from featcache.store.inventory import DEFAULT_TAP
 from featcache.store.regular_files import open_regular
+from featcache.store.views import PLAIN_VIEW
 
 if TYPE_CHECKING:
     from featcache.probing.scoring.metrics import Report
@@ -118,6 +119,8 @@ class ResultRow:
     """Preprocessing of the cache in parts, as `preprocessing_parts` words them; empty for early rows."""
     tap: str = DEFAULT_TAP
     """Where in the blocks its tokens were taken; ``final`` if no block is among the layers."""
+    views: Sequence[str] = (PLAIN_VIEW,)
+    """Views of the images that it was trained on, and that predictions were averaged over."""
 
     @property
     def diverged(self) -> bool:
@@ -126,7 +129,10 @@ class ResultRow:
 
     def to_dict(self) -> JsonObject:
         """Return the row as plain JSON values."""
-        return asdict(self)
+        document = asdict(self)
+        if tuple(self.views) == (PLAIN_VIEW,):  # as earlier versions wrote it, and can read it
+            del document["views"]
+        return document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self | None:
@@ -156,7 +162,7 @@ _FIELDS: Mapping[tuple[type, ...], Sequence[str]] = {
         *("learning_rate", "weight_decay", "dropout", "penalty"),
     ),
     (bool, NoneType): ("converged",),
-    (list, tuple): ("layer_names", "tokens"),
+    (list, tuple): ("layer_names", "tokens", "views"),
     (list, tuple, NoneType): ("score_interval", "kept_layers"),
     (dict,): ("scores", "options", "preprocessing"),
     (dict, NoneType): ("settings",),
@@ -174,7 +180,7 @@ def _fits(document: Mapping[str, Any]) -> bool:
     numbers = [value for value in document.values() if isinstance(value, int)]
     numbers += [value for value in document["scores"].values() if value is not None]
     texts = [*document["layer_names"], *document["tokens"], *(document["kept_layers"] or ())]
-    texts += document.get("preprocessing", {}).values()
+    texts += [*document.get("preprocessing", {}).values(), *document.get("views", ())]
     folder = Path(document["folder"])
     return (
         all(_is_number(value) for value in (*numbers, *settings.values(), *(interval or ())))

@@ -11,7 +11,7 @@ from safetensors.torch import save as save_tensors
 from featcache.probing.heads import get_head
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.selection import Part, Selection
-from featcache.store.errors import CacheError
+from featcache.store.errors import CacheError, RequestError
 from featcache.store.files import (
     JsonObject,
     canonical_json,
@@ -23,8 +23,10 @@ from featcache.store.files import (
 )
 from featcache.store.inventory import TAPS
 from featcache.store.layers import FINAL
+from featcache.store.reading.reader import Cache
 from featcache.store.spec import PILLOW, BackboneSpec
 from featcache.store.token_groups import parse_array_name
+from featcache.store.views import PLAIN_VIEW, View
 
 CONFIG_FILE = "head.json"
 PARAMETERS_FILE = "head.safetensors"
@@ -63,6 +65,8 @@ class HeadConfig:
     """Array, layers and tokens of each part of the T tokens, in the order in which the head sees them."""
     features: str
     """What stands for the function from image to tokens; see `features_digest`."""
+    views: Sequence[str] = (PLAIN_VIEW,)
+    """Views of every image that it was trained on; it predicts by averaging over them."""
 
     @property
     def selection(self) -> Selection:
@@ -72,7 +76,9 @@ class HeadConfig:
             for array, layers, tokens in self.parts
             for tap, group in [parse_array_name(array)]
         )
-        return Selection(",".join(self.layers), tuple(self.layers), tuple(self.tokens), parts)
+        return Selection(
+            ",".join(self.layers), tuple(self.layers), tuple(self.tokens), parts, tuple(self.views)
+        )
 
     @classmethod
     def from_dict(cls, document: JsonObject, where: str) -> Self:
@@ -82,22 +88,43 @@ class HeadConfig:
             CacheError: a field is missing or of the wrong type.
         """
         kinds: dict[str, type] = dict.fromkeys(cls.__dataclass_fields__, str)
-        kinds |= dict.fromkeys(("layers", "tokens", "class_names", "parts"), list)
+        kinds |= dict.fromkeys(("layers", "tokens", "class_names", "parts", "views"), list)
         kinds |= dict.fromkeys(("num_tokens", "width", "num_classes", "seed"), int)
         kinds["options"] = dict
+        if "views" not in document:  # of the plain view alone
+            del kinds["views"]
         config = cls(**{name: field(document, name, kind, where) for name, kind in kinds.items()})
         _check_parts(config, where)
         return config
 
 
-def features_digest(backbone: BackboneSpec) -> str:
+def features_digest(backbone: BackboneSpec, views: Sequence[View] = ()) -> str:
     """Digest of everything that fixes the function from image to tokens: caches that share it have tokens that mean the same.
 
     The version of resizing is left out, as the precision is: pixels differ by 2 of 255 at most, so a head trained on tokens of a
     cache made on a GPU predicts from those of one made on a CPU, and from those of earlier versions. So is the EXIF orientation: it
     says which way up an image is shown to the backbone, not what a token means.
     """
-    return sha256_hex(canonical_json(asdict(backbone.resized_by(PILLOW).with_upright(False))))
+    document: JsonObject = asdict(backbone.resized_by(PILLOW).with_upright(False))
+    if views:  # what has none keeps the digest of before
+        document["views"] = {view.name: view.to_dict() for view in views}
+    return sha256_hex(canonical_json(document))
+
+
+def views_in(cache: Cache, names: Sequence[str]) -> list[View]:
+    """Return the views of `names` besides the plain one, as a cache holds them.
+
+    Raises:
+        RequestError: it does not hold one.
+    """
+    held = cache.manifest.full_inventory.views
+    missing = [name for name in names if name != PLAIN_VIEW and name not in held]
+    if missing:
+        raise RequestError(
+            f"{cache.directory} holds no view {', '.join(missing)}; the same `featcache extract` with --views {','.join(missing)} adds "
+            "it"
+        )
+    return [held[name] for name in names if name != PLAIN_VIEW]
 
 
 def describe_parts(selection: Selection) -> list[tuple[str, Sequence[str], Sequence[str]]]:
@@ -116,6 +143,8 @@ def _check_parts(config: HeadConfig, where: str) -> None:
         fits = False
     if not fits:
         raise CacheError(f"{where}: field 'parts' does not make the {config.num_tokens} tokens of the head")
+    if not config.views or not all(isinstance(name, str) for name in config.views):
+        raise CacheError(f"{where}: field 'views' must be a list of names, got {str(config.views)[:60]}")
     if not {part.tap for part in config.selection.parts} <= {*TAPS, FINAL}:
         raise CacheError(
             f"{where} is of an earlier version of featcache, which named tokens in another way; train it again"
@@ -127,6 +156,8 @@ def save_head(directory: Path, head: Head, config: HeadConfig) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.member_state().items()}
     write_atomic(directory / PARAMETERS_FILE, save_tensors(state))
     document = asdict(config)
+    if tuple(config.views) == (PLAIN_VIEW,):  # as earlier versions wrote it, and can read it
+        del document["views"]
     write_sealed(directory / CONFIG_FILE, document)
 
 

@@ -5,12 +5,14 @@ Shapes: N samples, C classes, O outputs.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import log
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from featcache.probing.inputs.label_sets import label_set_folds, label_set_holdout
 from featcache.probing.inputs.split import (
@@ -71,6 +73,10 @@ class Task(ABC):
         """The reverse of `probabilities`."""
         return probabilities
 
+    def average(self, outputs: Tensor) -> Tensor:
+        """Average outputs ``[V, N, O]`` over views: probabilities where there are any; returns ``[N, O]``."""
+        return outputs.mean(0)
+
     def holdout(self, targets: Targets, fraction: float, seed: int) -> tuple[Rows, Rows]:
         """Divide samples into those to train on and those held out."""
         return plain_holdout(len(targets), fraction, seed)
@@ -109,6 +115,11 @@ class SingleLabel(Task):
     def logits(self, probabilities: Tensor) -> Tensor:
         """Logarithm."""
         return probabilities.log()
+
+    def average(self, outputs: Tensor) -> Tensor:
+        """Return the logarithm of the mean probability, which is finite where a probability rounds to 0."""
+        logs = outputs.double().log_softmax(-1)
+        return (logs.logsumexp(0) - log(len(outputs))).to(outputs.dtype)
 
     def holdout(self, targets: Targets, fraction: float, seed: int) -> tuple[Rows, Rows]:
         """Class by class."""
@@ -154,6 +165,12 @@ class MultiLabel(Task):
     def logits(self, probabilities: Tensor) -> Tensor:
         """Log odds."""
         return probabilities.logit(eps=1e-6)
+
+    def average(self, outputs: Tensor) -> Tensor:
+        """Return the log odds of the mean probability, which are finite where a probability rounds to 0 or 1."""
+        logits = outputs.double()
+        odds = logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
+        return odds.to(outputs.dtype)
 
 
 @dataclass(frozen=True)

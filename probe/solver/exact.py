@@ -22,6 +22,7 @@ from featcache.probing.inputs.grouped import Groups, grouped_folds, grouped_hold
 from featcache.probing.inputs.split import Rows, stratified_folds, stratified_holdout
 from featcache.probing.inputs.tokens import TokenSource, read_features
 from featcache.probing.inputs.transforms import PLAIN, InputTransform, fit_input_transform
+from featcache.probing.inputs.view_rows import rows_of_views
 from featcache.probing.protocols.protocol import NO_FOLDS, Protocol
 from featcache.probing.scoring.held_out import make_held_out
 from featcache.probing.scoring.soundness import DIVERGED, are_numbers
@@ -153,7 +154,7 @@ def run_exact_sweep(
     sweep = _Sweep(
         tokens=tokens,
         labels=torch.from_numpy(labels.astype(np.int64)),
-        splits=_splits(labels, tokens.num_samples, protocol, seed, sample_groups),
+        splits=_splits(labels, tokens, protocol, seed, sample_groups),
         num_classes=int(labels.max()) + 1 if num_classes is None else num_classes,
         input=protocol.input,
         columns=None if penalty_kind == "l2" else _columns(tokens, groups),
@@ -186,6 +187,23 @@ def _columns(tokens: TokenSource, groups: Sequence[int] | None) -> list[Tensor]:
 
 
 def _splits(
+    labels: npt.NDArray[np.integer],
+    tokens: TokenSource,
+    protocol: Protocol,
+    seed: int,
+    sample_groups: Groups | None,
+) -> list[tuple[Rows, Rows]]:
+    """Divide the samples, each with all of its views."""
+    num_views = tokens.num_views
+    num_samples, labels = tokens.num_samples // num_views, labels[: len(labels) // num_views]
+    pairs = _sample_splits(labels, num_samples, protocol, seed, sample_groups)
+    return [
+        (rows_of_views(train, num_samples, num_views), rows_of_views(held, num_samples, num_views))
+        for train, held in pairs
+    ]
+
+
+def _sample_splits(
     labels: npt.NDArray[np.integer],
     num_samples: int,
     protocol: Protocol,

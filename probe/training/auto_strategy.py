@@ -46,7 +46,12 @@ class AutoStrategy:
             return self.strategies[job.solver].fit(alone, _on_transform(settings, transform))
         candidates = self._compare(fit_task, settings, possible)
         splits = make_splits(
-            fit_task.targets, fit_task.task, settings.protocol, fit_task.seed, fit_task.train.groups
+            fit_task.targets,
+            fit_task.task,
+            settings.protocol,
+            fit_task.seed,
+            fit_task.train.groups,
+            fit_task.train.num_views,
         )
         targets = as_tensor(fit_task.targets)[torch.cat([held for _, held in splits])]
         choice, parts = _finish_best(fit_task, settings, candidates, targets)
@@ -85,7 +90,9 @@ def _on_transform(settings: FitSettings, transform: str) -> FitSettings:
 def _possible(fit_task: FitTask, settings: FitSettings) -> list[tuple[HeadJob, str]]:
     """Return the candidates, each a job and an input transform, whose method can handle data of this size."""
     tokens, asked = fit_task.train.tokens, fit_task.job
-    size = Size.of(tokens.num_samples, tokens.width, fit_task.task.num_outputs, settings.protocol)
+    size = Size.of(
+        tokens.num_samples, tokens.width, fit_task.task.num_outputs, settings.protocol, tokens.num_views
+    )
     possible = []
     for name, transform in CANDIDATES[fit_task.task.kind]:
         if asked.input not in (None, transform):

@@ -104,7 +104,7 @@ def run_closed_form_sweep(
     head_class: type[ClosedFormHead] = info.load()
     head_class.check_size(tokens.num_samples, tokens.num_tokens * tokens.width)
     fits = _Fits(head_class, tokens, as_tensor(labels), task, protocol, solver_device(device), block_rows)
-    splits = make_splits(labels, task, protocol, seed, sample_groups)
+    splits = make_splits(labels, task, protocol, seed, sample_groups, tokens.num_views)
     if not splits:
         return _without_choice(fits, head_class.default(), task, started)
     report = on_progress or (lambda done, total: None)

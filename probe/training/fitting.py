@@ -44,7 +44,7 @@ def fit_job(
         RequestError: the train split is too small, or its targets are not for this head.
         DivergedError: every fit diverged.
     """
-    task, targets = make_task(train.labels, settings.target_kind, loss=settings.regression_loss)
+    task, targets = make_task(train.row_labels, settings.target_kind, loss=settings.regression_loss)
     fit_task = FitTask(job, seed, run, title, train, task, targets)
     if job.solver != CHOICE:
         job.head.check_kind(task.kind)
@@ -62,7 +62,7 @@ def fit_job(
 
 def _shortage(fit_task: FitTask, settings: FitSettings) -> str | None:
     """Return why no validation set can be held out; None where one can."""
-    kind, targets = fit_task.task.kind, fit_task.targets
+    kind, targets = fit_task.task.kind, fit_task.targets[: fit_task.train.num_samples]
     if kind == SINGLE_LABEL and len(targets) and int(np.bincount(targets).max()) < 2:
         return "one sample of each class leaves none"
     if kind == REGRESSION and len(targets) < LEAST_REGRESSION:
@@ -74,7 +74,7 @@ def _shortage(fit_task: FitTask, settings: FitSettings) -> str | None:
 
 def _is_indivisible(fit_task: FitTask, settings: FitSettings) -> bool:
     """Return whether no sample can be held out; folds and groups have their own errors."""
-    protocol, targets = settings.protocol, fit_task.targets
+    protocol, targets = settings.protocol, fit_task.targets[: fit_task.train.num_samples]
     if len(targets) < 2 or protocol.num_folds(len(targets)) != 1 or fit_task.train.groups is not None:
         return False
     return not len(fit_task.task.holdout(targets, protocol.validation_fraction, fit_task.seed)[1])

@@ -20,7 +20,9 @@ def streamed_plan(fit_task: FitTask, settings: FitSettings) -> StreamedPlan | No
     Without a plan the fit is tried in memory: what is certain not to fit was refused before.
     """
     tokens, job = fit_task.train.tokens, fit_task.job
-    size = Size.of(tokens.num_samples, tokens.width, fit_task.task.num_outputs, settings.protocol)
+    size = Size.of(
+        tokens.num_samples, tokens.width, fit_task.task.num_outputs, settings.protocol, tokens.num_views
+    )
     device = solver_device(settings.device)
     limit = memory_limit(device, settings.memory_limit)
     if fits_whole(job, size, limit):

@@ -9,6 +9,7 @@ from torch import Tensor
 from featcache.devices.float32 import exact_float32
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.tokens import TokenSource
+from featcache.probing.scoring.tasks import Task
 from featcache.probing.training.batches import Jitter
 
 # Bytes of tokens in float32 that are predicted from at once.
@@ -21,6 +22,18 @@ def prediction_batch(tokens: TokenSource, head: Head | None = None) -> int:
     if head is not None:
         values = max(values, head.num_members * (head.num_classes + head.activations))
     return max(1, PREDICTION_BYTES // (4 * values))
+
+
+def predict_samples(head: Head, tokens: TokenSource, task: Task) -> Tensor:
+    """Compute the outputs ``[N, C]`` of all N samples on the CPU, averaged over the views of each.
+
+    Probabilities are averaged, and of a regression the outputs themselves; see `Task.average`.
+    """
+    rows = torch.arange(tokens.num_samples)
+    outputs = predict(head, tokens, rows, prediction_batch(tokens, head)).cpu()
+    if tokens.num_views == 1:
+        return outputs
+    return task.average(outputs.reshape(tokens.num_views, -1, outputs.shape[1]))
 
 
 @exact_float32()

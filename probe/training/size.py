@@ -19,7 +19,9 @@ class Size:
     """O, classes or quantities."""
 
     @classmethod
-    def of(cls, num_samples: int, width: int, num_outputs: int, protocol: Protocol) -> "Size":
-        """Return the sizes for a train split and the held-out part of a protocol."""
-        share = 1.0 if protocol.num_folds(num_samples) > 1 else protocol.validation_fraction
+    def of(
+        cls, num_samples: int, width: int, num_outputs: int, protocol: Protocol, num_views: int = 1
+    ) -> "Size":
+        """Return the sizes for a train split and the held-out part of a protocol; each view of a sample counts as one of N."""
+        share = 1.0 if protocol.num_folds(num_samples // num_views) > 1 else protocol.validation_fraction
         return cls(num_samples, int(share * num_samples), width, num_outputs)

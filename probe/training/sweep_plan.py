@@ -13,6 +13,7 @@ from torch import Tensor
 
 from featcache.probing.inputs.grouped import Groups, grouped_folds, grouped_holdout
 from featcache.probing.inputs.tokens import TokenSource
+from featcache.probing.inputs.view_rows import Rows, rows_of_views
 from featcache.probing.protocols.protocol import NO_FOLDS, Member, Plan, Protocol, batch_size, plan_training
 from featcache.probing.scoring.tasks import Targets, Task, as_tensor, make_task
 from featcache.probing.training.trainer import BuildHead, num_parameters
@@ -133,7 +134,7 @@ def plan_sweep(
     if task is None:
         task, labels = make_task(np.asarray(labels), num_outputs=num_classes)
     check_number(labels, tokens.num_samples)
-    splits = make_splits(labels, task, protocol, seed, sample_groups)
+    splits = make_splits(labels, task, protocol, seed, sample_groups, tokens.num_views)
     size = batch_size(tokens.num_samples, protocol)
     return Sweep(
         build=build,
@@ -167,14 +168,29 @@ def check_number(labels: Targets, num_samples: int) -> None:
 
 
 def make_splits(
-    labels: Targets, task: Task, protocol: Protocol, seed: int, sample_groups: Groups | None = None
+    labels: Targets,
+    task: Task,
+    protocol: Protocol,
+    seed: int,
+    sample_groups: Groups | None = None,
+    num_views: int = 1,
 ) -> tuple[Split, ...]:
     """Divide train for the choice: once, or into folds; not at all where the protocol holds nothing out.
+
+    Args:
+        labels: target of every row, view after view.
+        task: what the targets are.
+        protocol: how much is held out.
+        seed: fixes the division, which is that of the samples: all views of a sample are on the same side.
+        sample_groups: group of every sample ``[N]``.
+        num_views: views of every sample.
 
     Raises:
         RequestError: nothing can be held out.
     """
-    folds = protocol.num_folds(len(labels))
+    num_samples = len(labels) // num_views
+    labels = labels[:num_samples]
+    folds = protocol.num_folds(num_samples)
     if folds == NO_FOLDS:
         return ()
     if sample_groups is not None:
@@ -192,4 +208,10 @@ def make_splits(
                 f"a train split of {len(labels)} samples leaves nothing to hold out for the choice of hyperparameters "
                 "(a class keeps its last sample); use a larger one"
             )
-    return tuple((torch.from_numpy(train), torch.from_numpy(held)) for train, held in pairs)
+    return tuple(
+        (_rows(train, num_samples, num_views), _rows(held, num_samples, num_views)) for train, held in pairs
+    )
+
+
+def _rows(samples: Rows, num_samples: int, num_views: int) -> Tensor:
+    return torch.from_numpy(rows_of_views(samples, num_samples, num_views))

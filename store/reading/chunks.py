@@ -35,6 +35,7 @@ class ChunkFiles:
         committed: the blocks that exist.
         tap: the tap; its blocks come first, the final layer last.
         group: the group of tokens.
+        view: the view of the images; empty for the plain one.
 
     Raises:
         UnknownNameError: the split does not hold this view.
@@ -48,6 +49,7 @@ class ChunkFiles:
         committed: Sequence[Block],
         tap: str = DEFAULT_TAP,
         group: str = POOLED,
+        view: str = "",
     ) -> None:
         self.inventory = inventory
         self.committed = tuple(committed)
@@ -55,16 +57,16 @@ class ChunkFiles:
         self._folder = features / inventory.name
         self._prefix = str(self._folder)
         self._checked: set[str] = set()
-        self.token_arrays = self._view(tap, group)
+        self.token_arrays = self._view(tap, group, view)
         """The arrays of the view: that of the tap, that of the final layer, or both."""
         self.token_array = self.token_arrays[-1]
         """Tells ``[K, D]``, token kinds and type of every layer."""
 
-    def _view(self, tap: str, group: str) -> tuple[ArrayInfo, ...]:
+    def _view(self, tap: str, group: str, view: str) -> tuple[ArrayInfo, ...]:
         held = {name: array for name, array in self.inventory.arrays.items() if array.layers}
-        of_tap, final = held.get(array_name(tap, group)), held.get(array_name(FINAL, group))
+        of_tap, final = (held.get(array_name(place, group, view)) for place in (tap, FINAL))
         if of_tap is None and (final is None or tap not in (FINAL, DEFAULT_TAP)):
-            name = array_name(tap, group)
+            name = array_name(tap, group, view)
             raise UnknownNameError("features", name, held, f"(split {self.inventory.name} holds no other)")
         if of_tap is None or final is None or of_tap is final:
             return tuple(array for array in (of_tap or final,) if array)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.store.arrays import DTYPES, ArrayInfo
-from featcache.store.errors import RequestError
+from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, Block, SplitInventory
 from featcache.store.layers import FINAL, parse_layers, split_tokens
 from featcache.store.reading.batches import Batch, BatchOptions, shuffled_batches
@@ -19,7 +19,8 @@ from featcache.store.reading.chunks import Array, ChunkFiles
 from featcache.store.reading.columns import SplitColumns
 from featcache.store.reading.copying import Method, Selection, checked_buffer, checked_rows
 from featcache.store.targets import Targets
-from featcache.store.token_groups import POOLED
+from featcache.store.token_groups import POOLED, split_view
+from featcache.store.views import PLAIN_VIEW
 
 Names = str | Sequence[str]
 """Names one by one, or as the command line takes them: ``all`` or ``0,6,final`` for layers, ``cls+ap`` for token kinds."""
@@ -46,17 +47,20 @@ class SplitReader(SplitColumns):
         targets: Targets | None = None,
         tap: str = DEFAULT_TAP,
         group: str = POOLED,
+        image_view: str = "",
     ) -> None:
-        """Read from the folder features.zarr; only `committed` blocks exist. For `tap` and `group` see `view`.
+        """Read from the folder features.zarr; only `committed` blocks exist. For `tap`, `group` and `image_view` see `view`.
 
         Raises:
             UnknownNameError: the split does not hold these features.
             CacheError: the arrays with layers do not fit together.
         """
         super().__init__(
-            ChunkFiles(features, inventory, committed, tap, group), features / inventory.name, targets
+            ChunkFiles(features, inventory, committed, tap, group, image_view),
+            features / inventory.name,
+            targets,
         )
-        self._arguments = (features, inventory, tuple(committed), targets, tap, group)
+        self._arguments = (features, inventory, tuple(committed), targets, tap, group, image_view)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave the maps out."""
@@ -97,19 +101,39 @@ class SplitReader(SplitColumns):
             )
         return parse_layers(layers, self.depth)
 
-    def view(self, tap: str = DEFAULT_TAP, group: str = POOLED) -> "SplitReader":
-        """Return a reader of the same rows at another tap, or of another group of tokens.
+    @property
+    def image_views(self) -> tuple[str, ...]:
+        """Names of the views of the images that are held: ``plain``, then such as ``crop1`` or ``flip``."""
+        names = {split_view(array.name)[0] for array in self.inventory.arrays.values() if array.layers}
+        return (PLAIN_VIEW, *sorted(names - {""}))
+
+    def view(
+        self, tap: str = DEFAULT_TAP, group: str = POOLED, image_view: str = PLAIN_VIEW
+    ) -> "SplitReader":
+        """Return a reader of the same rows at another tap, of another group of tokens, or of another view of the images.
 
         Its layers are the blocks that are held at the tap, and the final layer where that has the same form.
 
         Args:
             tap: ``norm2``, ``block``, ``attn``, ``mlp``, ``norm1``, ``final`` or ``embedding``.
-            group: ``pooled`` (class token and average), ``registers``, ``patches``, ``grid2`` or ``grid4``.
+            group: ``pooled`` (class token and average), ``registers``, ``patches``, ``grid2``, ``grid4``, ``sd``, ``max``, ``min``
+                or ``gem``.
+            image_view: one of `image_views`.
 
         Raises:
             UnknownNameError: the split does not hold them.
         """
-        return SplitReader(*self._arguments[:4], tap, group)
+        if image_view not in self.image_views:
+            raise UnknownNameError("view", image_view, self.image_views, "(the split holds no other)")
+        return SplitReader(*self._arguments[:4], tap, group, "" if image_view == PLAIN_VIEW else image_view)
+
+    def of_image_view(self, name: str) -> "SplitReader":
+        """Return a reader of the same rows, tap and group of tokens, of the view `name` of the images.
+
+        Raises:
+            UnknownNameError: the split does not hold it.
+        """
+        return self.view(*self._arguments[4:6], name)
 
     @property
     def depth(self) -> int:
@@ -118,7 +142,13 @@ class SplitReader(SplitColumns):
         return max((len(axis) for axis in axes if axis != (FINAL,)), default=0)
 
     def load(
-        self, layers: Names, tokens: Names, out: Array | None = None, *, dtype: str | None = None
+        self,
+        layers: Names,
+        tokens: Names,
+        out: Array | None = None,
+        *,
+        dtype: str | None = None,
+        view: str | None = None,
     ) -> Array:
         """Read the features of all rows.
 
@@ -128,16 +158,19 @@ class SplitReader(SplitColumns):
             tokens: token kinds in the order wanted, or a list in one text, such as ``cls+ap``.
             out: buffer of shape ``[N, L, K, D]`` to read into; made if not given.
             dtype: value type, such as ``float32``; see the class.
+            view: view of the images, one of `image_views`; by default that of this reader, which is the plain one.
 
         Returns:
             The buffer. Rows without features are NaN: those that are not committed, and those whose image did not decode.
 
         Raises:
-            UnknownNameError: a layer or token kind is not cached.
+            UnknownNameError: a layer, token kind or view is not cached.
             RequestError: a layer set cannot be resolved (see `resolve_layers`), or features cannot be handed out as `dtype`.
             CacheError: a file is missing or of the wrong size.
             ValueError: `out` does not fit.
         """
+        if view is not None:
+            return self.of_image_view(view).load(layers, tokens, out, dtype=dtype)
         selection = self._select(layers, tokens)
         out = self._buffer(self.num_samples, selection, out, dtype)
         self._copier.read_all(selection, out)
@@ -168,6 +201,7 @@ class SplitReader(SplitColumns):
         *,
         method: Method = "auto",
         dtype: str | None = None,
+        view: str | None = None,
     ) -> Array:
         """Read the features of some rows, in the order asked; arguments and errors as for `load`.
 
@@ -178,11 +212,14 @@ class SplitReader(SplitColumns):
             out: buffer of shape ``[B, L, K, D]``.
             method: how to read.
             dtype: value type; see the class.
+            view: as for `load`.
 
         Raises:
             IndexError: a row is outside the split, or not an integer.
             RequestError: `method` is ``map``, and that is not possible here.
         """
+        if view is not None:
+            return self.of_image_view(view).gather(rows, layers, tokens, out, method=method, dtype=dtype)
         row_numbers = checked_rows(rows, self.num_samples)
         selection = self._select(layers, tokens)
         out = self._buffer(len(row_numbers), selection, out, dtype)
@@ -202,6 +239,7 @@ class SplitReader(SplitColumns):
         out: Array | None = None,
         method: Method = "auto",
         dtype: str | None = None,
+        view: str | None = None,
     ) -> Iterator[Batch]:
         """Shuffle one epoch: yield ``(rows [B], features [B, L, K, D])``, every row once; errors as for `gather`.
 
@@ -219,10 +257,20 @@ class SplitReader(SplitColumns):
             out: buffer ``[batch_size, L, K, D]`` that every batch is read into; a new one per batch if not given.
             method: how to read.
             dtype: value type; see the class.
+            view: as for `load`; the order of an epoch is the same in every view.
 
         Raises:
             RequestError: the budget is too small, or `batch_size` or `part` make no sense.
         """
+        if view is not None:
+            return self.of_image_view(view).batches(
+                *(batch_size, layers, tokens, seed, memory),
+                rows=rows,
+                part=part,
+                out=out,
+                method=method,
+                dtype=dtype,
+            )
         every = np.arange(self.num_samples)
         row_numbers = every if rows is None else np.unique(checked_rows(rows, self.num_samples))
         selection = self._select(layers, tokens)

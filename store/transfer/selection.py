@@ -9,7 +9,8 @@ from featcache.store.journal import FEATURES
 from featcache.store.layers import FINAL, LAYER_SETS, LayerSelection, as_optional_layers
 from featcache.store.manifest import FileRecord, Manifest
 from featcache.store.parameters import as_names, parameter
-from featcache.store.token_groups import PATCHES, parse_array_name
+from featcache.store.token_groups import PATCHES, parse_array_name, split_view
+from featcache.store.views import PLAIN_VIEW, choose_views, view_names
 
 
 @frozen
@@ -44,6 +45,13 @@ class CacheSelection:
         default=True,
         metadata=parameter("Whether patch tokens are taken or left out.", "--patches/--no-patches"),
     )
+    views: tuple[str, ...] = field(
+        default=(),
+        converter=as_names,
+        metadata=parameter(
+            "Views of the images, such as plain,flip or crops5.", "--views", several=True, default="all"
+        ),
+    )
 
     def of(self, inventory: Inventory, num_layers: int) -> Inventory:
         """Return the chosen part of `inventory`, of a backbone of L = `num_layers` blocks.
@@ -60,6 +68,7 @@ class CacheSelection:
         for tap in self.taps:
             if tap not in there:
                 raise UnknownNameError("tap", tap, sorted(there), "(the cache holds no other)")
+        self._check_views(inventory)
         layers = None if self.layers is None else self.layers.of(num_layers)
         held = {layer for array in arrays for layer in array.layers}
         # Of a set what the cache has is meant; a layer that is named must be there.
@@ -72,11 +81,21 @@ class CacheSelection:
             raise RequestError("nothing of the cache is chosen; see what it holds with `featcache info`")
         return chosen
 
+    def _check_views(self, inventory: Inventory) -> None:
+        choose_views(self.views, tuple(inventory.views))
+
     def _takes(self, array: ArrayInfo) -> bool:
-        """Whether an array is of the taps and groups of tokens that are wanted."""
+        """Whether an array is of the taps, groups of tokens and views that are wanted."""
         tap, group = parse_array_name(array.name)
         of_tap = not self.taps or tap in self.taps or array.layers == (FINAL,)
-        return of_tap and (self.patches or group != PATCHES)
+        return of_tap and (self.patches or group != PATCHES) and self._takes_view(array)
+
+    def _takes_view(self, array: ArrayInfo) -> bool:
+        if not self.views or "all" in self.views:
+            return True
+        return (split_view(array.name)[0] or PLAIN_VIEW) in {
+            name for item in self.views for name in view_names(item)
+        }
 
 
 def data_files(manifest: Manifest, inventory: Inventory) -> dict[str, FileRecord]:

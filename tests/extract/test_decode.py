@@ -9,13 +9,7 @@ import pytest
 from PIL import Image
 
 from featcache.extraction.sources import decode as decoding
-from featcache.extraction.sources.decode import (
-    EXTENSIONS,
-    decode,
-    install_advice,
-    passed_over_text,
-    pixel_limit,
-)
+from featcache.extraction.sources.decode import decode, pixel_limit
 from featcache.extraction.sources.pixels import facts_of
 from featcache.store.errors import DatasetError, UnavailableError
 
@@ -184,12 +178,3 @@ def test_sixteen_bits_of_colour_are_noticed(tmp_path):
     image = decode(io.BytesIO(content), "x")
     assert np.asarray(image).max() == 3  # of 1023, the upper 8 bits
     assert facts_of(image) == {"deep": 1024}
-
-
-def test_extensions_and_what_is_said_of_those_that_are_not_read():
-    assert {".jpg", ".jfif", ".jpe", ".tga", ".avif"} <= EXTENSIONS
-    assert ".heic" not in EXTENSIONS
-    assert install_advice(".HEIC") == "pip install pillow-heif"
-    assert install_advice(".txt") is None
-    assert passed_over_text({".txt": 12, ".heic": 1234}) == ".heic 1,234 (pip install pillow-heif), .txt 12"
-    assert passed_over_text({}) == ""

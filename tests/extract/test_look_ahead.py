@@ -66,7 +66,7 @@ class InstantPass:
     def start(self, images):
         self.begun += 1
         values = {
-            array.name: np.zeros((len(images), *array.shape[1:]), array.stored_dtype)
+            array.name: np.zeros((len(images[""]), *array.shape[1:]), array.stored_dtype)
             for array in self._arrays
         }
         return lambda: values
@@ -94,9 +94,9 @@ def test_few_files_are_open_at_the_defaults_of_a_gpu(tmp_path, monkeypatch):
     before, counts = len(os.listdir("/proc/self/fd")), []
     append = BlockWriter.append
 
-    def count(block, batch):
+    def count(*arguments):
         counts.append(len(os.listdir("/proc/self/fd")) - before)
-        append(block, batch)
+        append(*arguments)
         counts.append(len(os.listdir("/proc/self/fd")) - before)
 
     monkeypatch.setattr(BlockWriter, "append", count)
@@ -224,9 +224,9 @@ class HeldDisk:
         self.go = Event()
         append = BlockWriter.append
 
-        def held(block, batch):
+        def held(*arguments):
             assert self.go.wait(60)
-            append(block, batch)
+            append(*arguments)
 
         monkeypatch.setattr(BlockWriter, "append", held)
 
@@ -274,11 +274,11 @@ def test_a_full_disk_ends_the_run_with_its_own_error(tmp_path, monkeypatch, fail
     plan = make_plan({"train": 600}, num_layers=2, batch_size=16)
     append, calls = BlockWriter.append, []
 
-    def full(block, batch):
+    def full(block, *rest):
         calls.append(block)
         if len(calls) > failing:
             raise OSError(28, "No space left on device")
-        append(block, batch)
+        append(block, *rest)
 
     monkeypatch.setattr(BlockWriter, "append", full)
     with CacheWriter(tmp_path, plan) as writer, pytest.raises(OSError, match="No space left on device"):

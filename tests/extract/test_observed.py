@@ -67,7 +67,7 @@ def test_the_line_on_a_dataset_has_samples_classes_and_split(tmp_path):
 def test_the_line_on_a_dataset_has_what_was_passed_over(tmp_path):
     source = resolve_source(make_folder(tmp_path, "ab", 4))
     source._collection.listing.passed_over = {".txt": 12, ".heic": 3}
-    assert "; passed over: .txt 12, .heic 3" in dataset_summary(source, ["train"])
+    assert "; 15 files passed over: .txt 12, .heic 3" in dataset_summary(source, ["train"])
 
 
 @pytest.mark.parametrize(

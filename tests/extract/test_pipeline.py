@@ -19,6 +19,7 @@ from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.worker_pool import WorkerError
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.forward_pass.taps import Taps
+from featcache.extraction.forward_pass.view_passes import view_passes
 from featcache.extraction.planning.inventory import plan_inventory
 from featcache.extraction.requests.feature_selection import FeatureSelection
 from featcache.extraction.running.pipeline import ImageInput, run_blocks
@@ -195,12 +196,11 @@ def fill(directory, source, dtype="float16", workers=0, contents=None, backbone=
 
 
 def extractors_of(plan, backbone):
-    return {
-        name: FeatureExtractor(
-            backbone, CPU, "fp32", [a for a in split.arrays.values() if a.layers], plan.spec.dtype
-        )
-        for name, split in plan.inventory.splits.items()
-    }
+    return view_passes(
+        backbone,
+        plan.inventory,
+        lambda sized, wanted: FeatureExtractor(sized, CPU, "fp32", wanted, plan.spec.dtype),
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
