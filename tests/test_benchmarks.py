@@ -14,7 +14,7 @@ import pytest
 REPO = Path(__file__).parent.parent
 BENCHMARKS = REPO / "benchmarks"
 TESTS = REPO / "tests"
-ROWS = ("store", "extraction", "trainer", "solver", "datasets", "transfer")
+ROWS = ("store", "extraction", "trainer", "solver", "out-of-core", "datasets", "transfer")
 GPU_STAGES = (
     ("machine", "correct", "forward", "speed"),
     ("out_of_memory", "trainer", "heads", "solver", "budget", "table"),

@@ -28,6 +28,8 @@ class Spectrum(Protocol):
 
     squares: Tensor
     """Eigenvalues ``[R]`` of ``Z^T Z``, ascending, not negative."""
+    vectors: Tensor
+    """Eigenvectors, ``[R, R]``, in the space that was decomposed."""
 
     def of_samples(self, left: LeftRows, block_rows: int) -> Tensor:
         """Prepare L from its part for some samples, of which `block_rows` are asked for at a time."""

@@ -34,7 +34,7 @@ def streamed_plan(fit_task: FitTask, settings: FitSettings) -> StreamedPlan | No
         values = tokens.num_samples * tokens.num_tokens * tokens.width
         settings.reporter.message(
             f"note: {fit_task.title}: all features take {format_bytes(4 * values)} in float32 alone, and there are "
-            f"{format_bytes(limit)}, so they are read again for every step, {plan.block_rows:,} samples at a time"
+            f"{format_bytes(limit)} of memory, so they are read again and again, {plan.block_rows:,} samples at a time"
         )
     return plan
 

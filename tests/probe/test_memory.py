@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused_before():
     ):
         check_whole(ridge_job, size, device, 50_000_000)
     with pytest.raises(RequestError, match=r"knn on 10,000,000 samples .* are free; ask for"):
-        check_whole(array_job(get_head("knn"), 4), Size(10**7, 2 * 10**6, 10**5, 1000), device)
+        check_whole(array_job(get_head("knn"), 4), Size(10**7, 2 * 10**6, 10**5, 10_000), device)
     linear = array_job(get_head("linear"), 4)
     check_outputs(linear, Size(5_000, 1_000, 8, 10_000), 1_000)
     with pytest.raises(

@@ -2,30 +2,37 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 from torch import Tensor
 
-from featcache.probing.heads import get_head
+from featcache.probing.heads import get_head, knn
+from featcache.probing.heads.gallery_file import write_gallery
 from featcache.probing.heads.lda import LdaHead
 from featcache.probing.heads.ridge import RidgeHead
 from featcache.probing.inputs.features import ResidentFeatures, StreamedFeatures
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import QUICK
+from featcache.probing.results.large_tensors import write_tensors
 from featcache.probing.scoring.metrics import class_weights
-from featcache.probing.scoring.tasks import SingleLabel
+from featcache.probing.scoring.tasks import SingleLabel, make_task
 from featcache.probing.solver import logistic, streamed_path
 from featcache.probing.solver.exact import ExactResult, run_exact_sweep
 from featcache.probing.solver.journal import PathJournal
 from featcache.probing.solver.logistic import Targets, fit_logistic
+from featcache.probing.solver.pca import principal_components
 from featcache.probing.solver.streamed_objective import StreamedObjective
 from featcache.probing.solver.streamed_path import StreamedFitting, StreamedLimits, solve_streamed_path
 from featcache.probing.solver.streamed_solver import StreamedPlan
 from featcache.probing.training.closed_form import run_closed_form_sweep
+from featcache.probing.training.prediction import predict
+from featcache.store.errors import RequestError
 
 CPU = torch.device("cpu")
 TIGHT = StreamedPlan(block_rows=37)
@@ -277,3 +284,80 @@ def test_closed_form_heads_are_their_formulas(samples: int, width: int) -> None:
         expected = torch.linalg.solve(shrunk, (means - means.mean(0)).T).T
         scale = float(expected.abs().max())
         torch.testing.assert_close(lda.classifier.weight[0].double(), expected, rtol=1e-4, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize(("samples", "width"), [(70, 9), (20, 45)], ids=["long", "wide"])
+def test_principal_components_are_those_of_a_decomposition(samples: int, width: int) -> None:
+    features, _ = overlapping(samples, width, 3)
+    source = streamed(features, 7)
+    centered = features.double() - features.double().mean(0)
+    _, values, vectors = torch.linalg.svd(centered / samples**0.5, full_matrices=False)
+    found = principal_components(source, count=4)
+    torch.testing.assert_close(found.variances, values[:4].square())
+    overlap = (found.basis.T @ vectors[:4].T).abs()
+    torch.testing.assert_close(overlap, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        found.basis.T @ found.basis, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-10
+    )
+    half = principal_components(source, share=0.8)
+    parts = half.variances / half.total_variance
+    assert float(parts.sum()) >= 0.8 > float(parts[:-1].sum())
+    whole = principal_components(source, share=1.0)
+    assert whole.basis.shape[1] == min(samples - 1, width)
+    for wrong in ({}, {"count": 0}, {"count": width + 1}, {"share": 0.0}, {"count": 2, "share": 0.5}):
+        with pytest.raises(RequestError):
+            principal_components(source, **wrong)
+    with pytest.raises(RequestError, match="same for all samples"):
+        principal_components(ResidentFeatures(torch.ones(9, 4)), count=2)
+
+
+@pytest.mark.parametrize("kind", ["single-label", "multi-label", "regression"])
+def test_neighbors_from_a_file_are_those_in_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gallery is read in many parts, and samples are compared with each part in several blocks."""
+    for name, value in (("PART_BYTES", 4 * 12 * 40), ("LEAST_ROWS", 16), ("BLOCK_VALUES", 16 * 16)):
+        monkeypatch.setattr(knn, name, value)
+    features, labels = overlapping(300, 12, 4)
+    targets: np.ndarray = {
+        "single-label": labels.numpy(),
+        "multi-label": torch.nn.functional.one_hot(labels, 4).numpy().astype(np.uint8),
+        "regression": features[:, :2].numpy().copy(),
+    }[kind]
+    tokens = InMemoryTokens(features[:, None])
+    task, targets = make_task(targets, kind)
+    whole, blocks = (
+        run_closed_form_sweep(
+            get_head("knn"), tokens, targets, protocol=QUICK, seed=0, task=task, block_rows=rows
+        )
+        for rows in (None, 23)
+    )
+    assert (whole.head.mapped, blocks.head.mapped) == (False, True)
+    assert blocks.settings == whole.settings
+    torch.testing.assert_close(blocks.held_out, whole.held_out, rtol=1e-4, atol=1e-5)
+    rows = torch.arange(300)
+    torch.testing.assert_close(
+        predict(blocks.head, tokens, rows, 50), predict(whole.head, tokens, rows, 300), rtol=1e-4, atol=1e-5
+    )
+    assert blocks.head.member(0).mapped
+
+
+def test_large_parameters_are_written_in_the_format(tmp_path: Path) -> None:
+    tensors = {
+        "b": torch.arange(5),
+        "a": torch.randn(3, 4),
+        "flags": torch.tensor([1, 0], dtype=torch.uint8),
+        "half": torch.randn(7).half(),
+        "scalar": torch.tensor(2.5),
+        "none": torch.empty(0, 3),
+    }
+    write_tensors(tmp_path / "x.safetensors", tensors)
+    content = (tmp_path / "x.safetensors").read_bytes()
+    for name, tensor in load(content).items():
+        assert torch.equal(tensor, tensors[name])
+    assert set(load(content)) == set(tensors)
+    assert content == save(tensors), "the very bytes of the library"
+
+
+def test_a_gallery_needs_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10))
+    with pytest.raises(RequestError, match=r"knn keeps 480 bytes .* has 10 bytes free; set TMPDIR"):
+        write_gallery(ResidentFeatures(torch.randn(10, 12)))
