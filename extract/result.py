@@ -18,11 +18,13 @@ class ExtractResult:
     cached: bool
     """The cache was complete already; nothing was computed."""
     samples: int
-    """Samples extracted by this run."""
+    """Samples that this run wrote."""
     seconds: float
     """Time that the backbone and its data took in this run, without loading."""
     notes: tuple[str, ...] = ()
     """Notes on images that were not used exactly as stored, such as images with transparency."""
+    reused: int = 0
+    """Samples among them that were taken over from other caches, without a pass through the backbone."""
 
     @cached_property
     def skipped(self) -> int:
@@ -43,6 +45,7 @@ class ExtractResult:
             "key": self.key,
             "cached": self.cached,
             "samples": self.samples,
+            "reused": self.reused,
             "seconds": round(self.seconds, 3),
             "images_per_second": rate,
             "skipped": self.skipped,

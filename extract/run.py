@@ -67,18 +67,28 @@ def extract(
         return _cached(lookup, answer)
     # Imports torch, which takes seconds, so only where there is something to compute.
     from featcache.extraction.planning.plan import plan_run
+    from featcache.extraction.reuse.candidates import reusable_caches
     from featcache.extraction.running.fill import CacheFiller
 
     loaded, spec, entry, wanted = _load(inputs, lookup, reporter)
     answer = lookup.find_by_key(spec, entry, wanted)
     if answer is not None:
         return _cached(lookup, answer)
+    reusable = reusable_caches(request.reuse, search, spec, wanted, inputs.source.name, reporter)
     path, plan = plan_run(inputs, loaded, spec, entry, wanted, search)
     require_complete_copy(path, "added to")
     allow_open_files()
-    filled = CacheFiller(inputs, loaded, lookup, reporter, command, started).fill(path, plan)
-    # Without a sample of its own: another process completed the cache a moment ago.
-    return ExtractResult(path, spec.key, not filled.samples, filled.samples, filled.seconds, filled.notes)
+    filled = CacheFiller(inputs, loaded, lookup, reporter, command, started, reusable).fill(path, plan)
+    return ExtractResult(
+        path,
+        spec.key,
+        # Without a sample of its own: another process completed the cache a moment ago.
+        not filled.samples,
+        filled.samples,
+        filled.seconds,
+        filled.notes,
+        filled.reused,
+    )
 
 
 def dry_run(request: ExtractRequest, search: Sequence[Path], *, reporter: Reporter | None = None) -> Estimate:
@@ -90,20 +100,23 @@ def dry_run(request: ExtractRequest, search: Sequence[Path], *, reporter: Report
     if answer is not None:
         return Estimate.of_complete(answer)
     from featcache.extraction.planning.plan import plan_run
+    from featcache.extraction.reuse.candidates import reusable_caches
     from featcache.extraction.running.fill import CacheFiller
     from featcache.extraction.running.speed import images_per_second
 
     loaded, spec, entry, wanted = _load(inputs, lookup, reporter)
+    reusable = reusable_caches(inputs.request.reuse, search, spec, wanted, inputs.source.name, reporter)
     if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
         return Estimate.of_complete(entry)
     path, plan = plan_run(inputs, loaded, spec, entry, wanted, search)
     held = Manifest.read(path).inventory if (path / MANIFEST_FILE).exists() else None
     reporter.message("running a few batches")
-    filler = CacheFiller(inputs, loaded, lookup, reporter, "", time.time())
+    filler = CacheFiller(inputs, loaded, lookup, reporter, "", time.time(), reusable)
     with filler.forward().extractors(plan) as extractors:
         rate = images_per_second(filler.image_input(path, plan), extractors, plan)
     speed = Speed(rate, str(loaded.device), spec.precision, plan.batch_size)
-    return Estimate(path, spec.key, wanted, held, pending_work(path, wanted), speed)
+    known = filler.reuse(plan).known_rows
+    return Estimate(path, spec.key, wanted, held, pending_work(path, wanted), speed, known)
 
 
 def _cached(lookup: CacheLookup, entry: Entry) -> ExtractResult:

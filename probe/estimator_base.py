@@ -109,6 +109,10 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
             RequestError: a parameter has the wrong type, or the head does not use it.
             UnknownNameError: the input transform or the precision does not exist.
         """
+        if not info.fits_arrays:
+            raise RequestError(
+                f"head {info.name!r} is fitted to a cache, not to arrays; ask for it with featcache.probe, or take logreg"
+            )
         if info.fitting in (CLOSED_FORM, EXACT):
             self._refuse(
                 ("learning_rate", "weight_decay"), f"is for heads that are trained, and {info.name} is not"

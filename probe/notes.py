@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 
+from featcache.probing.heads import get_head
 from featcache.probing.published import preprocessing_note, published_model
-from featcache.probing.requests.request import ProbeRequest
+from featcache.probing.requests.jobs import held_layers
+from featcache.probing.requests.request import BEST_LAYER, ProbeRequest
+from featcache.store.layers import as_layers
 from featcache.store.preprocessing import preprocessing_parts
 from featcache.store.reading.reader import Cache
 
@@ -19,6 +22,8 @@ def notes(cache: Cache, request: ProbeRequest) -> Iterator[str]:
             f"{PARITY}: this cache was made with QuickGELU, the published runs with GELU; extract the model as "
             "open_clip:ViT-L-14-gelu/openai (or B-32, B-16) to compare with their scores"
         )
+    if request.baselines is None or BEST_LAYER in request.baselines:
+        yield from _layer_notes(cache)
     held = sorted(cache.inventory.views)
     if held and not request.views:
         yield (
@@ -31,6 +36,20 @@ def notes(cache: Cache, request: ProbeRequest) -> Iterator[str]:
             f"train and test were divided by groups of {column}, which a cache does not hold: settings are chosen on held-out samples "
             "whose groups are trained on; --groups FILE (sample_id,group) holds groups out together"
         )
+
+
+def _layer_notes(cache: Cache) -> Iterator[str]:
+    """Yield a note where the cache lacks layers that the baseline best-layer would compare."""
+    head = get_head(BEST_LAYER)
+    asked = as_layers(head.default_layers).of(cache.spec.backbone.num_layers)
+    held = held_layers(cache, head)
+    if len(held) == len(asked):
+        return
+    more = "featcache pull" if cache.partial else "the same `featcache extract` with --layers all"
+    if len(held) > 1:
+        yield f"the baseline best-layer compares {len(held)} of {len(asked)} layers, those that are here; {more} adds the others"
+    else:
+        yield f"the baseline best-layer is left out: of {len(asked)} layers, {len(held)} is here; {more} adds the others"
 
 
 def _published_model(cache: Cache) -> str | None:

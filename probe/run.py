@@ -1,22 +1,33 @@
 """`featcache probe`, as a function: train heads on a cache, score them once on test, keep what came out."""
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
+from featcache.probing.baseline_scores import BaselineScores
 from featcache.probing.inputs.data import SplitData
 from featcache.probing.inputs.memory import TRAIN
+from featcache.probing.layer_choice import choose_layer
 from featcache.probing.notes import notes
 from featcache.probing.repetitions import Repetition
 from featcache.probing.requests.jobs import HeadJob, jobs
-from featcache.probing.requests.request import ProbeRequest
+from featcache.probing.requests.request import LAYER_CHOICE, TRAINED, ProbeRequest
 from featcache.probing.results.rows import ResultRow
 from featcache.probing.run_output import KeptRuns, save_run
-from featcache.probing.run_plan import ProbeContext, Run, check_job, plan_runs, streaming_note
+from featcache.probing.run_plan import ProbeContext, Run, check_job, plan_runs, size_note, streaming_note
 from featcache.probing.run_row import result_row
-from featcache.probing.run_training import draw_train_samples, load_job, train_and_score
+from featcache.probing.run_training import (
+    ScoredHead,
+    draw_train_samples,
+    fit_run,
+    load_job,
+    score_head,
+    train_and_score,
+)
 from featcache.probing.training.process import flush_denormals, return_freed_memory
-from featcache.store.errors import DivergedError
+from featcache.store.errors import DivergedError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
 
@@ -30,8 +41,10 @@ def probe(
 ) -> list[ResultRow]:
     """Train and score heads on a cache.
 
-    The linear probe on the last layer's class token is always trained too; gains are measured against it. Runs that the
-    results hold already, with the same cache and settings, are taken from there. Every row is written as soon as it is known.
+    The baselines of the request are fitted too; gains are measured against the solved and the trained linear probe on the last
+    layer's class token. A baseline that nobody asked for is left out, with a note, where it takes too long or does not fit into
+    memory. Runs that the results hold already, with the same cache and settings, are taken from there. Every row is written as soon
+    as it is known.
 
     Args:
         cache: an open cache with the splits ``train`` and ``test``.
@@ -40,7 +53,7 @@ def probe(
         reporter: receives messages and progress.
 
     Returns:
-        The baseline's rows first, then those asked for, seed by seed.
+        The baselines' rows first, then those asked for, seed by seed.
 
     Raises:
         UnknownNameError: a layer or token kind does not exist or is not cached.
@@ -55,55 +68,95 @@ def probe(
     for note in notes(cache, request):
         reporter.message(f"note: {note}")
     context = ProbeContext.of(cache, request, torch.device(device))
-    for job in requested:
-        check_job(context, job)
+    requested = [job for job in requested if _can_be_fitted(context, job, reporter)]
     for note in filter(None, dict.fromkeys(streaming_note(context, job) for job in requested)):
         reporter.message(f"note: {note}")
     runner = _Runner(context, reporter)
-    rows: list[ResultRow] = []
+    fitted: list[tuple[Repetition, ResultRow]] = []
     for job in requested:
-        rows += runner.run(job)
+        fitted += runner.run(job)
         return_freed_memory()
+    # The first baseline was written before the scores of the others were known, and so may rows of earlier requests.
+    rows = [runner.baselines.with_gains(row, repetition) for repetition, row in fitted]
     if runner.failures:
         raise DivergedError("\n".join(runner.failures), rows)
     return rows
 
 
+def _can_be_fitted(context: ProbeContext, job: HeadJob, reporter: Reporter) -> bool:
+    """Check a job, and return whether to run it: a baseline that nobody asked for is left out with a note where it is too large.
+
+    Raises:
+        RequestError: as of `check_job`.
+    """
+    if not job.implied or job.baseline == TRAINED:
+        check_job(context, job)
+        return True
+    try:
+        check_job(context, job)
+        reason = size_note(context, job)
+    except RequestError as error:
+        reason = str(error)
+    if reason is not None:
+        reporter.message(f"note: the baseline {job.baseline} is left out: {reason}")
+    return reason is None
+
+
 class _Runner:
-    """Runs jobs one after another, and remembers the scores of the baseline, which must be the first job."""
+    """Runs jobs one after another, and remembers the scores of the baselines, which must be the first jobs."""
 
     def __init__(self, context: ProbeContext, reporter: Reporter) -> None:
         self._context = context
         self._reporter = reporter
         self._kept = KeptRuns(context.request.out, force=context.request.force)
-        self._baseline: dict[Repetition, float | None] = {}
+        self.baselines = BaselineScores()
         self.failures: list[str] = []
         """Descriptions of diverged runs, one line each."""
 
-    def run(self, job: HeadJob) -> Iterator[ResultRow]:
-        """Yield the row of every run of a job; runs that the results lack are trained. Runs that diverge have no row."""
+    def run(self, job: HeadJob) -> Iterator[tuple[Repetition, ResultRow]]:
+        """Yield the repetition and row of every run of a job; runs that the results lack are trained. Runs that diverge have no row."""
         data: dict[str, SplitData] = {}
         for run in plan_runs(self._context, job):
             row = self._kept.find(run)
             if row is not None:
                 self._reporter.message(f"{run.title}: taken from earlier results (--force trains it again)")
             else:
-                data = data or load_job(self._context, job)
                 try:
-                    row = self._train(run, data)
+                    if job.solver == LAYER_CHOICE:
+                        row = self._fit_on_best_layer(run)
+                    else:
+                        data = data or load_job(self._context, job)
+                        row = self._train(run, data)
                 except DivergedError as error:
                     self._reporter.message(f"failed: {error}")
                     self.failures.append(str(error))
-                    self._baseline.setdefault(run.repetition, None)
                     continue
-            self._baseline.setdefault(run.repetition, row.score)
-            yield row
+            self.baselines.add(job, run.repetition, row.score)
+            yield run.repetition, row
 
     def _train(self, run: Run, data: dict[str, SplitData]) -> ResultRow:
         context, test = self._context, data["test"]
         train = draw_train_samples(context, run, data[TRAIN], self._reporter)
-        scored = train_and_score(context, run, train, test, self._reporter)
-        row = result_row(context, run, scored, self._baseline)
+        return self._keep(run, train_and_score(context, run, train, test, self._reporter), test)
+
+    def _fit_on_best_layer(self, run: Run) -> ResultRow:
+        """Choose a layer, and fit and score the head on the tokens of this layer alone."""
+        context, started = self._context, time.perf_counter()
+        job = choose_layer(context, run, self._reporter)
+        data = load_job(context, job)
+        train = draw_train_samples(context, run, data[TRAIN], self._reporter)
+        fitted = fit_run(context, run, job, train, self._reporter, data["test"].bytes)
+        fitted = replace(
+            fitted,
+            chosen=replace(fitted.chosen, kept_layers=job.selection.layers),
+            selection=job.selection,
+            seconds=time.perf_counter() - started,
+        )
+        return self._keep(run, score_head(run, fitted, data["test"], len(train.labels)), data["test"])
+
+    def _keep(self, run: Run, scored: ScoredHead, test: SplitData) -> ResultRow:
+        context = self._context
+        row = self.baselines.with_gains(result_row(context, run, scored), run.repetition, run.job)
         save_run(context, run, row, scored, test)
         self._kept.add(row)
         return row

@@ -7,6 +7,7 @@ from featcache.probing.attention import mean_attention, save_attention
 from featcache.probing.heads import get_head
 from featcache.probing.inputs.data import SplitData
 from featcache.probing.requests.jobs import HeadJob
+from featcache.probing.results.head_sources import HeadSource
 from featcache.probing.results.predictions import PREDICTIONS_FILE, save_predictions
 from featcache.probing.results.records import save_curve, save_sweep
 from featcache.probing.results.rows import ResultRow, append_row, read_rows, save_candidates, save_scores
@@ -58,12 +59,12 @@ class KeptRuns:
 
 def config_of(cache: Cache, job: HeadJob, row: ResultRow, fitted: FittedHead, width: int) -> HeadConfig:
     """Return the metadata of a saved head, whose tokens have `width` channels."""
-    backbone = cache.spec.backbone
+    backbone, selection = cache.spec.backbone, fitted.selection or job.selection
     return HeadConfig(
         head=fitted.name,
-        layers=row.layer_names,
+        layers=selection.layers,
         tokens=row.tokens,
-        num_tokens=job.selection.num_tokens,
+        num_tokens=selection.num_tokens,
         options=fitted.head.options,
         input=fitted.input,
         target_kind=row.target_kind,
@@ -75,9 +76,11 @@ def config_of(cache: Cache, job: HeadJob, row: ResultRow, fitted: FittedHead, wi
         weights_digest=backbone.weights_digest,
         protocol=row.protocol,
         seed=row.seed,
-        parts=describe_parts(job.selection),
+        parts=describe_parts(selection),
         features=features_digest(backbone, views_in(cache, row.views)),
         views=row.views,
+        sources=[HeadSource.of(cache, describe_parts(job.selection), views_in(cache, row.views))],
+        units=cache.inventory.units,
     )
 
 

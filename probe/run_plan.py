@@ -14,8 +14,8 @@ from featcache.probing.inputs.grouped import groups_of
 from featcache.probing.inputs.memory import TRAIN, Budget
 from featcache.probing.protocols.protocol import Protocol, batch_size
 from featcache.probing.repetitions import Repetition, requested_repetitions, title_of
-from featcache.probing.requests.jobs import HeadJob
-from featcache.probing.requests.request import ADAMW, CHOICE, EXACT, ProbeRequest
+from featcache.probing.requests.jobs import HeadJob, final_job, fitted_jobs
+from featcache.probing.requests.request import ADAMW, BASELINES, CHOICE, EXACT, LAYER_CHOICE, ProbeRequest
 from featcache.probing.results.rows import run_id
 from featcache.probing.results.saved_head import views_in
 from featcache.probing.results.solved_rows import FORMER_HEAD
@@ -29,6 +29,9 @@ from featcache.store.reading.reader import Cache
 from featcache.store.text import format_bytes
 from featcache.store.views import PLAIN_VIEW
 
+MOST_PRODUCTS = 10**10
+"""Largest product of samples, channels and classes of a solved baseline that nobody asked for: one gradient takes less than a second
+on a few cores, and a path of penalties takes hundreds to thousands."""
 FEW_SHOTS, FEW_SHOT_FOLDS = 10, 5
 """With fewer samples of each class the choice is by folds, at most so many."""
 
@@ -103,6 +106,11 @@ def check_job(context: ProbeContext, job: HeadJob) -> None:
         RequestError: the head cannot have this size or these targets, or the memory does not hold what it needs.
     """
     request, reader = context.request, context.cache["train"]
+    if job.solver == LAYER_CHOICE:
+        for candidate in fitted_jobs(context.cache, job):
+            check_job(context, candidate)
+            check_job(context, final_job(candidate, context.target_kind))
+        return
     views = job.selection.views
     width = job.selection.parts[0].of(reader, views[0]).width
     num_outputs = len(context.cache.inventory.class_names)
@@ -125,9 +133,28 @@ def check_job(context: ProbeContext, job: HeadJob) -> None:
         check_memory(reader, job.selection, largest_batch, context.budget)
 
 
+def size_note(context: ProbeContext, job: HeadJob) -> str | None:
+    """Return a note on a solved baseline whose solution takes more than minutes; None where it is quick."""
+    reader = context.cache["train"]
+    width, outputs = (
+        job.selection.parts[0].of(reader, job.selection.views[0]).width,
+        len(context.cache.inventory.class_names),
+    )
+    few = max(context.request.shots, default=reader.num_samples) * outputs
+    num_samples = min(reader.num_samples, few)
+    if num_samples * width * outputs <= MOST_PRODUCTS:
+        return None
+    return (
+        f"{num_samples:,} samples of {width:,} channels and {outputs:,} classes take long to solve; --baselines "
+        f"{','.join(BASELINES)} fits it all the same"
+    )
+
+
 def streaming_note(context: ProbeContext, job: HeadJob) -> str | None:
     """Return a note on train tokens that do not fit into memory, since runs on them have ids of their own; None if they fit."""
     reader, limit = context.cache["train"], context.budget.for_tokens(TRAIN)
+    # Layers among which one is chosen are loaded one after another.
+    job = fitted_jobs(context.cache, job)[0]
     if stream_window(reader, job.selection, limit) is None:
         return None
     size = split_bytes(reader, job.selection)
@@ -145,7 +172,11 @@ def _plan_run(context: ProbeContext, job: HeadJob, repetition: Repetition) -> Ru
         **setup,
         "trial": asdict(repetition),
         # The order of the rows depends on it.
-        "window": stream_window(context.cache["train"], job.selection, context.budget.for_tokens(TRAIN)),
+        "window": stream_window(
+            context.cache["train"],
+            fitted_jobs(context.cache, job)[0].selection,
+            context.budget.for_tokens(TRAIN),
+        ),
         "device": context.device.type,
         "version": version("featcache"),
     }

@@ -1,14 +1,12 @@
 """The row of a run in the results, and the folder of its head."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from math import isnan
 
-from featcache.probing.repetitions import Repetition
 from featcache.probing.requests.request import EXACT
-from featcache.probing.results.rows import ResultRow
+from featcache.probing.results.rows import MODEL, ResultRow
 from featcache.probing.run_plan import ProbeContext, Run
 from featcache.probing.run_training import ScoredHead
 from featcache.store.catalogue import slug
@@ -22,6 +20,12 @@ def names_of(cache: Cache) -> tuple[str, str]:
     names = [cache.provenance.get(f"{noun}_names") or [""] for noun in ("model", "dataset")]
     folder = cache.directory
     return encodable(str(names[0][0]) or folder.name), encodable(str(names[1][0]) or folder.parent.name)
+
+
+def _preprocessing(cache: Cache) -> dict[str, str]:
+    """Return the preprocessing in parts, and the model's explicit name, since caches of one model may go by its alias too."""
+    names = cache.provenance.get("model_names") or [""]
+    return {MODEL: encodable(str(names[-1])), **preprocessing_parts(cache.spec.backbone)}
 
 
 def folder_of(context: ProbeContext, run: Run) -> str:
@@ -41,22 +45,10 @@ def folder_of(context: ProbeContext, run: Run) -> str:
     return "/".join(("heads", "-".join((*map(slug, words), f"s{repetition.seed}", run.id))))
 
 
-def result_row(
-    context: ProbeContext, run: Run, scored: ScoredHead, baseline: Mapping[Repetition, float | None]
-) -> ResultRow:
-    """Return the row of a run.
-
-    Args:
-        context: cache and request.
-        run: the run.
-        scored: its head and scores.
-        baseline: scores of the linear probe that gains are measured against; without a score for this repetition, the run is
-            the baseline itself.
-    """
+def result_row(context: ProbeContext, run: Run, scored: ScoredHead) -> ResultRow:
+    """Return the row of a run, with its head and scores, but without gains."""
     job, repetition, fitted, report = run.job, run.repetition, scored.fitted, scored.report
     model, dataset = names_of(context.cache)
-    score = report.scores[fitted.task.metric]
-    reference = baseline.get(repetition, score)
     return ResultRow(
         run=run.id,
         cache_key=context.cache.key,
@@ -76,13 +68,13 @@ def result_row(
         folds=run.protocol.num_folds(scored.num_train_samples),
         target_kind=fitted.task.kind,
         metric=fitted.task.metric,
-        score=score,
+        score=report.scores[fitted.task.metric],
         scores=report.scores,
-        score_interval=scored.interval,
+        score_interval=scored.intervals.get(fitted.task.metric),
         balanced_accuracy=report.scores.get("balanced_accuracy"),
         top1=report.scores.get("top1"),
         top5=report.scores.get("top5"),
-        gain=None if score is None or reference is None else score - reference,
+        gain=None,
         validation_score=None if isnan(fitted.validation) else fitted.validation,
         chosen_head=fitted.name,
         solver=job.solver,
@@ -98,6 +90,7 @@ def result_row(
         setup=run.setup,
         options=dict(job.options),
         tap=job.selection.tap,
+        score_intervals=dict(scored.intervals),
         views=job.selection.views,
-        preprocessing=preprocessing_parts(context.cache.spec.backbone),
+        preprocessing=_preprocessing(context.cache),
     )

@@ -6,6 +6,7 @@ It exists only while a cache is incomplete; the manifest replaces it.
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -92,9 +93,17 @@ def _read_scales(document: JsonObject, inventory: Inventory, where: str) -> dict
     return records
 
 
-def commit(directory: Path, record: BlockRecord) -> None:
-    """Make a block exist: its files must already be durable under their final names."""
-    write_sealed(_record_path(directory, record.block), record.to_dict())
+def commit(directory: Path, record: BlockRecord, reused: Mapping[str, int] | None = None) -> None:
+    """Make a block exist: its files must already be durable under their final names.
+
+    Args:
+        directory: folder of the cache.
+        record: the block and its files.
+        reused: number of its rows that were taken over from other caches, by cache. The journal alone keeps this: the manifest
+            depends on the values, and not on where they came from.
+    """
+    document = record.to_dict() | ({"reused": dict(reused)} if reused else {})
+    write_sealed(_record_path(directory, record.block), document)
     progress_path(directory, record.block).unlink(missing_ok=True)
 
 
@@ -113,6 +122,17 @@ def committed(directory: Path, inventory: Inventory, known: Collection[Block] = 
         if block not in known and _record_path(directory, block).name in names
     ]
     return [record for block in blocks if (record := _read(directory, inventory, block)) is not None]
+
+
+def reused_rows(directory: Path, inventory: Inventory) -> dict[str, int]:
+    """Return the number of committed rows that were taken over from other caches, by cache, as given to `commit`."""
+    total: Counter[str] = Counter()
+    for block in inventory.blocks():
+        with suppress(FileNotFoundError, CacheError):
+            reused = read_sealed(_record_path(directory, block)).get("reused", {})
+            if isinstance(reused, dict) and all(type(count) is int for count in reused.values()):
+                total.update(reused)
+    return dict(total)
 
 
 def drop(directory: Path, blocks: Collection[Block]) -> None:

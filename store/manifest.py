@@ -9,7 +9,7 @@ from stat import S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, Any, Self
 
 from featcache.store.errors import CacheError
-from featcache.store.files import JsonObject, field, read_sealed, write_sealed
+from featcache.store.files import JsonObject, canonical_json, field, read_sealed, sha256_hex, write_sealed
 from featcache.store.inventory import Block, Inventory
 from featcache.store.regular_files import IS_LINK, NOT_REGULAR
 from featcache.store.spec import CacheSpec
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "featcache"
+DIGEST_DIGITS = 16
 MAX_BATCH_SIZE = 2**20
 _ORIENTATIONS = frozenset("12345678")
 
@@ -242,6 +243,11 @@ class Manifest:
                 f"{where}: field 'blocks' lacks block {missing[0].index} of {missing[0].split!r}"
             )
         return manifest
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """Return a short digest of all that a manifest says."""
+    return sha256_hex(canonical_json(manifest.to_dict()))[:DIGEST_DIGITS]
 
 
 def read_inventory(

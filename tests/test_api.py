@@ -20,10 +20,10 @@ SIGNATURES = {
     "test_splits=(), train_split=None, group_by=None, resplit=False, pixel_range='auto', max_pixels=None, "
     "taps=('norm2',), layers='every', tokens='cls,ap', patches=None, splits=(), views='', weights=None, weights_key=None, "
     "dtype='float16', precision='auto', resize='auto', exif=None, batch_size=None, workers=None, device='auto', "
-    "compile=False, on_error='stop', root=None, force=False, backbone=None, source=None, progress=True)",
+    "compile=False, on_error='stop', reuse='auto', root=None, force=False, backbone=None, source=None, progress=True)",
     "probe": "(cache, head='attentive', *, table=None, layers=None, tokens=None, tap='norm2', views=(), num_heads=None, protocol='paper', "
     "solver='adamw', penalty='l2', input=None, folds=None, groups=None, halving=None, shots=(), draws=1, target_kind=None, "
-    "regression_loss='mse', options=None, seeds=(0,), precision='auto', device='auto', memory=None, "
+    "regression_loss='mse', baselines=None, options=None, seeds=(0,), precision='auto', device='auto', memory=None, "
     "out='featcache-results', force=False, progress=True)",
     "load_head": "(folder)",
     "ls": "(remote=None, *, model=None, dataset=None, root=())",

@@ -1,20 +1,28 @@
 """A batch of images on its way from the decoding processes to the backbone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one forward pass: they never straddle a block."""
+    """Rows that are written together; those that are decoded make one forward pass. They never straddle a block."""
 
     split: str
     start: int
     stop: int
+    decoded: tuple[int, ...] | None = None
+    """The rows that are decoded, ascending; None for all. The features of the others are known from another cache."""
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The rows that are decoded, ascending."""
+        return range(self.start, self.stop) if self.decoded is None else self.decoded
 
 
 class ImageBatch(NamedTuple):
@@ -34,6 +42,18 @@ class ImageBatch(NamedTuple):
     views: Mapping[str, Tensor] = MappingProxyType({})
     """The same images in other views, by name, each ``[B, 3, S, S]`` with an S of its own. Where the plain view is not wanted, the
     sides of `images` are 0."""
+
+    def select(self, places: Sequence[int]) -> "ImageBatch":
+        """Return the batch of some of its images, by their places in it, ascending."""
+        if len(places) == len(self.images):
+            return self
+        index = torch.tensor(places, dtype=torch.int64)
+        kept = {place: row for row, place in enumerate(places)}
+        return self.map_images(lambda images: images[index.to(images.device)])._replace(
+            content=self.content[index],
+            failures=[(kept[place], message) for place, message in self.failures if place in kept],
+            facts=self.facts[index],
+        )
 
     @property
     def by_view(self) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ class BatchLoader:
 
     def __call__(self, rows: Rows) -> ImageBatch:
         """Load a batch; images that fail are part of it, everything else is raised."""
-        spots = range(rows.start, rows.stop)
+        spots = rows.numbers
         with suppress(DatasetError, OSError):  # decoding reports every image concerned
             self._source.prepare(rows.split, spots)
         return self._collated(

@@ -37,6 +37,8 @@ class Estimate:
     remaining: PendingWork
     speed: Speed | None
     """None where nothing is left to be extracted."""
+    reused: int = 0
+    """Rows that are taken over from other caches without decoding an image."""
 
     @classmethod
     def of_complete(cls, entry: Entry) -> Self:
@@ -71,7 +73,8 @@ class Estimate:
     @property
     def seconds(self) -> float | None:
         """Time that the extraction would take, about, without loading."""
-        return None if self.speed is None else self.remaining.samples / self.speed.images_per_second
+        computed = max(0, self.remaining.samples - self.reused)
+        return None if self.speed is None else computed / self.speed.images_per_second
 
     def to_dict(self) -> JsonObject:
         """Return the estimate as plain JSON values."""
@@ -90,6 +93,7 @@ class Estimate:
             "samples": self.inventory.num_samples,
             "committed_samples": self.remaining.committed,
             "samples_to_extract": self.remaining.samples,
+            "samples_to_reuse": self.reused,
             "bytes": self.inventory.num_bytes,
             "bytes_to_write": self.remaining.num_bytes,
             "free_bytes": self.space[0],

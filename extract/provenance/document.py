@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from featcache.devices.precision import MIXED, autocast_dtype
+from featcache.extraction.models.preprocessing import size_text
 from featcache.extraction.provenance.public_names import public_command, public_name
+from featcache.store import journal
 from featcache.store.corrections import FIELD as CORRECTIONS
 from featcache.store.corrections import known_corrections
 from featcache.store.files import JsonObject
@@ -77,6 +79,7 @@ def provenance(
         "seconds_of_last_run": round(run.seconds, 3),
         "dataset": run.dataset_summary,
         "images_of_last_run": run.observed,
+        **_reused(writer),
         **({"int8_of_last_run": run.int8} if run.int8 else {}),
         CORRECTIONS: known_corrections(),
         "arrays": {
@@ -91,6 +94,16 @@ def provenance(
         "python": platform.python_version(),
         "versions": {package: version(package) for package in _PACKAGES},
     }
+
+
+def _reused(writer: CacheWriter) -> JsonObject:
+    """Number of rows that were taken over from other caches, with key and digest of each; nothing where there are none."""
+    rows = journal.reused_rows(writer.directory, writer.plan.inventory)
+    listed = [
+        {"key": name.partition("@")[0], "digest": name.partition("@")[2], "rows": count}
+        for name, count in sorted(rows.items())
+    ]
+    return {"reused": listed} if listed else {}
 
 
 def _content(writer: CacheWriter) -> JsonObject:
@@ -124,7 +137,7 @@ extracted by featcache. Read it with `featcache probe`, `featcache.open(DIR)`, o
 
 | | |
 |---|---|
-| backbone | {explicit} ({backbone.num_layers} blocks, width {backbone.width}, {backbone.input_size} px) |
+| backbone | {explicit} ({backbone.num_layers} blocks, width {backbone.width}, {size_text(backbone.image_size)}) |
 | key | {plan.spec.key} |
 | stored as | {plan.spec.dtype}, forward pass in {plan.spec.precision} |
 | classes | {len(plan.inventory.class_names) if plan.inventory.targets.labeled else "none, no labels"} |

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 
 from featcache.extraction.models.names import ModelName
 from featcache.extraction.requests.feature_selection import FeatureSelection
 from featcache.extraction.requests.preprocessing import PreprocessingOptions
 from featcache.extraction.sources.dataset_options import DatasetOptions
-from featcache.store.errors import RequestError
+from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.files import JsonObject, sha256_file
 from featcache.store.manifest import MAX_BATCH_SIZE
 from featcache.store.parameters import DEVICE, PATH, as_optional_path, one_of, parameter
@@ -22,6 +22,13 @@ WEIGHTS_RULE = "averaged weights first"
 STOP, SKIP = "stop", "skip"
 EXIF = "exif"
 """Field of a literal request that says whether images are turned upright."""
+
+
+def _check_resize(request: object, attribute: "Attribute[Any]", resize: str) -> None:
+    versions = (AUTO, *RESIZES)
+    if resize not in versions:
+        hint = "(--resize-size 256 is the size, --interpolation bicubic the filter)"
+        raise UnknownNameError("version of resizing", resize, versions, hint)
 
 
 @frozen(kw_only=True, slots=False)
@@ -79,10 +86,10 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
     )
     resize: str = field(
         default=AUTO,
-        validator=one_of("resize", (AUTO, *RESIZES)),
+        validator=_check_resize,
         metadata=parameter(
-            "Version of the resize's arithmetic, at the same filter and size: pillow, uint8-antialias (on 8-bit pixels, five times as fast), or auto, which is pillow on a "
-            "CPU and uint8-antialias elsewhere. Under auto any cache of the same images is an answer.",
+            "Version of the resize's arithmetic, at the same filter and size: pillow, uint8-antialias (on 8-bit pixels, five times as "
+            "fast), or auto, which is pillow on a CPU and uint8-antialias elsewhere. Under auto any cache of the same images is an answer.",
             "--resize",
         ),
     )
@@ -119,6 +126,16 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
         metadata=parameter(
             "Action at an image that does not decode: stop, or skip it and continue; its row then has no features.",
             "--on-error",
+        ),
+    )
+
+    reuse: str = field(
+        default=AUTO,
+        metadata=parameter(
+            "Cache of the same backbone and settings (folder, key or name) whose rows are taken over for images that it holds; "
+            "auto finds such caches under the roots, none computes every row.",
+            "--reuse",
+            metavar="CACHE",
         ),
     )
 

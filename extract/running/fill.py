@@ -1,7 +1,7 @@
 """Fill a cache: write the blocks that it lacks, and complete it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,10 @@ from featcache.extraction.provenance.dataset_card import about_dataset
 from featcache.extraction.provenance.document import RunFacts, card, provenance
 from featcache.extraction.requests.inputs import Inputs
 from featcache.extraction.requests.request import SKIP
+from featcache.extraction.reuse.candidates import mismatch, token_arrays
+from featcache.extraction.reuse.content_records import ContentRecords
+from featcache.extraction.reuse.division import Reuse
+from featcache.extraction.reuse.reusable_rows import ReusableRows
 from featcache.extraction.running.loading import LoadedBackbone
 from featcache.extraction.running.pipeline import ImageInput, run_blocks
 from featcache.extraction.running.scales import ScaleFitter
@@ -44,6 +48,8 @@ class Filled:
     """Time of the passes and of their data, without loading."""
     notes: tuple[str, ...] = ()
     """Notes on images that were not used exactly as stored."""
+    reused: int = 0
+    """Samples among them that this process took over from other caches."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class CacheFiller:
     """The command line, for provenance."""
     started: float
     """Time when the run began, seconds since the epoch."""
+    reusable: Sequence[Cache] = ()
+    """Caches whose rows are taken over where they show the same image."""
 
     def fill(self, path: Path, plan: Plan) -> Filled:
         """Write what the cache at `path` lacks of `plan`; an earlier run for something else is finished first.
@@ -114,15 +122,34 @@ class CacheFiller:
             for text in plan_messages(writer, plan, self.inputs.request.batch_size):
                 say(text)
             started = time.perf_counter()
-            images = self.image_input(writer.directory, writer.plan)
+            reuse = self.reuse(writer.plan)
+            images = replace(self.image_input(writer.directory, writer.plan), reuse=reuse)
             try:
                 samples = self._run_blocks(writer, images, clipping)
             except KeyboardInterrupt:
                 raise interrupted(writer) from None
+            finally:
+                reuse.records().keep(writer.plan.spec.key)
             seconds = time.perf_counter() - started
             self._complete(writer, samples, seconds, images, clipping)
             notes = [*images.observed.notes(images.upright), *clipping.notes()]
-            return Filled(before.samples + samples, before.seconds + seconds, (*before.notes, *notes))
+            return Filled(
+                before.samples + samples,
+                before.seconds + seconds,
+                (*before.notes, *notes),
+                before.reused + reuse.count,
+            )
+
+    def reuse(self, plan: Plan) -> Reuse:
+        """Find the rows of other caches that can stand in the cache of `plan`, and the states of the dataset's files."""
+        say, arrays = self.reporter.message, token_arrays(plan.inventory)
+        caches = [cache for cache in self.reusable if mismatch(cache, plan.spec, plan.inventory) is None]
+        rows = ReusableRows(caches, arrays, say) if caches and arrays else None
+        records = [ContentRecords.load(cache.key) for cache in caches]
+        fingerprints = self.inputs.source.row_fingerprints()
+        reuse = Reuse.of(rows, fingerprints, records, arrays, say, upright=plan.spec.backbone.upright)
+        reuse.announce()
+        return reuse
 
     def _fit(self, path: Path, plan: Plan) -> ScaleFitter:
         # Compiling would take longer than the pass over the sample.

@@ -6,7 +6,7 @@ decode parts of a batch, which are joined again, and blocks are claimed as the p
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import torch
@@ -36,18 +36,24 @@ class ClaimedBatches:
     Args:
         writer: the open writer of the cache.
         workers: processes that decode.
+        windows: divides the rows of a split from one to another into batches of the given size; evenly if not given.
     """
 
-    def __init__(self, writer: CacheWriter, workers: int) -> None:
+    def __init__(
+        self,
+        writer: CacheWriter,
+        workers: int,
+        windows: Callable[[str, int, int, int], Sequence[Rows]] | None = None,
+    ) -> None:
         self._writer = writer
+        self._windows = windows or _even_batches
         self._part_rows = part_rows(writer.plan.batch_size, workers)
         self._ahead: deque[tuple[BlockWriter, Rows, int]] = deque()
 
     def __iter__(self) -> Iterator[Rows]:
         while (block := self._writer.claim()) is not None:
             where, size = block.block, self._writer.plan.batch_size
-            for start in range(where.start + block.rows, where.stop, size):
-                batch = Rows(where.split, start, min(start + size, where.stop))
+            for batch in self._windows(where.split, where.start + block.rows, where.stop, size):
                 parts = list(_parts(batch, self._part_rows))
                 self._ahead.append((block, batch, len(parts)))
                 yield from parts
@@ -59,9 +65,17 @@ class ClaimedBatches:
             yield block, rows, joined([first, *(next(parts) for _ in range(count - 1))])
 
 
+def _even_batches(split: str, start: int, stop: int, size: int) -> list[Rows]:
+    return [Rows(split, first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
 def _parts(rows: Rows, size: int) -> Iterator[Rows]:
-    for start in range(rows.start, rows.stop, size):
-        yield Rows(rows.split, start, min(start + size, rows.stop))
+    if rows.decoded is None:
+        yield from _even_batches(rows.split, rows.start, rows.stop, size)
+        return
+    for first in range(0, len(rows.decoded), size):
+        part = rows.decoded[first : first + size]
+        yield Rows(rows.split, part[0], part[-1] + 1, part)
 
 
 def joined(parts: Sequence[ImageBatch]) -> ImageBatch:

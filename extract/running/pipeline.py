@@ -5,7 +5,7 @@ threads collect the features, hash, write and commit: nothing but the forward pa
 is bounded, so memory does not grow with the dataset.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,15 +13,16 @@ import numpy.typing as npt
 import torch
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
+from featcache.extraction.decoding.first_images import watched
 from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.observed import Observed
 from featcache.extraction.decoding.prefetch import to_device
 from featcache.extraction.decoding.views import Transform, ViewInput
 from featcache.extraction.forward_pass.view_passes import ViewPasses
+from featcache.extraction.reuse.division import Division, Reuse
 from featcache.extraction.running.look_ahead import ClaimedBatches
 from featcache.extraction.running.writing import Job, Writing
-from featcache.extraction.sources.base import Sample, Source
-from featcache.extraction.sources.pixels import FACTS
+from featcache.extraction.sources.base import Source
 from featcache.store.errors import DatasetError, UnavailableError
 from featcache.store.progress import Update
 from featcache.store.writing.writer import CacheWriter
@@ -45,7 +46,7 @@ class ImageInput:
     skip_failures: bool = False
     """Go on without an image that does not decode, rather than stop."""
     say: Callable[[str], None] = lambda text: None
-    """Is told of every image that is skipped."""
+    """Receives a message on every image that is skipped, and a warning if the first images look wrong."""
     known_content: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """By split, the content digests ``[N, 16]`` of a cache that is added to: its images must be the same ones."""
     known_orientations: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
@@ -54,6 +55,8 @@ class ImageInput:
     """The views that every split needs; None for the plain one alone."""
     observed: Observed = field(default_factory=Observed)
     """Counts the facts found while decoding the images of this run."""
+    reuse: Reuse | None = None
+    """Rows of other caches that are taken over instead of being computed."""
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[ImageBatch]:
         """The images of `rows` on the device, in order."""
@@ -68,7 +71,8 @@ class ImageInput:
             self.upright,
             self.views,
         )
-        return to_device(batches, self.device, self.transform)
+        looked_at = watched(batches, self.source.pixels.pixel_range, self.say)
+        return to_device(looked_at, self.device, self.transform)
 
     def refuse_or_skip(self, batch: ImageBatch) -> None:
         """Stop at an image that failed, or say that it is left out.
@@ -87,7 +91,18 @@ class ImageInput:
                 )
             self.say(f"skipped: {message}")
 
-    def check_content(self, rows: Rows, samples: Sequence[Sample], batch: ImageBatch) -> None:
+    def divide(self, rows: Rows, batch: ImageBatch) -> Division:
+        """Return where the features of `rows` come from, of which `batch` holds the images that were decoded.
+
+        Raises:
+            DatasetError: an image is not the one that a record tells.
+        """
+        samples = self.source.splits[rows.split][rows.start : rows.stop]
+        if self.reuse is None:
+            return Division.whole(samples, batch)
+        return self.reuse.divide(rows, samples, batch)
+
+    def check_content(self, rows: Rows, division: Division) -> None:
         """Refuse images that are not those that the cache was made from.
 
         Raises:
@@ -96,16 +111,16 @@ class ImageInput:
         known = self.known_content.get(rows.split)
         if known is None:
             return
-        before, content = known[rows.start : rows.stop], batch.content.numpy()
-        changes = (before != content).any(1)
+        before = known[rows.start : rows.stop]
+        changes = (before != division.content).any(1)
         if rows.split in self.known_orientations:
-            orientations = batch.facts[:, FACTS.index("turned")].clamp(min=1).numpy()
-            changes |= self.known_orientations[rows.split][rows.start : rows.stop] != orientations
+            orientations = self.known_orientations[rows.split][rows.start : rows.stop]
+            changes |= orientations != division.orientations
         # A row that failed when the cache was made has zeros.
         changed = np.flatnonzero(changes & before.any(1))
         if changed.size:
             raise DatasetError(
-                f"image {samples[changed[0]].id!r} is not the one that the cache was made from, so nothing can be added; "
+                f"image {division.samples[int(changed[0])].id!r} is not the one that the cache was made from, so nothing can be added; "
                 "remove the cache and extract it again"
             )
 
@@ -128,7 +143,7 @@ def run_blocks(
         DatasetError: an image does not decode; blocks that were committed stay.
         BackboneError: a value is not finite in the stored type.
     """
-    claimed = ClaimedBatches(writer, images.workers)
+    claimed = ClaimedBatches(writer, images.workers, images.reuse.windows if images.reuse else None)
     total, extracted = writer.plan.inventory.num_samples, 0
     update(writer.committed_rows(), total)
     with Writing(writer, extractors, lambda done: update(done, total)) as writing:
@@ -137,10 +152,12 @@ def run_blocks(
             for block, rows, batch in batches:
                 images.refuse_or_skip(batch)
                 images.observed.add(batch.facts.numpy())
-                samples = images.source.splits[rows.split][rows.start : rows.stop]
-                images.check_content(rows, samples, batch)
-                writing.put(Job(block, rows, samples, batch, extractors[rows.split].start(batch.by_view)))
-                extracted += len(samples)
+                division = images.divide(rows, batch)
+                images.check_content(rows, division)
+                computed = division.batch
+                features = extractors[rows.split].start(computed.by_view) if len(computed.images) else dict
+                writing.put(Job(block, rows, division, features))
+                extracted += len(division.samples)
         finally:
             # Ends the worker processes now: the traceback of an error would keep them.
             del batches

@@ -16,11 +16,11 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extraction.decoding.batch import ImageBatch, Rows
+from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.forward_pass.forward import NotFiniteError, NumpyBatch
 from featcache.extraction.forward_pass.view_passes import ViewPasses
+from featcache.extraction.reuse.division import Division
 from featcache.extraction.sources.base import Sample
-from featcache.extraction.sources.pixels import FACTS
 from featcache.store.arrays import DTYPES
 from featcache.store.inventory import SplitInventory
 from featcache.store.planning import CONTENT_DIGEST
@@ -35,14 +35,14 @@ MAX_WAITING_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Job:
-    """One batch whose forward pass has begun."""
+    """Rows that are written together, and whose forward pass has begun."""
 
     block: BlockWriter
     rows: Rows
-    samples: Sequence[Sample]
-    batch: ImageBatch
+    division: Division
+    """Where the features of the rows come from."""
     features: Callable[[], NumpyBatch]
-    """Waits for the features of the pass and returns them."""
+    """Waits for the features of the pass and returns them; none where nothing is computed."""
 
     def values(self, split: SplitInventory) -> NumpyBatch:
         """Wait for the features and return the rows of every array of `split`.
@@ -50,8 +50,11 @@ class Job:
         Raises:
             NotFiniteError: a value is not finite in the stored type.
         """
-        failed = [row for row, _ in self.batch.failures]
-        values = self.features() | sample_columns(self.samples, split, self.batch.content.numpy(), failed)
+        division, failed = self.division, list(self.division.failed)
+        values = self.features()
+        if division.reused is not None:
+            values = division.reused.merged(values)
+        values |= sample_columns(division.samples, split, division.content, failed)
         for name, array in split.arrays.items():
             if array.layers and failed:
                 values[name][failed] = np.frombuffer(DTYPES[array.dtype].fill_bytes, array.stored_dtype)[0]
@@ -60,8 +63,7 @@ class Job:
     @property
     def orientations(self) -> str:
         """EXIF orientation of each image, a digit from 1 (upright) to 8."""
-        turned = self.batch.facts[:, FACTS.index("turned")].clamp(min=1).tolist()
-        return "".join(map(str, turned))
+        return "".join(map(str, self.division.orientations.tolist()))
 
 
 class Writing:
@@ -139,12 +141,16 @@ class Writing:
 
     def _write(self, job: Job, values: Mapping[str, npt.NDArray[np.generic]], num_bytes: int) -> int:
         """Append a batch, commit its block if it is full, and return the samples done so far."""
-        block = job.block
+        block, reused = job.block, job.division.reused
         try:
             self._require(not self._write_failed)
+            if reused is not None:
+                block.reused.update(reused.origins)
             # The digest of an image is of its pixels as stored, so the way it was turned is kept beside.
-            recorded = self._writer.plan.spec.backbone.upright and CONTENT_DIGEST in values
-            block.append(values, job.orientations if recorded else "")
+            if self._writer.plan.spec.backbone.upright and CONTENT_DIGEST in values:
+                block.append(values, job.orientations)
+            else:
+                block.append(values)
             uncommitted = block.rows
             if job.rows.stop == block.block.stop:
                 self._writer.commit(block)
@@ -175,7 +181,9 @@ class Writing:
         try:
             self._written.append(collected.result())
         except NotFiniteError:
-            raise self._extractors[job.rows.split].explain(job.batch.by_view, job.samples) from None
+            raise self._extractors[job.rows.split].explain(
+                job.division.batch.by_view, job.division.computed_samples
+            ) from None
         except RuntimeError:
             # Perhaps only the consequence of a write that failed, whose own error comes first.
             self._report_written(wait=True)

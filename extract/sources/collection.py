@@ -88,6 +88,13 @@ class Collection(ABC):
         """
         return self.containers
 
+    def row_places(self, rows: Sequence[int]) -> Iterable[tuple[str | Path, object]] | None:
+        """Return the file of each of `rows` and its place in the file; None if rows do not stand in files of their own.
+
+        By default there are places where every row has a file of its own.
+        """
+        return ((path, "") for path in self.files(rows)) if self.one_file_a_row else None
+
     def prepare(self, rows: Sequence[int]) -> None:
         """Prefetch hint: these rows are read next, in this order; ignored by default."""
         return

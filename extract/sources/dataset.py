@@ -6,12 +6,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.extraction.sources.base import Citation, Rows, Source
 from featcache.extraction.sources.collection import Collection, group_column
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import pixel_limit, stored_orientation
-from featcache.extraction.sources.file_states import FileStates
+from featcache.extraction.sources.file_states import FileStates, row_fingerprints
 from featcache.extraction.sources.pixels import PixelOptions
 from featcache.extraction.sources.samples import Samples
 from featcache.extraction.sources.split_names import TEST, TRAIN, find_split
@@ -165,6 +166,17 @@ class SplitDataset(Source):
         rows = np.concatenate([samples.rows for samples in self._splits.values()])
         states = FileStates.of(self._collection.files(rows.tolist()), self._collection.one_file_a_row)
         return states if len(states.states) else None
+
+    def row_fingerprints(self) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """See `Source.row_fingerprints`."""
+        found = {}
+        for name, samples in self._splits.items():
+            rows = samples.rows.tolist()
+            places = self._collection.row_places(rows)
+            if places is not None:
+                ids = (self._collection.listing.ids[row] for row in rows)
+                found[name] = row_fingerprints(ids, places)
+        return found
 
     def prepare(self, split: str, rows: Sequence[int]) -> None:
         """See `Source.prepare`."""

@@ -175,6 +175,10 @@ class WebDataset(Collection):
         """Return the shards."""
         return self._paths
 
+    def row_places(self, rows: Sequence[int]) -> Iterable[tuple[str | Path, object]]:
+        """Return the shard of each of `rows`, and where in the shard its image begins."""
+        return ((self._paths[int(self._shards[row])], int(self._offsets[row])) for row in rows)
+
     def image(self, row: int) -> "Image":
         """Decode one image."""
         where = f"{self.listing.ids[row]} in {self._paths[int(self._shards[row])]}"

@@ -50,7 +50,7 @@ def probe(call: ProbeCall) -> "list[ResultRow]":
     """Train heads on a cache, score them on the test split, and keep heads and results in `out`.
 
     Returns:
-        The baseline's rows first (the linear probe on the last layer's class token), then those asked for.
+        The baselines' rows first, then those asked for.
 
     Raises:
         RequestError: the request is wrong; `UnknownNameError` for a name that does not exist.

@@ -10,8 +10,10 @@ from featcache.api.signatures import takes_parameters_of
 from featcache.extraction.models.names import model_names
 from featcache.probing.report.comparison import SCORE as PUBLISHED_SCORE
 from featcache.probing.report.groups import SCORES, Group, filter_rows, group_rows
+from featcache.probing.report.paired_images import PairedImages
+from featcache.probing.report.reference import SOLVED_PROBE, TRAINED_PROBE, parse_reference
 from featcache.probing.report.tables import Table
-from featcache.probing.report.views import VIEWS, Against, parse_reference
+from featcache.probing.report.views import VIEWS, Against
 from featcache.probing.results.rows import RESULTS_FILE, ResultRow, count_lines, read_rows
 from featcache.probing.results.solved_rows import heads_in_results
 from featcache.store.errors import RequestError, UnknownNameError
@@ -45,7 +47,10 @@ class ResultRequest:
     against: str | None = field(
         default=None,
         metadata=parameter(
-            "Reference of gains.", "--against", metavar="HEAD:LAYERS:TOKENS", default="linear:last:cls"
+            "Reference of gains: solved or trained, the linear probe on the last class token; best-layer; or HEAD:LAYERS:TOKENS.",
+            "--against",
+            metavar="REFERENCE",
+            default="solved",
         ),
     )
     model: tuple[str, ...] = field(
@@ -239,7 +244,19 @@ def chosen(folder: Path, request: ResultRequest, reporter: Reporter) -> Chosen:
     """
     reference = parse_reference(request.against)
     groups = group_rows(_chosen_rows(folder, request.filters, reporter), request.score)
-    return Chosen(groups, Against(reference, group_rows(read_rows(folder), request.score)))
+    every = group_rows(read_rows(folder), request.score)
+    if request.against is None and _lacks_solved_probe(every):
+        reference = TRAINED_PROBE
+        reporter.message(
+            "note: these results hold no solved linear probe, so gains are over the trained one, which a short training may leave far "
+            f"below; `featcache probe {SOLVED_PROBE.remedy} --out {folder}` adds it"
+        )
+    return Chosen(groups, Against(reference, every, PairedImages(folder)))
+
+
+def _lacks_solved_probe(groups: Sequence[Group]) -> bool:
+    has_trained = any(TRAINED_PROBE.matches(group) for group in groups)
+    return has_trained and not any(SOLVED_PROBE.matches(group) for group in groups)
 
 
 def require_score(found: Chosen, score: str) -> None:

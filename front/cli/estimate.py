@@ -31,9 +31,9 @@ def _lines(estimate: Estimate) -> Iterator[str]:
         verdict = "it fits" if estimate.fits else "it does not fit"
         yield f"free      {format_size(free)} at {place}: {verdict}"
     if estimate.speed is not None and estimate.seconds is not None:
-        speed = estimate.speed
+        speed, computed = estimate.speed, max(0, left.samples - estimate.reused)
         yield (
-            f"time      about {format_duration(estimate.seconds)}: {left.samples} images at "
+            f"time      about {format_duration(estimate.seconds)}: {computed} images at "
             f"{speed.images_per_second:.1f} images/s, on {speed.device} in {speed.precision}, {speed.batch_size} at a time"
         )
     yield "nothing was written"

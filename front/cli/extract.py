@@ -21,6 +21,7 @@ Examples:
   featcache extract --model vit-l-14 --dataset imagefolder:photos
   featcache extract --model vit-l-14 --dataset imagefolder:photos --dry-run
   featcache extract --model vit-l-14 --dataset flowers
+  featcache extract --model dinov2-vit-s-14 --dataset flowers --input-size 448
   featcache extract --model vit-l-14 --dataset csv:scans.csv --group-by patient
 """
 
@@ -65,7 +66,8 @@ def _summary(result: ExtractResult) -> list[str]:
     if result.cached:
         return [f"already cached: {result.path}"]
     rate = result.samples / result.seconds if result.seconds else 0.0
+    reused = f", {result.reused} of them reused from other caches" if result.reused else ""
     return [
-        f"{result.samples} images in {format_duration(result.seconds)} ({rate:.1f} images/s)",
+        f"{result.samples} images in {format_duration(result.seconds)} ({rate:.1f} images/s){reused}",
         f"cache: {result.path}",
     ]

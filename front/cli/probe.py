@@ -8,11 +8,11 @@ import click
 
 from featcache.cli.grid import GridError, open_caches
 from featcache.cli.options import common_options
-from featcache.cli.probe_table import NUMERIC, rows_table
+from featcache.cli.probe_table import NUMERIC, edge_notes, interval_notes, rows_table
 from featcache.cli.request_options import options_of
 from featcache.probing.requests.borrowing import borrow_for_probe
 from featcache.probing.requests.jobs import jobs, left_out
-from featcache.probing.requests.request import HeadRequest, ProbeRequest
+from featcache.probing.requests.request import LAYER_CHOICE, HeadRequest, ProbeRequest
 from featcache.store.address import is_address
 from featcache.store.catalogue import preprocessing_beside, roots, scan
 from featcache.store.errors import FeatcacheError, RequestError
@@ -56,7 +56,8 @@ def probe_command(
 ) -> None:
     """Train heads on cached tokens and score them on the test split.
 
-    The linear probe on the last class token is always trained too; gains are measured against it.
+    Beside them it fits baselines: the linear probe on the last class token, solved exactly and trained by the protocol, over which
+    gains are measured, and the solved probe on the best single layer.
     """
     reporter = ConsoleReporter(quiet=as_json)
     caches = _open_caches(request, roots(root), cache, model, dataset, allow_partial, reporter)
@@ -142,19 +143,11 @@ def _print(rows: Sequence["ResultRow"], out: Path, grid: bool, rates: Sequence[f
 
     columns, lines = rows_table(rows, grid)
     print_table(columns, lines, numeric=NUMERIC)
-    notes: set[str] = set()
     for row in rows:
-        if row.kept_layers is not None:
+        if row.kept_layers is not None and row.solver != LAYER_CHOICE:
             echo(f"layers left with weight: {', '.join(row.kept_layers) or 'none'}")
-        which = f"note: {row.head} on {row.layers}, {'+'.join(row.tokens)}, chose the"
-        if len(rates) == 1:
-            pass  # nothing was chosen
-        elif row.learning_rate == max(rates):
-            notes.add(f"{which} largest learning rate of {row.protocol}; it may not have converged")
-        elif row.learning_rate == min(rates):
-            notes.add(f"{which} smallest learning rate of {row.protocol}; a smaller one may be better")
         if not grid and (out / row.folder / HEATMAP_FILE).exists():
             echo(f"attention heatmap: {out / row.folder / HEATMAP_FILE}")
-    for note in sorted(notes):
-        echo(note)
+    for note in (*edge_notes(rows, rates), *interval_notes(rows)):
+        echo(f"note: {note}")
     echo(f"results: {out / RESULTS_FILE}; `featcache results` shows them again, side by side")

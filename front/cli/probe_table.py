@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 from featcache.probing.inputs.selection import token_words
 from featcache.probing.report.groups import clip, repetitions
 from featcache.probing.report.preprocessing import model_text, preprocessing_words
+from featcache.probing.report.reference import TRAINED_PROBE
 from featcache.probing.report.significance import are_alike, mean_interval, spread
+from featcache.probing.requests.request import LAYER_CHOICE
 
 if TYPE_CHECKING:
     from featcache.probing.results.rows import ResultRow
 
-NUMERIC = ("seed", "top-1", "gain", "parameters", "seconds")
+SOLVED, TRAINED = "over solved", "over trained"
+"""Columns of gains over the linear probe on the last class token, solved exactly and trained by the protocol."""
+NUMERIC = ("seed", "top-1", SOLVED, TRAINED, "parameters", "seconds")
 UNDEFINED = "undefined"
 """Shown for a score that is not defined on the test samples, such as R2 of a single sample."""
 METRICS = {"balanced_accuracy": "balanced acc", "mean_average_precision": "mAP", "r2": "R2"}
@@ -38,7 +42,8 @@ def rows_table(rows: Sequence["ResultRow"], grid: bool) -> tuple[tuple[str, ...]
         "seed",
         "/".join(metrics) + " [95 %]",
         "top-1",
-        "gain",
+        SOLVED,
+        TRAINED,
     )
     lines, words = [], preprocessing_words(rows)
     for group in _groups(rows):
@@ -70,7 +75,8 @@ def _groups(rows: Sequence["ResultRow"]) -> list[list["ResultRow"]]:
 
 def _line(row: "ResultRow") -> list[str]:
     score = UNDEFINED if row.score is None else f"{100 * row.score:.2f}"
-    if row.score_interval is not None:
+    # Without width it is of an earlier version, and of classes with one or two test images.
+    if row.score_interval is not None and row.score_interval[0] < row.score_interval[1]:
         low, high = row.score_interval
         score += f" [{100 * low:.1f}, {100 * high:.1f}]"
     return [
@@ -81,7 +87,7 @@ def _line(row: "ResultRow") -> list[str]:
         str(row.seed) if row.shots is None else f"{_shots(row.shots)}, draw {row.draw}, {row.seed}",
         score,
         "" if row.top1 is None else f"{100 * row.top1:.2f}",
-        "" if row.gain is None else f"{100 * row.gain:+.2f}",
+        *("" if gain is None else f"{100 * gain:+.2f}" for gain in (row.gain_over_solved, row.gain)),
         chosen(row),
         f"{row.parameters:,}",
         f"{row.seconds:.1f}",
@@ -91,6 +97,8 @@ def _line(row: "ResultRow") -> list[str]:
 def chosen(row: "ResultRow") -> str:
     """Return the setting that validation chose, in a few words."""
     words = [] if row.chosen_head == row.head else [row.chosen_head]
+    if row.solver == LAYER_CHOICE:
+        words = [f"layer {layer}" for layer in row.kept_layers or ()]
     if row.penalty is not None:
         words.append(f"{row.penalty_kind or 'l2'} {row.penalty:.2g}")
     elif row.settings is not None:
@@ -121,6 +129,7 @@ def _mean_line(group: Sequence["ResultRow"]) -> list[str]:
         "mean" if first.shots is None else f"{_shots(first.shots)}, mean",
         score,
         _points(group, lambda row: row.top1),
+        _points(group, lambda row: row.gain_over_solved, "+"),
         _points(group, lambda row: row.gain, "+"),
         "",
         f"{round(mean(row.parameters for row in group)):,}",
@@ -146,3 +155,41 @@ def _points(group: Sequence["ResultRow"], field: Field, sign: str = "") -> str:
 
 def _repetitions(group: Sequence["ResultRow"], field: Field) -> list[float]:
     return repetitions({(row.draw, row.seed): value for row in group if (value := field(row)) is not None})
+
+
+def edge_notes(rows: Sequence["ResultRow"], rates: Sequence[float]) -> list[str]:
+    """Return a note on the heads that chose the largest learning rate of a sweep, and one on those that chose the smallest.
+
+    The trained baseline has none: beside it stands the same probe, solved.
+
+    Args:
+        rows: results of one request.
+        rates: learning rates of its protocol.
+    """
+    if len(set(rates)) == 1:
+        return []  # nothing was chosen
+    solved = any(row.gain_over_solved is not None for row in rows)
+    notes = []
+    for rate, end, meaning in (
+        (max(rates), "largest", "they may not have converged"),
+        (min(rates), "smallest", "a smaller one may be better"),
+    ):
+        heads = dict.fromkeys(
+            f"{row.head} on {row.layers}, {'+'.join(row.tokens)}"
+            for row in rows
+            if row.learning_rate == rate and not (solved and TRAINED_PROBE.is_row(row))
+        )
+        if heads:
+            notes.append(
+                f"the {end} learning rate of the sweep, {rate:g}, was chosen by {'; '.join(heads)}: {meaning}"
+            )
+    return notes
+
+
+def interval_notes(rows: Sequence["ResultRow"]) -> list[str]:
+    """Return the note that says what the intervals in brackets are about, and of how many test samples."""
+    if not any(row.score_interval for row in rows):
+        return []
+    tested = " and ".join(f"{number:,}" for number in sorted({row.test_samples for row in rows}))
+    seeds = "; of means, over seeds or draws" if any(len(group) > 2 for group in _groups(rows)) else ""
+    return [f"[95 %]: over other test images, of which there are {tested}{seeds}"]

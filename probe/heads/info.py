@@ -11,8 +11,9 @@ from featcache.store.errors import RequestError
 if TYPE_CHECKING:
     from featcache.probing.heads.base import Head
 
-TRAINED, CLOSED_FORM, EXACT, AUTO = ("trained", "closed", "exact", "auto")
-"""How a head is fitted: by the members of a protocol, by formula for every setting, by the exact solver, or as others are."""
+TRAINED, CLOSED_FORM, EXACT, AUTO, BY_LAYER = ("trained", "closed", "exact", "auto", "layer")
+"""How a head is fitted: by the members of a protocol, by formula for every setting, by the exact solver, as others are, or as another
+is on the one layer that validation chooses."""
 SOLVED_HEAD = "logreg"
 """The head of the exact solver; ``--head linear --solver exact`` is another way to ask for it."""
 
@@ -44,6 +45,11 @@ class HeadInfo:
     """Kinds of targets that it can be fitted to."""
     listed: bool = True
     """Whether it can be asked for by name."""
+
+    @property
+    def fits_arrays(self) -> bool:
+        """Whether the head can be fitted to an array of tokens; others need the cache that the tokens are from."""
+        return self.fitting != BY_LAYER
 
     def build(
         self,

@@ -1,6 +1,6 @@
 """The registry of heads: one entry for each module beside this one."""
 
-from featcache.probing.heads.info import AUTO, CLOSED_FORM, EXACT, SOLVED_HEAD, HeadInfo
+from featcache.probing.heads.info import AUTO, BY_LAYER, CLOSED_FORM, EXACT, SOLVED_HEAD, HeadInfo
 from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.store.errors import UnknownNameError
 
@@ -174,6 +174,17 @@ _ENTRIES = (
         size="C * (T * D + 1)",
         swept={"penalty": "13 values, 1e-1 ... 1e-7 of the total variance"},
         kinds=(SINGLE_LABEL,),
+    ),
+    HeadInfo(
+        name="best-layer",
+        factory=f"{_PACKAGE}.linear:LinearHead",
+        fitting=BY_LAYER,
+        default_layers="all",
+        default_tokens=("cls",),
+        summary="the solved linear probe on the one layer that is best on held-out samples",
+        source="layer-wise linear probes, arXiv 1610.01644; the layer is chosen by ridge on held-out samples of train",
+        size="C * (K * D + 1)",
+        swept={"layer": "all layers asked for"},
     ),
     HeadInfo(
         name="auto",

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from featcache.probing.plots.style import NEUTRAL, PALETTE, new_figure, style
+from featcache.probing.scoring.wilson import wilson_interval
 
 NUM_BINS = 15
 
@@ -22,6 +23,18 @@ class Reliability:
     counts: npt.NDArray[np.int64]
     unknown: int = 0
     """Number of samples whose prediction has no probability, as after a training that diverged; they are in no bin."""
+    runs: int = 1
+    """Number of runs whose predictions for the same samples are counted together: they are no further samples."""
+
+    @property
+    def intervals(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Ends of Wilson's 95 % intervals of the accuracy of each bin; NaN for bins without samples."""
+        ends = [
+            wilson_interval(float(share), count / self.runs) if count else (np.nan, np.nan)
+            for share, count in zip(self.accuracy, self.counts, strict=True)
+        ]
+        low, high = np.array(ends).T
+        return low, high
 
     @property
     def expected_error(self) -> float | None:
@@ -36,7 +49,7 @@ class Reliability:
 
 
 def reliability(
-    probability: npt.NDArray[np.float64], hit: npt.NDArray[np.bool_], num_bins: int = NUM_BINS
+    probability: npt.NDArray[np.float64], hit: npt.NDArray[np.bool_], num_bins: int = NUM_BINS, runs: int = 1
 ) -> Reliability:
     """Bin predictions.
 
@@ -44,6 +57,7 @@ def reliability(
         probability: ``[N]``, probability of the predicted class; NaN if there is none.
         hit: ``[N]``, whether it is the label.
         num_bins: bins from 0 to 1; each holds its upper edge.
+        runs: runs that the predictions are of, each for the same samples.
     """
     known = np.isfinite(probability)
     unknown, probability, hit = int((~known).sum()), probability[known], hit[known]
@@ -53,7 +67,7 @@ def reliability(
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(place, probability, num_bins) / counts
         accuracy = np.bincount(place, hit.astype(np.float64), num_bins) / counts
-    return Reliability(edges, confidence, accuracy, counts, unknown)
+    return Reliability(edges, confidence, accuracy, counts, unknown, runs)
 
 
 def calibration_figure(found: Reliability, title: str) -> Figure:
@@ -73,6 +87,8 @@ def calibration_figure(found: Reliability, title: str) -> Figure:
             linewidth=1.2,
             label="gap",
         )
+        low, high = (100 * end[filled] for end in found.intervals)
+        above.vlines(confidence, low, high, color=PALETTE[0], linewidth=0.7, label="95 % over test images")
         above.plot(confidence, accuracy, marker="o", markersize=3.5, color=PALETTE[0], label="accuracy")
         above.set_ylabel("accuracy, %")
         above.set_ylim(-3, 103)

@@ -24,6 +24,7 @@ from featcache.probing.results.rows import ResultRow
 from featcache.store.catalogue import slug
 from featcache.store.errors import RequestError
 
+LINES_OF_INTERVALS = "thin lines: 95 % over test images; thick lines: deviation over seeds"
 Named = Iterator[tuple[str, Figure]]
 """Figures, each with the stem of its files."""
 
@@ -58,10 +59,15 @@ def draw(kind: str, folder: Path, groups: Sequence[Group], against: Against) -> 
 
 def _gains(groups: Sequence[Group], against: Against) -> Named:
     try:
-        pivot = pivot_differences(groups, against.groups, against.reference)
+        pivot = pivot_differences(groups, against.groups, against.reference, against.images)
     except RequestError:
         return
-    title = "\n".join([f"{score_words(groups)} over {against.reference}", *cell_notes(pivot.cells.values())])
+    cells = pivot.cells.values()
+    lines = [f"{score_words(groups)} over {against.reference}", *cell_notes(cells)]
+    if any(cell.interval for cell in cells):
+        tested = dict.fromkeys(f"{group.first.dataset} {group.test_samples}" for group in groups)
+        lines += [LINES_OF_INTERVALS, f"test images: {', '.join(tested)}"]
+    title = "\n".join(lines)
     yield "gains", gains_figure(pivot, title, str(against.reference))
 
 
@@ -73,7 +79,9 @@ def _shots(groups: Sequence[Group], against: Against) -> Named:
     for group in few:
         by = factor(group.score)
         deviation = None if group.deviation is None else by * group.deviation
-        point = ShotsPoint(group.first.shots or 0, by * group.mean, deviation)
+        pair = group.image_interval
+        interval = None if pair is None else (by * pair[0], by * pair[1])
+        point = ShotsPoint(group.first.shots or 0, by * group.mean, deviation, interval)
         curves.setdefault(place_of(group), {}).setdefault(names[id(group)], []).append(point)
     words = words_of_groups(few)
     for place, found in curves.items():
@@ -81,6 +89,8 @@ def _shots(groups: Sequence[Group], against: Against) -> Named:
         score = score_words(few) + ("" if few[0].score in NO_FRACTION else ", %")
         score += "; less is better" if few[0].score in LESS_IS_BETTER else ""
         title = f"{place.dataset}, {model}: from few samples"
+        if any(point.interval for points in found.values() for point in points):
+            title += f"\n{LINES_OF_INTERVALS}"
         yield f"shots-{slug(place.dataset)}-{slug(model)}", shots_figure(found, title, score)
 
 
@@ -147,7 +157,7 @@ def _calibration(folder: Path, group: Group, title: str) -> Named:
     probability = np.concatenate([one[0] for one in found])
     hit = np.concatenate([one[1] for one in found])
     if len(probability):
-        yield "calibration", calibration_figure(reliability(probability, hit), title)
+        yield "calibration", calibration_figure(reliability(probability, hit, runs=len(found)), title)
 
 
 _OF_GROUPS: Mapping[str, Callable[[Path, Group, str], Named]] = {

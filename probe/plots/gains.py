@@ -22,7 +22,9 @@ from featcache.probing.report.pivot import Pivot
 
 
 def gains_figure(pivot: Pivot, title: str, reference: str) -> Figure:
-    """Draw the differences of a pivot, with their deviation over seeds, and a row for their mean.
+    """Draw the differences of a pivot, and a row for their mean.
+
+    A thin line is the 95 % interval over the same test images, a thick one the deviation over seeds.
 
     Colour and fill say which head and tokens, the marker which layers, if there are several sets of them.
 
@@ -60,12 +62,25 @@ def gains_figure(pivot: Pivot, title: str, reference: str) -> Figure:
             x = [factor(cell.score) * cell.mean for _, cell in points]
             y = [place + shift for place, _ in points]
             errors = [factor(cell.score) * (cell.deviation or 0.0) for _, cell in points]
+            intervals = [
+                (factor(cell.score) * cell.interval[0], factor(cell.score) * cell.interval[1])
+                if cell.interval is not None
+                else (value, value)
+                for value, (_, cell) in zip(x, points, strict=True)
+            ]
+            axes.hlines(
+                y,
+                [low for low, _ in intervals],
+                [high for _, high in intervals],
+                looks[column]["color"],
+                linewidth=0.7,
+            )
             if column in pivot.means:
                 x.append(factor(points[0][1].score) * pivot.means[column])  # means are of one score
                 y.append(len(pivot.places) + shift)
                 errors.append(0.0)
             axes.errorbar(
-                x, y, xerr=errors, linestyle="", **looks[column], markersize=4.8, elinewidth=0.9, label=column
+                x, y, xerr=errors, linestyle="", **looks[column], markersize=4.8, elinewidth=1.8, label=column
             )
         for line in range(1, len(rows)):
             axes.axhline(line - 0.5, color=NEUTRAL, linewidth=0.3, alpha=0.6)

@@ -27,22 +27,31 @@ class ShotsPoint:
     mean: float
     deviation: float | None
     """Over draws and seeds."""
+    interval: tuple[float, float] | None = None
+    """The 95 % interval over test images."""
 
 
 def shots_figure(curves: Mapping[str, Sequence[ShotsPoint]], title: str, score: str) -> Figure:
-    """Draw a line for every head, with the deviation over draws and seeds; the axis of samples is logarithmic."""
+    """Draw a line for every head; the axis of samples is logarithmic.
+
+    A thick line at a point is the deviation over draws and seeds, a thin one the 95 % interval over test images.
+    """
     with style():
         figure = new_figure(5.0, max(2.5, legend_height(len(curves))), title)
         axes = figure.subplots()
         for index, (name, points) in enumerate(curves.items()):
             ordered = sorted(points, key=lambda point: point.shots)
+            bounded = [(point.shots, *point.interval) for point in ordered if point.interval is not None]
+            if bounded:
+                shots, low, high = zip(*bounded, strict=True)
+                axes.vlines(shots, low, high, _look(index)["color"], linewidth=0.7)
             axes.errorbar(
                 [point.shots for point in ordered],
                 [point.mean for point in ordered],
                 yerr=[point.deviation or 0.0 for point in ordered],
                 **_look(index),
                 markersize=4.5,
-                elinewidth=0.9,
+                elinewidth=1.8,
                 label=name,
             )
         ticks = sorted({point.shots for points in curves.values() for point in points})

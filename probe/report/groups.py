@@ -107,9 +107,37 @@ class Group:
         return None if interval is None else clip(self.score, interval)
 
     @property
+    def image_interval(self) -> tuple[float, float] | None:
+        """The 95 % interval over test images: the mean over runs of its ends.
+
+        None where a run has none. Intervals without width, which earlier versions wrote where classes had one or two test images,
+        count as none.
+        """
+        pairs = [
+            _image_interval(row, self.score) for row in self.rows if (row.draw, row.seed) in self.by_seed
+        ]
+        known = [pair for pair in pairs if pair is not None]
+        if not known or len(known) < len(pairs):
+            return None
+        return mean(low for low, _ in known), mean(high for _, high in known)
+
+    @property
+    def test_samples(self) -> str:
+        """Number of test samples that the scores are of, for people; a range where runs differ."""
+        numbers = sorted({row.test_samples for row in self.rows})
+        return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
+
+    @property
     def alike(self) -> bool:
         """True if several repetitions gave equal scores, so that an interval would have no meaning."""
         return are_alike(repetitions(self.by_seed))
+
+
+def _image_interval(row: ResultRow, score: str) -> tuple[float, float] | None:
+    pair = row.score_intervals.get(score)
+    if pair is None and score == row.metric:
+        pair = row.score_interval
+    return None if pair is None or pair[0] == pair[1] else (pair[0], pair[1])
 
 
 def repetitions(by_seed: Mapping[tuple[int, int], float]) -> list[float]:

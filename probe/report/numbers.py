@@ -21,11 +21,14 @@ def number(
     *,
     signed: bool = False,
     best: bool = False,
+    interval: tuple[float, float] | None = None,
+    tied: bool = False,
 ) -> Number:
     """A score as it is shown: fractions in percent, others as they are."""
     by, decimals = factor(score), _decimals(value) if score in NO_FRACTION else 2
     spread = None if deviation is None else by * deviation
-    return Number(by * value, spread, p_value, signed, best, decimals)
+    low, high = (None, None) if interval is None else (by * interval[0], by * interval[1])
+    return Number(by * value, spread, p_value, signed, best, decimals, low, high, tied)
 
 
 def _decimals(value: float) -> int:

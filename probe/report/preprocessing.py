@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from featcache.probing.report.groups import Group
-from featcache.probing.results.rows import ResultRow
+from featcache.probing.results.rows import MODEL, ResultRow
 from featcache.store.preprocessing import distinguish
 
 NOT_RECORDED = {"unknown": "preprocessing not recorded"}
@@ -12,11 +12,15 @@ NOT_RECORDED = {"unknown": "preprocessing not recorded"}
 
 def preprocessing_words(rows: Iterable[ResultRow]) -> dict[str, str]:
     """Return the words for the preprocessing of caches that differ in it from another of their model and dataset, by cache key."""
+    found = list(rows)
+    # Of early rows the name is that of later ones that go by the same alias, if there are any.
+    explicit = {row.model: row.preprocessing.get(MODEL) or row.model for row in found if row.preprocessing}
     alike: dict[tuple[str, str], dict[str, Mapping[str, str]]] = {}
-    for row in rows:
-        same = alike.setdefault((row.model, row.dataset), {})
+    for row in found:
+        same = alike.setdefault((explicit.get(row.model, row.model), row.dataset), {})
         # Of one cache, rows of before may lack what later ones have.
-        same[row.cache_key] = row.preprocessing or same.get(row.cache_key, {})
+        stated = {name: text for name, text in row.preprocessing.items() if name != MODEL}
+        same[row.cache_key] = stated or same.get(row.cache_key, {})
     words: dict[str, str] = {}
     for same in alike.values():
         if any(same.values()):

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from featcache.store.files import JsonObject, finite_or_null
@@ -12,6 +12,9 @@ from featcache.store.text import escape_markdown, printable
 
 if TYPE_CHECKING:
     import pandas
+
+INTERVALS = "[low, high]: 95 % intervals over test images; of differences, over the same test images"
+"""Note on numbers that have an interval."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Number:
     best: bool = False
     """Whether it stands out in its row."""
     decimals: int = 2
+    low: float | None = None
+    high: float | None = None
+    """Ends of the interval over test images, in the unit of `value`; None where there is none."""
+    tied: bool = False
+    """Whether it cannot be told from the best of its row."""
 
     @property
     def text(self) -> str:
@@ -37,6 +45,14 @@ class Number:
     def spread(self) -> str | None:
         """The deviation alone."""
         return None if self.deviation is None else f"{self.deviation:.{self.decimals}f}"
+
+    @property
+    def interval(self) -> str | None:
+        """The interval over test images, such as ``[77.10, 83.00]``."""
+        if self.low is None or self.high is None:
+            return None
+        ends = (replace(self, value=end).text for end in (self.low, self.high))
+        return f"[{', '.join(ends)}]"
 
     @property
     def mark(self) -> str:
@@ -120,11 +136,15 @@ def _plain(value: Value) -> str:
     if not isinstance(value, Number):
         return "" if value is None else f"{value:,}" if isinstance(value, int) else value
     spread = f" ± {value.spread}" if value.spread is not None else ""
-    return f"{value.text}{spread}" + (f" {value.mark}" if value.mark else "")
+    interval = f" {value.interval}" if value.interval is not None else ""
+    return " ".join(
+        [f"{value.text}{spread}{interval}", *filter(None, (value.mark, "≈" if value.tied else ""))]
+    )
 
 
 def to_records(table: Table) -> list[JsonObject]:
-    """The rows as JSON objects by column; a measured number is an object of value, sd and p, an interval a pair."""
+    """The rows as JSON objects by column; a measured number is an object of value, sd and p, and of low and high where it has an interval
+    over test images; an interval alone is a pair."""
 
     def record(value: Value) -> object:
         if isinstance(value, Interval):
@@ -132,7 +152,8 @@ def to_records(table: Table) -> list[JsonObject]:
         if isinstance(value, NoValue):
             return None
         if isinstance(value, Number):
-            return {"value": value.value, "sd": value.deviation, "p": value.p_value}
+            interval = {} if value.low is None else {"low": value.low, "high": value.high}
+            return {"value": value.value, "sd": value.deviation, "p": value.p_value, **interval}
         return value
 
     return [
@@ -162,6 +183,9 @@ def _flat(table: Table, bare: Callable[[Value], object]) -> tuple[list[str], lis
             parts.append((index, f"{name} sd", lambda v: v.deviation if isinstance(v, Number) else None))
         if any(isinstance(number, Number) and number.p_value is not None for number in numbers):
             parts.append((index, f"{name} p", lambda v: v.p_value if isinstance(v, Number) else None))
+        if any(isinstance(number, Number) and number.low is not None for number in numbers):
+            parts.append((index, f"{name} low", lambda v: v.low if isinstance(v, Number) else None))
+            parts.append((index, f"{name} high", lambda v: v.high if isinstance(v, Number) else None))
     return [name for _, name, _ in parts], [[of(row[index]) for index, _, of in parts] for row in table.rows]
 
 
@@ -187,11 +211,13 @@ def _short(value: object) -> object:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table, the best of a row in bold, with the notes below."""
+    """A GitHub table with the notes below; the best of a row is in bold, what ties with it in italics."""
 
     def cell(value: Value) -> str:
-        text = escape_markdown(_plain(value))
-        return f"**{text}**" if isinstance(value, Number) and value.best else text
+        if not isinstance(value, Number):
+            return escape_markdown(_plain(value))
+        text = escape_markdown(_plain(replace(value, tied=False)))
+        return f"**{text}**" if value.best else f"*{text}*" if value.tied else text
 
     right = table.numeric
     lines = [
@@ -221,7 +247,7 @@ _LATEX: Mapping[str, str] = {
 
 
 def to_latex(table: Table) -> str:
-    """A ``tabular`` with the rules of booktabs, the best of a row in bold; notes become comments."""
+    """A ``tabular`` with the rules of booktabs; the best of a row is in bold, what ties with it underlined; notes become comments."""
     right = table.numeric
     lines = [
         *(f"% {printable(note)}" for note in table.notes),
@@ -241,7 +267,9 @@ def _latex_cell(value: Value) -> str:
     if not isinstance(value, Number):
         return _escape_latex(_plain(value))
     inner = f"\\mathbf{{{value.text}}}" if value.best else value.text
+    inner = f"\\underline{{{inner}}}" if value.tied else inner
     spread = f" \\pm {value.spread}" if value.spread is not None else ""
+    spread += f"\\;{value.interval}" if value.interval is not None else ""
     mark = f"^{{{value.mark}}}" if value.mark else ""
     return f"${inner}{spread}{mark}$"
 

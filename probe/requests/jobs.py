@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.probing.heads import HeadInfo, get_head
 from featcache.probing.heads.info import AUTO as AUTO_HEAD
+from featcache.probing.heads.info import BY_LAYER as BY_LAYER_HEAD
 from featcache.probing.heads.info import CLOSED_FORM as CLOSED_FORM_HEAD
 from featcache.probing.heads.info import EXACT as EXACT_HEAD
 from featcache.probing.heads.info import SOLVED_HEAD
 from featcache.probing.inputs.selection import Selection, default_tokens, missing_tokens, select
 from featcache.probing.requests.request import (
     ADAMW,
+    BEST_LAYER,
     CHOICE,
     CLOSED_FORM,
     EXACT,
     L2,
+    LAYER_CHOICE,
+    SOLVED,
+    TRAINED,
     HeadRequest,
     ProbeRequest,
 )
+from featcache.probing.scoring.kinds import SINGLE_LABEL
 from featcache.store.errors import RequestError
 from featcache.store.inventory import DEFAULT_TAP, SPLITS, Inventory
 from featcache.store.layers import FINAL, as_layers
@@ -48,6 +54,10 @@ class HeadJob:
     """Of the exact solver."""
     input: str | None = None
     """Input transform; that of the protocol if not given."""
+    baseline: str | None = None
+    """Name of the baseline that the job is, one of `BASELINES`; None for any other job."""
+    implied: bool = False
+    """Whether the request names neither this head nor this baseline."""
 
     @property
     def num_heads(self) -> int | None:
@@ -69,9 +79,10 @@ def make_job(head: HeadInfo, selection: Selection, request: ProbeRequest) -> Hea
     Raises:
         RequestError: the head needs the same tokens of every layer, and the selection has others.
     """
-    solver = {CLOSED_FORM_HEAD: CLOSED_FORM, EXACT_HEAD: EXACT, AUTO_HEAD: CHOICE}.get(
-        head.fitting, request.solver
-    )
+    fixed = {CLOSED_FORM_HEAD: CLOSED_FORM, EXACT_HEAD: EXACT, AUTO_HEAD: CHOICE, BY_LAYER_HEAD: LAYER_CHOICE}
+    solver = fixed.get(head.fitting, request.solver)
+    if solver == LAYER_CHOICE and not selection.same_in_every_layer:
+        raise _other_tokens_by_layer(head, selection)
     if solver == EXACT:
         head = get_head(SOLVED_HEAD)
     return HeadJob(
@@ -79,10 +90,67 @@ def make_job(head: HeadInfo, selection: Selection, request: ProbeRequest) -> Hea
     )
 
 
-def baseline(cache: Cache) -> HeadJob:
-    """The linear probe on the last layer's class token."""
-    head = get_head("linear")
-    return HeadJob(head, select(cache, as_layers(head.default_layers), default_tokens(cache, head)))
+def baselines(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
+    """Return the baselines of a cache, in the order of `BASELINES`, all through the protocol's input transform.
+
+    The solved linear probe is `logreg`, or for label sets and numbers `ridge`, on the tokens of the trained one: the class token of
+    the last layer. `best-layer` is left out where the cache holds a single layer.
+    """
+    head, best = get_head("linear"), get_head(BEST_LAYER)
+    last = select(cache, as_layers(head.default_layers), default_tokens(cache, head))
+    kind = request.target_kind or cache.inventory.target_kind
+    solved, solver = (SOLVED_HEAD, EXACT) if kind == SINGLE_LABEL else ("ridge", CLOSED_FORM)
+    found = [
+        HeadJob(head, last, baseline=TRAINED),
+        HeadJob(get_head(solved), last, solver=solver, baseline=SOLVED),
+    ]
+    layers = held_layers(cache, best)
+    if len(layers) > 1:
+        every = select(cache, as_layers(",".join(layers)), default_tokens(cache, best))
+        found.append(HeadJob(best, every, solver=LAYER_CHOICE, baseline=BEST_LAYER))
+    return found
+
+
+def held_layers(cache: Cache, head: HeadInfo) -> list[str]:
+    """Return those of a head's own layers that all splits hold at the default tap."""
+    names = as_layers(head.default_layers).of(cache.spec.backbone.num_layers)
+    kinds = {*default_tokens(cache, head)}
+    splits = [cache.inventory.splits[split].arrays for split in SPLITS if split in cache.inventory.splits]
+
+    def is_held(layer: str) -> bool:
+        arrays = [split.get(FINAL if layer == FINAL else DEFAULT_TAP) for split in splits]
+        return all(array and layer in array.layers and kinds <= {*array.tokens} for array in arrays)
+
+    def width(layer: str) -> int:
+        return splits[0][FINAL if layer == FINAL else DEFAULT_TAP].row_shape[-1]
+
+    held = [name for name in names if is_held(name)]
+    # A job has tokens of one width.
+    return held if len({width(layer) for layer in held}) < 2 else held[-1:]
+
+
+def fitted_jobs(cache: Cache, job: HeadJob) -> list[HeadJob]:
+    """Return the jobs that a job is fitted by: itself, or where the layer is chosen, ridge on every layer alone."""
+    if job.solver != LAYER_CHOICE:
+        return [job]
+    ridge, selection = get_head("ridge"), job.selection
+    tap = DEFAULT_TAP if selection.tap == FINAL else selection.tap
+    return [
+        HeadJob(
+            ridge,
+            select(cache, as_layers(layer), selection.kinds, tap, selection.views),
+            solver=CLOSED_FORM,
+            input=job.input,
+        )
+        for layer in selection.layers
+    ]
+
+
+def final_job(ridge: HeadJob, kind: str) -> HeadJob:
+    """Return the job of the head on a chosen layer: the solved linear probe, which of single labels is another than `ridge`."""
+    if kind != SINGLE_LABEL:
+        return ridge
+    return replace(ridge, head=get_head(SOLVED_HEAD), solver=EXACT)
 
 
 def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
@@ -93,6 +161,8 @@ def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
     """
     wanted: dict[str, set[str]] = {}
     for job in _jobs(Cache(Path(), whole), request):
+        if job.implied and job.baseline == BEST_LAYER:
+            continue  # a baseline that nobody asks for is no reason to fetch all layers
         names = ["" if view == PLAIN_VIEW else view for view in job.selection.views]
         for part, view in product(job.selection.parts, names):
             for layer in part.layers:
@@ -102,7 +172,7 @@ def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
 
 
 def jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
-    """What a request means for a cache: the baseline, then the heads asked for, none twice.
+    """What a request means for a cache: the baselines, then the heads asked for, none twice.
 
     Rows of a table whose tokens the cache does not hold are left out; see `left_out`.
 
@@ -132,14 +202,28 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
     def what(job: HeadJob) -> tuple[object, ...]:
         # The protocol's own input transform may be named, or not; for what is chosen, none means any.
         transform = job.input if job.solver == CHOICE else job.input or usual
-        return job.head.name, job.selection.parts, job.selection.views, job.solver, transform
+        return (
+            job.head.name,
+            job.selection.parts,
+            job.selection.views,
+            job.solver,
+            job.penalty if job.solver == EXACT else "",
+            transform,
+        )
 
     if request.tap != DEFAULT_TAP and all(job.selection.tap != request.tap for job in asked):
         raise RequestError(
             f"the tap {request.tap} is a place in the blocks, and the heads asked for see the final layer alone; say which blocks "
             "with --layers, or leave --tap out"
         )
-    return list({what(job): job for job in (baseline(cache), *asked)}.values())
+    found = {what(job): job for job in asked}
+    first: dict[tuple[object, ...], HeadJob] = {}
+    for job in baselines(cache, request):
+        if what(job) in found:
+            first[what(job)] = job
+        elif request.baselines is None or job.baseline in request.baselines:
+            first[what(job)] = replace(job, implied=request.baselines is None)
+    return list((first | {key: job for key, job in found.items() if key not in first}).values())
 
 
 def left_out(cache: Cache, request: ProbeRequest) -> list[tuple[HeadRequest, str]]:
@@ -157,12 +241,16 @@ def _options(head: HeadInfo, selection: Selection, request: ProbeRequest) -> dic
         options["num_heads"] = request.num_heads or options.get("num_heads") or _num_heads(selection)
     if head.by_layer:
         if not selection.same_in_every_layer:
-            raise RequestError(
-                f"head {head.name!r} needs the same tokens of every layer; ask for --tokens cls, ap, {', '.join(STATISTICS)} or "
-                f"several of them, such as cls+ap, not {selection.token_names}"
-            )
+            raise _other_tokens_by_layer(head, selection)
         options["num_layers"] = len(selection.layers)
     return options
+
+
+def _other_tokens_by_layer(head: HeadInfo, selection: Selection) -> RequestError:
+    return RequestError(
+        f"head {head.name!r} needs the same tokens of every layer; ask for --tokens cls, ap, {', '.join(STATISTICS)} or "
+        f"several of them, such as cls+ap, not {selection.token_names}"
+    )
 
 
 def _num_heads(selection: Selection) -> int:

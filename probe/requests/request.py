@@ -13,6 +13,8 @@ from featcache.probing.heads.info import SOLVED_HEAD
 from featcache.probing.protocols.protocol import INPUTS, Protocol
 from featcache.probing.requests.tables import TABLES
 from featcache.probing.requests.values import (
+    NONE,
+    as_baselines,
     as_groups,
     as_head_options,
     as_heads,
@@ -34,8 +36,10 @@ MAX_OPTION = 2**20
 """Largest number of hidden units, queries and the like: a larger one is refused at once instead of running out of memory."""
 MAX_REPEATS, MAX_SHOTS = 10**6, 10**9
 ADAMW, EXACT = SOLVERS = ("adamw", "exact")
-CLOSED_FORM, CHOICE = "closed", "auto"
-"""Solvers of the heads that are fitted by formula, and of the head that is chosen."""
+CLOSED_FORM, CHOICE, LAYER_CHOICE = "closed", "auto", "layer"
+"""Solvers of the heads that are fitted by formula, of the head that is chosen, and of the head whose layer is chosen."""
+TRAINED, SOLVED, BEST_LAYER = BASELINES = ("trained", "solved", "best-layer")
+"""Baselines beside which heads are shown; see `ProbeRequest.baselines`."""
 L2, GROUP_LASSO = PENALTIES = ("l2", "group-lasso")
 BY_HEAD, BY_PROTOCOL = "by head", "the protocol's"
 
@@ -205,6 +209,16 @@ class ProbeRequest:
         validator=one_of("regression loss", REGRESSION_LOSSES),
         metadata=parameter("Loss of a regression: mse or mae.", "--loss"),
     )
+    baselines: tuple[str, ...] | None = field(
+        default=None,
+        converter=as_baselines,
+        metadata=parameter(
+            "Baselines that are fitted beside the heads: trained, the linear probe on the last class token by the protocol; "
+            "solved, the same solved exactly; best-layer, the solved probe on the layer that is best on held-out samples; or none.",
+            "--baselines",
+            default="all three; of large data, those that take minutes",
+        ),
+    )
     options: Mapping[str, int] = field(
         default=None,
         converter=as_head_options,
@@ -252,6 +266,9 @@ class ProbeRequest:
 
     def __attrs_post_init__(self) -> None:
         self._check_table()
+        for name in self.baselines or ():
+            if name not in BASELINES:
+                raise UnknownNameError("baseline", name, (*BASELINES, NONE))
         names = {row.head.name for row in self.rows}
         self._check_settings()
         if self.penalty != L2 and self.solver != EXACT and SOLVED_HEAD not in names:

@@ -13,6 +13,9 @@ from featcache.store.errors import RequestError
 from featcache.store.parameters import whole_numbers
 from featcache.store.text import parse_names
 
+NONE = "none"
+"""Asks for no baseline at all."""
+
 
 def as_heads(given: str | HeadInfo | Sequence[str | HeadInfo]) -> tuple[HeadInfo, ...]:
     """Find heads by name, given one by one or as a list with commas.
@@ -50,6 +53,14 @@ def as_token_kinds(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
         RequestError: none is named, or one more than once.
     """
     return None if given is None else parse_kinds(given if isinstance(given, str) else "+".join(given))
+
+
+def as_baselines(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Read names of baselines; ``none`` stands for an empty list, and None, which leaves the choice open, stays None."""
+    if given is None:
+        return None
+    names = parse_names(given) if isinstance(given, str) else tuple(given)
+    return () if names == (NONE,) else names
 
 
 def as_seeds(given: str | Sequence[int]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,41 @@ def shortest(value: np.number[Any] | float) -> str:
     """Return the shortest text that reads back as the same number in the same type; empty for NaN and infinities."""
     # numpy's text of a float32 has just enough digits; formats such as ``:g`` have too few, and Python's repr those of the float64.
     return str(value).removesuffix(".0") if np.isfinite(value) else ""
+
+
+@dataclass(frozen=True)
+class TestPredictions:
+    """Labels and predictions of test samples, of single labels."""
+
+    sample_ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    """Label of every sample, a class index as text."""
+    right: npt.NDArray[np.bool_]
+    """``[N]``, whether the prediction is the label."""
+
+
+def read_predictions(path: Path) -> TestPredictions | None:
+    """Read the test predictions of a head; None if the file does not exist, or has no single labels.
+
+    Raises:
+        CacheError: the file is damaged.
+    """
+    try:
+        descriptor, _ = open_regular(path)
+    except FileNotFoundError:
+        return None
+    with open(descriptor, encoding="utf-8", newline="") as file:
+        try:
+            reader = csv.DictReader(file)
+            if not {LABEL, PREDICTED, PROBABILITY} <= {*(reader.fieldnames or ())} <= {*SINGLE_COLUMNS}:
+                return None
+            lines = [(row[SINGLE_COLUMNS[0]], row[LABEL], row[PREDICTED]) for row in reader]
+        except (ValueError, csv.Error) as error:
+            raise CacheError(f"{path} is damaged ({error}); train the head again with --force") from None
+    ids, labels, predicted = zip(*lines, strict=True) if lines else ((), (), ())
+    return TestPredictions(
+        ids, labels, np.array([a == b for a, b in zip(labels, predicted, strict=True)], bool)
+    )
 
 
 def read_confidences(path: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.jsonl"
 SCORES_FILE = "scores.json"
 CANDIDATES_FILE = "candidates.json"
+MODEL = "model"
+"""In the preprocessing of a row, the explicit name of the model."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +80,19 @@ class ResultRow:
     scores: Mapping[str, float | None]
     """All scores on test, by name."""
     score_interval: Sequence[float] | None
-    """The 95 % bootstrap interval of `score` over test samples; None where it was not computed."""
+    """The 95 % interval of `score` over test samples; None where there is none."""
     balanced_accuracy: float | None
     top1: float | None
     top5: float | None
     """These three of single-label targets alone."""
     gain: float | None
-    """Gain over the linear probe on the last layer's class token; None if either has no score."""
+    """Gain over the linear probe on the last layer's class token, trained by the protocol; None if either has no score."""
     validation_score: float | None
     """Score on held-out samples of train, of what was chosen; None where nothing could be held out."""
     chosen_head: str
     """The head that was fitted: `head` itself, unless that is ``auto``."""
     solver: str
-    """``adamw``, ``exact``, ``closed`` or ``auto``; which of the following fields are given depends on it."""
+    """``adamw``, ``exact``, ``closed``, ``auto`` or ``layer``; which of the following fields are given depends on it."""
     learning_rate: float | None
     weight_decay: float | None
     dropout: float | None
@@ -98,7 +100,7 @@ class ResultRow:
     penalty: float | None
     converged: bool | None
     kept_layers: Sequence[str] | None
-    """Those that a group lasso left with weight."""
+    """Those that a group lasso left with weight, or the one that ``best-layer`` chose."""
     settings: Mapping[str, float] | None
     """Of a head that is fitted by formula."""
     parameters: int
@@ -116,11 +118,16 @@ class ResultRow:
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the head took besides its size."""
     preprocessing: Mapping[str, str] = field(default_factory=dict)
-    """Preprocessing of the cache in parts, as `preprocessing_parts` words them; empty for early rows."""
+    """Preprocessing of the cache in parts, as `preprocessing_parts` words them, with the explicit name of its model; empty for early rows."""
     tap: str = DEFAULT_TAP
     """Where in the blocks its tokens were taken; ``final`` if no block is among the layers."""
     views: Sequence[str] = (PLAIN_VIEW,)
     """Views of the images that it was trained on, and that predictions were averaged over."""
+
+    gain_over_solved: float | None = None
+    """Gain over the same linear probe, solved exactly; None if either has no score, and in rows of earlier versions."""
+    score_intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """The 95 % intervals over test samples of all scores that have one, by name; rows of earlier versions have none."""
 
     @property
     def diverged(self) -> bool:
@@ -145,6 +152,8 @@ class ResultRow:
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
         }
+        intervals = values.get("score_intervals", {})
+        values["score_intervals"] = {name: tuple(pair) for name, pair in intervals.items()}
         return cls(**values)
 
 
@@ -158,13 +167,13 @@ _FIELDS: Mapping[tuple[type, ...], Sequence[str]] = {
     (int, NoneType): ("num_heads", "shots"),
     (int, float): ("seconds", "finished_at"),
     (int, float, NoneType): (
-        *("score", "gain", "balanced_accuracy", "top1", "top5", "validation_score"),
+        *("score", "gain", "gain_over_solved", "balanced_accuracy", "top1", "top5", "validation_score"),
         *("learning_rate", "weight_decay", "dropout", "penalty"),
     ),
     (bool, NoneType): ("converged",),
     (list, tuple): ("layer_names", "tokens", "views"),
     (list, tuple, NoneType): ("score_interval", "kept_layers"),
-    (dict,): ("scores", "options", "preprocessing"),
+    (dict,): ("scores", "options", "score_intervals", "preprocessing"),
     (dict, NoneType): ("settings",),
 }
 _TYPES = {name: kinds for kinds, names in _FIELDS.items() for name in names}
@@ -179,11 +188,17 @@ def _fits(document: Mapping[str, Any]) -> bool:
     interval, settings = document["score_interval"], document["settings"] or {}
     numbers = [value for value in document.values() if isinstance(value, int)]
     numbers += [value for value in document["scores"].values() if value is not None]
+    intervals = [interval or (), *document.get("score_intervals", {}).values()]
+    if not all(isinstance(pair, list | tuple) and len(pair) in (0, 2) for pair in intervals):
+        return False
     texts = [*document["layer_names"], *document["tokens"], *(document["kept_layers"] or ())]
     texts += [*document.get("preprocessing", {}).values(), *document.get("views", ())]
     folder = Path(document["folder"])
     return (
-        all(_is_number(value) for value in (*numbers, *settings.values(), *(interval or ())))
+        all(
+            _is_number(value)
+            for value in (*numbers, *settings.values(), *(end for pair in intervals for end in pair))
+        )
         and (interval is None or len(interval) == 2)
         and all(isinstance(text, str) for text in texts)
         and not folder.is_absolute()

@@ -11,6 +11,7 @@ from safetensors.torch import save as save_tensors
 from featcache.probing.heads import get_head
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.selection import Part, Selection
+from featcache.probing.results.head_sources import HeadSource
 from featcache.probing.results.large_tensors import write_tensors
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.files import (
@@ -33,6 +34,9 @@ CONFIG_FILE = "head.json"
 PARAMETERS_FILE = "head.safetensors"
 LARGE_BYTES = 2**28
 """Parameters of this size and more are written without a copy in memory."""
+HEAD_VERSIONS = (1, 2)
+"""Versions of head.json that this featcache reads. The first one has no field ``version``, and does not describe its caches."""
+_LATER_FIELDS = ("views", "sources", "units", "input_stages", "temperature")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,14 @@ class HeadConfig:
     """What stands for the function from image to tokens; see `features_digest`."""
     views: Sequence[str] = (PLAIN_VIEW,)
     """Views of every image that it was trained on; it predicts by averaging over them."""
+    sources: Sequence[HeadSource] = ()
+    """The caches that it was trained on; none in a head that an earlier version saved."""
+    units: Sequence[str] = ()
+    """Unit of every quantity of a regression, empty where there is none."""
+    input_stages: Sequence[Mapping[str, Any]] = ()
+    """Stages that follow the input transform, in order, each with its ``name`` and options; their numbers are among the parameters."""
+    temperature: float | None = None
+    """Number that logits are divided by before they become probabilities; None where none was fitted."""
 
     @property
     def selection(self) -> Selection:
@@ -94,11 +106,32 @@ class HeadConfig:
         kinds |= dict.fromkeys(("layers", "tokens", "class_names", "parts", "views"), list)
         kinds |= dict.fromkeys(("num_tokens", "width", "num_classes", "seed"), int)
         kinds["options"] = dict
-        if "views" not in document:  # of the plain view alone
-            del kinds["views"]
-        config = cls(**{name: field(document, name, kind, where) for name, kind in kinds.items()})
+        kinds |= dict.fromkeys(("sources", "units", "input_stages"), list)
+        kinds["temperature"] = float
+        version = document.get("version", 1)
+        if version not in HEAD_VERSIONS:
+            raise CacheError(
+                f"{where}: head version {version!r}; this featcache reads versions {' and '.join(map(str, HEAD_VERSIONS))}: "
+                "upgrade featcache"
+            )
+        # Absent are views of the plain one alone, and what earlier versions did not write.
+        values = {
+            name: field(document, name, kind, where)
+            for name, kind in kinds.items()
+            if _is_given(document, name)
+        }
+        values["sources"] = [HeadSource.from_dict(source, where) for source in values.get("sources", ())]
+        if not values.get("temperature", 1.0) > 0:
+            raise CacheError(
+                f"{where}: field 'temperature' must be a positive number, got {values['temperature']}"
+            )
+        config = cls(**values)
         _check_parts(config, where)
         return config
+
+
+def _is_given(document: JsonObject, name: str) -> bool:
+    return name not in _LATER_FIELDS or document.get(name) is not None
 
 
 def features_digest(backbone: BackboneSpec, views: Sequence[View] = ()) -> str:
@@ -161,7 +194,8 @@ def save_head(directory: Path, head: Head, config: HeadConfig) -> None:
         write_atomic(directory / PARAMETERS_FILE, save_tensors(state))
     else:
         write_tensors(directory / PARAMETERS_FILE, state)
-    document = asdict(config)
+    document: JsonObject = {"version": max(HEAD_VERSIONS), **asdict(config)}
+    document["sources"] = [source.to_dict() for source in config.sources]
     if tuple(config.views) == (PLAIN_VIEW,):  # as earlier versions wrote it, and can read it
         del document["views"]
     write_sealed(directory / CONFIG_FILE, document)

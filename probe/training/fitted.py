@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.data import SplitData
+from featcache.probing.inputs.selection import Selection
 from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.results.records import SweepRecord, SweepTrial
 from featcache.probing.results.rows import Chosen
@@ -33,6 +34,8 @@ class FittedHead:
     """Settings that validation compared, with their scores; None for a head that ``auto`` chose."""
     candidates: tuple[Mapping[str, Any], ...] = ()
     """Head, input transform and score of every candidate of ``auto``."""
+    selection: Selection | None = None
+    """Tokens that the head takes, where these are fewer than those of its job; None where they are the same."""
 
     @property
     def num_classes(self) -> int:

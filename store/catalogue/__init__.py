@@ -141,7 +141,9 @@ def preprocessing_beside(entries: Sequence[Entry]) -> dict[Path, str]:
     for entry in entries:
         with suppress(CacheError, OSError):  # a damaged one is told by those who open it
             backbone = entry.cache.spec.backbone
-            same = alike.setdefault((entry.dataset, backbone.architecture), {})
+            # An alias and the explicit name are one model; other weights of its architecture are another.
+            name = next(iter(_names(entry)[::-1]), entry.model)
+            same = alike.setdefault((entry.dataset, name), {})
             same[entry.path] = preprocessing_parts(backbone)
     return {
         path: words

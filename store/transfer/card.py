@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featcache.store.arrays import ArrayInfo
-from featcache.store.manifest import Manifest
+from featcache.store.manifest import Manifest, manifest_digest
 from featcache.store.shared_card import SHARED
 from featcache.store.text import escape_cell, printable
-from featcache.store.transfer.catalogue import CatalogueEntry, manifest_digest
+from featcache.store.transfer.catalogue import CatalogueEntry
 from featcache.store.transfer.remotes.base import Remote
 
 MADE_BY_US = "<!-- written by featcache push; it is written again by the next one -->"

@@ -20,25 +20,18 @@ from featcache.store.errors import (
     RemoteError,
     RequestError,
 )
-from featcache.store.files import canonical_json, sha256_hex
 from featcache.store.journal import JOURNAL
-from featcache.store.manifest import Manifest
+from featcache.store.manifest import Manifest, manifest_digest
 from featcache.store.network.concurrency import retry
 from featcache.store.transfer.remotes import open_remote
 from featcache.store.transfer.remotes.base import Remote, RemoteFile
 
 PUSHING = "pushing"
-DIGEST_DIGITS = 16
 _NUMBER = r"[0-9]{1,15}"
 _STATE = re.compile(
     rf"(?P<digest>[0-9a-f]{{16}})@(?P<bytes>{_NUMBER})@(?P<layers>{_NUMBER})@(?P<train>{_NUMBER})@(?P<test>{_NUMBER})"
 )
 _PUSH = re.compile(rf"{PUSHING}@(?P<digest>[0-9a-f]{{16}})")
-
-
-def manifest_digest(manifest: Manifest) -> str:
-    """Return a short digest of all that a manifest says."""
-    return sha256_hex(canonical_json(manifest.to_dict()))[:DIGEST_DIGITS]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from featcache.store.address import CacheName
 from featcache.store.errors import CacheError, MissingError
 from featcache.store.files import MAX_DOCUMENT_BYTES, JsonObject, parse_json, unseal
-from featcache.store.manifest import MANIFEST_FILE, Manifest
+from featcache.store.manifest import MANIFEST_FILE, Manifest, manifest_digest
 from featcache.store.network.concurrency import retry
-from featcache.store.transfer.catalogue import manifest_digest
 from featcache.store.transfer.receive import receive_document, retry_once
 from featcache.store.transfer.remotes.base import Remote
 from featcache.store.zarr_metadata import chunks_beside_splits, recorded_paths

@@ -8,12 +8,14 @@ import hashlib
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from dataclasses import field as field_of
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,7 @@ from featcache.store.arrays import DTYPES, ArrayInfo
 from featcache.store.errors import CacheError
 from featcache.store.files import (
     PARTIAL_SUFFIX,
+    JsonObject,
     field,
     read_sealed,
     sync_directory,
@@ -50,11 +53,14 @@ class Progress:
     """Size and digest of what was durable, by path within features.zarr."""
     orientations: str = ""
     """As in `BlockRecord`, of the rows so far."""
+    reused: Mapping[str, int] = field_of(default_factory=dict)
+    """Number of rows among them that were taken over from other caches, by cache."""
 
     def write(self, path: Path) -> None:
         """Write the progress; the temporary files must be durable up to here."""
         files = {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in self.files.items()}
-        more = {"orientations": self.orientations} if self.orientations else {}
+        more: JsonObject = {"orientations": self.orientations} if self.orientations else {}
+        more |= {"reused": dict(self.reused)} if self.reused else {}
         write_sealed(path, {"rows": self.rows, "token": self.token, "files": files, **more})
 
     @classmethod
@@ -65,11 +71,23 @@ class Progress:
             rows = field(document, "rows", int, str(path))
             token = field(document, "token", str, str(path))
             files = files_from_dict(field(document, "files", dict, str(path)), str(path))
-            orientations = read_orientations(document, rows, str(path))
+            orientations, reused = read_orientations(document, rows, str(path)), reused_rows(document)
         except (FileNotFoundError, CacheError):
             return None
         # It becomes part of a path.
-        return cls(rows, token, files, orientations) if re.fullmatch("[0-9a-f]{12}", token) else None
+        return cls(rows, token, files, orientations, reused) if re.fullmatch("[0-9a-f]{12}", token) else None
+
+
+def reused_rows(document: Mapping[str, Any]) -> dict[str, int]:
+    """Return the field `reused` of a progress or commit record: number of rows by cache; empty if there is none.
+
+    Raises:
+        CacheError: the field is of the wrong type.
+    """
+    reused = document.get("reused", {})
+    if not isinstance(reused, dict) or not all(type(count) is int for count in reused.values()):
+        raise CacheError("field 'reused' must hold numbers of rows")
+    return reused
 
 
 class BlockWriter:
@@ -105,6 +123,8 @@ class BlockWriter:
         self._checkpointed = time.monotonic()
         self.rows = 0
         """Rows appended so far."""
+        self.reused: Counter[str] = Counter()
+        """Number of rows among them, and among those appended next, that were taken over from other caches, by cache."""
         self._orientations = ""
         self._files = self._chunk_files()
         self._restore()
@@ -137,7 +157,7 @@ class BlockWriter:
         records = self._threads.map(_ChunkFile.sync, self._files.values())
         files = dict(zip(self._files, records, strict=True))
         self._sync_folders()
-        Progress(self.rows, self._token, files, self._turned()).write(self._progress_path)
+        Progress(self.rows, self._token, files, self._turned(), self.reused).write(self._progress_path)
         self._checkpointed = time.monotonic()
 
     def finish(self) -> BlockRecord:
@@ -203,6 +223,7 @@ class BlockWriter:
         if progress is not None and 0 < progress.rows < self.block.rows:
             if all(file.copy_from(progress, name) for name, file in self._files.items()):
                 self.rows = progress.rows
+                self.reused.update(progress.reused)
                 self._orientations = progress.orientations or _UPRIGHT * self.rows
             else:
                 for file in self._files.values():

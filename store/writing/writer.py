@@ -207,7 +207,7 @@ class CacheWriter:
             raise CacheError(
                 f"{self.directory}: another process took over block {block.index} of {block.split!r}"
             )
-        journal.commit(self.directory, writer.finish())
+        journal.commit(self.directory, writer.finish(), writer.reused)
         del self._open[block]
         self._claims.release(_name(block))
 

@@ -37,7 +37,7 @@ def test_digits_from_images_to_table(cli, weights, tmp_path):
     result = json.loads(extracted.out)
     assert (result["cached"], result["samples"]) == (False, 600)
 
-    quick = ("probe", "--protocol", "quick", "--json")
+    quick = ("probe", "--protocol", "quick", "--baselines", "trained", "--json")
     probed = cli(*quick, "--head", "linear", "--head", "attentive", "--layers", "all", "--tokens", "cls+ap")
     assert probed.status == 0, probed.err
     rows = json.loads(probed.out)
@@ -144,7 +144,9 @@ def test_own_splits_and_a_class_that_test_lacks(cli, weights, tmp_path):
 
 def test_seeds_give_rows_and_a_mean(cli, weights, images):
     cli(*extract_arguments(weights, f"imagefolder:{images}"))
-    table = cli("probe", "--head", "linear", "--protocol", "quick", "--seeds", "0,1")
+    table = cli(
+        "probe", "--head", "linear", "--protocol", "quick", "--seeds", "0,1", "--baselines", "trained"
+    )
     assert table.status == 0
     lines = table.out.splitlines()
     assert lines[0].split() == [
@@ -158,7 +160,10 @@ def test_seeds_give_rows_and_a_mean(cli, weights, images):
         "[95",
         "%]",
         "top-1",
-        "gain",
+        "over",
+        "solved",
+        "over",
+        "trained",
         "chosen",
         "parameters",
         "seconds",

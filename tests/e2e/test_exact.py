@@ -25,7 +25,19 @@ def cache(cli, weights, tmp_path) -> Path:
     return Path(json.loads(done.out)["path"])
 
 
-PROBE = ("probe", "--head", "linear", "--layers", "all", "--tokens", "cls+ap", "--protocol", "quick")
+PROBE = (
+    "probe",
+    "--head",
+    "linear",
+    "--layers",
+    "all",
+    "--tokens",
+    "cls+ap",
+    "--protocol",
+    "quick",
+    "--baselines",
+    "trained",
+)
 
 
 @pytest.mark.parametrize("penalty", ["l2", "group-lasso"])
@@ -84,6 +96,6 @@ def test_wrong_requests(cli, cache):
         (("--head", "linear", "--solver", "newton"), "unknown solver 'newton'"),
         (("--head", "linear", "--solver", "exact", "--penalty", "l1"), "unknown penalty 'l1'"),
     ]:
-        done = cli("probe", *arguments)
+        done = cli("probe", "--baselines", "trained", *arguments)
         assert (done.status, done.out) == (2, "")
         assert message in done.err, done.err

@@ -12,7 +12,7 @@ from featcache.store.reading.columns import SplitColumns
 
 from .test_errors import check
 
-PROBE = ("probe", "--protocol", "quick", "--json")
+PROBE = ("probe", "--protocol", "quick", "--baselines", "trained", "--json")
 
 
 def rows_of(done) -> list[dict]:
@@ -99,7 +99,7 @@ def test_few_shots(cli, made):
 
 
 def test_auto_says_what_it_chose(cli, made):
-    done = cli("probe", "--head", "auto", "--protocol", "quick", "--seeds", "0")
+    done = cli("probe", "--head", "auto", "--protocol", "quick", "--seeds", "0", "--baselines", "trained")
     assert done.status == 0, done.err
     (line,) = [line for line in done.err.splitlines() if " chose " in line]
     assert "balanced_accuracy" in line

@@ -22,7 +22,7 @@ from .conftest import featcache
 from .test_chain import extract_arguments
 from .test_errors import check
 
-QUICK = ("probe", "--protocol", "quick")
+QUICK = ("probe", "--protocol", "quick", "--baselines", "trained")
 
 
 def rows_of(done) -> list[dict]:

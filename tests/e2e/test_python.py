@@ -18,7 +18,14 @@ def test_from_images_to_a_head(weights, images, capsys):
         featcache.extract(MODEL, f"imagefolder:{images}", weights=weights, precision="fp32", **quiet).key
         == cache.key
     )
-    asked = {"layers": "all", "tokens": "cls+ap", "protocol": "quick", "out": "results", **quiet}
+    asked = {
+        "layers": "all",
+        "tokens": "cls+ap",
+        "protocol": "quick",
+        "baselines": "trained",
+        "out": "results",
+        **quiet,
+    }
     rows = featcache.probe(cache, ["ridge", "ncm"], **asked)
     assert [row.head for row in rows] == ["linear", "ridge", "ncm"]
     # By folder or by key it is the same cache, and what is known is not trained again.

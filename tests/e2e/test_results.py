@@ -11,7 +11,7 @@ from support.caches import make_content, make_plan, write_cache
 
 from .test_errors import check
 
-QUICK = ("probe", "--protocol", "short.toml")
+QUICK = ("probe", "--protocol", "short.toml", "--baselines", "trained")
 SHORT = """
 base = "quick"
 min_epochs = 1
@@ -157,7 +157,10 @@ def test_what_is_asked_for_is_wrong(cli, caches):
         (("--score", "top-1"), "unknown score 'top-1'; did you mean top1"),
         (("--format", "tex"), "unknown format 'tex'; did you mean latex"),
         (("--to", "table.txt"), "table.txt ends in none of .csv, .md, .tex; say --format"),
-        (("--against", "linear"), "a reference is HEAD:LAYERS:TOKENS, such as linear:last:cls, not 'linear'"),
+        (
+            ("--against", "linear"),
+            "a reference is trained, solved, best-layer or HEAD:LAYERS:TOKENS, such as linear:last:cls, not 'linear'",
+        ),
         (("--head", "knn"), "unknown head 'knn'"),
         (("--view", "gains", "--against", "mlp:all:cls"), "the results do not hold mlp on all, cls"),
         (("--view", "published"), "no result has a backbone, a dataset and a head of arXiv 2601.09322"),

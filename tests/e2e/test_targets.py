@@ -42,7 +42,18 @@ def test_from_a_table_to_scored_heads(cli, tables, weights, table, options, kind
         "extract", "--model", MODEL, "--weights", weights, "--dataset", f"csv:{tables[table]}", *options
     )
     assert made.status == 0, made.err
-    probed = cli("probe", "--head", "linear,ridge", "--layers", "all", "--protocol", "quick", "--json")
+    probed = cli(
+        "probe",
+        "--head",
+        "linear,ridge",
+        "--layers",
+        "all",
+        "--protocol",
+        "quick",
+        "--baselines",
+        "trained",
+        "--json",
+    )
     assert probed.status == 0, probed.err
     rows = json.loads(probed.out)
     assert [row["head"] for row in rows] == ["linear", "linear", "ridge"]

@@ -191,7 +191,8 @@ def test_a_part_of_the_views_is_pulled_and_completed(cli, weights, few, tmp_path
 
 def test_heads_are_trained_on_views_and_name_them(cli, weights, few, tmp_path):
     made = run(cli, weights, few, "--views", "flip,crop1")
-    arguments = ("probe", "--head", "ridge,knn,logreg", "--layers", "last", "--protocol", "quick", "--json")
+    heads = ("--head", "ridge,knn,logreg", "--layers", "last", "--baselines", "trained")
+    arguments = ("probe", *heads, "--protocol", "quick", "--json")
     told = cli(*arguments[:-1])
     assert "note: the plain view of each image is taken; the cache also holds crop1, flip" in told.err
     plain = cli(*arguments)

@@ -17,6 +17,9 @@ from torch.nn import functional
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.backbones.timm_weights import resize_model
 from featcache.extraction.backbones.weights import fit_position_embedding
+from featcache.extraction.decoding.batch import Rows
+from featcache.extraction.decoding.images import image_batches
+from featcache.extraction.decoding.preprocessing import versions_of, with_resize
 from featcache.extraction.forward_pass.selftest import self_test
 from featcache.extraction.models.names import ALIASES, resolve_model
 from featcache.extraction.models.preprocessing import (
@@ -31,6 +34,7 @@ from featcache.extraction.models.preprocessing import (
 )
 from featcache.extraction.requests.preprocessing import PreprocessingOptions
 from featcache.extraction.requests.request import ExtractRequest
+from featcache.extraction.sources import resolve_source
 from featcache.store.errors import BackboneError, CacheError, RequestError, UnknownNameError
 from featcache.store.preprocessing import preprocessing_label, preprocessing_text
 
@@ -137,6 +141,53 @@ def test_what_options_do_to_an_image_and_the_spec_alone_repeats_it(weights, mode
     assert again.spec == backbone.spec
     assert torch.equal(again.transform(image), backbone.transform(image))
     self_test(backbone, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("options", [{"input_size": "96x192", "crop": "none"}, {"crop_pct": 0.7}], ids=str)
+def test_torchs_resize_of_8_bit_pixels_has_these_too(weights, options):
+    name = resolve_model(TIMM_TINY)
+    asked = PreprocessingOptions(**options).preprocessing_of(name)
+    transform = load_backbone(name, weights[TIMM_TINY], preprocessing=asked).transform
+    image = photo()
+    pixels = [
+        with_resize(transform, resize).prepare(image, np.array(image)).numpy().astype(int)
+        for resize in ("pillow", "uint8-antialias")
+    ]
+    assert pixels[0].shape == pixels[1].shape
+    assert np.abs(pixels[0] - pixels[1]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "versions"), [({"crop": "pad"}, 1), ({"input_size": "96x192"}, 1), ({}, 2)]
+)
+def test_other_resizes_are_pillows_alone(weights, options, versions):
+    name = resolve_model(TIMM_TINY)
+    asked = PreprocessingOptions(**options).preprocessing_of(name)
+    transform = load_backbone(name, weights[TIMM_TINY], preprocessing=asked).transform
+    assert len(versions_of(transform)) == versions
+
+
+@pytest.mark.parametrize(
+    "options", [{"input_size": "96x192"}, {"input_size": "96x192", "crop": "pad"}, {}], ids=str
+)
+def test_a_strip_that_a_resize_would_blow_up_is_refused_by_name(weights, tmp_path, options):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            Image.new("RGB", (60_000, 1) if label == "a" else (20, 30)).save(
+                tmp_path / label / f"{number}.png"
+            )
+    name = resolve_model(TIMM_TINY)
+    asked = PreprocessingOptions(**options).preprocessing_of(name)
+    backbone = load_backbone(name, weights[TIMM_TINY], preprocessing=asked)
+    source = resolve_source(f"imagefolder:{tmp_path}")
+    count = len(source.splits["train"])
+    transform = with_resize(backbone.transform, "pillow")
+    [batch] = image_batches(source, transform, [Rows("train", 0, count)], 0, backbone.spec.image_size)
+    failed = {source.splits["train"][row].id[0] for row, _ in batch.failures}
+    assert failed == {"a"}
+    wanted = "cannot be preprocessed" if "crop" in options else "px long; crop it"
+    assert all(wanted in message for _, message in batch.failures), batch.failures
 
 
 def test_resized_sizes_are_exact():
@@ -266,6 +317,7 @@ def test_an_option_replaces_one_setting_of_the_preset():
         ({"mean": "0.5"}, "--mean must be three numbers separated by commas, for red, green and blue, got '0.5'"),
         ({"mean": (123.7, 116.3, 103.5)}, "--mean must be of values from 0 to 1, got 123.7,116.3,103.5; divide"),
         ({"std": "0,1,1"}, "--std must be above 0 and at most 1, got 0,1,1"),
+        ({"resize": "bicubic"}, "unknown version of resizing 'bicubic'; valid: auto, pillow, uint8-antialias (--resize-size 256 is the size, --interp"),
         ({"resize_size": 0}, "--resize-size must be from 1 to 8192 pixels, got 0"),
     ],
 )  # fmt: skip

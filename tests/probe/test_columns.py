@@ -5,7 +5,8 @@ import pytest
 from featcache.probing.report.columns import column_names
 from featcache.probing.report.groups import group_rows
 from featcache.probing.report.pivot import pivot_scores
-from featcache.probing.report.views import VIEWS, Against, parse_reference
+from featcache.probing.report.reference import parse_reference
+from featcache.probing.report.views import VIEWS, Against
 from featcache.probing.results.rows import ResultRow
 
 from .result_rows import made_row

@@ -18,13 +18,13 @@ from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.results.rows import RESULTS_FILE, read_rows
 from featcache.probing.run import probe
 from featcache.probing.scoring import metrics
-from featcache.probing.scoring.bootstrap import score_interval
 from featcache.probing.scoring.tasks import MultiLabel, Regression, SingleLabel
 from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.probing.training.unfinished import Unfinished
 from featcache.store.errors import DivergedError
 from support.caches import make_content, make_plan, write_cache
 
+from .intervals import score_interval
 from .recording_reporter import RecordingReporter
 
 SHORT = replace(QUICK, min_epochs=1, min_steps=25, weight_decays=(1e-4,))
@@ -168,7 +168,12 @@ def test_the_other_heads_of_a_command_go_on(tmp_path: Path) -> None:
         'base = "quick"\nlearning_rates = [1e30]\nweight_decays = [1e-4]\nmin_steps = 20\nmin_epochs = 1\n'
     )
     request = ProbeRequest(
-        heads=("mlp", "ridge"), layers="last", tokens="cls", protocol=str(protocol), out=tmp_path / "out"
+        heads=("mlp", "ridge"),
+        layers="last",
+        tokens="cls",
+        protocol=str(protocol),
+        baselines="trained",
+        out=tmp_path / "out",
     )
     heard = RecordingReporter()
     with pytest.raises(DivergedError, match=r"linear.*diverged.*\n.*mlp.*diverged") as error:

@@ -17,6 +17,7 @@ from featcache.probing.results.rows import SCORES_FILE, read_confusion, save_sco
 from featcache.probing.scoring import bootstrap, metrics
 from featcache.probing.scoring.confusion import DENSE_CLASSES, Confusion
 from featcache.probing.scoring.held_out import make_held_out
+from featcache.probing.scoring.intervals import score_intervals
 from featcache.probing.scoring.metrics import single_label_report
 from featcache.probing.scoring.tasks import SingleLabel, make_task
 from featcache.probing.training.array_fitting import array_job
@@ -144,11 +145,14 @@ def test_scores_do_not_depend_on_the_blocks(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     logits, labels = 3 * torch.randn(101, 7, generator=generator), torch.arange(101) % 8
     whole = single_label_report(logits, labels).to_dict()
-    interval = bootstrap.score_interval(logits[:, :7], labels.clamp(max=6), SingleLabel(7))
+    seven = logits[:, :7], labels.clamp(max=6), SingleLabel(7)
+    intervals = score_intervals(*seven, SingleLabel(7).scores(*seven[:2]))
     monkeypatch.setattr(metrics, "BLOCK_VALUES", 50)
     monkeypatch.setattr(bootstrap, "BLOCK_VALUES", 50)
     assert single_label_report(logits, labels).to_dict() == whole
-    assert bootstrap.score_interval(logits[:, :7], labels.clamp(max=6), SingleLabel(7)) == interval
+    again = score_intervals(*seven, SingleLabel(7).scores(*seven[:2]))
+    assert again.keys() == intervals.keys()
+    assert all(again[name] == pytest.approx(intervals[name]) for name in intervals)
 
 
 @pytest.mark.parametrize("num_classes", [3, DENSE_CLASSES, DENSE_CLASSES + 1, 5_001, 100_003])

@@ -19,7 +19,8 @@ from featcache.probing.plots.style import AMOUNTS, MARKERS, PALETTE, save
 from featcache.probing.plots.sweep import sweep_figure
 from featcache.probing.report.groups import group_rows
 from featcache.probing.report.pivot import pivot_differences
-from featcache.probing.report.views import Against, parse_reference
+from featcache.probing.report.reference import TRAINED_PROBE, parse_reference
+from featcache.probing.report.views import Against
 from featcache.probing.results.records import (
     SweepRecord,
     SweepTrial,
@@ -54,7 +55,7 @@ def test_gains_are_where_they_belong_and_files_are_the_same_again(tmp_path):
         place = {"dataset": dataset, "cache_key": dataset * 4}
         rows += made_rows([0.50, 0.54], **place) + made_rows([0.51 + lift, 0.53 + lift], **ALL, **place)
     groups = group_rows(rows)
-    figure = gains_figure(pivot_differences(groups, groups), "a title", "linear")
+    figure = gains_figure(pivot_differences(groups, groups, TRAINED_PROBE), "a title", "linear")
     (axes,) = figure.axes
     (drawn,) = [container[0].get_xdata() for container in axes.containers]
     np.testing.assert_allclose(
@@ -65,14 +66,15 @@ def test_gains_are_where_they_belong_and_files_are_the_same_again(tmp_path):
     again = {
         path.suffix: path.read_bytes()
         for path in save(
-            gains_figure(pivot_differences(groups, groups), "a title", "linear"), tmp_path / "plot"
+            gains_figure(pivot_differences(groups, groups, TRAINED_PROBE), "a title", "linear"),
+            tmp_path / "plot",
         )
     }
     assert first == again
     assert {*first} == {".png", ".svg"}
     assert b"linear all cls+ap" in first[".svg"]
     dollars = save(
-        gains_figure(pivot_differences(groups, groups), "of $a_$ and $b", "linear"),
+        gains_figure(pivot_differences(groups, groups, TRAINED_PROBE), "of $a_$ and $b", "linear"),
         tmp_path / "dollars",
         (".svg",),
     )
@@ -99,7 +101,7 @@ def test_no_two_series_look_alike(tmp_path):
             for layer in range(layers)
         ]
         groups = group_rows([made_row(0.5), *many])
-        figures.append(gains_figure(pivot_differences(groups, groups), "a title", "linear"))
+        figures.append(gains_figure(pivot_differences(groups, groups, TRAINED_PROBE), "a title", "linear"))
     for figure in figures:
         (axes,) = figure.axes
         looks = {look(container) for container in axes.containers}
@@ -113,15 +115,15 @@ def test_gains_say_of_what_and_over_what(tmp_path):
     rows = [*made_rows([0.50, 0.54]), *made_rows([0.60, 0.68], **ALL)]
     rows += made_rows([0.7, 0.9], head="attentive", protocol="paper", **ALL)
     labels, drawn = [], []
-    for score, text in (("main", None), ("nll", None), ("main", "linear:all:cls+ap")):
+    for score, text in (("main", "trained"), ("nll", "trained"), ("main", "linear:all:cls+ap")):
         groups = group_rows(rows, score)
         ((_, figure),) = draw("gains", tmp_path, groups, Against(parse_reference(text), groups))
         labels.append(figure.axes[0].get_xlabel())
         drawn.append(float(figure.axes[0].containers[0][0].get_xdata()[0]))
         assert "the protocol paper has no reference" in figure.get_suptitle()
     assert labels == [
-        "points over linear on last, cls",
-        "difference from linear on last, cls; less is better",
+        "points over the trained linear probe",
+        "difference from the trained linear probe; less is better",
         "points over linear on all, cls+ap",
     ]
     np.testing.assert_allclose(drawn, [12, -0.12, -12])

@@ -10,9 +10,9 @@ from featcache.probing.plots.collect import draw
 from featcache.probing.published import preprocessing_note
 from featcache.probing.report.groups import group_rows
 from featcache.probing.report.preprocessing import preprocessing_words
+from featcache.probing.report.reference import TRAINED_PROBE
 from featcache.probing.report.views import VIEWS, Against
 from featcache.probing.requests.request import ProbeRequest
-from featcache.probing.requests.tables import TableRow
 from featcache.probing.results.rows import ResultRow
 from featcache.store.preprocessing import distinguish, preprocessing_parts
 from featcache.store.reading.reader import open_cache
@@ -60,6 +60,19 @@ def test_rows_of_caches_that_differ_are_told_apart_and_no_others():
     assert preprocessing_words([made_row(0.5), made_row(0.5, cache_key="b" * 12)]) == {}
 
 
+def test_an_alias_and_the_explicit_name_are_one_model():
+    explicit = "timm:vit_small_patch14_dinov2.lvd142m"
+    rows = [
+        made_row(0.5, model="dinov2-vit-s-14", cache_key="a" * 12, preprocessing={"model": explicit, **OWN}),
+        made_row(0.5, model=explicit, cache_key="b" * 12, preprocessing={"model": explicit, **LARGE}),
+        made_row(0.5, model="dinov2-vit-s-14", cache_key="c" * 12),
+    ]
+    assert preprocessing_words(rows[:2]) == {"a" * 12: "224 px, of 256 px", "b" * 12: "518 px, of 518 px"}
+    assert preprocessing_words(rows)["c" * 12] == "preprocessing not recorded"
+    others = {"model": "timm:vit_small_patch16_224.dino", **PAPER}
+    assert preprocessing_words([rows[0], made_row(0.5, cache_key="d" * 12, preprocessing=others)]) == {}
+
+
 def test_a_row_of_before_is_read_and_a_forged_one_is_not():
     assert ResultRow.from_dict(made_row(0.5).to_dict()).preprocessing == {}
     assert ResultRow.from_dict({**made_row(0.5).to_dict(), "preprocessing": {"size": 7}}) is None
@@ -78,7 +91,7 @@ def test_views_tables_and_plots_name_it():
         for row in (*made_rows([0.5, 0.6], **cache), *made_rows([0.7, 0.9], **best, **cache))
     ]
     groups = group_rows(rows)
-    against = Against(TableRow("linear", "last", "cls"), groups)
+    against = Against(TRAINED_PROBE, groups)
     for view in ("summary", "runs"):
         assert {line[1] for line in VIEWS[view](groups, against).rows} == {
             "tiny (bicubic)",
@@ -105,8 +118,14 @@ def test_views_tables_and_plots_name_it():
 )  # fmt: skip
 def test_the_note_beside_published_scores_and_under_the_papers_protocol(tmp_path, spec, text):
     assert preprocessing_note("dinov2-vit-s-14", preprocessing_parts(spec)).startswith(text)
-    rows = made_rows([0.5], model="dinov2-vit-s-14", dataset="dtd", preprocessing=preprocessing_parts(spec))
-    table = VIEWS["published"](group_rows(rows), Against(TableRow("linear", "last", "cls"), []))
+    rows = made_rows(
+        [0.5],
+        model="dinov2-vit-s-14",
+        dataset="dtd",
+        protocol="paper",
+        preprocessing=preprocessing_parts(spec),
+    )
+    table = VIEWS["published"](group_rows(rows), Against(TRAINED_PROBE, []))
     assert next(note for note in table.notes if note.startswith("dinov2")).startswith(text)
 
     plan = make_plan(width=16)

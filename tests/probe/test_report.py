@@ -17,6 +17,7 @@ from featcache.probing.report.columns import column_names
 from featcache.probing.report.groups import clip, filter_rows, group_rows, repetitions
 from featcache.probing.report.numbers import number
 from featcache.probing.report.pivot import pivot_differences, pivot_scores
+from featcache.probing.report.reference import TRAINED_PROBE, Reference, parse_reference
 from featcache.probing.report.significance import holm, mean_interval, paired_p_value
 from featcache.probing.report.tables import (
     FORMATS,
@@ -28,7 +29,7 @@ from featcache.probing.report.tables import (
     to_markdown,
     to_records,
 )
-from featcache.probing.report.views import VIEWS, Against, parse_reference
+from featcache.probing.report.views import VIEWS, Against
 from featcache.probing.requests.tables import PAPER, TableRow
 from featcache.probing.results.rows import RESULTS_FILE, ResultRow, append_row, count_lines, read_rows
 from featcache.store.errors import RequestError, UnknownNameError
@@ -94,7 +95,7 @@ def test_settings_that_no_field_shows_are_told_apart_all_the_same():
     ]
     assert all(
         summary_row[-3] is None
-        for summary_row in VIEWS["summary"](groups[:1], Against(parse_reference(None), [])).rows
+        for summary_row in VIEWS["summary"](groups[:1], Against(TRAINED_PROBE, [])).rows
     )
 
 
@@ -146,7 +147,7 @@ def test_significance_against_scipy():
 
 def test_differences_are_paired_and_corrected():
     groups = group_rows(ROWS)
-    found = pivot_differences(groups[1:], groups)
+    found = pivot_differences(groups[1:], groups, TRAINED_PROBE)
     (place,) = found.places
     linear, attentive = (
         found.cells[place, column] for column in ("linear all cls+ap", "attentive all cls+ap")
@@ -162,18 +163,18 @@ def test_differences_are_paired_and_corrected():
         [2 * smaller, max(2 * smaller, larger)]
     )
     with pytest.raises(RequestError, match="the results do not hold mlp on all, cls"):
-        pivot_differences(groups, groups, TableRow("mlp", "all", "cls"))
+        pivot_differences(groups, groups, Reference(TableRow("mlp", "all", "cls")))
     # Of another cache, nothing is the reference's match.
     other = group_rows(made_rows([0.5, 0.6], cache_key="b" * 12, **ALL))
-    with pytest.raises(RequestError, match="no result can be compared with linear on last, cls"):
-        pivot_differences(other, groups)
+    with pytest.raises(RequestError, match="no result can be compared with the trained linear probe"):
+        pivot_differences(other, groups, TRAINED_PROBE)
 
 
 def test_the_reference_is_the_one_trained_alike():
     few = [made_row(0.3, shots=5, seed=seed) for seed in range(2)]
     few += [made_row(0.4, shots=5, seed=seed, **ALL) for seed in range(2)]
     groups = group_rows([*ROWS, *few])
-    found = pivot_differences(groups, groups)
+    found = pivot_differences(groups, groups, TRAINED_PROBE)
     (five,) = [cell for (_, name), cell in found.cells.items() if name == "linear all cls+ap 5 shots"]
     assert five.mean == pytest.approx(0.1)
     assert not any(cell.note for cell in found.cells.values())
@@ -185,13 +186,13 @@ def test_a_reference_has_as_many_shots():
     groups = group_rows([*few, *made_rows([0.7, 0.8], head="attentive", **ALL)])
     with pytest.raises(
         RequestError,
-        match="no result can be compared with linear on last, cls: same cache, score, number of shots and seeds",
+        match="no result can be compared with the trained linear probe: same cache, score, number of shots and seeds",
     ):
-        pivot_differences(groups, groups)
+        pivot_differences(groups, groups, TRAINED_PROBE)
     paper = made_rows([0.7, 0.8], head="attentive", protocol="paper", **ALL)
     groups = group_rows([*made_rows([0.5, 0.6]), *paper])
     note = "where the protocol paper has no reference, its runs are compared with that of the protocol quick"
-    against = Against(parse_reference(None), groups)
+    against = Against(TRAINED_PROBE, groups)
     assert note in VIEWS["gains"](groups, against).notes
     assert note in VIEWS["summary"](groups, against).notes
 
@@ -200,7 +201,9 @@ def test_the_last_layer_is_found_by_either_name():
     listed = made_rows([0.5, 0.6], layers="final")
     for layers, rows in (("last", listed), ("final", made_rows([0.5, 0.6])), ("final", listed)):
         groups = group_rows([*rows, *made_rows([0.7, 0.9], **ALL)])
-        (cell,) = pivot_differences(groups, groups, TableRow("linear", layers, "cls")).cells.values()
+        (cell,) = pivot_differences(
+            groups, groups, Reference(TableRow("linear", layers, "cls"))
+        ).cells.values()
         assert cell.mean == pytest.approx(0.25)
 
 
@@ -211,7 +214,7 @@ def test_a_score_without_end_has_no_spread():
         row.scores["r2"] = row.score
     (group,) = groups = group_rows(rows)
     assert (group.mean, group.deviation, group.interval) == (-float("inf"), None, None)
-    assert "-inf" in VIEWS["summary"](groups, Against(parse_reference(None), [])).cells()[0]
+    assert "-inf" in VIEWS["summary"](groups, Against(TRAINED_PROBE, [])).cells()[0]
 
 
 def test_less_is_better_of_a_likelihood():
@@ -270,14 +273,23 @@ def test_formats_say_the_same():
 def test_every_view_has_the_columns_it_says():
     rows = [
         *ROWS,
-        *made_rows(BASE, model="clip-vit-b-16", dataset="dtd", cache_key="d" * 12, test_samples=1880),
+        *made_rows(
+            BASE,
+            model="clip-vit-b-16",
+            dataset="dtd",
+            cache_key="d" * 12,
+            test_samples=1880,
+            protocol="paper",
+        ),
     ]
     groups = group_rows(rows)
     for name, view in VIEWS.items():
-        table = view(groups, Against(parse_reference(None), groups))
+        table = view(groups, Against(TRAINED_PROBE, groups))
         assert table.rows, name
         assert {len(row) for row in table.rows} == {len(table.columns)}, name
-    with pytest.raises(RequestError, match="a reference is HEAD:LAYERS:TOKENS"):
+    with pytest.raises(
+        RequestError, match="a reference is trained, solved, best-layer or HEAD:LAYERS:TOKENS"
+    ):
         parse_reference("linear:last")
 
 
@@ -318,9 +330,9 @@ def test_published_scores():
 def test_next_to_the_published_scores():
     paper = {"model": "vit-l-14", "dataset": "dtd", "protocol": "paper"}
     table = VIEWS["published"](
-        group_rows(made_rows([0.70, 0.72], test_samples=50, **paper)), Against(PAPER[0], [])
+        group_rows(made_rows([0.70, 0.72], test_samples=50, **paper)), Against(TRAINED_PROBE, [])
     )
-    ((dataset, model, *_, ours, theirs, difference),) = table.rows
+    ((dataset, model, *_, ours, theirs, difference, _, _),) = table.rows
     assert (dataset, model, ours.value) == ("DTD", "clip-vit-l-14", pytest.approx(71))
     assert difference.value == pytest.approx(71 - theirs.value)
     assert table.notes == [
@@ -336,9 +348,9 @@ def test_next_to_the_published_scores():
         for how in ({"shots": 5}, {"input": "standard"}, {"solver": "exact"}, heads)
     ]
     with pytest.raises(RequestError, match="no result has a backbone"):
-        VIEWS["published"](group_rows(otherwise), Against(PAPER[0], []))
+        VIEWS["published"](group_rows(otherwise), Against(TRAINED_PROBE, []))
     with pytest.raises(RequestError, match="no result has a backbone, a dataset and a head"):
-        VIEWS["published"](group_rows(ROWS), Against(PAPER[0], []))
+        VIEWS["published"](group_rows(ROWS), Against(TRAINED_PROBE, []))
 
 
 def test_the_published_runs_are_found_as_they_were_made():
@@ -347,11 +359,13 @@ def test_the_published_runs_are_found_as_they_were_made():
     theirs |= {"head": "attentive", "train_samples": 1880, "test_samples": 1880}
     patches = {"num_heads": 8, "layer_names": ["final"], "tokens": ["cls", "patches"]}
     rows = [made_row(0.5, **theirs, **ALL, num_heads=6), made_row(0.5, **theirs, **patches)]
-    table = VIEWS["published"](group_rows(rows), Against(PAPER[0], []))
+    table = VIEWS["published"](group_rows(rows), Against(TRAINED_PROBE, []))
     assert [row[1] for row in table.rows[:-1]] == 2 * ["clip-vit-b-16"]
     assert table.notes == ["clip-vit-b-16: preprocessing as in the published runs"]
     ours = theirs | {"model": "clip-vit-b-16"}
-    both = VIEWS["published"](group_rows([rows[1], made_row(0.6, **ours, **patches)]), Against(PAPER[0], []))
+    both = VIEWS["published"](
+        group_rows([rows[1], made_row(0.6, **ours, **patches)]), Against(TRAINED_PROBE, [])
+    )
     assert [row[1] for row in both.rows[:-1]] == ["open_clip:ViT-B-16/openai", "clip-vit-b-16"], "told apart"
     assert len(both.notes) == 2
 
@@ -508,9 +522,9 @@ def test_a_head_that_no_seed_changes_has_no_interval():
     """Its runs are alike, which is not to say that the score is sure."""
     (group,) = group_rows(made_rows([0.9, 0.9, 0.9], solver="closed"))
     assert (group.alike, group.interval, group.deviation) == (True, None, None)
-    shown = to_records(VIEWS["summary"]([group], Against(parse_reference(None), [group])))
-    table = VIEWS["summary"]([group], Against(parse_reference(None), [group]))
-    assert shown[0]["95 % interval"] is None, "words are for people: programs expect a pair or nothing"
+    shown = to_records(VIEWS["summary"]([group], Against(TRAINED_PROBE, [group])))
+    table = VIEWS["summary"]([group], Against(TRAINED_PROBE, [group]))
+    assert shown[0]["95 % over seeds"] is None, "words are for people: programs expect a pair or nothing"
     assert all("all runs alike" in write(table) for write in FORMATS.values())
     _, lines = rows_table(made_rows([0.9, 0.9, 0.9], solver="closed"), grid=False)
     assert "90.00, all alike" in lines[-1]

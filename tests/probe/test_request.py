@@ -19,7 +19,14 @@ def cache(tmp_path_factory):
 
 
 def ask(head: str = "linear", layers: str = "all", tokens: str = "cls+ap", **settings) -> ProbeRequest:
-    return ProbeRequest(heads=(head,), layers=layers, tokens=tokens, protocol="quick", **settings)
+    return ProbeRequest(
+        heads=(head,),
+        layers=layers,
+        tokens=tokens,
+        protocol="quick",
+        baselines=settings.pop("baselines", "trained"),
+        **settings,
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from featcache.probing.heads.base import Head
 from featcache.probing.heads.scratch import release
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import QUICK, Member
+from featcache.probing.results.head_sources import HeadSource
 from featcache.probing.results.saved_head import (
     CONFIG_FILE,
     PARAMETERS_FILE,
@@ -23,6 +24,10 @@ from featcache.probing.results.saved_head import (
 from featcache.probing.training.prediction import predict
 from featcache.probing.training.trainer import fit_members
 from featcache.store.errors import CacheError
+from featcache.store.files import read_sealed, write_sealed
+from featcache.store.reading.reader import open_cache
+from featcache.store.views import named_view
+from support.caches import cache_folder, make_content, make_plan, write_cache
 
 OPTIONS = {"linear": {}, "attentive": {"num_heads": 2}}
 
@@ -103,3 +108,52 @@ def test_a_head_that_predicts_first_leaves_others_to_train(tmp_path: Path) -> No
     predict(head, source, torch.arange(40), 40)
     again, _ = trained("attentive")
     torch.testing.assert_close(again.state_dict(), head.state_dict(), rtol=0, atol=0)
+
+
+def test_the_caches_of_a_head_are_described(tmp_path: Path) -> None:
+    plan = make_plan()
+    cache_path = cache_folder(tmp_path / "root", plan)
+    write_cache(cache_path, plan, make_content(plan))
+    cache = open_cache(cache_path)
+    parts = [("norm2", ["0", "1"], ["cls"])]
+    source = HeadSource.of(cache, parts, [named_view("flip")])
+    head, _ = trained("linear")
+    save_head(tmp_path, head, replace(config("linear"), sources=[source], temperature=1.5))
+    _, found = load_head(tmp_path)
+    assert found.temperature == 1.5
+    [again] = found.sources
+    assert (again.spec, again.cache_key, again.views) == (cache.spec, cache.key, [named_view("flip")])
+    assert again.to_dict() == json.loads(json.dumps(source.to_dict()))
+    document = json.loads((tmp_path / "head.json").read_text())
+    assert document["version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 3}, "head version 3; this featcache reads versions 1 and 2: upgrade featcache"),
+        ({"sources": [{}]}, "field 'spec' must be dict"),
+        ({"sources": [3]}, "a source must be an object"),
+        ({"temperature": "warm"}, "field 'temperature' must be float"),
+        ({"temperature": 0.0}, "field 'temperature' must be a positive number"),
+    ],
+)
+def test_a_head_json_that_cannot_be_read_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    head, _ = trained("linear")
+    save_head(tmp_path, head, config("linear"))
+    document = read_sealed(tmp_path / "head.json")
+    write_sealed(tmp_path / "head.json", {**document, **change})
+    with pytest.raises(CacheError, match=message):
+        load_head(tmp_path)
+
+
+def test_a_head_of_the_first_version_has_no_sources(tmp_path: Path) -> None:
+    head, _ = trained("linear")
+    save_head(tmp_path, head, config("linear"))
+    document = read_sealed(tmp_path / "head.json")
+    later = ("version", "sources", "units", "input_stages", "temperature")
+    write_sealed(
+        tmp_path / "head.json", {name: value for name, value in document.items() if name not in later}
+    )
+    _, found = load_head(tmp_path)
+    assert (list(found.sources), found.temperature) == ([], None)

@@ -29,7 +29,10 @@ def cache(tmp_path_factory):
 def trained_baseline(cache, tmp_path_factory):
     """Results with the baseline alone, which takes longer than all that is solved for."""
     out = tmp_path_factory.mktemp("baseline")
-    probe(cache, ProbeRequest(heads=("linear",), protocol="quick", seeds=(0, 1, 2, 3), out=out))
+    probe(
+        cache,
+        ProbeRequest(heads=("linear",), protocol="quick", baselines="trained", seeds=(0, 1, 2, 3), out=out),
+    )
     return out
 
 
@@ -40,7 +43,9 @@ def out(trained_baseline, tmp_path):
 
 def solved(cache, out, form, reporter=None, **settings):
     """Probe by one of the forms; the rows of the exact solver."""
-    asked = ProbeRequest(**form, layers="all", tokens="cls+ap", protocol="quick", out=out, **settings)
+    asked = ProbeRequest(
+        **form, layers="all", tokens="cls+ap", protocol="quick", baselines="trained", out=out, **settings
+    )
     return [row for row in probe(cache, asked, reporter=reporter) if row.solver == "exact"]
 
 

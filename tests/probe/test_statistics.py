@@ -40,9 +40,13 @@ def test_the_tokens_of_a_layer_stand_together(cached):
 def test_statistics_alone_and_heads_that_tell_layers_apart(cached):
     cache, _, _ = cached
     assert select(cache, "last", "sd").places() == [("final", "sd")]
-    (_, job) = jobs(cache, ProbeRequest(heads=("gated",), layers="all", tokens="cls+ap+max"))
+    (_, job) = jobs(
+        cache, ProbeRequest(heads=("gated",), layers="all", tokens="cls+ap+max", baselines="trained")
+    )
     assert job.options["num_layers"] == 4
-    (_, job) = jobs(cache, ProbeRequest(heads=("attentive",), layers="all", tokens="cls+ap+max"))
+    (_, job) = jobs(
+        cache, ProbeRequest(heads=("attentive",), layers="all", tokens="cls+ap+max", baselines="trained")
+    )
     assert job.options["num_heads"] == 12
 
 

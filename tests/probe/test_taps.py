@@ -34,7 +34,13 @@ def cache(cache_and_content) -> Cache:
 
 def ask(layers: str, tap: str, tokens: str = "cls+ap", **settings) -> ProbeRequest:
     return ProbeRequest(
-        heads=("linear",), layers=layers, tokens=tokens, tap=tap, protocol="quick", **settings
+        heads=("linear",),
+        layers=layers,
+        tokens=tokens,
+        tap=tap,
+        protocol="quick",
+        baselines="trained",
+        **settings,
     )
 
 

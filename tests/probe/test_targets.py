@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.inputs.transforms import InputTransform, OutputScale, fit_input_transform
-from featcache.probing.scoring.bootstrap import score_interval
 from featcache.probing.scoring.losses import CrossEntropy, absolute_error, binary_cross_entropy, squared_error
 from featcache.probing.scoring.metrics import calibration_error
 from featcache.probing.scoring.tasks import MultiLabel, Regression, SingleLabel, make_task
 from featcache.store.errors import RequestError, UnknownNameError
+
+from .intervals import score_interval
 
 RNG = np.random.default_rng(0)
 

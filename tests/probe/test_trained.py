@@ -35,7 +35,13 @@ def folders(cache, tmp_path_factory) -> dict[str, Path]:
         ("patches", "attentive", "2,3,final", "cls+patches", "l2"),
     ):
         request = ProbeRequest(
-            heads=(head,), layers=layers, tokens=tokens, protocol="quick", input=transform, out=out
+            heads=(head,),
+            layers=layers,
+            tokens=tokens,
+            protocol="quick",
+            baselines="none",
+            input=transform,
+            out=out,
         )
         found[name] = out / probe(cache, request)[-1].folder
     return found
@@ -121,7 +127,7 @@ def test_caches_of_another_backbone_are_refused_and_other_images_are_not(tmp_pat
     with pytest.raises(RequestError, match=message):
         head.predict(other)
     resized = changed(tmp_path / "size", plan, input_size=64)
-    with pytest.raises(RequestError, match="holds tokens of another input size or preprocessing"):
+    with pytest.raises(RequestError, match="holds tokens of another input size, preprocessing or form of views"):
         head.score(resized)
 
     images = replace(

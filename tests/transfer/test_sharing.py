@@ -13,9 +13,9 @@ from featcache.store.checking.verify import verify
 from featcache.store.errors import CacheBusyError, CacheError
 from featcache.store.inventory import Inventory
 from featcache.store.journal import Plan
-from featcache.store.manifest import Manifest
+from featcache.store.manifest import Manifest, manifest_digest
 from featcache.store.planning import TokenArray, plan_arrays
-from featcache.store.transfer.catalogue import CatalogueEntry, manifest_digest, push_marker
+from featcache.store.transfer.catalogue import CatalogueEntry, push_marker
 from featcache.store.transfer.pull import pull
 from featcache.store.transfer.push import push
 from featcache.store.transfer.remotes import objects, open_remote
