@@ -116,6 +116,7 @@ def run_exact_sweep(
     plan: StreamedPlan | None = None,
     memory: int = 2**31,
     journal: PathJournal | None = None,
+    on_pass: Callable[[float], None] | None = None,
 ) -> ExactResult:
     """Choose the best penalty and solve with it on the whole train split.
 
@@ -140,6 +141,7 @@ def run_exact_sweep(
         plan: how to divide the memory where the features do not fit into it; only for the L2 penalty.
         memory: bytes of which held-out outputs of all penalties may take a share, with a `plan`.
         journal: where solutions with an L2 penalty are kept, and found again after an interruption.
+        on_pass: called with the seconds of every pass over features that are not in memory.
 
     Raises:
         RequestError: labels, penalties or groups that do not fit, or a train split too small to hold anything out.
@@ -165,6 +167,7 @@ def run_exact_sweep(
         plan=plan,
         memory=memory,
         journal=journal,
+        on_pass=on_pass,
     )
     return replace(sweep.run(penalty_kind), seconds=time.perf_counter() - started)
 
@@ -246,6 +249,7 @@ class _Sweep:
     plan: StreamedPlan | None
     memory: int
     journal: PathJournal | None
+    on_pass: Callable[[float], None] | None
 
     def run(self, kind: PenaltyKind) -> ExactResult:
         """Tune on every split, then fit on everything."""
@@ -380,7 +384,7 @@ class _Sweep:
             return L2Solver(groups, data, solved)
         space = self.plan.space_for(data)
         if space is None:
-            return StreamedL2Solver(groups, data, solved, self.plan)
+            return StreamedL2Solver(groups, data, solved, self.plan, self.on_pass)
         return L2Solver(groups, data, solved, space)
 
     def _solved(self, split: tuple[Rows, Rows], features: Features) -> SolvedParts | None:

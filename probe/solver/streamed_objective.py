@@ -6,7 +6,8 @@ these would take gigabytes. Products are in the type that is asked for, and sums
 Shapes: N samples, B rows of a block, F features, P penalties, C classes. Parameters are ``[P, C, F + 1]``; the last is the bias.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,6 +61,8 @@ class StreamedObjective:
     mean: Tensor
     """``[F]``, float64: taken off the features, so that weights and bias hardly interact. Any vector would do."""
     loss: WeightedLoss
+    on_pass: Callable[[float], None] | None = None
+    """Called with the seconds that each pass took."""
 
     def evaluate(
         self, params: Tensor, penalties: Tensor, dtype: torch.dtype, *, bias_hessian: bool = False
@@ -72,10 +75,14 @@ class StreamedObjective:
             dtype: type of the products, float32 or float64.
             bias_hessian: whether to compute the second derivative in the bias.
         """
+        started = time.perf_counter()
         sums = _Sums(params, dtype, bias_hessian)
         for rows, centered in self._centered(dtype):
             sums.add(centered, self.loss.targets[rows], self.loss.weights[rows])
-        return sums.evaluation(params, penalties)
+        evaluation = sums.evaluation(params, penalties)
+        if self.on_pass is not None:
+            self.on_pass(time.perf_counter() - started)
+        return evaluation
 
     def _centered(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         mean = self.mean.to(dtype)
@@ -95,6 +102,7 @@ class _Sums:
         self._loss = zeros(self._num_penalties)
         self._gradient = zeros((len(flat), width))
         self._mean = zeros(len(flat))
+        self._shares = zeros(self._num_classes)
         self._square = zeros(len(flat))
         shape = (self._num_penalties, self._num_classes, self._num_classes)
         self._outer = zeros(shape) if bias_hessian else None
@@ -119,7 +127,8 @@ class _Sums:
         residual = probabilities.mul_(own.view(-1, 1, 1))
         residual.scatter_add_(2, index, -own.view(-1, 1, 1).expand(index.shape))
         self._gradient[:, :-1] += flat.T @ centered
-        self._gradient[:, -1] += flat.sum(0, dtype=torch.float64)
+        # Sums of probabilities are there already.
+        self._shares.index_add_(0, targets, weights)
 
     def evaluation(self, params: Tensor, penalties: Tensor) -> StreamedEvaluation:
         """Return the sums with the penalty."""
@@ -127,6 +136,7 @@ class _Sums:
         gradient = self._gradient.view(params.shape)
         gradient[..., :-1] += penalties[:, None, None] * body
         mean = self._mean.view(self._num_penalties, -1)
+        gradient[..., -1] = mean - self._shares
         hessian = None if self._outer is None else torch.diag_embed(mean) - self._outer
         return StreamedEvaluation(
             self._loss + penalties * inner_product(body, body) / 2,

@@ -8,7 +8,7 @@ most ``sqrt(2 S nu^2)`` on the way, with S the largest eigenvalue of the second 
 Shapes: N samples, F features, P penalties, C classes. Parameters are ``[P, C, F + 1]``; the last is the bias.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -46,13 +46,20 @@ class StreamedFitting:
     """Of the loss, at zero weights."""
 
     @classmethod
-    def of(cls, features: Features, targets: Targets, max_eigen: int = MAX_EIGEN) -> Self:
+    def of(
+        cls,
+        features: Features,
+        targets: Targets,
+        max_eigen: int = MAX_EIGEN,
+        on_pass: Callable[[float], None] | None = None,
+    ) -> Self:
         """Measure `features` ``[N, F]``.
 
         Args:
             features: of the samples.
             targets: their labels and weights.
             max_eigen: with more features than that, the preconditioner is diagonal.
+            on_pass: called with the seconds of every evaluation of the objective.
         """
         loss, num_classes = targets.loss, len(targets.classes)
         size = (num_classes, features.num_features)
@@ -69,7 +76,7 @@ class StreamedFitting:
         # At zero weights every class has the same probability, and the mean is taken off.
         at_zero = torch.cat([sums - shares[:, None] * mean, (shares - 1 / num_classes)[:, None]], dim=1)
         return cls(
-            StreamedObjective(features, mean, loss),
+            StreamedObjective(features, mean, loss, on_pass),
             _preconditioner(features, loss, mean, max_eigen),
             total_variance=max(0.0, float(square - mean.square().sum())),
             gradient_norm_at_zero=float(torch.linalg.vector_norm(at_zero)),

@@ -3,7 +3,7 @@
 Shapes: N samples, M held-out samples, F features, P penalties, C classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,10 +43,15 @@ class StreamedL2Solver:
     """Solves with an L2 penalty, in the features."""
 
     def __init__(
-        self, groups: tuple[int, ...], data: Data, solved: SolvedParts | None, plan: StreamedPlan
+        self,
+        groups: tuple[int, ...],
+        data: Data,
+        solved: SolvedParts | None,
+        plan: StreamedPlan,
+        on_pass: Callable[[float], None] | None = None,
     ) -> None:
         self._groups, self._data, self.input_transform = groups, data, data.input_transform
-        self._solved, self._plan = solved, plan
+        self._solved, self._plan, self._on_pass = solved, plan, on_pass
         self._fitted: StreamedFitting | None = None
 
     def default_penalties(self) -> list[float]:
@@ -60,7 +65,7 @@ class StreamedL2Solver:
 
     def _fitting(self, targets: Targets) -> StreamedFitting:
         features = self._data.features.select(slice(0, len(targets.loss.targets)))
-        return StreamedFitting.of(features, targets, self._plan.max_eigen)
+        return StreamedFitting.of(features, targets, self._plan.max_eigen, self._on_pass)
 
     def _limits(self, limits: Limits) -> StreamedLimits:
         return StreamedLimits(**limits, history=self._plan.history)

@@ -12,7 +12,12 @@ from featcache.probing.results.rows import Chosen
 from featcache.probing.solver.exact import ExactResult, PenaltyKind, run_exact_sweep
 from featcache.probing.training.auto import Candidate
 from featcache.probing.training.fitted import FitTask, FittedHead, count_parameters, record_sweep
-from featcache.probing.training.out_of_core import open_journal, remove_journals, streamed_plan
+from featcache.probing.training.out_of_core import (
+    open_journal,
+    remove_journals,
+    report_first_pass,
+    streamed_plan,
+)
 from featcache.probing.training.strategy import FitSettings
 
 
@@ -51,6 +56,7 @@ class ExactStrategy:
                 plan=plan,
                 memory=settings.memory,
                 journal=journal,
+                on_pass=report_first_pass(fit_task, settings),
             )
         for note in result.notes:
             settings.reporter.message(f"note: {fit_task.title}: {note}")

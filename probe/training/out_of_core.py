@@ -1,5 +1,6 @@
 """Decide at the time of a fit whether its features are read block by block, and where its solutions are kept meanwhile."""
 
+from collections.abc import Callable
 from glob import escape
 
 from featcache.probing.solver.journal import PathJournal
@@ -11,7 +12,7 @@ from featcache.probing.training.full_batch import fits_whole, memory_limit
 from featcache.probing.training.size import Size
 from featcache.probing.training.strategy import FitSettings
 from featcache.probing.training.unfinished import FOLDER
-from featcache.store.text import format_bytes
+from featcache.store.text import format_bytes, rough_duration
 
 
 def streamed_plan(fit_task: FitTask, settings: FitSettings) -> StreamedPlan | None:
@@ -37,6 +38,21 @@ def streamed_plan(fit_task: FitTask, settings: FitSettings) -> StreamedPlan | No
             f"{format_bytes(limit)} of memory, so they are read again and again, {plan.block_rows:,} samples at a time"
         )
     return plan
+
+
+def report_first_pass(fit_task: FitTask, settings: FitSettings) -> Callable[[float], None]:
+    """Return a function that reports the seconds of a pass when it is first called: each penalty takes many."""
+    reported: list[float] = []
+
+    def report(seconds: float) -> None:
+        if not reported:
+            settings.reporter.message(
+                f"{fit_task.title}: a step over all samples takes about {rough_duration(seconds)}; a penalty takes 10 steps if it is "
+                "strong, and hundreds if it is weak"
+            )
+        reported.append(seconds)
+
+    return report
 
 
 def open_journal(fit_task: FitTask, settings: FitSettings) -> PathJournal | None:

@@ -71,6 +71,7 @@ def test_a_budget_that_does_not_hold_all_features_gives_the_same_result(
     tight = cli(*arguments(cache, head, tmp_path / "tight", "--memory", TIGHT))
     assert tight.status == 0, tight.err
     assert "samples at a time" in tight.err
+    assert (tight.err.count("a step over all samples takes about") == 1) == (head == "logreg")
     mine, other = row_of(tmp_path / "tight", head), row_of(tmp_path / "whole", head)
     assert mine["score"] == pytest.approx(other["score"], abs=0.6)
     assert mine["validation_score"] == pytest.approx(other["validation_score"], abs=0.006)

@@ -127,7 +127,9 @@ def test_caches_of_another_backbone_are_refused_and_other_images_are_not(tmp_pat
     with pytest.raises(RequestError, match=message):
         head.predict(other)
     resized = changed(tmp_path / "size", plan, input_size=64)
-    with pytest.raises(RequestError, match="holds tokens of another input size, preprocessing or form of views"):
+    with pytest.raises(
+        RequestError, match="holds tokens of another input size, preprocessing or form of views"
+    ):
         head.score(resized)
 
     images = replace(
