@@ -30,8 +30,8 @@ TEMPERATURES = (0.07, 0.02, 0.2, 1.0)
 # every block reads and arranges the gallery again. A block has a minimum of rows for that reason; these take less than the features.
 BLOCK_VALUES = 2**24
 LEAST_ROWS = 128
-# Bytes of a gallery in a file that are compared with a batch at once.
-PART_BYTES = 2**26
+# Bytes of a gallery in a file that are compared with a batch at once, and similarities with it in a block.
+PART_BYTES, PART_VALUES = 2**24, 2**22
 # Of a probability: no vote for a class is not proof against it.
 FLOOR = 1e-4
 
@@ -82,8 +82,9 @@ class KnnHead(ClosedFormHead):
     @classmethod
     def block_bytes(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
         """Return the peak memory besides blocks: a part of the gallery and its similarities, and the labels of all samples."""
-        part = 4 * _gallery_rows(num_features) * num_features
-        return 2 * part + 8 * BLOCK_VALUES + 32 * num_samples
+        rows = min(num_samples, _gallery_rows(num_features))
+        similarities = max(LEAST_ROWS * rows, min(PART_VALUES, num_samples * rows))
+        return 8 * rows * num_features + 8 * similarities + 32 * num_samples
 
     @property
     def options(self) -> dict[str, int | str]:
@@ -203,7 +204,7 @@ class KnnHead(ClosedFormHead):
 
     def _nearest_of(self, inputs: Tensor, part: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
         """Return cosines and positions of the nearest in a part of the gallery, ``[B, K]`` each."""
-        rows = max(LEAST_ROWS, BLOCK_VALUES // len(part))
+        rows = max(LEAST_ROWS, PART_VALUES // len(part))
         found = [(block @ part.T).topk(neighbors, dim=1) for block in torch.split(inputs, rows)]
         return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
 

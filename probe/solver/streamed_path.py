@@ -202,10 +202,9 @@ class _Part:
                 break
         return progress["params"], _certificates(penalties, progress["figures"], progress["iterations"])
 
-    def _keep(self, state_of: object) -> None:
+    def _keep(self, state_of: Callable[[], State]) -> None:
         if self.solved is None:
             return
-        assert callable(state_of)
         self.solved.write_state(
             self.chosen, lambda: _prefixed(self._progress, "progress.") | _prefixed(state_of(), "own.")
         )

@@ -13,6 +13,7 @@ from featcache.probing.solver.exact import ExactResult, PenaltyKind, run_exact_s
 from featcache.probing.training.auto import Candidate
 from featcache.probing.training.fitted import FitTask, FittedHead, count_parameters, record_sweep
 from featcache.probing.training.out_of_core import (
+    noted_interruption,
     open_journal,
     remove_journals,
     report_first_pass,
@@ -41,7 +42,10 @@ class ExactStrategy:
         names = list(dict.fromkeys(layers))
         plan = streamed_plan(fit_task, settings)
         journal = open_journal(fit_task, settings)
-        with settings.reporter.progress(fit_task.title, "solutions") as update:
+        with (
+            settings.reporter.progress(fit_task.title, "solutions") as update,
+            noted_interruption(fit_task, settings),
+        ):
             result = run_exact_sweep(
                 train.tokens,
                 fit_task.targets,

@@ -31,8 +31,11 @@ from featcache.probing.solver.streamed_objective import StreamedObjective
 from featcache.probing.solver.streamed_path import StreamedFitting, StreamedLimits, solve_streamed_path
 from featcache.probing.solver.streamed_solver import StreamedPlan
 from featcache.probing.training.closed_form import run_closed_form_sweep
+from featcache.probing.training.out_of_core import report_first_pass
 from featcache.probing.training.prediction import predict
 from featcache.store.errors import RequestError
+
+from .recording_reporter import RecordingReporter
 
 CPU = torch.device("cpu")
 TIGHT = StreamedPlan(block_rows=37)
@@ -314,7 +317,7 @@ def test_principal_components_are_those_of_a_decomposition(samples: int, width: 
 @pytest.mark.parametrize("kind", ["single-label", "multi-label", "regression"])
 def test_neighbors_from_a_file_are_those_in_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gallery is read in many parts, and samples are compared with each part in several blocks."""
-    for name, value in (("PART_BYTES", 4 * 12 * 40), ("LEAST_ROWS", 16), ("BLOCK_VALUES", 16 * 16)):
+    for name, value in (("PART_BYTES", 4 * 12 * 40), ("LEAST_ROWS", 16), ("PART_VALUES", 16 * 16)):
         monkeypatch.setattr(knn, name, value)
     features, labels = overlapping(300, 12, 4)
     targets: np.ndarray = {
@@ -361,3 +364,17 @@ def test_a_gallery_needs_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10))
     with pytest.raises(RequestError, match=r"knn keeps 480 bytes .* has 10 bytes free; set TMPDIR"):
         write_gallery(ResidentFeatures(torch.randn(10, 12)))
+
+
+def test_a_long_pass_is_reported_once() -> None:
+    reporter = RecordingReporter()
+    fit_task = SimpleNamespace(title="logreg")
+    report = report_first_pass(fit_task, SimpleNamespace(reporter=reporter))
+    for seconds in (40.0, 50.0):
+        report(seconds)
+    assert [line.partition(";")[0] for line in reporter.messages] == [
+        "logreg: a step over all samples takes about 40 s"
+    ]
+    report = report_first_pass(fit_task, SimpleNamespace(reporter=reporter))
+    report(0.2)
+    assert len(reporter.messages) == 1
