@@ -14,7 +14,7 @@ _DARK = 2**15
 _TEXTS = {
     "alpha": "{} transparency, which is dropped",
     "frames": "{} several pages or frames, of which the first is taken",
-    "channels": "{} more channels than three, of which the first ones are taken",
+    "channels": "{} further channels besides grey or RGB, which are left out",
     "clipped": "{} values outside of --pixel-range, which become black or white",
 }
 

@@ -114,6 +114,8 @@ def _flat(image: Image, options: PixelOptions, facts: dict[str, int]) -> Image:
         raise ValueError(
             "its colours have 16 bits, of which the upper 8 are read, so --pixel-range cannot be applied; convert it to 8 bits"
         )
+    if image.mode == "RGBX":  # the fourth channel is no transparency, and would go without a word
+        facts["channels"] = 1
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the way that Pillow asks for
     if image.mode in ("RGBa", "La"):  # transparency is multiplied into the colors

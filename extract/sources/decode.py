@@ -19,6 +19,7 @@ import numpy.typing as npt
 from featcache.extraction.sources.image_formats import HEIF, JXL, decoders, missing_format
 from featcache.extraction.sources.jxl_header import read_jxl_header
 from featcache.extraction.sources.pixels import WHITE, remember
+from featcache.extraction.sources.tiff_channels import has_further_channels, repair_planes, unread_form
 from featcache.store.errors import DatasetError, UnavailableError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ _ORIENTATION = 0x0112
 """Tag of the orientation in EXIF data."""
 _TURNED_BY_DECODER = ("TIFF", HEIF)
 """Formats whose decoders turn images upright by themselves."""
-_MORE_CHANNELS = re.compile(r"(L|RGB|CMYK)X+(;.*)?")
 _EIGHT_BIT_COLOUR = ("RGB", "RGBA", "LA", "CMYK")
 
 _max_pixels: ContextVar[int] = ContextVar("featcache_max_pixels", default=MAX_PIXELS)
@@ -138,6 +138,7 @@ def _decode(file: IO[bytes], name: object, num_bytes: int) -> "Image":
         with _quiet(), Image.open(file, formats=formats) as image:
             if image.width * image.height > _max_pixels.get():
                 raise DatasetError(_too_large(name, image.width * image.height))
+            repair_planes(image)
             raw_mode, frames, white = (
                 _raw_mode(image),
                 animated or _has_more_frames(image),
@@ -158,7 +159,7 @@ def _decode(file: IO[bytes], name: object, num_bytes: int) -> "Image":
     except OSError as error:
         if error.errno is not None and not isinstance(error, UnidentifiedImageError):
             raise _unavailable(name, error) from error
-        missing = _missing_decoder(file) if isinstance(error, UnidentifiedImageError) else None
+        missing = _unread_format(file) if isinstance(error, UnidentifiedImageError) else None
         raise DatasetError(f"image {name} does not decode ({missing or _reason(error)})") from error
     except (
         Exception
@@ -182,11 +183,13 @@ def _is_animated_jxl(file: IO[bytes], name: object, formats: Sequence[str]) -> b
     return header is not None and header.animated
 
 
-def _missing_decoder(file: IO[bytes]) -> str | None:
-    """Name the format of a file that would decode if a package was installed, and the command; None for other files."""
+def _unread_format(file: IO[bytes]) -> str | None:
+    """Name the format of a file that no decoder here reads, and what to do; None for files of no known format."""
     with suppress(OSError, ValueError):
         file.seek(0)
         form = missing_format(file.read(16))
+        if form is None and (text := unread_form(file)) is not None:
+            return f"{text}; convert it to 8-bit grey or RGB, or store images as arrays (npz:, hdf5:)"
         return None if form is None else f"its format is {form.decoder}; {form.install}"
     return None
 
@@ -247,7 +250,7 @@ def _has_more_frames(image: "ImageFile") -> bool:
 def _remember(image: "ImageFile", raw_mode: str, frames: bool, white: int) -> None:
     """Attach the facts that the pixels of a loaded image do not show."""
     facts = {"frames": 1} if frames else {}
-    if image.format == "TIFF" and _MORE_CHANNELS.fullmatch(raw_mode):
+    if has_further_channels(image):
         facts["channels"] = 1
     if white and image.mode == "I":
         facts[WHITE] = white

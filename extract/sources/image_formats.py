@@ -5,6 +5,7 @@ listed. Pillow has many more: some start another program (EPS runs Ghostscript),
 files (FLI, FITS, PSD, WMF, ICNS, GBR). An MPO file opens as its first JPEG.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -84,6 +85,8 @@ def decoders(streamed: bool) -> tuple[str, ...]:
     Args:
         streamed: only those that read a file in pieces.
     """
+    # Where nothing handles Pillow's log, its lines go to stderr; what is wrong with a file is said in our own errors.
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     if streamed:
         return tuple(form.decoder for form in AVAILABLE if form.streamed)
     available = {form.decoder for form in AVAILABLE}

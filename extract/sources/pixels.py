@@ -109,7 +109,7 @@ FACTS = ("turned", "alpha", "frames", "channels", "clipped", "deep")
 """Names of the facts recorded for each image, integers that are 0 if the fact does not apply:
 
 ``turned``: the EXIF orientation, 2 to 8, if it is not upright; ``alpha``: transparency is dropped; ``frames``: the image has several pages
-or frames, and the first is taken; ``channels``: it has more than three channels, and the first ones are taken; ``clipped``:
+or frames, and the first is taken; ``channels``: it has further channels besides grey or RGB, which are left out; ``clipped``:
 values lie outside of the pixel range; ``deep``: the largest value plus one, for 16-bit images without a given range.
 """
 
