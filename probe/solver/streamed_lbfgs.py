@@ -1,7 +1,7 @@
 """L-BFGS for several penalties at once where every evaluation is a pass over the features.
 
 The line search of `featcache.probing.solver.lbfgs` keeps the logits of all samples. Here a trial step costs a pass, so the search ends at the
-first step that decreases objective and slope enough (the strong Wolfe conditions); with the preconditioner the first trial nearly always does.
+first step that decreases objective and slope enough (the strong Wolfe conditions); with the scaled preconditioner the first trial nearly always does.
 
 Shapes: F features, P penalties, C classes. Parameters are ``[P, C, F + 1]``.
 """
@@ -133,7 +133,7 @@ class StreamedMinimisation:
         """Do one iteration."""
         gradient = self._at.gradient.to(self._dtype)
         direction = self._history.direction(
-            gradient, self._preconditioner, self._at.curvature, self._penalties[self._active]
+            gradient, self._preconditioner, self._at.curvature, self._own(), scaled=True
         )
         step = self._line_search(direction)
         taken = direction.mul_(step.to(self._dtype)[:, None, None])
