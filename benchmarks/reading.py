@@ -120,7 +120,7 @@ def _warm(cache: Path, split: SplitReader, plain: np.ndarray, size: Size) -> Doc
 def _cold(cache: Path, split: SplitReader, plain: Path, size: Size) -> Document:
     num_rows, num_bytes, batch = size.rows, size.num_bytes, size.batch
     files = [path for path in (cache / "features.zarr" / "train").rglob("c.*") if path.is_file()]
-    if not _evict([*files, plain]):
+    if not evict([*files, plain]):
         return {"skipped": "this machine does not evict files from the page cache"}
     rng, tokens = np.random.default_rng(0), split.tokens
 
@@ -133,7 +133,7 @@ def _cold(cache: Path, split: SplitReader, plain: Path, size: Size) -> Document:
             ours,
             lambda: other(rng.permutation(num_rows)[:count]),
             size.runs or RUNS,
-            before=lambda: _evict([*files, plain]),
+            before=lambda: evict([*files, plain]),
         )
 
     def chunk_maps(rows: np.ndarray) -> None:
@@ -161,7 +161,7 @@ def _cold(cache: Path, split: SplitReader, plain: Path, size: Size) -> Document:
         "2,048 random rows (an eighth), against np.memmap of the same files": compare(batch, chunk_maps),
         "2,048 random rows (an eighth), against np.memmap of one row-major file": compare(batch, one_map),
         "an epoch of shuffled batches, against reading all files in order": side_by_side(
-            epoch, read_all, size.runs or RUNS, before=lambda: _evict(files)
+            epoch, read_all, size.runs or RUNS, before=lambda: evict(files)
         ),
     }
 
@@ -238,7 +238,7 @@ def _read_into(files: list[Path], out: np.ndarray) -> None:
             position += file.readinto(view[position:])
 
 
-def _evict(files: list[Path]) -> bool:
+def evict(files: list[Path]) -> bool:
     """Drop files from the page cache, and say whether that worked (for the first page of each)."""
     if not hasattr(os, "posix_fadvise"):
         return False

@@ -21,6 +21,7 @@ from timing import Document
 TESTS = Path(__file__).parent.parent / "tests"
 BENCHMARKS = {
     "store": ("caches", "bench_store"),
+    "int8": ("int8", "bench_int8"),
     "extraction": ("extraction", "bench_extraction"),
     "decoding": ("decoding", "bench_decoding"),
     "trainer": ("trainer", "bench_trainer"),

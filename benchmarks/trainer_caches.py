@@ -138,7 +138,12 @@ def paper_table(
                 left_out.append(f"{layers}, {tokens}")
                 continue
             request = ProbeRequest(
-                heads=heads, layers=layers, tokens=tokens, protocol=protocol, out=folder / "results"
+                heads=heads,
+                layers=layers,
+                tokens=tokens,
+                protocol=protocol,
+                baselines="trained",
+                out=folder / "results",
             )
             for row in probe(cache, request, device=device):
                 seconds[f"{row.head}, {row.layers}, {'+'.join(row.tokens)}"] = round(row.seconds, 1)

@@ -15,3 +15,4 @@ featcache() {
 featcache extract --model dinov2-vit-s-14 --weights .demo/dinov2_vits14.safetensors --dataset imagefolder:.demo/textile
 featcache probe --dataset textile --head linear --head attentive --layers all --tokens cls+ap --protocol quick --out .demo/results
 featcache probe --dataset textile --head logreg --input standard --protocol quick --out .demo/results
+featcache results .demo/results --view gains

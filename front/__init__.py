@@ -16,6 +16,7 @@ from featcache.moved import install as _install
 
 if TYPE_CHECKING:
     from featcache import errors
+    from featcache.api.converting import convert
     from featcache.api.extraction import extract
     from featcache.api.heads import load_head
     from featcache.api.information import CacheInfo, info
@@ -70,6 +71,7 @@ __all__ = [
     "TokenLayout",
     "TrainedHead",
     "__version__",
+    "convert",
     "custom_backbone",
     "errors",
     "extract",
@@ -89,6 +91,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "featcache.api.converting": ("convert",),
     "featcache.api.extraction": ("extract",),
     "featcache.api.heads": ("load_head",),
     "featcache.api.information": ("CacheInfo", "info"),

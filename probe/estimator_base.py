@@ -26,7 +26,6 @@ from featcache.probing.training.array_fitting import array_job, fit_head
 from featcache.probing.training.prediction import predict, prediction_batch
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.layers import parse_tokens
-from featcache.store.reading.reader import as_float32
 from featcache.store.reading.split import SplitReader
 from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
@@ -175,7 +174,7 @@ class TokenEstimator(BaseEstimator):  # type: ignore[misc]
         asked = info.default_layers if self.layers is None else self.layers
         layers = split.resolve_layers(asked)
         tokens = parse_tokens("+".join(info.default_tokens) if self.tokens is None else self.tokens)
-        return as_float32(split.gather(rows, layers, tokens), split.dtype)
+        return split.gather(rows, layers, tokens, dtype="float32")
 
     def _protocol(self, has_dropout: bool) -> Protocol:
         protocol = self.protocol if isinstance(self.protocol, Protocol) else get_protocol(str(self.protocol))

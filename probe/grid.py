@@ -9,6 +9,7 @@ import torch
 from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.results.rows import ResultRow
 from featcache.probing.run import probe
+from featcache.probing.zero_shot import EmbedClasses
 from featcache.store.errors import DivergedError, FeatcacheError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
@@ -31,6 +32,7 @@ def probe_grid(
     *,
     device: torch.device | str = "cpu",
     reporter: Reporter | None = None,
+    embed_classes: EmbedClasses | None = None,
 ) -> GridResult:
     """Probe several caches in turn; an error on one cache does not end the others.
 
@@ -41,6 +43,7 @@ def probe_grid(
         request: what to train on each.
         device: where to train.
         reporter: receives messages and progress.
+        embed_classes: embeds the class names for zero-shot; see `featcache.zero_shot`.
     """
     reporter = reporter or Silent()
     result = GridResult()
@@ -51,7 +54,9 @@ def probe_grid(
             about = f", about {rough_duration(left)} left" if left > 0 else ""
             reporter.message(f"cache {number + 1} of {len(caches)}{about}: {cache.directory}")
         try:
-            result.rows.extend(probe(cache, request, device=device, reporter=reporter))
+            result.rows.extend(
+                probe(cache, request, device=device, reporter=reporter, embed_classes=embed_classes)
+            )
         except DivergedError as error:
             result.rows.extend(error.rows)
             result.failures[str(cache.directory)] = error

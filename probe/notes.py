@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from featcache.probing.heads import get_head
+from featcache.probing.heads.info import ZERO_SHOT
 from featcache.probing.published import preprocessing_note, published_model
-from featcache.probing.requests.jobs import held_layers
+from featcache.probing.requests.jobs import WITH_TEXT_TOWER, held_layers
 from featcache.probing.requests.request import BEST_LAYER, ProbeRequest
 from featcache.store.layers import as_layers
 from featcache.store.preprocessing import preprocessing_parts
@@ -24,6 +25,10 @@ def notes(cache: Cache, request: ProbeRequest) -> Iterator[str]:
         )
     if request.baselines is None or BEST_LAYER in request.baselines:
         yield from _layer_notes(cache)
+    if cache.spec.backbone.architecture.startswith(WITH_TEXT_TOWER) and not any(
+        row.head.fitting == ZERO_SHOT for row in request.rows
+    ):
+        yield "this model has a text tower: --head zero-shot adds its classification by class names, without training"
     held = sorted(cache.inventory.views)
     if held and not request.views:
         yield (

@@ -13,7 +13,7 @@ from featcache.probing.layer_choice import choose_layer
 from featcache.probing.notes import notes
 from featcache.probing.repetitions import Repetition
 from featcache.probing.requests.jobs import HeadJob, jobs
-from featcache.probing.requests.request import LAYER_CHOICE, TRAINED, ProbeRequest
+from featcache.probing.requests.request import LAYER_CHOICE, TEXT, TRAINED, ProbeRequest
 from featcache.probing.results.rows import ResultRow
 from featcache.probing.run_output import KeptRuns, save_run
 from featcache.probing.run_plan import ProbeContext, Run, check_job, plan_runs, size_note, streaming_note
@@ -27,6 +27,7 @@ from featcache.probing.run_training import (
     train_and_score,
 )
 from featcache.probing.training.process import flush_denormals, return_freed_memory
+from featcache.probing.zero_shot import ClassEmbeddings, EmbedClasses, embeddings_of, zero_shot
 from featcache.store.errors import DivergedError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
@@ -38,6 +39,7 @@ def probe(
     *,
     device: torch.device | str = "cpu",
     reporter: Reporter | None = None,
+    embed_classes: EmbedClasses | None = None,
 ) -> list[ResultRow]:
     """Train and score heads on a cache.
 
@@ -51,6 +53,7 @@ def probe(
         request: what to train.
         device: where to train.
         reporter: receives messages and progress.
+        embed_classes: embeds the class names for zero-shot; see `featcache.zero_shot`.
 
     Returns:
         The baselines' rows first, then those asked for, seed by seed.
@@ -71,7 +74,9 @@ def probe(
     requested = [job for job in requested if _can_be_fitted(context, job, reporter)]
     for note in filter(None, dict.fromkeys(streaming_note(context, job) for job in requested)):
         reporter.message(f"note: {note}")
-    runner = _Runner(context, reporter)
+    runner = _Runner(context, reporter, embed_classes)
+    for job in requested:
+        runner.prepare(job)
     fitted: list[tuple[Repetition, ResultRow]] = []
     for job in requested:
         fitted += runner.run(job)
@@ -105,13 +110,32 @@ def _can_be_fitted(context: ProbeContext, job: HeadJob, reporter: Reporter) -> b
 class _Runner:
     """Runs jobs one after another, and remembers the scores of the baselines, which must be the first jobs."""
 
-    def __init__(self, context: ProbeContext, reporter: Reporter) -> None:
+    def __init__(self, context: ProbeContext, reporter: Reporter, embed_classes: EmbedClasses | None) -> None:
+        self._embed_classes = embed_classes
         self._context = context
         self._reporter = reporter
         self._kept = KeptRuns(context.request.out, force=context.request.force)
         self.baselines = BaselineScores()
         self.failures: list[str] = []
         """Descriptions of diverged runs, one line each."""
+
+    def prepare(self, job: HeadJob) -> None:
+        """Embed the class names that a job needs, so that weights of another model are refused before anything is trained.
+
+        Raises:
+            RequestError: nothing can embed them.
+            Exception: as `embed_classes` raises.
+        """
+        if job.solver == TEXT and not all(map(self._kept.find, plan_runs(self._context, job))):
+            self._class_embeddings()
+
+    def _class_embeddings(self) -> ClassEmbeddings:
+        if self._embed_classes is None:
+            raise RequestError(
+                "zero-shot needs a text tower; run it with featcache.probe or `featcache probe`"
+            )
+        request = self._context.request
+        return embeddings_of(self._context.cache, request.templates, request.out, self._embed_classes)
 
     def run(self, job: HeadJob) -> Iterator[tuple[Repetition, ResultRow]]:
         """Yield the repetition and row of every run of a job; runs that the results lack are trained. Runs that diverge have no row."""
@@ -124,6 +148,8 @@ class _Runner:
                 try:
                     if job.solver == LAYER_CHOICE:
                         row = self._fit_on_best_layer(run)
+                    elif job.solver == TEXT:
+                        row = self._zero_shot(run)
                     else:
                         data = data or load_job(self._context, job)
                         row = self._train(run, data)
@@ -153,6 +179,13 @@ class _Runner:
             seconds=time.perf_counter() - started,
         )
         return self._keep(run, score_head(run, fitted, data["test"], len(train.labels)), data["test"])
+
+    def _zero_shot(self, run: Run) -> ResultRow:
+        """Classify the test images by the embeddings of the class names."""
+        context, started = self._context, time.perf_counter()
+        fitted, test = zero_shot(context.cache, run.job, self._class_embeddings(), context.device)
+        fitted = replace(fitted, seconds=time.perf_counter() - started)
+        return self._keep(run, score_head(run, fitted, test, 0), test)
 
     def _keep(self, run: Run, scored: ScoredHead, test: SplitData) -> ResultRow:
         context = self._context

@@ -14,8 +14,16 @@ from featcache.probing.inputs.grouped import groups_of
 from featcache.probing.inputs.memory import TRAIN, Budget
 from featcache.probing.protocols.protocol import Protocol, batch_size
 from featcache.probing.repetitions import Repetition, requested_repetitions, title_of
-from featcache.probing.requests.jobs import HeadJob, final_job, fitted_jobs
-from featcache.probing.requests.request import ADAMW, BASELINES, CHOICE, EXACT, LAYER_CHOICE, ProbeRequest
+from featcache.probing.requests.jobs import WITH_TEXT_TOWER, HeadJob, final_job, fitted_jobs
+from featcache.probing.requests.request import (
+    ADAMW,
+    BASELINES,
+    CHOICE,
+    EXACT,
+    LAYER_CHOICE,
+    TEXT,
+    ProbeRequest,
+)
 from featcache.probing.results.rows import run_id
 from featcache.probing.results.saved_head import views_in
 from featcache.probing.results.solved_rows import FORMER_HEAD
@@ -106,6 +114,15 @@ def check_job(context: ProbeContext, job: HeadJob) -> None:
         RequestError: the head cannot have this size or these targets, or the memory does not hold what it needs.
     """
     request, reader = context.request, context.cache["train"]
+    if job.solver == TEXT:
+        job.head.check_kind(context.target_kind)
+        architecture = context.cache.spec.backbone.architecture
+        if not architecture.startswith(WITH_TEXT_TOWER):
+            raise RequestError(
+                f"{context.cache.directory}: {architecture} has no text tower; zero-shot is for caches of open_clip's models, such as "
+                "vit-l-14"
+            )
+        return
     if job.solver == LAYER_CHOICE:
         for candidate in fitted_jobs(context.cache, job):
             check_job(context, candidate)
@@ -155,7 +172,7 @@ def streaming_note(context: ProbeContext, job: HeadJob) -> str | None:
     reader, limit = context.cache["train"], context.budget.for_tokens(TRAIN)
     # Layers among which one is chosen are loaded one after another.
     job = fitted_jobs(context.cache, job)[0]
-    if stream_window(reader, job.selection, limit) is None:
+    if job.solver == TEXT or stream_window(reader, job.selection, limit) is None:
         return None
     size = split_bytes(reader, job.selection)
     return (
@@ -172,11 +189,7 @@ def _plan_run(context: ProbeContext, job: HeadJob, repetition: Repetition) -> Ru
         **setup,
         "trial": asdict(repetition),
         # The order of the rows depends on it.
-        "window": stream_window(
-            context.cache["train"],
-            fitted_jobs(context.cache, job)[0].selection,
-            context.budget.for_tokens(TRAIN),
-        ),
+        "window": _window(context, job),
         "device": context.device.type,
         "version": version("featcache"),
     }
@@ -188,6 +201,13 @@ def _plan_run(context: ProbeContext, job: HeadJob, repetition: Repetition) -> Ru
         setup=run_id({**setup, "shots": repetition.shots}),
         former_id=run_id({**outcome, "head": FORMER_HEAD}) if job.solver == EXACT else None,
     )
+
+
+def _window(context: ProbeContext, job: HeadJob) -> int | None:
+    if job.solver == TEXT:
+        return None
+    selection = fitted_jobs(context.cache, job)[0].selection
+    return stream_window(context.cache["train"], selection, context.budget.for_tokens(TRAIN))
 
 
 def _protocol_of(context: ProbeContext, job: HeadJob, repetition: Repetition) -> Protocol:
@@ -204,6 +224,7 @@ def _setup(context: ProbeContext, job: HeadJob, protocol: Protocol) -> JsonObjec
     corrected = corrections(job, context.protocol.input, kind)
     return {
         **({"corrections": corrected} if corrected else {}),
+        **({"templates": list(context.request.templates)} if job.solver == TEXT else {}),
         **({} if groups is None else {"groups": sha256_hex(canonical_json(groups))}),
         "cache_key": context.cache.key,
         # A partial cache gives other scores than the same cache completed.

@@ -8,7 +8,7 @@ Shapes: B rows, L layers, K token kinds, D width. The scales of K kinds are ``[L
 grids) share theirs, which are ``[L, 1, D]``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -57,11 +57,15 @@ class Scales:
             largest = np.abs(self.offset) + LARGEST_CODE * self.scale
         return not (largest > FLOAT16_MAX).any()
 
-    def encode(self, values: Float32) -> tuple[Codes, int]:
-        """Return the codes of finite `values` ``[B, L, K, D]``, and how many lay outside the range and were clipped."""
+    def encode(self, values: Float32) -> tuple[Codes, npt.NDArray[np.bool_]]:
+        """Return the codes of finite `values` ``[B, L, K, D]``, and which of them lie outside the range and are clipped."""
         codes = np.rint((values - self.offset) / self.scale)
-        clipped = int(np.count_nonzero(np.abs(codes) > LARGEST_CODE))
+        clipped = np.abs(codes) > LARGEST_CODE
         return np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int8), clipped
+
+    def of(self, positions: Sequence[int]) -> "Scales":
+        """Return the scales of some layers, by their positions along the axis."""
+        return Scales(self.scale[list(positions)], self.offset[list(positions)])
 
     def decode(self, codes: Codes) -> Float32:
         """Return the values of codes ``[B, L, K, D]``, NaN where they are missing. The plain form of what readers do in tiles."""

@@ -14,6 +14,7 @@ import featcache
 from featcache.store.errors import FeatcacheError
 
 SIGNATURES = {
+    "convert": "(cache, *, dtype='int8', root=(), progress=True)",
     "open": "(cache, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True, views=(), root=())",
     "extract": "(model, dataset, *, preprocess='own', input_size=None, crop=None, crop_pct=None, resize_size=None, "
     "interpolation=None, mean=None, std=None, data=None, revision=None, target='auto', limit=None, split_seed=0, "
@@ -23,7 +24,7 @@ SIGNATURES = {
     "compile=False, on_error='stop', reuse='auto', root=None, force=False, backbone=None, source=None, progress=True)",
     "probe": "(cache, head='attentive', *, table=None, layers=None, tokens=None, tap='norm2', views=(), num_heads=None, protocol='paper', "
     "solver='adamw', penalty='l2', input=None, folds=None, groups=None, halving=None, shots=(), draws=1, target_kind=None, "
-    "regression_loss='mse', baselines=None, options=None, seeds=(0,), precision='auto', device='auto', memory=None, "
+    "regression_loss='mse', baselines=None, templates='photo', text_weights=None, options=None, seeds=(0,), precision='auto', device='auto', memory=None, "
     "out='featcache-results', force=False, progress=True)",
     "load_head": "(folder)",
     "ls": "(remote=None, *, model=None, dataset=None, root=())",

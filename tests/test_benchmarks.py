@@ -14,7 +14,7 @@ import pytest
 REPO = Path(__file__).parent.parent
 BENCHMARKS = REPO / "benchmarks"
 TESTS = REPO / "tests"
-ROWS = ("store", "extraction", "trainer", "solver", "out-of-core", "datasets", "transfer")
+ROWS = ("store", "int8", "extraction", "trainer", "solver", "out-of-core", "datasets", "transfer")
 GPU_STAGES = (
     ("machine", "correct", "forward", "speed"),
     ("out_of_memory", "trainer", "heads", "solver", "budget", "table"),
@@ -137,8 +137,22 @@ def test_the_page_of_results_is_written(tmp_path):
     run(BENCHMARKS / "results.py", "--toy", tmp_path)
     page = (tmp_path / "results.md").read_text()
     assert "### digits: " in page
-    assert "| `linear` |" in page
+    (header,) = {line for line in page.splitlines() if "over solved" in line and line.startswith("|")}
+    column = header.split(" | ").index("over solved")
+    lines = {line.split(" | ")[0]: line.split(" | ") for line in page.partition("### digits")[2].splitlines()}
+    assert lines["| `logreg`"][column] == "+0.00"
+    assert lines["| `linear`"][column + 1] == "+0.00"
     assert "divided anew in 2 ways" in page
+
+
+def test_the_evidence_on_inputs_is_written_and_not_computed_twice(tmp_path):
+    run(BENCHMARKS / "evidence.py", "--toy", tmp_path)
+    rows = (tmp_path / "inputs.jsonl").read_text()
+    assert len(rows.splitlines()) == 4
+    page = (tmp_path / "results.md").read_text()
+    assert "| own | all, cls+ap | plain+flip | float16 |" in page
+    run(BENCHMARKS / "evidence.py", "--toy", tmp_path)
+    assert (tmp_path / "inputs.jsonl").read_text() == rows
 
 
 def test_the_row_on_decoding_runs():

@@ -182,7 +182,7 @@ def load_open_clip(
             model.
         BackboneError: the weights cannot be had or do not fit, or the tower is of a kind that is not supported.
     """
-    architecture, tag = _architecture(name)
+    architecture, tag = architecture_and_tag(name)
     _require_known(architecture, tag, weights)
     _require_activation(name, architecture, tag)
     try:
@@ -193,7 +193,7 @@ def load_open_clip(
             model = _with_input_size(name, model.visual, preprocessing.input_size)
         tower = model.visual
         settings = _settings(name, model, preprocessing)
-        path = weights or _download(architecture, tag)
+        path = weights or download_weights(architecture, tag)
         checkpoint = read_checkpoint(path, OPEN_CLIP_ORDER, key)
         position_embedding = _load_tower(
             model, checkpoint.state, preprocessing.position_embedding or ANTIALIASED
@@ -201,19 +201,19 @@ def load_open_clip(
     except (BackboneError, RequestError):
         raise
     except Exception as error:  # open_clip, torch and the hub client raise many kinds
-        raise load_failure(name, weights, error, _repository(architecture, tag)) from error
+        raise load_failure(name, weights, error, repository_of(architecture, tag)) from error
     tower.eval()
     if hasattr(tower, "output_tokens"):
         tower.output_tokens = False  # CoCa's gives the tokens along with its output
     source = (
         file_source(path, checkpoint.choice)
         if weights is not None
-        else hub_source(name, _repository(architecture, tag), path)
+        else hub_source(name, repository_of(architecture, tag), path)
     )
     return _backbone(name, model, {"position_embedding": position_embedding, **settings}, source)
 
 
-def _architecture(name: ModelName) -> tuple[str, str]:
+def architecture_and_tag(name: ModelName) -> tuple[str, str]:
     """Return open_clip's names of architecture and tag, without our ending that requests GELU."""
     architecture, _, tag = name.name.partition("/")
     return architecture if architecture in open_clip.list_models() else architecture.removesuffix(GELU), tag
@@ -230,12 +230,12 @@ def storageless_model(name: ModelName) -> Any:
 
 def _untrained(name: ModelName, device: str = "cpu", size: Size | None = None) -> Any:
     """Make a model of open_clip with random weights, its text tower replaced by a minimal one."""
-    architecture, tag = _architecture(name)
+    architecture, tag = architecture_and_tag(name)
     config = open_clip.get_pretrained_cfg(architecture, tag)
     rest = {"text_cfg": dict(_NO_TEXT)}
     if "multimodal_cfg" in open_clip.get_model_config(architecture):
         rest["multimodal_cfg"] = dict(_NO_TEXT)
-    with _without_warnings():  # that its weights are random
+    with without_warnings():  # that its weights are random
         return open_clip.create_model(
             architecture,
             device=device,
@@ -248,7 +248,7 @@ def _untrained(name: ModelName, device: str = "cpu", size: Size | None = None) -
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -368,12 +368,12 @@ def why_tower_not_supported(tower: Any) -> str | None:
     return None
 
 
-def _repository(architecture: str, tag: str) -> str:
+def repository_of(architecture: str, tag: str) -> str:
     """Return ``owner/name`` of a tag's weights; open_clip writes a file's name, or nothing, behind it."""
     return str(open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "")).rpartition("/")[0]
 
 
-def _download(architecture: str, tag: str) -> Path:
+def download_weights(architecture: str, tag: str) -> Path:
     with offline_if_unreachable():
         return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(architecture, tag)))
 

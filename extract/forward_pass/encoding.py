@@ -98,13 +98,13 @@ class Int8Encoder(FloatEncoder):
         self._clipping = clipping
         self._scales = {}
         for array in arrays:
-            positions = [array.position(layer) for layer in array.layers]
-            parts = (scales[array.name].scale[positions], scales[array.name].offset[positions])
-            self._scales[array.name] = tuple(torch.from_numpy(part) for part in parts)
+            part = scales[array.name].of([array.position(layer) for layer in array.layers])
+            self._scales[array.name] = torch.from_numpy(part.scale), torch.from_numpy(part.offset)
 
     def __call__(self, name: str, values: Tensor) -> Encoded:
         """Encode the array `name`, float32 ``[B, L, K, D]`` on any device."""
-        scale, offset = self._scales[name] = tuple(part.to(values.device) for part in self._scales[name])
+        scale, offset = (part.to(values.device) for part in self._scales[name])
+        self._scales[name] = scale, offset  # once a device
         codes = values.sub(offset).div_(scale).round_()  # to even, as numpy's rint
         clipped = (codes.abs() > LARGEST_CODE).sum()
         codes.clamp_(-LARGEST_CODE, LARGEST_CODE)

@@ -63,10 +63,14 @@ def probe(call: ProbeCall) -> "list[ResultRow]":
     """
     from featcache.devices.choice import choose_device
     from featcache.probing.run import probe as run_probe
+    from featcache.zero_shot.choice import embedder_for
 
     reporter = ConsoleReporter(quiet=not call.progress)
     cache = call.cache if isinstance(call.cache, Cache) else _find(str(call.cache), call, reporter)
-    return run_probe(cache, call, device=choose_device(call.device), reporter=reporter)
+    device = choose_device(call.device)
+    return run_probe(
+        cache, call, device=device, reporter=reporter, embed_classes=embedder_for(call, device, reporter)
+    )
 
 
 def _find(cache: str, request: ProbeRequest, reporter: ConsoleReporter) -> Cache:

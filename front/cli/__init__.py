@@ -19,6 +19,7 @@ from featcache.store.redaction import redacted_lines, remember_logins
 from featcache.terminal.streams import echo_error, guard_streams
 
 COMMANDS = (
+    "convert",
     "datasets",
     "doctor",
     "export",

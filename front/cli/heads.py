@@ -24,7 +24,8 @@ def heads_command(name: str, as_json: bool) -> None:
     """List the heads, or tell what there is to know of NAME, formula included.
 
     "trained" heads are trained by the members of a protocol, "closed" ones are fitted by formula for every setting, "exact" ones by
-    the exact solver, "auto" is the best of several, "layer" is fitted to the best single layer. What a head takes is set with --option NAME=NUMBER. Parameters are those for
+    the exact solver, "auto" is the best of several, "layer" is fitted to the best single layer, "zero-shot" takes the
+    text tower of the model. What a head takes is set with --option NAME=NUMBER. Parameters are those for
     class token and average of all layers of a ViT-B and 100 classes; for last, cls where that is the default.
     """
     heads = [get_head(name)] if name else [info for info in HEADS.values() if info.listed]

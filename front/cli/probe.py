@@ -66,9 +66,17 @@ def probe_command(
     from featcache.devices.choice import choose_device
     from featcache.probing.grid import probe_grid
     from featcache.probing.training.process import keep_freed_memory
+    from featcache.zero_shot.choice import embedder_for
 
     keep_freed_memory()
-    result = probe_grid(caches, request, device=choose_device(request.device), reporter=reporter)
+    device = choose_device(request.device)
+    result = probe_grid(
+        caches,
+        request,
+        device=device,
+        reporter=reporter,
+        embed_classes=embedder_for(request, device, reporter),
+    )
     if as_json:
         print_json([row.to_dict() for row in result.rows])
     elif result.rows:

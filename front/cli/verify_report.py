@@ -5,13 +5,18 @@ from typing import TYPE_CHECKING
 from featcache.api.verification import CacheCheck
 from featcache.store.checking.repair import RepairResult
 from featcache.store.checking.verify import Verification
+from featcache.store.reading.dtype_loss import describe_loss
 from featcache.store.reading.reader import extraction_command
 from featcache.terminal.console import echo, format_size, print_table
 
 if TYPE_CHECKING:
-    from featcache.recompute.outcome import Recomputation
+    from collections.abc import Sequence
 
-LOSS_COLUMNS = ("array", "layer", "token", "mean loss", "largest loss", "of it by the pass", "clipped")
+    from featcache.recompute.outcome import Recomputation
+    from featcache.store.reading.dtype_loss import LayerLoss
+
+OF_PASS = "of it by the pass"
+LOSS_COLUMNS = ("array", "layer", "token", "mean loss", "largest loss", OF_PASS, "clipped")
 COLUMNS = ("split", "array", "layer", "largest absolute", "largest relative")
 
 
@@ -22,7 +27,7 @@ def show(check: CacheCheck) -> None:
         echo(str(damage))
     if check.recomputation:
         _show_recomputation(check.recomputation)
-        _show_losses(check.recomputation)
+        show_losses(check.recomputation.losses, check.recomputation.samples)
     echo(f"{found.directory}: {_summary(found)}")
     for warning in check.warnings:
         echo(f"{found.directory}: {warning}")
@@ -82,20 +87,30 @@ def _show_recomputation(done: "Recomputation") -> None:
     )
 
 
-def _show_losses(done: "Recomputation") -> None:
-    if not done.losses:
+def show_losses(losses: "Sequence[LayerLoss]", samples: int, *, of_pass: bool = True) -> None:
+    """Print the loss of the stored type in every layer and token kind, and the whole in one line.
+
+    Args:
+        losses: the losses; nothing is printed if there are none.
+        samples: number of samples that they were measured on.
+        of_pass: whether to show the part that comes from the pass.
+    """
+    if not losses:
         return
+    columns = [column for column in LOSS_COLUMNS if of_pass or column != OF_PASS]
     rows = [
         [
-            *(loss.array, loss.layer, loss.token),
-            *(f"{value:.3g}" for value in (loss.mean_relative, loss.largest_relative, loss.pass_relative)),
+            *(
+                loss.array,
+                loss.layer,
+                loss.token,
+                f"{loss.mean_relative:.3g}",
+                f"{loss.largest_relative:.3g}",
+            ),
+            *([f"{loss.pass_relative:.3g}"] if of_pass else []),
             f"{loss.clipped:.2g}",
         ]
-        for loss in done.losses
+        for loss in losses
     ]
-    print_table(LOSS_COLUMNS, rows, numeric=LOSS_COLUMNS[3:])
-    mean = sum(loss.mean_relative for loss in done.losses) / len(done.losses)
-    echo(
-        f"loss of the stored type on {done.samples} samples: {mean:.3g} of a token vector's length on average over layers and token "
-        f"kinds, {max(loss.largest_relative for loss in done.losses):.3g} at most"
-    )
+    print_table(columns, rows, numeric=columns[3:])
+    echo(describe_loss(losses, samples))

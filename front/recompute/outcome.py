@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from featcache.recompute.loss import LayerLoss
 from featcache.store.files import JsonObject
+from featcache.store.reading.dtype_loss import LayerLoss
 from featcache.store.spec import BF16, FP32, MIXED, CacheSpec
 
 # Largest relative difference of a token vector that the same computation may show. The forward pass differs with the

@@ -30,13 +30,13 @@ from featcache.recompute.inputs import (
     refuse_difference,
     takes_upright,
 )
-from featcache.recompute.loss import LayerLoss, LossSum
 from featcache.recompute.outcome import LayerDifference, Recomputation, tolerance
 from featcache.recompute.request import RecomputeRequest
 from featcache.recompute.rows import choose_batches
 from featcache.recompute.stored_values import StoredArray
 from featcache.store.errors import DatasetError
 from featcache.store.progress import Reporter, Silent
+from featcache.store.reading.dtype_loss import LayerLoss, LossSum
 from featcache.store.reading.reader import Cache
 from featcache.store.seeds import check_seed
 from featcache.store.token_groups import parse_array_name, split_view
@@ -156,7 +156,8 @@ class _Comparison:
             ]
             before = self._largest.get((split, name, layer), (0.0, 0.0))
             self._largest[split, name, layer] = (max(before[0], largest[0]), max(before[1], largest[1]))
-        self._losses.setdefault(name, LossSum.empty(layers, view.tokens)).add(fresh, stored)
+        sums = self._losses.setdefault(name, LossSum(layers, view.tokens))
+        sums.add(fresh, values, *stored.rounded(fresh))
 
     def differences(self) -> list[LayerDifference]:
         """Return the differences of every layer."""

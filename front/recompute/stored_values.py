@@ -49,9 +49,8 @@ class StoredArray:
         if self.scales is None:
             stored = as_float32(to_stored_type(fresh, "float32", self.dtype), self.dtype)
             return stored, np.zeros(fresh.shape, np.bool_)
-        codes, _ = self.scales.encode(fresh)
-        beyond = np.abs(np.rint((fresh - self.scales.offset) / self.scales.scale)) > LARGEST_CODE
-        return self.scales.decode(codes), beyond
+        codes, clipped = self.scales.encode(fresh)
+        return self.scales.decode(codes), clipped
 
     def distance(self, fresh: Features) -> Features:
         """Return how far recomputed features lie from all values that are stored as these are; 0 where they agree.

@@ -11,9 +11,16 @@ from featcache.store.errors import RequestError
 if TYPE_CHECKING:
     from featcache.probing.heads.base import Head
 
-TRAINED, CLOSED_FORM, EXACT, AUTO, BY_LAYER = ("trained", "closed", "exact", "auto", "layer")
-"""How a head is fitted: by the members of a protocol, by formula for every setting, by the exact solver, as others are, or as another
-is on the one layer that validation chooses."""
+TRAINED, CLOSED_FORM, EXACT, AUTO, BY_LAYER, ZERO_SHOT = (
+    "trained",
+    "closed",
+    "exact",
+    "auto",
+    "layer",
+    "zero-shot",
+)
+"""How a head is fitted: by the members of a protocol, by formula for every setting, by the exact solver, as others are, as another is on
+the one layer that validation chooses, or not at all, with the embeddings of class names."""
 SOLVED_HEAD = "logreg"
 """The head of the exact solver; ``--head linear --solver exact`` is another way to ask for it."""
 
@@ -49,7 +56,7 @@ class HeadInfo:
     @property
     def fits_arrays(self) -> bool:
         """Whether the head can be fitted to an array of tokens; others need the cache that the tokens are from."""
-        return self.fitting != BY_LAYER
+        return self.fitting not in (BY_LAYER, ZERO_SHOT)
 
     def build(
         self,

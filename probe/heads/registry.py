@@ -1,6 +1,6 @@
 """The registry of heads: one entry for each module beside this one."""
 
-from featcache.probing.heads.info import AUTO, BY_LAYER, CLOSED_FORM, EXACT, SOLVED_HEAD, HeadInfo
+from featcache.probing.heads.info import AUTO, BY_LAYER, CLOSED_FORM, EXACT, SOLVED_HEAD, ZERO_SHOT, HeadInfo
 from featcache.probing.scoring.kinds import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.store.errors import UnknownNameError
 
@@ -185,6 +185,17 @@ _ENTRIES = (
         source="layer-wise linear probes, arXiv 1610.01644; the layer is chosen by ridge on held-out samples of train",
         size="C * (K * D + 1)",
         swept={"layer": "all layers asked for"},
+    ),
+    HeadInfo(
+        name="zero-shot",
+        factory=f"{_PACKAGE}.linear:LinearHead",
+        fitting=ZERO_SHOT,
+        default_layers="last",
+        default_tokens=("cls",),
+        summary="cosine of the image's embedding and those of prompts with the class names, of CLIP-like models; nothing is trained",
+        source="CLIP, arXiv 2103.00020",
+        size="0",
+        kinds=(SINGLE_LABEL,),
     ),
     HeadInfo(
         name="auto",

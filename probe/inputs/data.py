@@ -153,17 +153,18 @@ def split_bytes(reader: SplitReader, selection: Selection) -> int:
     """Bytes that the selected tokens of a split take in memory."""
     width = _width(reader, selection)
     rows = reader.num_samples * len(selection.views)
-    return rows * selection.num_tokens * width * DTYPES[reader.dtype].stored.itemsize
+    return rows * selection.num_tokens * width * DTYPES[selection.value_type(reader)].stored.itemsize
 
 
 def _load(reader: SplitReader, selection: Selection, valid: npt.NDArray[np.int64]) -> torch.Tensor:
-    """The valid rows of all views, ``[V * N, T, D]`` as stored."""
+    """The valid rows of all views, ``[V * N, T, D]`` as they are handed out."""
     num_views, num_rows = len(selection.views), len(valid)
     shape = (num_views * num_rows, selection.num_tokens, _width(reader, selection))
-    out = np.empty(shape, DTYPES[reader.dtype].stored)
+    dtype = selection.value_type(reader)
+    out = np.empty(shape, DTYPES[dtype].stored)
     for index, view in enumerate(selection.views):
         _load_view(reader, selection, view, valid, out[index * num_rows : (index + 1) * num_rows])
-    return as_tensor(out, reader.dtype)
+    return as_tensor(out, dtype)
 
 
 def _load_view(

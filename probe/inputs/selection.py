@@ -88,6 +88,11 @@ class Selection:
         """Token kinds, such as ``cls+ap``."""
         return "+".join(self.kinds)
 
+    def value_type(self, reader: SplitReader) -> str:
+        """Return the type in which all parts are handed out: that of the reader, or float32 where the parts of int8 features differ."""
+        types = {part.of(reader, self.views[0]).dtype for part in self.parts}
+        return types.pop() if len(types) == 1 else "float32"
+
     def places(self) -> list[tuple[str, str]]:
         """Layer and kind of each of the T tokens."""
         return [

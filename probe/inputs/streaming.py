@@ -18,6 +18,7 @@ from featcache.probing.inputs.read_ahead import read_ahead
 from featcache.probing.inputs.selection import Selection
 from featcache.probing.inputs.tokens import check_finite
 from featcache.probing.inputs.transforms import PLAIN, InputTransform, inverse, lengths
+from featcache.store.quantization import INT8
 from featcache.store.reading.copying import Method
 from featcache.store.reading.split import SplitReader
 from featcache.store.views import PLAIN_VIEW
@@ -55,9 +56,11 @@ class StreamedTokens:
         self._leader = max(range(len(self._parts)), key=lambda index: self._parts[index].num_tokens)
         self._valid = valid
         self._memory = memory
-        self._dtype = split.dtype
         self._device = torch.device(device)
         self._method: Method = "auto"
+        # Heads compute in float32: rounding to float16 in between takes longer than decoding does. A GPU gets the smaller type.
+        decoded = split.stored_dtype == INT8 and self._device.type == "cpu"
+        self._dtype = "float32" if decoded else selection.value_type(split)
         self.input_transform = PLAIN
         self.num_tokens = selection.num_tokens
         self.width = self._gather(valid[:1]).shape[2]
@@ -82,7 +85,9 @@ class StreamedTokens:
         part, view = self._parts[self._leader], self._views[self._leader]
         for epoch in range(num_epochs):
             batches = view.batches(
-                batch_size, part.layers, part.tokens, (seed, epoch), self._memory, rows=wanted
+                *(batch_size, part.layers, part.tokens, (seed, epoch), self._memory),
+                rows=wanted,
+                dtype=self._dtype,
             )
             stored = self._stored(batches)
             last: _Check | None = None
@@ -139,7 +144,7 @@ class StreamedTokens:
             if led is not None and index == self._leader:
                 pieces.append(led)
             else:
-                stored = view.gather(rows, part.layers, part.tokens, method=self._method)
+                stored = view.gather(rows, part.layers, part.tokens, method=self._method, dtype=self._dtype)
                 pieces.append(_flat(as_tensor(stored, self._dtype)))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 

@@ -92,7 +92,8 @@ def calibration_figure(found: Reliability, title: str) -> Figure:
         above.plot(confidence, accuracy, marker="o", markersize=3.5, color=PALETTE[0], label="accuracy")
         above.set_ylabel("accuracy, %")
         above.set_ylim(-3, 103)
-        above.legend(loc="upper left")
+        # Intervals may reach under the legend wherever it lies.
+        above.legend(loc="lower right", frameon=True, framealpha=0.85, edgecolor="none")
         centres = 50 * (found.edges[1:] + found.edges[:-1])
         below.bar(
             centres,

@@ -11,8 +11,8 @@ from featcache.probing.heads.info import AUTO as AUTO_HEAD
 from featcache.probing.heads.info import BY_LAYER as BY_LAYER_HEAD
 from featcache.probing.heads.info import CLOSED_FORM as CLOSED_FORM_HEAD
 from featcache.probing.heads.info import EXACT as EXACT_HEAD
-from featcache.probing.heads.info import SOLVED_HEAD
-from featcache.probing.inputs.selection import Selection, default_tokens, missing_tokens, select
+from featcache.probing.heads.info import SOLVED_HEAD, ZERO_SHOT
+from featcache.probing.inputs.selection import Part, Selection, default_tokens, missing_tokens, select
 from featcache.probing.requests.request import (
     ADAMW,
     BEST_LAYER,
@@ -22,6 +22,7 @@ from featcache.probing.requests.request import (
     L2,
     LAYER_CHOICE,
     SOLVED,
+    TEXT,
     TRAINED,
     HeadRequest,
     ProbeRequest,
@@ -32,13 +33,19 @@ from featcache.store.inventory import DEFAULT_TAP, SPLITS, Inventory
 from featcache.store.layers import FINAL, as_layers
 from featcache.store.manifest import Manifest
 from featcache.store.reading.reader import Cache
-from featcache.store.token_groups import STATISTICS, array_name, of_view
+from featcache.store.token_groups import EMBEDDING, POOLED, STATISTICS, array_name, of_view
 from featcache.store.views import PLAIN_VIEW
 
 if TYPE_CHECKING:
     from featcache.probing.heads.base import Head
 
 PATCH_HEADS = 8
+WITH_TEXT_TOWER = "open_clip:"
+"""Beginning of the architectures of models with a text tower."""
+IMAGE_EMBEDDING = Selection(
+    "last", (FINAL,), (EMBEDDING,), (Part(POOLED, (FINAL,), (EMBEDDING,), tap=EMBEDDING),)
+)
+"""What zero-shot sees: the model's output for an image, cached as it is or as a product of a final token."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,8 @@ def needed(whole: Manifest, request: ProbeRequest) -> Inventory:
             for layer in part.layers:
                 name = array_name(FINAL, part.group) if layer == FINAL else part.array
                 wanted.setdefault(of_view(name, view), set()).add(layer)
+        if job.solver == TEXT and all(EMBEDDING in split.arrays for split in whole.inventory.splits.values()):
+            wanted.setdefault(EMBEDDING, set()).add(FINAL)
     return whole.inventory.select(SPLITS, wanted)
 
 
@@ -191,6 +200,9 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
     asked = []
     for row in request.rows:
         head = row.head
+        if head.fitting == ZERO_SHOT:
+            asked.append(HeadJob(head, IMAGE_EMBEDDING, solver=TEXT))
+            continue
         kinds = default_tokens(cache, head) if row.tokens is None else row.tokens
         if request.table is not None and missing_tokens(cache, kinds):
             continue
@@ -211,7 +223,9 @@ def _jobs(cache: Cache, request: ProbeRequest) -> list[HeadJob]:
             transform,
         )
 
-    if request.tap != DEFAULT_TAP and all(job.selection.tap != request.tap for job in asked):
+    if request.tap != DEFAULT_TAP and all(
+        job.selection.tap != request.tap for job in asked if job.solver != TEXT
+    ):
         raise RequestError(
             f"the tap {request.tap} is a place in the blocks, and the heads asked for see the final layer alone; say which blocks "
             "with --layers, or leave --tap out"

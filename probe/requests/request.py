@@ -9,9 +9,10 @@ from attrs import field, frozen
 
 from featcache.devices.precision import TRAINING_PRECISIONS
 from featcache.probing.heads import HeadInfo, get_head
-from featcache.probing.heads.info import SOLVED_HEAD
+from featcache.probing.heads.info import SOLVED_HEAD, ZERO_SHOT
 from featcache.probing.protocols.protocol import INPUTS, Protocol
 from featcache.probing.requests.tables import TABLES
+from featcache.probing.requests.templates import PHOTO, as_templates
 from featcache.probing.requests.values import (
     NONE,
     as_baselines,
@@ -27,7 +28,17 @@ from featcache.probing.scoring.kinds import KINDS, REGRESSION_LOSSES
 from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.inventory import DEFAULT_TAP, TAPS
 from featcache.store.layers import LAYER_SETS, LayerSelection, as_optional_layers
-from featcache.store.parameters import DEVICE, FILE, FOLDER, SIZE, as_names, as_path, one_of, parameter
+from featcache.store.parameters import (
+    DEVICE,
+    FILE,
+    FOLDER,
+    SIZE,
+    as_names,
+    as_optional_path,
+    as_path,
+    one_of,
+    parameter,
+)
 from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
 
@@ -36,8 +47,8 @@ MAX_OPTION = 2**20
 """Largest number of hidden units, queries and the like: a larger one is refused at once instead of running out of memory."""
 MAX_REPEATS, MAX_SHOTS = 10**6, 10**9
 ADAMW, EXACT = SOLVERS = ("adamw", "exact")
-CLOSED_FORM, CHOICE, LAYER_CHOICE = "closed", "auto", "layer"
-"""Solvers of the heads that are fitted by formula, of the head that is chosen, and of the head whose layer is chosen."""
+CLOSED_FORM, CHOICE, LAYER_CHOICE, TEXT = "closed", "auto", "layer", "text"
+"""Solvers of the heads that are fitted by formula, of the head that is chosen, of the head whose layer is chosen, and of zero-shot."""
 TRAINED, SOLVED, BEST_LAYER = BASELINES = ("trained", "solved", "best-layer")
 """Baselines beside which heads are shown; see `ProbeRequest.baselines`."""
 L2, GROUP_LASSO = PENALTIES = ("l2", "group-lasso")
@@ -219,6 +230,26 @@ class ProbeRequest:
             default="all three; of large data, those that take minutes",
         ),
     )
+    templates: tuple[str, ...] = field(
+        default=PHOTO,
+        converter=as_templates,
+        metadata=parameter(
+            "Templates of zero-shot prompts: photo (a photo of a {}.), clip7 (the seven of CLIP's authors), or a text file with one a "
+            "line, in which {} stands for the name of a class.",
+            "--templates",
+            metavar="NAME|FILE",
+        ),
+    )
+    text_weights: Path | None = field(
+        default=None,
+        converter=as_optional_path,
+        metadata=parameter(
+            "Local weights of the whole model for zero-shot, whose text tower embeds the class names.",
+            "--weights",
+            form=FILE,
+            default="the hub's, as the cache's provenance names them",
+        ),
+    )
     options: Mapping[str, int] = field(
         default=None,
         converter=as_head_options,
@@ -275,6 +306,8 @@ class ProbeRequest:
             raise RequestError(
                 f"the penalty {self.penalty} is for heads that are solved exactly; add --solver exact"
             )
+        if self.text_weights is not None and ZERO_SHOT not in {row.head.fitting for row in self.rows}:
+            raise RequestError("--weights is for the head zero-shot, which is not asked for; leave it out")
         if self.solver == EXACT and not names <= {"linear", SOLVED_HEAD}:
             raise RequestError(
                 "the exact solver is for linear heads alone; leave --solver out for the others"

@@ -67,6 +67,10 @@ class SplitColumns:
         """Layer names that are cached, in order."""
         return self._files.layers
 
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Return an array without layers as it is stored, ``[N, ...]``; the fill value in rows that are not committed."""
+        return read_column(self._files, name)
+
     def labels(self) -> npt.NDArray[Any]:
         """Return the target of every row, of the type that `targets` states.
 

@@ -3,6 +3,7 @@
 Shapes: B rows, L layers, K token kinds, D width.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -15,8 +16,9 @@ from featcache.store.quantization import INT8, MISSING_CODE, Scales
 from featcache.store.reading.chunks import Array, ChunkFiles
 from featcache.store.reading.scales import load_scales
 
-TILE_BYTES = 2**18
-"""Size of a tile in float32: it stays in the processor's second cache while it is scaled, shifted and rounded."""
+TILE_BYTES = 2**17 - 1
+"""Size of a tile in float32: it stays in the processor's cache while it is scaled, shifted and rounded, and torch does not divide it
+among threads of its own, which would be those of other tiles."""
 
 
 class Decode(Protocol):
@@ -35,8 +37,9 @@ class Kernel(Protocol):
         scale: npt.NDArray[np.float32],
         offset: npt.NDArray[np.float32],
         out: Array,
+        scratch: npt.NDArray[np.float32],
     ) -> None:
-        """Fill `out` ``[B, F]`` from `codes` ``[B, F]``; scale and offset are ``[F]``."""
+        """Fill `out` ``[B, F]`` from `codes` ``[B, F]``; scale and offset are ``[F]``, `scratch` is ``[B, F]`` for values in between."""
 
 
 def numpy_kernel(
@@ -44,9 +47,10 @@ def numpy_kernel(
     scale: npt.NDArray[np.float32],
     offset: npt.NDArray[np.float32],
     out: Array,
+    scratch: npt.NDArray[np.float32],
 ) -> None:
     """See `Kernel`."""
-    values = out if out.dtype == np.float32 else np.empty(codes.shape, np.float32)
+    values = out if out.dtype == np.float32 else scratch
     np.multiply(codes, scale, out=values)
     np.add(values, offset, out=values)
     if values is not out:
@@ -164,19 +168,28 @@ class _Dequantize:
         self._scale = scales.scale.reshape(-1)
         self._offset = scales.offset.reshape(-1)
         self._width = scales.scale.shape[-1]
+        self._step = max(1, TILE_BYTES // (4 * self._scale.size))
+        # Fresh memory for every tile would cost more than the arithmetic.
+        self._local = threading.local()
 
     def __call__(self, stored: Array, out: Array) -> None:
         size = self._scale.size
-        step = max(1, TILE_BYTES // (4 * size))
-        for start in range(0, len(stored), step):
-            codes = stored[start : start + step].reshape(-1, size)
-            target = out[start : start + step]
+        scratch = self._scratch()
+        for start in range(0, len(stored), self._step):
+            codes = stored[start : start + self._step].reshape(-1, size)
+            target = out[start : start + self._step]
             # A slice of layers or kinds of a larger buffer is no flat memory.
             flat = target.reshape(-1, size) if target.flags.c_contiguous else np.empty(codes.shape, out.dtype)
-            _Kernels.current(codes, self._scale, self._offset, flat)
+            _Kernels.current(codes, self._scale, self._offset, flat, scratch[: len(codes)])
             self._blank_missing(codes, flat)
             if not target.flags.c_contiguous:
                 target[...] = flat.reshape(target.shape)
+
+    def _scratch(self) -> npt.NDArray[np.float32]:
+        scratch: npt.NDArray[np.float32] | None = getattr(self._local, "scratch", None)
+        if scratch is None:
+            scratch = self._local.scratch = np.empty((self._step, self._scale.size), np.float32)
+        return scratch
 
     def _blank_missing(self, codes: Array, flat: Array) -> None:
         # A token vector is there or missing as a whole, so its first channel tells.

@@ -223,6 +223,8 @@ def extraction_command(directory: Path, manifest: Manifest) -> str:
     imported = manifest.spec.dataset.get("kind") == "imported"
     with suppress(FileNotFoundError, CacheError):
         imported = imported or "imported_from" in read_sealed(directory / PROVENANCE_FILE)
+    if manifest.spec.converted_from is not None:
+        return "featcache convert"
     return "featcache import" if imported else "featcache extract"
 
 

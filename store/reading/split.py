@@ -18,8 +18,9 @@ from featcache.store.reading.batches import Batch, BatchOptions, shuffled_batche
 from featcache.store.reading.chunks import Array, ChunkFiles
 from featcache.store.reading.columns import SplitColumns
 from featcache.store.reading.copying import Method, Selection, checked_buffer, checked_rows
+from featcache.store.reading.joined_groups import join_groups
 from featcache.store.targets import Targets
-from featcache.store.token_groups import POOLED, split_view
+from featcache.store.token_groups import POOLED, STATISTICS, split_view
 from featcache.store.views import PLAIN_VIEW
 
 Names = str | Sequence[str]
@@ -155,7 +156,8 @@ class SplitReader(SplitColumns):
         Args:
             layers: layer names in the order wanted, a layer set (``last``, ``mid+last``, ``quarters``, ``all``, ``every``), or
                 a list in one text, such as ``0,6,final``.
-            tokens: token kinds in the order wanted, or a list in one text, such as ``cls+ap``.
+            tokens: token kinds in the order wanted, or a list in one text, such as ``cls+ap``. Statistics (``cls+ap+max``) go with
+                the pooled tokens in `load` and `gather`; `batches` reads one group of tokens, see `view`.
             out: buffer of shape ``[N, L, K, D]`` to read into; made if not given.
             dtype: value type, such as ``float32``; see the class.
             view: view of the images, one of `image_views`; by default that of this reader, which is the plain one.
@@ -171,6 +173,13 @@ class SplitReader(SplitColumns):
         """
         if view is not None:
             return self.of_image_view(view).load(layers, tokens, out, dtype=dtype)
+        if self._of_several_groups(tokens):
+            value_type = self._copier.types.choose(dtype, out)
+            return join_groups(
+                _listed(tokens),
+                lambda group, kinds: self._of_group(group).load(layers, kinds, dtype=value_type),
+                out,
+            )
         selection = self._select(layers, tokens)
         out = self._buffer(self.num_samples, selection, out, dtype)
         self._copier.read_all(selection, out)
@@ -221,6 +230,15 @@ class SplitReader(SplitColumns):
         if view is not None:
             return self.of_image_view(view).gather(rows, layers, tokens, out, method=method, dtype=dtype)
         row_numbers = checked_rows(rows, self.num_samples)
+        if self._of_several_groups(tokens):
+            value_type = self._copier.types.choose(dtype, out)
+            return join_groups(
+                _listed(tokens),
+                lambda group, kinds: self._of_group(group).gather(
+                    row_numbers, layers, kinds, method=method, dtype=value_type
+                ),
+                out,
+            )
         selection = self._select(layers, tokens)
         out = self._buffer(len(row_numbers), selection, out, dtype)
         self._copier.copy(row_numbers, selection, out, self._copier.maps(selection.layers, method))
@@ -282,9 +300,15 @@ class SplitReader(SplitColumns):
         )
         return shuffled_batches(self._copier, selection, row_numbers, maps, options, out, value_type)
 
+    def _of_several_groups(self, tokens: Names) -> bool:
+        """Return whether tokens are asked for that lie in other arrays than those of this reader, which has the pooled ones."""
+        return self._arguments[5] == POOLED and any(kind in STATISTICS for kind in _listed(tokens))
+
+    def _of_group(self, group: str) -> "SplitReader":
+        return SplitReader(*self._arguments[:5], group, self._arguments[6])
+
     def _select(self, layers: Names, tokens: Names) -> Selection:
-        kinds = split_tokens(tokens) if isinstance(tokens, str) else tokens
-        return Selection.of(self._files, self.resolve_layers(layers), kinds)
+        return Selection.of(self._files, self.resolve_layers(layers), _listed(tokens))
 
     def _buffer(self, rows: int, selection: Selection, out: Array | None, dtype: str | None) -> Array:
         shape = (rows, *selection.row_shape(self._files))
@@ -299,6 +323,10 @@ class SplitReader(SplitColumns):
             raise RequestError(
                 f"{self._folder}: rows, layers and tokens {list(shape)} do not fit in memory; ask for fewer, or use batches"
             ) from None
+
+
+def _listed(tokens: Names) -> Sequence[str]:
+    return split_tokens(tokens) if isinstance(tokens, str) else tokens
 
 
 def _first_file(files: ChunkFiles, layer: str) -> tuple[ArrayInfo, int, int]:

@@ -1,5 +1,6 @@
 """Statistics tokens as heads take them: in their own arrays on disk, beside the other tokens of their layer in a head."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,7 +10,7 @@ from featcache.probing.requests.jobs import jobs
 from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.run import probe
 from featcache.probing.trained import TrainedHead
-from featcache.store.errors import RequestError
+from featcache.store.errors import RequestError, UnknownNameError
 from featcache.store.token_groups import STATISTICS
 
 from .caches import BLOCKS, WIDTH, expected_tokens, rich_cache, rich_plan, select
@@ -72,3 +73,24 @@ def test_a_statistic_that_some_layer_lacks_is_refused(cached):
         select(cache, "last", "gem")
     assert select(cache, "3,final", "min").num_tokens == 2
     assert {*STATISTICS} == {"sd", "max", "min", "gem"}
+
+
+def test_statistics_load_beside_the_pooled_tokens(cached):
+    split = cached[0]["train"]
+    kinds = ["ap", "max", "sd", "cls"]
+    wanted = np.concatenate(
+        [
+            split.view(group=kind).load("all", [kind]) if kind in STATISTICS else split.load("all", [kind])
+            for kind in kinds
+        ],
+        axis=2,
+    )
+    np.testing.assert_array_equal(split.load("all", "+".join(kinds)), wanted)
+    out = np.empty_like(wanted[:3], dtype=np.float32)
+    rows = [5, 0, 5]
+    assert split.gather(rows, "all", kinds, out) is out
+    np.testing.assert_array_equal(out, wanted[rows].astype(np.float32))
+    with pytest.raises(UnknownNameError, match="norm2_gem"):
+        split.load("all", "cls+gem")
+    with pytest.raises(ValueError, match="out must have shape"):
+        split.load("all", kinds, out)
