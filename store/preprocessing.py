@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featcache.store.spec import BackboneSpec
+from featcache.store.spec import BackboneSpec, is_upright
 
 _STATISTICS = {
     ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)): "ImageNet",
@@ -40,7 +40,8 @@ def preprocessing_text(preprocessing: Mapping[str, Any], size: tuple[int, int]) 
         )
     else:
         text = f"images are resized to cover {resized[0]} x {resized[1]} ({filter_}) and cropped to {wanted}"
-    return text + _statistics(preprocessing) + _positions(preprocessing)
+    turned = "; they are turned upright by their EXIF orientation first" if is_upright(preprocessing) else ""
+    return text + _statistics(preprocessing) + _positions(preprocessing) + turned
 
 
 def preprocessing_parts(spec: BackboneSpec) -> dict[str, str]:

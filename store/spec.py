@@ -26,6 +26,11 @@ _RESIZE = "resize_version"
 _ORIENTATION, _EXIF = "orientation", "exif"
 
 
+def is_upright(preprocessing: Mapping[str, Any]) -> bool:
+    """Return whether the preprocessing of a spec turns images upright by their EXIF orientation."""
+    return preprocessing.get(_ORIENTATION) == _EXIF
+
+
 @dataclass(frozen=True)
 class BackboneSpec:
     """Everything that determines the function from image to tokens."""
@@ -48,7 +53,7 @@ class BackboneSpec:
     @property
     def upright(self) -> bool:
         """Whether images are turned upright by their EXIF orientation before anything else is done to them."""
-        return self.preprocessing.get(_ORIENTATION) == _EXIF
+        return is_upright(self.preprocessing)
 
     def with_upright(self, upright: bool) -> Self:
         """Return the spec of the same function with images turned upright, or taken as stored."""
@@ -72,6 +77,17 @@ class BackboneSpec:
             ):
                 return shape[-2], self.input_size
         return self.input_size, self.input_size
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of an image."""
+        shape = self.preprocessing.get("input_size")
+        of_timm = (
+            self.preprocessing.get("library") == "timm"
+            and isinstance(shape, list | tuple)
+            and len(shape) == 3
+        )
+        return int(shape[0]) if of_timm and isinstance(shape[0], int) and shape[0] >= 1 else 3  # type: ignore[index]
 
     @property
     def resize(self) -> str:

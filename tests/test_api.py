@@ -18,7 +18,7 @@ SIGNATURES = {
     "open": "(cache, *, allow_partial=False, splits=(), layers=None, taps=(), patches=True, views=(), root=())",
     "extract": "(model, dataset, *, preprocess='own', input_size=None, crop=None, crop_pct=None, resize_size=None, "
     "interpolation=None, mean=None, std=None, data=None, revision=None, target='auto', limit=None, split_seed=0, "
-    "test_splits=(), train_split=None, group_by=None, resplit=False, pixel_range='auto', max_pixels=None, "
+    "test_splits=(), train_split=None, group_by=None, resplit=False, pixel_range='auto', channels=3, max_pixels=None, "
     "taps=('norm2',), layers='every', tokens='cls,ap', patches=None, splits=(), views='', weights=None, weights_key=None, "
     "dtype='float16', precision='auto', resize='auto', exif=None, batch_size=None, workers=None, device='auto', "
     "compile=False, on_error='stop', reuse='auto', root=None, force=False, backbone=None, source=None, progress=True)",

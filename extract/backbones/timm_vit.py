@@ -33,6 +33,7 @@ from featcache.extraction.backbones.timm_weights import (
 from featcache.extraction.backbones.weights import state_digest
 from featcache.extraction.models.names import ModelName
 from featcache.extraction.models.preprocessing import Preprocessing, Settings
+from featcache.extraction.sources.pixels import RGB_CHANNELS
 from featcache.store.errors import BackboneError, RequestError, UnknownNameError
 from featcache.store.hub import offline_if_unreachable
 from featcache.store.inventory import TAPS
@@ -165,6 +166,7 @@ def load_timm(
     _require_activation(name, weights)
     model, position_embedding, checkpoint = _create(name, weights, key, preprocessing)
     config = timm_config(name, model, preprocessing)
+    _require_normalization(name, model, config)
     architecture, _, _ = name.name.partition(".")
     spec = BackboneSpec(
         architecture=f"timm:{architecture}",
@@ -196,6 +198,23 @@ def timm_config(name: ModelName, model: Any, preprocessing: Preprocessing) -> di
     config: dict[str, Any] = timm.data.resolve_model_data_config(model)
     changed = Settings.of_timm(config).changed(preprocessing, name.explicit)
     return config | changed.for_timm()
+
+
+def _require_normalization(name: ModelName, model: Any, config: Mapping[str, Any]) -> None:
+    """Refuse a mean or deviation that has not a value for each channel of the weights.
+
+    Raises:
+        RequestError: it has not.
+    """
+    projection = model.patch_embed.proj
+    channels = projection.in_channels if isinstance(projection, nn.Conv2d) else RGB_CHANNELS
+    for field in ("mean", "std"):
+        if len(config[field]) != channels:
+            given = "" if channels == RGB_CHANNELS else f"--channels {channels} and "
+            raise RequestError(
+                f"the weights of {name.explicit} take images of {channels} channels; give {given}--mean and --std of {channels} "
+                "values each, for pixels from 0 to 1, as in their training"
+            )
 
 
 def backbone_of(loaded: LoadedModel) -> TimmViT:

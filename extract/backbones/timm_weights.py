@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 from timm.models import vision_transformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from featcache.extraction.backbones.checkpoint import SEPARATOR, TIMM_ORDER, Checkpoint, read_checkpoint
 from featcache.extraction.backbones.checkpoint_names import to_timm_names
@@ -138,9 +138,25 @@ def load_file(
     stored = state.get("pos_embed")
     if isinstance(stored, Tensor) and stored.ndim == 3 and getattr(model, "pos_embed", None) is not None:
         state["pos_embed"] = _convert_state(model, stored, method)
+    _fit_channels(model, state)
     _require_same_geometry(model, state)
     load_state(model, state)
     return AS_STORED if state.get("pos_embed") is stored else method, checkpoint
+
+
+def _fit_channels(model: Any, state: Mapping[str, Any]) -> None:
+    """Make the patch embedding of a model take as many channels as that of a state dict."""
+    projection, stored = model.patch_embed.proj, state.get("patch_embed.proj.weight")
+    if not isinstance(projection, nn.Conv2d) or not isinstance(stored, Tensor) or stored.ndim != 4:
+        return
+    if stored.shape[1] != projection.in_channels:
+        model.patch_embed.proj = nn.Conv2d(
+            stored.shape[1],
+            projection.out_channels,
+            projection.kernel_size,  # type: ignore[arg-type]  # two numbers
+            projection.stride,  # type: ignore[arg-type]
+            bias=projection.bias is not None,
+        )
 
 
 def load_state(model: Any, state: Mapping[str, Any]) -> None:

@@ -97,8 +97,11 @@ def _thumbnail(source: Source, split: str, row: int) -> "Image":
     from PIL import Image, ImageOps
 
     from featcache.extraction.decoding.rgb import rgb_image, turned_upright
+    from featcache.extraction.sources.channel_image import ChannelImage
 
     image = turned_upright(rgb_image(source, split, row))  # as an extraction takes it
+    if isinstance(image, ChannelImage):
+        image = image.as_rgb()
     way = Image.Resampling.NEAREST if max(image.size) * 2 <= SIDE else Image.Resampling.BICUBIC
     return ImageOps.pad(image, (SIDE, SIDE), way, BACKGROUND)
 

@@ -133,7 +133,9 @@ class BatchLoader:
         interleaved = isinstance(self._transform, EightBitTransform)
         stack = _interleaved if interleaved else torch.stack
         views = {view.name: stack([one.tensors[place] for one in done]) for place, view in enumerate(inputs)}
-        nothing = torch.empty(len(items), 3, 0, 0, dtype=torch.uint8 if interleaved else torch.float32)
+        nothing = torch.empty(
+            len(items), self._source.channels, 0, 0, dtype=torch.uint8 if interleaved else torch.float32
+        )
         images = views.pop("", nothing)
         return ImageBatch(
             images, content.reshape(len(items), CONTENT_DIGEST_BYTES), failures, facts, unavailable, views
@@ -141,13 +143,13 @@ class BatchLoader:
 
     def _blank(self, view: ViewInput) -> Tensor:
         dtype = torch.uint8 if isinstance(self._transform, EightBitTransform) else torch.float32
-        return torch.zeros(3, *view.size, dtype=dtype)
+        return torch.zeros(self._source.channels, *view.size, dtype=dtype)
 
 
 def _interleaved(images: list[Tensor]) -> Tensor:
-    """Stack 8-bit images ``[3, H, W]`` whose pixels stay interleaved in memory, as decoders give them."""
-    _, height, width = images[0].shape
-    batch = np.empty((len(images), height, width, 3), np.uint8)
+    """Stack 8-bit images ``[C, H, W]`` whose pixels stay interleaved in memory, as decoders give them."""
+    channels, height, width = images[0].shape
+    batch = np.empty((len(images), height, width, channels), np.uint8)
     for row, image in enumerate(images):
         batch[row] = image.permute(1, 2, 0).numpy()  # row by row; torch copies a crop value by value
     return torch.from_numpy(batch).permute(0, 3, 1, 2)

@@ -22,6 +22,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop
 
+from featcache.extraction.sources.pixels import RGB_CHANNELS
 from featcache.store.spec import PILLOW, UINT8_ANTIALIAS
 
 Pixels = Image | Tensor
@@ -105,9 +106,8 @@ class EightBitTransform:
     @property
     def versions(self) -> tuple[str, ...]:
         """The versions of resizing that these steps have."""
-        if not all(_has_8_bit_form(step) for step in self.steps):
-            return (PILLOW,)
-        return (PILLOW, UINT8_ANTIALIAS)
+        of_pillow = (PILLOW,) if len(self.mean) == RGB_CHANNELS else ()  # its images have no other channels
+        return (*of_pillow, UINT8_ANTIALIAS) if all(map(_has_8_bit_form, self.steps)) else of_pillow
 
 
 def in_two_parts(transform: Callable[[Image], Tensor]) -> EightBitTransform | None:
@@ -119,7 +119,7 @@ def in_two_parts(transform: Callable[[Image], Tensor]) -> EightBitTransform | No
     if not isinstance(to_tensor, transforms.ToTensor) or not isinstance(normalize, transforms.Normalize):
         return None
     mean, std = (tuple(float(value) for value in values) for values in (normalize.mean, normalize.std))
-    if len(mean) != 3 or len(std) != 3:
+    if len(mean) != len(std):
         return None
     return EightBitTransform(tuple(before), mean, std)
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from PIL.Image import Image, Transpose, fromarray
 
 from featcache.extraction.sources.base import Source
+from featcache.extraction.sources.channel_image import ChannelImage
 from featcache.extraction.sources.decode import orientation_of
 from featcache.extraction.sources.decoded_jpeg import DecodedJpeg
 from featcache.extraction.sources.pixels import WHITE, PixelOptions, facts_of, is_clipped, remember, to_8_bit
@@ -53,11 +54,15 @@ def turned_upright(rgb: Image) -> Image:
 def rgb_image(source: Source, split: str, row: int) -> Image:
     """Return one image of a dataset as 8-bit RGB, as it is stored, following the dataset's options.
 
+    Images of another number of channels, which those options may ask for, are returned as they are.
+
     Raises:
         UnavailableError: the image's file is gone or cannot be read.
         DatasetError: the image does not decode, or the range of its pixels is not known.
     """
     image = source.image(split, row)
+    if isinstance(image, ChannelImage):
+        return image
     try:
         return to_rgb(image, source.pixels)
     except ValueError as error:
@@ -75,7 +80,9 @@ def rgb_image(source: Source, split: str, row: int) -> Image:
 
 
 def pixels_of(image: Image) -> npt.NDArray[np.uint8]:
-    """Return the pixels ``[H, W, 3]`` of an RGB image, writable and without gaps."""
+    """Return the pixels ``[H, W, 3]`` of an RGB image, or ``[H, W, C]`` of one of C channels, writable and without gaps."""
+    if isinstance(image, ChannelImage):
+        return image.pixels
     if isinstance(image, DecodedJpeg) and image.mode == "RGB":
         return image.pixels
     # A bytearray makes them writable; numpy's own way takes two copies as well, and torch refuses what it gives.

@@ -130,9 +130,9 @@ def replica(backbone: Backbone) -> Backbone:
 
 def noise_images(backbone: Backbone, device: torch.device, batch: int) -> Tensor:
     """Return the same random images ``[B, 3, H, W]`` at every call, for comparing passes."""
-    return torch.randn(batch, 3, *backbone.spec.image_size, generator=torch.Generator().manual_seed(0)).to(
-        device
-    )
+    return torch.randn(
+        batch, backbone.spec.channels, *backbone.spec.image_size, generator=torch.Generator().manual_seed(0)
+    ).to(device)
 
 
 @torch.inference_mode()

@@ -37,7 +37,7 @@ def self_test(backbone: Backbone, device: torch.device) -> None:
         BackboneError: they do not; the message says which check failed and by how much.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(3, 3, *backbone.spec.image_size, generator=generator).to(device)
+    images = torch.randn(3, backbone.spec.channels, *backbone.spec.image_size, generator=generator).to(device)
     with exact_float32():  # else batches would seem to differ
         together = _record(backbone, images)
         _require_shapes(backbone, together, len(images))

@@ -105,6 +105,7 @@ class Preprocessing:
             and found.mean is not None
             and found.std is not None
             and 0 not in found.std
+            and len(found.mean) == len(found.std) == spec.channels
         )
         if not sound:
             raise CacheError(
@@ -181,7 +182,7 @@ class Settings:
     def for_timm(self) -> dict[str, Any]:
         """Return the settings in timm's terms."""
         return {
-            "input_size": (3, *self.input_size),
+            "input_size": (len(self.mean), *self.input_size),
             "interpolation": self.interpolation,
             "crop_pct": self.crop_pct,
             "crop_mode": _TIMM_CROPS[self.crop],
@@ -312,8 +313,8 @@ def _fits(name: str, value: object) -> bool:
 
 
 def _numbers(given: object) -> tuple[float, ...] | None:
-    """Return three finite numbers as a tuple; None for anything else."""
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 3:
+    """Return finite numbers, one for each channel, as a tuple; None for anything else."""
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
         return None
     sound = all(isinstance(value, float | int) and math.isfinite(value) for value in given)
     return tuple(float(value) for value in given) if sound else None

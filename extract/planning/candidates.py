@@ -49,6 +49,11 @@ def _resizes(request: ExtractRequest, backbone: "Backbone", device: "torch.devic
     from featcache.extraction.decoding.preprocessing import versions_of
 
     versions = versions_of(backbone.transform)
+    if not versions:
+        raise RequestError(
+            f"{backbone.spec.architecture} takes images of {backbone.spec.channels} channels, which are resized by bicubic or bilinear "
+            "interpolation with --crop center or none alone; give these"
+        )
     if request.resize not in (AUTO, *versions):
         raise RequestError(
             f"--resize must be one of {', '.join((AUTO, *versions))} for {backbone.spec.architecture}, whose preprocessing has "

@@ -21,6 +21,7 @@ from featcache.extraction.models.preprocessing import (
     preset,
     size_text,
 )
+from featcache.extraction.sources.pixels import RGB_CHANNELS
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject
 from featcache.store.parameters import one_of, parameter
@@ -81,14 +82,14 @@ def _as_std(given: str | Sequence[float] | None) -> tuple[float, ...] | None:
 
 
 def _per_channel(option: str, given: str | Sequence[float] | None) -> tuple[float, ...] | None:
-    """Read three numbers, one for red, green and blue each; None stays None."""
+    """Read numbers, one for each channel; None stays None."""
     if given is None:
         return None
     try:
         numbers = tuple(float(value) for value in (given.split(",") if isinstance(given, str) else given))
     except (TypeError, ValueError):
         numbers = ()
-    if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+    if not numbers or not all(math.isfinite(number) for number in numbers):
         raise RequestError(
             f"{option} must be three numbers separated by commas, for red, green and blue, got {given!r}"
         )
@@ -207,12 +208,20 @@ class PreprocessingOptions:
         ),
     )
 
-    def check_preprocessing(self) -> None:
-        """Refuse options that do not go together.
+    def check_preprocessing(self, channels: int = RGB_CHANNELS) -> None:
+        """Refuse options that do not go together, or not with images of C = `channels` channels.
 
         Raises:
             RequestError: they do not.
         """
+        for option, numbers in (("--mean", self.mean), ("--std", self.std)):
+            if numbers is not None and len(numbers) != channels:
+                what = (
+                    "three numbers separated by commas, for red, green and blue"
+                    if channels == RGB_CHANNELS
+                    else f"{channels} numbers separated by commas, one for each channel"
+                )
+                raise RequestError(f"{option} must be {what}, got {_listed(numbers)!r}")
         if self.crop_pct is not None and self.resize_size is not None:
             raise RequestError(
                 "--crop-pct and --resize-size both say how much is cropped; leave one of them out"
@@ -277,7 +286,7 @@ def _options_with(preprocessing: Preprocessing, name: ModelName, which: str) -> 
     }
     try:
         options = PreprocessingOptions(preprocess=which, **changes)
-        options.check_preprocessing()
+        options.check_preprocessing(RGB_CHANNELS if options.mean is None else len(options.mean))
     except RequestError:
         return None
     if options.preprocessing_of(name) != preprocessing:

@@ -141,7 +141,7 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        self.check_preprocessing()
+        self.check_preprocessing(self.channels)
         if self.views and self.dtype == INT8:
             raise RequestError(
                 "--views cannot be stored as int8, whose scales are fitted on the plain view; leave --views or --dtype int8 out"

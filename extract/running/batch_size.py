@@ -44,14 +44,14 @@ def fitting_batch_size(
     largest = max(arrays, key=pixels.__getitem__)
     dtype = computed_dtype(spec.dtype)
     extractor = FeatureExtractor(backbones[largest], device, spec.precision, arrays[largest], dtype)
-    height, width = backbones[largest].spec.image_size
+    shape = backbone.spec.channels, *backbones[largest].spec.image_size
     # The images of batches whose features are awaited stay on the device, those of the next one are there already, and
     # while its parts are joined they are there twice.
-    waiting = (WAITING + 2) * 3 * sum(pixels.values()) * torch.float32.itemsize
+    waiting = (WAITING + 2) * backbone.spec.channels * sum(pixels.values()) * torch.float32.itemsize
     return largest_batch(
         default,
         waiting,
-        lambda images: _peak_bytes(extractor, device, (height, width), images),
+        lambda images: _peak_bytes(extractor, device, shape, images),
         lambda: free_memory(device),
     )
 
@@ -77,9 +77,9 @@ def largest_batch(
     return size
 
 
-def _peak_bytes(extractor: FeatureExtractor, device: torch.device, size: tuple[int, int], images: int) -> int:
+def _peak_bytes(extractor: FeatureExtractor, device: torch.device, size: tuple[int, ...], images: int) -> int:
     torch.cuda.reset_peak_memory_stats(device)
-    extractor.start(torch.zeros(images, 3, *size, device=device))()
+    extractor.start(torch.zeros(images, *size, device=device))()
     return torch.cuda.max_memory_allocated(device)
 
 

@@ -32,6 +32,7 @@ from featcache.extraction.running.unfinished import covers, interrupted, plan_me
 from featcache.store.errors import CacheCompletedError
 from featcache.store.journal import Plan
 from featcache.store.manifest import MANIFEST_FILE
+from featcache.store.preprocessing import preprocessing_text
 from featcache.store.progress import Reporter
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.writing.pending import require_space
@@ -176,7 +177,8 @@ class CacheFiller:
         self, writer: CacheWriter, samples: int, seconds: float, images: ImageInput, clipping: Clipping
     ) -> None:
         refuse_empty_splits(writer)
-        preprocessing = self.loaded.preprocessing
+        backbone = writer.plan.spec.backbone
+        preprocessing = preprocessing_text(backbone.preprocessing, backbone.image_size)
         summary = self.inputs.summary
         facts = RunFacts(
             command=self.command,

@@ -10,6 +10,7 @@ from featcache.extraction.backbones.base import Backbone
 from featcache.extraction.forward_pass.capacity import enough_memory
 from featcache.extraction.forward_pass.device_errors import one_line_device_errors
 from featcache.extraction.requests.inputs import Inputs
+from featcache.store.errors import RequestError
 from featcache.store.preprocessing import preprocessing_text
 from featcache.store.progress import Reporter
 
@@ -20,8 +21,6 @@ class LoadedBackbone:
 
     backbone: Backbone
     device: torch.device
-    preprocessing: str | None
-    """Description of the preprocessing in one line; None if its form is unknown."""
 
 
 def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
@@ -41,9 +40,14 @@ def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
         backbone = load_backbone(inputs.model, request.weights, request.weights_key, changes)
         for note in loading_notes(inputs.model, backbone):
             reporter.message(f"note: {note}")
-    preprocessing = preprocessing_text(backbone.spec.preprocessing, backbone.spec.image_size)
-    if preprocessing is not None:
-        reporter.message(preprocessing)
+    if backbone.spec.channels != inputs.source.channels:
+        raise RequestError(
+            f"{inputs.model.explicit} takes images of {backbone.spec.channels} channels, and those of {inputs.source.name} are read with "
+            f"{inputs.source.channels}; --channels is for local checkpoints of timm (--weights) that take as many"
+        )
+    spec = backbone.spec.with_upright(request.orientations(inputs.source.may_be_turned)[0])
+    if (text := preprocessing_text(spec.preprocessing, spec.image_size)) is not None:
+        reporter.message(text)
     with one_line_device_errors(device), enough_memory(device):
         backbone.module.to(device)
-    return LoadedBackbone(backbone, device, preprocessing)
+    return LoadedBackbone(backbone, device)

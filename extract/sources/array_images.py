@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.extraction.sources.decode import decode
-from featcache.extraction.sources.pixels import PixelRange, is_clipped, remember, to_8_bit
+from featcache.extraction.sources.pixels import RGB_CHANNELS, PixelRange, is_clipped, remember, to_8_bit
 from featcache.store.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -24,8 +24,10 @@ _LOOKED_AT = 16
 _EIGHT_BIT = (np.dtype(np.uint8), np.dtype(np.bool_))
 
 
-def image_notes(images: Any, where: str, pixel_range: PixelRange | None) -> list[str]:
-    """Return notes on the images in an array ``[N, ...]``.
+def image_notes(
+    images: Any, where: str, pixel_range: PixelRange | None, channels: int = RGB_CHANNELS
+) -> list[str]:
+    """Return notes on the images in an array ``[N, ...]``; `channels` is the number of channels that a backbone takes.
 
     Raises:
         DatasetError: the array has no form of images, or the range of its values is not known.
@@ -38,10 +40,12 @@ def image_notes(images: Any, where: str, pixel_range: PixelRange | None) -> list
             f"{where} is {list(shape)} {dtype}; images must be [N, H, W] or [N, H, W, C] of numbers, or [N] with the bytes of "
             "an image file each"
         )
+    if channels != RGB_CHANNELS:
+        return _require_channels(images, where, pixel_range, channels)
     if len(shape) == 4 and _channels(shape[1:]) is None:
         raise DatasetError(
             f"{where} is {list(shape)}; an image has {', '.join(map(str, CHANNELS))} channels, last or first: choose some and "
-            "store them as [N, H, W, C]"
+            "store them as [N, H, W, C], or give --channels C with weights that were trained on C channels"
         )
     notes = []
     if len(shape) == 4 and _channels(shape[1:]) == 4:
@@ -49,6 +53,50 @@ def image_notes(images: Any, where: str, pixel_range: PixelRange | None) -> list
     if dtype not in _EIGHT_BIT and pixel_range is None and shape[0]:
         notes += _range_notes(images, where)
     return notes
+
+
+def _require_channels(images: Any, where: str, pixel_range: PixelRange | None, channels: int) -> list[str]:
+    """Return notes on an array whose images must have C = `channels` channels.
+
+    Raises:
+        DatasetError: they have another number, or the range of the values is not known.
+    """
+    shape = tuple(images.shape)
+    if (channels not in (shape[-1], shape[1])) if len(shape) == 4 else channels != 1:
+        raise DatasetError(
+            f"{where} is {list(shape)}; --channels {channels} needs images [N, H, W, {channels}] or [N, {channels}, H, W]"
+        )
+    ranged = images.dtype not in _EIGHT_BIT and pixel_range is None and shape[0]
+    return _range_notes(images, where) if ranged else []
+
+
+def to_channels(pixels: Array, where: str, pixel_range: PixelRange | None, channels: int) -> "Image":
+    """Return one image of C = `channels` channels from its pixels ``[H, W, C]`` or ``[C, H, W]``, or ``[H, W]`` for one channel.
+
+    Raises:
+        DatasetError: the pixels have another number of channels, or their range is not known.
+    """
+    from featcache.extraction.sources.channel_image import ChannelImage  # Pillow
+
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if pixels.ndim == 2 and channels == 1:
+        pixels = pixels[..., None]
+    if pixels.ndim == 3 and pixels.shape[-1] != channels and pixels.shape[0] == channels:
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim != 3 or pixels.shape[-1] != channels or not pixels.size:
+        raise DatasetError(
+            f"image {where} is {list(pixels.shape)} {pixels.dtype}, which is no image of --channels {channels}"
+        )
+    facts = {"clipped": int(is_clipped(pixels, pixel_range))}
+    if pixels.dtype == np.uint16 and pixel_range is None:
+        facts["deep"] = int(pixels.max()) + 1
+    try:
+        image = ChannelImage(np.array(to_8_bit(pixels, pixel_range), order="C"))
+    except ValueError as error:
+        raise DatasetError(f"image {where}: {error}") from None
+    if any(facts.values()):
+        remember(image, **facts)
+    return image
 
 
 def to_image(pixels: Array, where: str, pixel_range: PixelRange | None = None) -> "Image":

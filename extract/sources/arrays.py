@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extraction.sources.array_images import decode_row, image_notes, is_encoded, to_image
+from featcache.extraction.sources.array_images import (
+    decode_row,
+    image_notes,
+    is_encoded,
+    to_channels,
+    to_image,
+)
 from featcache.extraction.sources.array_labels import array_targets, unlabeled_targets
 from featcache.extraction.sources.base import Labels
 from featcache.extraction.sources.collection import Collection, Listing, refuse_repeated
 from featcache.extraction.sources.dataset_options import DatasetOptions
+from featcache.extraction.sources.pixels import RGB_CHANNELS
 from featcache.extraction.sources.samples import Texts
 from featcache.store.errors import DatasetError
 from featcache.store.targets import UNLABELED, Targets
@@ -75,11 +82,13 @@ class ArrayCollection(Collection):
         self._images = [part.images for part in parts]
         self._where = [part.where for part in parts]
         self.may_be_turned = any(is_encoded(images) for images in self._images)
+        self.takes_channels = not self.may_be_turned
+        self._channels = options.channels
         self._range = options.pixels.pixel_range
         said = list(notes)
         for part in parts:
             _check_count(part)
-            said += image_notes(part.images, part.where, self._range)
+            said += image_notes(part.images, part.where, self._range, options.channels)
         counts = [part.images.shape[0] for part in parts]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         ids = [sample_id for part in parts for sample_id in _ids(part)]
@@ -122,6 +131,8 @@ class ArrayCollection(Collection):
         where = f"{self.listing.ids[row]} of {self._where[part]}"
         if is_encoded(self._images[part]):
             return decode_row(self._rows(part, index, index + 1)[0], where)
+        if self._channels != RGB_CHANNELS:
+            return to_channels(self._row(part, index), where, self._range, self._channels)
         return to_image(self._row(part, index), where, self._range)
 
     def prepare(self, rows: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from featcache.extraction.sources.pixels import PixelOptions
+from featcache.extraction.sources.pixels import RGB_CHANNELS, PixelOptions
 from featcache.store.targets import Targets
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ class Source(Protocol):
     def pixels(self) -> PixelOptions:
         """Options for reading decoded images."""
         return PixelOptions()
+
+    @property
+    def channels(self) -> int:
+        """Number of channels that images are given with."""
+        return RGB_CHANNELS
 
     @property
     def may_be_turned(self) -> bool:

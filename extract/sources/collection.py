@@ -78,6 +78,8 @@ class Collection(ABC):
     """Files at the dataset's path, which together hold all rows; empty if the dataset has no path."""
     may_be_turned: bool = True
     """Whether images may carry an EXIF orientation; see `Source.may_be_turned`."""
+    takes_channels: bool = False
+    """Whether images may have another number of channels than three, by the option for it."""
     one_file_a_row: ClassVar[bool] = False
     """True if every row has a file of its own."""
 

@@ -13,7 +13,7 @@ from featcache.extraction.sources.collection import Collection, group_column
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import pixel_limit, stored_orientation
 from featcache.extraction.sources.file_states import FileStates, row_fingerprints
-from featcache.extraction.sources.pixels import PixelOptions
+from featcache.extraction.sources.pixels import RGB_CHANNELS, PixelOptions
 from featcache.extraction.sources.samples import Samples
 from featcache.extraction.sources.split_names import TEST, TRAIN, find_split
 from featcache.extraction.sources.splits import (
@@ -64,6 +64,11 @@ class SplitDataset(Source):
             self._notes.append(
                 f"not put together with the others: split {', '.join(collection.listing.unread)}"
             )
+        if self._options.channels != RGB_CHANNELS and not collection.takes_channels:
+            raise RequestError(
+                f"--channels is for images in arrays of pixels (npz:, hdf5:, idx:, sequences in Python), which {collection.name} "
+                "does not hold; leave it out"
+            )
         if not len(collection.listing.ids):
             raise DatasetError(f"{collection.name} holds no samples")
         self._options.require_target(self.targets.type, self.name)
@@ -109,6 +114,11 @@ class SplitDataset(Source):
         return self._options.pixels
 
     @property
+    def channels(self) -> int:
+        """Number of channels that images are given with."""
+        return self._options.channels
+
+    @property
     def may_be_turned(self) -> bool:
         """Whether images may carry an EXIF orientation."""
         return self._collection.may_be_turned
@@ -134,6 +144,7 @@ class SplitDataset(Source):
             **({"test_splits": list(self._test_splits)} if self._test_splits and self._own else {}),
             **({"train_split": options.train_split} if options.train_split not in (None, TRAIN) else {}),
             **({"resplit": True} if options.resplit and listing.parts else {}),
+            **({"channels": options.channels} if options.channels != RGB_CHANNELS else {}),
             **({"pixel_range": options.pixel_range} if options.pixel_range != AUTO else {}),
         }
         return {

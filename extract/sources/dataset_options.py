@@ -5,13 +5,16 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from featcache.extraction.sources.pixels import PixelOptions, PixelRange
+from featcache.extraction.sources.pixels import RGB_CHANNELS, PixelOptions, PixelRange
 from featcache.extraction.sources.split_names import TEST, TRAIN
 from featcache.store.errors import RequestError
 from featcache.store.parameters import FOLDER, as_names, as_optional_path, one_of, parameter
 from featcache.store.requests import AUTO
 from featcache.store.seeds import check_seed
 from featcache.store.targets import TARGET_KINDS, UNLABELED
+
+MAX_CHANNELS = 1024
+"""Largest number of channels; hyperspectral cameras have a few hundred."""
 
 
 # Without slots, since a class cannot inherit from two that have them.
@@ -100,6 +103,15 @@ class DatasetOptions:
             metavar="RANGE",
         ),
     )
+    channels: int = field(
+        default=RGB_CHANNELS,
+        metadata=parameter(
+            "Channels of an image in arrays of pixels, such as 13 of a multispectral camera, for a local checkpoint of timm that takes as "
+            "many; --mean and --std then have a value for each.",
+            "--channels",
+            metavar="C",
+        ),
+    )
     max_pixels: int | None = field(
         default=None,
         metadata=parameter(
@@ -111,6 +123,8 @@ class DatasetOptions:
         _ = self.pixels  # checks the range
         if self.max_pixels is not None and self.max_pixels < 1:
             raise RequestError(f"--max-pixels must be at least 1, got {self.max_pixels}")
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise RequestError(f"--channels must be from 1 to {MAX_CHANNELS}, got {self.channels}")
         check_seed(self.split_seed, "the seed of the split (--split-seed)")
         trained = self.train_split or TRAIN
         if trained in self.test_splits:

@@ -9,6 +9,7 @@ from featcache.extraction.sources.base import Citation, Source
 from featcache.extraction.sources.collection import NO_TARGETS, Collection, Listing
 from featcache.extraction.sources.dataset import SplitDataset
 from featcache.extraction.sources.dataset_options import DatasetOptions
+from featcache.extraction.sources.pixels import RGB_CHANNELS
 from featcache.extraction.sources.samples import Samples, Texts
 from featcache.store.errors import DatasetError, RequestError
 from featcache.store.targets import SINGLE_LABEL, UNLABELED, Targets
@@ -53,9 +54,12 @@ class Digits(Source):
             ("group-by", self._options.group_by),
             ("test-split", self._options.test_splits),
             ("resplit", self._options.resplit),
+            ("channels", self._options.channels != RGB_CHANNELS),
         ):
             if value:
-                raise RequestError(f"digits has neither columns nor splits of its own; leave --{option} out")
+                raise RequestError(
+                    f"digits has neither columns nor splits of its own, and grey images; leave --{option} out"
+                )
 
     @property
     def identity(self) -> Mapping[str, Any]:

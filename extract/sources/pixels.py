@@ -114,6 +114,7 @@ values lie outside of the pixel range; ``deep``: the largest value plus one, for
 """
 
 
+RGB_CHANNELS = 3
 WHITE = "white"
 """Fact beside `FACTS`: the white value that a file declares, if its pixels were scaled from that value to 65535."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import evolve
 
-from featcache.extraction.sources.array_images import to_image
+from featcache.extraction.sources.array_images import to_channels, to_image
 from featcache.extraction.sources.array_labels import (
     InferredTargets,
     array_targets,
@@ -22,7 +22,7 @@ from featcache.extraction.sources.collection import Collection, Listing, refuse_
 from featcache.extraction.sources.dataset import SplitDataset
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.extraction.sources.decode import decode
-from featcache.extraction.sources.pixels import PixelRange
+from featcache.extraction.sources.pixels import RGB_CHANNELS, PixelRange
 from featcache.extraction.sources.samples import Texts
 from featcache.extraction.sources.split_names import TEST, TRAIN, choose_splits, role_of
 from featcache.store.errors import DatasetError, RequestError, UnknownNameError
@@ -55,6 +55,8 @@ class PythonDataset(Collection):
         self._range = options.pixels.pixel_range
         self._splits = list(splits.values())
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in splits.values()])])
+        self._channels = options.channels
+        self.takes_channels = all(map(_is_array, self._splits))
         self.may_be_turned = any(len(part) and not _is_array(part) for part in self._splits)
         if options.target == UNLABELED:
             inferred = unlabeled_targets(int(self._starts[-1]))
@@ -91,7 +93,10 @@ class PythonDataset(Collection):
         try:
             item = self._splits[part][row - int(self._starts[part])]
             pair = self.listing.targets.labeled or isinstance(item, tuple | list)
-            image = as_image(item[0] if pair else item, sample_id, self._range)
+            given = item[0] if pair else item
+            if self._channels != RGB_CHANNELS and _is_array([(given, None)]):
+                return to_channels(np.asarray(given), sample_id, self._range, self._channels)
+            image = as_image(given, sample_id, self._range)
             image.load()  # Pillow opens files without reading them
             return image
         except DatasetError:
@@ -102,12 +107,15 @@ class PythonDataset(Collection):
             ) from None
 
     def _digest(self, targets: Targets, labels: Any) -> str:
+        from featcache.extraction.sources.channel_image import ChannelImage  # Pillow
+
         digest = hashlib.sha256("\0".join((*targets.names, *self.listing.ids)).encode())
         digest.update(labels.tobytes())
         rows = np.linspace(0, len(labels) - 1, min(SAMPLED_IMAGES, len(labels))).astype(int)
         for row in dict.fromkeys(rows.tolist()):
             image = self.image(row)
-            digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
+            pixels = image.pixels.tobytes() if isinstance(image, ChannelImage) else image.tobytes()
+            digest.update(f"{image.mode} {image.size}".encode() + pixels)
         return digest.hexdigest()
 
 

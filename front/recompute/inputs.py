@@ -10,6 +10,7 @@ from featcache.extraction.cached.freshness import REPLACED
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.dataset_options import DatasetOptions
+from featcache.extraction.sources.pixels import RGB_CHANNELS
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.layers import TOKEN_KINDS, layer_set
 from featcache.store.reading.reader import Cache
@@ -71,6 +72,7 @@ def _recorded_options(identity: Mapping[str, Any]) -> DatasetOptions:
         limit, seed = limit
     pixel_range = identity.get("pixel_range")
     tests, target = identity.get("test_splits"), identity.get("targets")
+    channels = identity.get("channels", RGB_CHANNELS)
     group_by, revision, train_split = (
         value if isinstance(value, str) else None
         for value in (identity.get("group_by"), identity.get("revision"), identity.get("train_split"))
@@ -85,6 +87,7 @@ def _recorded_options(identity: Mapping[str, Any]) -> DatasetOptions:
         revision=revision,
         pixel_range=pixel_range if isinstance(pixel_range, str) else AUTO,
         train_split=train_split,
+        channels=channels if isinstance(channels, int) else RGB_CHANNELS,
     )
 
 

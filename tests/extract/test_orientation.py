@@ -13,6 +13,7 @@ from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.decoding.images import BatchLoader
 from featcache.extraction.decoding.rgb import content_digest, to_rgb, turned_upright
 from featcache.extraction.requests.request import ExtractRequest
+from featcache.extraction.reuse.division import Division
 from featcache.extraction.run import extract
 from featcache.extraction.running.pipeline import ImageInput
 from featcache.extraction.sources import resolve_source
@@ -128,8 +129,10 @@ def assert_same(ours, theirs):
 
 def test_a_new_cache_has_the_features_of_upright_images_and_digests_of_the_stored_ones(run, tmp_path):
     sideways, upright = write_folder(tmp_path / "d"), write_folder(tmp_path / "up" / "d", orientations=False)
-    turned, _ = run(sideways)
+    turned, lines = run(sideways)
     cache = open_cache(turned.path)
+    assert any(line.endswith("; they are turned upright by their EXIF orientation first") for line in lines)
+    assert cache.provenance["dataset"].endswith("turned upright by their EXIF orientation first")
     assert cache.spec.backbone.preprocessing["orientation"] == "exif"
     assert "6 images have an EXIF orientation and were turned upright" in turned.notes
     assert cache.provenance["images_of_last_run"]["turned"] == 6
@@ -143,7 +146,8 @@ def test_a_new_cache_has_the_features_of_upright_images_and_digests_of_the_store
 
 def test_images_as_stored_keep_the_spec_of_before_and_the_note_names_the_option(run, tmp_path):
     folder = write_folder(tmp_path / "d")
-    plain, _ = run(folder, exif=False)
+    plain, lines = run(folder, exif=False)
+    assert not any("upright" in line for line in lines)
     spec = open_cache(plain.path).spec
     assert "orientation" not in spec.backbone.preprocessing
     assert not any(record.orientations for record in Manifest.read(plain.path).blocks)
@@ -243,9 +247,8 @@ def test_nothing_is_added_for_an_image_that_is_turned_in_another_way(tmp_path):
     orientations = batch.facts[:, FACTS.index("turned")].clamp(min=1).numpy().astype(np.uint8)
 
     def check(**more):
-        ImageInput(source, load, 8, 0, torch.device("cpu"), known_content=known, **more).check_content(
-            rows, samples, batch
-        )
+        images = ImageInput(source, load, 8, 0, torch.device("cpu"), known_content=known, **more)
+        images.check_content(rows, Division.whole(samples, batch))
 
     check()
     check(known_orientations={"train": orientations})
