@@ -192,7 +192,7 @@ def load_open_clip(
         if preprocessing.input_size not in (None, tuple(model.visual.image_size)):
             model = _with_input_size(name, model.visual, preprocessing.input_size)
         tower = model.visual
-        settings = _settings(name, model, preprocessing)
+        settings = stated_preprocessing(name, model, preprocessing)
         path = weights or download_weights(architecture, tag)
         checkpoint = read_checkpoint(path, OPEN_CLIP_ORDER, key)
         position_embedding = _load_tower(
@@ -287,7 +287,7 @@ def _with_input_size(name: ModelName, tower: Any, size: Size) -> Any:
     return model
 
 
-def _settings(name: ModelName, model: Any, preprocessing: Preprocessing) -> dict[str, Any]:
+def stated_preprocessing(name: ModelName, model: Any, preprocessing: Preprocessing) -> dict[str, Any]:
     """Return the preprocessing as the spec states it, in open_clip's terms and with ``crop_pct``, which open_clip has not.
 
     Raises:

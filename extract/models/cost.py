@@ -18,7 +18,7 @@ def cost_note(name: ModelName, size: Size, num_tokens: int, width: int) -> str |
     """
     if name.explicit not in TABLE:
         return None
-    _, _, has_class_token, num_registers, rows, columns, usual = TABLE[name.explicit]
+    _, _, has_class_token, num_registers, rows, columns, usual, _ = TABLE[name.explicit]
     usual_tokens = rows * columns + num_registers + has_class_token
     ratio = _operations(num_tokens, width) / _operations(usual_tokens, width)
     if 1 / _NOTABLE < ratio < _NOTABLE:

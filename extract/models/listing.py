@@ -23,6 +23,8 @@ class ListedModel:
     """Rows and columns of patches."""
     input_size: int
     """Side of the square input, pixels."""
+    preprocessing: str
+    """The model's own preprocessing, such as ``224 px of 256 px bicubic``: input, shorter side of the resized image, filter."""
 
     @property
     def bytes_per_image(self) -> int:
@@ -42,6 +44,7 @@ class ListedModel:
             "patches": self.grid[0] * self.grid[1],
             "grid": list(self.grid),
             "input_size": self.input_size,
+            "preprocessing": self.preprocessing,
             "bytes_per_image": self.bytes_per_image,
         }
 
@@ -60,11 +63,7 @@ def listed_models(part: str = "") -> list[ListedModel]:
         raise UnknownNameError("model", part, ALIASES)
     models = []
     for alias in found:
-        num_layers, width, has_class_token, num_registers, rows, columns, input_size = TABLE[ALIASES[alias]]
-        grid = (rows, columns)
-        models.append(
-            ListedModel(
-                alias, ALIASES[alias], num_layers, width, has_class_token, num_registers, grid, input_size
-            )
-        )
+        num_layers, width, has_class_token, num_registers, rows, columns, size, words = TABLE[ALIASES[alias]]
+        tokens = (has_class_token, num_registers, (rows, columns))
+        models.append(ListedModel(alias, ALIASES[alias], num_layers, width, *tokens, size, words))
     return models

@@ -40,6 +40,8 @@ class CacheListing:
     num_layers: int | None = None
     """Layers that are cached: the most that any split has."""
     num_bytes: int | None = None
+    dtype: str | None = None
+    """Stored type of the features; None on a remote, whose listing does not tell."""
     modified: float | None = None
     """Seconds since the epoch when the cache was completed, or pushed if the remote tells."""
     error: str | None = None
@@ -58,6 +60,7 @@ class CacheListing:
                 "samples": dict(self.samples),
                 "layers": self.num_layers,
                 "bytes": self.num_bytes,
+                **({"dtype": self.dtype} if self.dtype is not None else {}),
                 "modified": self.modified,
             }
         return document if self.error is None else {**document, "error": self.error}
@@ -178,6 +181,7 @@ def _of_entry(entry: Entry) -> CacheListing:
         samples={split.name: split.num_samples for split in inventory.splits.values()},
         num_layers=summary.num_layers,
         num_bytes=inventory.num_bytes,
+        dtype=summary.dtype,
         modified=modified,
     )
 

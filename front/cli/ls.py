@@ -13,6 +13,7 @@ from featcache.terminal.console import echo, format_duration, format_size, print
 
 COLUMNS = ("dataset", "model", "key", "state", "train", "test", "layers", "size", "age")
 NUMERIC = COLUMNS[4:]
+_TYPE, _ROOT = "stored as", "root"
 EPILOG = """\b
 Examples:
   featcache ls
@@ -43,10 +44,15 @@ def ls_command(
         print_table(COLUMNS, [_table_row(cache) for cache in caches], numeric=NUMERIC)
         echo(f"featcache pull {there.where}/DATASET/MODEL-KEY")
     elif caches:
-        # One root is what most people have: they know where it is.
-        columns = (*COLUMNS, "root") if len(search) > 1 else COLUMNS
-        rows = [[*_table_row(cache), str(cache.root)][: len(columns)] for cache in caches]
-        print_table(columns, rows, numeric=NUMERIC)
+        # One root, and float16, are what most people have: they know where it is, and what.
+        several_types = {cache.dtype for cache in caches} - {None, "float16"}
+        more = (*((_TYPE,) if several_types else ()), *((_ROOT,) if len(search) > 1 else ()))
+        cells = [{_TYPE: cache.dtype or "", _ROOT: str(cache.root)} for cache in caches]
+        rows = [
+            [*_table_row(cache), *(cell[name] for name in more)]
+            for cache, cell in zip(caches, cells, strict=True)
+        ]
+        print_table((*COLUMNS, *more), rows, numeric=NUMERIC)
     elif there is not None:
         echo(f"{_none_found(model, dataset)} at {there.where}{_root_hint(there)}")
     else:

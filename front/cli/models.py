@@ -6,8 +6,8 @@ from featcache.cli.options import output_options
 from featcache.extraction.models.listing import ListedModel, listed_models
 from featcache.terminal.console import format_size, print_json, print_table
 
-COLUMNS = ("model", "layers", "width", "tokens", "input", "per image", "explicit name")
-NUMERIC = COLUMNS[1:6]
+COLUMNS = ("model", "layers", "width", "tokens", "per image", "own preprocessing", "explicit name")
+NUMERIC = COLUMNS[1:5]
 
 
 @click.command("models", epilog="\b\nExamples:\n  featcache models\n  featcache models siglip\n")
@@ -17,7 +17,8 @@ def models_command(name: str, as_json: bool) -> None:
     """List the backbones that have a short name, or those with NAME in it or in their explicit name.
 
     Tokens are class token + registers + patches; "per image" is what an image takes in a cache that holds the class token
-    (where there is one) and the average of the patches of all layers in float16. Any other vision transformer of timm or
+    (where there is one) and the average of the patches of all layers in float16; "own preprocessing" is the input, the shorter side of the
+    resized image that its center is cut from, and the filter. Any other vision transformer of timm or
     open_clip goes by its explicit name: timm:NAME[.TAG] or open_clip:ARCHITECTURE/TAG.
     """
     models = listed_models(name)
@@ -29,5 +30,5 @@ def models_command(name: str, as_json: bool) -> None:
 
 def _row(model: ListedModel) -> list[str]:
     tokens = f"{int(model.has_class_token)}+{model.num_registers}+{model.grid[0] * model.grid[1]}"
-    numbers = [str(model.num_layers), str(model.width), tokens, f"{model.input_size} px"]
-    return [model.alias, *numbers, format_size(model.bytes_per_image), model.explicit]
+    numbers = [str(model.num_layers), str(model.width), tokens, format_size(model.bytes_per_image)]
+    return [model.alias, *numbers, model.preprocessing, model.explicit]

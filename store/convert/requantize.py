@@ -194,7 +194,7 @@ class _Conversion:
         where = block.block
         reader, arrays = self._cache[where.split], self._cache.inventory.splits[where.split].arrays
         row_bytes = sum(a.files_per_block * a.chunk_bytes // a.block_rows for a in arrays.values())
-        columns = self._columns_of(reader)
+        columns, turned = self._columns_of(reader), self._cache.manifest.orientations(where.split)
         # Features are float32 several times over while they are encoded and compared.
         for start, stop in row_steps(where.start + block.rows, where.stop, 16 * row_bytes):
             values: dict[str, np.ndarray[Any, Any]] = {}
@@ -206,7 +206,7 @@ class _Conversion:
                 exact = _features(view, start, stop, array.layers)
                 part = scales[name].of([array.position(layer) for layer in array.layers])
                 values[name] = self._encode(array, exact, columns["valid"][start:stop], part)
-            block.append(values)
+            block.append(values, "".join(map(str, turned[start:stop].tolist())))
             yield stop - start
 
     def _encode(

@@ -195,3 +195,16 @@ def test_wrong_types(cli, weights, photos, tmp_path):
     assert done.status == 2
     assert "dtype 'int4'" in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_ls_names_the_type_where_a_cache_is_not_float16(cli, made, caches, tmp_path):
+    assert "stored as" not in cli("ls").out
+    assert json.loads(cli("ls", "--json").out)[0]["dtype"] == "float16"
+    done = cli("convert", made)
+    assert done.status == 0, done.err
+    assert "loss of the stored type on 390 samples: " in done.out
+    lines = cli("ls").out.splitlines()
+    assert lines[0].endswith("stored as")
+    assert sorted(line.split()[-1] for line in lines[1:]) == ["float16", "int8"]
+    assert cli("convert", made).out.startswith("already there: ")
+    assert cli("convert", "nope").status == 2

@@ -14,14 +14,28 @@ def test_the_list_as_a_table_and_as_json(cli):
         "layers",
         "width",
         "tokens",
-        "input",
         "per",
         "image",
+        "own",
+        "preprocessing",
         "explicit",
         "name",
     ]
     assert lines[1].split() == [
-        *("siglip2-vit-so400m-14", "27", "1152", "0+0+256", "224", "px", "64.5", "kB"),
+        *(
+            "siglip2-vit-so400m-14",
+            "27",
+            "1152",
+            "0+0+256",
+            "64.5",
+            "kB",
+            "224",
+            "px",
+            "of",
+            "248",
+            "px",
+            "bicubic",
+        ),
         "timm:vit_so400m_patch14_siglip_224.v2_webli",
     ]
     assert len(lines) == 3

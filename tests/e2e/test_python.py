@@ -102,7 +102,7 @@ def test_verify_tells_damage_and_repairs_it(made, capsys):
     assert featcache.verify(made, repair=True, **quiet).repair.dropped
     with pytest.raises(errors.IncompleteCacheError):
         featcache.open(made)
-    with pytest.raises(errors.RequestError, match="--recompute needs the images"):
+    with pytest.raises(errors.RequestError, match="need the images"):
         featcache.verify(made, recompute=3, **quiet)
     with pytest.raises(errors.RequestError, match="--seed is for --recompute"):
         featcache.verify(made, seed=3, **quiet)

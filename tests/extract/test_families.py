@@ -10,10 +10,11 @@ import torch
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock, ResPostBlock
 
 from featcache.extraction.backbones.base import TokenLayout
-from featcache.extraction.backbones.open_clip_vit import _backbone, _untrained
+from featcache.extraction.backbones.open_clip_vit import _backbone, _untrained, stated_preprocessing
 from featcache.extraction.backbones.timm_vit import backbone_of, layout_of
 from featcache.extraction.forward_pass.selftest import self_test
 from featcache.extraction.models.names import ALIASES, ModelName
+from featcache.extraction.models.preprocessing import Preprocessing
 from featcache.store.errors import BackboneError
 from featcache.store.inventory import TAPS
 
@@ -208,7 +209,8 @@ def open_clip_member(monkeypatch, family, projection_bias=False):
     head = getattr(getattr(tower, "trunk", None), "head", None)
     if getattr(head, "bias", None) is not None and not projection_bias:
         torch.nn.init.zeros_(head.bias)  # as in PE, which was converted from a matrix
-    return _backbone(name, model, "as stored", {"origin": "memory"})
+    stated = {"position_embedding": "as stored", **stated_preprocessing(name, model, Preprocessing())}
+    return _backbone(name, model, stated, {"origin": "memory"})
 
 
 # Family: whether there is a matrix that projects, and whether the embedding is more than a token.

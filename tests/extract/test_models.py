@@ -168,6 +168,7 @@ def test_the_list_of_models():
         "patches": 256,
         "grid": [16, 16],
         "input_size": 224,
+        "preprocessing": "224 px of 256 px bicubic",
         "bytes_per_image": 13 * 2 * 384 * 2,
     }
     # No class token, so only the average of the patches.

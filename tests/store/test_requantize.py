@@ -123,6 +123,32 @@ def test_a_source_that_has_grown(tmp_path):
         convert(add(["0", "1"]), INT8, [tmp_path])
 
 
+def test_orientations_of_images_are_kept(tmp_path):
+    plan = make_plan()
+    folder, content = cache_folder(tmp_path, plan), make_content(plan)
+    with CacheWriter(folder, plan) as writer:
+        while (block := writer.claim()) is not None:
+            where = block.block
+            values = {name: v[where.start : where.stop] for name, v in content[where.split].items()}
+            block.append(values, "1" * (where.rows - 1) + "6" if where.split == "train" else "1" * where.rows)
+            writer.commit(block)
+        writer.finish(PROVENANCE, "# card\n")
+    source = open_cache(folder)
+    made = open_cache(convert(source, INT8, [tmp_path]).path)
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(made.manifest.orientations(split), source.manifest.orientations(split))
+    assert (made.manifest.orientations("train") == 6).sum() == 3
+
+
+def test_views_cannot_be_converted(tmp_path, monkeypatch):
+    source = make_source(tmp_path)
+    object.__setattr__(source.inventory, "views", {"flip": None})
+    with pytest.raises(
+        RequestError, match="holds the views flip, which cannot be stored as int8; extract a cache without"
+    ):
+        convert(source, INT8, [tmp_path])
+
+
 def _convert(folder, root, after):
     from featcache.store.writing.writer import CacheWriter
 
