@@ -5,6 +5,7 @@ All rows or some of them: `.venv/bin/python benchmarks/extraction.py [speed laye
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,8 @@ from statistics import median
 
 import torch
 from extraction_gpu import bench_gpu
-from extraction_setup import Bench, photos, toy_backbone
+from extraction_setup import Bench, FirstRows, photos, toy_backbone
+from PIL.Image import Image
 from timing import Document, side_by_side
 
 from featcache.devices.precision import forward_context
@@ -26,7 +28,10 @@ from featcache.extraction.forward_pass.capacity import default_workers
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.forward_pass.forward import FeatureExtractor
 from featcache.extraction.models.names import resolve_model
+from featcache.extraction.requests.feature_selection import FeatureSelection
 from featcache.extraction.sources import resolve_source
+from featcache.extraction.sources.base import Source
+from featcache.store.journal import Plan
 from featcache.store.machine import usable_cpus
 from featcache.store.planning import TokenArray
 
@@ -190,6 +195,52 @@ def bench_one_pass(bench: Bench, size: Size) -> Document:
     return side_by_side(bench.timed(together), lambda: [bench.extract(plan) for plan in apart], size.runs)
 
 
+def bench_views(bench: Bench, size: Size) -> Document:
+    """All layers of five crops to disk against those of the center crop alone, and how often an image is decoded for them."""
+    one = bench.plan(size.pass_rows)
+    five = bench.plan(size.pass_rows, FeatureSelection(views="crops5"))
+    used: tuple[list[float], list[float]] = ([], [])
+
+    def extraction(plan: Plan, seconds: list[float]) -> Callable[[], None]:
+        def extract() -> None:
+            before = _processor_seconds()
+            bench.extract(plan)
+            seconds.append(_processor_seconds() - before)
+
+        return extract
+
+    measured = side_by_side(extraction(five, used[0]), extraction(one, used[1]), size.runs)
+    counting = _CountedImages(bench.source)
+    alone = Bench(bench.backbone, counting, bench.device, bench.folder / "counted", 0, bench.batch)
+    alone.extract(alone.plan(bench.batch, FeatureSelection(views="crops5")))
+    seconds, other = float(str(measured["seconds"])), float(str(measured["other_seconds"]))
+    return {
+        **measured,
+        "times the time of one crop": round(seconds / other, 3),
+        # Other programs on the machine do not count in it.
+        "times the processor time of one crop": round(median(used[0]) / median(used[1]), 3),
+        "decodes an image": counting.calls / bench.batch,
+    }
+
+
+def _processor_seconds() -> float:
+    """Processor time of this process and of the decoding processes that have ended."""
+    used = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+class _CountedImages(FirstRows):
+    """A source that counts the images that are asked of it."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, len(source.splits["train"]))
+        self.calls = 0
+
+    def image(self, split: str, row: int) -> Image:
+        self.calls += 1
+        return super().image(split, row)
+
+
 def bench_compiled(bench: Bench, size: Size) -> Document:
     """The compiled pass against the plain one, on the same threads."""
     plan = bench.plan(size.rows)
@@ -233,6 +284,7 @@ _ON_CPU: Mapping[str, Callable[[Bench, Size], Document]] = {
     "loop": bench_against_loop,
     "layers": bench_layers,
     "passes": bench_one_pass,
+    "views": bench_views,
     "compile": bench_compiled,
 }
 _TITLES = {
@@ -240,6 +292,7 @@ _TITLES = {
     "loop": "JPEG to cache, all layers, against a plain loop for the last class token",
     "layers": "all layers, class token and average, against the last class token, same threads",
     "passes": "class tokens, averages and final patches in one pass, against three passes",
+    "views": "five crops of every image, JPEG to cache, against one",
     "compile": "compiled pass against the plain one, same threads",
     "memory": "peak memory, tiny backbone",
     "gpu": "ViT-L/14 on a GPU",

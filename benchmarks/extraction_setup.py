@@ -19,6 +19,7 @@ from featcache.extraction.decoding.batch import Rows
 from featcache.extraction.decoding.images import image_batches
 from featcache.extraction.decoding.prefetch import normalized
 from featcache.extraction.decoding.preprocessing import EightBitTransform, versions_of, with_resize
+from featcache.extraction.decoding.views import view_inputs
 from featcache.extraction.forward_pass.extractors import Forward
 from featcache.extraction.planning.inventory import plan_inventory
 from featcache.extraction.requests.feature_selection import FeatureSelection
@@ -49,6 +50,8 @@ class Bench:
         self.precision = fast_precision(device)
         self.workers = workers
         self.batch = batch
+        self.folder = folder
+        """Folder of the caches."""
         self.messages: list[str] = []
         """Messages of the extractions so far."""
         self._folders = (folder / f"cache-{number}" for number in count())
@@ -78,7 +81,8 @@ class Bench:
         moments: list[tuple[int, float]] = []
         size = self.backbone.spec.input_size
         transform = with_resize(self.backbone.transform, plan.spec.backbone.resize)
-        images = ImageInput(self.source, transform, size, self.workers, self.device)
+        views = view_inputs(self.backbone, plan.spec.backbone.resize, plan.inventory)
+        images = ImageInput(self.source, transform, size, self.workers, self.device, views=views)
         forward = Forward(self.backbone, self.device, compile, self.messages.append)
         into = directory or next(self._folders)
         with forward.extractors(plan) as extractors, CacheWriter(into, plan) as writer:

@@ -27,6 +27,7 @@ from featcache.store.layers import split_tokens
 from featcache.store.preprocessing import preprocessing_label
 from featcache.store.reading.reader import Cache
 from featcache.store.reading.split import Names
+from featcache.store.views import PLAIN_VIEW
 
 Features = npt.NDArray[Any] | torch.Tensor
 
@@ -187,11 +188,9 @@ class TrainedHead:
             (config.architecture, config.weights_digest[:12]),
             (backbone.architecture, backbone.weights_digest[:12]),
         )
-        how = (
-            "of another input size, preprocessing or form of views"
-            if mine == its
-            else f"of {its[0]}, weights {its[1]}"
-        )
+        how = "of another input size or preprocessing" if mine == its else f"of {its[0]}, weights {its[1]}"
+        if mine == its and self.views != (PLAIN_VIEW,):
+            how += ", or views made in another way"
         # Another input size changes the position embedding, and with it the digest of the same weights.
         label = preprocessing_label(backbone) if mine[0] == its[0] else ""
         raise RequestError(

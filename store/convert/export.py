@@ -9,7 +9,7 @@ from featcache.store.convert.export_h5 import export_h5
 from featcache.store.convert.export_npy import export_npy
 from featcache.store.convert.export_safetensors import export_safetensors
 from featcache.store.convert.outputs import check_target, stale_outputs, with_target
-from featcache.store.convert.selection import Part, choose
+from featcache.store.convert.selection import Part, choose, left_out
 from featcache.store.errors import UnknownNameError
 from featcache.store.progress import Reporter, Silent, Update
 from featcache.store.quantization import INT8
@@ -68,6 +68,8 @@ def export_cache(
     reporter = reporter or Silent()
     if cache.spec.dtype == INT8:
         reporter.message(f"note: int8 features are written decoded, as {parts[0].dtype}")
+    if (note := left_out(parts)) is not None:
+        reporter.message(f"note: {note}")
     for begun in stale_outputs(out):
         reporter.message(
             f"note: {begun} was begun by another export of this name; remove it if that was killed"

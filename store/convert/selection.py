@@ -61,10 +61,8 @@ class Part:
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Return the chosen layers by the array that holds them: ``{"norm2": ("0", ...), "final": ("final",)}``."""
-        arrays = {
-            a.name: tuple(x for x in self.layers if x in a.layers)
-            for a in self.reader.inventory.arrays.values()
-        }
+        # Other arrays, of other taps, token groups and views, hold other values of the same layers.
+        arrays = {a.name: tuple(x for x in self.layers if x in a.layers) for a in self.reader.token_arrays}
         return {name: layers for name, layers in arrays.items() if layers}
 
     def read(self, layers: Sequence[str]) -> Iterator[tuple[int, int, Array]]:
@@ -105,6 +103,20 @@ def choose(cache: Cache, layers: str | None, tokens: str | None, splits: Sequenc
         ordered = tuple(layer for layer in reader.layers if layer in chosen_layers)
         parts.append(Part(name, reader, ordered, tuple(kind for kind in reader.tokens if kind in kinds)))
     return parts
+
+
+def left_out(parts: Sequence[Part]) -> str | None:
+    """Name the token arrays that an export does not write, in one line; None if there are none."""
+    names = {
+        array.name
+        for part in parts
+        for array in part.reader.inventory.arrays.values()
+        if array.layers and array not in part.reader.token_arrays
+    }
+    if not names:
+        return None
+    listed = sorted(names)
+    return f"class token and average of the plain view are exported; left out: {', '.join(listed[:8])}{', ...' if len(listed) > 8 else ''}"
 
 
 def ids_as_bytes(ids: Sequence[str], width: int | None = None) -> Array:

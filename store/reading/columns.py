@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featcache.store.arrays import ArrayInfo
 from featcache.store.columns import id_mismatch, valid_mismatch
 from featcache.store.errors import CacheError, NoLabelsError
 from featcache.store.planning import CONTENT_DIGEST
@@ -51,6 +52,11 @@ class SplitColumns:
             CacheError: their files are missing or damaged.
         """
         return self._copier.types.scales(layers, range(len(self.tokens)))
+
+    @property
+    def token_arrays(self) -> tuple[ArrayInfo, ...]:
+        """The arrays that the features of this reader lie in: that of its tap, that of the final layer, or both."""
+        return self._files.token_arrays
 
     @property
     def width(self) -> int:

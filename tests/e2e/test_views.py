@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import timm
@@ -187,6 +188,19 @@ def test_a_part_of_the_views_is_pulled_and_completed(cli, weights, few, tmp_path
     assert package.open(tmp_path / "third" / name)["train"].image_views == ("plain", "crop2")
     assert cli("pull", f"{team}/{name}").status == 0
     assert content_of(tmp_path / "third" / name).keys() >= content_of(made["path"]).keys()
+
+
+def test_an_export_holds_the_plain_view_alone_and_says_so(cli, weights, few, tmp_path):
+    made = run(cli, weights, few, "--views", "flip", "--tokens", "cls,ap,max")
+    done = cli("export", made["path"], "--to", "h5", "--out", tmp_path / "out.h5")
+    assert done.status == 0, done.err
+    left_out = "final_max, flip-final, flip-final_max, flip-norm2, flip-norm2_max, norm2_max"
+    assert f"note: class token and average of the plain view are exported; left out: {left_out}" in done.err
+    train = package.open(made["path"])["train"]
+    with h5py.File(tmp_path / "out.h5") as file:
+        arrays = {name for name, dataset in file["train"].items() if dataset.ndim == 4}
+        assert arrays == {"norm2", "final"}
+        np.testing.assert_array_equal(file["train/final"][:], train.load("final", "cls+ap"))
 
 
 def test_heads_are_trained_on_views_and_name_them(cli, weights, few, tmp_path):

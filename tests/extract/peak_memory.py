@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from multiprocessing import Value
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,10 +111,10 @@ class SlowWriter(BlockWriter):
     device = torch.device("cpu")
     peaks: Peaks | None = None
 
-    def append(self, batch: Mapping[str, np.ndarray]) -> None:
+    def append(self, *arguments: Any) -> None:
         SlowWriter.peaks = self.peaks or Peaks(self.device)
         time.sleep(SLOW_S)
-        super().append(batch)
+        super().append(*arguments)
 
 
 def main(rows: int, device: torch.device) -> None:

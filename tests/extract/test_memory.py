@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from featcache.extraction.backbones.base import TokenLayout
 from featcache.extraction.backbones.custom import Parts, custom_backbone
 from featcache.extraction.forward_pass.forward import FeatureExtractor
+from featcache.extraction.forward_pass.view_passes import ViewPasses
 from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.run import extract
 from featcache.extraction.running.batch_size import TRIAL_IMAGES, USABLE_PART, largest_batch
@@ -98,7 +99,7 @@ def test_running_out_of_memory_loses_no_row_and_changes_no_byte(tmp_path, run_ou
         run_blocks(
             writer,
             input_of(source),
-            dict.fromkeys(arrays, shared),
+            dict.fromkeys(arrays, ViewPasses({"": shared})),
             lambda done, total: calls.append(done),
         )
         assert writer.plan.batch_size == BATCH_SIZE
