@@ -28,6 +28,7 @@ BENCHMARKS = {
     "solver": ("solver", "bench_solver"),
     "out-of-core": ("out_of_core", "bench_out_of_core"),
     "datasets": ("datasets_reading", "bench_datasets"),
+    "growth": ("growth", "bench_growth"),
     "transfer": ("transfer", "bench_transfer"),
 }
 """By row: module and function."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featcache.api.extraction import extract
     from featcache.api.heads import load_head
     from featcache.api.information import CacheInfo, info
+    from featcache.api.labeling import label
     from featcache.api.listing import CacheListing, ls
     from featcache.api.opening import open
     from featcache.api.plotting import plot
@@ -76,6 +77,7 @@ __all__ = [
     "errors",
     "extract",
     "info",
+    "label",
     "load_head",
     "ls",
     "open",
@@ -95,6 +97,7 @@ _HOMES = {
     "featcache.api.extraction": ("extract",),
     "featcache.api.heads": ("load_head",),
     "featcache.api.information": ("CacheInfo", "info"),
+    "featcache.api.labeling": ("label",),
     "featcache.api.listing": ("CacheListing", "ls"),
     "featcache.api.opening": ("open",),
     "featcache.api.plotting": ("plot",),

@@ -11,6 +11,7 @@ from featcache.probing.run_plan import ProbeContext, Run
 from featcache.probing.run_training import ScoredHead
 from featcache.store.catalogue import slug
 from featcache.store.preprocessing import preprocessing_parts
+from featcache.store.quantization import INT8
 from featcache.store.reading.reader import Cache
 from featcache.store.text import encodable
 
@@ -23,9 +24,13 @@ def names_of(cache: Cache) -> tuple[str, str]:
 
 
 def _preprocessing(cache: Cache) -> dict[str, str]:
-    """Return the preprocessing in parts, and the model's explicit name, since caches of one model may go by its alias too."""
+    """Return the preprocessing in parts, and the model's explicit name, since caches of one model may go by its alias too.
+
+    Results of an int8 cache are not those of the cache it was made from, so it counts as a part; rows of other types are as before.
+    """
     names = cache.provenance.get("model_names") or [""]
-    return {MODEL: encodable(str(names[-1])), **preprocessing_parts(cache.spec.backbone)}
+    stored = {"dtype": f"stored as {INT8}"} if cache.spec.dtype == INT8 else {}
+    return {MODEL: encodable(str(names[-1])), **preprocessing_parts(cache.spec.backbone), **stored}
 
 
 def folder_of(context: ProbeContext, run: Run) -> str:

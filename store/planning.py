@@ -110,7 +110,7 @@ def plan_arrays(
         for token_array in arrays
     ]
     if labels.labeled:
-        planned.append(column("label", labels.row_shape, labels.dtype, *labels.dimension_names))
+        planned.append(label_array(num_samples, rows, labels))
     planned += [
         column("sample_id", (sample_id_bytes,), "uint8", "byte"),
         column("valid", (), "bool"),
@@ -118,6 +118,18 @@ def plan_arrays(
     if content_digest:
         planned.append(column(CONTENT_DIGEST, (CONTENT_DIGEST_BYTES,), "uint8", "digest_byte"))
     return SplitInventory(name, num_samples, rows, {array.name: array for array in planned})
+
+
+def label_array(num_samples: int, block_rows: int, targets: Targets) -> ArrayInfo:
+    """Lay out the labels of a split of N = `num_samples` rows.
+
+    Args:
+        num_samples: number of rows N.
+        block_rows: rows of a block.
+        targets: kind and names of the labels, which exist.
+    """
+    shape, names = (num_samples, *targets.row_shape), ("sample", *targets.dimension_names)
+    return ArrayInfo("label", shape, block_rows, targets.dtype, names)
 
 
 def _dimension_names(array: TokenArray, width: int) -> tuple[str, str, str, str]:

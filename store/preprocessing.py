@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featcache.store.spec import BackboneSpec, is_upright
+from featcache.store.spec import STATED, BackboneSpec, is_upright
 
 _STATISTICS = {
     ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)): "ImageNet",
@@ -90,11 +90,11 @@ def distinguish(several: Sequence[Mapping[str, str]]) -> list[str]:
 def _geometry(preprocessing: Mapping[str, Any], size: tuple[int, int]) -> tuple[tuple[int, int], str] | None:
     """Return height and width of the resized image, and the library's name for the way to crop; None if the form is unknown."""
     library = preprocessing.get("library")
-    if library not in ("timm", "open_clip"):
+    if library not in STATED or "processor" in preprocessing:
         return None
     part, mode = (
         preprocessing.get("crop_pct", 1.0),
-        preprocessing.get("crop_mode" if library == "timm" else "resize_mode"),
+        preprocessing.get("resize_mode" if library == "open_clip" else "crop_mode"),
     )
     if not isinstance(part, int | float) or not 0 < part <= 1:
         return None

@@ -22,6 +22,8 @@ PILLOW, UINT8_ANTIALIAS = "pillow", "uint8-antialias"
 RESIZES = (PILLOW, UINT8_ANTIALIAS)
 """Versions of resizing, a part of the preprocessing: by the model's library on Pillow's image, or torch's antialiased resize of
 8-bit pixels. Both have the same filter and size; pixels differ by at most 2 of 255."""
+STATED = ("timm", "open_clip", "transformers")
+"""Libraries whose preprocessing is stated in terms that are known here: those of timm, or those of open_clip."""
 _RESIZE = "resize_version"
 _ORIENTATION, _EXIF = "orientation", "exif"
 
@@ -68,7 +70,7 @@ class BackboneSpec:
         for name in ("input_size", "size"):
             shape = self.preprocessing.get(name)
             if (
-                self.preprocessing.get("library") in ("timm", "open_clip")
+                self.preprocessing.get("library") in STATED
                 and isinstance(shape, list | tuple)
                 and len(shape) in (2, 3)
                 and isinstance(shape[-2], int)

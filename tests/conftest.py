@@ -1,6 +1,7 @@
 """Fixtures of all tests: credentials are forgotten after each, and GPUs are those of the machine, or pretended ones."""
 
 import gc
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,15 @@ def own_logins(monkeypatch: pytest.MonkeyPatch) -> None:
     from featcache.store import redaction
 
     monkeypatch.setattr(redaction, "_logins", set())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what extractions record of files out of the user's own folder for data."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "FEATCACHE_DATA" not in os.environ:
+            patch.setenv("FEATCACHE_DATA", str(tmp_path_factory.mktemp("featcache-data")))
+        yield
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ SIGNATURES = {
     "interpolation=None, mean=None, std=None, data=None, revision=None, target='auto', limit=None, split_seed=0, "
     "test_splits=(), train_split=None, group_by=None, resplit=False, pixel_range='auto', channels=3, max_pixels=None, "
     "taps=('norm2',), layers='every', tokens='cls,ap', patches=None, splits=(), views='', weights=None, weights_key=None, "
+    "trust_remote_code=False, "
     "dtype='float16', precision='auto', resize='auto', exif=None, batch_size=None, workers=None, device='auto', "
     "compile=False, on_error='stop', reuse='auto', root=None, force=False, backbone=None, source=None, progress=True)",
     "probe": "(cache, head='attentive', *, table=None, layers=None, tokens=None, tap='norm2', views=(), num_heads=None, protocol='paper', "
@@ -30,6 +31,7 @@ SIGNATURES = {
     "ls": "(remote=None, *, model=None, dataset=None, root=())",
     "info": "(cache=None, *, root=(), progress=True)",
     "verify": "(cache=None, *, repair=False, threads=None, recompute=None, dtype_loss=False, dataset=None, data=None, model=None, weights=None, "
+    "trust_remote_code=False, "
     "seed=0, device='auto', root=(), progress=True)",
     "push": "(cache, remote, *, force=False, root=(), progress=True)",
     "pull": "(cache, *, splits=(), layers=None, taps=(), patches=True, views=(), check=False, root=(), progress=True)",

@@ -38,3 +38,17 @@ def test_little_shared_memory_is_no_trouble(monkeypatch):
 def test_decoder_of_jpeg_files(monkeypatch, decoder, how):
     monkeypatch.setattr("featcache.extraction.decoding.jpeg.jpeg_decoder", lambda: decoder)
     assert next(iter(checks._decoding())).detail == f"JPEG files are decoded {how}"
+
+
+def test_a_missing_extra_is_no_trouble(monkeypatch):
+    def missing(name):
+        raise checks.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(checks.importlib.metadata, "version", missing)
+    (finding,) = checks._extras()
+    assert finding == Finding(
+        "extra",
+        OK,
+        "transformers is not installed; it is for models of Hugging Face, --model transformers:REPO "
+        "(pip install 'featcache[transformers]')",
+    )

@@ -70,6 +70,8 @@ class LoadedModel:
     weights_source: JsonObject
     """Provenance of the weights: ``origin`` (``hub``, ``url``, ``file`` or ``memory``), the file and its
     ``sha256``; from the hub also ``model``, ``repository`` and ``revision`` (the commit)."""
+    notes: tuple[str, ...] = ()
+    """Choices made while the model was loaded that a user should know."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop
 
 from featcache.extraction.sources.pixels import RGB_CHANNELS
 from featcache.store.spec import PILLOW, UINT8_ANTIALIAS
@@ -67,7 +66,7 @@ class EightBitTransform:
             elif isinstance(step, transforms.Resize):
                 values = _resized(values, step)
             elif isinstance(step, transforms.CenterCrop):
-                values = center_crop(values, list(step.size))
+                values = step(values)
         return values
 
     def finish(self, values: Pixels) -> Tensor:

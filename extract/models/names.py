@@ -1,15 +1,22 @@
 """Model names: aliases of the usual backbones, and explicit names of a library. No torch here.
 
-An explicit name is ``timm:NAME[.TAG]`` or ``open_clip:ARCHITECTURE/TAG``. It and its alias give the same cache wherever both have the same
-preprocessing; see `featcache.extraction.models.preprocessing`.
+An explicit name is ``timm:NAME[.TAG]``, ``open_clip:ARCHITECTURE/TAG`` or ``transformers:OWNER/NAME[@REVISION]``. It and its alias give
+the same cache wherever both have the same preprocessing; see `featcache.extraction.models.preprocessing`. ``transformers:./FOLDER`` is a
+local copy of a repository.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from featcache.store.errors import RequestError, UnknownNameError
 
-FAMILIES = ("timm", "open_clip")
+TRANSFORMERS = "transformers"
+FAMILIES = ("timm", "open_clip", TRANSFORMERS)
+_FOLDER_STARTS = ("/", "./", "../", "~")
+"""Beginnings that tell a local folder from a repository of the Hub; ``.`` and ``..`` alone are folders too."""
+_REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*(?:@[\w.][\w./-]*)?")
 
 # The eleven backbones of arXiv 2601.09322. CLIP's plain open_clip names would run GELU where OpenAI trained with QuickGELU.
 _PAPER: Mapping[str, str] = {
@@ -170,14 +177,26 @@ class ModelName:
     given: str
     """As the user wrote it."""
     family: str
-    """``timm`` or ``open_clip``."""
+    """``timm``, ``open_clip`` or ``transformers``."""
     name: str
     """The library's own name, such as ``vit_small_patch14_dinov2.lvd142m`` or ``ViT-L-14-quickgelu/openai``."""
+    folder: Path | None = None
+    """Local folder of the model; of family ``transformers`` alone."""
 
     @property
     def explicit(self) -> str:
         """``family:name``."""
         return f"{self.family}:{self.name}"
+
+    @property
+    def repository(self) -> str:
+        """``OWNER/NAME`` of a repository of the Hub; of family ``transformers`` alone."""
+        return self.name.partition("@")[0]
+
+    @property
+    def revision(self) -> str | None:
+        """Branch, tag or commit that the name asks for; None for the main branch."""
+        return self.name.partition("@")[2] or None
 
     @property
     def is_alias(self) -> bool:
@@ -198,7 +217,7 @@ def resolve_model(name: str) -> ModelName:
 
     Raises:
         UnknownNameError: the name is neither.
-        RequestError: an open_clip name lacks its tag.
+        RequestError: an open_clip name lacks its tag, or a transformers name is of no repository.
     """
     family, separator, model = ALIASES.get(name.lower(), name).partition(":")
     if not separator or family not in FAMILIES or not model:
@@ -206,10 +225,49 @@ def resolve_model(name: str) -> ModelName:
             "model",
             name,
             ALIASES,
-            "(or an explicit timm:NAME or open_clip:ARCHITECTURE/TAG; see `featcache models`)",
+            "(or an explicit timm:NAME, open_clip:ARCHITECTURE/TAG or transformers:OWNER/NAME; see `featcache models`)",
         )
+    if family == TRANSFORMERS:
+        return _transformers_name(name, model)
     if family == "open_clip" and "/" not in model:
         raise RequestError(
             f"model {name!r} lacks its pretrained tag; write open_clip:{model}/TAG, for example {model}/openai"
         )
     return ModelName(name, family, model)
+
+
+def is_folder_name(place: str) -> bool:
+    """Return whether the text behind ``transformers:`` means a local folder, and no repository of the Hub."""
+    return place.startswith(_FOLDER_STARTS) or place in (".", "..")
+
+
+def _transformers_name(given: str, place: str) -> ModelName:
+    if is_folder_name(place):
+        folder = Path(place).expanduser()
+        if not folder.is_dir():
+            raise RequestError(
+                f"model {given!r}: there is no folder {place}; give the folder of a model that transformers saved, as "
+                "--model transformers:./FOLDER, or a repository, transformers:OWNER/NAME"
+            )
+        # Caches, their folders and their provenance show the name, which must not be a path.
+        public = f"./{folder.resolve().name}"
+        return ModelName(f"{TRANSFORMERS}:{public}", TRANSFORMERS, public, folder)
+    if not _REPOSITORY.fullmatch(place):
+        raise RequestError(
+            f"model {given!r} names no repository; write transformers:OWNER/NAME, transformers:OWNER/NAME@REVISION, or "
+            "transformers:./FOLDER for a local one"
+        )
+    return ModelName(given, TRANSFORMERS, place)
+
+
+def at_recorded_commit(name: str, weights_source: object) -> str:
+    """Return the name of a model of transformers with the commit that a cache's weights came from; other names as they are.
+
+    Args:
+        name: explicit name.
+        weights_source: provenance of the weights, which may come from anywhere.
+    """
+    revision = weights_source.get("revision") if isinstance(weights_source, dict) else None
+    if not name.startswith(f"{TRANSFORMERS}:") or not isinstance(revision, str) or not revision.isalnum():
+        return name
+    return f"{name.partition('@')[0]}@{revision}"

@@ -13,7 +13,7 @@ from typing import Any, Self
 from featcache.extraction.models.names import ModelName
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.files import JsonObject
-from featcache.store.spec import BackboneSpec
+from featcache.store.spec import STATED, BackboneSpec
 
 OWN, PAPER = PRESETS = ("own", "paper")
 CENTER, NONE, PAD = CROPS = ("center", "none", "pad")
@@ -83,10 +83,12 @@ class Preprocessing:
         """
         stated = spec.preprocessing
         library = stated.get("library")
-        if library not in ("timm", "open_clip"):
+        if library not in STATED:
             return None
-        crops = _TIMM_CROPS if library == "timm" else _OPEN_CLIP_CROPS
-        crop = stated.get("crop_mode" if library == "timm" else "resize_mode")
+        if "processor" in stated:  # of transformers, used as it is; only its size can have been changed
+            return cls(input_size=spec.image_size)
+        crops = _OPEN_CLIP_CROPS if library == "open_clip" else _TIMM_CROPS
+        crop = stated.get("resize_mode" if library == "open_clip" else "crop_mode")
         position = stated.get("position_embedding")
         found = cls(
             input_size=spec.image_size,
@@ -152,7 +154,7 @@ class Settings:
                 f"as well, or leave {option} out"
             )
         if by.resize_size is not None:
-            crop_pct = _crop_pct(min(size), by.resize_size)
+            crop_pct = crop_fraction(min(size), by.resize_size)
         elif by.crop_pct is not None:
             crop_pct = by.crop_pct
         return replace(
@@ -281,7 +283,7 @@ def _is_dinov2_or_mae(name: str) -> bool:
     return bool(_DINOV2.fullmatch(name) or _MAE.fullmatch(name))
 
 
-def _crop_pct(side: int, resized: int) -> float:
+def crop_fraction(side: int, resized: int) -> float:
     """Return the fraction `side` / `resized`, such that the libraries' floor(side / fraction) is `resized`.
 
     Raises:

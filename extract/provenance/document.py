@@ -2,9 +2,10 @@
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from featcache.store.reading.split import SplitReader
 from featcache.store.writing.writer import CacheWriter
 
 _PACKAGES = ("featcache", "torch", "timm", "open_clip_torch", "torchvision", "numpy", "zarr", "pillow")
+_EXTRAS = ("transformers",)
+"""Packages that may be missing; their version stands in the provenance where they are installed."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,14 @@ def provenance(
         "batch_size": plan.batch_size,
         "host": platform.node(),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {package: version(package) for package in _PACKAGES} | dict(_versions_of_extras()),
     }
+
+
+def _versions_of_extras() -> Iterator[tuple[str, str]]:
+    for package in _EXTRAS:
+        with suppress(PackageNotFoundError):
+            yield package, version(package)
 
 
 def _reused(writer: CacheWriter) -> JsonObject:

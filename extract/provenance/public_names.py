@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+from featcache.extraction.models.names import TRANSFORMERS, is_folder_name
 from featcache.extraction.sources import SOURCE_TYPES
 from featcache.store.text import encodable
 
@@ -25,6 +26,8 @@ def public_name(name: str) -> str:
     kind, colon, place = name.partition(":")
     if colon and kind in SOURCE_TYPES and not (kind == "hf" and not place.startswith(_OUTER)):
         return f"{kind}:{_last_part(place)}"
+    if kind == TRANSFORMERS and is_folder_name(place):
+        return f"{kind}:./{_last_part(place)}"
     if "://" in name or name.startswith(_OUTER):
         return _last_part(name)
     place, mark, query = name.partition("?")

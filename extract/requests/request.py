@@ -6,12 +6,13 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from featcache.extraction.models.names import ModelName
+from featcache.extraction.models.names import TRANSFORMERS, ModelName
 from featcache.extraction.requests.feature_selection import FeatureSelection
 from featcache.extraction.requests.preprocessing import PreprocessingOptions
+from featcache.extraction.requests.weights_state import weights_sha256, weights_state
 from featcache.extraction.sources.dataset_options import DatasetOptions
 from featcache.store.errors import RequestError, UnknownNameError
-from featcache.store.files import JsonObject, sha256_file
+from featcache.store.files import JsonObject
 from featcache.store.manifest import MAX_BATCH_SIZE
 from featcache.store.parameters import DEVICE, PATH, as_optional_path, one_of, parameter
 from featcache.store.quantization import INT8
@@ -43,7 +44,8 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
     model: str = field(
         kw_only=False,
         metadata=parameter(
-            "Alias such as vit-l-14, or timm:NAME, or open_clip:ARCHITECTURE/TAG; `featcache models` lists them.",
+            "Alias such as vit-l-14 (`featcache models` lists them), or timm:NAME, open_clip:ARCHITECTURE/TAG, "
+            "transformers:OWNER/NAME[@REVISION] or transformers:./FOLDER.",
             "--model",
         ),
     )
@@ -58,7 +60,9 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
         default=None,
         converter=as_optional_path,
         metadata=parameter(
-            "Local weights (safetensors or a torch state dict) instead of the hub's.", "--weights", form=PATH
+            "Local weights (safetensors or a torch state dict) instead of the hub's; for transformers: also a folder.",
+            "--weights",
+            form=PATH,
         ),
     )
     weights_key: str | None = field(
@@ -68,6 +72,13 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
             "--weights-key",
             metavar="NAME",
             default="as the library",
+        ),
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata=parameter(
+            "Run the Python code of a repository of transformers that needs it; it runs with your rights.",
+            "--trust-remote-code",
         ),
     )
     dtype: str = field(
@@ -142,15 +153,23 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         self.check_preprocessing(self.channels)
+        of_transformers = self.model.startswith(f"{TRANSFORMERS}:")
+        if self.trust_remote_code and not of_transformers:
+            raise RequestError(
+                f"--trust-remote-code is for transformers:OWNER/NAME; {self.model} runs no code of a repository"
+            )
         if self.views and self.dtype == INT8:
             raise RequestError(
                 "--views cannot be stored as int8, whose scales are fitted on the plain view; leave --views or --dtype int8 out"
             )
-        if self.weights is not None and not self.weights.is_file():
+        folder = of_transformers and self.weights is not None and self.weights.is_dir()
+        if self.weights is not None and not self.weights.is_file() and not folder:
             what = "is not a file" if self.weights.exists() else "does not exist"
             raise RequestError(f"weights file {self.weights} {what}")
         if self.weights is None and self.weights_key is not None:
             raise RequestError("--weights-key chooses from a file of your own; name it with --weights FILE")
+        if folder and self.weights_key is not None:
+            raise RequestError(f"--weights-key chooses from a file, and {self.weights} is a folder")
         for what, number, least in (
             ("limit", self.limit, 1),
             ("batch size", self.batch_size, 1),
@@ -179,13 +198,14 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
         Local weights are named by size and times of change first, because hashing a large file takes seconds, and by
         their digest next, which holds for a copy too.
         """
-        names = [None] if self.weights is None else [_file_state(self.weights), None]
-        for name in names:
-            digest = sha256_file(self.weights) if self.weights is not None and name is None else name
+        place = self.weights or model.folder
+        for fingerprint in (None,) if place is None else (weights_state, weights_sha256):
+            digest = None if place is None or fingerprint is None else fingerprint(place)
             yield {
                 "model": model.explicit,
                 "weights": digest,
                 **self._weights_choice,
+                **({"trust_remote_code": True} if self.trust_remote_code else {}),
                 **self.preprocessing_literal(model),
                 "dataset": dict(dataset_identity),
                 "dtype": self.dtype,
@@ -201,12 +221,6 @@ class ExtractRequest(FeatureSelection, DatasetOptions, PreprocessingOptions):
         """The set of weights taken; for PyTorch files also the rule that chose it, since an earlier version had another rule."""
         if self.weights_key is not None:
             return {"weights_key": self.weights_key}
-        if self.weights is None or self.weights.suffix == ".safetensors":
+        if self.weights is None or self.weights.suffix == ".safetensors" or self.weights.is_dir():
             return {}
         return {"weights_rule": WEIGHTS_RULE}
-
-
-def _file_state(path: Path) -> str:
-    state = path.stat()
-    # Copying tools can restore mtime, but nothing can set ctime back.
-    return f"{state.st_size} bytes, changed at {state.st_mtime_ns} ns, status at {state.st_ctime_ns} ns"

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.extraction.sources.data_folders import derived_path
+from featcache.store.errors import RequestError
 from featcache.store.files import atomic_file
 from featcache.store.planning import CONTENT_DIGEST_BYTES
 
@@ -69,15 +70,17 @@ class ContentRecords:
         return cls(np.zeros((0, _FINGERPRINT_BYTES), np.uint8), np.zeros((0, IMAGE_KEY_BYTES), np.uint8))
 
     def keep(self, key: str) -> None:
-        """Add the records to those of the cache `key`, if possible."""
+        """Add the records to those of the cache `key`, if possible: without a home folder or on a full disk there are none."""
+        if not len(self.fingerprints):
+            return
         earlier = self.load(key)
         fingerprints = np.concatenate([self.fingerprints, earlier.fingerprints])
         images = np.concatenate([self.images, earlier.images])
         _, first = np.unique(_as_items(fingerprints), return_index=True)
         buffer = io.BytesIO()
         np.savez(buffer, fingerprints=fingerprints[first], images=images[first])
-        path = _path(key)
-        with suppress(OSError):
+        with suppress(OSError, RequestError):
+            path = _path(key)
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path, durable=False) as partial:
                 partial.write_bytes(buffer.getvalue())

@@ -34,10 +34,16 @@ def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
     device = choose_device(request.device)
     backbone = inputs.custom_backbone
     if backbone is None:
-        origin = request.weights or "the Hugging Face Hub"
+        origin = request.weights or inputs.model.folder or "the Hugging Face Hub"
         reporter.message(f"loading {inputs.model.explicit} on {device}, weights from {origin}")
         changes = request.preprocessing_of(inputs.model)
-        backbone = load_backbone(inputs.model, request.weights, request.weights_key, changes)
+        backbone = load_backbone(
+            inputs.model,
+            request.weights,
+            request.weights_key,
+            changes,
+            trust_remote_code=request.trust_remote_code,
+        )
         for note in loading_notes(inputs.model, backbone):
             reporter.message(f"note: {note}")
     if backbone.spec.channels != inputs.source.channels:

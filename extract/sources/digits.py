@@ -54,12 +54,11 @@ class Digits(Source):
             ("group-by", self._options.group_by),
             ("test-split", self._options.test_splits),
             ("resplit", self._options.resplit),
-            ("channels", self._options.channels != RGB_CHANNELS),
         ):
             if value:
-                raise RequestError(
-                    f"digits has neither columns nor splits of its own, and grey images; leave --{option} out"
-                )
+                raise RequestError(f"digits has neither columns nor splits of its own; leave --{option} out")
+        if self._options.channels != RGB_CHANNELS:
+            raise RequestError("digits has grey images, which are read as RGB; leave --channels out")
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -103,6 +103,7 @@ class VerifyCall:
     data: PathLike | None = field(default=None, metadata=_RECOMPUTATION.data.metadata)
     model: str | None = field(default=None, metadata=_RECOMPUTATION.model.metadata)
     weights: PathLike | None = field(default=None, metadata=_RECOMPUTATION.weights.metadata)
+    trust_remote_code: bool = field(default=False, metadata=_RECOMPUTATION.trust_remote_code.metadata)
     seed: int = field(default=_RECOMPUTATION.seed.default, metadata=_RECOMPUTATION.seed.metadata)
     device: str = field(default=_RECOMPUTATION.device.default, metadata=_RECOMPUTATION.device.metadata)
     root: Roots = field(
@@ -130,7 +131,8 @@ class VerifyCall:
         if self.recompute is not None or self.dtype_loss:
             return RecomputeRequest(**given)
         if given:
-            raise RequestError(f"--{next(iter(given))} is for --recompute; give --recompute K as well")
+            option = next(iter(given)).replace("_", "-")
+            raise RequestError(f"--{option} is for --recompute; give --recompute K as well")
         return None
 
 

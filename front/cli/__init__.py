@@ -28,6 +28,7 @@ COMMANDS = (
     "heads",
     "import",
     "info",
+    "label",
     "ls",
     "models",
     "plot",

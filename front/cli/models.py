@@ -19,7 +19,9 @@ def models_command(name: str, as_json: bool) -> None:
     Tokens are class token + registers + patches; "per image" is what an image takes in a cache that holds the class token
     (where there is one) and the average of the patches of all layers in float16; "own preprocessing" is the input, the shorter side of the
     resized image that its center is cut from, and the filter. Any other vision transformer of timm or
-    open_clip goes by its explicit name: timm:NAME[.TAG] or open_clip:ARCHITECTURE/TAG.
+    open_clip goes by its explicit name: timm:NAME[.TAG] or open_clip:ARCHITECTURE/TAG. A vision transformer of Hugging Face
+    transformers goes by its repository: transformers:OWNER/NAME[@REVISION], or transformers:./FOLDER for a local copy
+    (pip install 'featcache[transformers]').
     """
     models = listed_models(name)
     if as_json:

@@ -27,6 +27,8 @@ ROOM_BYTES = 10**9
 
 # Distributions that are imported under another name.
 _MODULES = {"open_clip_torch": "open_clip", "pillow": "PIL", "scikit-learn": "sklearn"}
+_EXTRAS = {"transformers": "models of Hugging Face, --model transformers:REPO"}
+"""Optional libraries by their name, which is that of the extra too, and what they are for."""
 _REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)\s*(?:>=\s*(?P<least>[0-9.]+))?")
 
 
@@ -53,6 +55,7 @@ def examine(roots: Sequence[Path]) -> Iterator[Finding]:
         roots: the roots; only the first has to take new caches.
     """
     yield from _libraries()
+    yield from _guarded("extra", _extras)
     yield from _guarded("device", _devices)
     yield from _guarded("decoding", _decoding)
     yield from _guarded("open files", _open_files)
@@ -87,6 +90,18 @@ def _libraries() -> Iterator[Finding]:
             yield Finding("library", FAILED, f"{name} {version} is older than {least}", remedy)
         else:
             yield Finding("library", OK, f"{name} {version}")
+
+
+def _extras() -> Iterator[Finding]:
+    """Report which optional libraries are installed; a missing one is no trouble until a command needs it."""
+    for name, purpose in _EXTRAS.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            install = f"pip install 'featcache[{name}]'"
+            yield Finding("extra", OK, f"{name} is not installed; it is for {purpose} ({install})")
+        else:
+            yield Finding("extra", OK, f"{name} {version}, for {purpose}")
 
 
 def _numbers(version: str) -> list[int]:

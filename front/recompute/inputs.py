@@ -7,6 +7,7 @@ from typing import Any
 from attrs import evolve
 
 from featcache.extraction.cached.freshness import REPLACED
+from featcache.extraction.labeling.request import LABELS
 from featcache.extraction.sources import resolve_source
 from featcache.extraction.sources.base import Source
 from featcache.extraction.sources.dataset_options import DatasetOptions
@@ -40,7 +41,9 @@ def recorded_model(cache: Cache) -> str:
         raise RequestError(
             f"{cache.directory}: provenance.json does not tell the model; give it with --model"
         )
-    return explicit[-1]
+    from featcache.extraction.models.names import at_recorded_commit
+
+    return at_recorded_commit(explicit[-1], cache.provenance.get("weights_source"))
 
 
 def recorded_weight_set(cache: Cache) -> str | None:
@@ -59,8 +62,8 @@ def open_recorded_source(cache: Cache, dataset: str, data: Path | None = None) -
     """
     identity = cache.spec.dataset
     source = resolve_source(dataset, evolve(_recorded_options(identity), data=data))
-    # The digests of the images show which ones were replaced; they are compared row by row.
-    known = {name: value for name, value in identity.items() if name not in (REPLACED, _TURNED)}
+    # The digests of the images show which ones were replaced; they are compared row by row. Attached labels are no part of a dataset.
+    known = {name: value for name, value in identity.items() if name not in (REPLACED, _TURNED, LABELS)}
     refuse_difference(f"dataset {dataset}", known, source.identity)
     return source
 

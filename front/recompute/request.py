@@ -68,5 +68,6 @@ class RecomputeRequest:
     weights: Path | None = field(
         default=None, converter=as_optional_path, metadata=_EXTRACTION.weights.metadata
     )
+    trust_remote_code: bool = field(default=False, metadata=_EXTRACTION.trust_remote_code.metadata)
     seed: int = field(default=0, metadata=parameter("Seed that chooses the rows.", "--seed"))
     device: str = field(default=AUTO, metadata=DEVICE)

@@ -18,6 +18,7 @@ from featcache.extraction.decoding.views import check_views, view_inputs
 from featcache.extraction.forward_pass.bfloat16_weights import in_precision
 from featcache.extraction.forward_pass.forward import FeatureExtractor, NotFiniteError, NumpyBatch
 from featcache.extraction.forward_pass.view_passes import view_passes
+from featcache.extraction.labeling.request import LABELS
 from featcache.extraction.models.names import resolve_model
 from featcache.extraction.models.preprocessing import Preprocessing
 from featcache.extraction.running.look_ahead import joined
@@ -68,6 +69,7 @@ def recompute(cache: Cache, request: RecomputeRequest, reporter: Reporter | None
         request.weights,
         None if request.weights is None else recorded_weight_set(cache),
         Preprocessing.of_spec(cache.spec.backbone, str(cache.directory)),
+        trust_remote_code=request.trust_remote_code,
     )
     backbone.module.to(device)
     resize = cache.spec.backbone.resize
@@ -176,7 +178,9 @@ class _Comparison:
 
 def _mismatched_samples(cache: Cache, source: Source, split: str, rows: Sequence[int]) -> Iterator[str]:
     ids = cache[split].sample_ids()
-    labels = cache[split].labels() if cache.inventory.targets.labeled else None
+    # Labels that were attached later are not those of the dataset.
+    labeled = cache.inventory.targets.labeled and LABELS not in cache.spec.dataset
+    labels = cache[split].labels() if labeled else None
     for row in rows:
         sample = source.splits[split][row]
         if ids[row] != sample.id and labels is None:

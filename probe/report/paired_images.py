@@ -1,6 +1,6 @@
 """Differences of two heads over the same test images: how far other test images might change them.
 
-Every test image gives a difference, and the classes weigh alike, as balanced accuracy has it. Whether the difference may be chance is
+Every test image gives a difference: of hits, where the classes weigh alike, as balanced accuracy has it, or of errors of real values. Whether the difference may be chance is
 tested by flipping the signs of the images' differences: if neither head were better, each image might as well have favored the other
 head. With one seed and classes of equal size this is McNemar's exact test (1947).
 
@@ -18,15 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.probing.report.groups import Group
-from featcache.probing.results.predictions import PREDICTIONS_FILE, TestPredictions, read_predictions
+from featcache.probing.results.predictions import (
+    PREDICTIONS_FILE,
+    NumberPredictions,
+    TestPredictions,
+    read_numbers,
+    read_predictions,
+)
 from featcache.probing.results.rows import ResultRow
 from featcache.probing.scoring.wilson import LEVEL, normal_quantile
 
 FLIPS = 9999
 # With more images that tell the heads apart, the sum of their differences is as good as normal.
 MOST_FLIPPED = 1000
-PAIRED_SCORES = ("balanced_accuracy", "top1")
-"""Scores that are means over test images."""
+HIT_SCORES, ERROR_SCORES = ("balanced_accuracy", "top1"), ("r2", "mse", "mae")
+PAIRED_SCORES = (*HIT_SCORES, *ERROR_SCORES)
+"""Scores whose differences are means over test images: of hits, or of errors (of R2, in units of the targets' spread)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class PairedImages:
     folder: Path
     """Of the results."""
     _read: dict[str, TestPredictions | None] = field(default_factory=dict, repr=False)
+    _numbers: dict[str, NumberPredictions | None] = field(default_factory=dict, repr=False)
 
     def compare(self, group: Group, other: Group) -> ImageDifference | None:
         """Compare two groups over the seeds that both have, seed by seed.
@@ -64,6 +72,8 @@ class PairedImages:
             return None
         ours, theirs = _by_seed(group), _by_seed(other)
         shared = [seed for seed in ours if seed in theirs]
+        if group.score in ERROR_SCORES:
+            return self._compare_errors([(ours[seed], theirs[seed]) for seed in shared], group.score)
         pairs = [(self._predictions(ours[seed]), self._predictions(theirs[seed])) for seed in shared]
         first = pairs[0][0] if pairs else None
         if first is None or not len(first.right):
@@ -77,6 +87,31 @@ class PairedImages:
             differences += mine.right.astype(float) - other_one.right
         weights = image_weights(first.labels, balanced=group.score == "balanced_accuracy")
         return difference(differences / len(pairs), weights)
+
+    def _compare_errors(
+        self, pairs: Sequence[tuple[ResultRow, ResultRow]], score: str
+    ) -> ImageDifference | None:
+        total, ids = None, None
+        for ours, theirs in pairs:
+            mine, others = self._numbers_of(ours), self._numbers_of(theirs)
+            if mine is None or others is None or len(mine.targets) < 2:
+                return None
+            ids = mine.sample_ids if ids is None else ids
+            if not mine.sample_ids == others.sample_ids == ids or mine.targets.shape != others.targets.shape:
+                return None
+            gained = error_gains(mine.targets, mine.predicted, others.predicted, score)
+            total = gained if total is None else total + gained
+        if total is None or not np.isfinite(total).all():
+            return None
+        values = total / len(pairs)
+        # No bound is known for an error, so one more image favors a head by as much as images do on average.
+        unit = float(np.sqrt(np.square(values).mean()))
+        return difference(values, np.full(len(values), 1 / len(values)), unit=unit)
+
+    def _numbers_of(self, row: ResultRow) -> NumberPredictions | None:
+        if row.folder not in self._numbers:
+            self._numbers[row.folder] = read_numbers(self.folder / row.folder / PREDICTIONS_FILE)
+        return self._numbers[row.folder]
 
     def _predictions(self, row: ResultRow) -> TestPredictions | None:
         if row.folder not in self._read:
@@ -97,24 +132,53 @@ def image_weights(labels: Sequence[str], *, balanced: bool) -> npt.NDArray[np.fl
     return weights
 
 
+def error_gains(
+    targets: npt.NDArray[np.float64],
+    ours: npt.NDArray[np.float64],
+    theirs: npt.NDArray[np.float64],
+    score: str,
+) -> npt.NDArray[np.float64]:
+    """Return what every image adds to the difference of a score, ``[N]``, so that their mean is the difference.
+
+    Args:
+        targets: ``[N, O]``.
+        ours: predictions of the first head, ``[N, O]``.
+        theirs: predictions of the other head, ``[N, O]``.
+        score: one of `ERROR_SCORES`.
+    """
+    measure = np.abs if score == "mae" else np.square
+    found: npt.NDArray[np.float64] = measure(ours - targets) - measure(theirs - targets)
+    if score == "r2":
+        variance = targets.var(0)
+        # A constant target has no part in it: R2 is 0 or 1 there, and no sum over images.
+        found = np.divide(-found, variance, out=np.full_like(found, np.nan), where=variance > 0)
+    gains: npt.NDArray[np.float64] = found.mean(1)
+    return gains
+
+
 def difference(
-    differences: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], level: float = LEVEL
+    differences: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+    level: float = LEVEL,
+    unit: float | None = None,
 ) -> ImageDifference:
     """Return the weighted mean of the images' differences with its interval and p value.
 
     Args:
-        differences: of every image, ``[N]``, from -1 to 1.
+        differences: of every image, ``[N]``; from -1 to 1 if no unit is given.
         weights: of every image, ``[N]``, with sum 1.
         level: of the interval.
+        unit: difference of an image that favors one head, for differences without bounds.
     """
     parts = differences * weights
     mean = float(parts.sum())
     # An image of average weight: the weights of N alike images have squares with the sum 1 / N.
-    one_image = float(np.square(weights).sum()) / len(weights)
+    one_image = float(np.square(weights).sum()) / len(weights) * (1.0 if unit is None else unit**2)
     reach = normal_quantile(level) * float(np.sqrt(np.square(parts).sum() + one_image))
-    return ImageDifference(
-        mean, max(-1.0, mean - reach), min(1.0, mean + reach), _p_value(parts[parts != 0]), len(weights)
-    )
+    low, high = mean - reach, mean + reach
+    if unit is None:
+        low, high = max(-1.0, low), min(1.0, high)
+    return ImageDifference(mean, low, high, _p_value(parts[parts != 0]), len(weights))
 
 
 def _p_value(parts: npt.NDArray[np.float64]) -> float:

@@ -113,6 +113,39 @@ def read_predictions(path: Path) -> TestPredictions | None:
     )
 
 
+@dataclass(frozen=True)
+class NumberPredictions:
+    """Targets and predictions of test samples, of real values."""
+
+    sample_ids: tuple[str, ...]
+    targets: npt.NDArray[np.float64]
+    """``[N, O]``."""
+    predicted: npt.NDArray[np.float64]
+    """``[N, O]``; NaN where a prediction is not finite."""
+
+
+def read_numbers(path: Path) -> NumberPredictions | None:
+    """Read the test predictions of a head for real values; None if the file does not exist, or has single labels.
+
+    Raises:
+        CacheError: the file is damaged.
+    """
+    try:
+        descriptor, _ = open_regular(path)
+    except FileNotFoundError:
+        return None
+    with open(descriptor, encoding="utf-8", newline="") as file:
+        try:
+            header, *rows = csv.reader(file)
+            if {LABEL, PREDICTED, PROBABILITY} <= {*header} <= {*SINGLE_COLUMNS} or len(header) % 2 == 0:
+                return None
+            values = np.array([[float(text or "nan") for text in row[1:]] for row in rows])
+            targets, predicted = np.split(values.reshape(len(rows), -1), 2, axis=1)
+        except (ValueError, csv.Error) as error:
+            raise CacheError(f"{path} is damaged ({error}); train the head again with --force") from None
+    return NumberPredictions(tuple(row[0] for row in rows), targets, predicted)
+
+
 def read_confidences(path: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Read the probability ``[N]`` of every prediction (NaN where there is none), and whether it is right.
 

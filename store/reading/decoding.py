@@ -21,6 +21,10 @@ TILE_BYTES = 2**17 - 1
 among threads of its own, which would be those of other tiles."""
 
 
+MAX_DECODES = 64
+"""Selections of layers and kinds whose scales are kept put together."""
+
+
 class Decode(Protocol):
     """Turns stored values into those handed out."""
 
@@ -78,6 +82,7 @@ class ValueTypes:
     def __init__(self, files: ChunkFiles) -> None:
         self._files = files
         self._scales: dict[str, tuple[Array, Array]] = {}
+        self._decodes: dict[tuple[tuple[str, ...], tuple[int, ...]], _Dequantize] = {}
 
     @property
     def stored(self) -> str:
@@ -133,7 +138,13 @@ class ValueTypes:
             return None
         if self.stored != INT8:
             return _widen_bfloat16 if self.stored == "bfloat16" else _cast
-        return _Dequantize(self.scales(layers, kinds))
+        chosen = tuple(layers), tuple(kinds)
+        if chosen not in self._decodes:
+            if len(self._decodes) >= MAX_DECODES:
+                self._decodes.clear()
+            # Putting scales together takes as long as a gather of a few rows.
+            self._decodes[chosen] = _Dequantize(self.scales(*chosen))
+        return self._decodes[chosen]
 
     def scales(self, layers: Sequence[str], kinds: Sequence[int]) -> Scales:
         """Return the scales of some layers and kinds of int8 features, ``[L, K, D]``."""

@@ -152,6 +152,39 @@ class BlockWriter:
         if time.monotonic() - self._checkpointed >= self._checkpoint_s and self.rows < self.block.rows:
             self.checkpoint()
 
+    def take_over(
+        self, features: Path, record: BlockRecord, columns: Mapping[str, npt.NDArray[np.generic]]
+    ) -> int:
+        """Fill the block with files of another cache, and with columns of its own.
+
+        Files become hard links where the file system has them, so they cost neither time nor space. What an earlier process had
+        begun of the block is dropped.
+
+        Args:
+            features: the folder features.zarr of the other cache.
+            record: the files to take over, which are those of the block but for the columns.
+            columns: the rows of the other arrays ``[R, ...]``, in the stored type.
+
+        Returns:
+            The number of files that were copied, because no link could be made.
+
+        Raises:
+            CacheError: a file of the other cache is missing, of another size or, where it is copied, damaged.
+        """
+        for file in self._files.values():
+            file.close(keep=False)
+        self._files, copied = self._chunk_files(), 0
+        for name, file in self._files.items():
+            if name in record.files:
+                copied += file.take_over(features / name, record.files[name])
+            else:
+                file.array.check_rows(columns[file.array.name], self.block.rows)
+                file.append(columns[file.array.name])
+                file.pad()
+                file.sync()
+        self.rows, self._orientations = self.block.rows, record.orientations
+        return copied
+
     def checkpoint(self) -> None:
         """Make the rows so far durable, so that a process that takes the block over goes on from here."""
         records = self._threads.map(_ChunkFile.sync, self._files.values())
@@ -259,6 +292,7 @@ class _ChunkFile:
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256()
         self._bytes = 0
+        self._taken_over: FileRecord | None = None
 
     def append(self, rows: npt.NDArray[np.generic]) -> None:
         values = rows[:, self._layer] if self.array.layers else rows
@@ -283,6 +317,25 @@ class _ChunkFile:
                 self._write(data)
         return record is not None and self._digest.hexdigest() == record.sha256
 
+    def take_over(self, source: Path, record: FileRecord) -> bool:
+        """Link the file to a finished one, whose record it gets; return whether it had to be copied instead."""
+        problem = record.mismatch(source)
+        if problem:
+            raise CacheError(f"{source}: {problem}; run `featcache verify` on its cache")
+        try:
+            os.link(source, self._partial, follow_symlinks=False)
+        except OSError:  # another file system, or one without links
+            with open(open_regular(source)[0], "rb") as file:
+                while data := file.read(COPY_BYTES):
+                    self._write(data)
+            if (written := self.sync()) != record:
+                raise CacheError(
+                    f"{source}: content does not match its SHA-256, got {written.sha256[:12]}; run `featcache verify` on its cache"
+                ) from None
+            return True
+        self._taken_over = record
+        return False
+
     def sync(self) -> FileRecord:
         with _with_filename(self.path):
             file = self._opened()
@@ -295,7 +348,7 @@ class _ChunkFile:
         with _with_filename(self.path):
             self.release()
             self._partial.replace(self.path)
-        return FileRecord(self._bytes, self._digest.hexdigest())
+        return self._taken_over or FileRecord(self._bytes, self._digest.hexdigest())
 
     def release(self) -> None:
         """Close the descriptor; the next write opens the file again and continues at its end."""

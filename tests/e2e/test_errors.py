@@ -35,7 +35,7 @@ def check(outcome, status, *parts):
         ),
         (
             ["--model", "qqqq", "--dataset", "digits"],
-            ["valid: clip-vit-b-32", "timm:NAME or open_clip:ARCHITECTURE/TAG"],
+            ["valid: clip-vit-b-32", "timm:NAME, open_clip:ARCHITECTURE/TAG or transformers:OWNER/NAME"],
         ),
         (["--model", "open_clip:ViT-L-14", "--dataset", "digits"], ["lacks its pretrained tag"]),
         (

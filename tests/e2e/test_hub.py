@@ -42,7 +42,8 @@ class Hub(QuietHandler):
     content: Content
 
     def get(self) -> None:
-        repository, _, file = self.path.lstrip("/").partition("/resolve/main/")
+        repository, _, file = self.path.lstrip("/").partition("/resolve/")
+        _, _, file = file.partition("/")  # of the main branch, or of a commit
         status, headers = self.content.refused.get(repository, (404, {"X-Error-Code": "EntryNotFound"}))
         data = self.content.files.get(f"{repository}/{file}")
         if data is not None:
@@ -205,6 +206,71 @@ def test_a_published_position_embedding_of_another_size_is_refused(hub, content,
         f"{MODEL} is not supported: its published position embedding has 26 tokens and its model 101, and timm's "
         "resizing in float32 depends on the processor"
     )
+
+
+def test_a_repository_of_transformers(hub, content, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
+    tiny = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "mlp_ratio": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    folder = tmp_path / "saved"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.Dinov2Model(transformers.Dinov2Config(**tiny)).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    state = load_file(folder / "model.safetensors")
+    names = sorted(state)
+    # In two files, as large repositories have them.
+    halves = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    parts = {
+        file: save({name: state[name] for name in some}, {"format": "pt"}) for file, some in halves.items()
+    }
+    index = {"metadata": {}, "weight_map": {name: file for file, some in halves.items() for name in some}}
+    configuration = {
+        file: (folder / file).read_bytes() for file in ("config.json", "preprocessor_config.json")
+    }
+    files = configuration | parts | {"model.safetensors.index.json": json.dumps(index).encode()}
+    content.files |= {f"test/dino/{file}": data for file, data in files.items()}
+    content.files |= {f"test/empty/{file}": data for file, data in configuration.items()}
+    content.refused["test/gated"] = (403, GATED)
+    found, pinned, gated, missing, empty = load(
+        [f"transformers:test/{name}" for name in ("dino", f"dino@{COMMIT}", "gated", "nothing", "empty")],
+        hub,
+        tmp_path,
+    )
+    assert found["source"] == {
+        "origin": "hub",
+        "model": "test/dino",
+        "repository": "test/dino",
+        "revision": COMMIT,
+        "files": {file: hashlib.sha256(data).hexdigest() for file, data in parts.items()},
+        "sha256": found["source"]["sha256"],
+    }
+    assert pinned["digest"] == found["digest"]
+    assert gated["error"] == (
+        "pretrained weights of transformers:test/gated could not be loaded (test/gated is gated, status 403); accept its license at "
+        f"{hub}/test/gated and log in with `hf auth login`, or give local weights with --weights FILE"
+    )
+    assert missing["error"].startswith(
+        "pretrained weights of transformers:test/nothing could not be loaded ("
+    )
+    assert empty["error"] == (
+        "transformers:test/empty has no weights that can be read (model.safetensors or pytorch_model.bin, or their index)"
+    )
+    local, offline, absent = load(
+        [f"transformers:{folder}", "transformers:test/dino", "transformers:test/other"],
+        closed_port(),
+        tmp_path,
+    )
+    assert (offline["source"], offline["digest"]) == (found["source"], found["digest"])
+    assert (local["digest"], local["source"]["origin"]) == (found["digest"], "file")
+    assert "and test/other is not in the local cache" in absent["error"]
+    assert absent["seconds"] < 10
 
 
 def tiny_clip() -> bytes:

@@ -162,11 +162,14 @@ def test_probes_take_it_like_any_other(cli, caches, tmp_path):
     for dtype, cache in caches.items():
         done = cli(
             *("probe", "--cache", cache.directory, "--head", "ridge", "--layers", "all"),
-            *("--json", "--out", tmp_path / dtype),
+            *("--json", "--out", tmp_path / "results"),
         )
         assert done.status == 0, done.err
         scores[dtype] = json.loads(done.out)
-    assert abs(scores["int8"][0]["balanced_accuracy"] - scores["float32"][0]["balanced_accuracy"]) < 5
+    assert abs(scores["int8"][0]["balanced_accuracy"] - scores["float32"][0]["balanced_accuracy"]) < 0.05
+    table = cli("results", tmp_path / "results").out
+    assert "(stored as int8)" in table
+    assert len({line.split("  ")[1] for line in table.splitlines()[1:] if line.startswith("photos")}) == 2
 
 
 def test_exports_are_decoded_and_come_back_as_another_cache(cli, caches, tmp_path):

@@ -8,7 +8,7 @@ import timm
 
 from featcache.extraction.backbones import load_backbone
 from featcache.extraction.models.listing import listed_models
-from featcache.extraction.models.names import ALIASES, resolve_model
+from featcache.extraction.models.names import ALIASES, at_recorded_commit, resolve_model
 from featcache.extraction.models.preprocessing import Preprocessing, preset
 from featcache.extraction.models.table import TABLE
 from featcache.extraction.tabulate import first_aliases, row_of
@@ -99,7 +99,10 @@ def test_an_explicit_name_has_its_librarys_own_preprocessing_unless_the_papers_i
         ("dinov2-vits-14", "did you mean dinov2-vit-s-14, "),
         ("qqq", "unknown model 'qqq'; valid: clip-vit-b-32, "),
         ("dinov4-vit-b-16", "did you mean dinov3-vit-b-16, "),
-        ("timm:", "(or an explicit timm:NAME or open_clip:ARCHITECTURE/TAG; see `featcache models`)"),
+        (
+            "timm:",
+            "(or an explicit timm:NAME, open_clip:ARCHITECTURE/TAG or transformers:OWNER/NAME; see `featcache models`)",
+        ),
         ("keras:vit", "unknown model 'keras:vit'"),
         (
             "open_clip:ViT-B-32",
@@ -177,3 +180,18 @@ def test_the_list_of_models():
     assert {model.alias for model in listed_models("laion2b_s32b_b82k")} == {"openclip-vit-l-14"}
     with pytest.raises(UnknownNameError, match="unknown model 'siglop-vit'; did you mean siglip"):
         listed_models("siglop-vit")
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "wanted"),
+    [
+        ("transformers:a/b", {"revision": "0123abc"}, "transformers:a/b@0123abc"),
+        ("transformers:a/b@main", {"revision": "0123abc"}, "transformers:a/b@0123abc"),
+        ("transformers:./folder", {"origin": "file"}, "transformers:./folder"),
+        ("transformers:a/b", {"revision": "../x"}, "transformers:a/b"),
+        ("timm:vit_tiny", {"revision": "0123abc"}, "timm:vit_tiny"),
+        ("transformers:a/b", None, "transformers:a/b"),
+    ],
+)
+def test_the_commit_of_a_cache_is_recomputed_with(name, source, wanted):
+    assert at_recorded_commit(name, source) == wanted

@@ -15,7 +15,7 @@ from featcache.extraction.requests.request import ExtractRequest
 from featcache.extraction.reuse import candidates, division
 from featcache.extraction.reuse.content_records import ContentRecords, DigestTable
 from featcache.extraction.run import extract
-from featcache.extraction.sources import file_states
+from featcache.extraction.sources import data_folders, file_states
 from featcache.store.catalogue import scan
 from featcache.store.checking.verify import verify
 from featcache.store.errors import CacheNotFoundError, DatasetError, RequestError
@@ -175,6 +175,17 @@ def test_changed_just_now_means_no_record(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(file_states, "_SETTLED_NS", 10**12)
     first = run(folder, tmp_path / "root")
     assert len(ContentRecords.load(first.key).images) == 0
+
+
+def test_without_a_folder_for_records_there_are_none(tmp_path, folder, monkeypatch):
+    def homeless():
+        raise RequestError("there is no home folder")
+
+    monkeypatch.delenv("FEATCACHE_DATA")
+    monkeypatch.setattr(data_folders, "user_cache", homeless)
+    first = run(folder, tmp_path / "root")
+    assert not len(ContentRecords.load(first.key).images)
+    assert run(grow(folder), tmp_path / "root").reused == 299
 
 
 def test_a_record_that_is_wrong_is_found_out(tmp_path, folder):

@@ -195,7 +195,6 @@ def test_wrong_requests() -> None:
 def test_registry_defaults() -> None:
     """Defaults of the design: the baseline is the last layer's CLS, fusion takes CLS and AP of all layers."""
     defaults = {name: (info.default_layers, info.default_tokens) for name, info in HEADS.items()}
-    last = {"linear", "knn", "ncm"}
-    assert defaults == {
-        name: ("last", ("cls",)) if name in last else ("all", ("cls", "ap")) for name in HEADS
-    }
+    others = dict.fromkeys(("linear", "knn", "ncm", "zero-shot"), ("last", ("cls",)))
+    others["best-layer"] = ("all", ("cls",))
+    assert defaults == {name: others.get(name, ("all", ("cls", "ap"))) for name in HEADS}

@@ -7,13 +7,16 @@ from scipy.stats import binomtest, spearmanr
 from sklearn.metrics import average_precision_score, f1_score, r2_score
 from torch.nn import functional as F
 
-from featcache.probing.report.paired_images import difference, image_weights
+from featcache.probing.report.groups import group_rows
+from featcache.probing.report.paired_images import ERROR_SCORES, PairedImages, difference, image_weights
+from featcache.probing.results.predictions import PREDICTIONS_FILE, save_predictions
 from featcache.probing.scoring import bootstrap
 from featcache.probing.scoring.intervals import score_intervals
 from featcache.probing.scoring.tasks import MultiLabel, Regression, SingleLabel
 from featcache.probing.scoring.wilson import balanced_accuracy_interval, wilson_interval
 
 from .intervals import score_interval
+from .result_rows import made_row
 
 RNG = np.random.default_rng(0)
 
@@ -161,3 +164,28 @@ def test_intervals_of_differences_cover():
         found = difference(ours.astype(float) - theirs, np.full(150, 1 / 150))
         held.append(found.low <= 0.1 <= found.high)
     assert np.mean(held) >= 0.92
+
+
+@pytest.mark.parametrize("score", ERROR_SCORES)
+def test_differences_of_real_values_are_paired_by_image(tmp_path, score):
+    targets = 5 + RNG.normal(size=(80, 2)).astype(np.float32)
+    shared = RNG.normal(size=(80, 2))
+    rows, task = [], Regression(2)
+    for name, noise in (("near", 0.5), ("far", 0.8)):
+        predicted = (targets + noise * shared).astype(np.float32)
+        (tmp_path / name).mkdir()
+        ids = [str(index) for index in range(80)]
+        save_predictions(
+            tmp_path / name / PREDICTIONS_FILE, ids, targets, predicted, ["a", "b"], "regression"
+        )
+        scores = task.scores(torch.from_numpy(predicted), torch.from_numpy(targets)).scores
+        how = {"target_kind": "regression", "metric": "r2", "scores": scores, "folder": name}
+        rows.append(made_row(scores["r2"], head=name, **how))
+    near, far = group_rows(rows, score)
+    found = PairedImages(tmp_path).compare(near, far)
+    assert found.mean == pytest.approx(near.mean - far.mean, rel=1e-4)
+    assert found.low < found.mean < found.high
+    assert (found.mean > 0) == (score == "r2"), "less error is better"
+    assert found.p_value < 0.01
+    (tmp_path / "far" / PREDICTIONS_FILE).unlink()
+    assert PairedImages(tmp_path).compare(near, far) is None
