@@ -26,6 +26,7 @@ BENCHMARKS = {
     "decoding": ("decoding", "bench_decoding"),
     "trainer": ("trainer", "bench_trainer"),
     "solver": ("solver", "bench_solver"),
+    "out-of-core": ("out_of_core", "bench_out_of_core"),
     "datasets": ("datasets_reading", "bench_datasets"),
     "growth": ("growth", "bench_growth"),
     "transfer": ("transfer", "bench_transfer"),

@@ -87,6 +87,7 @@ MODULES = {
     "featcache.probing.training.memory": "featcache.probing.inputs.memory",
     "featcache.probing.training.precision": "featcache.devices.precision",
     "featcache.probing.training.scratch": "featcache.probing.heads.scratch",
+    "featcache.probing.training.held_out": "featcache.probing.scoring.held_out",
     "featcache.probing.training.whole": "featcache.probing.training.full_batch",
     "featcache.probing.trials": "featcache.probing.repetitions",
     "featcache.store.catalogue.leftovers": "featcache.store.catalogue.stale_files",

@@ -29,7 +29,8 @@ from featcache.probing.results.saved_head import views_in
 from featcache.probing.results.solved_rows import FORMER_HEAD
 from featcache.probing.scoring.kinds import REGRESSION, REGRESSION_LOSSES
 from featcache.probing.scoring.tasks import kind_of
-from featcache.probing.training.full_batch import Size, check_outputs, check_whole
+from featcache.probing.training.full_batch import check_outputs, check_whole
+from featcache.probing.training.size import Size
 from featcache.store.errors import RequestError
 from featcache.store.files import JsonObject, canonical_json, sha256_hex
 from featcache.store.reading.reader import Cache

@@ -14,7 +14,7 @@ import pytest
 REPO = Path(__file__).parent.parent
 BENCHMARKS = REPO / "benchmarks"
 TESTS = REPO / "tests"
-ROWS = ("store", "int8", "extraction", "trainer", "solver", "datasets", "growth", "transfer")
+ROWS = ("store", "int8", "extraction", "trainer", "solver", "out-of-core", "datasets", "growth", "transfer")
 GPU_STAGES = (
     ("machine", "correct", "forward", "speed"),
     ("out_of_memory", "trainer", "heads", "solver", "budget", "table"),

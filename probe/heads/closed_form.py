@@ -5,7 +5,6 @@ Shapes: M members (settings), N samples, F = T * D features, C classes, R direct
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -13,14 +12,18 @@ from torch import Tensor
 
 from featcache.probing.heads.base import Head
 from featcache.probing.heads.parts import Linear, as_products
+from featcache.probing.inputs.features import RESIDENT_BLOCK_BYTES, Features, ResidentFeatures
 from featcache.probing.scoring.metrics import class_weights
 from featcache.probing.scoring.tasks import SingleLabel, Task
-from featcache.probing.solver.groups import principal_directions
 from featcache.store.errors import RequestError
 
 Settings = Mapping[str, float]
 """One member: what validation chooses, by name."""
 
+# Bytes for each value of a block of features in memory: copies in float64, and their centered rows.
+RESIDENT_BYTES_PER_VALUE = 32
+# Most values of targets in float64 that a fit makes at once.
+BLOCK_TARGETS = 2**24
 # Samples or features, whichever are fewer: the decomposition of a larger matrix takes hours and tens of gigabytes.
 MAX_DIRECTIONS = 16384
 # Bytes that a decomposition takes for each entry of its matrix: the matrix, its eigenvectors and LAPACK's workspace, in float64.
@@ -32,6 +35,8 @@ class ClosedFormHead(Head):
 
     calibrated = True
     """Whether the outputs of a classifier are logits; if not, held-out samples also tell how to make logits of them."""
+    reads_blocks = False
+    """Whether the head can be fitted to features that are read block by block."""
     bytes_per_value = 36
     """Memory at the peak of a fit for each value of the features: themselves in float32, and copies in float64. Measured."""
 
@@ -47,6 +52,23 @@ class ClosedFormHead(Head):
     def bytes_needed(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
         """Return the peak memory of a fit of all settings, without the outputs of the settings."""
         return cls.bytes_per_value * num_samples * num_features
+
+    @classmethod
+    def fit_blocks(
+        cls,
+        features: Features,
+        targets: Tensor,
+        size: tuple[int, int],
+        task: Task,
+        settings: Sequence[Settings],
+    ) -> Self:
+        """Fit a head for each of the settings to features that are read block by block; see `fit`."""
+        raise NotImplementedError
+
+    @classmethod
+    def block_bytes(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
+        """Return the peak memory of a fit to features that are read block by block, without the blocks."""
+        raise NotImplementedError
 
     @classmethod
     @abstractmethod
@@ -82,6 +104,8 @@ class ClosedFormHead(Head):
 class ClosedFormLinearHead(ClosedFormHead):
     """M affine maps of the concatenated tokens, computed by formula."""
 
+    reads_blocks = True
+    bytes_per_value = 4
     decomposes = False
     """True if a fit decomposes a matrix over samples or features, whichever are fewer."""
 
@@ -94,10 +118,38 @@ class ClosedFormLinearHead(ClosedFormHead):
 
     @classmethod
     def bytes_needed(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
-        """Return the peak memory of a fit: features, and the weights of all settings in float64 and float32."""
-        weights = 12 * len(cls.grid(num_samples)) * num_outputs * num_features
-        gram = GRAM_BYTES * min(num_samples, num_features) ** 2 if cls.decomposes else 0
-        return super().bytes_needed(num_samples, num_features, num_outputs) + weights + gram
+        """Return the peak memory of a fit: features, blocks of them in float64, and what `block_bytes` counts."""
+        values = num_samples * num_features
+        block = RESIDENT_BYTES_PER_VALUE * min(values, max(RESIDENT_BLOCK_BYTES // 4, num_features))
+        features = super().bytes_needed(num_samples, num_features, num_outputs)
+        return features + block + cls.block_bytes(num_samples, num_features, num_outputs)
+
+    @classmethod
+    def block_bytes(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
+        """Return the peak memory of a fit without features: weights of all settings, and the decomposition."""
+        members = len(cls.grid(num_samples))
+        wide = cls.decomposes and num_samples <= num_features
+        # The members are stacked in float32, and in the space of the samples they exist in float64 as well.
+        weights = (16 if wide else 8) * members * num_outputs * num_features
+        if not cls.decomposes:
+            return weights + 16 * num_outputs * num_features
+        number = min(num_samples, num_features)
+        # Rows of outputs in the space of the decomposition: of all settings if that is the space of the samples.
+        rows = 16 * num_outputs * number * (members if wide else 2)
+        targets = 8 * min(num_samples * num_outputs, 3 * BLOCK_TARGETS)
+        return weights + rows + targets + GRAM_BYTES * number**2 + 16 * num_outputs * num_features
+
+    @classmethod
+    def fit(
+        cls,
+        features: Tensor,
+        targets: Tensor,
+        size: tuple[int, int],
+        task: Task,
+        settings: Sequence[Settings],
+    ) -> Self:
+        """Fit a head for each of the settings; see `ClosedFormHead.fit`."""
+        return cls.fit_blocks(ResidentFeatures(features), targets, size, task, settings)
 
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> Tensor:
         """Concatenate the tokens: ``[B, F]``."""
@@ -127,23 +179,8 @@ def sample_weights(targets: Tensor, task: Task) -> Tensor:
     return weights / weights.sum()
 
 
-@dataclass(frozen=True)
-class Directions:
-    """Weighted principal directions of centered features."""
-
-    squares: Tensor
-    """Variance along each, ``[R]``, ascending."""
-    basis: Tensor
-    """Orthonormal, ``[F, R]``, float64."""
-
-    @classmethod
-    def of(cls, centered: Tensor, weights: Tensor) -> "Directions":
-        """Decompose centered features ``[N, F]``, float64, of samples with weights ``[N]``."""
-        return cls(*principal_directions(centered, weights))
-
-
 def check_directions(method: str, num_samples: int, num_features: int) -> None:
-    """Refuse what `Directions` would take too long for; `method` is named.
+    """Refuse what a decomposition would take too long for; `method` is named.
 
     Raises:
         RequestError: both numbers are too large.

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featcache.probing.heads.closed_form import ClosedFormHead, Settings
+from featcache.probing.heads.gallery_file import release_pages, write_gallery
+from featcache.probing.inputs.features import Features
 from featcache.probing.scoring.kinds import REGRESSION, SINGLE_LABEL
 from featcache.probing.scoring.tasks import Task
 
@@ -28,6 +30,8 @@ TEMPERATURES = (0.07, 0.02, 0.2, 1.0)
 # every block reads and arranges the gallery again. A block has a minimum of rows for that reason; these take less than the features.
 BLOCK_VALUES = 2**24
 LEAST_ROWS = 128
+# Bytes of a gallery in a file that are compared with a batch at once, and similarities with it in a block.
+PART_BYTES, PART_VALUES = 2**24, 2**22
 # Of a probability: no vote for a class is not proof against it.
 FLOOR = 1e-4
 
@@ -36,6 +40,9 @@ class KnnHead(ClosedFormHead):
     """M votes over the same training samples, which the head keeps."""
 
     bytes_per_value = 12
+    reads_blocks = True
+    mapped = False
+    """Whether the gallery is a file that is mapped into memory, whose pages are given back after use."""
 
     gallery: Tensor
     targets: Tensor
@@ -72,6 +79,13 @@ class KnnHead(ClosedFormHead):
         block = 4 * min(num_samples, _block_rows(num_samples)) * num_samples
         return super().bytes_needed(num_samples, num_features, num_outputs) + block
 
+    @classmethod
+    def block_bytes(cls, num_samples: int, num_features: int, num_outputs: int) -> int:
+        """Return the peak memory besides blocks: a part of the gallery and its similarities, and the labels of all samples."""
+        rows = min(num_samples, _gallery_rows(num_features))
+        similarities = max(LEAST_ROWS * rows, min(PART_VALUES, num_samples * rows))
+        return 8 * rows * num_features + 8 * similarities + 32 * num_samples
+
     @property
     def options(self) -> dict[str, int | str]:
         """The number of training samples and the kind of targets."""
@@ -98,25 +112,52 @@ class KnnHead(ClosedFormHead):
         settings: Sequence[Settings],
     ) -> Self:
         """Keep the samples, once for all members."""
+        return cls._of(F.normalize(features, dim=1), targets, size, task, settings)
+
+    @classmethod
+    def fit_blocks(
+        cls,
+        features: Features,
+        targets: Tensor,
+        size: tuple[int, int],
+        task: Task,
+        settings: Sequence[Settings],
+    ) -> Self:
+        """Keep the samples in a temporary file, once for all members.
+
+        Raises:
+            RequestError: the disk has no room for the file.
+        """
+        head = cls._of(write_gallery(features), targets, size, task, settings)
+        head.mapped = True
+        return head
+
+    @classmethod
+    def _of(
+        cls, gallery: Tensor, targets: Tensor, size: tuple[int, int], task: Task, settings: Sequence[Settings]
+    ) -> Self:
+        members, device = len(settings), targets.device
         with torch.device("meta"):
-            head = cls(
-                *size, task.num_outputs, (0.0,) * len(settings), num_samples=len(features), kind=task.kind
-            )
-        members = len(settings)
+            head = cls(*size, task.num_outputs, (0.0,) * members, num_samples=len(gallery), kind=task.kind)
         state = {
-            "gallery": F.normalize(features, dim=1).expand(members, -1, -1),
+            "gallery": gallery.expand(members, -1, -1),
             "targets": targets.expand(members, *targets.shape),
-            "k": torch.tensor([int(values["k"]) for values in settings], device=features.device),
-            "temperature": torch.tensor(
-                [values["temperature"] for values in settings], device=features.device
-            ),
+            "k": torch.tensor([int(values["k"]) for values in settings], device=device),
+            "temperature": torch.tensor([values["temperature"] for values in settings], device=device),
         }
         head.load_state_dict(state, assign=True)
         return head.eval()
 
+    def member(self, index: int) -> "KnnHead":
+        """Return one member, M = 1, on the same memory."""
+        alone = super().member(index)
+        assert isinstance(alone, KnnHead)
+        alone.mapped = self.mapped
+        return alone
+
     def prepare(self, x: Tensor, dropout: bool, generator: torch.Generator | None) -> Tensor:
         """Bring the concatenated tokens to length 1: ``[B, F]``."""
-        return F.normalize(x.flatten(1), dim=1)
+        return F.normalize(x.flatten(1).to(self.targets.device), dim=1)
 
     def classify(self, inputs: Tensor) -> Tensor:
         """Vote: logits, or averages of numbers, ``[M, B, O]``."""
@@ -129,6 +170,8 @@ class KnnHead(ClosedFormHead):
 
     def _nearest(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and gallery positions of the K nearest, ``[B, K]`` each, in blocks, since B x N cosines may be terabytes."""
+        if self.mapped:
+            return self._nearest_in_parts(inputs)
         # The members' copies are one: they were fitted together, or there is one member.
         gallery = self.gallery[0].T.to(inputs.dtype)
         neighbors = min(int(self.k.max()), self.num_samples)
@@ -144,6 +187,27 @@ class KnnHead(ClosedFormHead):
             torch.topk(block, neighbors, dim=1, out=(values[start:stop], indices[start:stop]))
         return values, indices
 
+    def _nearest_in_parts(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same from a gallery in a file: part by part, each compared with all of `inputs` before the next is read."""
+        neighbors = min(int(self.k.max()), self.num_samples)
+        values = inputs.new_empty(len(inputs), 0)
+        indices = torch.empty(len(inputs), 0, dtype=torch.int64, device=inputs.device)
+        size = _gallery_rows(inputs.shape[1])
+        for start in range(0, self.num_samples, size):
+            part = self.gallery[0, start : start + size]
+            on_device = part.to(inputs.device, inputs.dtype)
+            found, places = self._nearest_of(inputs, on_device, min(neighbors, len(part)))
+            values, order = torch.cat([values, found], 1).topk(min(neighbors, start + len(part)), dim=1)
+            indices = torch.cat([indices, places + start], 1).gather(1, order)
+            release_pages(part)
+        return values, indices
+
+    def _nearest_of(self, inputs: Tensor, part: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
+        """Return cosines and positions of the nearest in a part of the gallery, ``[B, K]`` each."""
+        rows = max(LEAST_ROWS, PART_VALUES // len(part))
+        found = [(block @ part.T).topk(neighbors, dim=1) for block in torch.split(inputs, rows)]
+        return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+
     def _vote(self, similarity: Tensor, neighbors: Tensor, temperature: float) -> Tensor:
         """``[B, O]`` from the k nearest of B samples."""
         weights = (similarity / temperature).softmax(1)
@@ -158,6 +222,11 @@ class KnnHead(ClosedFormHead):
             neighbor_targets = self.targets[0][neighbors[part]].to(weights.dtype)
             average[part] = torch.einsum("bk,bko->bo", weights[part], neighbor_targets)
         return average if self.kind == REGRESSION else average.logit(eps=FLOOR)
+
+
+def _gallery_rows(num_features: int) -> int:
+    """Return the samples of a gallery in a file that are compared at once."""
+    return max(LEAST_ROWS, PART_BYTES // (4 * num_features))
 
 
 def _block_rows(num_samples: int) -> int:

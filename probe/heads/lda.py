@@ -18,13 +18,14 @@ from torch import Tensor
 
 from featcache.probing.heads.closed_form import (
     ClosedFormLinearHead,
-    Directions,
     Settings,
     check_directions,
     sample_weights,
 )
 from featcache.probing.heads.ncm import class_means
+from featcache.probing.inputs.features import Features
 from featcache.probing.scoring.tasks import Task
+from featcache.probing.solver.spectrum import decompose
 
 SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 
@@ -50,9 +51,9 @@ class LdaHead(ClosedFormLinearHead):
         return {"shrinkage": 0.5}
 
     @classmethod
-    def fit(
+    def fit_blocks(
         cls,
-        features: Tensor,
+        features: Features,
         targets: Tensor,
         size: tuple[int, int],
         task: Task,
@@ -61,19 +62,25 @@ class LdaHead(ClosedFormLinearHead):
         """Decompose the covariance; a class without samples gets a bias of minus infinity."""
         means, counts = class_means(features, targets, task.num_outputs)
         center = means[counts > 0].mean(0)  # common to all classes, so it can be taken off for accuracy
-        directions = Directions.of(features.double() - means[targets], sample_weights(targets, task))
-        offsets = means - center
-        total = directions.squares.sum() / features.shape[1]
+        roots = sample_weights(targets, task).sqrt()
+
+        def scaled(rows: slice, block: Tensor) -> Tensor:
+            return (block.double() - means[targets[rows]]).mul_(roots[rows, None])
+
+        spectrum = decompose(features, scaled)
+        total = spectrum.squares.sum() / features.num_features
         # Where every class has one sample, nothing varies within classes, and what is left is the nearest mean.
         total = total if float(total) > 0 else torch.ones_like(total)
-        along = offsets @ directions.basis  # [C, R]
-        across = offsets - along @ directions.basis.T  # no variance was seen there
+        offsets = means - center
+        shrinkages = torch.tensor([values["shrinkage"] for values in settings], device=features.device)
+        floors = (shrinkages.double() * total)[:, None]
+        slopes = 1 - shrinkages.double()[:, None]
+        # 1 / (floor + slope s) = 1 / floor - slope s / (floor (floor + slope s)); the spectrum brings the s.
+        factors = slopes / (floors * (floors + slopes * spectrum.squares))
+        inner = spectrum.apply(spectrum.of_features(offsets), factors)
         weights, biases = [], []
-        for values in settings:
-            shrinkage = values["shrinkage"]
-            variances = (1 - shrinkage) * directions.squares + shrinkage * total
-            weight = (along / variances) @ directions.basis.T + across / (shrinkage * total)
-            bias = -(weight * offsets).sum(1) / 2 - weight @ center
+        for floor, part in zip(floors, inner, strict=True):
+            weight = offsets / floor - part
             weights.append(weight.float())
-            biases.append(bias.where(counts > 0, -torch.inf))
+            biases.append((-(weight * offsets).sum(1) / 2 - weight @ center).where(counts > 0, -torch.inf))
         return cls.of(size, torch.stack(weights), torch.stack(biases))

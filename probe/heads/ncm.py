@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from featcache.probing.heads.closed_form import ClosedFormLinearHead, Settings, sample_weights
+from featcache.probing.inputs.features import Features
 from featcache.probing.scoring.tasks import Task
 
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01)
@@ -36,9 +37,9 @@ class NcmHead(ClosedFormLinearHead):
         return {"temperature": 0.1}
 
     @classmethod
-    def fit(
+    def fit_blocks(
         cls,
-        features: Tensor,
+        features: Features,
         targets: Tensor,
         size: tuple[int, int],
         task: Task,
@@ -47,7 +48,9 @@ class NcmHead(ClosedFormLinearHead):
         """Take the means; a class without samples gets a bias of minus infinity."""
         means, counts = class_means(features, targets, task.num_outputs)
         weights = sample_weights(targets, task)
-        within = weights @ (features - means[targets]).double().square().sum(1)
+        within = means.new_zeros(())
+        for rows, block in features.blocks():
+            within += weights[rows] @ (block.double() - means[targets[rows]]).square().sum(1)
         temperatures = torch.tensor([values["temperature"] for values in settings], device=features.device)
         # With one sample a class nothing varies within classes; then distances count as they are.
         factors = 1 / (temperatures.double() * within.where(within > 0, 1.0))
@@ -55,9 +58,10 @@ class NcmHead(ClosedFormLinearHead):
         return cls.of(size, factors[:, None, None] * means, factors[:, None] * bias)
 
 
-def class_means(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def class_means(features: Features, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Means ``[C, F]``, float64, and numbers of samples ``[C]`` of every class; 0 for one without samples."""
     counts = torch.bincount(labels, minlength=num_classes)
-    sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
-    sums.index_add_(0, labels, features.double())
+    sums = torch.zeros(num_classes, features.num_features, dtype=torch.float64, device=features.device)
+    for rows, block in features.blocks():
+        sums.index_add_(0, labels[rows], block.double())
     return sums / counts.clamp(min=1).unsqueeze(1), counts

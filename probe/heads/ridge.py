@@ -10,8 +10,7 @@ with Z and Y the features and targets after their weighted means are taken off, 
 Shapes: M members, N samples, F = T * D features, C classes, O outputs, R directions.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial, reduce
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -20,12 +19,13 @@ from torch.nn import functional as F
 
 from featcache.probing.heads.closed_form import (
     ClosedFormLinearHead,
-    Directions,
     Settings,
     check_directions,
     sample_weights,
 )
+from featcache.probing.inputs.features import Features
 from featcache.probing.scoring.tasks import SingleLabel, Task
+from featcache.probing.solver.spectrum import decompose
 
 # Values of targets in a float64 block: N x C one-hot targets would take 8 GB for a million samples of a thousand classes.
 BLOCK_VALUES = 2**24
@@ -54,9 +54,9 @@ class RidgeHead(ClosedFormLinearHead):
         return {"penalty": 1e-2}
 
     @classmethod
-    def fit(
+    def fit_blocks(
         cls,
-        features: Tensor,
+        features: Features,
         targets: Tensor,
         size: tuple[int, int],
         task: Task,
@@ -64,39 +64,36 @@ class RidgeHead(ClosedFormLinearHead):
     ) -> Self:
         """Solve in the directions of the features; a class without samples gets a bias of minus infinity."""
         weights = sample_weights(targets, task)
-        blocks = _blocks(targets, task)
-        center = weights @ features.double()
-        level = _sum(weights[rows] @ targets_of() for rows, targets_of in blocks)
-        centered = features.double() - center
-        directions = Directions.of(centered, weights)
-        # [R, O]: products of features and targets along every direction.
-        products = (
-            centered[rows].T @ (weights[rows, None] * (targets_of() - level)) for rows, targets_of in blocks
-        )
-        along = directions.basis.T @ _sum(products)
+        roots = weights.sqrt()
+        center = torch.zeros(features.num_features, dtype=torch.float64, device=features.device)
+        level = torch.zeros(task.num_outputs, dtype=torch.float64, device=features.device)
+        for rows, block in features.blocks():
+            center += weights[rows] @ block.double()
+        step = max(1, BLOCK_VALUES // task.num_outputs)
+        for start in range(0, len(targets), step):
+            rows = slice(start, start + step)
+            level += weights[rows] @ exact_targets(targets[rows], task)
+
+        def scaled(rows: slice, block: Tensor) -> Tensor:
+            return (block.double() - center).mul_(roots[rows, None])
+
+        def scaled_targets(rows: slice) -> Tensor:
+            return (exact_targets(targets[rows], task) - level).mul_(roots[rows, None])
+
+        spectrum = decompose(features, scaled)
         penalties = torch.tensor([values["penalty"] for values in settings], device=features.device).double()
-        shrunk = directions.squares + penalties[:, None] * directions.squares.sum().clamp(
-            min=1e-300
-        )  # [M, R]
-        solved = [(directions.basis @ (along / row[:, None])).T for row in shrunk]
-        weight = torch.stack([member.float() for member in solved])
-        bias = torch.stack([level - member @ center for member in solved])
+        total = spectrum.squares.sum().clamp(min=1e-300)
+        factors = 1 / (spectrum.squares + penalties[:, None] * total)  # [M, R]
+        weights_of, biases = [], []
+        for member in spectrum.apply(spectrum.of_samples(scaled_targets, step), factors):
+            weights_of.append(member.float())
+            biases.append(level - member @ center)
+        bias = torch.stack(biases)
         if isinstance(task, SingleLabel):
             bias = bias.where(level > 0, -torch.inf)
-        return cls.of(size, weight, bias)
+        return cls.of(size, torch.stack(weights_of), bias)
 
 
-def _blocks(targets: Tensor, task: Task) -> list[tuple[slice, Callable[[], Tensor]]]:
-    """Yield blocks of rows, each with a function that makes their targets ``[B, O]`` in float64, one-hot for class indices."""
-
-    def make(part: Tensor) -> Tensor:
-        return (F.one_hot(part, task.num_outputs) if isinstance(task, SingleLabel) else part).double()
-
-    size = max(1, BLOCK_VALUES // task.num_outputs)
-    parts = [slice(start, start + size) for start in range(0, len(targets), size)]
-    return [(rows, partial(make, targets[rows])) for rows in parts]
-
-
-def _sum(parts: Iterable[Tensor]) -> Tensor:
-    """Add up tensors of one shape, one after another."""
-    return reduce(torch.add, parts)
+def exact_targets(targets: Tensor, task: Task) -> Tensor:
+    """Return targets ``[B, O]`` in float64, one-hot for class indices."""
+    return (F.one_hot(targets, task.num_outputs) if isinstance(task, SingleLabel) else targets).double()

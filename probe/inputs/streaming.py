@@ -4,9 +4,8 @@ Shapes: N samples, T tokens, D width, B batch, R rows.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +14,14 @@ from torch import Tensor
 
 from featcache.devices.transfer import Receipt, send
 from featcache.probing.inputs.dataset import as_tensor
+from featcache.probing.inputs.read_ahead import read_ahead
 from featcache.probing.inputs.selection import Selection
 from featcache.probing.inputs.tokens import check_finite
 from featcache.probing.inputs.transforms import PLAIN, InputTransform, inverse, lengths
 from featcache.store.quantization import INT8
+from featcache.store.reading.copying import Method
 from featcache.store.reading.split import SplitReader
 from featcache.store.views import PLAIN_VIEW
-
-T = TypeVar("T")
 
 
 class StreamedTokens:
@@ -58,6 +57,7 @@ class StreamedTokens:
         self._valid = valid
         self._memory = memory
         self._device = torch.device(device)
+        self._method: Method = "auto"
         # Heads compute in float32: rounding to float16 in between takes longer than decoding does. A GPU gets the smaller type.
         decoded = split.stored_dtype == INT8 and self._device.type == "cpu"
         self._dtype = "float32" if decoded else selection.value_type(split)
@@ -91,7 +91,7 @@ class StreamedTokens:
             )
             stored = self._stored(batches)
             last: _Check | None = None
-            for chosen, part_of_all in stored if self._device.type == "cpu" else _read_ahead(stored):
+            for chosen, part_of_all in stored if self._device.type == "cpu" else read_ahead(stored):
                 tokens, norms = self._transformed(part_of_all)
                 check = _Check(norms, chosen)
                 if self._device.type == "cpu":
@@ -113,6 +113,12 @@ class StreamedTokens:
         """Return a source of some samples."""
         other = copy(self)
         other._valid = self._valid[rows.numpy()]
+        return other
+
+    def sequential(self) -> Self:
+        """Return the same tokens, by plain reads: the pages of a map would count as memory of this process."""
+        other = copy(self)
+        other._method = "read"
         return other
 
     def _stored(
@@ -138,11 +144,8 @@ class StreamedTokens:
             if led is not None and index == self._leader:
                 pieces.append(led)
             else:
-                pieces.append(
-                    _flat(
-                        as_tensor(view.gather(rows, part.layers, part.tokens, dtype=self._dtype), self._dtype)
-                    )
-                )
+                stored = view.gather(rows, part.layers, part.tokens, method=self._method, dtype=self._dtype)
+                pieces.append(_flat(as_tensor(stored, self._dtype)))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
@@ -163,16 +166,3 @@ class _Check:
         """Raise the error of `check_finite` if a length is not finite."""
         if not self._finite.value():
             check_finite(self._norms, self._rows)
-
-
-def _read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items; a thread gets each next one while the caller works."""
-    missing = object()
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, items, missing)
-        while True:
-            item = following.result()
-            if item is missing:
-                return
-            following = pool.submit(next, items, missing)
-            yield item  # type: ignore[misc]

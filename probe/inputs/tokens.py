@@ -66,6 +66,9 @@ class TokenSource(Protocol):
     def subset(self, rows: Tensor) -> Self:
         """Return a source of the samples `rows` (``[R]``, int64, on the CPU) alone, numbered anew."""
 
+    def sequential(self) -> Self:
+        """Return the same tokens for reading all of them in order, batch by batch; nothing is copied."""
+
 
 class InMemoryTokens:
     """All tokens of a split in the memory of one device.
@@ -151,6 +154,10 @@ class InMemoryTokens:
         other, rows = copy(self), rows.to(self._tokens.device)
         other._tokens, other._scale = self._tokens[rows], self._scale[rows]
         return other
+
+    def sequential(self) -> Self:
+        """Return the source: any order takes the same time and memory."""
+        return self
 
 
 def read_features(tokens: TokenSource, rows: Tensor, device: torch.device | str) -> Tensor:

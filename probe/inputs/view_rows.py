@@ -97,6 +97,12 @@ class StreamedViews:
         other._views = tuple(view.subset(samples) for view in self._views)
         return other
 
+    def sequential(self) -> Self:
+        """Return the same tokens for reading all of them in order."""
+        other = copy(self)
+        other._views = tuple(view.sequential() for view in self._views)
+        return other
+
     def _divided(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield every view that has some of `rows`, and their places among `rows`."""
         of = rows // self._views[0].num_samples

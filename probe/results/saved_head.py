@@ -12,6 +12,7 @@ from featcache.probing.heads import get_head
 from featcache.probing.heads.base import Head
 from featcache.probing.inputs.selection import Part, Selection
 from featcache.probing.results.head_sources import HeadSource
+from featcache.probing.results.large_tensors import write_tensors
 from featcache.store.errors import CacheError, RequestError
 from featcache.store.files import (
     JsonObject,
@@ -31,6 +32,8 @@ from featcache.store.views import PLAIN_VIEW, View
 
 CONFIG_FILE = "head.json"
 PARAMETERS_FILE = "head.safetensors"
+LARGE_BYTES = 2**28
+"""Parameters of this size and more are written without a copy in memory."""
 HEAD_VERSIONS = (1, 2)
 """Versions of head.json that this featcache reads. The first one has no field ``version``, and does not describe its caches."""
 _LATER_FIELDS = ("views", "sources", "units", "input_stages", "temperature")
@@ -187,7 +190,10 @@ def _check_parts(config: HeadConfig, where: str) -> None:
 def save_head(directory: Path, head: Head, config: HeadConfig) -> None:
     """Write a head of one member into `directory`, the config last."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.member_state().items()}
-    write_atomic(directory / PARAMETERS_FILE, save_tensors(state))
+    if sum(tensor.nbytes for tensor in state.values()) < LARGE_BYTES:
+        write_atomic(directory / PARAMETERS_FILE, save_tensors(state))
+    else:
+        write_tensors(directory / PARAMETERS_FILE, state)
     document: JsonObject = {"version": max(HEAD_VERSIONS), **asdict(config)}
     document["sources"] = [source.to_dict() for source in config.sources]
     if tuple(config.views) == (PLAIN_VIEW,):  # as earlier versions wrote it, and can read it

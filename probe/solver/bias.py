@@ -29,7 +29,7 @@ def polish_bias(logits: Tensor, params: Tensor, loss: WeightedLoss) -> tuple[Ten
         gradient = evaluation.residual.sum(2)  # [P, C]
         if float(gradient.abs().amax()) <= TOLERANCE:
             break
-        step = -_solve(_hessian(evaluation, loss), gradient)
+        step = -newton_step(_hessian(evaluation, loss), gradient)
         # Half as far until it helps: the loss is convex, but its curvature vanishes where samples are certain.
         decrease = (gradient * step).sum(1)
         factor = torch.ones_like(decrease)
@@ -55,8 +55,8 @@ def _hessian(evaluation: Evaluation, loss: WeightedLoss) -> Tensor:
     return torch.diag_embed(weighted.sum(2)) - outer
 
 
-def _solve(hessian: Tensor, gradient: Tensor) -> Tensor:
-    """Newton's step; the constant over classes, which changes nothing, is left alone."""
+def newton_step(hessian: Tensor, gradient: Tensor) -> Tensor:
+    """Return the inverse of `hessian` ``[P, C, C]`` times `gradient` ``[P, C]``; the constant over classes, which changes nothing, is left alone."""
     classes = hessian.shape[-1]
     scale = hessian.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-300)[:, None, None]
     ridge = 1e-12 * torch.eye(classes, dtype=hessian.dtype, device=hessian.device)

@@ -14,6 +14,33 @@ ROW_CHUNK = 4096
 
 
 @dataclass(frozen=True)
+class Preconditioner:
+    """Approximate inverse of the Hessian, from the covariance of the features."""
+
+    variances: Tensor
+    """``[R]``: variance of the features along the columns of `basis`, as exact as a preconditioner needs it."""
+    basis: Tensor | None
+    """Orthogonal ``[R, R]``; None where the features are uncorrelated already, or too many to decompose."""
+
+    def apply(self, gradient: Tensor, curvature: Tensor, penalties: Tensor) -> Tensor:
+        """Apply the inverse of the Hessian's approximation to `gradient` ``[P, C, R + 1]``.
+
+        A Hessian whose weights p (1 - p) are independent of the features has a block per class: covariance times
+        `curvature` ``[P, C]`` plus the penalty ``[P]``, which the eigenbasis makes diagonal.
+        """
+        dtype = gradient.dtype
+        scale = curvature.clamp(min=1e-10).to(dtype).unsqueeze(2)
+        body, bias = gradient[..., :-1], gradient[..., -1:]
+        basis = None if self.basis is None else self.basis.to(dtype)
+        if basis is not None:
+            body = body @ basis
+        body = body / (scale * self.variances.to(dtype) + penalties.to(dtype)[:, None, None])
+        if basis is not None:
+            body = body @ basis.T
+        return torch.cat([body, bias / scale], dim=2)
+
+
+@dataclass(frozen=True)
 class Design:
     """Features of N samples; their weighted mean is taken off, so that weights and bias hardly interact.
 
@@ -53,22 +80,10 @@ class Design:
             body.addmm_(flat[:, start : start + len(rows)], rows)
         return torch.cat([body, total.to(self.dtype)], dim=1).view(*residual.shape[:2], -1)
 
-    def precondition(self, gradient: Tensor, curvature: Tensor, penalties: Tensor) -> Tensor:
-        """Apply the inverse of the Hessian's approximation to `gradient` ``[P, C, R + 1]``.
-
-        A Hessian whose weights p (1 - p) are independent of the features has a block per class: covariance times
-        `curvature` ``[P, C]`` plus the penalty ``[P]``, which the eigenbasis makes diagonal.
-        """
-        dtype = gradient.dtype
-        scale = curvature.clamp(min=1e-10).to(dtype).unsqueeze(2)
-        body, bias = gradient[..., :-1], gradient[..., -1:]
-        basis = None if self.basis is None else self.basis.to(dtype)
-        if basis is not None:
-            body = body @ basis
-        body = body / (scale * self.variances.to(dtype) + penalties.to(dtype)[:, None, None])
-        if basis is not None:
-            body = body @ basis.T
-        return torch.cat([body, bias / scale], dim=2)
+    @property
+    def preconditioner(self) -> "Preconditioner":
+        """The preconditioner of the features."""
+        return Preconditioner(self.variances, self.basis)
 
     def _chunks(self) -> Iterator[tuple[int, Tensor]]:
         if self.matrix.dtype == self.dtype:

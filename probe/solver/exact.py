@@ -8,7 +8,6 @@ Shapes: N samples, T tokens, D width, F = T * D features, P penalties, C classes
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import inf, nan
 from typing import Literal, get_args
 
@@ -18,22 +17,31 @@ import torch
 from torch import Tensor
 
 from featcache.devices.float32 import exact_float32
+from featcache.probing.inputs.features import Features, ResidentFeatures, StreamedFeatures
 from featcache.probing.inputs.grouped import Groups, grouped_folds, grouped_holdout
 from featcache.probing.inputs.split import Rows, stratified_folds, stratified_holdout
 from featcache.probing.inputs.tokens import TokenSource, read_features
 from featcache.probing.inputs.transforms import PLAIN, InputTransform, fit_input_transform
 from featcache.probing.inputs.view_rows import rows_of_views
 from featcache.probing.protocols.protocol import NO_FOLDS, Protocol
-from featcache.probing.scoring.metrics import negative_log_likelihood
+from featcache.probing.scoring.held_out import make_held_out
 from featcache.probing.scoring.soundness import DIVERGED, are_numbers
 from featcache.probing.scoring.tasks import SingleLabel
 from featcache.probing.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved
+from featcache.probing.solver.journal import PathJournal
 from featcache.probing.solver.logistic import check_penalties, solver_device
 from featcache.probing.solver.methods import Data, Final, GroupLassoSolver, L2Solver, Limits
 from featcache.probing.solver.path_choice import Bounds, Tried, further_penalties, select_penalty
+from featcache.probing.solver.solved_parts import SolvedParts
+from featcache.probing.solver.spaces import prefers_samples
+from featcache.probing.solver.streamed_solver import StreamedL2Solver, StreamedPlan
 from featcache.store.errors import DivergedError, RequestError, UnknownNameError
+from featcache.store.files import sha256_hex
 
 PenaltyKind = Literal["l2", "group-lasso"]
+Solver = L2Solver | GroupLassoSolver | StreamedL2Solver
+KEEP_ALL = 2**62
+"""Bytes of memory with which all held-out outputs are kept."""
 
 OnProgress = Callable[[int, int], None]
 
@@ -105,10 +113,15 @@ def run_exact_sweep(
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
     on_progress: OnProgress | None = None,
+    plan: StreamedPlan | None = None,
+    memory: int = 2**31,
+    journal: PathJournal | None = None,
+    on_pass: Callable[[float], None] | None = None,
 ) -> ExactResult:
     """Choose the best penalty and solve with it on the whole train split.
 
-    The features exist once in float32 (with a group lasso, once more in the groups' bases).
+    The features exist once in float32 (with a group lasso, once more in the groups' bases), or block by block with a `plan`. The solution is
+    the same within the tolerance.
 
     Args:
         tokens: the train split, N samples. The test split has no business here.
@@ -125,6 +138,10 @@ def run_exact_sweep(
         tolerance: see `featcache.probing.solver.logistic.fit_logistic`.
         max_iterations: per penalty.
         on_progress: called with the problems solved and to be solved.
+        plan: how to divide the memory where the features do not fit into it; only for the L2 penalty.
+        memory: bytes of which held-out outputs of all penalties may take a share, with a `plan`.
+        journal: where solutions with an L2 penalty are kept, and found again after an interruption.
+        on_pass: called with the seconds of every pass over features that are not in memory.
 
     Raises:
         RequestError: labels, penalties or groups that do not fit, or a train split too small to hold anything out.
@@ -142,14 +159,15 @@ def run_exact_sweep(
         splits=_splits(labels, tokens, protocol, seed, sample_groups),
         num_classes=int(labels.max()) + 1 if num_classes is None else num_classes,
         input=protocol.input,
-        solver=partial(L2Solver, tuple(range(tokens.num_tokens)))
-        if penalty_kind == "l2"
-        else partial(GroupLassoSolver, _columns(tokens, groups)),
+        columns=None if penalty_kind == "l2" else _columns(tokens, groups),
         penalties=None if penalties is None else check_penalties(penalties),
-        stronger=penalty_kind == "l2",
         device=solver_device(device),
         limits={"tolerance": tolerance, "max_iterations": max_iterations},
         on_progress=on_progress,
+        plan=plan,
+        memory=memory,
+        journal=journal,
+        on_pass=on_pass,
     )
     return replace(sweep.run(penalty_kind), seconds=time.perf_counter() - started)
 
@@ -222,13 +240,16 @@ class _Sweep:
     splits: list[tuple[Rows, Rows]]
     num_classes: int
     input: str
-    solver: Callable[[Data], L2Solver | GroupLassoSolver]
+    columns: list[Tensor] | None
+    """Features of each group for a group lasso; None for an L2 penalty."""
     penalties: list[float] | None
-    stronger: bool
-    """Return whether a default path may be extended to stronger penalties."""
     device: torch.device
     limits: Limits
     on_progress: OnProgress | None
+    plan: StreamedPlan | None
+    memory: int
+    journal: PathJournal | None
+    on_pass: Callable[[float], None] | None
 
     def run(self, kind: PenaltyKind) -> ExactResult:
         """Tune on every split, then fit on everything."""
@@ -236,7 +257,8 @@ class _Sweep:
             return self._without_choice(kind)
         solver = self._solver_of(self.splits[0])
         asked = sorted(set(self.penalties or solver.default_penalties()), reverse=True)
-        bounds = None if self.penalties else Bounds.of(asked, stronger=self.stronger)
+        # Stronger penalties of a group lasso would leave no weight.
+        bounds = None if self.penalties else Bounds.of(asked, stronger=self.columns is None)
         counter, usual = _Counter(self.on_progress), len(asked)
         tried: dict[float, Tried] = {}
         while asked:
@@ -247,7 +269,10 @@ class _Sweep:
         chosen = select_penalty(tried)
         if tried[chosen].score == DIVERGED:
             raise DivergedError("logits are not finite under any penalty; use another input transform")
-        start = tried[chosen].start
+        held_out = tried[chosen].outputs
+        if held_out is None:  # too many to keep for all penalties
+            held_out = self._held_out(solver, tried[chosen])
+        start = tried[chosen].starts[0]
         # Held-out samples were read along, so this is all of train, unless its statistics are others.
         if len(self.splits) > 1 or solver.input_transform.mean is not None:
             del solver
@@ -256,42 +281,51 @@ class _Sweep:
         final = solver.final(chosen, start, counter, self.limits)
         validation = {penalty: one.score for penalty, one in tried.items()}
         tuning = {penalty: one.certificate for penalty, one in tried.items()}
-        result = self._result(
-            kind, chosen, validation, tuning, final, solver.input_transform, tried[chosen].outputs
-        )
+        result = self._result(kind, chosen, validation, tuning, final, solver.input_transform, held_out)
         return replace(result, extended=len(tried) - usual)
 
     def _try(
         self,
         penalties: list[float],
-        first: L2Solver | GroupLassoSolver,
+        first: Solver,
         known: dict[float, Tried],
         on_solved: OnSolved,
     ) -> dict[float, Tried]:
         """Fit with every penalty on every split; `first` is the solver of the first split, `known` holds earlier results."""
         weakest = min(known, default=inf)
-        start = known[weakest].start if known and max(penalties) < weakest else None
-        tuned = [first.tune(penalties, on_solved, self.limits, start)]
-        for split in self.splits[1:]:
-            tuned.append(self._solver_of(split).tune(penalties, on_solved, self.limits))
-        held = torch.from_numpy(np.concatenate([held_rows for _, held_rows in self.splits]))
-        labels, task = self.labels[held], SingleLabel(self.num_classes)
-        found = {}
-        for index, penalty in enumerate(penalties):
-            outputs = torch.cat([one.outputs(index, self.num_classes) for one in tuned])
-            score = task.score(outputs, labels)
-            sound = score != DIVERGED
-            found[penalty] = Tried(
-                outputs,
-                score,
-                -negative_log_likelihood(outputs, labels) if sound else DIVERGED,
+        start = known[weakest].starts[0] if known and max(penalties) < weakest else None
+        held = np.concatenate([held_rows for _, held_rows in self.splits])
+        task = SingleLabel(self.num_classes)
+        # In memory, all outputs were counted; see `featcache.probing.training.full_batch`.
+        memory = KEEP_ALL if self.plan is None else self.memory
+        outputs = make_held_out(task, len(penalties), self.labels[torch.from_numpy(held)], memory)
+        tuned = []
+        for number, split in enumerate(self.splits):
+            solver = self._solver_of(split) if number else first
+            tuned.append(solver.tune(penalties, on_solved, self.limits, start if number == 0 else None))
+            for batch in solver.held_out(tuned[-1].starts):
+                outputs.add(batch)
+        ranks = outputs.ranks()
+        return {
+            penalty: Tried(
+                outputs.outputs(index),
+                *ranks[index],
                 max(
                     (one.certificates[index] for one in tuned),
                     key=lambda found: (not found.converged, found.suboptimality),
                 ),
-                tuned[0].starts[index],
+                [one.starts[index] for one in tuned],
             )
-        return found
+            for index, penalty in enumerate(penalties)
+        }
+
+    def _held_out(self, first: Solver, tried: Tried) -> Tensor:
+        """Compute the held-out logits ``[R, C]`` of one penalty again; `first` is the solver of the first split."""
+        parts = []
+        for number, split in enumerate(self.splits):
+            solver = self._solver_of(split) if number else first
+            parts += [batch[0] for batch in solver.held_out([tried.starts[number]])]
+        return torch.cat(parts)
 
     def _without_choice(self, kind: PenaltyKind) -> ExactResult:
         """Fit to everything with the penalty in the middle of the grid."""
@@ -330,14 +364,41 @@ class _Sweep:
             held_out=held_out,
         )
 
-    def _solver_of(self, split: tuple[Rows, Rows]) -> L2Solver | GroupLassoSolver:
+    def _solver_of(self, split: tuple[Rows, Rows]) -> Solver:
         """Read a split through an input transform fitted to its training part."""
         train_rows, held_rows = split
         transform = fit_input_transform(self.input, self.tokens, torch.from_numpy(train_rows))
         # The part to tune on comes first, so that it is a view.
         order = torch.from_numpy(np.concatenate([train_rows, held_rows]))
-        features = read_features(self.tokens.with_transform(transform), order, self.device)
-        return self.solver(Data(features, self.labels[order], len(train_rows), self.num_classes, transform))
+        tokens = self.tokens.with_transform(transform)
+        features: Features
+        if self.plan is None:
+            features = ResidentFeatures(read_features(tokens, order, self.device))
+        else:
+            features = StreamedFeatures(tokens, order, self.device, self.plan.block_rows)
+        data = Data(features, self.labels[order], len(train_rows), self.num_classes, transform)
+        if self.columns is not None:
+            return GroupLassoSolver(self.columns, data)
+        groups, solved = tuple(range(self.tokens.num_tokens)), self._solved(split, features)
+        if self.plan is None:
+            return L2Solver(groups, data, solved)
+        space = self.plan.space_for(data)
+        if space is None:
+            return StreamedL2Solver(groups, data, solved, self.plan, self.on_pass)
+        return L2Solver(groups, data, solved, space)
+
+    def _solved(self, split: tuple[Rows, Rows], features: Features) -> SolvedParts | None:
+        if self.journal is None:
+            return None
+        # Weights of features and of samples are told apart by their number.
+        samples, width = features.num_samples, features.num_features
+        problem = {
+            "rows": sha256_hex(np.concatenate([*split, [len(split[0])]]).tobytes()),
+            "classes": self.num_classes,
+            "dimensions": samples if prefers_samples(samples, width) else width,
+            "limits": dict(self.limits),
+        }
+        return SolvedParts(self.journal, problem)
 
 
 class _Counter:

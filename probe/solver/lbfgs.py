@@ -6,11 +6,13 @@ as good as wanted for little. An iteration is two products: logits of the direct
 Shapes: N samples, R dimensions, P penalties, C classes.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from featcache.probing.solver.certificate import Tolerance
-from featcache.probing.solver.design import Design
+from featcache.probing.solver.design import Design, Preconditioner
 from featcache.probing.solver.loss import Evaluation, WeightedLoss
 
 HISTORY = 10
@@ -28,10 +30,12 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
     return rows.sum(1, dtype=torch.float64)
 
 
-class _History:
+class History:
     """The last steps and changes of the gradient."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = HISTORY) -> None:
+        """Begin without steps; at most `size` are kept."""
+        self._size = size
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, step: Tensor, change: Tensor) -> None:
@@ -39,21 +43,55 @@ class _History:
         curvature = inner_product(step, change)
         # A pair that rounding has spoilt is left out by weight 0.
         inverse = curvature.reciprocal().where(curvature > 0, 0.0)
-        self._pairs = [*self._pairs[1 - HISTORY :], (step, change, inverse)]
+        self._pairs = [*self._pairs[1 - self._size :], (step, change, inverse)]
 
     def keep(self, indices: Tensor) -> None:
         """Leave only some of the P minimisations."""
         self._pairs = [(s[indices], y[indices], rho[indices]) for s, y, rho in self._pairs]
 
-    def direction(self, gradient: Tensor, design: Design, curvature: Tensor, penalties: Tensor) -> Tensor:
-        """The quasi-Newton direction (the two-loop recursion)."""
+    def state(self) -> dict[str, Tensor]:
+        """Return the steps as tensors to save."""
+        names = ("step", "change", "inverse")
+        return {
+            f"{name}.{index}": tensor
+            for index, pair in enumerate(self._pairs)
+            for name, tensor in zip(names, pair, strict=True)
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+        count = sum(name.startswith("inverse.") for name in state)
+        self._pairs = [
+            (state[f"step.{index}"], state[f"change.{index}"], state[f"inverse.{index}"])
+            for index in range(count)
+        ]
+
+    def direction(
+        self,
+        gradient: Tensor,
+        preconditioner: Preconditioner,
+        curvature: Tensor,
+        penalties: Tensor,
+        *,
+        scaled: bool = False,
+    ) -> Tensor:
+        """Return the quasi-Newton direction (the two-loop recursion).
+
+        With `scaled`, the preconditioner is multiplied by the factor that fits the last step. Then a step of 1 nearly always does, which
+        halves the number of evaluations where the line search needs a pass over the features for each.
+        """
         q = gradient.clone()
         alphas = []
         for step, change, inverse in reversed(self._pairs):
             alpha = inverse * inner_product(step, q)
             q -= alpha.to(q.dtype)[:, None, None] * change
             alphas.append(alpha)
-        q = design.precondition(q, curvature, penalties)
+        q = preconditioner.apply(q, curvature, penalties)
+        if scaled and self._pairs:
+            _, change, inverse = self._pairs[-1]
+            square = inner_product(change, preconditioner.apply(change, curvature, penalties))
+            factor = (inverse * square).reciprocal().where(inverse * square > 0, 1.0)
+            q *= factor.to(q.dtype)[:, None, None]
         for (step, change, inverse), alpha in zip(self._pairs, reversed(alphas), strict=True):
             beta = inverse * inner_product(change, q)
             q += (alpha - beta).to(q.dtype)[:, None, None] * step
@@ -69,7 +107,7 @@ class _Run:
         self.penalties = penalties
         self.params = params
         self.logits = design.logits(params)
-        self.history = _History()
+        self.history = History()
         self.evaluate()
 
     def evaluate(self) -> None:
@@ -94,7 +132,9 @@ class _Run:
 
     def advance(self) -> None:
         """One iteration."""
-        direction = self.history.direction(self.gradient, self.design, self.curvature, self.penalties)
+        direction = self.history.direction(
+            self.gradient, self.design.preconditioner, self.curvature, self.penalties
+        )
         moved = self.design.logits(direction)
         step = self._line_search(direction, moved)
         factor = step.to(direction.dtype)[:, None, None]

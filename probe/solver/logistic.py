@@ -10,19 +10,21 @@ objective is `penalty`-strongly convex in W, so it exceeds its minimum by at mos
 Shapes: N samples, F features, P penalties, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 import torch
 from torch import Tensor
 
+from featcache.probing.scoring.metrics import class_weights
 from featcache.probing.solver.bias import polish_bias
 from featcache.probing.solver.certificate import MAX_ITERATIONS, TOLERANCE, Certificate, OnSolved, Tolerance
 from featcache.probing.solver.design import Design
 from featcache.probing.solver.lbfgs import inner_product, minimise
 from featcache.probing.solver.loss import WeightedLoss
-from featcache.probing.solver.spaces import Coefficients, Fitting, make_space
+from featcache.probing.solver.solved_parts import SolvedParts
+from featcache.probing.solver.spaces import Coefficients, Fitting, Path, make_space
 from featcache.store.errors import RequestError
 
 # How often a minimisation goes on after its bias was polished.
@@ -90,7 +92,9 @@ def fit_logistic(
     problem = Problem.make(features, labels, num_classes, class_weights, device)
     space = make_space(problem.features)
     fitting = space.fitting(problem.loss.weights)
-    chosen = check_penalties(penalties) if penalties is not None else default_penalties(fitting)
+    chosen = (
+        check_penalties(penalties) if penalties is not None else default_penalties(fitting.design.variances)
+    )
     path = solve_path(fitting, problem.loss, chosen, tolerance=tolerance, max_iterations=max_iterations)
     weights, biases = space.head(path.coefficients)
     return [
@@ -100,15 +104,37 @@ def fit_logistic(
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Checked samples of positive weight, and the classes that occur among them, numbered anew."""
+class Targets:
+    """Labels of samples of positive weight, and the classes that occur among them, numbered anew."""
 
-    features: Tensor
-    """``[N, F]``."""
     loss: WeightedLoss
     classes: Tensor
     """The classes that occur, sorted."""
     num_classes: int
+
+    @classmethod
+    def balanced(cls, labels: Tensor, num_classes: int, device: torch.device) -> "Targets":
+        """Prepare labels ``[N]`` that were checked; every class that occurs has the same weight."""
+        labels = labels.to(device)
+        weights = class_weights(labels, num_classes).double()[labels]
+        classes, targets = torch.unique(labels, return_inverse=True)
+        return cls(WeightedLoss(targets, weights / weights.sum()), classes, num_classes)
+
+    def all_classes(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights and biases of the classes that occur as those of all classes, float32."""
+        full = weight.new_zeros((self.num_classes, weight.shape[1]), dtype=torch.float32)
+        full[self.classes] = weight.float()
+        full_bias = torch.full_like(full[:, 0], -torch.inf)
+        full_bias[self.classes] = bias.float()
+        return full, full_bias
+
+
+@dataclass(frozen=True)
+class Problem(Targets):
+    """Checked samples of positive weight, and the classes that occur among them, numbered anew."""
+
+    features: Tensor
+    """``[N, F]``."""
 
     @classmethod
     def make(
@@ -136,15 +162,7 @@ class Problem:
             if not len(labels):
                 raise RequestError("every sample has the class weight 0; nothing is left to fit")
         classes, targets = torch.unique(labels, return_inverse=True)
-        return cls(features, WeightedLoss(targets, weights / weights.sum()), classes, num_classes)
-
-    def all_classes(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and biases of the classes that occur, as those of all classes, float32."""
-        full = weight.new_zeros((self.num_classes, weight.shape[1]), dtype=torch.float32)
-        full[self.classes] = weight.float()
-        full_bias = torch.full_like(full[:, 0], -torch.inf)
-        full_bias[self.classes] = bias.float()
-        return full, full_bias
+        return cls(WeightedLoss(targets, weights / weights.sum()), classes, num_classes, features)
 
 
 def solver_device(device: torch.device | str) -> torch.device:
@@ -152,17 +170,9 @@ def solver_device(device: torch.device | str) -> torch.device:
     return torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
 
 
-@dataclass(frozen=True)
-class Path:
-    """Heads for P penalties."""
-
-    coefficients: Coefficients
-    certificates: list[Certificate]
-
-
-def default_penalties(fitting: Fitting) -> list[float]:
-    """Thirteen penalties from strong to weak, in proportion to the variance of the features."""
-    spread = float(fitting.design.variances.sum())
+def default_penalties(variances: Tensor) -> list[float]:
+    """Return thirteen penalties from strong to weak, in proportion to the total variance of the features ``[R]``."""
+    spread = float(variances.sum())
     return [factor * (spread if spread > 0 else 1.0) for factor in GRID]
 
 
@@ -175,6 +185,7 @@ def solve_path(
     max_iterations: int = MAX_ITERATIONS,
     start: Coefficients | None = None,
     on_solved: OnSolved | None = None,
+    solved: SolvedParts | None = None,
 ) -> Path:
     """Solve for all penalties, from strong to weak: several side by side where that is faster, each from the last.
 
@@ -186,11 +197,10 @@ def solve_path(
         max_iterations: of each.
         start: a head (P = 1) to start from, of other samples perhaps; by default zero weights.
         on_solved: called as penalties are solved.
+        solved: solutions of an earlier run, and the place for new ones.
     """
     design = fitting.design
     device, num_classes = design.mean.device, int(loss.targets.max()) + 1
-    order = sorted(range(len(penalties)), key=lambda index: -penalties[index])
-    size = max(1, BATCH_COLUMNS.get(device.type, 64) // num_classes)
     shape = (1, num_classes, len(design.mean) + 1)
     last = torch.zeros(shape, dtype=torch.float64, device=device)
     limit = Tolerance(tolerance * _gradient_norm_at_zero(design, loss, num_classes), tolerance)
@@ -198,15 +208,31 @@ def solve_path(
         last = fitting.params(start)
     params = last.repeat(len(penalties), 1, 1)
     certificates: dict[int, Certificate] = {}
-    for part in (order[first : first + size] for first in range(0, len(order), size)):
-        values = torch.tensor([penalties[index] for index in part], dtype=torch.float64, device=device)
-        found, certified = _solve(design, loss, values, last.expand(len(part), -1, -1), limit, max_iterations)
+    for part in parts_of(penalties, num_classes, device):
+        chosen = [penalties[index] for index in part]
+        known = None if solved is None else solved.read(chosen)
+        if known is None:
+            values = torch.tensor(chosen, dtype=torch.float64, device=device)
+            begin = last.expand(len(part), -1, -1)
+            found, certified = _solve(design, loss, values, begin, limit, max_iterations)
+            if solved is not None:
+                solved.write(chosen, Path(fitting.coefficients(found), certified))
+        else:
+            found, certified = fitting.params(known.coefficients), known.certificates
         params[part] = found
         certificates.update(zip(part, certified, strict=True))
         last = found[-1:]
         if on_solved is not None:
             on_solved(len(part))
     return Path(fitting.coefficients(params), [certificates[index] for index in range(len(penalties))])
+
+
+def parts_of(penalties: Sequence[float], num_classes: int, device: torch.device) -> Iterator[list[int]]:
+    """Yield the positions of penalties that are solved side by side, from strong to weak."""
+    order = sorted(range(len(penalties)), key=lambda index: -penalties[index])
+    size = max(1, BATCH_COLUMNS.get(device.type, 64) // num_classes)
+    for first in range(0, len(order), size):
+        yield order[first : first + size]
 
 
 def _solve(

@@ -29,15 +29,15 @@ DIGITS = 6
 class Tried:
     """Held-out results of one penalty over all splits."""
 
-    outputs: Tensor
-    """Logits ``[R, C]``."""
+    outputs: Tensor | None
+    """Logits ``[R, C]``; None where they were too many to keep for all penalties."""
     score: float
     log_likelihood: float
     """Mean over samples."""
     certificate: Certificate
     """The least exact of the splits."""
-    start: Any
-    """Coefficients of the first split, a starting point for other fits."""
+    starts: Sequence[Any]
+    """The head of every split, a starting point for other fits."""
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,17 @@ coordinates of that span is the same problem, and all it needs of the features i
 Shapes: N samples, F features, M samples to fit, R dimensions, P penalties, C classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from featcache.probing.inputs.features import Features, ResidentFeatures
+from featcache.probing.solver.certificate import Certificate
 from featcache.probing.solver.design import Design
+from featcache.probing.solver.products import gram_of, mean_of, symmetric_product
 
 # Float64 copies of parts of the features hold at most this many values.
 CHUNK_VALUES = 2**23
@@ -21,8 +24,6 @@ CHUNK_VALUES = 2**23
 ROWS_PER_FEATURE = 2
 # The eigenvalues of larger matrices take longer than they save.
 MAX_EIGEN = 8192
-# Rows of one block of the Gram matrix: what lies above the diagonal is not computed twice.
-GRAM_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,22 @@ class Coefficients:
     bias: Tensor
     """``[P, C]``."""
 
+    @classmethod
+    def joined(cls, parts: Sequence["Coefficients"]) -> "Coefficients":
+        """Return the heads of several parts, one after another."""
+        return cls(torch.cat([part.body for part in parts]), torch.cat([part.bias for part in parts]))
+
     def of(self, index: int) -> "Coefficients":
         """The head of one penalty; P is 1."""
         return Coefficients(self.body[index : index + 1], self.bias[index : index + 1])
+
+
+@dataclass(frozen=True)
+class Path:
+    """Heads for P penalties."""
+
+    coefficients: Coefficients
+    certificates: list[Certificate]
 
 
 class Fitting(Protocol):
@@ -68,10 +82,14 @@ class Space(Protocol):
 
 def make_space(features: Tensor) -> Space:
     """Choose the space for `features` ``[N, F]``, float32 or float64, which it keeps a reference to."""
-    num_samples, num_features = features.shape
-    if num_samples <= min(num_features, MAX_EIGEN):
-        return GramSpace(features)
+    if prefers_samples(*features.shape):
+        return GramSpace(ResidentFeatures(features))
     return FeatureSpace(features)
+
+
+def prefers_samples(num_samples: int, num_features: int) -> bool:
+    """Return whether a head is solved in the space of the samples."""
+    return num_samples <= min(num_features, MAX_EIGEN)
 
 
 class FeatureSpace:
@@ -125,21 +143,19 @@ def _feature_design(features: Tensor, weights: Tensor) -> Design:
     centred = (chosen - mean.to(features.dtype)).mul_(scale[:, None])
     if num_features > MAX_EIGEN:
         return Design(features, mean, centred.square().sum(0), None)
-    variances, basis = torch.linalg.eigh(_symmetric_product(centred.T))
+    variances, basis = torch.linalg.eigh(symmetric_product(centred.T))
     return Design(features, mean, variances.clamp(min=0.0), basis)
 
 
 class GramSpace:
     """Heads are solved in the span of the samples."""
 
-    def __init__(self, features: Tensor) -> None:
-        """Compute the Gram matrix of `features` ``[N, F]`` in float64, some features at a time."""
+    def __init__(self, features: Features) -> None:
+        """Compute the Gram matrix of `features` ``[N, F]`` in float64."""
         self._features = features
         # Features that are nearly constant would drown in their means.
-        self._shift = features.mean(0, dtype=torch.float64)
-        self._gram = torch.zeros(len(features), len(features), dtype=torch.float64, device=features.device)
-        for columns in _column_chunks(features, self._shift):
-            _add_symmetric_product(self._gram, columns)
+        self._shift = mean_of(features)
+        self._gram = gram_of(features, lambda rows, block: block.double() - self._shift)
 
     def fitting(self, weights: Tensor) -> "GramFitting":
         """Prepare the fit to the first M samples."""
@@ -152,8 +168,9 @@ class GramSpace:
     def head(self, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Weights ``[P, C, F]`` and biases ``[P, C]``."""
         flat = coefficients.body.flatten(0, 1)
-        columns = _column_chunks(self._features, self._shift)
-        weights = torch.cat([flat @ part for part in columns], dim=1)
+        weights = flat.new_zeros(len(flat), self._features.num_features)
+        for rows, block in self._features.blocks():
+            weights += flat[:, rows] @ (block.double() - self._shift)
         bias = coefficients.bias - (weights @ self._shift).view(coefficients.bias.shape)
         return weights.view(*coefficients.bias.shape, -1), bias
 
@@ -204,26 +221,3 @@ def _row_chunks(features: Tensor) -> Iterator[tuple[int, Tensor]]:
     size = max(1, CHUNK_VALUES // features.shape[1])
     for start in range(0, len(features), size):
         yield start, features[start : start + size].double()
-
-
-def _column_chunks(features: Tensor, shift: Tensor) -> Iterator[Tensor]:
-    """Some columns at a time, in float64, less their `shift` ``[F]``."""
-    size = max(1, CHUNK_VALUES // len(features))
-    for start in range(0, features.shape[1], size):
-        yield features[:, start : start + size].double() - shift[start : start + size]
-
-
-def _symmetric_product(rows: Tensor) -> Tensor:
-    """``rows @ rows.T``."""
-    product = rows.new_zeros(len(rows), len(rows))
-    _add_symmetric_product(product, rows)
-    return product
-
-
-def _add_symmetric_product(total: Tensor, rows: Tensor) -> None:
-    """Add ``rows @ rows.T`` to `total`, computing little more than one half of it."""
-    for start in range(0, len(rows), GRAM_BLOCK):
-        stop = start + GRAM_BLOCK
-        block = rows[start:stop] @ rows[: min(stop, len(rows))].T
-        total[start:stop, : block.shape[1]] += block
-        total[:start, start:stop] += block[:, :start].T

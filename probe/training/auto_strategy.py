@@ -16,7 +16,9 @@ from featcache.probing.results.rows import Chosen
 from featcache.probing.scoring.tasks import as_tensor
 from featcache.probing.training.auto import CANDIDATES, Candidate, Choice, choose
 from featcache.probing.training.fitted import FitTask, FittedHead
-from featcache.probing.training.full_batch import Size, check_whole
+from featcache.probing.training.full_batch import check_whole
+from featcache.probing.training.out_of_core import remove_journals
+from featcache.probing.training.size import Size
 from featcache.probing.training.strategy import CandidateStrategy, FitSettings
 from featcache.probing.training.sweep_plan import make_splits
 from featcache.store.errors import DivergedError, RequestError
@@ -53,6 +55,7 @@ class AutoStrategy:
         )
         targets = as_tensor(fit_task.targets)[torch.cat([held for _, held in splits])]
         choice, parts = _finish_best(fit_task, settings, candidates, targets)
+        remove_journals(fit_task, settings)
         listed = tuple({"head": each.head, "input": each.input, "score": each.score} for each in candidates)
         seconds = time.perf_counter() - started
         if len(parts) == 1:

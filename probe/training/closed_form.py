@@ -20,14 +20,15 @@ from featcache.devices.float32 import exact_float32
 from featcache.probing.heads.base import Head
 from featcache.probing.heads.closed_form import ClosedFormHead, Settings
 from featcache.probing.heads.info import HeadInfo
+from featcache.probing.inputs.features import StreamedFeatures
 from featcache.probing.inputs.grouped import Groups
 from featcache.probing.inputs.tokens import TokenSource, read_features
 from featcache.probing.inputs.transforms import InputTransform, fit_input_transform
 from featcache.probing.protocols.protocol import Protocol
+from featcache.probing.scoring.held_out import Rank, make_held_out
 from featcache.probing.scoring.soundness import DIVERGED, are_numbers
 from featcache.probing.scoring.tasks import MultiLabel, Task, as_tensor, make_task
 from featcache.probing.solver.logistic import solver_device
-from featcache.probing.training.held_out import Rank, make_held_out
 from featcache.probing.training.prediction import prediction_batch
 from featcache.probing.training.rescaling import calibrate, rescale
 from featcache.probing.training.sweep_plan import Split, check_number, make_splits
@@ -67,11 +68,12 @@ def run_closed_form_sweep(
     sample_groups: Groups | None = None,
     device: torch.device | str = "cpu",
     memory: int = 2**31,
+    block_rows: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> ClosedFormResult:
     """Choose among the settings of a head and fit it on the whole train split.
 
-    The features exist once in float32, and during a fit once more in float64. A tie goes to the likelier labels, then to the
+    The features exist once in float32, or block by block with `block_rows`; the results differ by rounding alone. A tie goes to the likelier labels, then to the
     earlier settings.
 
     Args:
@@ -85,6 +87,7 @@ def run_closed_form_sweep(
         device: where to compute (Apple's GPUs have no float64: there it is the CPU).
         memory: bytes that the held-out outputs of all settings may take; if they need more, the outputs of the chosen settings
             are computed a second time.
+        block_rows: samples of a block where the features do not fit into memory; None reads all of them at once.
         on_progress: called with the fits done and to be done.
 
     Raises:
@@ -100,7 +103,7 @@ def run_closed_form_sweep(
     check_number(labels, tokens.num_samples)
     head_class: type[ClosedFormHead] = info.load()
     head_class.check_size(tokens.num_samples, tokens.num_tokens * tokens.width)
-    fits = _Fits(head_class, tokens, as_tensor(labels), task, protocol, solver_device(device))
+    fits = _Fits(head_class, tokens, as_tensor(labels), task, protocol, solver_device(device), block_rows)
     splits = make_splits(labels, task, protocol, seed, sample_groups, tokens.num_views)
     if not splits:
         return _without_choice(fits, head_class.default(), task, started)
@@ -197,14 +200,19 @@ class _Fits:
     task: Task
     protocol: Protocol
     device: torch.device
+    block_rows: int | None
 
     def fit(self, rows: Tensor, settings: Sequence[Settings]) -> ClosedFormHead:
         """Fit a head of all settings on some samples."""
         transform: InputTransform = fit_input_transform(self.protocol.input, self.tokens, rows)
         source = self.tokens.with_transform(transform)
-        features = read_features(source, rows, self.device)
-        size = (self.tokens.num_tokens, self.tokens.width)
-        head = self.head_class.fit(features, self.targets[rows].to(self.device), size, self.task, settings)
+        size, targets = (self.tokens.num_tokens, self.tokens.width), self.targets[rows].to(self.device)
+        if self.block_rows is None:
+            features = read_features(source, rows, self.device)
+            head = self.head_class.fit(features, targets, size, self.task, settings)
+        else:
+            blocks = StreamedFeatures(source, rows, self.device, self.block_rows)
+            head = self.head_class.fit_blocks(blocks, targets, size, self.task, settings)
         head.input_transform = transform
         return head
 

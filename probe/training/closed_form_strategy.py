@@ -6,6 +6,7 @@ from featcache.probing.results.rows import Chosen
 from featcache.probing.training.auto import Candidate
 from featcache.probing.training.closed_form import ends_of_grid, run_closed_form_sweep
 from featcache.probing.training.fitted import FitTask, FittedHead, count_parameters, record_sweep
+from featcache.probing.training.out_of_core import streamed_plan
 from featcache.probing.training.strategy import FitSettings
 
 
@@ -22,6 +23,7 @@ class ClosedFormStrategy:
 
     def _compute(self, fit_task: FitTask, settings: FitSettings) -> tuple[FittedHead, Tensor]:
         """Return the head and its outputs ``[R, O]`` on held-out samples."""
+        plan = streamed_plan(fit_task, settings)
         with settings.reporter.progress(fit_task.title, "fits") as update:
             result = run_closed_form_sweep(
                 fit_task.job.head,
@@ -33,6 +35,7 @@ class ClosedFormStrategy:
                 sample_groups=fit_task.train.groups,
                 device=settings.device,
                 memory=settings.memory,
+                block_rows=None if plan is None else plan.block_rows,
                 on_progress=update,
             )
         # A head's own factor, which makes logits of its outputs, is not part of what was compared.

@@ -12,6 +12,13 @@ from featcache.probing.results.rows import Chosen
 from featcache.probing.solver.exact import ExactResult, PenaltyKind, run_exact_sweep
 from featcache.probing.training.auto import Candidate
 from featcache.probing.training.fitted import FitTask, FittedHead, count_parameters, record_sweep
+from featcache.probing.training.out_of_core import (
+    noted_interruption,
+    open_journal,
+    remove_journals,
+    report_first_pass,
+    streamed_plan,
+)
 from featcache.probing.training.strategy import FitSettings
 
 
@@ -20,10 +27,12 @@ class ExactStrategy:
 
     def fit(self, fit_task: FitTask, settings: FitSettings) -> FittedHead:
         """Solve for every penalty and keep the best."""
-        return self._solve(fit_task, settings)[0]
+        fitted = self._solve(fit_task, settings)[0]
+        remove_journals(fit_task, settings)
+        return fitted
 
     def candidate(self, fit_task: FitTask, settings: FitSettings) -> Candidate:
-        """Solve for every penalty; the final fit, which takes seconds, is part of it."""
+        """Solve for every penalty; the final fit is part of it. Solutions stay in their journal until ``auto`` has a result."""
         return Candidate.of(*self._solve(fit_task, settings))
 
     def _solve(self, fit_task: FitTask, settings: FitSettings) -> tuple[FittedHead, Tensor]:
@@ -31,7 +40,12 @@ class ExactStrategy:
         job, train, task = fit_task.job, fit_task.train, fit_task.task
         layers = [layer for layer, _ in job.selection.places()]
         names = list(dict.fromkeys(layers))
-        with settings.reporter.progress(fit_task.title, "solutions") as update:
+        plan = streamed_plan(fit_task, settings)
+        journal = open_journal(fit_task, settings)
+        with (
+            settings.reporter.progress(fit_task.title, "solutions") as update,
+            noted_interruption(fit_task, settings),
+        ):
             result = run_exact_sweep(
                 train.tokens,
                 fit_task.targets,
@@ -43,6 +57,10 @@ class ExactStrategy:
                 sample_groups=train.groups,
                 device=settings.device,
                 on_progress=update,
+                plan=plan,
+                memory=settings.memory,
+                journal=journal,
+                on_pass=report_first_pass(fit_task, settings),
             )
         for note in result.notes:
             settings.reporter.message(f"note: {fit_task.title}: {note}")

@@ -1,22 +1,24 @@
-"""Memory that a run takes, inputs and outputs alike, and the check that it is available; counted only in this module.
+"""Memory that a run takes, inputs and outputs alike, and the check that it is available.
+
+`featcache.probing.training.blocks_memory` counts what is left to take where the features do not fit into memory.
 
 Shapes: N samples, F = T * D features, O outputs, R held-out samples, P penalties.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from featcache.devices.memory import free_memory
-from featcache.probing.protocols.protocol import Protocol
 from featcache.probing.requests.jobs import HeadJob
 from featcache.probing.requests.request import ADAMW, CHOICE, CLOSED_FORM, EXACT, GROUP_LASSO
+from featcache.probing.scoring.held_out import OUTPUT_SHARE
 from featcache.probing.solver import group_lasso, logistic
 from featcache.probing.solver.logistic import BATCH_COLUMNS
 from featcache.probing.solver.path_choice import most_steps
-from featcache.probing.training.held_out import OUTPUT_SHARE
+from featcache.probing.training.blocks_memory import least_bytes, plan_blocks
+from featcache.probing.training.size import Size
 from featcache.store.errors import RequestError
 from featcache.store.machine import available_memory
 from featcache.store.text import format_bytes
@@ -32,28 +34,6 @@ EXACT_LOGITS, EXACT_PARAMETERS = 6, 20
 # the one compared with it; for `auto`, up to six candidates, and the three that are averaged.
 TEST_COPIES = 2
 HELD_OUT_COPIES = {ADAMW: 2, CHOICE: 9}
-
-
-@dataclass(frozen=True)
-class Size:
-    """Sizes of the data of a fit."""
-
-    num_samples: int
-    """N, samples of train."""
-    num_held_out: int
-    """R, held-out samples."""
-    width: int
-    """D, width of a token."""
-    num_outputs: int
-    """O, classes or quantities."""
-
-    @classmethod
-    def of(
-        cls, num_samples: int, width: int, num_outputs: int, protocol: Protocol, num_views: int = 1
-    ) -> "Size":
-        """Return the sizes for a train split and the held-out part of a protocol; each view of a sample counts as one of N."""
-        share = 1.0 if protocol.num_folds(num_samples // num_views) > 1 else protocol.validation_fraction
-        return cls(num_samples, int(share * num_samples), width, num_outputs)
 
 
 def bytes_needed(job: HeadJob, size: Size, memory: int) -> int:
@@ -90,8 +70,19 @@ def _exact_bytes(size: Size, num_features: int, grid: Sequence[float]) -> int:
     )
 
 
+def fits_whole(job: HeadJob, size: Size, limit: int) -> bool:
+    """Return whether all features of train fit into `limit` bytes at once, with everything that a choice and a fit take besides."""
+    return bytes_needed(job, size, limit) <= limit
+
+
+def memory_limit(device: torch.device, memory: int | None) -> int:
+    """Return the bytes that a run may take: those that are free, or `memory` if that is less."""
+    free = free_memory(device)
+    return free if memory is None else min(free, memory)
+
+
 def check_whole(job: HeadJob, size: Size, device: torch.device, memory: int | None = None) -> None:
-    """Refuse a head that sees all features at once where they are too many for its method or for the memory.
+    """Refuse a head that is not trained in mini-batches where the data are too large for its method or for the memory.
 
     Args:
         job: any job; heads that are trained in mini-batches pass.
@@ -107,15 +98,18 @@ def check_whole(job: HeadJob, size: Size, device: torch.device, memory: int | No
     if job.solver == CLOSED_FORM:
         head_class: type[ClosedFormHead] = job.head.load()
         head_class.check_size(size.num_samples, job.selection.num_tokens * size.width)
+    limit = memory_limit(device, memory)
+    if fits_whole(job, size, limit) or plan_blocks(job, size, limit, device) is not None:
+        return
+    least = least_bytes(job, size, device)
+    needed = bytes_needed(job, size, limit) if least is None else least
+    blocks = "" if least is None else "at least "
     free = free_memory(device)
-    limit = free if memory is None else min(free, memory)
-    needed = bytes_needed(job, size, limit)
-    if needed > limit:
-        raise RequestError(
-            f"{job.head.name} needs the features of all {size.num_samples:,} samples in memory, and the outputs for "
-            f"{size.num_outputs:,} classes or quantities, about {format_bytes(needed)}, and {_there_is(limit, free)}; "
-            "ask for fewer layers, or for a head that is trained in mini-batches, such as linear"
-        )
+    raise RequestError(
+        f"{job.head.name} on {size.num_samples:,} samples of {job.selection.num_tokens * size.width:,} features and "
+        f"{size.num_outputs:,} classes or quantities needs {blocks}about {format_bytes(needed)} of memory, and "
+        f"{_there_is(limit, free)}; ask for fewer layers, or for a head that is trained in mini-batches, such as linear"
+    )
 
 
 def check_outputs(job: HeadJob, size: Size, num_test: int, memory: int | None = None) -> None:

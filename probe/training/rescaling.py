@@ -8,8 +8,8 @@ from torch import Tensor
 
 from featcache.probing.heads.closed_form import ClosedFormHead, ClosedFormLinearHead
 from featcache.probing.scoring.calibration import fit_sigmoids
+from featcache.probing.scoring.held_out import likelihood
 from featcache.probing.scoring.tasks import MultiLabel, SingleLabel, Task
-from featcache.probing.training.held_out import likelihood
 
 # Factors that least-squares outputs are multiplied with to become logits.
 FACTORS = tuple(10.0 ** (exponent / 8) for exponent in range(-4, 21))

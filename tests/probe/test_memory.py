@@ -16,13 +16,14 @@ from featcache.probing.protocols.protocol import QUICK
 from featcache.probing.results.rows import SCORES_FILE, read_confusion, save_scores
 from featcache.probing.scoring import bootstrap, metrics
 from featcache.probing.scoring.confusion import DENSE_CLASSES, Confusion
+from featcache.probing.scoring.held_out import make_held_out
 from featcache.probing.scoring.intervals import score_intervals
 from featcache.probing.scoring.metrics import single_label_report
 from featcache.probing.scoring.tasks import SingleLabel, make_task
 from featcache.probing.training.array_fitting import array_job
 from featcache.probing.training.closed_form import run_closed_form_sweep
-from featcache.probing.training.full_batch import Size, bytes_needed, check_outputs, check_whole
-from featcache.probing.training.held_out import make_held_out
+from featcache.probing.training.full_batch import bytes_needed, check_outputs, check_whole
+from featcache.probing.training.size import Size
 from featcache.store.errors import CacheError, RequestError
 
 PEAK = """
@@ -211,11 +212,11 @@ def test_what_does_not_fit_is_refused_before():
     device = torch.device("cpu")
     check_whole(ridge_job, size, device)
     with pytest.raises(
-        RequestError, match=r"ridge needs .* 10,000 samples .* --memory allows 50.0 MB; ask for"
+        RequestError, match=r"ridge on 10,000 samples of 1,024 features .* --memory allows 50.0 MB; ask for"
     ):
         check_whole(ridge_job, size, device, 50_000_000)
-    with pytest.raises(RequestError, match=r"knn needs .* are free; ask for"):
-        check_whole(array_job(get_head("knn"), 4), Size(10**7, 2 * 10**6, 10**5, 1000), device)
+    with pytest.raises(RequestError, match=r"knn on 10,000,000 samples .* are free; ask for"):
+        check_whole(array_job(get_head("knn"), 4), Size(10**7, 2 * 10**6, 10**5, 10_000), device)
     linear = array_job(get_head("linear"), 4)
     check_outputs(linear, Size(5_000, 1_000, 8, 10_000), 1_000)
     with pytest.raises(

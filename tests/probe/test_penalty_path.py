@@ -61,7 +61,7 @@ def test_a_path_goes_on_while_its_end_is_chosen() -> None:
     def tried(likelihoods: dict[float, float], converged: bool = True) -> dict[float, Tried]:
         certificate = Certificate(1.0, 1.0, 0.0, 0.0, 1, converged)
         return {
-            penalty: Tried(torch.empty(0, 2), 1.0, likelihood, certificate, None)
+            penalty: Tried(torch.empty(0, 2), 1.0, likelihood, certificate, [])
             for penalty, likelihood in likelihoods.items()
         }
 
@@ -112,7 +112,7 @@ def test_what_a_path_may_be_extended_by_is_counted(grid: tuple[float, ...]) -> N
 
     def better(penalty: float) -> Tried:
         certificate = Certificate(penalty, 0.0, 0.0, 0.0, 1, converged=True)
-        return Tried(torch.empty(0), 1 - penalty, -penalty, certificate, None)
+        return Tried(torch.empty(0), 1 - penalty, -penalty, certificate, [])
 
     tried = {penalty: better(penalty) for penalty in grid}
     while further := further_penalties(tried, bounds):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from featcache.probing.inputs.features import ResidentFeatures
 from featcache.probing.inputs.split import stratified_holdout
 from featcache.probing.inputs.tokens import InMemoryTokens
 from featcache.probing.protocols.protocol import QUICK
@@ -110,7 +111,11 @@ def test_every_space_gives_the_same_head(monkeypatch: pytest.MonkeyPatch) -> Non
     features, labels = samples(30, 40)
     fits = []
     # Without eigenvalues, too: large problems are solved in the features as they are.
-    for space, max_eigen in ((GramSpace, 8192), (FeatureSpace, 8192), (make_space, 10)):
+    for space, max_eigen in (
+        (lambda matrix: GramSpace(ResidentFeatures(matrix)), 8192),
+        (FeatureSpace, 8192),
+        (make_space, 10),
+    ):
         monkeypatch.setattr("featcache.probing.solver.spaces.MAX_EIGEN", max_eigen)
         monkeypatch.setattr("featcache.probing.solver.logistic.make_space", space)
         fits += fit_logistic(features, labels, 4, [1e-2], tolerance=1e-9)
