@@ -139,7 +139,12 @@ def score(place: Place, caches: Caches, inputs: Inputs) -> list[float]:
     scores = []
     for train, test in shuffles.split(features[0], labels):
         probe = HeadProbe(inputs.head, input="standard", protocol="quick")
-        probe.fit(np.concatenate([each[train] for each in features]), np.tile(labels[train], len(views)))
+        # The views of an image stay on one side of what is held out to choose a penalty.
+        probe.fit(
+            np.concatenate([each[train] for each in features]),
+            np.tile(labels[train], len(views)),
+            groups=np.tile(train, len(views)) if len(views) > 1 else None,
+        )
         probabilities = np.mean([probe.predict_proba(each[test]) for each in features], axis=0)
         predicted = probe.classes_[probabilities.argmax(1)]
         scores.append(round(float(balanced_accuracy_score(labels[test], predicted)), 6))

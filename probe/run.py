@@ -28,7 +28,7 @@ from featcache.probing.run_training import (
 )
 from featcache.probing.training.process import flush_denormals, return_freed_memory
 from featcache.probing.zero_shot import ClassEmbeddings, EmbedClasses, embeddings_of, zero_shot
-from featcache.store.errors import DivergedError, RequestError
+from featcache.store.errors import DivergedError, FeatcacheError, RequestError
 from featcache.store.progress import Reporter, Silent
 from featcache.store.reading.reader import Cache
 
@@ -153,7 +153,12 @@ class _Runner:
                     else:
                         data = data or load_job(self._context, job)
                         row = self._train(run, data)
-                except DivergedError as error:
+                except FeatcacheError as error:
+                    if job.implied and job.baseline != TRAINED:  # nobody asked for it, so it ends no run
+                        self._reporter.message(f"note: the baseline {job.baseline} is left out: {error}")
+                        return
+                    if not isinstance(error, DivergedError):
+                        raise
                     self._reporter.message(f"failed: {error}")
                     self.failures.append(str(error))
                     continue

@@ -79,7 +79,7 @@ def config_of(cache: Cache, job: HeadJob, row: ResultRow, fitted: FittedHead, wi
         parts=describe_parts(selection),
         features=features_digest(backbone, views_in(cache, row.views)),
         views=row.views,
-        sources=[HeadSource.of(cache, describe_parts(job.selection), views_in(cache, row.views))],
+        sources=[HeadSource.of(cache, describe_parts(selection), views_in(cache, row.views))],
         units=cache.inventory.units,
     )
 

@@ -123,8 +123,7 @@ def _gains(groups: Sequence[Group], every: Sequence[Group], images: PairedImages
         found = differences(groups, every, TRAINED_PROBE, images)
     except RequestError:
         return {}
-    # A note says that the reference is of another protocol.
-    return {key: cell for key, cell in found.items() if not cell.note}
+    return {key: cell for key, cell in found.items() if cell.alike}
 
 
 def _gain(cell: Cell | None) -> Value:

@@ -27,7 +27,7 @@ class Cell:
     deviation: float | None
     """Over seeds; None for a single one."""
     p_value: float | None = None
-    """Of a difference, corrected for all comparisons of the table: the larger one of the test over the same test images and the
+    """Of a difference, corrected for all comparisons that were made together: the larger one of the test over the same test images and the
     paired test over seeds, as far as each can be made."""
     interval: tuple[float, float] | None = None
     """The 95 % interval over test images; None where there is none."""
@@ -38,7 +38,9 @@ class Cell:
     score: str = ""
     """What it is a number of."""
     note: str = ""
-    """Of a difference: what its reference does not have in common."""
+    """Of a difference: what its reference does not have in common, or why it was not tested over images."""
+    alike: bool = True
+    """Of a difference: whether the reference has the protocol, input and view that were looked for."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def differences(
         )
     compared: dict[int, list[float]] = {}
     notes: dict[int, str] = {}
+    unlike: set[int] = set()
     over_images: dict[int, ImageDifference] = {}
     for group in groups:
         other = _reference_of(group, references, reference)
@@ -109,6 +112,8 @@ def differences(
                     {seed: group.by_seed[seed] - other.by_seed[seed] for seed in shared}
                 )
                 notes[id(group)] = _note(group, other, reference)
+                if notes[id(group)]:
+                    unlike.add(id(group))
                 found = None if images is None else images.compare(group, other)
                 if found is not None:
                     over_images[id(group)] = found
@@ -135,6 +140,7 @@ def differences(
             None if found is None else (found.low, found.high),
             score=next(group.score for group in groups if id(group) == key),
             note=notes[key],
+            alike=key not in unlike,
         )
 
     return {key: cell(key, values) for key, values in compared.items()}
@@ -160,7 +166,7 @@ def _reference_of(group: Group, references: Sequence[Group], reference: Referenc
 
     def agreement(other: Group) -> tuple[bool, ...]:
         same_settings = (a == b for a, b in zip(settings(other.first, alike), wanted, strict=True))
-        return reference.prefers(other), *same_settings
+        return reference.has_usual_input(other), reference.prefers(other), *same_settings
 
     return max(same, key=agreement, default=None)
 

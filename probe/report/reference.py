@@ -56,10 +56,9 @@ class Reference:
                 solvers = [row.solver]
             of_last = _layers(row.layers) == _layers("last")
             plain = row.penalty_kind in (None, "l2")
-            # A backbone without a class token has its average instead.
-            return row.head == head and row.solver in solvers and of_last and len(row.tokens) == 1 and plain
+            return row.head == head and row.solver in solvers and of_last and _one_token(row) and plain
         if self.name == BEST_LAYER:
-            return row.solver == LAYER_CHOICE and len(row.tokens) == 1
+            return row.solver == LAYER_CHOICE and _one_token(row)
         tokens = sorted((self.row.tokens or "").replace("+", ",").split(","))
         # The set "last" and a list of the final layer alone are the same layer.
         return (row.head, sorted(row.tokens), _layers(row.layers)) == (
@@ -68,6 +67,15 @@ class Reference:
             _layers(self.row.layers or ""),
         )
 
+    def has_usual_input(self, group: Group) -> bool:
+        """Return whether a group sees the class token, as a baseline does; a backbone without one has its average instead.
+
+        The best layer is that of all layers, where the cache holds all.
+        """
+        row = group.first
+        every = self.name != BEST_LAYER or _layers(row.layers) == ("all",)
+        return not self.name or (tuple(row.tokens) == CLASS_TOKEN and every)
+
     def prefers(self, group: Group) -> bool:
         """Return whether a group's tokens are those of a baseline: of length 1, as the paper's linear probe takes them, and of the plain
         view."""
@@ -75,6 +83,7 @@ class Reference:
         return not self.name or (row.input == L2_INPUT and tuple(row.views) == (PLAIN_VIEW,))
 
 
+CLASS_TOKEN, AVERAGE = ("cls",), ("ap",)
 _ROWS = {
     SOLVED: TableRow(SOLVED_HEAD, "last", "cls"),
     TRAINED: TableRow("linear", "last", "cls"),
@@ -99,6 +108,10 @@ def parse_reference(text: str | None) -> Reference:
             f"a reference is {', '.join(BASELINES)} or HEAD:LAYERS:TOKENS, such as linear:last:cls, not {text!r}"
         )
     return Reference(TableRow(*parts))
+
+
+def _one_token(row: ResultRow) -> bool:
+    return tuple(row.tokens) in (CLASS_TOKEN, AVERAGE)
 
 
 def _layers(text: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from featcache.store.views import PLAIN_VIEW
 
 STARS = (
     "* p < 0.05, ** p < 0.01: the larger p value of two paired tests, over the same test images (flipped signs, as McNemar's test) and "
-    "over seeds (t-test), as far as each can be made, corrected for all comparisons of the table (Holm)"
+    "over seeds (t-test), as far as each can be made, corrected for all comparisons of its column (Holm)"
 )
 TIES = "≈ (in Markdown italics, in LaTeX underlined): not significantly worse than the best of the row over the same test images (p >= 0.05, Holm)"
 PLACE_SETTINGS = ("input", "protocol", "precision", "tap", "views", "shots", "folds")

@@ -27,7 +27,7 @@ from featcache.store.inventory import TAPS
 from featcache.store.layers import FINAL
 from featcache.store.reading.reader import Cache
 from featcache.store.spec import PILLOW, BackboneSpec
-from featcache.store.token_groups import parse_array_name
+from featcache.store.token_groups import EMBEDDING, parse_array_name
 from featcache.store.views import PLAIN_VIEW, View
 
 CONFIG_FILE = "head.json"
@@ -121,10 +121,6 @@ class HeadConfig:
             if _is_given(document, name)
         }
         values["sources"] = [HeadSource.from_dict(source, where) for source in values.get("sources", ())]
-        if not values.get("temperature", 1.0) > 0:
-            raise CacheError(
-                f"{where}: field 'temperature' must be a positive number, got {values['temperature']}"
-            )
         config = cls(**values)
         _check_parts(config, where)
         return config
@@ -181,7 +177,11 @@ def _check_parts(config: HeadConfig, where: str) -> None:
         raise CacheError(f"{where}: field 'parts' does not make the {config.num_tokens} tokens of the head")
     if not config.views or not all(isinstance(name, str) for name in config.views):
         raise CacheError(f"{where}: field 'views' must be a list of names, got {str(config.views)[:60]}")
-    if not {part.tap for part in config.selection.parts} <= {*TAPS, FINAL}:
+    if config.temperature is not None or config.input_stages:
+        raise CacheError(
+            f"{where}: the head has a temperature or input stages, which this featcache does not apply: upgrade featcache"
+        )
+    if not {part.tap for part in config.selection.parts} <= {*TAPS, FINAL, EMBEDDING}:
         raise CacheError(
             f"{where} is of an earlier version of featcache, which named tokens in another way; train it again"
         )

@@ -7,12 +7,13 @@ from glob import escape
 from featcache.probing.solver.journal import PathJournal
 from featcache.probing.solver.logistic import solver_device
 from featcache.probing.solver.streamed_solver import StreamedPlan
-from featcache.probing.training.blocks_memory import plan_blocks
+from featcache.probing.training.blocks_memory import least_bytes, plan_blocks
 from featcache.probing.training.fitted import FitTask
 from featcache.probing.training.full_batch import bytes_needed, fits_whole, memory_limit
 from featcache.probing.training.size import Size
 from featcache.probing.training.strategy import FitSettings
 from featcache.probing.training.unfinished import FOLDER
+from featcache.store.errors import RequestError
 from featcache.store.text import format_bytes, rough_duration
 
 LEAST_SECONDS = 1.0
@@ -20,9 +21,10 @@ LEAST_SECONDS = 1.0
 
 
 def streamed_plan(fit_task: FitTask, settings: FitSettings) -> StreamedPlan | None:
-    """Return how to read features block by block, and say so; None where they fit into memory, or where no plan does.
+    """Return how to read features block by block, and say so; None where they fit into memory, or where the method needs them whole.
 
-    Without a plan the fit is tried in memory: what is certain not to fit was refused before.
+    Raises:
+        RequestError: beside the tokens that were loaded meanwhile, too little memory is left.
     """
     tokens, job = fit_task.train.tokens, fit_task.job
     size = Size.of(
@@ -34,7 +36,13 @@ def streamed_plan(fit_task: FitTask, settings: FitSettings) -> StreamedPlan | No
         return None
     if settings.memory_limit is not None and not fit_task.train.streamed:
         limit = max(0, limit - fit_task.train.bytes)
-    plan = plan_blocks(job, size, limit, device)
+    plan, least = plan_blocks(job, size, limit, device), least_bytes(job, size, device)
+    # A method that needs all features at once was refused before where they were certain not to fit.
+    if plan is None and least is not None:
+        raise RequestError(
+            f"{fit_task.title} needs at least about {format_bytes(least)} of memory beside the {format_bytes(fit_task.train.bytes)} of its "
+            f"tokens, and {format_bytes(limit)} are left; give more with --memory, or ask for fewer layers"
+        )
     if plan is not None:
         settings.reporter.message(
             f"note: {fit_task.title}: with all features in memory this takes about {format_bytes(bytes_needed(job, size, limit))}, and "

@@ -91,6 +91,8 @@ def test_it_is_open_clips_own(model, photos, tmp_path):
     lines = (Path("results") / row.folder / "predictions.csv").read_text().splitlines()[1:]
     assert [int(line.split(",")[2]) for line in lines] == expected.argmax(1).tolist()
     np.testing.assert_allclose([float(line.split(",")[3]) for line in lines], expected.max(1), atol=2e-4)
+    head = featcache.load_head(Path("results") / row.folder)
+    assert head.config.head == "zero-shot"
     assert np.ptp(expected.max(1)) > 1e-3, "images differ, so the comparison tells something"
 
 

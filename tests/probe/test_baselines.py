@@ -10,7 +10,7 @@ from featcache.probing.requests.request import ProbeRequest
 from featcache.probing.run import probe
 from featcache.probing.run_plan import ProbeContext, size_note
 from featcache.probing.training import full_batch
-from featcache.store.errors import RequestError, UnknownNameError
+from featcache.store.errors import CacheError, RequestError, UnknownNameError
 from support.caches import make_content, make_plan, write_cache
 
 from .recording_reporter import RecordingReporter
@@ -129,9 +129,22 @@ def test_baselines_that_nobody_asked_for_are_left_out_where_they_are_too_large(c
     monkeypatch.setattr(full_batch, "free_memory", lambda device: 1_000)
     heard = RecordingReporter()
     assert [row.head for row in probe(cache, ask("linear", out=tmp_path), reporter=heard)] == ["linear"]
-    assert sum("is left out: logreg needs the features" in text for text in heard.messages) == 1
-    with pytest.raises(RequestError, match="logreg needs the features"):
+    assert sum("is left out: logreg on 120 samples of 8 features" in text for text in heard.messages) == 1
+    with pytest.raises(RequestError, match="logreg on 120 samples of 8 features"):
         probe(cache, ask("linear", baselines="solved", out=tmp_path))
+
+
+def test_a_damaged_layer_ends_a_baseline_that_nobody_asked_for_and_no_run(tmp_path):
+    plan = make_plan({"train": 120, "test": 60}, num_layers=4, width=8)
+    cache = write_cache(tmp_path / "made", plan, content_of(plan))
+    (damaged,) = (cache.directory / "features.zarr" / "train" / "norm2").glob("c.0.1.*")
+    damaged.unlink()
+    heard = RecordingReporter()
+    rows = probe(cache, ask(layers="last", out=tmp_path / "out"), reporter=heard)
+    assert [row.head for row in rows] == ["linear", "logreg", "ncm"]
+    assert any("the baseline best-layer is left out" in text for text in heard.messages)
+    with pytest.raises(CacheError):
+        probe(cache, ask(layers="last", baselines="best-layer", out=tmp_path / "out"))
 
 
 def test_a_cache_with_some_layers_says_so(tmp_path):

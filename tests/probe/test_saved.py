@@ -118,9 +118,8 @@ def test_the_caches_of_a_head_are_described(tmp_path: Path) -> None:
     parts = [("norm2", ["0", "1"], ["cls"])]
     source = HeadSource.of(cache, parts, [named_view("flip")])
     head, _ = trained("linear")
-    save_head(tmp_path, head, replace(config("linear"), sources=[source], temperature=1.5))
+    save_head(tmp_path, head, replace(config("linear"), sources=[source]))
     _, found = load_head(tmp_path)
-    assert found.temperature == 1.5
     [again] = found.sources
     assert (again.spec, again.cache_key, again.views) == (cache.spec, cache.key, [named_view("flip")])
     assert again.to_dict() == json.loads(json.dumps(source.to_dict()))
@@ -135,7 +134,11 @@ def test_the_caches_of_a_head_are_described(tmp_path: Path) -> None:
         ({"sources": [{}]}, "field 'spec' must be dict"),
         ({"sources": [3]}, "a source must be an object"),
         ({"temperature": "warm"}, "field 'temperature' must be float"),
-        ({"temperature": 0.0}, "field 'temperature' must be a positive number"),
+        ({"temperature": 2.0}, "a temperature or input stages, which this featcache does not apply"),
+        (
+            {"input_stages": [{"name": "pca"}]},
+            "a temperature or input stages, which this featcache does not apply",
+        ),
     ],
 )
 def test_a_head_json_that_cannot_be_read_is_refused(tmp_path: Path, change: dict, message: str) -> None:

@@ -10,6 +10,7 @@ from featcache.cli.probe_table import edge_notes, interval_notes, rows_table
 from featcache.probing.plots.collect import draw
 from featcache.probing.report.groups import group_rows
 from featcache.probing.report.paired_images import PairedImages
+from featcache.probing.report.pivot import differences
 from featcache.probing.report.reference import SOLVED_PROBE, TRAINED_PROBE, parse_reference
 from featcache.probing.report.tables import to_csv, to_latex, to_markdown, to_records
 from featcache.probing.report.views import TIES, VIEWS, Against
@@ -151,11 +152,25 @@ def test_references_by_name():
         False,
         False,
     ]
+    (patches,) = group_rows([made_row(0.9, **{**SOLVED, "tokens": ["patches"]})])
+    assert not SOLVED_PROBE.matches(patches)
     best = parse_reference("best-layer")
     (group,) = group_rows([made_row(0.4, head="best-layer", solver="layer", layers="1,final")])
     assert best.matches(group)
     with pytest.raises(RequestError, match="`featcache probe --head linear --baselines solved` adds it"):
         VIEWS["gains"]([ridge], Against(SOLVED_PROBE, []))
+
+
+def test_the_class_token_is_the_baseline_wherever_there_is_one(folder):
+    average = kept_row(folder, "average", range(1), **{**SOLVED, "tokens": ["ap"]})
+    solved = kept_row(folder, "solved", range(20), **SOLVED)
+    best = kept_row(folder, "best", range(10), head="attentive", **ALL)
+    found = differences(
+        group_rows([average, solved, best]), group_rows([average, solved, best]), SOLVED_PROBE
+    )
+    assert sorted(round(cell.mean, 4) for cell in found.values())[0] == pytest.approx(
+        best.score - solved.score, abs=1e-3
+    )
 
 
 def test_the_edge_of_a_sweep_is_noted_once_for_heads_that_matter():
