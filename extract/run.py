@@ -66,6 +66,7 @@ def extract(
     if answer is not None:
         return _cached(lookup, answer)
     # Imports torch, which takes seconds, so only where there is something to compute.
+    from featcache.extraction.forward_pass.bfloat16_weights import in_precision
     from featcache.extraction.planning.plan import plan_run
     from featcache.extraction.reuse.candidates import reusable_caches
     from featcache.extraction.running.fill import CacheFiller
@@ -76,6 +77,8 @@ def extract(
         return _cached(lookup, answer)
     reusable = reusable_caches(request.reuse, search, spec, wanted, inputs.source.name, reporter)
     path, plan = plan_run(inputs, loaded, spec, entry, wanted, search)
+    # After the self-test, whose tolerances are those of float32.
+    loaded = replace(loaded, backbone=in_precision(loaded.backbone, spec.precision))
     require_complete_copy(path, "added to")
     allow_open_files()
     filled = CacheFiller(inputs, loaded, lookup, reporter, command, started, reusable).fill(path, plan)
@@ -99,6 +102,7 @@ def dry_run(request: ExtractRequest, search: Sequence[Path], *, reporter: Report
     answer = lookup.find_by_request()
     if answer is not None:
         return Estimate.of_complete(answer)
+    from featcache.extraction.forward_pass.bfloat16_weights import in_precision
     from featcache.extraction.planning.plan import plan_run
     from featcache.extraction.reuse.candidates import reusable_caches
     from featcache.extraction.running.fill import CacheFiller
@@ -109,6 +113,8 @@ def dry_run(request: ExtractRequest, search: Sequence[Path], *, reporter: Report
     if entry is not None and entry.complete and entry.cache.inventory.covers(wanted):
         return Estimate.of_complete(entry)
     path, plan = plan_run(inputs, loaded, spec, entry, wanted, search)
+    # After the self-test, whose tolerances are those of float32.
+    loaded = replace(loaded, backbone=in_precision(loaded.backbone, spec.precision))
     held = Manifest.read(path).inventory if (path / MANIFEST_FILE).exists() else None
     reporter.message("running a few batches")
     filler = CacheFiller(inputs, loaded, lookup, reporter, "", time.time(), reusable)
@@ -130,7 +136,6 @@ def _load(
 ) -> "tuple[LoadedBackbone, CacheSpec, Entry | None, Inventory]":
     """Load the backbone; return it, the spec of the cache, the cache that has this spec, and everything requested."""
     from featcache.extraction.decoding.views import view_notes
-    from featcache.extraction.forward_pass.bfloat16_weights import in_precision
     from featcache.extraction.planning.candidates import candidate_specs
     from featcache.extraction.running.loading import load
 
@@ -140,7 +145,6 @@ def _load(
             inputs.request, loaded.backbone, loaded.device, identity, inputs.source.may_be_turned
         )
     )
-    loaded = replace(loaded, backbone=in_precision(loaded.backbone, spec.precision))
     for note in view_notes(inputs.request.views, loaded.backbone):
         reporter.message(f"note: {note}")
     return loaded, spec, entry, plan_inventory(loaded.backbone, inputs.source, inputs.request, spec.dtype)

@@ -58,7 +58,13 @@ class Scales:
         return not (largest > FLOAT16_MAX).any()
 
     def encode(self, values: Float32) -> tuple[Codes, npt.NDArray[np.bool_]]:
-        """Return the codes of finite `values` ``[B, L, K, D]``, and which of them lie outside the range and are clipped."""
+        """Return the codes of finite `values` ``[B, L, K, D]``, and which of them lie outside the range and are clipped.
+
+        Raises:
+            ValueError: a layer has no scales, since the sample that they are fitted on lacks it.
+        """
+        if not np.isfinite(self.scale).all():
+            raise ValueError("a layer has no scales")
         codes = np.rint((values - self.offset) / self.scale)
         clipped = np.abs(codes) > LARGEST_CODE
         return np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int8), clipped

@@ -213,7 +213,7 @@ def _share_weights(other: Backbone, own: Backbone) -> Backbone:
     for name, tensor in tensors:
         mine = shared.get(name)
         same = mine is not None and mine.shape == tensor.shape and mine.dtype == tensor.dtype
-        if mine is not None and same and torch.equal(mine.detach().cpu(), tensor.detach()):
+        if mine is not None and same and torch.equal(mine.detach().cpu(), tensor.detach().cpu()):
             tensor.data = mine.data
     device = next(own.module.parameters()).device
     other.module.to(device)

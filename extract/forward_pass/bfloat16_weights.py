@@ -82,8 +82,10 @@ def _copy_in_bfloat16(backbone: Backbone, with_buffers: bool) -> Backbone:
         )
 
     converted.module.register_forward_pre_hook(cast)
-    if backbone.load_at is not None:
-        converted.load_at = lambda input_size: _copy_in_bfloat16(backbone.at_size(input_size), with_buffers)
+    load_at = backbone.load_at
+    if load_at is not None:
+        # Not through `backbone`, whose float32 weights would stay in memory.
+        converted.load_at = lambda input_size: _copy_in_bfloat16(load_at(input_size), with_buffers)
     return converted
 
 

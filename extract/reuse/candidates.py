@@ -109,6 +109,15 @@ def mismatch(cache: Cache, spec: CacheSpec, wanted: Inventory) -> str | None:
     return None
 
 
+def alike_in_every_split(inventory: Inventory) -> bool:
+    """Return whether all splits want the same layers of the same arrays, so that a row may come from any split of a cache."""
+    wanted = [
+        {array.name: array.layers for array in split.arrays.values() if array.layers}
+        for split in inventory.splits.values()
+    ]
+    return all(arrays == wanted[0] for arrays in wanted)
+
+
 def token_arrays(inventory: Inventory) -> list[ArrayInfo]:
     """Return the token arrays of all splits, each once, with the layers of any of them."""
     arrays: dict[str, ArrayInfo] = {}

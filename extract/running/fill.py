@@ -21,7 +21,7 @@ from featcache.extraction.provenance.dataset_card import about_dataset
 from featcache.extraction.provenance.document import RunFacts, card, provenance
 from featcache.extraction.requests.inputs import Inputs
 from featcache.extraction.requests.request import SKIP
-from featcache.extraction.reuse.candidates import mismatch, token_arrays
+from featcache.extraction.reuse.candidates import alike_in_every_split, mismatch, token_arrays
 from featcache.extraction.reuse.content_records import ContentRecords
 from featcache.extraction.reuse.division import Reuse
 from featcache.extraction.reuse.reusable_rows import ReusableRows
@@ -145,6 +145,9 @@ class CacheFiller:
         """Find the rows of other caches that can stand in the cache of `plan`, and the states of the dataset's files."""
         say, arrays = self.reporter.message, token_arrays(plan.inventory)
         caches = [cache for cache in self.reusable if mismatch(cache, plan.spec, plan.inventory) is None]
+        if caches and not alike_in_every_split(plan.inventory):
+            say("note: splits lack different features, so no rows of other caches are taken over")
+            caches = []
         rows = ReusableRows(caches, arrays, say) if caches and arrays else None
         records = [ContentRecords.load(cache.key) for cache in caches]
         fingerprints = self.inputs.source.row_fingerprints()

@@ -158,8 +158,8 @@ class _Comparison:
             ]
             before = self._largest.get((split, name, layer), (0.0, 0.0))
             self._largest[split, name, layer] = (max(before[0], largest[0]), max(before[1], largest[1]))
-        sums = self._losses.setdefault(name, LossSum(layers, view.tokens))
-        sums.add(fresh, values, *stored.rounded(fresh))
+        sums = self._losses.setdefault(name, LossSum(view.tokens))
+        sums.add(layers, fresh, values, *stored.rounded(fresh))
 
     def differences(self) -> list[LayerDifference]:
         """Return the differences of every layer."""

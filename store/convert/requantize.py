@@ -154,10 +154,16 @@ class _Conversion:
         if not valid.any():
             raise CacheError(f"{self._cache.directory}: split {split!r} holds no features to fit int8 on")
         held = self._cache.inventory.splits[split].arrays
-        missing = [array.name for array in arrays if array.name not in held]
+        missing = [
+            f"layer {layer} of {array.name}"
+            for array in arrays
+            for layer in layers_of(self._cache.inventory, array.name)
+            if array.name not in held or layer not in held[array.name].layers
+        ]
         if missing:
             raise CacheError(
-                f"{self._cache.directory}: split {split!r}, which int8 is fitted on, lacks {', '.join(missing)}; extract it first"
+                f"{self._cache.directory}: split {split!r}, which int8 is fitted on, lacks {', '.join(missing[:5])}, which another split "
+                "holds; extract it first"
             )
         with self._reporter.progress("fitting", "arrays") as update:
             for done, array in enumerate(arrays):
@@ -215,8 +221,8 @@ class _Conversion:
         """Return the codes of some rows of an array, and add their loss."""
         codes, beyond = scales.encode(np.where(valid[:, None, None, None], exact, scales.offset))
         stored = scales.decode(codes)[valid]
-        sums = self._losses.setdefault(array.name, LossSum(array.layers, array.tokens))
-        sums.add(exact[valid], stored, stored, beyond[valid])
+        sums = self._losses.setdefault(array.name, LossSum(array.tokens))
+        sums.add(array.layers, exact[valid], stored, stored, beyond[valid])
         self.values += int(valid.sum()) * exact[0].size
         self.clipped[array.name] = self.clipped.get(array.name, 0) + int(beyond[valid].sum())
         codes[~valid] = MISSING_CODE
@@ -231,6 +237,12 @@ class _Conversion:
     def losses(self) -> list[LayerLoss]:
         """Return the loss of the rows that were converted."""
         return [loss for name, sums in sorted(self._losses.items()) for loss in sums.losses(name)]
+
+
+def layers_of(inventory: Inventory, array: str) -> list[str]:
+    """Return the layers of an array that any split holds."""
+    splits = [split.arrays[array].layers for split in inventory.splits.values() if array in split.arrays]
+    return list(dict.fromkeys(layer for layers in splits for layer in layers))
 
 
 def _as_int8(inventory: Inventory) -> Inventory:

@@ -44,25 +44,45 @@ class LayerLoss:
         }
 
 
+@dataclass
+class _LayerSum:
+    """Sums of one layer over rows, each ``[K]``."""
+
+    loss: npt.NDArray[np.float64]
+    of_pass: npt.NDArray[np.float64]
+    clipped: npt.NDArray[np.float64]
+    largest: npt.NDArray[np.float64]
+    rows: int = 0
+
+    @classmethod
+    def zeros(cls, num_tokens: int) -> "_LayerSum":
+        loss, of_pass, clipped, largest = np.zeros((4, num_tokens))
+        return cls(loss, of_pass, clipped, largest)
+
+
 class LossSum:
-    """Sums over the rows of one array, by layer and token.
+    """Sums over the rows of one array, by layer and token. Splits may hold different layers of an array.
 
     Args:
-        layers: names of the L layers.
         tokens: names of the K tokens.
     """
 
-    def __init__(self, layers: Sequence[str], tokens: Sequence[str]) -> None:
-        self._layers = tuple(layers)
+    def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = tuple(tokens)
-        shape = (len(self._layers), len(self._tokens))
-        self._rows = 0
-        self._loss, self._largest, self._of_pass, self._clipped = (np.zeros(shape) for _ in range(4))
+        self._sums: dict[str, _LayerSum] = {}
 
-    def add(self, exact: Features, stored: Features, again: Features, clipped: npt.NDArray[np.bool_]) -> None:
+    def add(
+        self,
+        layers: Sequence[str],
+        exact: Features,
+        stored: Features,
+        again: Features,
+        clipped: npt.NDArray[np.bool_],
+    ) -> None:
         """Add rows.
 
         Args:
+            layers: names of the L layers.
             exact: ``[B, L, K, D]``, before they are rounded to the stored type.
             stored: the same rows as they come out of the cache.
             again: `exact` as it comes out of the stored type.
@@ -74,25 +94,28 @@ class LossSum:
             np.nan_to_num(np.linalg.norm(stored - other, axis=-1) / lengths, nan=np.inf)
             for other in (exact, again)
         )
-        self._rows += len(exact)
-        self._loss += loss.sum(0)
-        self._largest = np.maximum(self._largest, loss.max(0, initial=0))
-        self._of_pass += of_pass.sum(0)
-        self._clipped += clipped.mean(-1).sum(0)
+        beyond = clipped.mean(-1)
+        for index, layer in enumerate(layers):
+            sums = self._sums.setdefault(layer, _LayerSum.zeros(len(self._tokens)))
+            sums.rows += len(exact)
+            sums.loss += loss[:, index].sum(0)
+            sums.largest = np.maximum(sums.largest, loss[:, index].max(0, initial=0))
+            sums.of_pass += of_pass[:, index].sum(0)
+            sums.clipped += beyond[:, index].sum(0)
 
     def losses(self, array: str) -> Iterator[LayerLoss]:
         """Yield the loss of every layer and token kind of the array named `array`; positions of one kind count as one."""
-        rows = max(1, self._rows)
-        for index, layer in enumerate(self._layers):
+        for layer, sums in self._sums.items():
+            rows = max(1, sums.rows)
             for name, at in self._kinds():
                 yield LayerLoss(
                     array,
                     layer,
                     name,
-                    float(self._loss[index, at].mean() / rows),
-                    float(self._largest[index, at].max()),
-                    float(self._of_pass[index, at].mean() / rows),
-                    float(self._clipped[index, at].mean() / rows),
+                    float(sums.loss[at].mean() / rows),
+                    float(sums.largest[at].max()),
+                    float(sums.of_pass[at].mean() / rows),
+                    float(sums.clipped[at].mean() / rows),
                 )
 
     def _kinds(self) -> list[tuple[str, slice]]:

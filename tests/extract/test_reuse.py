@@ -419,3 +419,14 @@ def test_a_table_of_digests_finds_the_first_of_equal_ones():
     assert table.find(wanted).tolist() == [4, 49, 7, -1, -1]
     assert DigestTable(digests[:0]).find(wanted).tolist() == [-1] * 5
     assert table.find(wanted[:0]).tolist() == []
+
+
+def test_splits_that_lack_different_layers_are_computed(tmp_path, folder):
+    run(folder, tmp_path / "root")
+    grow(folder)
+    assert run(folder, tmp_path / "root", layers="0,1", splits="train").reused > 0
+    run(folder, tmp_path / "root", layers="0,2", splits="test")
+    told = Told()
+    last = run(folder, tmp_path / "root", told=told)
+    assert any("splits lack different features" in text for text in told.lines)
+    same_as_a_full_run(last, folder, tmp_path)

@@ -14,6 +14,7 @@ from featcache.store.convert.requantize import ConvertRequest, convert
 from featcache.store.errors import CacheError, PartialCacheError, RequestError, UnknownNameError
 from featcache.store.partial_copy import PartialCopy
 from featcache.store.quantization import RangeFit
+from featcache.store.reading.dtype_loss import LossSum
 from featcache.store.reading.reader import as_float32, open_cache
 from featcache.store.writing.writer import CacheWriter
 from support.caches import all_files, cache_folder, make_content, make_plan, write_blocks, write_cache
@@ -179,3 +180,34 @@ def test_a_killed_conversion_resumes_to_the_same_bytes(tmp_path):
         {k: v for k, v in all_files(p).items() if k.startswith("features.zarr")} for p in (done.path, whole)
     ]
     assert files[0] == files[1]
+
+
+def test_a_layer_that_the_fitted_split_lacks_is_refused(tmp_path):
+    plan = make_plan()
+    splits = {
+        name: plan.inventory.select([name], {"norm2": layers, "final": ("final",)}).splits[name]
+        for name, layers in {"train": ("1", "2"), "test": ("0", "2")}.items()
+    }
+    plan = replace(plan, inventory=replace(plan.inventory, splits=splits))
+    content = make_content(make_plan())
+    for name, layers in {"train": [1, 2], "test": [0, 2]}.items():
+        content[name]["norm2"] = content[name]["norm2"][:, layers]
+    cache = write_cache(cache_folder(tmp_path, plan), plan, content)
+    with pytest.raises(CacheError, match="lacks layer 0 of norm2, which another split holds"):
+        convert(cache, INT8, [tmp_path])
+
+
+def test_losses_are_kept_by_layer_whatever_splits_hold():
+    rng = np.random.default_rng(0)
+    sums = LossSum(["cls", "ap"])
+    wanted = {}
+    for layers in (["0"], ["2", "0"], ["1", "2"]):
+        exact, stored = rng.standard_normal((2, 5, len(layers), 2, 4)).astype(np.float32)
+        sums.add(layers, exact, stored, stored, np.zeros(exact.shape, bool))
+        relative = np.linalg.norm(stored - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+        for index, layer in enumerate(layers):
+            wanted.setdefault(layer, []).append(relative[:, index])
+    found = {(loss.layer, loss.token): loss.mean_relative for loss in sums.losses("norm2")}
+    for layer, parts in wanted.items():
+        means = np.concatenate(parts).mean(0)
+        assert [found[layer, "cls"], found[layer, "ap"]] == pytest.approx(means.tolist(), rel=1e-5)
