@@ -19,6 +19,7 @@ from featcache.store.inventory import Inventory
 from featcache.store.machine import allow_open_files
 from featcache.store.manifest import MANIFEST_FILE, Manifest
 from featcache.store.partial_copy import require_complete_copy
+from featcache.store.preprocessing import preprocessing_text
 from featcache.store.progress import Reporter, Silent
 from featcache.store.spec import CacheSpec
 from featcache.store.writing.pending import pending_work
@@ -77,6 +78,8 @@ def extract(
         return _cached(lookup, answer)
     reusable = reusable_caches(request.reuse, search, spec, wanted, inputs.source.name, reporter)
     path, plan = plan_run(inputs, loaded, spec, entry, wanted, search)
+    if entry is not None and entry.complete:
+        lookup.note_orientation(entry.cache)
     # After the self-test, whose tolerances are those of float32.
     loaded = replace(loaded, backbone=in_precision(loaded.backbone, spec.precision))
     require_complete_copy(path, "added to")
@@ -145,6 +148,10 @@ def _load(
             inputs.request, loaded.backbone, loaded.device, identity, inputs.source.may_be_turned
         )
     )
+    # Only now it is known whether images are turned upright: a cache that is there already keeps its own way.
+    preprocessing, size = spec.backbone.preprocessing, spec.backbone.image_size
+    if (text := preprocessing_text(preprocessing, size)) is not None:
+        reporter.message(text)
     for note in view_notes(inputs.request.views, loaded.backbone):
         reporter.message(f"note: {note}")
     return loaded, spec, entry, plan_inventory(loaded.backbone, inputs.source, inputs.request, spec.dtype)

@@ -20,7 +20,7 @@ from featcache.store.files import JsonObject
 from featcache.store.inventory import Inventory
 from featcache.store.manifest import Manifest
 from featcache.store.progress import Reporter
-from featcache.store.reading.reader import open_cache, require_files
+from featcache.store.reading.reader import Cache, open_cache, require_files
 from featcache.store.requests import record_request
 from featcache.store.spec import CacheSpec
 from featcache.store.transfer.remote_lookup import RemoteLookup
@@ -120,12 +120,16 @@ class CacheLookup:
         except CacheError as error:
             raise damaged(entry, error) from None
         require_files(cache)
-        if self._inputs.request.exif is None and (note := unturned_note(cache, self._inputs.source)):
-            self._reporter.message(f"note: {note}")
+        self.note_orientation(cache)
         # A shared root may be read-only, or busy; then the next run has to look a little longer.
         with suppress(OSError, CacheError):
             self._remember(entry.path)
             remove_journal(entry.path)
+
+    def note_orientation(self, cache: Cache) -> None:
+        """Report images that a new cache would turn upright and a complete one does not, unless the request says which is meant."""
+        if self._inputs.request.exif is None and (note := unturned_note(cache, self._inputs.source)):
+            self._reporter.message(f"note: {note}")
 
     def record(self, directory: Path) -> None:
         """Let a cache that is being made remember the request and the states of the dataset's files."""

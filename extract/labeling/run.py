@@ -14,14 +14,14 @@ from featcache.extraction.provenance.public_names import public_name
 from featcache.extraction.reuse.content_records import ContentRecords
 from featcache.extraction.sources.base import Citation, Labels
 from featcache.store.catalogue import Entry, cache_directory, find_key
-from featcache.store.errors import IncompleteCacheError, PartialCacheError
+from featcache.store.errors import CacheError, IncompleteCacheError, PartialCacheError
 from featcache.store.files import JsonObject, canonical_json, sha256_file, sha256_hex
 from featcache.store.manifest import manifest_digest
 from featcache.store.progress import Reporter
 from featcache.store.reading.reader import Cache, open_cache
 from featcache.store.shared_card import CARD_FILE
 from featcache.store.spec import CacheSpec
-from featcache.store.writing.labeled import write_labeled
+from featcache.store.writing.labeled import labeled_inventory, write_labeled
 from featcache.store.writing.writer import CacheWriter
 
 _TERMS = "\n## Dataset\n"
@@ -90,6 +90,11 @@ def attach_labels(
     samples, targets = cache.inventory.num_samples, table.targets.describe()
     found = find_key(search, spec.key)
     if found is not None and found.complete:
+        if not found.cache.inventory.covers(labeled_inventory(cache.inventory, table.targets)):
+            raise CacheError(
+                f"{found.path} was labeled when {entry.path} held less, or is a partial copy; remove it, and attach the labels again: "
+                f"featcache rm {found.path}"
+            )
         return LabelResult(found.path, spec.key, True, samples, 0, targets)
     path = found.path if found else cache_directory(search[0], entry.dataset, entry.model, spec)
 

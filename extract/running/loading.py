@@ -11,7 +11,6 @@ from featcache.extraction.forward_pass.capacity import enough_memory
 from featcache.extraction.forward_pass.device_errors import one_line_device_errors
 from featcache.extraction.requests.inputs import Inputs
 from featcache.store.errors import RequestError
-from featcache.store.preprocessing import preprocessing_text
 from featcache.store.progress import Reporter
 
 
@@ -51,9 +50,6 @@ def load(inputs: Inputs, reporter: Reporter) -> LoadedBackbone:
             f"{inputs.model.explicit} takes images of {backbone.spec.channels} channels, and those of {inputs.source.name} are read with "
             f"{inputs.source.channels}; --channels is for local checkpoints of timm (--weights) that take as many"
         )
-    spec = backbone.spec.with_upright(request.orientations(inputs.source.may_be_turned)[0])
-    if (text := preprocessing_text(spec.preprocessing, spec.image_size)) is not None:
-        reporter.message(text)
     with one_line_device_errors(device), enough_memory(device):
         backbone.module.to(device)
     return LoadedBackbone(backbone, device)

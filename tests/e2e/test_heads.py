@@ -130,7 +130,7 @@ def test_what_is_asked_for_is_wrong(cli, made):
         ((*PROBE, "--head", "mlp", "--option", "hidden"), ["an option of a head is such as hidden=512, not 'hidden'"]),
         ((*linear, "--targets", "multilabel"), ["unknown kind of targets 'multilabel'; did you mean multi-label"]),
         ((*PROBE, "--head", "lda", "--targets", "regression"), ["head 'lda' is for single-label targets", "regression"]),
-        ((*PROBE, "--head", "ridge", "--layers", "all", "--memory", "200kB"), ["ridge needs", "--memory allows 200 kB"]),
+        ((*PROBE, "--head", "ridge", "--layers", "all", "--memory", "200kB"), ["ridge on 300 samples", "needs at least about", "--memory allows 200 kB"]),
         ((*PROBE, "--head", "knn", "--solver", "exact"), ["the exact solver is for linear heads alone"]),
     ):  # fmt: skip
         check(cli(*arguments), 2, *parts)
