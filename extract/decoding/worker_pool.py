@@ -17,6 +17,7 @@ import torch
 
 from featcache.extraction.decoding.batch import ImageBatch, Rows
 from featcache.extraction.decoding.hand_over import receive, send
+from featcache.extraction.decoding.interrupts import deferred_interrupt
 from featcache.extraction.decoding.jpeg import jpeg_decoder
 from featcache.extraction.sources.decode import jpegs_decoded_by
 from featcache.store.errors import FeatcacheError
@@ -92,12 +93,16 @@ class _Pool:
         self._receiver = Thread(target=self._receive_all, args=(gpu,), name="featcache-receiver", daemon=True)
         try:
             for _ in range(workers):
-                self._workers.append(_start(load))
+                with deferred_interrupt():
+                    self._workers.append(_start(load))
         except OSError as error:
             self._end_processes()
             raise WorkerError(
                 f"{workers} processes for decoding cannot be started ({error.strerror or error}); give fewer with --workers"
             ) from error
+        except KeyboardInterrupt:
+            self._end_processes()
+            raise
         # Forking copies no thread, so this one comes last.
         self._receiver.start()
 

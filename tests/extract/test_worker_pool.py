@@ -186,3 +186,21 @@ def test_processes_that_cannot_be_started_are_one_line(monkeypatch):
     ):
         list(decode_in_processes(batch_of, BATCHES, 4))
     assert not active_children()
+
+
+def test_an_interruption_while_workers_start_is_not_lost(monkeypatch):
+    """Python swallows exceptions in the hooks around a fork, where this one would be raised without care."""
+    hooked = []
+
+    def interrupt():
+        if not hooked:
+            hooked.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "fork", lambda fork=os.fork: (interrupt(), fork())[1])
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        next(decode_in_processes(batch_of, BATCHES, 3))
+    assert hooked
+    assert not active_children()
+    assert signal.getsignal(signal.SIGINT) is before
