@@ -139,7 +139,10 @@ def test_the_page_of_results_is_written(tmp_path):
     assert "### digits: " in page
     (header,) = {line for line in page.splitlines() if "over solved" in line and line.startswith("|")}
     column = header.split(" | ").index("over solved")
-    lines = {line.split(" | ")[0]: line.split(" | ") for line in page.partition("### digits")[2].splitlines()}
+    lines = {
+        line.split(" | ")[0]: line.split(" | ")
+        for line in page.partition("### digits")[2].partition("\n###")[0].splitlines()
+    }
     assert lines["| `logreg`"][column] == "+0.00"
     assert lines["| `linear`"][column + 1] == "+0.00"
     assert "divided anew in 2 ways" in page
