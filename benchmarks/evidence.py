@@ -103,18 +103,15 @@ class Caches:
         if dtype != "float16":
             source = self.path(Inputs(preprocess=preprocess))
             return str(run_featcache(self._place, "convert", source, "--dtype", dtype)["path"])
-        # An int8 cache holds no views, so they have a cache of their own only in the sense of an addition, made when asked for.
-        options = ("--tokens", f"cls,ap,{STATISTICS}", "--preprocess", preprocess)
-        return str(
-            run_featcache(self._place, "extract", *self._place.backbone, *self._options, *options)["path"]
-        )
+        return self._extracted("--tokens", f"cls,ap,{STATISTICS}", "--preprocess", preprocess)
 
     def with_views(self, inputs: Inputs) -> str:
-        """Return the folder of a cache that holds the views of these inputs as well."""
-        options = ("--tokens", "cls,ap", "--preprocess", inputs.preprocess, "--views", FLIP)
-        return str(
-            run_featcache(self._place, "extract", *self._place.backbone, *self._options, *options)["path"]
-        )
+        """Return the folder of the cache that holds the views of these inputs as well, which are added to it."""
+        return self._extracted("--tokens", "cls,ap", "--preprocess", inputs.preprocess, "--views", FLIP)
+
+    def _extracted(self, *options: str) -> str:
+        arguments = ("extract", *self._place.backbone, *self._options, *options)
+        return str(run_featcache(self._place, *arguments)["path"])
 
 
 def features_of(cache: featcache.Cache, inputs: Inputs, view: str) -> npt.NDArray[Any]:

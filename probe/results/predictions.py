@@ -2,11 +2,12 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,25 @@ def shortest(value: np.number[Any] | float) -> str:
     return str(value).removesuffix(".0") if np.isfinite(value) else ""
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO | None]:
+    """Open a file of predictions to read it in the block; None if it does not exist.
+
+    Raises:
+        CacheError: what the block reads is damaged.
+    """
+    try:
+        descriptor, _ = open_regular(path)
+    except FileNotFoundError:
+        yield None
+        return
+    with open(descriptor, encoding="utf-8", newline="") as file:
+        try:
+            yield file
+        except (ValueError, csv.Error) as error:
+            raise CacheError(f"{path} is damaged ({error}); train the head again with --force") from None
+
+
 @dataclass(frozen=True)
 class TestPredictions:
     """Labels and predictions of test samples, of single labels."""
@@ -95,18 +115,13 @@ def read_predictions(path: Path) -> TestPredictions | None:
     Raises:
         CacheError: the file is damaged.
     """
-    try:
-        descriptor, _ = open_regular(path)
-    except FileNotFoundError:
-        return None
-    with open(descriptor, encoding="utf-8", newline="") as file:
-        try:
-            reader = csv.DictReader(file)
-            if not {LABEL, PREDICTED, PROBABILITY} <= {*(reader.fieldnames or ())} <= {*SINGLE_COLUMNS}:
-                return None
-            lines = [(row[SINGLE_COLUMNS[0]], row[LABEL], row[PREDICTED]) for row in reader]
-        except (ValueError, csv.Error) as error:
-            raise CacheError(f"{path} is damaged ({error}); train the head again with --force") from None
+    with _opened(path) as file:
+        if file is None:
+            return None
+        reader = csv.DictReader(file)
+        if not {LABEL, PREDICTED, PROBABILITY} <= {*(reader.fieldnames or ())} <= {*SINGLE_COLUMNS}:
+            return None
+        lines = [(row[SINGLE_COLUMNS[0]], row[LABEL], row[PREDICTED]) for row in reader]
     ids, labels, predicted = zip(*lines, strict=True) if lines else ((), (), ())
     return TestPredictions(
         ids, labels, np.array([a == b for a, b in zip(labels, predicted, strict=True)], bool)
@@ -130,19 +145,14 @@ def read_numbers(path: Path) -> NumberPredictions | None:
     Raises:
         CacheError: the file is damaged.
     """
-    try:
-        descriptor, _ = open_regular(path)
-    except FileNotFoundError:
-        return None
-    with open(descriptor, encoding="utf-8", newline="") as file:
-        try:
-            header, *rows = csv.reader(file)
-            if {LABEL, PREDICTED, PROBABILITY} <= {*header} <= {*SINGLE_COLUMNS} or len(header) % 2 == 0:
-                return None
-            values = np.array([[float(text or "nan") for text in row[1:]] for row in rows])
-            targets, predicted = np.split(values.reshape(len(rows), -1), 2, axis=1)
-        except (ValueError, csv.Error) as error:
-            raise CacheError(f"{path} is damaged ({error}); train the head again with --force") from None
+    with _opened(path) as file:
+        if file is None:
+            return None
+        header, *rows = csv.reader(file)
+        if {LABEL, PREDICTED, PROBABILITY} <= {*header} <= {*SINGLE_COLUMNS} or len(header) % 2 == 0:
+            return None
+        values = np.array([[float(text or "nan") for text in row[1:]] for row in rows])
+        targets, predicted = np.split(values.reshape(len(rows), -1), 2, axis=1)
     return NumberPredictions(tuple(row[0] for row in rows), targets, predicted)
 
 
@@ -154,18 +164,13 @@ def read_confidences(path: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[n
     Raises:
         CacheError: the file is damaged.
     """
-    try:
-        descriptor, _ = open_regular(path)
-    except FileNotFoundError:
-        return np.empty(0), np.empty(0, bool)
-    with open(descriptor, encoding="utf-8", newline="") as file:
-        try:
-            reader = csv.DictReader(file)
-            columns = {*(reader.fieldnames or ())}
-            # Label sets may have classes named like these columns, but then there are more columns.
-            single = {LABEL, PREDICTED, PROBABILITY} <= columns <= {*SINGLE_COLUMNS}
-            lines = [(row[PROBABILITY], row[LABEL], row[PREDICTED]) for row in reader] if single else []
-            probability = np.array([float(text or "nan") for text, *_ in lines])
-        except (ValueError, csv.Error) as error:
-            raise CacheError(f"{path} is damaged ({error}); train the head again with --force") from None
+    with _opened(path) as file:
+        if file is None:
+            return np.empty(0), np.empty(0, bool)
+        reader = csv.DictReader(file)
+        columns = {*(reader.fieldnames or ())}
+        # Label sets may have classes named like these columns, but then there are more columns.
+        single = {LABEL, PREDICTED, PROBABILITY} <= columns <= {*SINGLE_COLUMNS}
+        lines = [(row[PROBABILITY], row[LABEL], row[PREDICTED]) for row in reader] if single else []
+        probability = np.array([float(text or "nan") for text, *_ in lines])
     return probability, np.array([label == guess for _, label, guess in lines], bool)
